@@ -1,0 +1,64 @@
+"""Layers whose weights are shared by entanglement (paper section 3.2): a smaller layer is a prefix of a larger one.
+
+Each subclasses its torch layer, slices, and calls the functional form. The input width is that of the input.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SlicedLinear(nn.Linear):
+    """A linear layer that uses the first inputs and outputs of its weight."""
+
+    def forward(self, x: Tensor, out_features: int) -> Tensor:  # type: ignore[override]
+        """(..., in) -> (..., out_features), for in and out_features up to the layer's own."""
+        bias = None if self.bias is None else self.bias[:out_features]
+        return F.linear(x, self.weight[:out_features, : x.shape[-1]], bias)
+
+
+class SlicedLayerNorm(nn.LayerNorm):
+    """A layer norm that uses the first entries of its weight and bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = x.shape[-1]
+        return F.layer_norm(x, (width,), self.weight[:width], self.bias[:width], self.eps)
+
+
+def embed_patches(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve with stride = kernel = patch, as one matrix product.
+
+    Args:
+        images: (B, C, S, S), S a multiple of the patch size.
+        weight: (E, C, p, p).
+        bias: (E,).
+
+    Returns:
+        (B, P, E), patches row by row.
+    """
+    batch, channels, side, _ = images.shape
+    embed_dim, patch = weight.shape[0], weight.shape[-1]
+    grid = side // patch
+    patches = images.reshape(batch, channels, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
+    return F.linear(patches.reshape(batch, grid * grid, channels * patch * patch), weight.reshape(embed_dim, -1), bias)
+
+
+def initialise(module: nn.Module) -> None:
+    """Initialise as the official code does: normal(0, 0.02) and zero bias for linear layers, 1 and 0 for norms.
+
+    The patch convolution keeps torch's own. Tokens, positions and tables are the caller's.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """Stochastic depth of each block: linear from 0 to `rate` over `depth` blocks."""
+    return [rate * block / max(depth - 1, 1) for block in range(depth)]
+
+
+def normal_parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(*shape), std=0.02))

@@ -1,0 +1,82 @@
+"""The published AutoFormer checkpoints, loaded exactly, quirks included.
+
+Official layout (microsoft/Cream, AutoFormer): row r of a qkv weight belongs to component r mod 3 (q, k, v) and
+channel r div 3. The bias is not interleaved: a subnet of attention width D takes the first 3D entries as
+[q | k | v]. So one bias entry serves different channels in different subnets, which `Supernet` reproduces with
+`bias_rule="official"`; no reordering of the bias could.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from autoformer.errors import AutoFormerError
+from autoformer.space import SearchSpace
+from autoformer.supernet import Supernet
+
+_RENAMED = (
+    ("patch_embed_super.", "patch_embed."),
+    ("attn_layer_norm.", "norm1."),
+    ("ffn_layer_norm.", "norm2."),
+    ("fc1.", "mlp.fc1."),
+    ("fc2.", "mlp.fc2."),
+    ("rel_pos_embed_k.embeddings_", "rel_pos_k."),
+    ("rel_pos_embed_v.embeddings_", "rel_pos_v."),
+)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The weights of an official checkpoint file, without running code that it may carry.
+
+    Raises `AutoFormerError` where the file is not such a checkpoint. The files carry the training arguments
+    as an `argparse.Namespace`; that one class is allowed.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise AutoFormerError(f"{path}: no such file") from None
+    except Exception as error:  # torch raises many kinds for a damaged or a hostile file
+        raise AutoFormerError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    state = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise AutoFormerError(f"{path}: holds no weights under 'model'; expected a file of the official AutoFormer trainer")
+    return state
+
+
+def load_official(state_dict: Mapping[str, Tensor], space: SearchSpace) -> Supernet:
+    """A supernet with the weights of an official checkpoint, equal to the official code for every subnet.
+
+    Raises `AutoFormerError` naming the first tensor that is missing, unknown or of another shape.
+    """
+    supernet = Supernet(space, bias_rule="official")
+    ours = from_official(state_dict, space)
+    expected = supernet.state_dict()
+    for name in expected.keys() | ours.keys():
+        if name not in ours:
+            raise AutoFormerError(f"checkpoint: no tensor for '{name}'; is it a checkpoint of '{space.name}'?")
+        if name not in expected:
+            raise AutoFormerError(f"checkpoint: unexpected tensor '{name}'; is it a checkpoint of '{space.name}'?")
+        if ours[name].shape != expected[name].shape:
+            raise AutoFormerError(
+                f"checkpoint: '{name}' has shape {tuple(ours[name].shape)}, '{space.name}' needs "
+                f"{tuple(expected[name].shape)}; is it a checkpoint of another space?"
+            )
+    supernet.load_state_dict(ours)
+    return supernet
+
+
+def from_official(tensors: Mapping[str, Tensor], space: SearchSpace) -> dict[str, Tensor]:
+    """Official names and row order to ours. Weights and their gradients alike."""
+    ours = {}
+    for name, tensor in tensors.items():
+        for official, own in _RENAMED:
+            name = name.replace(official, own)
+        if name.endswith("attn.qkv.weight"):  # rows [head, channel, q/k/v] -> [head, q/k/v, channel]
+            heads = tensor.shape[0] // (3 * space.head_dim)
+            tensor = tensor.view(heads, space.head_dim, 3, -1).transpose(1, 2).reshape(tensor.shape)
+        ours[name] = tensor
+    return ours

@@ -1,0 +1,239 @@
+"""Search spaces and the subnets in them. Torch-free.
+
+A search space (paper section 3.3 and table 1) says which embedding width, depth, number of heads and MLP
+ratio a subnet may have, and how large the supernet is that holds them all. A `SubnetSpec` is one point of it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from autoformer.errors import AutoFormerError, validated
+from autoformer.files import read_yaml
+
+
+@dataclass(frozen=True, order=True)
+class SubnetSpec:
+    """One subnet: its depth, its embedding width, and the heads and MLP ratio of each block.
+
+    Raises `AutoFormerError` where a list does not have one entry for each block.
+    """
+
+    depth: int
+    embed_dim: int
+    num_heads: tuple[int, ...]
+    mlp_ratio: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "embed_dim"):
+            object.__setattr__(self, name, _positive(name, getattr(self, name), int))
+        for name, kind in (("num_heads", int), ("mlp_ratio", float)):
+            values = getattr(self, name)
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise AutoFormerError(f"subnet: {name} = {values!r}: expected a list, one entry for each block")
+            object.__setattr__(self, name, tuple(_positive(name, value, kind) for value in values))
+            if len(values) != self.depth:
+                raise AutoFormerError(f"subnet: {name} has {len(values)} entries for depth {self.depth}; give one a block")
+
+    def hidden_dim(self, block: int) -> int:
+        """Width of the MLP of one block, truncated as the official code truncates it."""
+        return int(self.embed_dim * self.mlp_ratio[block])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "depth": self.depth,
+            "embed_dim": self.embed_dim,
+            "num_heads": list(self.num_heads),
+            "mlp_ratio": list(self.mlp_ratio),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "subnet") -> Self:
+        fields = ("depth", "embed_dim", "num_heads", "mlp_ratio")
+        if not isinstance(data, Mapping) or set(data) != set(fields):
+            found = ", ".join(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+            raise AutoFormerError(f"{where}: a subnet has the keys {', '.join(fields)}; found {found}")
+        return cls(**data)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise AutoFormerError(f"subnet: not readable as JSON: {error}") from None
+
+
+def _positive(name: str, value: Any, kind: type) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or kind(value) != value or value <= 0:
+        raise AutoFormerError(f"subnet: {name} = {value!r}: expected a positive {'number' if kind is float else 'integer'}")
+    return kind(value)
+
+
+class SupernetSize(BaseModel):
+    """The dimensions of the supernet, which bound those of every subnet in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    embed_dim: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    mlp_ratio: float = Field(gt=0)
+
+
+class Choices(BaseModel):
+    """What each dimension of a subnet is chosen from; heads and MLP ratio are chosen for each block."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    embed_dim: tuple[int, ...]
+    depth: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    mlp_ratio: tuple[float, ...]
+
+    @field_validator("*")
+    @classmethod
+    def _ascending(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not values or values[0] <= 0 or list(values) != sorted(set(values)):
+            raise ValueError("expected positive choices, each once, in ascending order")
+        return values
+
+
+class SearchSpace(BaseModel):
+    """A search space: the images it is for, the supernet, and the choices."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    image_size: int = Field(gt=0)
+    patch_size: int = Field(gt=0)
+    in_channels: int = Field(gt=0)
+    num_classes: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    max_relative_position: int = Field(gt=0)
+    relative_position: bool = True
+    pooling: Literal["mean", "class_token"] = "mean"
+    supernet: SupernetSize
+    choices: Choices
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        for field, choices in self.choices:
+            if max(choices) > getattr(self.supernet, field):
+                raise ValueError(
+                    f"choices.{field} has {max(choices)}, but supernet.{field} is {getattr(self.supernet, field)}; "
+                    "raise the supernet's or drop the choice"
+                )
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read a search space file. Raises `AutoFormerError` naming the file and the key."""
+        return validated(cls, read_yaml(Path(path)), str(path))
+
+    @property
+    def grid(self) -> int:
+        """Patches on a side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid**2
+
+    @property
+    def smallest(self) -> SubnetSpec:
+        return self._extreme(min)
+
+    @property
+    def largest(self) -> SubnetSpec:
+        return self._extreme(max)
+
+    def _extreme(self, pick: Any) -> SubnetSpec:
+        c = self.choices
+        depth = pick(c.depth)
+        return SubnetSpec(depth, pick(c.embed_dim), (pick(c.num_heads),) * depth, (pick(c.mlp_ratio),) * depth)
+
+    def count(self) -> int:
+        """Exact number of different subnets."""
+        c = self.choices
+        blocks = len(c.num_heads) * len(c.mlp_ratio)
+        return len(c.embed_dim) * sum(blocks**depth for depth in c.depth)
+
+    def sample(self, rng: Random) -> SubnetSpec:
+        """Draw a subnet as supernet training does: every choice uniform, hence every depth equally likely.
+
+        The order of the draws is the official code's: depth, MLP ratios, heads, width.
+        """
+        c = self.choices
+        depth = rng.choice(c.depth)
+        mlp_ratio = tuple(rng.choice(c.mlp_ratio) for _ in range(depth))
+        num_heads = tuple(rng.choice(c.num_heads) for _ in range(depth))
+        return SubnetSpec(depth, rng.choice(c.embed_dim), num_heads, mlp_ratio)
+
+    def check(self, spec: SubnetSpec) -> None:
+        """Raise `AutoFormerError` unless `spec` is one of this space's subnets."""
+        for field, value in _values(spec):
+            choices = getattr(self.choices, field)
+            if value not in choices:
+                raise AutoFormerError(
+                    f"subnet: {field} = {value:g} is not in the search space '{self.name}'; "
+                    f"legal choices: {', '.join(f'{choice:g}' for choice in choices)}"
+                )
+
+    def check_fits(self, spec: SubnetSpec) -> None:
+        """Raise `AutoFormerError` unless the supernet is large enough to hold `spec`.
+
+        Weaker than `check`: the published AutoFormer-T uses an MLP ratio that its own space does not offer
+        (3.0), and is none the less a slice of that space's supernet.
+        """
+        for field, value in _values(spec):
+            limit = getattr(self.supernet, field)
+            if value > limit:
+                raise AutoFormerError(
+                    f"subnet: {field} = {value:g} is larger than the supernet of '{self.name}', which has {limit:g}"
+                )
+
+
+def _values(spec: SubnetSpec) -> list[tuple[str, float]]:
+    return [
+        ("depth", spec.depth),
+        ("embed_dim", spec.embed_dim),
+        *(("num_heads", heads) for heads in spec.num_heads),
+        *(("mlp_ratio", ratio) for ratio in spec.mlp_ratio),
+    ]
+
+
+class NamedSubnet(BaseModel):
+    """A subnet with a name: a file of `configs/subnets/`, or what a search has chosen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    name: str
+    space: str
+    source: str
+    outside_space: str | None = None  # why the subnet may use a value that its space does not offer
+    subnet: SubnetSpec
+
+    @field_validator("subnet", mode="before")
+    @classmethod
+    def _spec(cls, value: Any) -> SubnetSpec:
+        return value if isinstance(value, SubnetSpec) else SubnetSpec.from_dict(value)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        return validated(cls, read_yaml(Path(path)), str(path))
+
+    def check(self, space: SearchSpace) -> None:
+        """Raise `AutoFormerError` unless the subnet belongs to `space`, or says why it need not."""
+        if self.outside_space is None:
+            space.check(self.subnet)
+        space.check_fits(self.subnet)

@@ -1,0 +1,181 @@
+"""The weight-entangled supernet (paper section 3.2): one set of weights in which every subnet is a slice.
+
+Dimensions: B images, N tokens, E embedding width, D = heads * head_dim, H heads, d head_dim.
+"""
+
+from typing import Literal
+
+import torch
+from timm.layers import drop_path
+from torch import Tensor, nn
+
+from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
+from autoformer.layers import (
+    SlicedLayerNorm,
+    SlicedLinear,
+    drop_path_rates,
+    embed_patches,
+    initialise,
+    normal_parameter,
+)
+from autoformer.space import SearchSpace, SubnetSpec
+from autoformer.vit import AutoFormer
+
+EPS = 1e-5
+BiasRule = Literal["aligned", "official"]
+
+
+class SupernetQKV(SlicedLinear):
+    """The projection to queries, keys and values; its rows are ordered [head][q, k, v][channel].
+
+    So the rows of a subnet with fewer heads are one contiguous view. With the "aligned" rule the bias is sliced
+    like the weight. "official" reproduces the published checkpoints, whose bias is sliced out of step with the
+    weight: the first 3D entries, whatever their channel, are read as [q, k, v][head][channel].
+    """
+
+    def __init__(self, in_features: int, num_heads: int, head_dim: int, bias_rule: BiasRule) -> None:
+        super().__init__(in_features, 3 * num_heads * head_dim)
+        self.head_dim = head_dim
+        self.bias_rule = bias_rule
+
+    def forward(self, x: Tensor, num_heads: int) -> Tensor:
+        """(B, N, E) -> (B, N, H, 3, d)."""
+        rows = 3 * num_heads * self.head_dim
+        out = nn.functional.linear(x, self.weight[:rows, : x.shape[-1]], self.bias_of(num_heads))
+        return out.unflatten(-1, (num_heads, 3, self.head_dim))
+
+    def bias_of(self, num_heads: int) -> Tensor:
+        """The bias of a subnet with `num_heads` heads, ordered like its weight rows (3D,)."""
+        bias = self.bias[: 3 * num_heads * self.head_dim]
+        if self.bias_rule == "aligned":
+            return bias
+        return bias.view(3, num_heads, self.head_dim).transpose(0, 1).reshape(-1)
+
+
+class SupernetAttention(nn.Module):
+    def __init__(self, space: SearchSpace, bias_rule: BiasRule) -> None:
+        super().__init__()
+        size = space.supernet
+        self.head_dim = space.head_dim
+        self.qkv = SupernetQKV(size.embed_dim, size.num_heads, space.head_dim, bias_rule)
+        self.proj = SlicedLinear(size.num_heads * space.head_dim, size.embed_dim)
+        self.rel_pos_k = self.rel_pos_v = None
+        if space.relative_position:
+            self.rel_pos_k = RelativePosition2D(space.max_relative_position, space.head_dim)
+            self.rel_pos_v = RelativePosition2D(space.max_relative_position, space.head_dim)
+
+    def forward(self, x: Tensor, num_heads: int, features: Tensor) -> Tensor:
+        """(B, N, E) -> (B, N, E)."""
+        q, k, v = self.qkv(x, num_heads).unbind(dim=3)
+        if self.rel_pos_k is None or self.rel_pos_v is None:
+            out = attend(q, k, v)
+        else:
+            out = attend_with_position(q, k, v, self.rel_pos_k, self.rel_pos_v, features)
+        return self.proj(out.flatten(2), x.shape[-1])
+
+
+class SupernetMlp(nn.Module):
+    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = SlicedLinear(embed_dim, hidden_dim)
+        self.fc2 = SlicedLinear(hidden_dim, embed_dim)
+
+    def forward(self, x: Tensor, hidden_dim: int) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x, hidden_dim)), x.shape[-1])
+
+
+class SupernetBlock(nn.Module):
+    def __init__(self, space: SearchSpace, drop_path: float, bias_rule: BiasRule) -> None:
+        super().__init__()
+        size = space.supernet
+        self.drop_path = drop_path
+        self.norm1 = SlicedLayerNorm(size.embed_dim, eps=EPS)
+        self.attn = SupernetAttention(space, bias_rule)
+        self.norm2 = SlicedLayerNorm(size.embed_dim, eps=EPS)
+        self.mlp = SupernetMlp(size.embed_dim, int(size.embed_dim * size.mlp_ratio))
+
+    def forward(self, x: Tensor, num_heads: int, hidden_dim: int, features: Tensor) -> Tensor:
+        x = x + drop_path(self.attn(self.norm1(x), num_heads, features), self.drop_path, self.training)
+        return x + drop_path(self.mlp(self.norm2(x), hidden_dim), self.drop_path, self.training)
+
+
+class SupernetPatchEmbed(nn.Module):
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(
+            space.in_channels, space.supernet.embed_dim, kernel_size=space.patch_size, stride=space.patch_size
+        )
+
+    def forward(self, images: Tensor, embed_dim: int) -> Tensor:
+        """(B, C, S, S) -> (B, P, E)."""
+        assert self.proj.bias is not None
+        return embed_patches(images, self.proj.weight[:embed_dim], self.proj.bias[:embed_dim])
+
+
+class Supernet(nn.Module):
+    """All subnets of a search space in one set of weights.
+
+    The subnet to run is an argument of `forward`; nothing keeps an active one. Every dimension is entangled:
+    width, heads and MLP ratio by taking prefixes, depth by leaving out the last blocks. Parameters are named
+    as in the extracted model, whose every tensor is a prefix of the one here.
+
+    Args:
+        space: the search space.
+        drop_path: stochastic depth of the deepest block of the supernet; linear from 0, never rescaled.
+        bias_rule: how a subnet's qkv bias is sliced; "official" is for `autoformer.official.load_official`.
+    """
+
+    def __init__(self, space: SearchSpace, drop_path: float = 0.0, bias_rule: BiasRule = "aligned") -> None:
+        super().__init__()
+        self.space = space
+        embed_dim, depth = space.supernet.embed_dim, space.supernet.depth
+        self.patch_embed = SupernetPatchEmbed(space)
+        self.cls_token = normal_parameter(1, 1, embed_dim)
+        self.pos_embed = normal_parameter(1, 1 + space.num_patches, embed_dim)
+        rates = drop_path_rates(drop_path, depth)
+        self.blocks = nn.ModuleList(SupernetBlock(space, rate, bias_rule) for rate in rates)
+        self.norm = SlicedLayerNorm(embed_dim, eps=EPS)
+        self.head = SlicedLinear(embed_dim, space.num_classes)
+        features = position_features(space.grid, space.head_dim)
+        self.register_buffer("features", features, persistent=False)
+        initialise(self)
+
+    def forward(self, images: Tensor, spec: SubnetSpec) -> Tensor:
+        """Classify images with the subnet `spec`.
+
+        Args:
+            images: (B, C, S, S).
+            spec: a subnet that fits into the supernet; not checked here, see `SearchSpace.check_fits`.
+
+        Returns:
+            Logits (B, K).
+        """
+        x = self.patch_embed(images, spec.embed_dim)
+        class_token = self.cls_token[..., : spec.embed_dim].expand(len(x), -1, -1)
+        x = torch.cat([class_token, x], dim=1) + self.pos_embed[..., : spec.embed_dim]
+        for block, heads in enumerate(spec.num_heads):
+            x = self.blocks[block](x, heads, spec.hidden_dim(block), self.features)
+        x = self.norm(x)
+        x = x[:, 1:].mean(dim=1) if self.space.pooling == "mean" else x[:, 0]
+        return self.head(x, self.space.num_classes)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that AdamW leaves undecayed, beside all 1-D ones: tokens, positions, tables."""
+        return {name for name, _ in self.named_parameters() if "rel_pos" in name} | {"cls_token", "pos_embed"}
+
+    def extract(self, spec: SubnetSpec) -> AutoFormer:
+        """The subnet `spec` as a plain, static vision transformer with weights of its own."""
+        self.space.check_fits(spec)
+        model = AutoFormer.from_spec(self.space, spec, drop_path=[block.drop_path for block in self.blocks])
+        model.to(dtype=self.cls_token.dtype, device=self.cls_token.device)
+        model.load_state_dict(self.slices(model.state_dict(), spec))
+        return model.train(self.training)
+
+    def slices(self, shapes: dict[str, Tensor], spec: SubnetSpec) -> dict[str, Tensor]:
+        """Copies of this supernet's tensors, cut to the shapes of the extracted model's."""
+        own = self.state_dict()
+        cut = {name: own[name][tuple(slice(n) for n in like.shape)].clone() for name, like in shapes.items()}
+        for block, heads in enumerate(spec.num_heads):
+            bias = self.blocks[block].attn.qkv.bias_of(heads)
+            cut[f"blocks.{block}.attn.qkv.bias"] = bias.detach().clone()
+        return cut

@@ -1,0 +1,170 @@
+"""A subnet by itself: a plain, static vision transformer, timm's own but for its attention and its blocks' shapes.
+
+Dimensions: B images, N tokens, E embedding width, H heads, d head_dim.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from timm.layers import DropPath, Mlp
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
+from autoformer.layers import initialise
+from autoformer.space import SearchSpace, SubnetSpec
+
+
+class Attention(nn.Module):
+    """Multi-head attention with a width of its own (heads * head_dim) and 2-D relative position."""
+
+    def __init__(self, dim: int, num_heads: int, head_dim: int, grid: int, max_relative_position: int | None) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.qkv = nn.Linear(dim, 3 * num_heads * head_dim)  # rows ordered [head][q, k, v][channel]
+        self.proj = nn.Linear(num_heads * head_dim, dim)
+        self.rel_pos_k = self.rel_pos_v = None
+        if max_relative_position is not None:
+            self.rel_pos_k = RelativePosition2D(max_relative_position, head_dim)
+            self.rel_pos_v = RelativePosition2D(max_relative_position, head_dim)
+        self.register_buffer("features", position_features(grid, head_dim), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, E) -> (B, N, E)."""
+        q, k, v = self.qkv(x).unflatten(-1, (self.num_heads, 3, self.head_dim)).unbind(dim=3)
+        if self.rel_pos_k is None or self.rel_pos_v is None:
+            out = attend(q, k, v)
+        else:
+            out = attend_with_position(q, k, v, self.rel_pos_k, self.rel_pos_v, self.features)
+        return self.proj(out.flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, dim: int, hidden_dim: int, drop_path: float, attention: Attention) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-5)
+        self.attn = attention
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=1e-5)
+        self.mlp = Mlp(dim, hidden_dim)
+
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class AutoFormer(VisionTransformer):
+    """A vision transformer whose blocks differ in heads and MLP width, with 2-D relative position.
+
+    All of timm's `VisionTransformer` interface works: `forward_features`, `forward_intermediates`,
+    `forward_head`, `reset_classifier`, `feature_info`, `set_input_size`.
+
+    Args:
+        num_heads, mlp_ratio: one entry for each block.
+        head_dim: width of a head; attention is num_heads * head_dim wide, whatever embed_dim is.
+        max_relative_position: offsets beyond it share an entry of the tables; None for no relative position.
+        drop_path: stochastic depth of each block.
+    """
+
+    def __init__(
+        self,
+        img_size: int = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        embed_dim: int = 192,
+        num_heads: Sequence[int] = (3,) * 12,
+        mlp_ratio: Sequence[float] = (4.0,) * 12,
+        head_dim: int = 64,
+        max_relative_position: int | None = 14,
+        drop_path: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        rates = drop_path or (0.0,) * len(num_heads)
+        grid = img_size // patch_size
+
+        def block(dim: int, depth: int, **_: Any) -> Block:
+            attention = Attention(dim, num_heads[depth], head_dim, grid, max_relative_position)
+            return Block(dim, int(dim * mlp_ratio[depth]), rates[depth], attention)
+
+        super().__init__(
+            img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes,
+            global_pool=global_pool, embed_dim=embed_dim, depth=len(num_heads), num_heads=num_heads[0],
+            fc_norm=False, norm_layer=_layer_norm, block_fn=block, **kwargs,
+        )  # fmt: skip
+
+    @classmethod
+    def from_spec(cls, space: SearchSpace, spec: SubnetSpec, drop_path: Sequence[float] | None = None) -> Self:
+        """The model of a subnet, with fresh weights. `drop_path`: a rate for each block, as the supernet has them."""
+        model = cls(**timm_arguments(space, spec), drop_path=drop_path)
+        model.pretrained_cfg = pretrained_cfg(space)
+        return model
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """As the supernet is initialised."""
+        initialise(self)
+        assert self.cls_token is not None and self.pos_embed is not None
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def no_weight_decay(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if "rel_pos" in name} | {"cls_token", "pos_embed"}
+
+    def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
+        """Change the image size: positions are resampled, relative tables keep their offsets. Square only."""
+        super().set_input_size(img_size=img_size, patch_size=patch_size)
+        rows, columns = self.patch_embed.grid_size
+        if rows != columns:
+            raise ValueError(f"relative position needs a square grid of patches, not {rows} x {columns}")
+        for block in self.blocks:
+            old = block.attn.features
+            block.attn.features = position_features(rows, block.attn.head_dim).to(old)
+
+
+def timm_arguments(space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
+    """The constructor arguments of `AutoFormer` for a subnet, all of them plain data."""
+    return {
+        "img_size": space.image_size,
+        "patch_size": space.patch_size,
+        "in_chans": space.in_channels,
+        "num_classes": space.num_classes,
+        "global_pool": "avg" if space.pooling == "mean" else "token",
+        "embed_dim": spec.embed_dim,
+        "num_heads": spec.num_heads,
+        "mlp_ratio": spec.mlp_ratio,
+        "head_dim": space.head_dim,
+        "max_relative_position": space.max_relative_position if space.relative_position else None,
+    }
+
+
+def pretrained_cfg(space: SearchSpace) -> dict[str, Any]:
+    """timm's description of what the model eats: the official evaluation protocol for spaces of three channels."""
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    rgb = space.in_channels == 3
+    return {
+        "url": "",
+        "num_classes": space.num_classes,
+        "input_size": (space.in_channels, space.image_size, space.image_size),
+        "pool_size": None,
+        "crop_pct": space.image_size / int(256 / 224 * space.image_size) if space.image_size >= 224 else 1.0,
+        "interpolation": "bicubic",
+        "fixed_input_size": True,
+        "mean": IMAGENET_DEFAULT_MEAN if rgb else (0.5,) * space.in_channels,
+        "std": IMAGENET_DEFAULT_STD if rgb else (0.5,) * space.in_channels,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "mit",
+        "paper_ids": "arXiv:2107.00651",
+        "paper_name": "AutoFormer: Searching Transformers for Visual Recognition",
+        "origin_url": "https://github.com/microsoft/Cream",
+        "architecture": space.name,
+    }
+
+
+def _layer_norm(dim: int, **kwargs: Any) -> nn.LayerNorm:
+    return nn.LayerNorm(dim, eps=1e-5, **kwargs)

@@ -1,0 +1,220 @@
+"""One configuration for a whole run: a preset file and overrides become one frozen `Config`.
+
+`params.yaml` is the `demo` preset; every other preset is a complete file of the same form in
+`configs/presets/`. A step reads the shared keys and its own section, whichever way it was started.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from autoformer.errors import AutoFormerError, nearest, validated
+from autoformer.files import hash_value, read_yaml
+from autoformer.named import CONFIGS, load_space
+from autoformer.space import SearchSpace
+
+STEPS = ("prepare_data", "train_supernet", "search_subnet", "retrain_subnet", "evaluate_subnet", "register_model")
+ROOT = CONFIGS.parent
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PrepareData(Section):
+    search_images: int = Field(gt=0, description="images held out of training to score candidates on, equally many of each class")
+
+
+class Augmentation(Section):
+    crop_padding: int = Field(0, ge=0, description="pixels of zero padding around the image before a random crop of its own size")
+    flip: bool = Field(False, description="mirror half of the images")
+    erase_probability: float = Field(0.0, ge=0, le=1, description="share of images in which one random rectangle is blanked")
+
+
+class Recipe(Section):
+    """How weights are trained: the supernet's and a subnet's alike (paper section 4.1)."""
+
+    epochs: float = Field(gt=0)
+    batch_size: int = Field(gt=0, description="images in one forward pass")
+    accumulation: int = Field(1, gt=0, description="forward passes, all of one subnet, to an optimiser step")
+    learning_rate: float = Field(gt=0)
+    min_learning_rate: float = Field(0.0, ge=0)
+    warmup_learning_rate: float = Field(0.0, ge=0)
+    warmup_epochs: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the deepest block; linear from 0")
+    clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient; null for none")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; null for none")
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    augmentation: Augmentation = Augmentation()
+    checkpoint_steps: int = Field(500, gt=0, description="optimiser steps between two checkpoints")
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} leave nothing of epochs {self.epochs:g}")
+        return self
+
+
+class TrainSupernet(Recipe):
+    pass
+
+
+class Limits(Section):
+    """What a legal candidate may cost; both ends are legal. Null for no limit."""
+
+    min_params_m: float | None = Field(None, ge=0)
+    max_params_m: float | None = Field(None, gt=0)
+    min_macs_g: float | None = Field(None, ge=0)
+    max_macs_g: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for cost in ("params_m", "macs_g"):
+            low, high = getattr(self, f"min_{cost}"), getattr(self, f"max_{cost}")
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"min_{cost} {low:g} is above max_{cost} {high:g}")
+        return self
+
+
+class SearchSubnet(Section):
+    """Evolution (paper section 3.4). Scored in all: population + generations x population, at most."""
+
+    population: int = Field(50, gt=0)
+    generations: int = Field(20, ge=0, description="after the initial population")
+    parents: int = Field(10, gt=0, description="best candidates so far that mutate and cross over")
+    mutations: int = Field(25, ge=0)
+    crossovers: int = Field(25, ge=0)
+    mutation_probability: float = Field(0.2, ge=0, le=1, description="for each block's heads and MLP ratio")
+    structure_probability: float = Field(0.4, ge=0, le=1, description="for depth and for width")
+    tries: int = Field(10_000, gt=0, description="draws before a population counts as impossible to fill")
+    random_baseline: bool = Field(True, description="score as many random legal candidates, for comparison")
+    weights: Literal["ema", "raw"] = Field("ema", description="the supernet weights that candidates inherit")
+    images: int | None = Field(None, gt=0, description="search images that score a candidate; null for all of the split")
+    batch_size: int = Field(500, gt=0)
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.parents > self.population:
+            raise ValueError(f"parents {self.parents} are more than population {self.population}")
+        if self.mutations + self.crossovers > self.population:
+            raise ValueError(
+                f"mutations {self.mutations} + crossovers {self.crossovers} are more than population {self.population}"
+            )
+        return self
+
+
+class RetrainSubnet(Recipe):
+    mode: Literal["scratch", "finetune", "inherited"] = Field(
+        description="train from random weights, from the supernet's, or keep the supernet's as they are"
+    )
+    scratch_reference: bool = Field(
+        False, description="also train the chosen subnet from random weights with the same recipe, for comparison"
+    )
+
+
+class EvaluateSubnet(Section):
+    batch_size: int = Field(500, gt=0)
+    mistakes: int = Field(24, ge=0, description="wrongly classified images shown in the report")
+
+
+class RegisterModel(Section):
+    model_name: str = Field(min_length=1)
+    alias: str = "champion"
+    min_top1_percent: float = Field(ge=0, le=100, description="test accuracy below which nothing is registered")
+
+
+class Config(BaseModel):
+    """A whole run, or what one step of it needs: the shared keys and one section."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    seed: int = Field(ge=0)
+    threads: int | None = Field(None, gt=0, description="CPU threads of torch; null for one a core")
+    dataset: str = Field(min_length=1, description="a folder of data/")
+    space: SearchSpace
+    prepare_data: PrepareData | None = None
+    train_supernet: TrainSupernet | None = None
+    search_subnet: SearchSubnet | None = None
+    retrain_subnet: RetrainSubnet | None = None
+    evaluate_subnet: EvaluateSubnet | None = None
+    register_model: RegisterModel | None = None
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return load_space(value) if isinstance(value, str) else value
+
+    def for_step(self, step: str) -> dict[str, Any]:
+        """The shared keys and the section of one step: what decides that step's result, as plain data."""
+        keys = {"name", "seed", "threads", "dataset", "space", step}
+        return self.model_dump(mode="json", include=keys)
+
+    def hash(self) -> str:
+        return hash_value(self.model_dump(mode="json"))
+
+
+def load_config(source: str, overrides: Sequence[str] = (), steps: Sequence[str] = STEPS) -> Config:
+    """Resolve a preset and overrides to one frozen configuration.
+
+    Args:
+        source: a preset's name, the path of a YAML file, or a mapping as JSON text.
+        overrides: `section.key=value`, the value as YAML, applied in order.
+        steps: the sections that must be there.
+
+    Raises:
+        AutoFormerError: one line naming the file or key and what to do.
+    """
+    data, where = _read(source)
+    for override in overrides:
+        _apply(data, override)
+    config = validated(Config, data, where)
+    for step in steps:
+        if getattr(config, step) is None:
+            raise AutoFormerError(f"{where}: the section '{step}' is missing")
+    return config
+
+
+def _read(source: str) -> tuple[dict[str, Any], str]:
+    if source.lstrip().startswith("{"):
+        try:
+            return json.loads(source), "--config"
+        except json.JSONDecodeError as error:
+            raise AutoFormerError(f"--config: not readable as JSON: {error}") from None
+    if source.endswith((".yaml", ".yml")):
+        path = Path(source)
+    else:
+        path = CONFIGS / "presets" / f"{source}.yaml"
+        if not path.is_file():
+            presets = [file.stem for file in path.parent.glob("*.yaml")]
+            raise AutoFormerError(f"no preset '{source}' in configs/presets; {nearest(source, presets)}")
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise AutoFormerError(f"{path}: expected sections, found {type(data).__name__}")
+    return data, str(path)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise AutoFormerError(f"--set {override}: expected section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise AutoFormerError(f"--set {override}: the value is not readable as YAML") from None
+    for part in path[:-1]:
+        below = data.setdefault(part, {})
+        if part == "space" and isinstance(below, str):
+            below = data["space"] = load_space(below).model_dump(mode="json")
+        if not isinstance(below, Mapping):
+            raise AutoFormerError(f"--set {override}: '{part}' is a value, not a section")
+        data = data[part] = dict(below)
+    data[path[-1]] = value
