@@ -1,0 +1,126 @@
+"""Models on disk: weights as safetensors, and beside them, as JSON, all that is needed to use them.
+
+A folder is written whole or not at all. The bytes depend on the content alone: no clock, path or name.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from autoformer.errors import AutoFormerError, validated
+from autoformer.files import read_json, replacing, write_json
+from autoformer.space import SearchSpace, SubnetSpec
+from autoformer.supernet import Supernet
+from autoformer.vit import AutoFormer
+
+
+class Preprocessing(BaseModel):
+    """What turns an image file into the model's input, and an output into a word."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: tuple[float, ...]  # of pixels in [0, 1], one a channel
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+
+
+class SupernetCard(BaseModel):
+    """What lies beside the weights of a supernet. `provenance`: seed, configuration, hashes of inputs, code version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    space: SearchSpace
+    preprocessing: Preprocessing
+    provenance: dict[str, Any]
+
+
+class SubnetCard(SupernetCard):
+    """What lies beside the weights of one subnet."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    subnet: SubnetSpec
+
+    @field_validator("subnet", mode="before")
+    @classmethod
+    def _spec(cls, value: Any) -> SubnetSpec:
+        return value if isinstance(value, SubnetSpec) else SubnetSpec.from_dict(value)
+
+    @field_serializer("subnet")
+    def _plain(self, spec: SubnetSpec) -> dict[str, Any]:
+        return spec.to_dict()
+
+
+class LoadedSupernet(NamedTuple):
+    model: Supernet
+    card: SupernetCard
+
+
+class LoadedSubnet(NamedTuple):
+    model: AutoFormer
+    card: SubnetCard
+
+
+def save_supernet(folder: Path, raw: dict[str, Tensor], ema: dict[str, Tensor] | None, card: SupernetCard) -> None:
+    """Write `weights.safetensors`, `ema.safetensors` where there is an average, and `supernet.json`."""
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        _save(temporary / "weights.safetensors", raw)
+        if ema is not None:
+            _save(temporary / "ema.safetensors", ema)
+        write_json(temporary / "supernet.json", card.model_dump(mode="json"))
+
+
+def load_supernet(folder: Path, weights: Literal["ema", "raw"] = "raw") -> LoadedSupernet:
+    """The supernet of a folder, in evaluation mode. Raises `AutoFormerError` naming the damaged or missing file."""
+    card = read_supernet_card(folder)
+    model = Supernet(card.space)
+    file = folder / ("ema.safetensors" if weights == "ema" else "weights.safetensors")
+    if weights == "ema" and not file.exists():
+        raise AutoFormerError(f"{file}: no such file; the supernet was trained without ema_decay, so use its raw weights")
+    _load(model, file)
+    return LoadedSupernet(model.eval(), card)
+
+
+def read_supernet_card(folder: Path) -> SupernetCard:
+    file = folder / "supernet.json"
+    return validated(SupernetCard, read_json(file), str(file))
+
+
+def save_subnet(folder: Path, model: AutoFormer, card: SubnetCard) -> None:
+    """Write `model.safetensors` and `model.json`."""
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        _save(temporary / "model.safetensors", model.state_dict())
+        write_json(temporary / "model.json", card.model_dump(mode="json"))
+
+
+def load_subnet(folder: Path) -> LoadedSubnet:
+    """The subnet of a folder, in evaluation mode. Raises `AutoFormerError` naming the damaged or missing file."""
+    card = read_subnet_card(folder)
+    model = AutoFormer.from_spec(card.space, card.subnet)
+    _load(model, folder / "model.safetensors")
+    return LoadedSubnet(model.eval(), card)
+
+
+def read_subnet_card(folder: Path) -> SubnetCard:
+    file = folder / "model.json"
+    return validated(SubnetCard, read_json(file), str(file))
+
+
+def _save(file: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+
+
+def _load(model: Supernet | AutoFormer, file: Path) -> None:
+    try:
+        model.load_state_dict(load_file(file))
+    except FileNotFoundError:
+        raise AutoFormerError(f"{file}: no such file; run the step that makes it") from None
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise AutoFormerError(f"{file}: not the weights that the file beside it describes ({reason})") from None
