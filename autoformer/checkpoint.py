@@ -75,13 +75,16 @@ def save_supernet(folder: Path, raw: dict[str, Tensor], ema: dict[str, Tensor] |
         write_json(temporary / "supernet.json", card.model_dump(mode="json"))
 
 
-def load_supernet(folder: Path, weights: Literal["ema", "raw"] = "raw") -> LoadedSupernet:
-    """The supernet of a folder, in evaluation mode. Raises `AutoFormerError` naming the damaged or missing file."""
+def load_supernet(folder: Path, weights: Literal["ema", "raw"] = "raw", drop_path: float = 0.0) -> LoadedSupernet:
+    """The supernet of a folder, in evaluation mode. Raises `AutoFormerError` naming the damaged or missing file.
+
+    `drop_path` is the stochastic depth of what is later trained with these weights.
+    """
     card = read_supernet_card(folder)
-    model = Supernet(card.space)
+    model = Supernet(card.space, drop_path)
     file = folder / ("ema.safetensors" if weights == "ema" else "weights.safetensors")
     if weights == "ema" and not file.exists():
-        raise AutoFormerError(f"{file}: no such file; the supernet was trained without ema_decay, so use its raw weights")
+        raise AutoFormerError(f"{file}: no such file; the supernet was trained without ema_decay, use its raw weights")
     _load(model, file)
     return LoadedSupernet(model.eval(), card)
 

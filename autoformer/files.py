@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
         if temporary.is_dir():
             _replace_folder(temporary, path)
         else:
-            os.replace(temporary, path)
+            temporary.replace(path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -38,11 +37,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
-    """`os.replace` refuses a folder that is not empty, so the old one steps aside first."""
+    """A rename refuses a folder that is not empty, so the old one steps aside first."""
     aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
     if path.exists():
-        os.replace(path, aside)
-    os.replace(temporary, path)
+        path.replace(aside)
+    temporary.replace(path)
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -43,7 +43,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise AutoFormerError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise AutoFormerError(f"{path}: holds no weights under 'model'; expected a file of the official AutoFormer trainer")
+        raise AutoFormerError(f"{path}: holds no weights under 'model'; expected a file of the official trainer")
     return state
 
 

@@ -5,6 +5,7 @@ ratio a subnet may have, and how large the supernet is that holds them all. A `S
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,9 @@ class SubnetSpec:
                 raise AutoFormerError(f"subnet: {name} = {values!r}: expected a list, one entry for each block")
             object.__setattr__(self, name, tuple(_positive(name, value, kind) for value in values))
             if len(values) != self.depth:
-                raise AutoFormerError(f"subnet: {name} has {len(values)} entries for depth {self.depth}; give one a block")
+                raise AutoFormerError(
+                    f"subnet: {name} has {len(values)} entries for depth {self.depth}; give one a block"
+                )
 
     def hidden_dim(self, block: int) -> int:
         """Width of the MLP of one block, truncated as the official code truncates it."""
@@ -72,8 +75,10 @@ class SubnetSpec:
 
 
 def _positive(name: str, value: Any, kind: type) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float) or kind(value) != value or value <= 0:
-        raise AutoFormerError(f"subnet: {name} = {value!r}: expected a positive {'number' if kind is float else 'integer'}")
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or kind(value) != value or value <= 0:
+        expected = "number" if kind is float else "integer"
+        raise AutoFormerError(f"subnet: {name} = {value!r}: expected a positive {expected}")
     return kind(value)
 
 
@@ -156,6 +161,11 @@ class SearchSpace(BaseModel):
     @property
     def largest(self) -> SubnetSpec:
         return self._extreme(max)
+
+    @property
+    def middle(self) -> SubnetSpec:
+        """The subnet of the middle choices; of the upper middle where their number is even."""
+        return self._extreme(lambda choices: choices[len(choices) // 2])
 
     def _extreme(self, pick: Any) -> SubnetSpec:
         c = self.choices

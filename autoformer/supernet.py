@@ -38,7 +38,7 @@ class SupernetQKV(SlicedLinear):
         self.head_dim = head_dim
         self.bias_rule = bias_rule
 
-    def forward(self, x: Tensor, num_heads: int) -> Tensor:
+    def forward(self, x: Tensor, num_heads: int) -> Tensor:  # type: ignore[override]
         """(B, N, E) -> (B, N, H, 3, d)."""
         rows = 3 * num_heads * self.head_dim
         out = nn.functional.linear(x, self.weight[:rows, : x.shape[-1]], self.bias_of(num_heads))
@@ -132,8 +132,8 @@ class Supernet(nn.Module):
         self.patch_embed = SupernetPatchEmbed(space)
         self.cls_token = normal_parameter(1, 1, embed_dim)
         self.pos_embed = normal_parameter(1, 1 + space.num_patches, embed_dim)
-        rates = drop_path_rates(drop_path, depth)
-        self.blocks = nn.ModuleList(SupernetBlock(space, rate, bias_rule) for rate in rates)
+        self.drop_path_rates = drop_path_rates(drop_path, depth)
+        self.blocks = nn.ModuleList(SupernetBlock(space, rate, bias_rule) for rate in self.drop_path_rates)
         self.norm = SlicedLayerNorm(embed_dim, eps=EPS)
         self.head = SlicedLinear(embed_dim, space.num_classes)
         features = position_features(space.grid, space.head_dim)
@@ -166,7 +166,7 @@ class Supernet(nn.Module):
     def extract(self, spec: SubnetSpec) -> AutoFormer:
         """The subnet `spec` as a plain, static vision transformer with weights of its own."""
         self.space.check_fits(spec)
-        model = AutoFormer.from_spec(self.space, spec, drop_path=[block.drop_path for block in self.blocks])
+        model = AutoFormer.from_spec(self.space, spec, drop_path=self.drop_path_rates)
         model.to(dtype=self.cls_token.dtype, device=self.cls_token.device)
         model.load_state_dict(self.slices(model.state_dict(), spec))
         return model.train(self.training)
@@ -176,6 +176,8 @@ class Supernet(nn.Module):
         own = self.state_dict()
         cut = {name: own[name][tuple(slice(n) for n in like.shape)].clone() for name, like in shapes.items()}
         for block, heads in enumerate(spec.num_heads):
-            bias = self.blocks[block].attn.qkv.bias_of(heads)
-            cut[f"blocks.{block}.attn.qkv.bias"] = bias.detach().clone()
+            name = f"blocks.{block}.attn.qkv"
+            qkv = self.get_submodule(name)
+            assert isinstance(qkv, SupernetQKV)
+            cut[f"{name}.bias"] = qkv.bias_of(heads).detach().clone()
         return cut

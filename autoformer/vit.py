@@ -4,20 +4,26 @@ Dimensions: B images, N tokens, E embedding width, H heads, d head_dim.
 """
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath, Mlp, to_2tuple
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
-from autoformer.layers import initialise
+from autoformer.errors import AutoFormerError
+from autoformer.layers import drop_path_rates, initialise
 from autoformer.space import SearchSpace, SubnetSpec
+
+Pooling = Literal["", "avg", "avgmax", "max", "token", "map", "prr"]
 
 
 class Attention(nn.Module):
     """Multi-head attention with a width of its own (heads * head_dim) and 2-D relative position."""
+
+    features: Tensor
 
     def __init__(self, dim: int, num_heads: int, head_dim: int, grid: int, max_relative_position: int | None) -> None:
         super().__init__()
@@ -28,7 +34,21 @@ class Attention(nn.Module):
         if max_relative_position is not None:
             self.rel_pos_k = RelativePosition2D(max_relative_position, head_dim)
             self.rel_pos_v = RelativePosition2D(max_relative_position, head_dim)
-        self.register_buffer("features", position_features(grid, head_dim), persistent=False)
+        self.register_buffer("features", torch.empty(0), persistent=False)
+        self.set_grid(grid)
+
+    def set_grid(self, grid: int) -> None:
+        """Be ready for images of grid * grid patches. Nothing that is learned depends on the grid."""
+        self.grid = grid
+        self.features = position_features(grid, self.head_dim).to(self.features)
+
+    def reset_parameters(self) -> None:
+        """Fill what a model has that was made on the meta device and given storage afterwards."""
+        for tables in (self.rel_pos_k, self.rel_pos_v):
+            if tables is not None:
+                nn.init.trunc_normal_(tables.table_v, std=0.02)
+                nn.init.trunc_normal_(tables.table_h, std=0.02)
+        self.set_grid(self.grid)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
@@ -51,7 +71,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
         self.mlp = Mlp(dim, hidden_dim)
 
-    def forward(self, x: Tensor, **_: Any) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if attn_mask is not None or is_causal:  # timm passes them on; ignoring them would be a wrong answer
+            raise AutoFormerError("AutoFormer: attn_mask and is_causal are not supported; leave them out")
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -60,32 +82,48 @@ class AutoFormer(VisionTransformer):
     """A vision transformer whose blocks differ in heads and MLP width, with 2-D relative position.
 
     All of timm's `VisionTransformer` interface works: `forward_features`, `forward_intermediates`,
-    `forward_head`, `reset_classifier`, `feature_info`, `set_input_size`.
+    `forward_head`, `reset_classifier`, `feature_info`, `set_input_size`. What timm's constructor offers beyond
+    the arguments here (other norms, register tokens, patch dropout) is not part of an AutoFormer.
 
     Args:
+        img_size, patch_size: a number or (height, width); square with relative position.
         num_heads, mlp_ratio: one entry for each block.
         head_dim: width of a head; attention is num_heads * head_dim wide, whatever embed_dim is.
         max_relative_position: offsets beyond it share an entry of the tables; None for no relative position.
-        drop_path: stochastic depth of each block.
+        drop_path: stochastic depth of each block; by default linear from 0 to drop_path_rate.
+        drop_rate, pos_drop_rate: dropout before the classifier, and after the positions.
     """
+
+    pretrained_cfg: dict[str, Any]
+    default_cfg: dict[str, Any]
 
     def __init__(
         self,
-        img_size: int = 224,
-        patch_size: int = 16,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
         in_chans: int = 3,
         num_classes: int = 1000,
-        global_pool: str = "avg",
+        global_pool: Pooling = "avg",
         embed_dim: int = 192,
         num_heads: Sequence[int] = (3,) * 12,
         mlp_ratio: Sequence[float] = (4.0,) * 12,
         head_dim: int = 64,
         max_relative_position: int | None = 14,
         drop_path: Sequence[float] | None = None,
-        **kwargs: Any,
+        drop_path_rate: float = 0.0,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        fc_norm: bool = False,
+        weight_init: Literal["", "skip"] = "",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        rates = drop_path or (0.0,) * len(num_heads)
-        grid = img_size // patch_size
+        if len(num_heads) != len(mlp_ratio):
+            raise AutoFormerError(
+                f"AutoFormer: {len(num_heads)} num_heads but {len(mlp_ratio)} mlp_ratio; give one a block"
+            )
+        rates = drop_path or drop_path_rates(drop_path_rate, len(num_heads))
+        grid = _square_grid(img_size, patch_size, max_relative_position)
 
         def block(dim: int, depth: int, **_: Any) -> Block:
             attention = Attention(dim, num_heads[depth], head_dim, grid, max_relative_position)
@@ -94,18 +132,25 @@ class AutoFormer(VisionTransformer):
         super().__init__(
             img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes,
             global_pool=global_pool, embed_dim=embed_dim, depth=len(num_heads), num_heads=num_heads[0],
-            fc_norm=False, norm_layer=_layer_norm, block_fn=block, **kwargs,
+            fc_norm=fc_norm, drop_rate=drop_rate, pos_drop_rate=pos_drop_rate, weight_init=weight_init,
+            norm_layer=_layer_norm, block_fn=block,  # type: ignore[arg-type]  # timm calls it, no more
         )  # fmt: skip
+        self.max_relative_position = max_relative_position
+        self.to(device=device, dtype=dtype)
 
     @classmethod
     def from_spec(cls, space: SearchSpace, spec: SubnetSpec, drop_path: Sequence[float] | None = None) -> Self:
         """The model of a subnet, with fresh weights. `drop_path`: a rate for each block, as the supernet has them."""
         model = cls(**timm_arguments(space, spec), drop_path=drop_path)
-        model.pretrained_cfg = pretrained_cfg(space)
+        model.pretrained_cfg = model.default_cfg = pretrained_cfg(space)
         return model
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """As the supernet is initialised."""
+        """As the supernet is initialised. `needs_reset`: also what layers fill in themselves when they are made."""
+        for module in self.modules() if needs_reset else ():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
         initialise(self)
         assert self.cls_token is not None and self.pos_embed is not None
         nn.init.trunc_normal_(self.cls_token, std=0.02)
@@ -115,14 +160,25 @@ class AutoFormer(VisionTransformer):
         return {name for name, _ in self.named_parameters() if "rel_pos" in name} | {"cls_token", "pos_embed"}
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
-        """Change the image size: positions are resampled, relative tables keep their offsets. Square only."""
+        """Change the image size: positions are resampled, relative tables keep their offsets.
+
+        Raises `AutoFormerError` for an oblong grid of patches where there is relative position.
+        """
+        embed = self.patch_embed
+        grid = _square_grid(img_size or embed.img_size, patch_size or embed.patch_size, self.max_relative_position)
         super().set_input_size(img_size=img_size, patch_size=patch_size)
-        rows, columns = self.patch_embed.grid_size
-        if rows != columns:
-            raise ValueError(f"relative position needs a square grid of patches, not {rows} x {columns}")
-        for block in self.blocks:
-            old = block.attn.features
-            block.attn.features = position_features(rows, block.attn.head_dim).to(old)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.set_grid(grid)
+
+
+def _square_grid(img_size: Any, patch_size: Any, max_relative_position: int | None) -> int:
+    rows, columns = (size // patch for size, patch in zip(to_2tuple(img_size), to_2tuple(patch_size), strict=True))
+    if rows != columns and max_relative_position is not None:
+        raise AutoFormerError(
+            f"AutoFormer: img_size {img_size} gives {rows} x {columns} patches; relative position needs a square grid"
+        )
+    return rows
 
 
 def timm_arguments(space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
@@ -143,26 +199,29 @@ def timm_arguments(space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
 
 def pretrained_cfg(space: SearchSpace) -> dict[str, Any]:
     """timm's description of what the model eats: the official evaluation protocol for spaces of three channels."""
-    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return describe(space.name, space.image_size, space.in_channels, space.num_classes)
 
-    rgb = space.in_channels == 3
+
+def describe(name: str, image_size: int = 224, in_channels: int = 3, num_classes: int = 1000) -> dict[str, Any]:
+    """`pretrained_cfg` of a model whose search space has not been read."""
+    rgb = in_channels == 3
     return {
         "url": "",
-        "num_classes": space.num_classes,
-        "input_size": (space.in_channels, space.image_size, space.image_size),
+        "num_classes": num_classes,
+        "input_size": (in_channels, image_size, image_size),
         "pool_size": None,
-        "crop_pct": space.image_size / int(256 / 224 * space.image_size) if space.image_size >= 224 else 1.0,
+        "crop_pct": image_size / int(256 / 224 * image_size) if image_size >= 224 else 1.0,
         "interpolation": "bicubic",
         "fixed_input_size": True,
-        "mean": IMAGENET_DEFAULT_MEAN if rgb else (0.5,) * space.in_channels,
-        "std": IMAGENET_DEFAULT_STD if rgb else (0.5,) * space.in_channels,
+        "mean": IMAGENET_DEFAULT_MEAN if rgb else (0.5,) * in_channels,
+        "std": IMAGENET_DEFAULT_STD if rgb else (0.5,) * in_channels,
         "first_conv": "patch_embed.proj",
         "classifier": "head",
         "license": "mit",
         "paper_ids": "arXiv:2107.00651",
         "paper_name": "AutoFormer: Searching Transformers for Visual Recognition",
         "origin_url": "https://github.com/microsoft/Cream",
-        "architecture": space.name,
+        "architecture": name,
     }
 
 

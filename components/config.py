@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from autoformer.errors import AutoFormerError, nearest, validated
 from autoformer.files import hash_value, read_yaml
 from autoformer.named import CONFIGS, load_space
+from autoformer.recipe import Recipe
 from autoformer.space import SearchSpace
 
 STEPS = ("prepare_data", "train_supernet", "search_subnet", "retrain_subnet", "evaluate_subnet", "register_model")
@@ -29,39 +30,25 @@ class PrepareData(Section):
     search_images: int = Field(gt=0, description="images held out of training to score candidates on, equally many of each class")
 
 
-class Augmentation(Section):
-    crop_padding: int = Field(0, ge=0, description="pixels of zero padding around the image before a random crop of its own size")
-    flip: bool = Field(False, description="mirror half of the images")
-    erase_probability: float = Field(0.0, ge=0, le=1, description="share of images in which one random rectangle is blanked")
-
-
-class Recipe(Section):
-    """How weights are trained: the supernet's and a subnet's alike (paper section 4.1)."""
-
-    epochs: float = Field(gt=0)
-    batch_size: int = Field(gt=0, description="images in one forward pass")
-    accumulation: int = Field(1, gt=0, description="forward passes, all of one subnet, to an optimiser step")
-    learning_rate: float = Field(gt=0)
-    min_learning_rate: float = Field(0.0, ge=0)
-    warmup_learning_rate: float = Field(0.0, ge=0)
-    warmup_epochs: float = Field(0.0, ge=0)
-    weight_decay: float = Field(0.05, ge=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the deepest block; linear from 0")
-    clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient; null for none")
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; null for none")
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    augmentation: Augmentation = Augmentation()
+class TrainingSection(Recipe):
     checkpoint_steps: int = Field(500, gt=0, description="optimiser steps between two checkpoints")
+    log_steps: int = Field(50, gt=0, description="optimiser steps between two rows of the history")
+    score_steps: int = Field(500, gt=0, description="optimiser steps between two looks at the search split")
+    score_images: int = Field(2000, gt=0, description="search images for such a look")
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> Self:
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} leave nothing of epochs {self.epochs:g}")
+    def _whole_rows(self) -> Self:
+        for key in ("checkpoint_steps", "score_steps"):
+            if getattr(self, key) % self.log_steps:
+                raise ValueError(f"{key} {getattr(self, key)} is not a multiple of log_steps {self.log_steps}")
         return self
 
+    def recipe(self) -> Recipe:
+        """The part that decides the weights."""
+        return Recipe.model_validate(self.model_dump(include=set(Recipe.model_fields)))
 
-class TrainSupernet(Recipe):
+
+class TrainSupernet(TrainingSection):
     pass
 
 
@@ -110,7 +97,7 @@ class SearchSubnet(Section):
         return self
 
 
-class RetrainSubnet(Recipe):
+class RetrainSubnet(TrainingSection):
     mode: Literal["scratch", "finetune", "inherited"] = Field(
         description="train from random weights, from the supernet's, or keep the supernet's as they are"
     )

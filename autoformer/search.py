@@ -1,0 +1,243 @@
+"""Evolutionary search for the best subnet of a trained supernet (paper section 3.4). Torch-free.
+
+The official algorithm, without its faults: the initial population and every generation are ranked; a child is
+legal by construction, whatever its parents' depths; loops are bounded and end in an error that says why; a
+candidate is scored once. The caller scores: `ask` gives the next candidates, `tell` takes their scores, so the
+search itself is a function of the rng and the scores, and is resumed by telling it again what it knew.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Literal
+
+from autoformer.complexity import count_macs, count_params
+from autoformer.errors import AutoFormerError
+from autoformer.space import SearchSpace, SubnetSpec
+
+Origin = Literal["initial", "mutation", "crossover", "fill", "baseline"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a legal candidate may cost. Both ends are legal; None is no limit."""
+
+    min_params: int | None = None
+    max_params: int | None = None
+    min_macs: int | None = None
+    max_macs: int | None = None
+
+    def allow(self, params: int, macs: int) -> bool:
+        return _within(params, self.min_params, self.max_params) and _within(macs, self.min_macs, self.max_macs)
+
+    def __str__(self) -> str:
+        parts = []
+        for name, low, high in (
+            ("parameters", self.min_params, self.max_params),
+            ("multiply-adds", self.min_macs, self.max_macs),
+        ):
+            if low is not None:
+                parts.append(f"{name} >= {low:,}")
+            if high is not None:
+                parts.append(f"{name} <= {high:,}")
+        return " and ".join(parts) or "no limits"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A subnet that the search wants scored, and where it came from. `parents` are the ids of candidates."""
+
+    id: int
+    spec: SubnetSpec
+    origin: Origin
+    generation: int
+    parents: tuple[int, ...]
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate with its score, higher is better."""
+
+    candidate: Candidate
+    score: float
+
+    @property
+    def rank(self) -> tuple[float, int, int]:
+        """Sort key, best first: score, then fewer parameters, then the earlier candidate."""
+        return (-self.score, self.candidate.params, self.candidate.id)
+
+
+@dataclass(frozen=True)
+class EvolutionSettings:
+    """The official defaults (`evolution.py` of the official code)."""
+
+    population: int = 50
+    generations: int = 20
+    parents: int = 10
+    mutations: int = 25
+    crossovers: int = 25
+    mutation_probability: float = 0.2
+    structure_probability: float = 0.4
+    tries: int = 10_000
+
+
+def mutate(space: SearchSpace, parent: SubnetSpec, rng: Random, settings: EvolutionSettings) -> SubnetSpec:
+    """A subnet near `parent`.
+
+    With `structure_probability` a new depth is drawn (blocks are cut off, or random ones appended); then each
+    block's MLP ratio, then each block's heads, is drawn anew with `mutation_probability`; then the width with
+    `structure_probability`. A drawn value may equal the old.
+    """
+    choices = space.choices
+    depth = rng.choice(choices.depth) if rng.random() < settings.structure_probability else parent.depth
+    mlp_ratio, num_heads = list(parent.mlp_ratio[:depth]), list(parent.num_heads[:depth])
+    mlp_ratio += [rng.choice(choices.mlp_ratio) for _ in range(depth - len(mlp_ratio))]
+    num_heads += [rng.choice(choices.num_heads) for _ in range(depth - len(num_heads))]
+    p = settings.mutation_probability
+    mlp_ratio = [rng.choice(choices.mlp_ratio) if rng.random() < p else value for value in mlp_ratio]
+    num_heads = [rng.choice(choices.num_heads) if rng.random() < p else value for value in num_heads]
+    embed_dim = rng.choice(choices.embed_dim) if rng.random() < settings.structure_probability else parent.embed_dim
+    return SubnetSpec(depth, embed_dim, tuple(num_heads), tuple(mlp_ratio))
+
+
+def cross(first: SubnetSpec, second: SubnetSpec, rng: Random) -> SubnetSpec:
+    """A child that has each value from either parent, with equal chance.
+
+    A block that only one parent has comes from that parent, so the child is whole whatever the depths.
+    """
+    depth = rng.choice((first.depth, second.depth))
+
+    def block(values: tuple[float, ...], others: tuple[float, ...], index: int) -> float:
+        return rng.choice([parent[index] for parent in (values, others) if index < len(parent)])
+
+    mlp_ratio = tuple(block(first.mlp_ratio, second.mlp_ratio, index) for index in range(depth))
+    num_heads = tuple(int(block(first.num_heads, second.num_heads, index)) for index in range(depth))
+    return SubnetSpec(depth, rng.choice((first.embed_dim, second.embed_dim)), num_heads, mlp_ratio)
+
+
+@dataclass
+class _Pool:
+    """Draws legal candidates that were not drawn before."""
+
+    space: SearchSpace
+    limits: Limits
+    tries: int
+    rng: Random
+    seen: set[SubnetSpec] = field(default_factory=set)
+    drawn: int = 0
+
+    def fresh(
+        self, spec: SubnetSpec, origin: Origin, generation: int, parents: Sequence[int] = ()
+    ) -> Candidate | None:
+        """The candidate of `spec`, or None where it is not legal or was drawn before."""
+        if spec in self.seen:
+            return None
+        params, macs = count_params(self.space, spec), count_macs(self.space, spec)
+        if not self.limits.allow(params, macs):
+            return None
+        self.seen.add(spec)
+        self.drawn += 1
+        return Candidate(self.drawn - 1, spec, origin, generation, tuple(parents), params, macs)
+
+    def random(self, count: int, origin: Origin, generation: int) -> list[Candidate]:
+        """Up to `count` random candidates; fewer where `tries` draws find no more."""
+        found: list[Candidate] = []
+        for _ in range(self.tries):
+            if len(found) == count:
+                break
+            candidate = self.fresh(self.space.sample(self.rng), origin, generation)
+            if candidate is not None:
+                found.append(candidate)
+        return found
+
+    def impossible(self) -> AutoFormerError:
+        low, high = self.space.smallest, self.space.largest
+        return AutoFormerError(
+            f"no legal candidate in {self.tries:,} tries under {self.limits}; in '{self.space.name}' the smallest subnet "
+            f"has {count_params(self.space, low):,} parameters and {count_macs(self.space, low):,} multiply-adds, the "
+            f"largest {count_params(self.space, high):,} and {count_macs(self.space, high):,}; widen the limits"
+        )
+
+
+class Evolution:
+    """Ask for a generation, tell its scores, until `ask` gives none.
+
+    Generation 0 is random. Every later one has mutants and children of the best `parents` of all generations
+    so far, and random candidates to fill it up. It ends early where no unseen legal candidate is left.
+    """
+
+    def __init__(self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random) -> None:
+        self.space, self.settings, self.rng = space, settings, rng
+        self.generation = 0
+        self.scored: list[Scored] = []
+        self._pool = _Pool(space, limits, settings.tries, rng)
+
+    def ask(self) -> list[Candidate]:
+        """The candidates of the next generation; empty at the end.
+
+        Raises `AutoFormerError` where no legal candidate is found for generation 0.
+        """
+        settings = self.settings
+        if self.generation > settings.generations:
+            return []
+        if self.generation == 0:
+            candidates = self._pool.random(settings.population, "initial", 0)
+            if not candidates:
+                raise self._pool.impossible()
+            return candidates
+        best = self.best(settings.parents)
+        candidates = self._mutants(best) + self._children(best)
+        return candidates + self._pool.random(settings.population - len(candidates), "fill", self.generation)
+
+    def tell(self, candidates: Sequence[Candidate], scores: Sequence[float]) -> None:
+        """Take the scores of all candidates of the last `ask`."""
+        self.scored += [Scored(candidate, score) for candidate, score in zip(candidates, scores, strict=True)]
+        self.generation += 1
+
+    def best(self, count: int) -> list[Scored]:
+        """The best of all generations so far, best first."""
+        return sorted(self.scored, key=lambda scored: scored.rank)[:count]
+
+    def _mutants(self, best: Sequence[Scored]) -> list[Candidate]:
+        mutants: list[Candidate] = []
+        for _ in range(10 * self.settings.mutations):
+            if len(mutants) == self.settings.mutations:
+                break
+            parent = self.rng.choice(best).candidate
+            spec = mutate(self.space, parent.spec, self.rng, self.settings)
+            mutant = self._pool.fresh(spec, "mutation", self.generation, [parent.id])
+            mutants += [mutant] if mutant else []
+        return mutants
+
+    def _children(self, best: Sequence[Scored]) -> list[Candidate]:
+        """Children of two parents, the second of the first one's depth where there is another such."""
+        children: list[Candidate] = []
+        for _ in range(10 * self.settings.crossovers):
+            if len(children) == self.settings.crossovers or len(best) < 2:
+                break
+            first = self.rng.choice(best)
+            others = [scored for scored in best if scored is not first]
+            alike = [scored for scored in others if scored.candidate.spec.depth == first.candidate.spec.depth]
+            second = self.rng.choice(alike or others)
+            spec = cross(first.candidate.spec, second.candidate.spec, self.rng)
+            child = self._pool.fresh(spec, "crossover", self.generation, [first.candidate.id, second.candidate.id])
+            children += [child] if child else []
+        return children
+
+
+def random_baseline(space: SearchSpace, limits: Limits, count: int, tries: int, rng: Random) -> list[Candidate]:
+    """Random search of the same budget: `count` different legal candidates, drawn without looking at a score.
+
+    Raises `AutoFormerError` where there is none.
+    """
+    pool = _Pool(space, limits, tries, rng)
+    candidates = pool.random(count, "baseline", 0)
+    if not candidates:
+        raise pool.impossible()
+    return candidates
+
+
+def _within(value: int, low: int | None, high: int | None) -> bool:
+    return (low is None or value >= low) and (high is None or value <= high)

@@ -1,0 +1,1 @@
+"""Evaluate the retrained subnet on images that nothing before has seen, and report."""

@@ -1,0 +1,3 @@
+from components.evaluate_subnet.step import main
+
+raise SystemExit(main())

@@ -1,0 +1,147 @@
+"""Chart primitives: markup, scales, axes, lines, points. Text in, SVG text out.
+
+A chart is as wide as its column and has a fixed height: x is written in percent, y in pixels, so that text and
+strokes keep their size on a telephone. Colours are CSS classes of `report.css`.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import NamedTuple
+
+LABEL_HEIGHT = 16  # pixels between two labels at the ends of lines
+
+
+def element(name: str, content: str = "", /, **attributes: str | float) -> str:
+    """An element. `content` is markup (escape text with `html.escape`); attributes are escaped here.
+
+    `class_` becomes class, an underscore in a name a hyphen; numbers are written with two digits.
+    """
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(number(value) if isinstance(value, int | float) else value)}"'
+        for key, value in attributes.items()
+    )
+    return f"<{name}{written}>{content}</{name}>"
+
+
+def number(value: float) -> str:
+    """At most two digits after the point, no trailing zeros."""
+    text = f"{value:.2f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+class Scale(NamedTuple):
+    """Maps values between `low` and `high` to 0..1. `ticks` are round values in between."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+
+    def __call__(self, value: float) -> float:
+        return (value - self.low) / (self.high - self.low)
+
+    def label(self, tick: float) -> str:
+        """A tick with as many digits as tell it from the next."""
+        step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else 1.0
+        return f"{tick:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}" if step % 1 else f"{tick:,.0f}"
+
+
+def scale(values: Iterable[float], ticks: int = 5, tight: bool = False) -> Scale:
+    """A scale that holds all values and ends on round ticks; with `tight` it ends on the values themselves."""
+    values = list(values)
+    low, high = min(values), max(values)
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        margin = 0.5 if not tight else max(abs(high), 1.0)
+        low, high = (low - margin, high + margin) if not tight else (low, low + margin)
+    step = _round_step((high - low) / ticks)
+    first, last = (math.ceil, math.floor) if tight else (math.floor, math.ceil)
+    start, end = int(first(low / step - 1e-9)), int(last(high / step + 1e-9))
+    if tight:
+        start, end = int(math.ceil(low / step - 1e-9)), int(math.floor(high / step + 1e-9))
+    marks = tuple(index * step for index in range(start, end + 1))
+    return Scale(low, high, marks) if tight else Scale(marks[0], marks[-1], marks)
+
+
+def _round_step(step: float) -> float:
+    power = 10.0 ** math.floor(math.log10(step))
+    return next((factor * power for factor in (1, 2, 2.5, 5) if step <= factor * power * 1.001), 10 * power)
+
+
+class Frame(NamedTuple):
+    """The plot area: two scales and a height in pixels."""
+
+    x: Scale
+    y: Scale
+    height: int
+
+    def left(self, value: float) -> str:
+        return f"{number(100 * self.x(value))}%"
+
+    def top(self, value: float) -> float:
+        return round(self.height * (1 - self.y(value)), 2)
+
+
+def plot(frame: Frame, content: str, description: str, css: str = "") -> str:
+    """The outermost element of a chart. `description` is read out where the chart is not seen."""
+    drawn = element("svg", content, height=frame.height, role="img", aria_label=description)
+    return element("div", drawn, class_=f"plot {css}".strip())
+
+
+def axes(frame: Frame, x_title: str, y_title: str) -> str:
+    """Grid lines, ticks and titles; the title of y stands above the axis, to be read without turning the head."""
+    parts = []
+    for tick in frame.y.ticks:
+        y = frame.top(tick)
+        parts.append(element("line", class_="grid", x1=0, x2="100%", y1=y, y2=y))
+        label = escape(frame.y.label(tick))
+        parts.append(element("text", label, class_="tick", x=0, dx=-8, y=y, dy="0.35em", text_anchor="end"))
+    bottom = frame.height
+    for tick in frame.x.ticks:
+        x = frame.left(tick)
+        parts.append(element("line", class_="axis", x1=x, x2=x, y1=bottom, y2=bottom + 5))
+        label = escape(frame.x.label(tick))
+        parts.append(element("text", label, class_="tick", x=x, y=bottom + 20, text_anchor="middle"))
+    parts.append(element("line", class_="axis", x1=0, x2="100%", y1=bottom, y2=bottom))
+    parts.append(element("text", escape(x_title), class_="title", x="50%", y=bottom + 40, text_anchor="middle"))
+    parts.append(element("text", escape(y_title), class_="title", x=0, dx=-44, y=-14))
+    return "".join(parts)
+
+
+def line(frame: Frame, points: Sequence[tuple[float, float]], css: str, steps: bool = False) -> str:
+    """A line through points, or with `steps` one that keeps each value until the next point."""
+    if steps:
+        points = [
+            corner
+            for (x, y), (next_x, _) in zip(points, [*points[1:], points[-1]], strict=True)
+            for corner in ((x, y), (next_x, y))
+        ]
+    drawn = " ".join(f"{number(100 * frame.x(x))},{number(frame.top(y))}" for x, y in points)
+    inner = element("polyline", class_=f"line {css}", points=drawn, vector_effect="non-scaling-stroke")
+    return element(
+        "svg", inner, width="100%", height=frame.height, viewBox=f"0 0 100 {frame.height}", preserveAspectRatio="none"
+    )
+
+
+def end_labels(frame: Frame, labels: Sequence[tuple[str, float, str]]) -> str:
+    """Labels (text, value, CSS class) right of the plot, at the height of their values, moved apart where they touch."""
+    ordered = sorted(labels, key=lambda label: -label[1])
+    tops: list[float] = []
+    for _, value, _ in ordered:
+        tops.append(max(frame.top(value), tops[-1] + LABEL_HEIGHT if tops else -math.inf))
+    excess = max(0.0, tops[-1] - frame.height) if tops else 0.0
+    parts = []
+    for (text, _, css), y in zip(ordered, tops, strict=True):
+        dot = element("tspan", "●", class_=f"ink {css}")
+        place = {"x": "100%", "dx": 6, "y": y - excess, "dy": "0.35em"}
+        parts.append(element("text", f"{dot} {escape(text)}", class_="label", **place))
+    return "".join(parts)
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int = 200) -> list[tuple[float, float]]:
+    """At most `most` points, each the mean of its neighbours; the last point is kept as it is."""
+    if len(points) <= most:
+        return list(points)
+    edges = [round(index * len(points) / (most - 1)) for index in range(most)]
+    runs = [points[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    means = [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
+    return [*means, points[-1]]

@@ -1,0 +1,48 @@
+"""The data that steps read: arguments for it, and checks before anything heavy is imported."""
+
+import argparse
+from pathlib import Path
+
+from autoformer.dataset import DatasetCard, Images, load_images, read_card
+from autoformer.errors import AutoFormerError
+from autoformer.space import SearchSpace
+from components.cli import existing
+from components.config import Config
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
+    """`--data`, `--card` and an argument for each split that the step may see."""
+    parser.add_argument("--data", type=Path, required=True, help="folder with the delivered archives")
+    parser.add_argument("--card", type=Path, required=True, help="the data set's card, made by prepare_data")
+    for split in splits:
+        help_text = f"manifest of the {split} split, made by prepare_data"
+        parser.add_argument(f"--{split}-split", type=Path, required=True, help=help_text)
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="where the result appears, whole, at the end")
+    parser.add_argument("--record", type=Path, required=True, help="JSON file for clocks, rates and run ids")
+
+
+def read_data(arguments: argparse.Namespace, config: Config, *splits: str) -> tuple[DatasetCard, list[Images]]:
+    """The card and the images of each split, after checking that they suit the search space."""
+    card = read_card(existing(arguments.card, "prepare_data"))
+    check_space(card, config.space)
+    loaded = []
+    for split in splits:
+        path = existing(getattr(arguments, f"{split}_split"), "prepare_data")
+        loaded.append(load_images(path, arguments.data, card))
+    return card, loaded
+
+
+def check_space(card: DatasetCard, space: SearchSpace) -> None:
+    """Raise `AutoFormerError` unless images of `card` go into models of `space`."""
+    for what, found, wanted in (
+        ("image_size", card.image_size, space.image_size),
+        ("in_channels", card.channels, space.in_channels),
+        ("num_classes", len(card.classes), space.num_classes),
+    ):
+        if found != wanted:
+            raise AutoFormerError(
+                f"space: {what} = {wanted} in '{space.name}', but data set '{card.name}' has {found}; choose another space"
+            )

@@ -1,0 +1,1 @@
+"""Step 1: index the delivered images, split them, describe them."""

@@ -1,0 +1,3 @@
+from components.prepare_data.step import main
+
+raise SystemExit(main())

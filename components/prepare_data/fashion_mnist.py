@@ -1,0 +1,80 @@
+"""Fashion-MNIST as delivered: four gzipped IDX files (Xiao, Rasul, Vollgraf, arXiv 1708.07747)."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from autoformer.dataset import Split, check_archive, image_checksums, read_archive
+from autoformer.errors import AutoFormerError
+
+NAME = "fashion-mnist"
+TITLE = "Fashion-MNIST"
+LICENCE = "MIT, copyright 2017 Zalando SE"
+SOURCE = "https://github.com/zalandoresearch/fashion-mnist"
+IMAGE_SIZE = 28
+CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+# sha256 of the files as published; the md5 sums that torchvision and the authors give are of the same bytes.
+ARCHIVES = {
+    "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+}
+
+_IDX_UNSIGNED_BYTES = 8
+
+
+class Delivered(NamedTuple):
+    """One pair of image and label files: its rows and their pixels, in the delivered order."""
+
+    rows: Split
+    pixels: np.ndarray  # uint8 (n, 1, 28, 28)
+
+
+def check_files(data: Path) -> None:
+    """Raise `AutoFormerError` unless all four files are there, byte for byte as published."""
+    for name, sha256 in ARCHIVES.items():
+        check_archive(data / name, sha256)
+
+
+def read_pair(data: Path, prefix: str) -> Delivered:
+    """Index the images of `train` or `t10k`.
+
+    Raises `AutoFormerError` where a file is missing, damaged, or not the image or label file that its name says.
+    """
+    images_name = f"{prefix}-images-idx3-ubyte.gz"
+    pixels, start = _read_idx(data / images_name, dimensions=3)
+    labels, _ = _read_idx(data / f"{prefix}-labels-idx1-ubyte.gz", dimensions=1)
+    count, size = len(pixels), pixels[0].size if len(pixels) else 0
+    if pixels.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE) or count == 0:
+        raise AutoFormerError(f"{data / images_name}: expected images of 28 x 28 pixels, found shape {pixels.shape}")
+    if len(labels) != count or labels.max() >= len(CLASSES):
+        raise AutoFormerError(f"{data}: the {prefix} files do not fit together: {count} images, {len(labels)} labels")
+    rows = Split(
+        archives=np.full(count, images_name),
+        offsets=start + size * np.arange(count, dtype=np.int64),
+        sizes=np.full(count, size, dtype=np.int32),
+        labels=labels.astype(np.int32),
+        checksums=image_checksums(pixels),
+    )
+    return Delivered(rows, pixels[:, None])
+
+
+def _read_idx(path: Path, dimensions: int) -> tuple[np.ndarray, int]:
+    """The array of an IDX file, and the byte at which its values begin.
+
+    IDX: two zero bytes, the type, the number of dimensions, each dimension as 4 bytes (big-endian), the values.
+    """
+    content = read_archive(path)
+    start = 4 + 4 * dimensions
+    if len(content) < start or content[:4] != bytes([0, 0, _IDX_UNSIGNED_BYTES, dimensions]):
+        raise AutoFormerError(f"{path}: not an IDX file of {dimensions} dimensions; `make data` fetches it again")
+    shape = tuple(np.frombuffer(content, dtype=">u4", offset=4, count=dimensions).tolist())
+    values = np.frombuffer(content, dtype=np.uint8, offset=start)
+    if len(values) != np.prod(shape):
+        raise AutoFormerError(f"{path}: {len(values)} values for the shape {shape}; `make data` fetches it again")
+    return values.reshape(shape), start

@@ -1,0 +1,129 @@
+"""prepare_data: index the delivered images, split them into train, search and test, and describe them.
+
+The splits are disjoint by content, not just by number: see `autoformer.splits.hold_out`. (Fashion-MNIST holds
+no two images with the same bytes, so there the rule removes nothing.)
+"""
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from autoformer.dataset import DatasetCard, Split, hash_split, pixel_statistics, write_split
+from autoformer.errors import AutoFormerError
+from autoformer.files import hash_file, write_json
+from autoformer.randomness import derived_rng
+from autoformer.splits import hold_out
+from components.cli import existing, run_step, step_parser
+from components.config import Config
+from components.prepare_data import fashion_mnist
+
+STEP = "prepare_data"
+
+
+class Prepared(NamedTuple):
+    card: DatasetCard
+    splits: dict[str, Split]
+    left_out: int  # training images with the pixels of a test image
+    repeated: int  # training images with the pixels of another training image
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_step(STEP, parser(), _body, argv)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The step's command line."""
+    step = step_parser(STEP, "Index the delivered images, split them into train, search and test, describe them.")
+    step.add_argument("--data", type=Path, required=True, help="folder of the delivered archives")
+    step.add_argument("--card", type=Path, required=True, help="to write: the data set's card (JSON)")
+    for split, images in (("train", "training"), ("search", "scoring candidates"), ("test", "the final evaluation")):
+        step.add_argument(
+            f"--{split}-split", type=Path, required=True, help=f"to write: index of the images for {images}"
+        )
+    step.add_argument("--record", type=Path, required=True, help="to write: clock and paths of this run (JSON)")
+    return step
+
+
+def prepare(data: Path, search_images: int, seed: int) -> Prepared:
+    """Index and split the IDX files in `data`, which need not be the published ones."""
+    train = fashion_mnist.read_pair(data, "train")
+    test = fashion_mnist.read_pair(data, "t10k")
+    held_out = hold_out(
+        train.rows.labels,
+        train.rows.checksums,
+        test.rows.checksums,
+        num_classes=len(fashion_mnist.CLASSES),
+        search_images=search_images,
+        rng=derived_rng(STEP, seed),
+    )
+    splits = {
+        "train": train.rows.take(held_out.train),
+        "search": train.rows.take(held_out.search),
+        "test": test.rows,
+    }
+    mean, std = pixel_statistics(train.pixels[held_out.train])
+    card = DatasetCard(
+        name=fashion_mnist.TITLE,
+        classes=fashion_mnist.CLASSES,
+        image_size=fashion_mnist.IMAGE_SIZE,
+        channels=1,
+        encoding="raw",
+        mean=mean,
+        std=std,
+        counts={name: len(split.labels) for name, split in splits.items()},
+        licence=fashion_mnist.LICENCE,
+        source=fashion_mnist.SOURCE,
+        archives={name: hash_file(data / name) for name in fashion_mnist.ARCHIVES},
+        split_hashes={name: hash_split(split.checksums, split.labels) for name, split in splits.items()},
+    )
+    return Prepared(card, splits, held_out.left_out, held_out.repeated)
+
+
+def write_prepared(prepared: Prepared, card: Path, splits: Mapping[str, Path]) -> None:
+    """Write each split to its path in `splits`, then the card that names them."""
+    for name, path in splits.items():
+        write_split(path, prepared.splits[name])
+    write_json(card, prepared.card.model_dump(mode="json"))
+
+
+def _body(arguments: argparse.Namespace, config: Config) -> None:
+    started, clock = datetime.now(UTC), time.monotonic()
+    if config.dataset != fashion_mnist.NAME:
+        raise AutoFormerError(
+            f"dataset = {config.dataset!r}: expected '{fashion_mnist.NAME}', the one that prepare_data can read"
+        )
+    assert config.prepare_data is not None  # load_config has checked it
+    fashion_mnist.check_files(existing(arguments.data, "`make data`"))
+    prepared = prepare(arguments.data, config.prepare_data.search_images, config.seed)
+    splits = {"train": arguments.train_split, "search": arguments.search_split, "test": arguments.test_split}
+    write_prepared(prepared, arguments.card, splits)
+    record = {
+        "step": STEP,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - clock, 3),
+        "paths": {"data": str(arguments.data), "card": str(arguments.card)} | {k: str(v) for k, v in splits.items()},
+    }
+    write_json(arguments.record, record)
+    print("\n".join(summary(prepared)), flush=True)
+
+
+def summary(prepared: Prepared) -> list[str]:
+    """What was made, in a few lines for people."""
+    card = prepared.card
+    shape = f"{card.channels} x {card.image_size} x {card.image_size}"
+    lines = [f"{card.name}: {len(card.classes)} classes, images of {shape} values"]
+    for name, split in prepared.splits.items():
+        by_class = np.bincount(split.labels, minlength=len(card.classes))
+        lines.append(f"  {name:<7}{len(split.labels):>7} images, {by_class.min()} to {by_class.max()} of a class")
+    means, deviations = (", ".join(f"{value:.4f}" for value in values) for values in (card.mean, card.std))
+    lines.append(f"  train pixels: mean {means}, standard deviation {deviations}")
+    lines.append(
+        f"  same pixels twice: {prepared.left_out} training images left out (also in test), "
+        f"{prepared.repeated} kept out of search (repeated in train)"
+    )
+    return lines

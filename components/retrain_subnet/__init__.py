@@ -1,0 +1,1 @@
+"""Retrain the chosen subnet."""

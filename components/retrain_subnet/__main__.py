@@ -1,0 +1,3 @@
+from components.retrain_subnet.step import main
+
+raise SystemExit(main())

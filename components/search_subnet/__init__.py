@@ -1,0 +1,1 @@
+"""Search the supernet for the best subnet under limits."""

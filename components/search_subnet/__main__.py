@@ -1,0 +1,3 @@
+from components.search_subnet.step import main
+
+raise SystemExit(main())

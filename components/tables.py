@@ -1,0 +1,31 @@
+"""Tables as CSV files: one line a row, the columns stated, empty where a row has no value."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoformer.errors import AutoFormerError
+from autoformer.files import write_text
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows whole or not at all. Floats are written so that reading gives the same number back."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, as text. Raises `AutoFormerError` naming the file where it is missing or damaged."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise AutoFormerError(f"{path}: no such file; run the step that makes it") from None
+    if any(None in row or None in row.values() for row in rows):
+        raise AutoFormerError(f"{path}: a row has not as many values as the table has columns; run the step again")
+    return rows

@@ -1,0 +1,3 @@
+from components.train_supernet.step import main
+
+raise SystemExit(main())

@@ -1,0 +1,95 @@
+"""Train the supernet: arguments -> validated configuration -> library -> files."""
+
+import argparse
+from collections.abc import Sequence
+
+from autoformer.dataset import DatasetCard, Images
+from autoformer.files import replacing, write_json
+from components import tracking
+from components.cli import run_step, step_parser
+from components.config import Config
+from components.inputs import add_data_arguments, add_output_arguments, read_data
+from components.tables import write_table
+from components.workspace import Record, Workspace
+
+STEP = "train_supernet"
+SCORED = ("smallest", "middle", "largest")
+HISTORY = ("step", "epoch", "learning_rate", "train_loss", *(f"{name}_top1_percent" for name in SCORED))
+
+
+def parser() -> argparse.ArgumentParser:
+    result = step_parser(STEP, "Train the weight-entangled supernet on the train split.")
+    add_data_arguments(result, "train", "search")
+    add_output_arguments(result)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_step(STEP, parser(), run, argv)
+
+
+def run(arguments: argparse.Namespace, config: Config) -> None:
+    card, (train_images, search_images) = read_data(arguments, config, "train", "search")
+    workspace = Workspace(
+        STEP, config, {"card": arguments.card, "train": arguments.train_split, "search": arguments.search_split}
+    )
+    with (
+        Record(arguments.record, STEP) as record,
+        tracking.step_run(STEP, config, record.values, workspace.provenance) as tracked,
+    ):
+        _train(arguments, config, card, train_images, search_images, workspace, record, tracked)
+    workspace.clear()
+
+
+def _train(
+    arguments: argparse.Namespace,
+    config: Config,
+    card: DatasetCard,
+    train_images: Images,
+    search_images: Images,
+    workspace: Workspace,
+    record: Record,
+    tracked: tracking.StepRun,
+) -> None:
+    import torch
+    from autoformer.checkpoint import Preprocessing, SupernetCard, save_supernet
+    from autoformer.supernet import Supernet
+    from autoformer.training import Trainer, supernet_forward
+    from components.training import Row, Scorer, set_threads, train
+
+    section = config.train_supernet
+    assert section is not None
+    set_threads(config.threads)
+    torch.manual_seed(config.seed)
+    supernet = Supernet(config.space, drop_path=section.drop_path)
+    trainer = Trainer(
+        supernet,
+        supernet_forward(config.space, config.seed),
+        torch.from_numpy(train_images.pixels),
+        torch.from_numpy(train_images.labels),
+        card.mean,
+        card.std,
+        section.recipe(),
+        config.seed,
+    )
+    scorer = Scorer(search_images, card, section.score_images)
+
+    def score(model: torch.nn.Module) -> Row:
+        model.eval()
+        specs = {name: getattr(config.space, name) for name in SCORED}
+        return {
+            f"{name}_top1_percent": scorer.top1_percent(lambda images, spec=spec: model(images, spec))
+            for name, spec in specs.items()
+        }
+
+    history = train(trainer, section, score, workspace.file("checkpoint.pt"), STEP, tracked.row, record.values)
+    preprocessing = Preprocessing(mean=card.mean, std=card.std, classes=card.classes)
+    supernet_card = SupernetCard(space=config.space, preprocessing=preprocessing, provenance=workspace.provenance)
+    metrics = {key: value for key, value in history[-1].items() if key not in ("step", "epoch", "learning_rate")}
+    with replacing(arguments.out) as folder:
+        ema = None if trainer.ema is None else trainer.averaged.state_dict()
+        save_supernet(folder, supernet.state_dict(), ema, supernet_card)
+        write_table(folder / "history.csv", HISTORY, history)
+        write_json(folder / "metrics.json", metrics)
+    tracked.artifact(arguments.out / "history.csv")
+    print(f"{STEP}: {trainer.total_steps} steps, " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()), flush=True)
