@@ -5,9 +5,7 @@ no two images with the same bytes, so there the rule removes nothing.)
 """
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +19,7 @@ from autoformer.splits import hold_out
 from components.cli import existing, run_step, step_parser
 from components.config import Config
 from components.prepare_data import fashion_mnist
+from components.workspace import Record
 
 STEP = "prepare_data"
 
@@ -33,7 +32,7 @@ class Prepared(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_step(STEP, parser(), _body, argv)
+    return run_step(STEP, parser(), run, argv)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,24 +90,18 @@ def write_prepared(prepared: Prepared, card: Path, splits: Mapping[str, Path]) -
     write_json(card, prepared.card.model_dump(mode="json"))
 
 
-def _body(arguments: argparse.Namespace, config: Config) -> None:
-    started, clock = datetime.now(UTC), time.monotonic()
+def run(arguments: argparse.Namespace, config: Config) -> None:
+    """Check the delivered files, prepare, write, and print a summary."""
+    section = config.prepare_data
+    assert section is not None  # load_config has checked it
     if config.dataset != fashion_mnist.NAME:
-        raise AutoFormerError(
-            f"dataset = {config.dataset!r}: expected '{fashion_mnist.NAME}', the one that prepare_data can read"
-        )
-    assert config.prepare_data is not None  # load_config has checked it
-    fashion_mnist.check_files(existing(arguments.data, "`make data`"))
-    prepared = prepare(arguments.data, config.prepare_data.search_images, config.seed)
-    splits = {"train": arguments.train_split, "search": arguments.search_split, "test": arguments.test_split}
-    write_prepared(prepared, arguments.card, splits)
-    record = {
-        "step": STEP,
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - clock, 3),
-        "paths": {"data": str(arguments.data), "card": str(arguments.card)} | {k: str(v) for k, v in splits.items()},
-    }
-    write_json(arguments.record, record)
+        raise AutoFormerError(f"dataset = {config.dataset}: prepare_data can read '{fashion_mnist.NAME}' only")
+    with Record(arguments.record, STEP) as record:
+        record.values["data"] = str(arguments.data)
+        fashion_mnist.check_files(existing(arguments.data, "`make data`"))
+        prepared = prepare(arguments.data, section.search_images, config.seed)
+        splits = {"train": arguments.train_split, "search": arguments.search_split, "test": arguments.test_split}
+        write_prepared(prepared, arguments.card, splits)
     print("\n".join(summary(prepared)), flush=True)
 
 
