@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from hashlib import sha256
