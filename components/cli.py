@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoformer.errors import AutoFormerError
+from autoformer.files import write_json
 from components.config import Config, load_config
 
 BAD_INPUT = 2
@@ -36,8 +37,16 @@ def run_step(
         body(arguments, config)
     except AutoFormerError as error:
         print(f"{step}: {error}", file=sys.stderr, flush=True)
+        _tell_the_runner(step, str(error), BAD_INPUT)
         return BAD_INPUT
     return 0
+
+
+def _tell_the_runner(step: str, message: str, code: int) -> None:
+    """The local runner hears of a failed step only that it failed; this file tells it why."""
+    file = os.environ.get("AUTOFORMER_FAILURE")
+    if file:
+        write_json(Path(file), {"step": step, "message": message, "code": code})
 
 
 def existing(path: Path, made_by: str) -> Path:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from autoformer.errors import AutoFormerError, nearest, validated
-from autoformer.files import hash_value, read_yaml
+from autoformer.files import canonical_json, hash_value, read_yaml
 from autoformer.named import CONFIGS, load_space
 from autoformer.recipe import Recipe
 from autoformer.space import SearchSpace
@@ -143,6 +143,10 @@ class Config(BaseModel):
         """The shared keys and the section of one step: what decides that step's result, as plain data."""
         keys = {"name", "seed", "threads", "dataset", "space", step}
         return self.model_dump(mode="json", include=keys)
+
+    def step_json(self, step: str) -> str:
+        """`for_step` as one text for one value; a step takes it as its `--config`."""
+        return canonical_json(self.for_step(step))
 
     def hash(self) -> str:
         return hash_value(self.model_dump(mode="json"))

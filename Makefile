@@ -1,0 +1,82 @@
+# AutoFormer pipeline. `make` or `make help` lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+PRESET ?= params.yaml
+SET ?=
+DATASET ?= fashion-mnist
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# A library that asks its maker's server something at every start has no place in a pipeline.
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := true
+
+.PHONY: help
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@echo
+	@echo '  PRESET=smoke            a file of configs/presets/ (default: params.yaml, the demo)'
+	@echo '  SET="section.key=value" overrides, separated by spaces'
+
+.PHONY: env
+env: $(STAMP) ## build the environment in .venv from the lock file
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not there; install Python 3.11, or give PYTHON=…"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $(STAMP)
+
+.PHONY: lock
+lock: ## resolve the dependencies of pyproject.toml into requirements.lock
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --quiet --upgrade --output-file requirements.lock
+
+.PHONY: data
+data: $(STAMP) ## fetch the images into data/, verified by checksum
+	$(BIN)/python -m components.prepare_data.fetch --dataset $(DATASET) --data data/$(DATASET)
+
+.PHONY: run
+run: data ## run the whole pipeline on this machine, through KFP, without a cluster
+	$(BIN)/python -m pipeline.local --preset $(PRESET) $(if $(SET),--set '$(SET)') $(if $(FRESH),--fresh)
+
+.PHONY: repro
+repro: data ## the same steps through `dvc repro`
+	$(BIN)/python -m pipeline.repro --preset $(PRESET) $(if $(SET),--set '$(SET)')
+
+.PHONY: compile
+compile: $(STAMP) ## compile the DAG to dist/autoformer.yaml, for a KFP cluster (IMAGE=… names the image)
+	$(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.compile --out dist/autoformer.yaml
+
+.PHONY: ui
+ui: $(STAMP) ## open the MLflow UI on http://127.0.0.1:5000
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --port $(or $(PORT),5000)
+
+.PHONY: predict
+predict: $(STAMP) ## name the class of an image: make predict IMAGE=path
+	$(BIN)/python -m components.predict $(if $(MODEL),--model $(MODEL)) $(IMAGE)
+
+.PHONY: test
+test: data ## run the tests
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(STAMP) ## check style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(STAMP) ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: clean
+clean: ## remove what runs have left: runs/, work/, artifacts/, dist/; keeps data, registry and environment
+	rm -rf runs work artifacts dist

@@ -1,0 +1,45 @@
+"""The KFP component of this step."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Markdown, Metrics, Model, Output
+
+from components.kfp_edge import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def evaluate_subnet(
+    config: str,
+    data: str,
+    data_hash: str,
+    card: Input[Artifact],
+    test_split: Input[Dataset],
+    supernet: Input[Model],
+    search: Input[Artifact],
+    retrain: Input[Model],
+    evaluation: Output[Artifact],
+    metrics: Output[Metrics],
+    confusion: Output[ClassificationMetrics],
+    confusions: Output[Markdown],
+    report: Output[HTML],
+    record: Output[Artifact],
+) -> None:
+    import json
+    import shutil
+
+    from components.evaluate_subnet.confusions import matrix_for_kfp, top_confusions_markdown
+    from components.evaluate_subnet.step import main
+    from components.kfp_edge import call, log_metrics
+
+    arguments = ["--config", config, "--data", data, "--card", card.path, "--test-split", test_split.path]
+    arguments += ["--supernet", supernet.path, "--search", search.path, "--retrain", retrain.path]
+    call(main, [*arguments, "--out", evaluation.path, "--record", record.path])
+    evaluation.metadata["data_hash"] = data_hash
+    log_metrics(metrics, evaluation.path + "/metrics.json")
+    with open(evaluation.path + "/confusion.json") as file:
+        counted = json.load(file)
+    matrix = matrix_for_kfp(counted)
+    if matrix is not None:
+        confusion.log_confusion_matrix(counted["classes"], matrix)
+    with open(confusions.path, "w") as file:
+        file.write(top_confusions_markdown(counted))
+    shutil.copyfile(evaluation.path + "/report.html", report.path)

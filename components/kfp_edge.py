@@ -1,0 +1,25 @@
+"""What the bodies of the KFP components share. No torch, and no kfp: an image without kfp can run it."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+IMAGE = os.environ.get("AUTOFORMER_IMAGE", "autoformer:dev")
+"""The image that the components name when the pipeline is compiled: by digest on a cluster, or a cached result
+of other code is served. The local runner puts the hash of the source in its place."""
+
+
+def call(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> None:
+    """Run a step as its command line would, and fail the task with the step's exit code."""
+    code = main(list(arguments))
+    if code:
+        raise SystemExit(code)
+
+
+def log_metrics(artifact: Any, file: str | Path) -> None:
+    """Show the numbers of a step's `metrics.json` as a table of scalars in the KFP UI."""
+    for name, value in json.loads(Path(file).read_text()).items():
+        if isinstance(value, int | float):
+            artifact.log_metric(name, value)

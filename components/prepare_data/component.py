@@ -1,0 +1,27 @@
+"""The KFP component of this step."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Output
+
+from components.kfp_edge import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def prepare_data(
+    config: str,
+    data: str,
+    data_hash: str,  # decides the result, so it is part of the cache key
+    card: Output[Artifact],
+    train_split: Output[Dataset],
+    search_split: Output[Dataset],
+    test_split: Output[Dataset],
+    record: Output[Artifact],
+) -> None:
+    from components.kfp_edge import call
+    from components.prepare_data.step import main
+
+    arguments = ["--config", config, "--data", data, "--card", card.path]
+    arguments += ["--train-split", train_split.path, "--search-split", search_split.path]
+    call(main, [*arguments, "--test-split", test_split.path, "--record", record.path])
+    for split in (train_split, search_split, test_split):
+        split.metadata["data_hash"] = data_hash

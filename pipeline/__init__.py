@@ -1,0 +1,1 @@
+"""The DAG of the steps, its local runner and its compiler."""

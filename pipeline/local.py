@@ -1,0 +1,129 @@
+"""Run the pipeline on this machine: the same DAG through `kfp.local`, no Docker, no server, no cluster."""
+
+import argparse
+import os
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autoformer.errors import AutoFormerError
+from autoformer.files import hash_path, read_json
+from components import tracking
+from components.cli import BAD_INPUT
+from components.config import ROOT, STEPS, Config
+from components.resolve_config.step import resolve
+from components.workspace import code_version
+from pipeline.summary import summary
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(prog="python -m pipeline.local", description="Run the pipeline on this machine.")
+    result.add_argument("--preset", default="params.yaml", help="a preset's name or a params file (default: params.yaml)")
+    result.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
+    result.add_argument("--data", type=Path, help="folder with the delivered archives (default: data/<dataset>)")
+    result.add_argument("--fresh", action="store_true", help="run every step, also where its result is in the cache")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except AutoFormerError as error:
+        print(f"pipeline: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    preset = str(Path(arguments.preset).resolve()) if arguments.preset.endswith((".yaml", ".yml")) else arguments.preset
+    overrides = [item for text in arguments.overrides for item in shlex.split(text)]
+    config = resolve(preset, shlex.join(overrides))
+    data = (arguments.data or ROOT / "data" / config.dataset).resolve()
+    if not data.is_dir():
+        raise AutoFormerError(f"{data}: no such folder; `make data` fetches the images of '{config.dataset}'")
+    data_hash = hash_path(data)
+    run_id = tracking.open_pipeline_run(config, {"data_hash": data_hash, "runner": "kfp.local"})
+    failure = ROOT / "runs" / f".failure-{os.getpid()}.json"
+    _prepare_environment(run_id, failure)
+    started = time.monotonic()
+    status = "FAILED"
+    try:
+        results = _run_dag(arguments.fresh, preset, overrides, data, data_hash)
+        status = "FINISHED"
+    except RuntimeError:
+        return _explain(failure)
+    except KeyboardInterrupt:
+        status = "KILLED"
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    finally:
+        failure.unlink(missing_ok=True)
+        tracking.close_pipeline_run(run_id, status)
+    _show(config, results, time.monotonic() - started, run_id)
+    return 0
+
+
+def _prepare_environment(run_id: str, failure: Path) -> None:
+    """What the steps' processes inherit: nothing of it decides a result."""
+    failure.parent.mkdir(exist_ok=True)
+    os.environ |= {
+        "AUTOFORMER_PARENT_RUN_ID": run_id,
+        "AUTOFORMER_RUNNER_PID": str(os.getpid()),
+        "AUTOFORMER_FAILURE": str(failure),
+        "AUTOFORMER_IMAGE": f"autoformer-python:source-{code_version()}",  # part of the cache key
+        "MLFLOW_TRACKING_URI": tracking.tracking_uri(),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if sys.stderr.isatty():
+        os.environ["AUTOFORMER_TTY"] = os.ttyname(sys.stderr.fileno())
+
+
+def _run_dag(fresh: bool, preset: str, overrides: list[str], data: Path, data_hash: str) -> dict[str, Any]:
+    """Run the DAG; returns its outputs by name. Raises RuntimeError where a task fails."""
+    from kfp import local
+
+    from pipeline.dag import autoformer
+
+    warnings.filterwarnings("ignore", message="You may be attemping to run a task that uses custom")
+    root = ROOT / "runs"
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(root),
+        enable_caching=not fresh,
+        cache_root=str(root / ".kfp_cache"),
+    )
+    task = autoformer(preset=preset, data=str(data), data_hash=data_hash, overrides=shlex.join(overrides))
+    outputs: dict[str, Any] = task.outputs
+    return outputs
+
+
+def _explain(failure: Path) -> int:
+    """Repeat the failed step's own line, and end with its exit code."""
+    if not failure.exists():
+        print("pipeline: a step failed; its messages are above", file=sys.stderr)
+        return 1
+    told = read_json(failure)
+    print(f"{told['step']}: {told['message']}", file=sys.stderr)
+    return int(told["code"])
+
+
+def _show(config: Config, results: dict[str, Any], seconds: float, run_id: str) -> None:
+    paths = {name: Path(artifact.path) for name, artifact in results.items()}
+    records = {step: read_json(paths[f"{step}_record"]) for step in STEPS}
+    print(summary(config, paths["search"], paths["retrain"], paths["evaluation"], paths["registration"], records))
+    print(f"  wall time             {seconds / 60:.1f} min in all")
+    print(f"  report                {_short(paths['evaluation'] / 'report.html')}")
+    print(f"  model                 {_short(paths['retrain'] / 'model')}")
+    print(f"  MLflow                `make ui`, run {run_id}")
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

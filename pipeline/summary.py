@@ -1,0 +1,63 @@
+"""The table that a run ends with."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autoformer.complexity import count_macs, count_params
+from autoformer.files import read_json
+from autoformer.space import NamedSubnet
+from components.config import Config
+
+
+def summary(
+    config: Config,
+    search: Path,
+    retrain: Path,
+    evaluation: Path,
+    registration: Path,
+    records: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """The chosen subnet, what it costs, how good it is, and how long each step took."""
+    spec = NamedSubnet.from_yaml(search / "chosen.yaml").subnet
+    searched, retrained = read_json(search / "metrics.json"), read_json(retrain / "metrics.json")
+    tested, registered = read_json(evaluation / "metrics.json"), read_json(registration)
+    params, macs = count_params(config.space, spec), count_macs(config.space, spec)
+    rows = [
+        ("chosen subnet", f"depth {spec.depth}, width {spec.embed_dim}"),
+        ("heads", _runs(spec.num_heads)),
+        ("MLP ratios", _runs(spec.mlp_ratio)),
+        ("parameters", f"{params:,} ({params / 1e6:.3g} M)"),
+        ("multiply-adds", f"{macs:,} ({macs / 1e9:.3g} G)"),
+        ("search split", _search_scores(searched, retrained)),
+        ("test split", _test_scores(config, tested)),
+        ("registry", registered["reason"]),
+    ]
+    rows += [(f"  {step}", f"{record['seconds']:.0f} s") for step, record in records.items()]
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n" + "\n".join(f"  {name:<{max(width, 22)}}{value}" for name, value in rows)
+
+
+def _runs(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _search_scores(searched: Mapping[str, float], retrained: Mapping[str, float]) -> str:
+    parts = [f"inherited {retrained['inherited_top1_percent']:.2f} %", f"retrained {retrained['retrained_top1_percent']:.2f} %"]
+    if "scratch_top1_percent" in retrained:
+        parts.append(f"from scratch {retrained['scratch_top1_percent']:.2f} %")
+    if "random_best_top1_percent" in searched:
+        better = searched["chosen_top1_percent"] - searched["random_best_top1_percent"]
+        parts.append(f"evolution {better:+.2f} against random search")
+    return ", ".join(parts)
+
+
+def _test_scores(config: Config, tested: Mapping[str, float]) -> str:
+    low, high = tested["test_top1_low_percent"], tested["test_top1_high_percent"]
+    assert config.retrain_subnet is not None
+    parts = [f"{tested['test_top1_percent']:.2f} % top-1 (95 % interval {low:.2f} to {high:.2f}), {config.retrain_subnet.mode}"]
+    if "inherited_test_top1_percent" in tested:
+        parts.append(f"inherited {tested['inherited_test_top1_percent']:.2f} %")
+    if "scratch_test_top1_percent" in tested:
+        parts.append(f"from scratch {tested['scratch_test_top1_percent']:.2f} %")
+    return ", ".join(parts)
