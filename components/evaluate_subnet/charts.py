@@ -7,6 +7,7 @@ strokes keep their size on a telephone. Colours are CSS classes of `report.css`.
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import pairwise
 from typing import NamedTuple
 
 LABEL_HEIGHT = 16  # pixels between two labels at the ends of lines
@@ -47,18 +48,15 @@ class Scale(NamedTuple):
 
 
 def scale(values: Iterable[float], ticks: int = 5, tight: bool = False) -> Scale:
-    """A scale that holds all values and ends on round ticks; with `tight` it ends on the values themselves."""
+    """A scale that holds all values. It ends on round ticks, or with `tight` on the values themselves."""
     values = list(values)
     low, high = min(values), max(values)
     if high - low < 1e-9 * max(1.0, abs(high)):
-        margin = 0.5 if not tight else max(abs(high), 1.0)
-        low, high = (low - margin, high + margin) if not tight else (low, low + margin)
+        low, high = low - 0.5, high + 0.5
     step = _round_step((high - low) / ticks)
-    first, last = (math.ceil, math.floor) if tight else (math.floor, math.ceil)
-    start, end = int(first(low / step - 1e-9)), int(last(high / step + 1e-9))
-    if tight:
-        start, end = int(math.ceil(low / step - 1e-9)), int(math.floor(high / step + 1e-9))
-    marks = tuple(index * step for index in range(start, end + 1))
+    first = math.ceil(low / step - 1e-9) if tight else math.floor(low / step + 1e-9)
+    last = math.floor(high / step + 1e-9) if tight else math.ceil(high / step - 1e-9)
+    marks = tuple(index * step for index in range(first, last + 1))
     return Scale(low, high, marks) if tight else Scale(marks[0], marks[-1], marks)
 
 
@@ -123,7 +121,7 @@ def line(frame: Frame, points: Sequence[tuple[float, float]], css: str, steps: b
 
 
 def end_labels(frame: Frame, labels: Sequence[tuple[str, float, str]]) -> str:
-    """Labels (text, value, CSS class) right of the plot, at the height of their values, moved apart where they touch."""
+    """Labels (text, value, CSS class) right of the plot at the height of their values, or below each other."""
     ordered = sorted(labels, key=lambda label: -label[1])
     tops: list[float] = []
     for _, value, _ in ordered:
@@ -132,8 +130,8 @@ def end_labels(frame: Frame, labels: Sequence[tuple[str, float, str]]) -> str:
     parts = []
     for (text, _, css), y in zip(ordered, tops, strict=True):
         dot = element("tspan", "●", class_=f"ink {css}")
-        place = {"x": "100%", "dx": 6, "y": y - excess, "dy": "0.35em"}
-        parts.append(element("text", f"{dot} {escape(text)}", class_="label", **place))
+        content = f"{dot} {escape(text)}"
+        parts.append(element("text", content, class_="label", x="100%", dx=6, y=y - excess, dy="0.35em"))
     return "".join(parts)
 
 
@@ -142,6 +140,6 @@ def thinned(points: Sequence[tuple[float, float]], most: int = 200) -> list[tupl
     if len(points) <= most:
         return list(points)
     edges = [round(index * len(points) / (most - 1)) for index in range(most)]
-    runs = [points[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    runs = [points[start:end] for start, end in pairwise(edges)]
     means = [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
     return [*means, points[-1]]

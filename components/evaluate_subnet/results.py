@@ -1,0 +1,208 @@
+"""What the earlier steps left behind, read and checked. Torch-free, so that bad input is refused at once."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from autoformer.dataset import DatasetCard, Images, hash_split
+from autoformer.errors import AutoFormerError, validated
+from autoformer.files import read_json
+from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
+from components.cli import existing
+from components.config import Config
+from components.inputs import read_data
+from components.tables import read_table
+
+Model = Literal["retrained", "inherited", "scratch"]
+MODEL_FOLDERS: dict[Model, str] = {"retrained": "model", "inherited": "inherited", "scratch": "scratch"}
+TRAINING = ("step", "epoch", "train_loss")
+SUPERNET_CURVES = ("smallest_top1_percent", "middle_top1_percent", "largest_top1_percent")
+PROGRESS_CURVES = ("evolution_best_top1_percent", "random_best_top1_percent")
+CANDIDATE = (
+    "id", "origin", "generation", "parents", "depth", "embed_dim", "num_heads", "mlp_ratio", "params", "macs",
+    "top1_percent", "loss",
+)  # fmt: skip
+
+Point = tuple[float, float]
+
+
+class Candidate(NamedTuple):
+    """A row of the search's candidates.csv. `id` is that of the search; the baseline may count from 0 again."""
+
+    id: str
+    origin: str
+    generation: int
+    parents: tuple[str, ...]
+    spec: SubnetSpec
+    params: int
+    macs: int
+    top1_percent: float
+    loss: float
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.origin == "baseline"
+
+
+class Search(NamedTuple):
+    candidates: list[Candidate]
+    chosen: int  # index in candidates
+    progress: dict[str, list[Point]]  # column of progress.csv -> (candidates scored, best top-1 so far)
+    metrics: dict[str, float]
+
+
+class Results(NamedTuple):
+    """All that the evaluation reads, but for the weights."""
+
+    card: DatasetCard
+    space: SearchSpace
+    subnet: NamedSubnet
+    mode: str  # how the weights of the retrained subnet came about
+    models: dict[Model, Path]
+    search: Search
+    supernet_curves: dict[str, list[Point]]  # "train_loss" and SUPERNET_CURVES -> (epoch, value)
+    retrain_curves: dict[str, list[Point]]  # "train_loss" and "search_top1_percent" -> (epoch, value)
+    scratch_curves: dict[str, list[Point]]  # empty where there was no training from scratch beside it
+    provenance: dict[str, Any]  # "train_supernet" and "retrain_subnet" -> what made it
+
+
+def read_all(arguments: argparse.Namespace, config: Config) -> tuple[Results, Images]:
+    """Read and check every input. Raises `AutoFormerError` with one line that names the file and the way out."""
+    card, (images,) = read_data(arguments, config, "test")
+    _check_test_split(arguments.test_split, card, images)
+    for folder, step in (("supernet", "train_supernet"), ("search", "search_subnet"), ("retrain", "retrain_subnet")):
+        existing(getattr(arguments, folder), step)
+    subnet = NamedSubnet.from_yaml(existing(arguments.search / "chosen.yaml", "search_subnet"))
+    models = _models(arguments.retrain)
+    cards = {model: _check_model(folder, card, config.space, subnet.subnet) for model, folder in models.items()}
+    supernet = read_json(arguments.supernet / "supernet.json")
+    provenance = {"train_supernet": supernet.get("provenance", {}), "retrain_subnet": cards["retrained"]}
+    results = Results(
+        card=card,
+        space=config.space,
+        subnet=subnet,
+        mode=_mode(provenance["retrain_subnet"]),
+        models=models,
+        search=read_search(arguments.search, subnet.subnet),
+        supernet_curves=_curves(arguments.supernet / "history.csv", "epoch", ("train_loss", *SUPERNET_CURVES)),
+        retrain_curves=_retrain_curves(arguments.retrain / "history.csv"),
+        scratch_curves=_retrain_curves(arguments.retrain / "scratch_history.csv"),
+        provenance=provenance,
+    )
+    return results, images
+
+
+def read_search(folder: Path, chosen: SubnetSpec) -> Search:
+    """The tables of a search folder. Raises `AutoFormerError` where the chosen subnet is not among the candidates."""
+    table = existing(folder / "candidates.csv", "search_subnet")
+    candidates = [_candidate(table, row) for row in _rows(table, CANDIDATE)]
+    same = [index for index, candidate in enumerate(candidates) if candidate.spec == chosen]
+    if not same:
+        raise AutoFormerError(f"{table}: does not hold the subnet of chosen.yaml; run search_subnet again")
+    metrics = read_json(existing(folder / "metrics.json", "search_subnet"))
+    return Search(
+        candidates=candidates,
+        chosen=min(same, key=lambda index: candidates[index].is_baseline),
+        progress=_curves(existing(folder / "progress.csv", "search_subnet"), "scored", PROGRESS_CURVES),
+        metrics={key: float(value) for key, value in metrics.items() if isinstance(value, int | float)},
+    )
+
+
+def _check_test_split(path: Path, card: DatasetCard, images: Images) -> None:
+    found, wanted = hash_split(images.checksums, images.labels), card.split_hashes.get("test", "")
+    if found != wanted:
+        raise AutoFormerError(
+            f"{path}: its hash is {found[:12]}…, but the card's test split has {wanted[:12] or 'none'}…; "
+            "give the test split that prepare_data made with this card"
+        )
+
+
+def _models(retrain: Path) -> dict[Model, Path]:
+    models: dict[Model, Path] = {model: retrain / folder for model, folder in MODEL_FOLDERS.items()}
+    if not models["scratch"].exists():
+        del models["scratch"]
+    for folder in models.values():
+        existing(folder / "model.safetensors", "retrain_subnet")
+    return models
+
+
+def _check_model(folder: Path, card: DatasetCard, space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
+    """The model's own card, after checking that it is of this data set, this space and this subnet."""
+    file = folder / "model.json"
+    found = read_json(existing(file, "retrain_subnet"))
+    try:
+        classes, provenance = tuple(found["preprocessing"]["classes"]), dict(found["provenance"])
+        its_spec = SubnetSpec.from_dict(found["subnet"], str(file))
+        its_space = validated(SearchSpace, found["space"], str(file))
+    except (KeyError, TypeError):
+        raise AutoFormerError(f"{file}: not the card of a subnet; run retrain_subnet again") from None
+    if classes != card.classes:
+        raise AutoFormerError(
+            f"{file}: trained for {_few(classes)}, but the data set's card has {_few(card.classes)}; "
+            "run retrain_subnet on this data set"
+        )
+    if its_space != space:
+        raise AutoFormerError(
+            f"{file}: of the space '{its_space.name}' as it was then, not of the configured '{space.name}'; "
+            "run retrain_subnet again"
+        )
+    if its_spec != spec:
+        raise AutoFormerError(f"{file}: not the subnet of the search's chosen.yaml; run retrain_subnet again")
+    return provenance
+
+
+def _few(classes: Sequence[str]) -> str:
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})"
+
+
+def _mode(provenance: Mapping[str, Any]) -> str:
+    """How the retrained model got its weights: "scratch", "finetune" or "inherited", as its provenance says."""
+    section = provenance.get("config", {}).get("retrain_subnet") or {}
+    return str(provenance.get("weights") or section.get("mode") or "unknown")
+
+
+def _candidate(file: Path, row: dict[str, str]) -> Candidate:
+    try:
+        spec = SubnetSpec(
+            int(row["depth"]),
+            int(row["embed_dim"]),
+            tuple(int(heads) for heads in row["num_heads"].split(";")),
+            tuple(float(ratio) for ratio in row["mlp_ratio"].split(";")),
+        )
+        return Candidate(
+            id=row["id"],
+            origin=row["origin"],
+            generation=int(row["generation"] or 0),
+            parents=tuple(parent for parent in row["parents"].split(";") if parent),
+            spec=spec,
+            params=int(row["params"]),
+            macs=int(row["macs"]),
+            top1_percent=float(row["top1_percent"]),
+            loss=float(row["loss"]),
+        )
+    except ValueError as error:
+        raise AutoFormerError(f"{file}: candidate {row['id']}: {error}; run search_subnet again") from None
+
+
+def _retrain_curves(file: Path) -> dict[str, list[Point]]:
+    """No file, or one without rows, means that nothing was trained."""
+    return _curves(file, "epoch", ("train_loss", "search_top1_percent")) if file.exists() else {}
+
+
+def _curves(file: Path, x: str, columns: Sequence[str]) -> dict[str, list[Point]]:
+    """column -> (x, value) of the rows that have a value there; columns without any are left out."""
+    rows = _rows(file, (x, *columns))
+    try:
+        curves = {column: [(float(row[x]), float(row[column])) for row in rows if row[column]] for column in columns}
+    except ValueError as error:
+        raise AutoFormerError(f"{file}: {error}; run the step that makes it again") from None
+    return {column: points for column, points in curves.items() if points}
+
+
+def _rows(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    rows = read_table(existing(file, "an earlier step"))
+    missing = [column for column in columns if rows and column not in rows[0]]
+    if missing:
+        raise AutoFormerError(f"{file}: has no column '{missing[0]}'; run the step that makes it again")
+    return rows
