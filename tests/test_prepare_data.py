@@ -43,6 +43,13 @@ def _arguments(data: Path, out: Path, **changes: object) -> list[str]:
     return [*arguments, "--record", str(out / "run" / "run.json")]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _untracked() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOFORMER_TRACKING", "off")
+        yield
+
+
 class Made(NamedTuple):
     folder: Path
     printed: str

@@ -13,13 +13,14 @@ import numpy as np
 
 from autoformer.dataset import DatasetCard, Split, hash_split, pixel_statistics, write_split
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_file, write_json
+from autoformer.files import hash_file, hash_path, write_json
 from autoformer.randomness import derived_rng
 from autoformer.splits import hold_out
+from components import tracking
 from components.cli import existing, run_step, step_parser
 from components.config import Config
 from components.prepare_data import fashion_mnist
-from components.workspace import Record
+from components.workspace import Record, code_version
 
 STEP = "prepare_data"
 
@@ -96,12 +97,15 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     assert section is not None  # load_config has checked it
     if config.dataset != fashion_mnist.NAME:
         raise AutoFormerError(f"dataset = {config.dataset}: prepare_data can read '{fashion_mnist.NAME}' only")
+    fashion_mnist.check_files(existing(arguments.data, "`make data`"))
     with Record(arguments.record, STEP) as record:
-        record.values["data"] = str(arguments.data)
-        fashion_mnist.check_files(existing(arguments.data, "`make data`"))
         prepared = prepare(arguments.data, section.search_images, config.seed)
-        splits = {"train": arguments.train_split, "search": arguments.search_split, "test": arguments.test_split}
-        write_prepared(prepared, arguments.card, splits)
+        provenance = {"code": code_version(), "inputs": {"data": hash_path(arguments.data)}}
+        with tracking.step_run(STEP, config, record.values, provenance) as tracked:
+            splits = {"train": arguments.train_split, "search": arguments.search_split, "test": arguments.test_split}
+            write_prepared(prepared, arguments.card, splits)
+            tracked.metrics({f"{name}_images": count for name, count in prepared.card.counts.items()})
+            tracked.artifact(arguments.card)
     print("\n".join(summary(prepared)), flush=True)
 
 
