@@ -71,7 +71,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class EvolutionSettings:
-    """The official defaults (`evolution.py` of the official code)."""
+    """The official defaults (`evolution.py` of the official code). Raises `AutoFormerError` where they do not fit."""
 
     population: int = 50
     generations: int = 20
@@ -81,6 +81,12 @@ class EvolutionSettings:
     mutation_probability: float = 0.2
     structure_probability: float = 0.4
     tries: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.mutations + self.crossovers > self.population:
+            raise AutoFormerError(
+                f"mutations {self.mutations} + crossovers {self.crossovers} are more than population {self.population}"
+            )
 
 
 def mutate(space: SearchSpace, parent: SubnetSpec, rng: Random, settings: EvolutionSettings) -> SubnetSpec:

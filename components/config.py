@@ -179,17 +179,22 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
             return json.loads(source), "--config"
         except json.JSONDecodeError as error:
             raise AutoFormerError(f"--config: not readable as JSON: {error}") from None
-    if source.endswith((".yaml", ".yml")):
-        path = Path(source)
-    else:
-        path = CONFIGS / "presets" / f"{source}.yaml"
-        if not path.is_file():
-            presets = [file.stem for file in path.parent.glob("*.yaml")]
-            raise AutoFormerError(f"no preset '{source}' in configs/presets; {nearest(source, presets)}")
+    path = preset_path(source)
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise AutoFormerError(f"{path}: expected sections, found {type(data).__name__}")
     return data, str(path)
+
+
+def preset_path(source: str) -> Path:
+    """The file of a preset's name, or the path itself where `source` is one."""
+    if source.endswith((".yaml", ".yml")):
+        return Path(source)
+    path = CONFIGS / "presets" / f"{source}.yaml"
+    if not path.is_file():
+        presets = [file.stem for file in path.parent.glob("*.yaml")]
+        raise AutoFormerError(f"no preset '{source}' in configs/presets; {nearest(source, presets)}")
+    return path
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

@@ -1,0 +1,100 @@
+"""Run the steps through `dvc repro`, with a preset or overrides written to params.yaml first."""
+
+import argparse
+import io
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from autoformer.errors import AutoFormerError
+from autoformer.files import read_json, write_text
+from components import tracking
+from components.cli import BAD_INPUT
+from components.config import CONFIGS, ROOT, STEPS, load_config, preset_path
+from pipeline.summary import summary
+
+PARAMS = ROOT / "params.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.repro", description=__doc__)
+    parser.add_argument("--preset", default="params.yaml", help="a preset to write to params.yaml (default: as it is)")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
+    arguments = parser.parse_args(argv)
+    overrides = [item for text in arguments.overrides for item in shlex.split(text)]
+    try:
+        _write_params(arguments.preset, overrides)
+        tracking.initialise(tracking.tracking_uri())
+    except AutoFormerError as error:
+        print(f"repro: {error}", file=sys.stderr)
+        return BAD_INPUT
+    environment = os.environ | {"AUTOFORMER_RUNNER_PID": str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    code = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment, check=False).returncode
+    if code == 0:
+        _show()
+    return code
+
+
+def _write_params(preset: str, overrides: list[str]) -> None:
+    """Make params.yaml the preset with its overrides; validated first, and never over edits that exist nowhere else."""
+    load_config(preset, overrides)
+    path = preset_path(preset)
+    text = path.read_text(encoding="utf-8")
+    if overrides:
+        text = _overridden(text, overrides)
+    if text == PARAMS.read_text(encoding="utf-8"):
+        return
+    if path.resolve() != PARAMS and not _is_kept_elsewhere(PARAMS):
+        raise AutoFormerError(
+            "params.yaml has edits that are neither committed nor a preset; commit them, or save them as a file "
+            f"of configs/presets/, before PRESET={preset} takes their place"
+        )
+    write_text(PARAMS, text)
+    print(f"repro: params.yaml is now {preset}{' with ' + ' '.join(overrides) if overrides else ''}; "
+          "`git checkout params.yaml` brings the committed one back")  # fmt: skip
+
+
+def _is_kept_elsewhere(params: Path) -> bool:
+    presets = (preset.read_bytes() for preset in (CONFIGS / "presets").glob("*.yaml"))
+    if params.read_bytes() in presets:
+        return True
+    return subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(params)], cwd=ROOT, check=False).returncode == 0
+
+
+def _overridden(text: str, overrides: list[str]) -> str:
+    """The YAML text with values replaced; its comments stay."""
+    from ruamel.yaml import YAML
+
+    editor = YAML()
+    editor.preserve_quotes = True
+    data = editor.load(text)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        *sections, last = key.strip().split(".")
+        if sections[:1] == ["space"]:
+            raise AutoFormerError(f"--set {override}: DVC follows a space by its file; make one in configs/spaces/")
+        place = data
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = yaml.safe_load(value)
+    out = io.StringIO()
+    editor.dump(data, out)
+    return out.getvalue()
+
+
+def _show() -> None:
+    artifacts = ROOT / "artifacts"
+    records = {step: read_json(artifacts / "records" / f"{step}.json") for step in STEPS}
+    config = load_config(str(PARAMS))
+    folders = (artifacts / name for name in ("search", "retrain", "evaluation", "registration.json"))
+    print(summary(config, *folders, records))
+    print("  report                artifacts/evaluation/report.html")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,208 @@
+"""The evolutionary search, on tables computed by hand."""
+
+from random import Random
+
+import pytest
+
+from autoformer.complexity import count_macs, count_params
+from autoformer.errors import AutoFormerError
+from autoformer.named import load_space
+from autoformer.pareto import pareto_front
+from autoformer.search import Candidate, Evolution, EvolutionSettings, Limits, Scored, cross, mutate, random_baseline
+from autoformer.space import SearchSpace, SubnetSpec
+
+SPACE = load_space("fashion-mnist")
+
+
+def space_with(**choices: list[float]) -> SearchSpace:
+    data = SPACE.model_dump()
+    return SearchSpace.model_validate(data | {"choices": data["choices"] | choices})
+
+
+def heads_of(specs: list[SubnetSpec]) -> list[int]:
+    return [sum(spec.num_heads) for spec in specs]
+
+
+class Always(Random):
+    """Chooses the first of everything; `random()` gives `value`."""
+
+    def __init__(self, value: float, pick: int = 0) -> None:
+        super().__init__(0)
+        self.value, self.pick = value, pick
+
+    def random(self) -> float:
+        return self.value
+
+    def choice(self, options):  # type: ignore[no-untyped-def]
+        return options[self.pick]
+
+
+def test_mutation_with_probability_zero_changes_nothing() -> None:
+    settings = EvolutionSettings(mutation_probability=0.0, structure_probability=0.0)
+    parent = SPACE.sample(Random(1))
+    assert mutate(SPACE, parent, Random(2), settings) == parent
+
+
+def test_mutation_cuts_off_and_appends_blocks() -> None:
+    space = space_with(depth=[2, 4], embed_dim=[64, 128], num_heads=[4, 8], mlp_ratio=[2.0, 4.0])
+    settings = EvolutionSettings(mutation_probability=0.5, structure_probability=0.5)
+    deep = SubnetSpec(4, 128, (8, 8, 8, 8), (4.0, 4.0, 4.0, 4.0))
+    # random() = 0.4 < 0.5: everything is drawn anew, and the first choice is drawn
+    assert mutate(space, deep, Always(0.4, 0), settings) == SubnetSpec(2, 64, (4, 4), (2.0, 2.0))
+    shallow = SubnetSpec(2, 64, (4, 4), (2.0, 2.0))
+    assert mutate(space, shallow, Always(0.4, -1), settings) == deep
+    # random() = 0.5 is not below 0.5: nothing is
+    assert mutate(space, deep, Always(0.5, 0), settings) == deep
+
+
+def test_mutation_draws_as_often_as_it_says() -> None:
+    settings = EvolutionSettings(mutation_probability=0.2, structure_probability=0.0)
+    space = space_with(depth=[6], num_heads=[1, 2, 3, 4, 5, 6, 7, 8])
+    parent = SubnetSpec(6, 64, (1,) * 6, (2.0,) * 6)
+    rng = Random(0)
+    mutants = [mutate(space, parent, rng, settings) for _ in range(3000)]
+    changed = sum(heads != 1 for mutant in mutants for heads in mutant.num_heads) / 18000
+    assert changed == pytest.approx(0.2 * 7 / 8, abs=0.01)
+
+
+def test_children_of_equal_depth_take_each_value_from_either_parent() -> None:
+    first = SubnetSpec(3, 64, (4, 4, 4), (2.0, 2.0, 2.0))
+    second = SubnetSpec(3, 128, (8, 8, 8), (4.0, 4.0, 4.0))
+    rng = Random(0)
+    children = [cross(first, second, rng) for _ in range(2000)]
+    assert all(heads in (4, 8) for child in children for heads in child.num_heads)
+    assert sum(child.embed_dim == 64 for child in children) / 2000 == pytest.approx(0.5, abs=0.04)
+    assert sum(child.num_heads[1] == 4 for child in children) / 2000 == pytest.approx(0.5, abs=0.04)
+    assert len({(child.num_heads, child.mlp_ratio) for child in children}) == 64  # every combination
+
+
+def test_children_of_unequal_depth_are_whole() -> None:
+    """The official code truncates them, and takes a width or a head count for another (spec 7.6)."""
+    short = SubnetSpec(2, 64, (4, 4), (2.0, 2.0))
+    long = SubnetSpec(4, 128, (8, 8, 8, 8), (4.0, 4.0, 4.0, 4.0))
+    rng = Random(0)
+    for _ in range(500):
+        child = cross(short, long, rng)
+        assert child.depth in (2, 4)
+        assert set(child.num_heads[2:]) <= {8} and set(child.mlp_ratio[2:]) <= {4.0}
+
+
+def test_every_generation_is_ranked_and_every_candidate_scored_once() -> None:
+    settings = EvolutionSettings(population=8, generations=3, parents=3, mutations=4, crossovers=4)
+    evolution = Evolution(SPACE, Limits(), settings, Random(0))
+    asked: list[SubnetSpec] = []
+    sizes = []
+    while candidates := evolution.ask():
+        sizes.append(len(candidates))
+        asked += [candidate.spec for candidate in candidates]
+        evolution.tell(candidates, heads_of([candidate.spec for candidate in candidates]))
+    assert sizes == [8, 8, 8, 8]
+    assert len(set(asked)) == len(asked) == 32
+    best = evolution.best(1)[0]
+    assert best.score == max(heads_of(asked))  # the last generation's too
+
+
+def test_parents_come_from_the_best_of_all_generations() -> None:
+    settings = EvolutionSettings(population=6, generations=4, parents=2, mutations=3, crossovers=3)
+    evolution = Evolution(SPACE, Limits(), settings, Random(3))
+    while candidates := evolution.ask():
+        allowed = {scored.candidate.id for scored in evolution.best(2)}
+        for candidate in candidates:
+            assert set(candidate.parents) <= allowed
+            assert bool(candidate.parents) == (candidate.origin in ("mutation", "crossover"))
+        evolution.tell(candidates, heads_of([candidate.spec for candidate in candidates]))
+
+
+def test_evolution_finds_what_random_search_does_not() -> None:
+    """The score is the closeness to one hidden subnet out of 1.8 million."""
+    hidden = SPACE.sample(Random(99))
+
+    def score(spec: SubnetSpec) -> float:
+        alike = sum(a == b for a, b in zip(spec.num_heads, hidden.num_heads, strict=False))
+        alike += sum(a == b for a, b in zip(spec.mlp_ratio, hidden.mlp_ratio, strict=False))
+        return alike + 3 * (spec.depth == hidden.depth) + 3 * (spec.embed_dim == hidden.embed_dim)
+
+    evolved, random = [], []
+    for seed in range(5):
+        evolution = Evolution(SPACE, Limits(), EvolutionSettings(), Random(seed))
+        while candidates := evolution.ask():
+            evolution.tell(candidates, [score(candidate.spec) for candidate in candidates])
+        evolved.append(evolution.best(1)[0].score)
+        baseline = random_baseline(SPACE, Limits(), len(evolution.scored), 10_000, Random(seed + 100))
+        random.append(max(score(candidate.spec) for candidate in baseline))
+    assert len(evolution.scored) == 50 * 21  # the official budget, all of it ranked
+    assert min(evolved) > max(random)
+
+
+def test_limits_hold_for_every_candidate_and_both_ends_are_legal() -> None:
+    largest = SPACE.largest
+    top = count_params(SPACE, largest)
+    assert Limits(max_params=top, min_params=top).allow(top, 1)
+    assert not Limits(max_params=top - 1).allow(top, 1)
+    limits = Limits(min_params=300_000, max_params=500_000, min_macs=5_000_000, max_macs=9_000_000)
+    evolution = Evolution(SPACE, limits, EvolutionSettings(20, 3, 5, 10, 10), Random(0))
+    while candidates := evolution.ask():
+        for candidate in candidates:
+            assert candidate.params == count_params(SPACE, candidate.spec)
+            assert candidate.macs == count_macs(SPACE, candidate.spec)
+            assert 300_000 <= candidate.params <= 500_000
+            assert 5_000_000 <= candidate.macs <= 9_000_000
+        evolution.tell(candidates, [0.0] * len(candidates))
+
+
+@pytest.mark.parametrize("limits", [Limits(max_params=1000), Limits(min_macs=10**12), Limits(10**6, 10**6)])
+def test_limits_that_no_subnet_meets_end_in_a_clear_error(limits: Limits) -> None:
+    smallest = f"{count_params(SPACE, SPACE.smallest):,}"
+    with pytest.raises(AutoFormerError, match="no legal candidate in 200 tries under") as told:
+        Evolution(SPACE, limits, EvolutionSettings(tries=200), Random(0)).ask()
+    assert f"the smallest subnet has {smallest} parameters" in str(told.value)
+    assert "\n" not in str(told.value)
+    with pytest.raises(AutoFormerError, match="no legal candidate"):
+        random_baseline(SPACE, limits, 5, 200, Random(0))
+
+
+def test_a_space_smaller_than_the_population_is_searched_whole_and_ends() -> None:
+    space = space_with(depth=[1], embed_dim=[64, 128], num_heads=[4, 8], mlp_ratio=[2.0])
+    evolution = Evolution(space, Limits(), EvolutionSettings(10, 20, 2, 5, 5, tries=500), Random(0))
+    first = evolution.ask()
+    assert {candidate.spec for candidate in first} == {
+        SubnetSpec(1, width, (heads,), (2.0,)) for width in (64, 128) for heads in (4, 8)
+    }
+    evolution.tell(first, [1.0, 2.0, 3.0, 4.0])
+    assert evolution.ask() == []
+
+
+def test_ties_go_to_the_smaller_subnet_then_to_the_earlier() -> None:
+    spec = SPACE.smallest
+
+    def scored(id: int, params: int, score: float) -> Scored:
+        return Scored(Candidate(id, spec, "initial", 0, (), params, 0), score)
+
+    table = [scored(0, 900, 80.0), scored(1, 700, 80.0), scored(2, 700, 80.0), scored(3, 100, 79.9)]
+    assert [entry.candidate.id for entry in sorted(table, key=lambda entry: entry.rank)] == [1, 2, 0, 3]
+
+
+def test_the_same_seed_gives_the_same_search() -> None:
+    def run(seed: int) -> list[Candidate]:
+        evolution = Evolution(SPACE, Limits(), EvolutionSettings(10, 2, 4, 5, 5), Random(seed))
+        table: list[Candidate] = []
+        while candidates := evolution.ask():
+            table += candidates
+            evolution.tell(candidates, heads_of([candidate.spec for candidate in candidates]))
+        return table
+
+    assert run(7) == run(7)
+    assert run(7) != run(8)
+
+
+def test_a_population_too_small_for_its_offspring_is_refused() -> None:
+    with pytest.raises(AutoFormerError, match=r"mutations 25 \+ crossovers 25 are more than population 10"):
+        EvolutionSettings(population=10)
+
+
+def test_pareto_front() -> None:
+    # (cost, -score): 1 is dominated by 0, 4 equals 2 and comes later, 5 costs as much as 3 and scores less
+    points = [(1, -70), (2, -70), (3, -80), (5, -90), (3, -80), (5, -85), (9, -90)]
+    assert pareto_front(points) == [0, 2, 3]
+    assert pareto_front([]) == []
+    assert pareto_front([(1, 1)]) == [0]
