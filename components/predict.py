@@ -1,0 +1,60 @@
+"""`python -m components.predict IMAGE…`: say what is in a picture, with the registered model or one of a folder."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from autoformer.errors import AutoFormerError
+from components.cli import BAD_INPUT, existing
+
+TOP = 3
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m components.predict",
+        description="Name what images show. They must look like the training images: see autoformer/predict.py.",
+    )
+    result.add_argument("--model-name", default="fashion-mnist", help="in MLflow's registry (%(default)s)")
+    result.add_argument("--alias", default="champion", help="of the version to use (%(default)s)")
+    result.add_argument("--model", type=Path, help="a folder with model.safetensors and model.json, not the registry")
+    result.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        for line in answers(arguments):
+            print(line, flush=True)
+    except AutoFormerError as error:
+        print(f"predict: {error}", file=sys.stderr, flush=True)
+        return BAD_INPUT
+    return 0
+
+
+def answers(arguments: argparse.Namespace) -> list[str]:
+    """A line for each image: the likeliest classes with their probabilities."""
+    for path in arguments.images:  # before seconds of imports
+        if not path.is_file():
+            raise AutoFormerError(f"{path}: {'a folder, not an image' if path.is_dir() else 'no such image'}")
+    folder = arguments.model
+    if folder is None:
+        from components import tracking
+
+        folder = tracking.model_folder(arguments.model_name, arguments.alias)
+    from autoformer.checkpoint import load_subnet
+    from autoformer.predict import open_image, predict
+
+    images = [open_image(path) for path in arguments.images]
+    model, card = load_subnet(existing(folder, "retrain_subnet"))
+    lines = []
+    for path, image in zip(arguments.images, images, strict=True):
+        best = predict(model, card, image)[:TOP]
+        lines.append(f"{path}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best))
+    return lines
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

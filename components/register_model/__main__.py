@@ -1,0 +1,3 @@
+from components.register_model.step import main
+
+raise SystemExit(main())

@@ -1,0 +1,55 @@
+"""The rule by which a model is registered, or not. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Outcome = Literal["registered", "unchanged", "refused"]
+TOP1, TEST_SPLIT, WEIGHTS = "test_top1_percent", "test_split", "weights"  # tags of a version
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A model and how it did: its weights and the test split by their hashes, None where nobody knows."""
+
+    weights: str | None
+    test_split: str | None
+    top1_percent: float | None
+
+    @classmethod
+    def from_tags(cls, tags: Mapping[str, str]) -> "Tested":
+        """The present champion, as the tags of its version say; one that a person registered may have none."""
+        try:
+            top1_percent = float(tags[TOP1])
+        except (KeyError, ValueError):
+            top1_percent = None
+        return cls(tags.get(WEIGHTS), tags.get(TEST_SPLIT), top1_percent)
+
+
+class Decision(NamedTuple):
+    outcome: Outcome
+    reason: str
+
+
+def decide(candidate: Tested, min_top1_percent: float, champion: Tested | None) -> Decision:
+    """Register what is good enough, and on the same test images not worse than the champion."""
+    top1 = candidate.top1_percent
+    if top1 is None or not top1 >= min_top1_percent:  # "not >=" refuses NaN too
+        return Decision("refused", f"test accuracy {_percent(top1)} is below min_top1_percent {min_top1_percent:g}")
+    enough = f"test accuracy {_percent(top1)} reaches min_top1_percent {min_top1_percent:g}"
+    if champion is None:
+        return Decision("registered", f"{enough}; there is no champion yet")
+    if champion.weights == candidate.weights:
+        return Decision("unchanged", "the very same weights are the champion already")
+    if champion.test_split is None or champion.top1_percent is None:
+        return Decision("registered", f"{enough}; not compared: the champion does not say how it was tested")
+    if champion.test_split != candidate.test_split:
+        return Decision("registered", f"{enough}; not compared: the champion was tested on another test split")
+    theirs = _percent(champion.top1_percent)
+    if top1 < champion.top1_percent:
+        return Decision("refused", f"test accuracy {_percent(top1)} is below the champion's {theirs}")
+    return Decision("registered", f"{enough}; the champion has {theirs}")
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f} %"

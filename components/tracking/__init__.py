@@ -1,0 +1,35 @@
+"""MLflow: runs, metrics, artifacts, models. The only package that imports it, and then inside functions.
+
+Everything goes through `MlflowClient` with run ids said outright, so that no global run is active.
+"""
+
+from components.tracking.models import (
+    ModelVersion,
+    aliased_version,
+    log_model,
+    model_folder,
+    move_alias,
+    register,
+    version_with_tag,
+)
+from components.tracking.runs import Status, close_pipeline_run, find_pipeline_run, open_pipeline_run, step_run
+from components.tracking.step_run import StepRun
+from components.tracking.store import initialise, tracking_uri
+
+__all__ = [
+    "ModelVersion",
+    "Status",
+    "StepRun",
+    "aliased_version",
+    "close_pipeline_run",
+    "find_pipeline_run",
+    "initialise",
+    "log_model",
+    "model_folder",
+    "move_alias",
+    "open_pipeline_run",
+    "register",
+    "step_run",
+    "tracking_uri",
+    "version_with_tag",
+]

@@ -1,0 +1,156 @@
+"""Where runs are kept, and the one way to reach it. MLflow is imported inside functions: it takes seconds."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from autoformer.errors import AutoFormerError
+from components.config import ROOT
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "autoformer"
+LOCK_SECONDS = 120
+# MLflow's own defaults are 7 retries of 120 s: a server that is away would hold training up for a quarter of an hour.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+_PROBE_SECONDS = "10"
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or the sqlite file at the root of the repository."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
+
+
+def shown(uri: str) -> str:
+    """The address without user name and password, fit for records and messages."""
+    parts = urlsplit(uri)
+    secret, at, _ = parts.netloc.rpartition("@")
+    return uri.replace(secret + at, "", 1) if at else uri
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The database file of a sqlite address; None for any other."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def connect() -> "MlflowClient":
+    """A client of the store that `tracking_uri` names, which is made where it does not yet exist."""
+    return initialise(tracking_uri())
+
+
+@cache
+def initialise(uri: str) -> "MlflowClient":
+    """Create the store at `uri` if need be, and answer with a client of it.
+
+    Safe to call from several processes at once: two first users of a fresh sqlite file would break it.
+
+    Raises:
+        AutoFormerError: the store does not answer, within about 20 seconds.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    file = sqlite_file(uri)
+    with answering(uri):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        with locked(uri), _short_requests():
+            client = mlflow.MlflowClient(uri, uri)
+            client.search_experiments(max_results=1)
+            client.search_registered_models(max_results=1)
+    return client
+
+
+@contextlib.contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Say it in one line where the store does not do what it is asked."""
+    try:
+        yield
+    except AutoFormerError:
+        raise
+    except Exception as error:  # MLflow, SQLAlchemy, requests and the file system each raise kinds of their own
+        raise AutoFormerError(
+            f"MLflow at {shown(uri)} cannot be used ({reason(error)}); see that it is there, or set MLFLOW_TRACKING_URI"
+        ) from error
+
+
+@contextlib.contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """Hold the lock of a store among the processes of this machine."""
+    file = sqlite_file(uri)
+    digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    path = (
+        file.with_name(f"{file.name}.lock")
+        if file
+        else Path(tempfile.gettempdir()) / f"mlflow-{os.getuid()}-{digest}.lock"
+    )
+    give_up = time.monotonic() + LOCK_SECONDS
+    with path.open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    raise AutoFormerError(
+                        f"{path}: another process has held this lock for {LOCK_SECONDS} s; end it"
+                    ) from None
+                time.sleep(0.05)
+        yield
+
+
+def experiment_id(client: "MlflowClient") -> str:
+    """The experiment that runs belong to: KFP's, else `MLFLOW_EXPERIMENT_NAME`, else "autoformer"; made if need be."""
+    given = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if given:
+        return given
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    with locked(client.tracking_uri):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            return str(client.create_experiment(name, artifact_location=_artifact_location(client.tracking_uri, name)))
+    if found.lifecycle_stage == "deleted":
+        raise AutoFormerError(
+            f"the MLflow experiment '{name}' was deleted; restore it, or name another: MLFLOW_EXPERIMENT_NAME"
+        )
+    return str(found.experiment_id)
+
+
+def _artifact_location(uri: str, experiment: str) -> str | None:
+    """Beside a sqlite file, whatever folder the step was started in; a server has a place of its own."""
+    file = sqlite_file(uri)
+    return None if file is None else (file.absolute().parent / "mlruns" / experiment).as_uri()
+
+
+@contextlib.contextmanager
+def _short_requests() -> Iterator[None]:
+    """The first request is a small one: it need not have the time that an upload has."""
+    usual = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = min(usual, _PROBE_SECONDS, key=float)
+    try:
+        yield
+    finally:
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = usual
+
+
+def reason(error: BaseException) -> str:
+    """An error as the short part of one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"
