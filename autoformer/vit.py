@@ -133,7 +133,7 @@ class AutoFormer(VisionTransformer):
             img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes,
             global_pool=global_pool, embed_dim=embed_dim, depth=len(num_heads), num_heads=num_heads[0],
             fc_norm=fc_norm, drop_rate=drop_rate, pos_drop_rate=pos_drop_rate, weight_init=weight_init,
-            norm_layer=_layer_norm, block_fn=block,  # type: ignore[arg-type]  # timm calls it, no more
+            norm_layer=_layer_norm, block_fn=block,
         )  # fmt: skip
         self.max_relative_position = max_relative_position
         self.to(device=device, dtype=dtype)

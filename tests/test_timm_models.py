@@ -1,0 +1,374 @@
+"""timm's interface: of the registered models, and of every extracted model."""
+
+import argparse
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from small import perturb, small_space
+from timm.data import create_transform, resolve_model_data_config
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import Tensor, nn
+
+import autoformer.timm_models  # noqa: F401
+from autoformer.complexity import count_params
+from autoformer.errors import AutoFormerError
+from autoformer.named import load_space, load_subnet
+from autoformer.official import load_official
+from autoformer.space import SubnetSpec
+from autoformer.supernet import Supernet
+from autoformer.timm_models import default_cfgs
+from autoformer.vit import AutoFormer, pretrained_cfg
+
+MODELS = {
+    "autoformer_tiny": "autoformer-tiny",
+    "autoformer_small": "autoformer-small",
+    "autoformer_base": "autoformer-base",
+    "autoformer_base_mmrazor": "mmrazor-base",
+}
+SPEC = SubnetSpec(3, 12, (2, 1, 3), (1.3, 2.0, 1.0))
+
+
+def tiny(**arguments: Any) -> Any:
+    """The registered model at a quarter of its image size, for speed."""
+    return timm.create_model("autoformer_tiny", **({"img_size": 64} | arguments))
+
+
+def extracted(**changes: Any) -> AutoFormer:
+    return perturb(Supernet(small_space(**changes))).extract(SPEC).eval()
+
+
+def images(batch: int = 2, side: int = 8) -> Tensor:
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+# --- the registered models ---
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_registered_model_is_the_named_subnet(name: str) -> None:
+    named = load_subnet(MODELS[name])
+    space = load_space(named.space)
+    assert timm.is_model(name)
+    with torch.device("meta"):
+        model = timm.create_model(name)
+        expected = Supernet(space).extract(named.subnet)
+    assert sum(p.numel() for p in model.parameters()) == count_params(space, named.subnet)
+    assert {key: tensor.shape for key, tensor in model.state_dict().items()} == {
+        key: tensor.shape for key, tensor in expected.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_pretrained_cfg_is_that_of_the_space(name: str) -> None:
+    cfg = default_cfgs[name].default.to_dict()
+    of_space = pretrained_cfg(load_space(load_subnet(MODELS[name]).space))
+    shared = cfg.keys() & of_space.keys() - {"architecture"}
+    assert len(shared) == 15
+    assert {key: cfg[key] for key in shared} == {key: of_space[key] for key in shared}
+
+
+def test_pretrained_cfg_is_complete() -> None:
+    model = tiny()
+    cfg = model.pretrained_cfg
+    assert model.default_cfg is cfg
+    assert cfg["architecture"] == "autoformer_tiny"
+    assert (cfg["input_size"], cfg["num_classes"], cfg["fixed_input_size"]) == ((3, 224, 224), 1000, True)
+    assert (cfg["crop_pct"], cfg["interpolation"]) == (0.875, "bicubic")
+    assert isinstance(model.get_submodule(cfg["first_conv"]), nn.Conv2d)
+    assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
+    data = resolve_model_data_config(model)
+    assert data["input_size"] == (3, 224, 224)
+    assert data["mean"] == (0.485, 0.456, 0.406)
+    create_transform(**data)
+
+
+def test_arguments_of_create_model() -> None:
+    model = tiny(num_classes=7, in_chans=1, drop_path_rate=0.12, drop_rate=0.5)
+    assert model(torch.randn(2, 1, 64, 64)).shape == (2, 7)
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in model.blocks]
+    assert rates == pytest.approx([0.01 * block for block in range(13)])
+    assert model.head_drop.p == 0.5
+    assert tiny(global_pool="token").global_pool == "token"
+    assert tiny(num_classes=0)(torch.randn(1, 3, 64, 64)).shape == (1, 192)
+    assert tiny(dtype=torch.bfloat16).head.weight.dtype == torch.bfloat16
+
+
+def test_arguments_that_an_autoformer_does_not_have() -> None:
+    with pytest.raises(TypeError, match="reg_tokens"):
+        tiny(reg_tokens=4)
+    with pytest.raises(AutoFormerError, match="4 x 6 patches; relative position needs a square grid"):
+        tiny(img_size=(64, 96))
+    with pytest.raises(AutoFormerError, match="12 num_heads but 13 mlp_ratio"):
+        tiny(num_heads=(3,) * 12)
+
+
+def test_features_only() -> None:
+    model = tiny(features_only=True, out_indices=(2, 5, -1)).eval()
+    whole = tiny().eval()
+    whole.load_state_dict(model.model.state_dict(), strict=False)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        out = model(x)
+        expected = whole.forward_intermediates(x, indices=(2, 5, 12), intermediates_only=True)
+    assert [tuple(y.shape) for y in out] == [(2, 192, 4, 4)] * 3
+    for y, twin in zip(out, expected, strict=True):
+        torch.testing.assert_close(y, twin)
+    assert model.feature_info.channels() == [192] * 3
+    assert model.feature_info.reduction() == [16] * 3
+    assert model.feature_info.module_name() == ["blocks.2", "blocks.5", "blocks.12"]
+    assert len(tiny(features_only=True)(x)) == 3
+    assert len(tiny(features_only=True, out_indices=(0, 1)).model.blocks) == 2
+
+
+def test_model_made_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = tiny()
+    model.to_empty(device="cpu")
+    other = tiny()
+    for one in (model, other):
+        torch.manual_seed(0)
+        one.init_weights()
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model.eval()(x), other.eval()(x))
+
+
+# --- pretrained weights ---
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file in the layout of the published supernet-tiny.pth, with random weights."""
+    with torch.device("meta"):
+        supernet = Supernet(load_space("autoformer-tiny"))
+    names = (
+        ("patch_embed.", "patch_embed_super."),
+        ("norm1.", "attn_layer_norm."),
+        ("norm2.", "ffn_layer_norm."),
+        ("mlp.", ""),
+        ("rel_pos_k.", "rel_pos_embed_k.embeddings_"),
+        ("rel_pos_v.", "rel_pos_embed_v.embeddings_"),
+    )
+    state = {}
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in supernet.state_dict().items():
+        for own, official in names:
+            name = name.replace(own, official)
+        state[name] = 0.05 * torch.randn(tensor.shape, generator=generator)
+    assert "blocks.0.attn.rel_pos_embed_k.embeddings_table_v" in state
+    file = tmp_path_factory.mktemp("official") / "supernet-tiny.pth"
+    torch.save({"model": state, "args": argparse.Namespace(gp=True)}, file)
+    return file
+
+
+def pretrained(file: Path, **arguments: Any) -> Any:
+    return tiny(pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **arguments).eval()
+
+
+def test_weights_come_out_of_an_official_supernet(checkpoint: Path) -> None:
+    state = torch.load(checkpoint, weights_only=False)["model"]
+    supernet = load_official(state, load_space("autoformer-tiny"))
+    expected = supernet.extract(load_subnet("autoformer-tiny").subnet).eval()
+    model = pretrained(checkpoint, img_size=224)
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(model(x), expected(x))
+    assert model.load_state_dict(expected.state_dict()).missing_keys == []
+
+
+def test_weights_are_adapted_to_classes_channels_and_size(checkpoint: Path) -> None:
+    model = pretrained(checkpoint, num_classes=7, in_chans=1)
+    whole = pretrained(checkpoint, img_size=224)
+    assert model(torch.randn(1, 1, 64, 64)).shape == (1, 7)
+    assert torch.equal(model.blocks[3].mlp.fc1.weight, whole.blocks[3].mlp.fc1.weight)
+    assert torch.equal(model.pos_embed[:, 0], whole.pos_embed[:, 0])
+    torch.testing.assert_close(model.patch_embed.proj.weight, whole.patch_embed.proj.weight.sum(1, keepdim=True))
+    whole.set_input_size((64, 64))
+    torch.testing.assert_close(model.pos_embed, whole.pos_embed)
+
+
+def test_features_of_pretrained_weights(checkpoint: Path) -> None:
+    features = pretrained(checkpoint, features_only=True, out_indices=(4,))
+    whole = pretrained(checkpoint)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = whole.forward_intermediates(x, indices=(4,), intermediates_only=True)
+        torch.testing.assert_close(features(x), expected)
+
+
+def test_weights_of_the_model_itself_load_too(tmp_path: Path) -> None:
+    model = tiny().eval()
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(pretrained(tmp_path / "model.pth")(x), model(x))
+
+
+def test_no_weights_are_hosted() -> None:
+    with pytest.raises(AutoFormerError, match="no weights are hosted; give pretrained_cfg_overlay=") as error:
+        timm.create_model("autoformer_small", pretrained=True)
+    assert "github.com/microsoft/Cream" in str(error.value)
+    assert "\n" not in str(error.value)
+    with pytest.raises(AutoFormerError, match=r"none\.pth: no such file"):
+        pretrained(Path("none.pth"))
+
+
+def test_checkpoint_of_another_space_is_named(checkpoint: Path) -> None:
+    with pytest.raises(AutoFormerError, match="'autoformer-small'"):
+        timm.create_model("autoformer_small", pretrained=True, pretrained_cfg_overlay={"file": str(checkpoint)})
+
+
+# --- the interface of an extracted model ---
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class_token"])
+def test_forward_is_features_then_head(pooling: str) -> None:
+    model = extracted(pooling=pooling)
+    x = images()
+    features = model.forward_features(x)
+    assert features.shape == (2, 17, 12)
+    pooled = model.forward_head(features, pre_logits=True)
+    expected = features[:, 1:].mean(1) if pooling == "mean" else features[:, 0]
+    torch.testing.assert_close(pooled, expected)
+    torch.testing.assert_close(model.forward_head(features), model.head(pooled))
+    assert torch.equal(model(x), model.forward_head(features))
+
+
+def test_forward_intermediates() -> None:
+    model = extracted()
+    x = images()
+    seen: list[Tensor] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
+    final, spatial = model.forward_intermediates(x)
+    blocks = list(seen)
+    assert len(spatial) == len(blocks) == 3
+    assert torch.equal(final, model.forward_features(x))
+    for y, tokens in zip(spatial, blocks, strict=True):
+        assert torch.equal(y, tokens[:, 1:].reshape(2, 4, 4, 12).permute(0, 3, 1, 2))
+    flat = model.forward_intermediates(x, indices=[0, 2], output_fmt="NLC", intermediates_only=True)
+    assert [torch.equal(y, blocks[i][:, 1:]) for y, i in zip(flat, (0, 2), strict=True)] == [True, True]
+    pairs = model.forward_intermediates(
+        x, indices=1, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+    )
+    ((patches, class_token),) = pairs
+    torch.testing.assert_close(torch.cat([class_token, patches], dim=1), final)
+    seen.clear()
+    (early,) = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
+    assert len(seen) == 2 and torch.equal(early, spatial[1])
+    as_dict = model.forward_intermediates(x, indices=1, output_dict=True, return_prefix_tokens=True)
+    assert torch.equal(as_dict["image_features"], final)
+    assert torch.equal(as_dict["image_intermediates"][0], spatial[2])
+
+
+def test_masks_are_refused_and_not_ignored() -> None:
+    with pytest.raises(AutoFormerError, match="attn_mask and is_causal are not supported"):
+        extracted()(images(), is_causal=True)
+
+
+def test_reset_classifier() -> None:
+    model = extracted()
+    assert (model.num_features, model.head_hidden_size, model.num_classes) == (12, 12, 5)
+    assert model.get_classifier() is model.head
+    model.reset_classifier(3)
+    assert (model.num_classes, model(images()).shape) == (3, (2, 3))
+    model.reset_classifier(0)
+    torch.testing.assert_close(model(images()), model.forward_features(images())[:, 1:].mean(1))
+    model.reset_classifier(0, "")
+    assert model(images()).shape == (2, 17, 12)
+    model.reset_classifier(4, "token")
+    torch.testing.assert_close(model(images()), model.head(model.forward_features(images())[:, 0]))
+
+
+def test_feature_info_and_pruning() -> None:
+    model = extracted()
+    assert [info["module"] for info in model.feature_info] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert all((info["num_chs"], info["reduction"]) == (12, 2) for info in model.feature_info)
+    expected = model.forward_intermediates(images(), indices=[0, 1], intermediates_only=True)
+    assert model.prune_intermediate_layers([0, 1]) == [0, 1]
+    assert len(model.blocks) == 2 and isinstance(model.head, nn.Identity)
+    torch.testing.assert_close(model.forward_intermediates(images(), indices=[0, 1], intermediates_only=True), expected)
+
+
+def test_gradient_checkpointing() -> None:
+    model, twin = extracted().train(), extracted().train()
+    model.set_grad_checkpointing()
+    passes: list[int] = []
+    model.blocks[1].attn.register_forward_hook(lambda *_: passes.append(1))
+    for one in (model, twin):
+        one(images()).square().sum().backward()
+    assert len(passes) == 2  # once forward, once again for the backward pass
+    for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad)
+
+
+def test_parameter_groups() -> None:
+    model = extracted()
+    tables = {name for name, _ in model.named_parameters() if "rel_pos" in name}
+    assert model.no_weight_decay() == tables | {"cls_token", "pos_embed"}
+    undecayed, decayed = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
+    assert (undecayed["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    assert len(decayed["params"]) == 1 + 3 * 4 + 1  # patches, four a block, head
+    groups = param_groups_layer_decay(model, 0.05, model.no_weight_decay(), layer_decay=0.5)
+    assert {group["lr_scale"] for group in groups} == {0.5**4, 0.5**3, 0.5**2, 0.5, 1.0}  # stem, 3 blocks, head
+
+
+def test_another_image_size() -> None:
+    """Positions are resampled; the relative tables serve any grid, clipped as they were made to be."""
+    model = extracted(max_relative_position=5)
+    tables = model.blocks[0].attn.rel_pos_k.table_v.clone()
+    model.set_input_size((16, 16))
+    assert model.pos_embed.shape == (1, 65, 12)
+    assert torch.equal(model.blocks[0].attn.rel_pos_k.table_v, tables)
+    fresh = perturb(Supernet(small_space(max_relative_position=5, image_size=16))).extract(SPEC).eval()
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(model(images(side=16)), fresh(images(side=16)))
+    assert "features" not in "".join(model.state_dict())
+    with pytest.raises(AutoFormerError, match="8 x 4 patches"):
+        model.set_input_size((16, 8))
+    assert torch.equal(model(images(side=16)), fresh(images(side=16)))  # refused before anything changed
+    with pytest.raises(AssertionError, match="doesn't match model"):
+        model(images(side=8))
+
+
+def test_another_patch_size() -> None:
+    model = extracted()
+    model.set_input_size(img_size=(16, 16), patch_size=(4, 4))
+    assert model.patch_embed.proj.weight.shape == (12, 3, 4, 4)
+    assert model(images(side=16)).shape == (2, 5)
+
+
+def test_oblong_images_without_relative_position() -> None:
+    model = extracted(relative_position=False)
+    model.set_input_size((8, 16))
+    x = torch.cat([images(), images()], dim=-1)
+    assert model(x).shape == (2, 5)
+
+
+def test_deepcopy_after_training_steps() -> None:
+    model = extracted()
+    model(images()).sum().backward()
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(images()), model(images()))
+    assert twin.pretrained_cfg == model.default_cfg
+    with torch.no_grad():
+        twin.head.weight.zero_()
+    assert model.head.weight.count_nonzero() > 0
+
+
+@pytest.mark.parametrize("relative_position", [True, False])
+def test_export_with_any_batch_keeps_attention_whole(relative_position: bool) -> None:
+    model = extracted(relative_position=relative_position).float()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(model, (images(2).float(),), dynamic_shapes={"x": {0: batch}})
+    calls = [str(node.target) for node in program.graph.nodes]
+    assert sum("scaled_dot_product_attention" in call for call in calls) == 3
+    run = program.module()
+    for size in (1, 2, 7):
+        torch.testing.assert_close(run(images(size).float()), model(images(size).float()))
