@@ -41,6 +41,7 @@ lock: ## resolve the dependencies of pyproject.toml into requirements.lock
 .PHONY: data
 data: $(STAMP) ## fetch the images into data/, verified by checksum
 	$(BIN)/python -m components.prepare_data.fetch --dataset $(DATASET) --data data/$(DATASET)
+	$(BIN)/dvc commit --quiet data.dvc
 
 .PHONY: run
 run: data ## run the whole pipeline on this machine, through KFP, without a cluster

@@ -4,55 +4,31 @@ A folder is written whole or not at all. The bytes depend on the content alone: 
 """
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from autoformer.errors import AutoFormerError, validated
-from autoformer.files import read_json, replacing, write_json
-from autoformer.space import SearchSpace, SubnetSpec
+from autoformer.cards import Preprocessing, SubnetCard, SupernetCard, read_subnet_card, read_supernet_card
+from autoformer.errors import AutoFormerError
+from autoformer.files import replacing, write_json
 from autoformer.supernet import Supernet
 from autoformer.vit import AutoFormer
 
-
-class Preprocessing(BaseModel):
-    """What turns an image file into the model's input, and an output into a word."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mean: tuple[float, ...]  # of pixels in [0, 1], one a channel
-    std: tuple[float, ...]
-    classes: tuple[str, ...]
-
-
-class SupernetCard(BaseModel):
-    """What lies beside the weights of a supernet. `provenance`: seed, configuration, hashes of inputs, code version."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    space: SearchSpace
-    preprocessing: Preprocessing
-    provenance: dict[str, Any]
-
-
-class SubnetCard(SupernetCard):
-    """What lies beside the weights of one subnet."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    subnet: SubnetSpec
-
-    @field_validator("subnet", mode="before")
-    @classmethod
-    def _spec(cls, value: Any) -> SubnetSpec:
-        return value if isinstance(value, SubnetSpec) else SubnetSpec.from_dict(value)
-
-    @field_serializer("subnet")
-    def _plain(self, spec: SubnetSpec) -> dict[str, Any]:
-        return spec.to_dict()
+__all__ = [
+    "LoadedSubnet",
+    "LoadedSupernet",
+    "Preprocessing",
+    "SubnetCard",
+    "SupernetCard",
+    "load_subnet",
+    "load_supernet",
+    "read_subnet_card",
+    "read_supernet_card",
+    "save_subnet",
+    "save_supernet",
+]
 
 
 class LoadedSupernet(NamedTuple):
@@ -89,11 +65,6 @@ def load_supernet(folder: Path, weights: Literal["ema", "raw"] = "raw", drop_pat
     return LoadedSupernet(model.eval(), card)
 
 
-def read_supernet_card(folder: Path) -> SupernetCard:
-    file = folder / "supernet.json"
-    return validated(SupernetCard, read_json(file), str(file))
-
-
 def save_subnet(folder: Path, model: AutoFormer, card: SubnetCard) -> None:
     """Write `model.safetensors` and `model.json`."""
     with replacing(folder) as temporary:
@@ -108,11 +79,6 @@ def load_subnet(folder: Path) -> LoadedSubnet:
     model = AutoFormer.from_spec(card.space, card.subnet)
     _load(model, folder / "model.safetensors")
     return LoadedSubnet(model.eval(), card)
-
-
-def read_subnet_card(folder: Path) -> SubnetCard:
-    file = folder / "model.json"
-    return validated(SubnetCard, read_json(file), str(file))
 
 
 def _save(file: Path, tensors: dict[str, Tensor]) -> None:

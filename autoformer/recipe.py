@@ -10,9 +10,9 @@ class Augmentation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    crop_padding: int = Field(0, ge=0, description="zero padding, in pixels, around a random crop of the image's own size")
+    crop_padding: int = Field(0, ge=0, description="pixels of zero padding around a random crop of the image's size")
     flip: bool = Field(False, description="mirror half of the images")
-    erase_probability: float = Field(0.0, ge=0, le=1, description="share of images in which a random rectangle is blanked")
+    erase_probability: float = Field(0.0, ge=0, le=1, description="share of images with a blank rectangle")
 
 
 class Recipe(BaseModel):
@@ -32,7 +32,7 @@ class Recipe(BaseModel):
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the deepest block; linear from 0")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient; null for none")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; null for none")
-    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the forward pass (autocast)")
+    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the forward pass")
     augmentation: Augmentation = Augmentation()
 
     @model_validator(mode="after")

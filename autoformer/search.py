@@ -134,9 +134,7 @@ class _Pool:
     seen: set[SubnetSpec] = field(default_factory=set)
     drawn: int = 0
 
-    def fresh(
-        self, spec: SubnetSpec, origin: Origin, generation: int, parents: Sequence[int] = ()
-    ) -> Candidate | None:
+    def fresh(self, spec: SubnetSpec, origin: Origin, generation: int, parents: Sequence[int] = ()) -> Candidate | None:
         """The candidate of `spec`, or None where it is not legal or was drawn before."""
         if spec in self.seen:
             return None
@@ -161,9 +159,10 @@ class _Pool:
     def impossible(self) -> AutoFormerError:
         low, high = self.space.smallest, self.space.largest
         return AutoFormerError(
-            f"no legal candidate in {self.tries:,} tries under {self.limits}; in '{self.space.name}' the smallest subnet "
-            f"has {count_params(self.space, low):,} parameters and {count_macs(self.space, low):,} multiply-adds, the "
-            f"largest {count_params(self.space, high):,} and {count_macs(self.space, high):,}; widen the limits"
+            f"no legal candidate in {self.tries:,} tries under {self.limits}; in '{self.space.name}' the smallest "
+            f"subnet has {count_params(self.space, low):,} parameters and {count_macs(self.space, low):,} "
+            f"multiply-adds, the largest {count_params(self.space, high):,} and {count_macs(self.space, high):,}; "
+            "widen the limits"
         )
 
 

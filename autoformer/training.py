@@ -24,6 +24,8 @@ from autoformer.batches import augment, normalise
 from autoformer.randomness import derived_rng, derived_seed, epoch_order
 from autoformer.recipe import Recipe
 from autoformer.space import SearchSpace, SubnetSpec
+from autoformer.supernet import Supernet
+from autoformer.vit import AutoFormer
 
 Forward = Callable[[nn.Module, Tensor, int], Tensor]
 
@@ -63,7 +65,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Supernet | AutoFormer,
         forward: Forward,
         pixels: Tensor,
         labels: Tensor,

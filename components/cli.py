@@ -27,7 +27,10 @@ def step_parser(step: str, description: str) -> argparse.ArgumentParser:
 
 
 def run_step(
-    step: str, parser: argparse.ArgumentParser, body: Callable[[argparse.Namespace, Config], None], argv: Sequence[str] | None
+    step: str,
+    parser: argparse.ArgumentParser,
+    body: Callable[[argparse.Namespace, Config], None],
+    argv: Sequence[str] | None,
 ) -> int:
     """Parse, validate, run. Bad input becomes one line on stderr and exit code 2."""
     arguments = parser.parse_args(argv)
@@ -98,14 +101,17 @@ class Progress:
         rate = (self._done - self._initial) / max(seconds, 1e-9)
         left = (self._total - self._done) / rate if rate > 0 else float("inf")
         minutes = f"{left / 60:.1f} min left" if self._done < self._total else f"took {seconds:.0f} s"
-        print(f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.3g}/s, {minutes} {note}".rstrip(), flush=True)
+        print(
+            f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.3g}/s, {minutes} {note}".rstrip(),
+            flush=True,
+        )
 
 
 def _open_terminal() -> Any:
     if sys.stderr.isatty():
         return sys.stderr
     try:
-        return open(os.environ["AUTOFORMER_TTY"], "w")  # noqa: SIM115 - lives as long as the bar
+        return Path(os.environ["AUTOFORMER_TTY"]).open("w")
     except (KeyError, OSError):
         return None
 

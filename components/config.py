@@ -27,7 +27,7 @@ class Section(BaseModel):
 
 
 class PrepareData(Section):
-    search_images: int = Field(gt=0, description="images held out of training to score candidates on, equally many of each class")
+    search_images: int = Field(gt=0, description="held out of training to score candidates on, equally many a class")
 
 
 class TrainingSection(Recipe):
@@ -82,7 +82,7 @@ class SearchSubnet(Section):
     tries: int = Field(10_000, gt=0, description="draws before a population counts as impossible to fill")
     random_baseline: bool = Field(True, description="score as many random legal candidates, for comparison")
     weights: Literal["ema", "raw"] = Field("ema", description="the supernet weights that candidates inherit")
-    images: int | None = Field(None, gt=0, description="search images that score a candidate; null for all of the split")
+    images: int | None = Field(None, gt=0, description="search images that score a candidate; null for all")
     batch_size: int = Field(500, gt=0)
     limits: Limits = Limits()
 
@@ -212,5 +212,6 @@ def _apply(data: dict[str, Any], override: str) -> None:
             below = data["space"] = load_space(below).model_dump(mode="json")
         if not isinstance(below, Mapping):
             raise AutoFormerError(f"--set {override}: '{part}' is a value, not a section")
-        data = data[part] = dict(below)
+        data[part] = dict(below)
+        data = data[part]
     data[path[-1]] = value

@@ -44,5 +44,6 @@ def check_space(card: DatasetCard, space: SearchSpace) -> None:
     ):
         if found != wanted:
             raise AutoFormerError(
-                f"space: {what} = {wanted} in '{space.name}', but data set '{card.name}' has {found}; choose another space"
+                f"space: {what} = {wanted} in '{space.name}', but data set '{card.name}' has {found}; "
+                "choose another space"
             )

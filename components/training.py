@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from autoformer.dataset import DatasetCard, Images
 from autoformer.errors import AutoFormerError
 from autoformer.evaluation import predict_logits
 from autoformer.files import replacing
 from autoformer.training import Trainer
-from torch import Tensor
-
 from components.cli import Progress
 from components.config import TrainingSection
 
@@ -28,7 +28,7 @@ class Scorer:
 
     def top1_percent(self, forward: Callable[[Tensor], Tensor]) -> float:
         logits = predict_logits(forward, self.pixels, self.mean, self.std, batch_size=500)
-        return 100.0 * (logits.argmax(dim=1) == self.labels).float().mean().item()
+        return 100.0 * int((logits.argmax(dim=1) == self.labels).sum()) / len(self.labels)
 
 
 def train(
@@ -54,7 +54,9 @@ def train(
         record["resumed_from_step"] = first
         print(f"{what}: resumed from step {first} of {trainer.total_steps}", flush=True)
     start = time.monotonic()
-    with Progress(what, trainer.total_steps * trainer.images_per_step, "images", first * trainer.images_per_step) as progress:
+    with Progress(
+        what, trainer.total_steps * trainer.images_per_step, "images", first * trainer.images_per_step
+    ) as progress:
         while trainer.step < trainer.total_steps:
             row = _next_row(trainer, section, score)
             history.append(row)

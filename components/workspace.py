@@ -22,7 +22,9 @@ from components.config import ROOT, Config
 @cache
 def code_version() -> str:
     """Hash of the library's source: what else, beside configuration and data, decides a result."""
-    return hash_value({str(path.relative_to(ROOT)): path.read_text() for path in sorted(ROOT.glob("autoformer/*.py"))})[:16]
+    return hash_value({str(path.relative_to(ROOT)): path.read_text() for path in sorted(ROOT.glob("autoformer/*.py"))})[
+        :16
+    ]
 
 
 class Workspace:
@@ -65,7 +67,9 @@ class Record:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.values["seconds"] = round(time.monotonic() - self._start, 1)
         self.values["succeeded"] = error is None
         write_json(self.path, self.values)

@@ -70,7 +70,11 @@ def autoformer(
     train_split, search_split = prepared.outputs["train_split"], prepared.outputs["search_split"]
 
     trained = train_supernet(
-        config=configs.outputs["train_supernet"], **source, card=card, train_split=train_split, search_split=search_split
+        config=configs.outputs["train_supernet"],
+        **source,
+        card=card,
+        train_split=train_split,
+        search_split=search_split,
     )
     supernet = trained.outputs["supernet"]
     searched = search_subnet(
@@ -93,4 +97,6 @@ def autoformer(
     registered.set_caching_options(False)  # the registry may have changed since
 
     tasks = (prepared, trained, searched, retrained, evaluated, registered)
-    return Results(search, retrain, evaluation, registered.outputs["registration"], *(task.outputs["record"] for task in tasks))
+    return Results(
+        search, retrain, evaluation, registered.outputs["registration"], *(task.outputs["record"] for task in tasks)
+    )

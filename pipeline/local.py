@@ -22,7 +22,9 @@ from pipeline.summary import summary
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m pipeline.local", description="Run the pipeline on this machine.")
-    result.add_argument("--preset", default="params.yaml", help="a preset's name or a params file (default: params.yaml)")
+    result.add_argument(
+        "--preset", default="params.yaml", help="a preset's name or a params file (default: params.yaml)"
+    )
     result.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
     result.add_argument("--data", type=Path, help="folder with the delivered archives (default: data/<dataset>)")
     result.add_argument("--fresh", action="store_true", help="run every step, also where its result is in the cache")
@@ -50,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
     failure = ROOT / "runs" / f".failure-{os.getpid()}.json"
     _prepare_environment(run_id, failure)
     started = time.monotonic()
-    status = "FAILED"
+    status: tracking.Status = "FAILED"
     try:
         results = _run_dag(arguments.fresh, preset, overrides, data, data_hash)
         status = "FINISHED"

@@ -13,9 +13,10 @@ import yaml
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json, write_text
+from autoformer.named import CONFIGS
 from components import tracking
 from components.cli import BAD_INPUT
-from components.config import CONFIGS, ROOT, STEPS, load_config, preset_path
+from components.config import ROOT, STEPS, load_config, preset_path
 from pipeline.summary import summary
 
 PARAMS = ROOT / "params.yaml"
@@ -91,8 +92,8 @@ def _show() -> None:
     artifacts = ROOT / "artifacts"
     records = {step: read_json(artifacts / "records" / f"{step}.json") for step in STEPS}
     config = load_config(str(PARAMS))
-    folders = (artifacts / name for name in ("search", "retrain", "evaluation", "registration.json"))
-    print(summary(config, *folders, records))
+    search, retrain, evaluation = (artifacts / name for name in ("search", "retrain", "evaluation"))
+    print(summary(config, search, retrain, evaluation, artifacts / "registration.json", records))
     print("  report                artifacts/evaluation/report.html")
 
 

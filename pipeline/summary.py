@@ -43,7 +43,10 @@ def _runs(values: tuple[float, ...]) -> str:
 
 
 def _search_scores(searched: Mapping[str, float], retrained: Mapping[str, float]) -> str:
-    parts = [f"inherited {retrained['inherited_top1_percent']:.2f} %", f"retrained {retrained['retrained_top1_percent']:.2f} %"]
+    parts = [
+        f"inherited {retrained['inherited_top1_percent']:.2f} %",
+        f"retrained {retrained['retrained_top1_percent']:.2f} %",
+    ]
     if "scratch_top1_percent" in retrained:
         parts.append(f"from scratch {retrained['scratch_top1_percent']:.2f} %")
     if "random_best_top1_percent" in searched:
@@ -55,7 +58,10 @@ def _search_scores(searched: Mapping[str, float], retrained: Mapping[str, float]
 def _test_scores(config: Config, tested: Mapping[str, float]) -> str:
     low, high = tested["test_top1_low_percent"], tested["test_top1_high_percent"]
     assert config.retrain_subnet is not None
-    parts = [f"{tested['test_top1_percent']:.2f} % top-1 (95 % interval {low:.2f} to {high:.2f}), {config.retrain_subnet.mode}"]
+    parts = [
+        f"{tested['test_top1_percent']:.2f} % top-1 (95 % interval {low:.2f} to {high:.2f})",
+        config.retrain_subnet.mode,
+    ]
     if "inherited_test_top1_percent" in tested:
         parts.append(f"inherited {tested['inherited_test_top1_percent']:.2f} %")
     if "scratch_test_top1_percent" in tested:

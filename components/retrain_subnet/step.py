@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autoformer.cards import read_supernet_card
 from autoformer.dataset import DatasetCard, Images
 from autoformer.files import replacing, write_json
 from autoformer.space import NamedSubnet
@@ -52,7 +53,9 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         Record(arguments.record, STEP) as record,
         tracking.step_run(STEP, config, record.values, workspace.provenance) as tracked,
     ):
-        retraining = _Retraining(arguments, config, card, train_images, search_images, chosen, workspace, record, tracked)
+        retraining = _Retraining(
+            arguments, config, card, train_images, search_images, chosen, workspace, record, tracked
+        )
         retraining.run()
     workspace.clear()
 
@@ -84,8 +87,6 @@ class _Retraining:
         set_threads(config.threads)
 
     def run(self) -> None:
-        from autoformer.checkpoint import read_supernet_card
-
         source = read_supernet_card(self.arguments.supernet)
         weights = "ema" if (self.arguments.supernet / "ema.safetensors").exists() else "raw"
         inherited = self._inherited(weights)
@@ -111,6 +112,7 @@ class _Retraining:
 
     def _fresh(self) -> Any:
         import torch
+
         from autoformer.supernet import Supernet
 
         torch.manual_seed(self.config.seed + 1)
@@ -119,6 +121,7 @@ class _Retraining:
     def _train(self, model: Any, name: str) -> tuple[Any, Any]:
         """Train `model` with the step's recipe; return it, averaged, and its history."""
         import torch
+
         from autoformer.training import Trainer, subnet_forward
         from components.training import Row, train
 
@@ -147,7 +150,9 @@ class _Retraining:
     def _top1_percent(self, model: Any) -> float:
         return self.scorer.top1_percent(model.eval())
 
-    def _write(self, models: dict[str, Any], histories: dict[str, Any], metrics: dict[str, float], preprocessing: Any) -> None:
+    def _write(
+        self, models: dict[str, Any], histories: dict[str, Any], metrics: dict[str, float], preprocessing: Any
+    ) -> None:
         from autoformer.checkpoint import SubnetCard, save_subnet
 
         with replacing(self.arguments.out) as folder:
@@ -155,7 +160,10 @@ class _Retraining:
             for name, model in models.items():
                 provenance = self.workspace.provenance | {"weights": self._origin(name)}
                 card = SubnetCard(
-                    space=self.config.space, preprocessing=preprocessing, provenance=provenance, subnet=self.chosen.subnet
+                    space=self.config.space,
+                    preprocessing=preprocessing,
+                    provenance=provenance,
+                    subnet=self.chosen.subnet,
                 )
                 save_subnet(folder / name, model, card)
             for name, rows in histories.items():

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from autoformer.cards import read_supernet_card
 from autoformer.dataset import DatasetCard, Images
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.search_subnet
     assert section is not None
     card, (images,) = read_data(arguments, config, "search")
-    existing(arguments.supernet, "train_supernet")
+    _check_supernet(arguments.supernet, config)
     if section.images is not None and section.images > len(images.labels):
         raise AutoFormerError(f"search_subnet.images = {section.images}: the search split has {len(images.labels)}")
     evolution = Evolution(config.space, limits(section), settings(section), derived_rng("evolution", config.seed))
@@ -198,7 +199,9 @@ def _renumbered(candidate: Candidate, offset: int) -> Candidate:
     return Candidate(**fields | {"id": candidate.id + offset})
 
 
-def _progress_row(generation: int, end: int, evolved: Sequence[tuple[Candidate, Score]], baseline: Sequence[Score]) -> dict[str, Any]:
+def _progress_row(
+    generation: int, end: int, evolved: Sequence[tuple[Candidate, Score]], baseline: Sequence[Score]
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "generation": generation,
         "scored": end,
@@ -236,12 +239,7 @@ def _scorer(folder: Path, config: Config, card: DatasetCard, images: Images) -> 
     section = config.search_subnet
     assert section is not None
     set_threads(config.threads)
-    supernet, supernet_card = load_supernet(folder, section.weights)
-    if supernet_card.space != config.space:
-        raise AutoFormerError(
-            f"{folder}: a supernet of space '{supernet_card.space.name}' as it was then, not of the configured "
-            f"'{config.space.name}'; run train_supernet again"
-        )
+    supernet = load_supernet(folder, section.weights).model
     pixels = torch.from_numpy(images.pixels[: section.images])
     labels = torch.from_numpy(images.labels[: section.images])
 
@@ -249,10 +247,20 @@ def _scorer(folder: Path, config: Config, card: DatasetCard, images: Images) -> 
         logits = predict_logits(
             lambda batch: supernet(batch, spec), pixels, card.mean, card.std, batch_size=section.batch_size
         )
-        top1_percent = 100.0 * (logits.argmax(dim=1) == labels).float().mean().item()
+        top1_percent = 100.0 * int((logits.argmax(dim=1) == labels).sum()) / len(labels)
         return Score(top1_percent, torch.nn.functional.cross_entropy(logits, labels).item())
 
     return score
+
+
+def _check_supernet(folder: Path, config: Config) -> None:
+    """Raise `AutoFormerError` unless the folder holds a supernet of the configured space."""
+    card = read_supernet_card(existing(folder, "train_supernet"))
+    if card.space != config.space:
+        raise AutoFormerError(
+            f"{folder}: a supernet of space '{card.space.name}' as it was then, not of the configured "
+            f"'{config.space.name}'; run train_supernet again"
+        )
 
 
 def _budget(section: SearchSubnet) -> int:
@@ -293,7 +301,7 @@ def _write(out: Path, config: Config, result: Result, provenance: dict[str, Any]
     chosen = {
         "name": f"{config.name}-chosen",
         "space": config.space.name,
-        "source": f"search_subnet, seed {config.seed}, code {provenance['code']}, supernet {provenance['inputs']['supernet'][:16]}",
+        "source": f"{STEP}, seed {config.seed}, code {provenance['code']}, supernet {provenance['inputs']['supernet']}",
         "subnet": result.chosen.spec.to_dict(),
     }
     with replacing(out) as folder:

@@ -2,9 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from autoformer.dataset import DatasetCard, Images
 from autoformer.files import replacing, write_json
+from autoformer.space import SubnetSpec
 from components import tracking
 from components.cli import run_step, step_parser
 from components.config import Config
@@ -52,6 +55,7 @@ def _train(
     tracked: tracking.StepRun,
 ) -> None:
     import torch
+
     from autoformer.checkpoint import Preprocessing, SupernetCard, save_supernet
     from autoformer.supernet import Supernet
     from autoformer.training import Trainer, supernet_forward
@@ -78,8 +82,7 @@ def _train(
         model.eval()
         specs = {name: getattr(config.space, name) for name in SCORED}
         return {
-            f"{name}_top1_percent": scorer.top1_percent(lambda images, spec=spec: model(images, spec))
-            for name, spec in specs.items()
+            f"{name}_top1_percent": scorer.top1_percent(partial(_classify, model, spec)) for name, spec in specs.items()
         }
 
     history = train(trainer, section, score, workspace.file("checkpoint.pt"), STEP, tracked.row, record.values)
@@ -93,3 +96,7 @@ def _train(
         write_json(folder / "metrics.json", metrics)
     tracked.artifact(arguments.out / "history.csv")
     print(f"{STEP}: {trainer.total_steps} steps, " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()), flush=True)
+
+
+def _classify(supernet: Any, spec: SubnetSpec, images: Any) -> Any:
+    return supernet(images, spec)

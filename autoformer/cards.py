@@ -1,0 +1,57 @@
+"""What lies beside the weights of a model: all that is needed to use them. Torch-free."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
+
+from autoformer.errors import validated
+from autoformer.files import read_json
+from autoformer.space import SearchSpace, SubnetSpec
+
+
+class Preprocessing(BaseModel):
+    """What turns an image file into the model's input, and an output into a word."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: tuple[float, ...]  # of pixels in [0, 1], one a channel
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+
+
+class SupernetCard(BaseModel):
+    """What lies beside the weights of a supernet. `provenance`: seed, configuration, hashes of inputs, code version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    space: SearchSpace
+    preprocessing: Preprocessing
+    provenance: dict[str, Any]
+
+
+class SubnetCard(SupernetCard):
+    """What lies beside the weights of one subnet."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    subnet: SubnetSpec
+
+    @field_validator("subnet", mode="before")
+    @classmethod
+    def _spec(cls, value: Any) -> SubnetSpec:
+        return value if isinstance(value, SubnetSpec) else SubnetSpec.from_dict(value)
+
+    @field_serializer("subnet")
+    def _plain(self, spec: SubnetSpec) -> dict[str, Any]:
+        return spec.to_dict()
+
+
+def read_supernet_card(folder: Path) -> SupernetCard:
+    file = folder / "supernet.json"
+    return validated(SupernetCard, read_json(file), str(file))
+
+
+def read_subnet_card(folder: Path) -> SubnetCard:
+    file = folder / "model.json"
+    return validated(SubnetCard, read_json(file), str(file))
