@@ -51,12 +51,12 @@ class Sample(NamedTuple):
 
 def make_sample(root: Path, data: TinyData, steps: int = 25, population: int = 12, generations: int = 4) -> Sample:
     """Folders of supernet, search and retrain below `root`; `steps` of training for each set of weights."""
+    space = load_space("fashion-mnist")
     text = {
-        "name": "sample", "seed": 7, "dataset": data.card.name, "threads": 1, "space": "fashion-mnist",
+        "name": "sample", "seed": 7, "dataset": data.card.name, "threads": 1, "space": space.model_dump(mode="json"),
         "evaluate_subnet": {"batch_size": 64, "mistakes": 24},
     }  # fmt: skip
     folders = {name: root / name for name in ("supernet", "search", "retrain")}
-    space = load_space("fashion-mnist")
     chosen = write_search(folders["search"], space, population, generations)
     write_models(folders["supernet"], folders["retrain"], space, chosen, data, steps)
     paths = {"data": data.data, "card": data.card_path, "test-split": data.test, **folders}

@@ -42,9 +42,9 @@ class Scale(NamedTuple):
         return (value - self.low) / (self.high - self.low)
 
     def label(self, tick: float) -> str:
-        """A tick with as many digits as tell it from the next."""
-        step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else 1.0
-        return f"{tick:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}" if step % 1 else f"{tick:,.0f}"
+        """A tick with as many digits as all ticks need."""
+        digits = next(d for d in range(9) if all(abs(t - round(t, d)) < 1e-9 * max(1.0, abs(t)) for t in self.ticks))
+        return f"{tick:,.{digits}f}"
 
 
 def scale(values: Iterable[float], ticks: int = 5, tight: bool = False) -> Scale:

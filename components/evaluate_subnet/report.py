@@ -44,7 +44,8 @@ def render(results: Results, evaluation: Evaluation, config: Mapping[str, Any]) 
         + element("style", (_HERE / "report.css").read_text(encoding="utf-8"))
     )
     script = element("script", (_HERE / "report.js").read_text(encoding="utf-8"))
-    body = element("main", "\n".join(part for part in parts if part)) + script
+    text = "\n".join(part for part in parts if part).replace(" %", "\u00a0%")  # no line break before a unit
+    body = element("main", text) + script
     return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>{body}</body>\n</html>\n'
 
 
@@ -92,7 +93,7 @@ def _headline(results: Results, evaluation: Evaluation) -> str:
 
 
 def _tile(value: str, text: str) -> str:
-    figure, _, unit = value.partition(" ")
+    figure, _, unit = value.replace("\u00a0", " ").partition(" ")
     return element(
         "div",
         element("b", f"{escape(figure)} <small>{escape(unit)}</small>") + element("span", escape(text)),
@@ -170,7 +171,8 @@ def _spread(extremes: Sequence[tuple[str, str, Sequence[Point]]]) -> str:
 
 
 def _retraining_series(results: Results, column: str) -> list[tuple[str, str, Sequence[Point]]]:
-    names = ((results.mode, "a", results.retrain_curves), ("scratch", "b", results.scratch_curves))
+    retrained = "fine-tuned" if results.mode == "finetune" else results.mode
+    names = ((retrained, "a", results.retrain_curves), ("scratch", "b", results.scratch_curves))
     return [(name, css, curves[column]) for name, css, curves in names if column in curves]
 
 
@@ -361,9 +363,9 @@ def flat(value: Any, path: str = "") -> dict[str, str]:
 
 
 def amount(count: float) -> str:
-    """Three significant digits with k, M or G: "312 k", "9.84 M"."""
+    """Three significant digits with k, M or G: "312 k", "9.84 M", the space unbreakable."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size * 0.9995:
             figure = count / size
-            return f"{figure:.{2 if figure < 9.995 else 1 if figure < 99.95 else 0}f} {unit}"
+            return f"{figure:.{2 if figure < 9.995 else 1 if figure < 99.95 else 0}f}\u00a0{unit}"
     return f"{count:.0f}"
