@@ -215,7 +215,7 @@ def _candidates(results: Results) -> str:
         id="candidate",
         aria_live="polite",
     )
-    picture = element("div", drawings.scatter(found, front, chosen) + _key())
+    picture = element("div", drawings.scatter(found, front, chosen) + _key(any(c.is_baseline for c in found)))
     return _section(
         title,
         _note("Point at a mark, or use the arrow keys, to see the candidate; click to pin it."),
@@ -228,13 +228,17 @@ def _candidates(results: Results) -> str:
     )
 
 
-def _key() -> str:
+def _key(baseline: bool) -> str:
     marks = (
         ('<circle class="evolved" cx="11" cy="7" r="5"/>', "evolution"),
-        ('<circle class="baseline candidate-key" cx="11" cy="7" r="4.5" stroke-width="1.6"/>', "random search"),
+        ('<circle class="baseline" cx="11" cy="7" r="4.5" stroke-width="1.6"/>', "random search"),
         ('<line class="line front" x1="0" x2="22" y1="7" y2="7"/>', "Pareto front of all"),
     )
-    keys = (f'<span class="key"><svg aria-hidden="true">{mark}</svg>{text}</span>' for mark, text in marks)
+    keys = (
+        f'<span class="key"><svg aria-hidden="true">{mark}</svg>{text}</span>'
+        for mark, text in marks
+        if baseline or text != "random search"
+    )
     return element("p", "".join(keys), class_="note")
 
 

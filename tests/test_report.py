@@ -1,0 +1,263 @@
+"""The report as a page: well-formed, self-contained, escaped, complete, the same for the same input."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evaluation_sample import write_search
+from PIL import Image
+
+from autoformer.dataset import DatasetCard, Images
+from autoformer.evaluation import confusion_matrix, paired_difference, score
+from autoformer.named import load_space
+from autoformer.space import NamedSubnet, SearchSpace
+from components.evaluate_subnet import drawings
+from components.evaluate_subnet.charts import Frame, Scale, end_labels, scale, thinned
+from components.evaluate_subnet.measure import Evaluation, worst_mistakes
+from components.evaluate_subnet.report import amount, flat, render
+from components.evaluate_subnet.results import Results, Search, read_search
+
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed in order; collects tags, attributes and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"an attribute twice in <{tag}>: {names}"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+
+    def of_class(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for _, attributes in self.elements if name in (attributes.get("class") or "").split()]
+
+
+@pytest.fixture(scope="module")
+def search_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search")
+    write_search(folder, load_space("fashion-mnist"), population=10, generations=3)
+    return folder
+
+
+def example(folder: Path, classes: tuple[str, ...]) -> tuple[Results, Evaluation]:
+    """Results and an evaluation of 400 invented images."""
+    space: SearchSpace = load_space("fashion-mnist")
+    subnet = NamedSubnet.from_yaml(folder / "chosen.yaml")
+    card = DatasetCard(
+        name="Boxes & <bags>", classes=classes, image_size=28, channels=1, encoding="raw", mean=(0.3,), std=(0.3,),
+        counts={"test": 400}, licence="MIT", source="invented", archives={}, split_hashes={"test": "0" * 64},
+    )  # fmt: skip
+    curve = [(float(epoch), 2 / epoch) for epoch in range(1, 6)]
+    results = Results(
+        card=card, space=space, subnet=subnet, mode="finetune", models={}, search=read_search(folder, subnet.subnet),
+        supernet_curves={"train_loss": curve, **{f"{n}_top1_percent": curve for n in ("smallest", "middle", "largest")}},
+        retrain_curves={"train_loss": curve, "search_top1_percent": curve}, scratch_curves={},
+        provenance={"train_supernet": {"seed": 3}, "retrain_subnet": {"code": "c0de", "inputs": {"card": "abc"}}},
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % len(classes)
+    logits = torch.randn(400, len(classes), generator=generator)
+    logits[torch.arange(400), labels] += 2
+    pixels = torch.randint(0, 256, (400, 1, 28, 28), dtype=torch.uint8, generator=generator).numpy()
+    images = Images(pixels, labels.numpy(), [""] * 400)
+    predicted = logits.argmax(1).numpy()
+    right = predicted == images.labels
+    return results, Evaluation(
+        scores={"retrained": score(logits, labels), "inherited": score(logits.roll(1, 0), labels)},
+        differences={"inherited": paired_difference(right, ~right)},
+        actual=images.labels,
+        predicted=predicted,
+        confusion=confusion_matrix(images.labels, predicted, len(classes)),
+        mistakes=worst_mistakes(logits, images, 9),
+    )
+
+
+CLASSES = ("<b>&", "'quote\"", "</script>", "plain")
+CONFIG: dict[str, Any] = {"seed": 3, "name": "x", "evaluate_subnet": {"mistakes": 9}}
+
+
+@pytest.fixture(scope="module")
+def html(search_folder: Path) -> str:
+    return render(*example(search_folder, CLASSES), CONFIG)
+
+
+def test_the_page_is_well_formed_and_loads_nothing(html: str) -> None:
+    page = Page(html)
+    assert html.startswith("<!doctype html>")
+    for tag, attributes in page.elements:
+        assert tag not in ("link", "iframe", "object")
+        for name in ("src", "href", "xlink:href", "srcset"):
+            assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
+    assert not re.search(r"https?:|//[a-z0-9.-]+\.[a-z]{2,}|@import|url\(", html)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert len(html) < 5_000_000
+
+
+def test_names_are_escaped(html: str) -> None:
+    page = Page(html)
+    text = "".join(page.text)
+    assert not any(tag in ("b&", "bags") for tag, _ in page.elements)
+    assert "Boxes & <bags>" in text
+    assert all(name in text for name in CLASSES)
+    assert html.count("</script>") == 2  # the two that the page has itself: data and program
+
+
+def test_one_mark_for_each_candidate_and_the_chosen_one_marked(html: str, search_folder: Path) -> None:
+    page = Page(html)
+    rows = (search_folder / "candidates.csv").read_text().splitlines()[1:]
+    marks = page.of_class("candidate")
+    assert sorted(int(str(mark["data-candidate"])) for mark in marks) == list(range(len(rows)))
+    baseline = [int(str(mark["data-candidate"])) for mark in page.of_class("baseline") if "data-candidate" in mark]
+    assert sorted(baseline) == [index for index, row in enumerate(rows) if row.split(",")[1] == "baseline"]
+    chosen = page.of_class("chosen")
+    assert len(chosen) == 1
+    data = re.search(r'id="candidates">(.*?)</script>', html)
+    assert data is not None
+    described = json.loads(data[1])
+    assert len(described) == len(rows)
+    spec = NamedSubnet.from_yaml(search_folder / "chosen.yaml").subnet
+    of_chosen = described[int(str(chosen[0]["data-candidate"]))]
+    assert "chosen" in of_chosen["score"]
+    assert of_chosen["heads"] == list(spec.num_heads)
+    assert of_chosen["ratios"] == [f"{ratio:g}" for ratio in spec.mlp_ratio]
+
+
+def test_mistakes_are_shown_surest_first(html: str, search_folder: Path) -> None:
+    _, evaluation = example(search_folder, CLASSES)
+    probabilities = [mistake.probability for mistake in evaluation.mistakes]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert all(mistake.actual != mistake.predicted for mistake in evaluation.mistakes)
+    assert sum(tag == "img" for tag, _ in Page(html).elements) == 9
+
+
+def test_the_same_input_gives_the_same_bytes(html: str, search_folder: Path) -> None:
+    assert render(*example(search_folder, CLASSES), CONFIG) == html
+
+
+def test_many_classes_get_a_list_instead_of_a_matrix(search_folder: Path) -> None:
+    many = render(*example(search_folder, tuple(f"class {index}" for index in range(60))), CONFIG)
+    page = Page(many)
+    assert not page.of_class("cell")
+    assert "taken for" in "".join(page.text)
+
+
+def test_what_is_not_there_is_left_out(search_folder: Path) -> None:
+    results, evaluation = example(search_folder, CLASSES)
+    evolved = [candidate for candidate in results.search.candidates if not candidate.is_baseline]
+    progress = {"evolution_best_top1_percent": results.search.progress["evolution_best_top1_percent"]}
+    bare = results._replace(
+        search=Search(evolved, results.search.chosen, progress, {}), mode="inherited", retrain_curves={},
+        supernet_curves={},
+    )  # fmt: skip
+    text = "".join(Page(render(bare, evaluation._replace(mistakes=[]), CONFIG)).text)
+    assert "random" not in text.replace("drawn at random", "")
+    assert "mistakes" not in text.split("configuration and inputs")[0]
+
+
+def test_the_subnet_is_drawn_within_the_supernet(search_folder: Path) -> None:
+    results, _ = example(search_folder, CLASSES)
+    space, spec = results.space, results.subnet.subnet
+    page = Page(drawings.architecture(space, spec))
+    rows = page.of_class("block")
+    assert len(rows) == 1 + space.supernet.depth
+    assert len(page.of_class("absent")) == space.supernet.depth - spec.depth
+    bars = 2 * space.supernet.depth  # width and MLP; one filled rectangle each, of no width where left out
+    assert len(page.of_class("filled")) == bars + sum(spec.num_heads)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.3, 9.1], (0, 10, ["0", "2", "4", "6", "8", "10"])),
+        ([84.1, 84.9], (84, 85, ["84.0", "84.2", "84.4", "84.6", "84.8", "85.0"])),
+        ([5, 5], (4.4, 5.6, ["4.4", "4.6", "4.8", "5.0", "5.2", "5.4", "5.6"])),
+        ([0, 12], (0, 12.5, ["0.0", "2.5", "5.0", "7.5", "10.0", "12.5"])),
+    ],
+)
+def test_scales_hold_all_values_and_end_on_round_ticks(
+    values: list[float], expected: tuple[float, float, list[str]]
+) -> None:
+    found = scale(values)
+    assert (found.low, found.high) == pytest.approx(expected[:2])
+    assert [found.label(tick) for tick in found.ticks] == expected[2]
+
+
+def test_labels_at_line_ends_do_not_touch() -> None:
+    frame = Frame(Scale(0, 1, ()), Scale(0, 1, ()), 100)
+    drawn = end_labels(frame, [("one", 0.02, "a"), ("two", 0.03, "a"), ("three", 0.02, "b")])
+    tops = [float(y) for y in re.findall(r' y="([0-9.]+)"', drawn)]
+    assert all(below - above >= 16 for above, below in zip(tops, tops[1:], strict=False))
+    assert max(tops) <= 100
+
+
+def test_thinning_keeps_ends_and_means() -> None:
+    points = [(float(x), 1.0) for x in range(1000)]
+    thin = thinned(points, most=100)
+    assert len(thin) == 100
+    assert thin[-1] == points[-1]
+    assert {y for _, y in thin} == {1.0}
+    assert thinned(points[:100], most=100) == points[:100]
+
+
+def test_images_become_png_of_their_own_pixels() -> None:
+    import base64
+    import io
+
+    for channels, mode in ((1, "L"), (3, "RGB")):
+        pixels = np.random.default_rng(0).integers(0, 256, (channels, 5, 5), dtype=np.uint8)
+        content = base64.b64decode(drawings.data_uri(pixels).split(",")[1])
+        image = Image.open(io.BytesIO(content))
+        assert image.mode == mode
+        assert (np.asarray(image).reshape(5, 5, channels).transpose(2, 0, 1) == pixels).all()
+    assert len(drawings.data_uri(np.zeros((3, 224, 224), np.uint8))) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (12, "12"),
+        (999, "999"),
+        (9_840_000, "9.84 M"),
+        (312_345, "312 k"),
+        (999_900, "1.00 M"),
+        (12_340_000_000, "12.3 G"),
+    ],
+)
+def test_amounts(count: int, text: str) -> None:
+    assert amount(count).replace("\u00a0", " ") == text
+
+
+def test_flat_names_every_value() -> None:
+    assert flat({"a": {"b": 1, "c": {"d": None}}, "e": "x", "f": [1, 2]}) == {
+        "a.b": "1",
+        "a.c.d": "null",
+        "e": "x",
+        "f": "[1, 2]",
+    }
