@@ -6,7 +6,7 @@ channel r div 3. The bias is not interleaved: a subnet of attention width D take
 `bias_rule="official"`; no reordering of the bias could.
 """
 
-import argparse
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     as an `argparse.Namespace`; that one class is allowed.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise AutoFormerError(f"{path}: no such file") from None

@@ -25,25 +25,25 @@ _MODELS = ("autoformer_tiny", "autoformer_small", "autoformer_base", "autoformer
 default_cfgs = generate_default_cfgs({name: describe(name) for name in _MODELS})
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def autoformer_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """AutoFormer-T as published: 5.9 M parameters."""
     return _create("autoformer_tiny", "autoformer-tiny", "autoformer-tiny", pretrained, **kwargs)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def autoformer_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """AutoFormer-S as published: 22.9 M parameters."""
     return _create("autoformer_small", "autoformer-small", "autoformer-small", pretrained, **kwargs)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def autoformer_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """AutoFormer-B as published: 53.7 M parameters."""
     return _create("autoformer_base", "autoformer-base", "autoformer-base", pretrained, **kwargs)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def autoformer_base_mmrazor(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The base subnet that mmrazor found: 54.5 M parameters. It fits into the official base supernet too."""
     return _create("autoformer_base_mmrazor", "mmrazor-base", "autoformer-base", pretrained, **kwargs)
