@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from components.evaluate_subnet import drawings
 from components.evaluate_subnet.charts import Frame, Scale, end_labels, scale, thinned
 from components.evaluate_subnet.measure import Evaluation, worst_mistakes
 from components.evaluate_subnet.report import amount, flat, render
-from components.evaluate_subnet.results import Results, Search, read_search
+from components.evaluate_subnet.results import SUPERNET_CURVES, Results, Search, read_search
 
 VOID = {"meta", "img", "br", "link", "input"}
 
@@ -76,7 +77,7 @@ def example(folder: Path, classes: tuple[str, ...]) -> tuple[Results, Evaluation
     curve = [(float(epoch), 2 / epoch) for epoch in range(1, 6)]
     results = Results(
         card=card, space=space, subnet=subnet, mode="finetune", models={}, search=read_search(folder, subnet.subnet),
-        supernet_curves={"train_loss": curve, **{f"{n}_top1_percent": curve for n in ("smallest", "middle", "largest")}},
+        supernet_curves={column: curve for column in ("train_loss", *SUPERNET_CURVES)},
         retrain_curves={"train_loss": curve, "search_top1_percent": curve}, scratch_curves={},
         provenance={"train_supernet": {"seed": 3}, "retrain_subnet": {"code": "c0de", "inputs": {"card": "abc"}}},
     )  # fmt: skip
@@ -173,7 +174,7 @@ def test_what_is_not_there_is_left_out(search_folder: Path) -> None:
     evolved = [candidate for candidate in results.search.candidates if not candidate.is_baseline]
     progress = {"evolution_best_top1_percent": results.search.progress["evolution_best_top1_percent"]}
     bare = results._replace(
-        search=Search(evolved, results.search.chosen, progress, {}), mode="inherited", retrain_curves={},
+        search=Search(evolved, results.search.chosen, progress, {}, None), mode="inherited", retrain_curves={},
         supernet_curves={},
     )  # fmt: skip
     text = "".join(Page(render(bare, evaluation._replace(mistakes=[]), CONFIG)).text)
@@ -213,7 +214,7 @@ def test_labels_at_line_ends_do_not_touch() -> None:
     frame = Frame(Scale(0, 1, ()), Scale(0, 1, ()), 100)
     drawn = end_labels(frame, [("one", 0.02, "a"), ("two", 0.03, "a"), ("three", 0.02, "b")])
     tops = [float(y) for y in re.findall(r' y="([0-9.]+)"', drawn)]
-    assert all(below - above >= 16 for above, below in zip(tops, tops[1:], strict=False))
+    assert all(below - above >= 16 for above, below in pairwise(tops))
     assert max(tops) <= 100
 
 
@@ -255,9 +256,5 @@ def test_amounts(count: int, text: str) -> None:
 
 
 def test_flat_names_every_value() -> None:
-    assert flat({"a": {"b": 1, "c": {"d": None}}, "e": "x", "f": [1, 2]}) == {
-        "a.b": "1",
-        "a.c.d": "null",
-        "e": "x",
-        "f": "[1, 2]",
-    }
+    nested = {"a": {"b": 1, "c": {"d": None}}, "e": "x", "f": [1, 2]}
+    assert flat(nested) == {"a.b": "1", "a.c.d": "null", "e": "x", "f": "[1, 2]"}

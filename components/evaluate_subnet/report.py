@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from autoformer.complexity import count_macs, count_params
-from autoformer.evaluation import ECE_BINS
+from autoformer.evaluation import ECE_BINS, wilson_interval
 from autoformer.pareto import pareto_front
 from components.evaluate_subnet import drawings
 from components.evaluate_subnet.charts import element
@@ -192,7 +192,14 @@ def _search_progress(results: Results) -> str:
     drawn = drawings.curves(
         series, "candidates scored", "best top-1 accuracy so far on the search split, %", steps=True, digits=2
     )
-    return _section(title, _note("All candidates are scored with weights inherited from the supernet."), drawn)
+    note = "All candidates are scored with weights inherited from the supernet."
+    if results.search.images:
+        low, high = wilson_interval(round(ends[0] / 100 * results.search.images), results.search.images)
+        note += (
+            f" One score on {results.search.images:,} images is uncertain by about ±{50 * (high - low):.1f} points "
+            "(95 %), and the best of many is flattered by chance: smaller gaps decide little."
+        )
+    return _section(title, _note(note), drawn)
 
 
 def _candidates(results: Results) -> str:

@@ -50,6 +50,7 @@ class Search(NamedTuple):
     chosen: int  # index in candidates
     progress: dict[str, list[Point]]  # column of progress.csv -> (candidates scored, best top-1 so far)
     metrics: dict[str, float]
+    images: int | None  # that scored a candidate; None where the search does not say
 
 
 class Results(NamedTuple):
@@ -84,7 +85,7 @@ def read_all(arguments: argparse.Namespace, config: Config) -> tuple[Results, Im
         subnet=subnet,
         mode=_mode(provenance["retrain_subnet"]),
         models=models,
-        search=read_search(arguments.search, subnet.subnet),
+        search=read_search(arguments.search, subnet.subnet, card.counts.get("search")),
         supernet_curves=_curves(arguments.supernet / "history.csv", "epoch", ("train_loss", *SUPERNET_CURVES)),
         retrain_curves=_retrain_curves(arguments.retrain / "history.csv"),
         scratch_curves=_retrain_curves(arguments.retrain / "scratch_history.csv"),
@@ -93,19 +94,31 @@ def read_all(arguments: argparse.Namespace, config: Config) -> tuple[Results, Im
     return results, images
 
 
-def read_search(folder: Path, chosen: SubnetSpec) -> Search:
-    """The tables of a search folder. Raises `AutoFormerError` where the chosen subnet is not among the candidates."""
+def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> Search:
+    """The tables of a search folder.
+
+    Args:
+        chosen: the subnet of its chosen.yaml.
+        images: size of the search split; the folder's provenance may say that fewer were used.
+
+    Raises:
+        AutoFormerError: one line, where a table is damaged or does not hold the chosen subnet.
+    """
     table = existing(folder / "candidates.csv", "search_subnet")
     candidates = [_candidate(table, row) for row in _rows(table, CANDIDATE)]
     same = [index for index, candidate in enumerate(candidates) if candidate.spec == chosen]
     if not same:
         raise AutoFormerError(f"{table}: does not hold the subnet of chosen.yaml; run search_subnet again")
     metrics = read_json(existing(folder / "metrics.json", "search_subnet"))
+    if (folder / "provenance.json").exists():
+        section = read_json(folder / "provenance.json").get("config", {}).get("search_subnet") or {}
+        images = section.get("images") or images
     return Search(
         candidates=candidates,
         chosen=min(same, key=lambda index: candidates[index].is_baseline),
         progress=_curves(existing(folder / "progress.csv", "search_subnet"), "scored", PROGRESS_CURVES),
         metrics={key: float(value) for key, value in metrics.items() if isinstance(value, int | float)},
+        images=images,
     )
 
 
