@@ -20,8 +20,9 @@ from autoformer.space import NamedSubnet, SearchSpace
 from components.evaluate_subnet import drawings
 from components.evaluate_subnet.charts import Frame, Scale, end_labels, scale, thinned
 from components.evaluate_subnet.measure import Evaluation, worst_mistakes
-from components.evaluate_subnet.report import amount, flat, render
+from components.evaluate_subnet.report import flat, render
 from components.evaluate_subnet.results import SUPERNET_CURVES, Results, Search, read_search
+from components.evaluate_subnet.sections import amount
 
 VOID = {"meta", "img", "br", "link", "input"}
 
