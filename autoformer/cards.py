@@ -1,7 +1,7 @@
 """What lies beside the weights of a model: all that is needed to use them. Torch-free."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
 
@@ -26,6 +26,7 @@ class SupernetCard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     space: SearchSpace
+    bias_rule: Literal["aligned", "official"] = "aligned"
     preprocessing: Preprocessing
     provenance: dict[str, Any]
 

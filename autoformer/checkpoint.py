@@ -57,7 +57,7 @@ def load_supernet(folder: Path, weights: Literal["ema", "raw"] = "raw", drop_pat
     `drop_path` is the stochastic depth of what is later trained with these weights.
     """
     card = read_supernet_card(folder)
-    model = Supernet(card.space, drop_path)
+    model = Supernet(card.space, drop_path, card.bias_rule)
     file = folder / ("ema.safetensors" if weights == "ema" else "weights.safetensors")
     if weights == "ema" and not file.exists():
         raise AutoFormerError(f"{file}: no such file; the supernet was trained without ema_decay, use its raw weights")

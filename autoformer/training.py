@@ -83,7 +83,7 @@ class Trainer:
         self.total_steps = max(1, round(recipe.epochs * self.steps_per_epoch))
         self.step = 0
         self.device = next(model.parameters()).device
-        groups = param_groups_weight_decay(model, recipe.weight_decay, model.no_weight_decay())
+        groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=model.no_weight_decay())
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
         self.scheduler = CosineLRScheduler(
             self.optimizer,

@@ -17,6 +17,7 @@ from components.cli import BAD_INPUT
 from components.config import ROOT, STEPS, Config
 from components.resolve_config.step import resolve
 from components.workspace import code_version
+from pipeline.console import Console
 from pipeline.summary import summary
 
 
@@ -98,7 +99,10 @@ def _run_dag(fresh: bool, preset: str, overrides: list[str], data: Path, data_ha
         enable_caching=not fresh,
         cache_root=str(root / ".kfp_cache"),
     )
-    task = autoformer(preset=preset, data=str(data), data_hash=data_hash, overrides=shlex.join(overrides))
+    log = root / "logs" / f"{time.strftime('%Y-%m-%d-%H-%M-%S')}.log"
+    print(f"running the pipeline; all that KFP says is in {_short(log)}", flush=True)
+    with Console(log):
+        task = autoformer(preset=preset, data=str(data), data_hash=data_hash, overrides=shlex.join(overrides))
     outputs: dict[str, Any] = task.outputs
     return outputs
 

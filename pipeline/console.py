@@ -1,0 +1,81 @@
+"""What a person sees of a local run: the steps' own lines. All that KFP prints goes to a log file."""
+
+import re
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+_TASK = re.compile(
+    r"Executing task .*?'([a-z0-9-]+)'|Task .*?'([a-z0-9-]+)'.* finished with status .*?(SUCCESS|FAILURE)"
+)
+_CACHED = re.compile(r"Task .*?'([a-z0-9-]+)'.*cach", re.IGNORECASE)
+_STREAMED = "    "  # kfp.local indents what a step prints
+
+
+class Console:
+    """While entered, takes the place of stdout: everything is logged, and the steps' own lines are shown."""
+
+    def __init__(self, log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log.open("w", encoding="utf-8")
+        self._shown: TextIO = sys.stdout
+        self._line = ""
+        self._inside_dump = False
+
+    def __enter__(self) -> Self:
+        self._shown, sys.stdout = sys.stdout, self  # type: ignore[assignment]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sys.stdout = self._shown
+        self._log.close()
+
+    def write(self, text: str) -> int:
+        self._log.write(text)
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            shown = self._visible(line)
+            if shown is not None:
+                self._shown.write(shown + "\n")
+                self._shown.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self._log.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shown, name)
+
+    def _visible(self, line: str) -> str | None:
+        """The line as it is shown, or None where it is KFP's own."""
+        if not line.startswith(_STREAMED):
+            return self._task_line(line)
+        content = line[len(_STREAMED) :]
+        if "[KFP Executor" in content:
+            self._inside_dump = content.endswith("Got executor_input:")
+            return None
+        if self._inside_dump:  # the step's whole input as JSON, closed by a brace at its margin
+            self._inside_dump = content != "}"
+            return None
+        return f"  {content}" if content.strip() and not _is_output_listing(content) else None
+
+    def _task_line(self, line: str) -> str | None:
+        found = _TASK.search(line)
+        if found is None:
+            cached = _CACHED.search(line)
+            return f"{cached[1]}: taken from the cache" if cached else None
+        started, ended, status = found.groups()
+        if started:
+            return f"{started}"
+        return f"{ended}: failed" if status == "FAILURE" else None
+
+
+def _is_output_listing(content: str) -> bool:
+    """kfp.local lists a task's outputs after it, indented as the step's own lines are."""
+    return (
+        re.match(r"\s*(\w+: \w+\( name=|uri='|metadata=)", content) is not None
+        or re.match(r"\w+: '\{", content) is not None
+    )

@@ -1,0 +1,266 @@
+"""The training loop: what AdamW does beyond the slice, accumulation, resume, schedule, augmentation."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from autoformer.batches import augment, normalise
+from autoformer.named import load_space
+from autoformer.randomness import derived_seed, epoch_order, sample_uniform
+from autoformer.recipe import Augmentation, Recipe
+from autoformer.space import SubnetSpec
+from autoformer.supernet import Supernet
+from autoformer.training import Trainer, sampled_subnet, subnet_forward, supernet_forward
+
+SPACE = load_space("fashion-mnist")
+RECIPE: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 8,
+    "learning_rate": 1e-3,
+    "warmup_epochs": 0.5,
+    "label_smoothing": 0.1,
+    "clip_grad": 1.0,
+    "ema_decay": 0.9,
+    "drop_path": 0.2,
+    "augmentation": {"crop_padding": 2, "flip": True, "erase_probability": 0.5},
+}
+PLAIN = {"drop_path": 0.0, "augmentation": {}, "clip_grad": None}
+
+
+def images(count: int = 64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    return pixels, torch.randint(0, 10, (count,), generator=generator)
+
+
+def supernet_trainer(forward: Any = None, seed: int = 0, **changes: Any) -> Trainer:
+    torch.manual_seed(1)
+    recipe = Recipe.model_validate(RECIPE | changes)
+    model = Supernet(SPACE, recipe.drop_path)
+    return Trainer(model, forward or supernet_forward(SPACE, seed), *images(), (0.3,), (0.3,), recipe, seed)
+
+
+def always(spec: SubnetSpec) -> Callable[[Any, Tensor, int], Tensor]:
+    return lambda model, batch, step: model(batch, spec)
+
+
+def test_the_subnet_of_a_step_is_a_function_of_seed_and_step() -> None:
+    drawn = [sampled_subnet(SPACE, 5, step) for step in range(300)]
+    assert drawn == [sampled_subnet(SPACE, 5, step) for step in range(300)]
+    assert drawn != [sampled_subnet(SPACE, 6, step) for step in range(300)]
+    depths = [spec.depth for spec in drawn]
+    assert all(depths.count(depth) > 60 for depth in SPACE.choices.depth)  # each about 100
+
+
+def test_weights_beyond_the_slice_get_zero_gradient_and_move_by_momentum_and_decay_alone() -> None:
+    largest, smallest = SPACE.largest, SPACE.smallest
+    steps = [largest, smallest]
+    trainer = supernet_trainer(lambda model, batch, step: model(batch, steps[step]), **PLAIN, ema_decay=None)
+    weight = trainer.model.get_parameter("blocks.0.attn.proj.weight")
+    beyond = weight[smallest.embed_dim :, :]
+    trainer.advance(1)  # the whole tensor has a gradient once, hence momentum
+    state = trainer.optimizer.state[weight]
+    before = beyond.detach().clone()
+    first, second = (state[name][smallest.embed_dim :].clone() for name in ("exp_avg", "exp_avg_sq"))
+    trainer.advance(1)
+    rate, decay = trainer.learning_rate, trainer.recipe.weight_decay
+    first, second = 0.9 * first, 0.999 * second  # a zero gradient
+    update = (first / (1 - 0.9**2)) / ((second / (1 - 0.999**2)).sqrt() + 1e-8)
+    torch.testing.assert_close(beyond.detach(), before * (1 - rate * decay) - rate * update, rtol=1e-4, atol=1e-7)
+    assert not torch.equal(beyond.detach(), before)
+
+
+def test_blocks_beyond_the_depth_stay_as_they_are_with_their_moments() -> None:
+    largest, smallest = SPACE.largest, SPACE.smallest
+    steps = [largest, smallest, smallest]
+    trainer = supernet_trainer(lambda model, batch, step: model(batch, steps[step]), **PLAIN)
+    trainer.advance(1)
+    last = SPACE.supernet.depth - 1
+    names = [name for name, _ in trainer.model.named_parameters() if name.startswith(f"blocks.{last}.")]
+    assert names
+    parameters = [trainer.model.get_parameter(name) for name in names]
+    before = [parameter.detach().clone() for parameter in parameters]
+    moments = [trainer.optimizer.state[parameter]["exp_avg"].clone() for parameter in parameters]
+    trainer.advance(2)
+    for parameter, old, moment in zip(parameters, before, moments, strict=True):
+        assert torch.equal(parameter.detach(), old)
+        assert torch.equal(trainer.optimizer.state[parameter]["exp_avg"], moment)
+        assert trainer.optimizer.state[parameter]["step"] == 1
+    assert trainer.optimizer.state[trainer.model.get_parameter("blocks.0.attn.qkv.weight")]["step"] == 3
+
+
+def test_accumulated_parts_give_the_step_of_the_whole_batch() -> None:
+    def train(**changes: Any) -> tuple[Trainer, float]:
+        trainer = supernet_trainer(**PLAIN | changes)
+        trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)  # AdamW amplifies rounding
+        trainer.scheduler.step_update = lambda step: None
+        return trainer, trainer.advance(3)
+
+    whole, loss = train(batch_size=16, accumulation=1)
+    parts, loss_of_parts = train(batch_size=4, accumulation=4)
+    assert loss == pytest.approx(loss_of_parts, abs=1e-5)
+    for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("stop", [1, 7, 11])  # in warm-up, in the middle of an epoch, in the second epoch
+def test_a_resumed_training_ends_in_the_very_same_weights(stop: int, tmp_path: Path) -> None:
+    through = supernet_trainer()
+    through.advance(14)
+    killed = supernet_trainer()
+    killed.advance(stop)
+    torch.save(killed.state_dict(), tmp_path / "checkpoint.pt")
+    resumed = supernet_trainer()
+    resumed.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+    torch.rand(1000)  # the state of the global generator must not matter
+    resumed.advance(14 - stop)
+    assert resumed.step == through.step == 14
+    for model, other in ((resumed.model, through.model), (resumed.averaged, through.averaged)):
+        for (name, one), two in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+            assert torch.equal(one, two), name
+
+
+def test_one_loop_trains_the_extracted_subnet_as_the_supernet_trains_it_alone() -> None:
+    """With one subnet only, both do the same arithmetic: the entangled weights beyond it are never read."""
+    spec = SubnetSpec(4, 96, (2, 3, 4, 2), (2.0, 3.0, 4.0, 2.0))
+    changes = {**PLAIN, "ema_decay": None, "weight_decay": 0.0}
+    entangled = supernet_trainer(always(spec), **changes)
+    alone = entangled.model.extract(spec)
+    recipe = entangled.recipe
+    separate = Trainer(alone, subnet_forward, *images(), (0.3,), (0.3,), recipe, 0)
+    for trainer in (entangled, separate):
+        trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.05)
+        trainer.scheduler.step_update = lambda step: None
+    assert entangled.advance(6) == pytest.approx(separate.advance(6), abs=1e-6)
+    cut = entangled.model.extract(spec).state_dict()
+    for name, tensor in alone.state_dict().items():
+        torch.testing.assert_close(tensor, cut[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_schedule_is_linear_warmup_then_cosine_by_step() -> None:
+    trainer = supernet_trainer(epochs=4, warmup_epochs=1, warmup_learning_rate=1e-6, min_learning_rate=1e-5)
+    rates = []
+    while trainer.step < trainer.total_steps:
+        trainer.advance(1)
+        rates.append(trainer.learning_rate)
+    total, warm = 32, 8
+    wanted = [1e-6 + (1e-3 - 1e-6) * step / warm for step in range(warm)]
+    wanted += [1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + np.cos(np.pi * step / total)) for step in range(warm, total)]
+    assert rates == pytest.approx(wanted, rel=1e-6)
+
+
+def test_biases_norms_tokens_and_relative_tables_are_not_decayed() -> None:
+    trainer = supernet_trainer()
+    named = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    decayed = {
+        named[id(p)] for group in trainer.optimizer.param_groups if group["weight_decay"] for p in group["params"]
+    }
+    assert decayed == {
+        name for name in named.values() if name.endswith("weight") and "norm" not in name
+    }  # fmt: skip
+
+
+def test_learning_really_happens() -> None:
+    """Loss on images that are easy to tell apart falls far below that of guessing, ln 10 = 2.3."""
+    labels = torch.arange(64) % 10
+    pixels = (labels.view(-1, 1, 1, 1) * 25).expand(-1, 1, 28, 28).to(torch.uint8)
+    recipe = Recipe(epochs=25, batch_size=16, learning_rate=2e-3, warmup_epochs=2)
+    torch.manual_seed(0)
+    trainer = Trainer(Supernet(SPACE), supernet_forward(SPACE, 0), pixels, labels, (0.5,), (0.5,), recipe, 0)
+    first = trainer.advance(5)
+    trainer.advance(90)
+    assert first > 2.0
+    assert trainer.advance(5) < 1.0
+
+
+def test_too_few_images_for_a_step_are_refused() -> None:
+    with pytest.raises(ValueError, match="64 training images are fewer than the 128 of one step"):
+        supernet_trainer(batch_size=128)
+
+
+# --- batches ---
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_sample_alone() -> None:
+    pixels, _ = images()
+    samples = np.arange(64)
+    options = Augmentation(crop_padding=3, flip=True, erase_probability=0.5)
+    whole = augment(pixels, samples, options, seed=3, epoch=2)
+    order = np.random.default_rng(0).permutation(64)
+    shuffled = augment(pixels[torch.from_numpy(order)], order, options, seed=3, epoch=2)
+    assert torch.equal(shuffled, whole[torch.from_numpy(order)])
+    alone = augment(pixels[5:6], samples[5:6], options, seed=3, epoch=2)
+    assert torch.equal(alone[0], whole[5])
+    assert not torch.equal(whole, augment(pixels, samples, options, seed=3, epoch=3))
+    assert not torch.equal(whole, augment(pixels, samples, options, seed=4, epoch=2))
+
+
+def test_crops_and_flips_equal_a_plain_loop() -> None:
+    pixels, _ = images()
+    samples = np.arange(64)
+    result = augment(pixels, samples, Augmentation(crop_padding=2, flip=True), seed=0, epoch=0)
+    rows = (sample_uniform(0, 0, "crop row", samples) * 5).astype(int)
+    columns = (sample_uniform(0, 0, "crop column", samples) * 5).astype(int)
+    flips = sample_uniform(0, 0, "flip", samples) < 0.5
+    assert 20 < flips.sum() < 44 and set(rows) == set(columns) == {0, 1, 2, 3, 4}
+    for index in range(64):
+        padded = np.pad(pixels[index, 0].numpy(), 2)
+        crop = padded[rows[index] : rows[index] + 28, columns[index] : columns[index] + 28]
+        expected = crop[:, ::-1] if flips[index] else crop
+        assert np.array_equal(result[index, 0].numpy(), expected), index
+
+
+def test_erasing_blanks_one_rectangle_in_the_given_share_of_images() -> None:
+    pixels = torch.full((400, 1, 28, 28), 255, dtype=torch.uint8)
+    result = augment(pixels, np.arange(400), Augmentation(erase_probability=0.25), seed=0, epoch=0)
+    blanked = [image for image in (result[:, 0] == 0) if image.any()]
+    assert 70 < len(blanked) < 130
+    for mask in blanked:
+        rows, columns = mask.any(dim=1).nonzero().flatten(), mask.any(dim=0).nonzero().flatten()
+        assert mask.sum() == len(rows) * len(columns)  # full inside its bounds: one rectangle
+        assert 3 <= len(rows) <= 15 and 3 <= len(columns) <= 15
+
+
+def test_no_augmentation_changes_nothing() -> None:
+    pixels, _ = images()
+    assert torch.equal(augment(pixels, np.arange(64), Augmentation(), 0, 0), pixels)
+
+
+def test_normalise_equals_its_definition() -> None:
+    pixels = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    wanted = (pixels.double() / 255 - torch.tensor(mean).double().view(-1, 1, 1)) / torch.tensor(std).double().view(
+        -1, 1, 1
+    )
+    torch.testing.assert_close(normalise(pixels, mean, std).double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+# --- randomness ---
+
+
+def test_sample_numbers_are_uniform_and_streams_independent() -> None:
+    samples = np.arange(100_000)
+    one, two = (sample_uniform(1, 0, stream, samples) for stream in ("flip", "crop"))
+    assert one.min() >= 0 and one.max() < 1
+    assert np.histogram(one, 20, (0, 1))[0] == pytest.approx(5000, rel=0.06)
+    assert abs(np.corrcoef(one, two)[0, 1]) < 0.02
+    assert abs(np.corrcoef(one[:-1], one[1:])[0, 1]) < 0.02
+
+
+def test_every_epoch_visits_every_sample_in_an_order_of_its_own() -> None:
+    orders = [epoch_order(0, epoch, 1000) for epoch in (0, 1)]
+    assert all(np.array_equal(np.sort(order), np.arange(1000)) for order in orders)
+    assert not np.array_equal(*orders)
+    assert np.array_equal(orders[0], epoch_order(0, 0, 1000))
+
+
+def test_derived_seeds_are_the_same_on_every_machine() -> None:
+    # blake2b of "subnet/0/1", its first 8 bytes, without the last bit
+    assert derived_seed("subnet", 0, 1) == int(hashlib.blake2b(b"subnet/0/1", digest_size=8).hexdigest(), 16) >> 1
+    assert derived_seed("a", 12) != derived_seed("a1", 2)
