@@ -115,7 +115,7 @@ def _findings(results: Results, evaluation: Evaluation) -> list[str]:
 
 
 def _provenance(results: Results, config: Mapping[str, Any]) -> str:
-    retrain = results.provenance["retrain_subnet"]
+    retrain, count = results.provenance["retrain_subnet"], results.space.count()
     main = {
         "seed": str(config.get("seed", "")),
         "data set": f"{results.card.name} ({results.card.licence})",
@@ -124,7 +124,9 @@ def _provenance(results: Results, config: Mapping[str, Any]) -> str:
             f"{split} split": f"{results.card.counts.get(split, 0):,} images, sha256 {digest}"
             for split, digest in results.card.split_hashes.items()
         },
-        "search space": f"{results.space.name}, {results.space.count():.4g} subnets",
+        "search space": f"{results.space.name}, {count:,} subnets"
+        if count < 1e9
+        else f"{results.space.name}, {count:.3g} subnets",
         "subnet": results.subnet.subnet.to_json(),
         "chosen by": results.subnet.source,
         "weights": _WAYS.get(results.mode, results.mode),

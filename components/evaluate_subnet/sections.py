@@ -108,7 +108,7 @@ def candidates(results: Results) -> str:
     title = (
         f"No candidate as small beats the chosen subnet; {len(front)} of {len(found):,} are on the Pareto front"
         if not better
-        else f"{better} of {len(found):,} candidates are no larger than the chosen subnet and score higher"
+        else f"{better} of {len(found):,} candidates beat the chosen subnet and are no larger"
     )
     data = json.dumps(
         [_described(c, index == chosen) for index, c in enumerate(found)], ensure_ascii=False, separators=(",", ":")
