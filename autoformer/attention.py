@@ -36,13 +36,19 @@ class RelativePosition2D(nn.Module):
         self.table_v = normal_parameter(2 * max_relative_position + 2, head_dim)
         self.table_h = normal_parameter(2 * max_relative_position + 2, head_dim)
 
-    def forward(self, grid: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Row vectors less c (g, g, d), column vectors (g, g, d), both [query, key]; and c (d,)."""
+    def forward(self, grid: int, width: int) -> tuple[Tensor, Tensor]:
+        """The vectors of each query token: row vectors less c, then column vectors, then zeros (N, W, d); and c (d,).
+
+        All of the class token's are zero.
+        """
         limit = self.max_relative_position
         side = torch.arange(grid, device=self.table_v.device)
-        index = (side[None, :] - side[:, None]).clamp(-limit, limit) + limit + 1
+        index = (side[None, :] - side[:, None]).clamp(-limit, limit) + limit + 1  # query, key
         class_token = self.table_v[0] + self.table_h[0]
-        return self.table_v[index] - class_token, self.table_h[index], class_token
+        rows = (self.table_v[index] - class_token)[:, None].expand(-1, grid, -1, -1)  # y x row d
+        columns = self.table_h[index].expand(grid, -1, -1, -1)  # y x column d
+        vectors = torch.cat([rows, columns], dim=2).flatten(0, 1)  # P 2g d
+        return F.pad(vectors, (0, 0, 0, width - 2 * grid, 1, 0)), class_token
 
 
 def position_features(grid: int, head_dim: int) -> Tensor:
@@ -78,26 +84,17 @@ def attend_with_position(
         (B, N, H, d).
     """
     batch, tokens, heads, dim = q.shape
-    grid = round((tokens - 1) ** 0.5)
-    features = features.to(q.dtype).expand(batch, heads, -1, -1)
+    grid, width = round((tokens - 1) ** 0.5), features.shape[-1]
+    features = features.to(q.dtype)[:, None].expand(batch, -1, heads, -1)  # B N H W
 
-    rows, columns, _ = on_keys(grid)
-    patches = q[:, 1:].reshape(batch, grid, grid, heads, dim)  # B y x H d
-    row_scores = torch.einsum("byxhd,ywd->bhyxw", patches, rows)
-    column_scores = torch.einsum("byxhd,xwd->bhyxw", patches, columns)
-    scores = torch.cat([row_scores, column_scores], dim=-1).reshape(batch, heads, grid * grid, 2 * grid)
-    scores = F.pad(scores, (0, features.shape[-1] - 2 * grid, 1, 0))  # the class query's are zero: B H N W
-
+    vectors, _ = on_keys(grid, width)
+    scores = torch.einsum("bnhd,nwd->bnhw", q, vectors).to(q.dtype)
     out = F.scaled_dot_product_attention(
-        torch.cat([q.transpose(1, 2), scores.to(q.dtype)], dim=-1),
-        torch.cat([k.transpose(1, 2), features], dim=-1),
-        torch.cat([v.transpose(1, 2), features], dim=-1),
+        torch.cat([q, scores], dim=-1).transpose(1, 2),
+        torch.cat([k, features], dim=-1).transpose(1, 2),
+        torch.cat([v, features], dim=-1).transpose(1, 2),
         scale=dim**-0.5,  # of the head itself, not of the extended width
-    )
+    ).transpose(1, 2)
 
-    rows, columns, class_token = on_values(grid)
-    on_rows = out[:, :, 1:, dim : dim + grid].reshape(batch, heads, grid, grid, grid)  # B H y x row
-    on_columns = out[:, :, 1:, dim + grid : dim + 2 * grid].reshape(batch, heads, grid, grid, grid)
-    relative = torch.einsum("bhyxw,ywd->bhyxd", on_rows, rows) + torch.einsum("bhyxw,xwd->bhyxd", on_columns, columns)
-    relative = F.pad(relative.reshape(batch, heads, grid * grid, dim), (0, 0, 1, 0))
-    return (out[..., :dim] + relative + class_token).transpose(1, 2)
+    vectors, class_token = on_values(grid, width)
+    return out[..., :dim] + torch.einsum("bnhw,nwd->bnhd", out[..., dim:], vectors) + class_token
