@@ -8,6 +8,10 @@ from torch.export import Dim
 from autoformer.files import replacing
 from autoformer.vit import AutoFormer
 
+EXAMPLE_BATCH = (
+    29  # no size that the model has: torch.export takes a batch of 1, or of as many as heads, for a constant
+)
+
 
 def export_program(model: AutoFormer, file: Path) -> None:
     """Write the model, in evaluation mode, as an exported program for any number of images.
@@ -16,8 +20,8 @@ def export_program(model: AutoFormer, file: Path) -> None:
     was on: tables of positions are constants in it.
     """
     size = model.pretrained_cfg["input_size"]
-    example = torch.zeros(2, *size, device=next(model.parameters()).device)
-    # timm's `forward` has the parameter name x; a batch of one would be taken for a constant
+    example = torch.zeros(EXAMPLE_BATCH, *size, device=next(model.parameters()).device)
+    # timm's `forward` calls its parameter x
     with torch.no_grad():
         program = torch.export.export(model.eval(), (example,), dynamic_shapes={"x": {0: Dim("batch")}})
     with replacing(file) as temporary, temporary.open("wb") as stream:

@@ -9,7 +9,7 @@ TOP1, TEST_SPLIT, WEIGHTS = "test_top1_percent", "test_split", "weights"  # tags
 
 
 @dataclass(frozen=True)
-class Tested:
+class Measured:
     """A model and how it did: its weights and the test split by their hashes, None where nobody knows."""
 
     weights: str | None
@@ -17,7 +17,7 @@ class Tested:
     top1_percent: float | None
 
     @classmethod
-    def from_tags(cls, tags: Mapping[str, str]) -> "Tested":
+    def from_tags(cls, tags: Mapping[str, str]) -> "Measured":
         """The present champion, as the tags of its version say; one that a person registered may have none."""
         try:
             top1_percent = float(tags[TOP1])
@@ -31,7 +31,7 @@ class Decision(NamedTuple):
     reason: str
 
 
-def decide(candidate: Tested, min_top1_percent: float, champion: Tested | None) -> Decision:
+def decide(candidate: Measured, min_top1_percent: float, champion: Measured | None) -> Decision:
     """Register what is good enough, and on the same test images not worse than the champion."""
     top1 = candidate.top1_percent
     if top1 is None or not top1 >= min_top1_percent:  # "not >=" refuses NaN too

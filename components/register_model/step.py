@@ -13,7 +13,7 @@ from autoformer.space import NamedSubnet, SubnetSpec
 from components import tracking
 from components.cli import existing, run_step, step_parser
 from components.config import Config, RegisterModel
-from components.register_model.gate import TEST_SPLIT, TOP1, WEIGHTS, Decision, Tested, decide
+from components.register_model.gate import TEST_SPLIT, TOP1, WEIGHTS, Decision, Measured, decide
 from components.tracking.provenance import git_commit
 from components.workspace import Record, Workspace
 
@@ -25,7 +25,7 @@ class Candidate(NamedTuple):
 
     folder: Path  # model.safetensors and model.json
     subnet: SubnetSpec
-    tested: Tested
+    tested: Measured
     metrics: dict[str, float]
 
 
@@ -96,7 +96,7 @@ def read_candidate(card: Path, search: Path, retrain: Path, evaluation: Path) ->
     return Candidate(
         folder=retrain / "model",
         subnet=subnet,
-        tested=Tested(weights, tested_on["test_split"], float(metrics[TOP1])),
+        tested=Measured(weights, tested_on["test_split"], float(metrics[TOP1])),
         metrics=metrics,
     )
 
@@ -105,7 +105,9 @@ def register(candidate: Candidate, section: RegisterModel, run_id: str, pipeline
     """Compare with the champion, and make a version where the gate says so."""
     name, alias = section.model_name, section.alias
     champion = tracking.aliased_version(name, alias)
-    decision = decide(candidate.tested, section.min_top1_percent, Tested.from_tags(champion.tags) if champion else None)
+    decision = decide(
+        candidate.tested, section.min_top1_percent, Measured.from_tags(champion.tags) if champion else None
+    )
     if decision.outcome != "registered":
         return Registration(decision, champion.version if champion else None)
     tags = _tags(candidate, pipeline_run_id)

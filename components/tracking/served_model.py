@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 from PIL import Image
 
 from autoformer.checkpoint import load_subnet

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -151,6 +152,6 @@ def _short_requests() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """An error as the short part of one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An error as the short part of one line, without the password of an address in it."""
+    text = re.sub(r"://[^/@\s]+@", "://", " ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"

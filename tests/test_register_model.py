@@ -1,0 +1,303 @@
+"""The gate, the registry, and a registered model that is really served."""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from test_tracking import free_port, stop, wait_for
+from tracking_fixtures import CLASSES, MEAN, STD, empty_store, save_random_subnet, store, use_store  # noqa: F401
+
+from autoformer.complexity import count_macs, count_params
+from autoformer.files import hash_file, read_json, write_json
+from autoformer.named import load_space
+from components import tracking
+from components.predict import main as predict
+from components.register_model.gate import Measured, decide
+from components.register_model.step import main
+
+NAME = "fashion-mnist"
+CANDIDATE = Measured("new", "split", 88.0)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "minimum", "champion", "outcome", "says"),
+    [
+        (CANDIDATE, 80.0, None, "registered", "no champion yet"),
+        (CANDIDATE, 88.0, None, "registered", "reaches min_top1_percent 88"),
+        (CANDIDATE, 88.01, None, "refused", "88.00 % is below min_top1_percent 88.01"),
+        (CANDIDATE, 80.0, Measured("old", "split", 87.99), "registered", "the champion has 87.99 %"),
+        (CANDIDATE, 80.0, Measured("old", "split", 88.0), "registered", "the champion has 88.00 %"),
+        (CANDIDATE, 80.0, Measured("old", "split", 88.01), "refused", "below the champion's 88.01 %"),
+        (CANDIDATE, 80.0, Measured("old", "other", 99.0), "registered", "another test split"),
+        (CANDIDATE, 90.0, Measured("old", "other", 70.0), "refused", "below min_top1_percent"),
+        (CANDIDATE, 80.0, Measured("old", None, None), "registered", "does not say how it was tested"),
+        (CANDIDATE, 80.0, Measured("new", "split", 88.0), "unchanged", "the very same weights"),
+        (CANDIDATE, 90.0, Measured("new", "split", 88.0), "refused", "below min_top1_percent"),
+        (Measured("new", "split", float("nan")), 80.0, None, "refused", "below min_top1_percent"),
+    ],
+)
+def test_the_gate(candidate: Measured, minimum: float, champion: Measured | None, outcome: str, says: str) -> None:
+    decision = decide(candidate, minimum, champion)
+    assert decision.outcome == outcome
+    assert says in decision.reason
+
+
+def test_a_version_that_a_person_registered_may_have_no_tags() -> None:
+    assert Measured.from_tags({}) == Measured(None, None, None)
+    assert Measured.from_tags({"test_top1_percent": "n/a"}).top1_percent is None
+    tags = {"test_top1_percent": "88.25", "test_split": "s", "weights": "w"}
+    assert Measured.from_tags(tags) == Measured("w", "s", 88.25)
+
+
+class Made:
+    """What the earlier steps made, for one model."""
+
+    def __init__(self, root: Path, seed: int, top1_percent: float) -> None:
+        self.root = root
+        space = load_space("fashion-mnist")
+        spec = space.smallest
+        self.model = save_random_subnet(root / "retrain" / "model", seed)
+        chosen = {"name": "chosen", "space": "fashion-mnist", "source": "a test", "subnet": spec.to_dict()}
+        (root / "search").mkdir()
+        (root / "search" / "chosen.yaml").write_text(yaml.safe_dump(chosen))
+        card = {
+            "name": "fashion-mnist", "classes": CLASSES, "image_size": 28, "channels": 1, "encoding": "raw",
+            "mean": MEAN, "std": STD, "counts": {"test": 4}, "licence": "MIT", "source": "a test", "archives": {},
+            "split_hashes": {"test": "5" * 64},
+        }  # fmt: skip
+        write_json(root / "card.json", card)
+        write_json(
+            root / "evaluation" / "provenance.json",
+            {"test_split": "5" * 64, "models": {"retrained": hash_file(self.model / "model.safetensors")}},
+        )
+        metrics = {
+            "test_top1_percent": top1_percent,
+            "test_top1_low_percent": top1_percent - 1,
+            "test_top1_high_percent": top1_percent + 1,
+            "params": count_params(space, spec),
+            "macs": count_macs(space, spec),
+        }
+        write_json(root / "evaluation" / "metrics.json", metrics)
+
+    def register(self, *settings: str) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """Run the step; its exit code, what it decided, its record."""
+        arguments = ["--config", "smoke", "--card", str(self.root / "card.json")]
+        arguments += ["--out", str(self.root / "registration.json"), "--record", str(self.root / "run.json")]
+        for made in ("search", "retrain", "evaluation"):
+            arguments += [f"--{made}", str(self.root / made)]
+        for setting in (f"model_name={NAME}", "min_top1_percent=80", *settings):
+            arguments += ["--set", f"register_model.{setting}"]
+        code = main(arguments)
+        if code:
+            return code, {}, {}
+        return code, read_json(self.root / "registration.json"), read_json(self.root / "run.json")
+
+
+@pytest.fixture(scope="session")
+def registered(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A store in which one model is registered, beside the folders `made` that it comes from. Copy it."""
+    root = tmp_path_factory.mktemp("registered")
+    shutil.copyfile(empty_store, root / "mlflow.db")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_store(f"sqlite:///{root / 'mlflow.db'}", root / "work", monkeypatch)
+        code, decided, _ = Made(root / "made", seed=0, top1_percent=88.0).register()
+    assert (code, decided["decision"], decided["version"]) == (0, "registered", "1")
+    return root
+
+
+@pytest.fixture
+def champion(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that store, which the environment names; the artifacts stay where they are."""
+    shutil.copyfile(registered / "mlflow.db", tmp_path / "mlflow.db")
+    use_store(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "work", monkeypatch)
+    return registered
+
+
+def versions() -> list[str]:
+    client = tracking.initialise(tracking.tracking_uri())
+    return sorted(str(found.version) for found in client.search_model_versions(f"name = '{NAME}'"))
+
+
+def holder() -> tracking.ModelVersion:
+    found = tracking.aliased_version(NAME, "champion")
+    assert found is not None
+    return found
+
+
+@pytest.mark.slow
+def test_a_registered_version_says_what_it_is(champion: Path) -> None:
+    space = load_space("fashion-mnist")
+    decided, record = read_json(champion / "made" / "registration.json"), read_json(champion / "made" / "run.json")
+    assert decided["reason"] == "test accuracy 88.00 % reaches min_top1_percent 80; there is no champion yet"
+    assert (decided["model_name"], decided["alias"]) == (NAME, "champion")
+    assert "mlflow_run_id" in record and "mlflow_run_id" not in decided
+    found = holder()
+    assert found.version == "1"
+    model = champion / "made" / "retrain" / "model"
+    assert found.tags["weights"] == hash_file(model / "model.safetensors") == decided["weights"]
+    assert found.tags["test_split"] == "5" * 64 and found.tags["test_top1_percent"] == "88.0"
+    assert found.tags["params"] == str(count_params(space, space.smallest))
+    assert found.tags["macs"] == str(count_macs(space, space.smallest))
+    assert json.loads(found.tags["spec"]) == space.smallest.to_dict()
+    assert found.tags["pipeline_run_id"] == record["mlflow_parent_run_id"] and found.tags["git_commit"]
+    client = tracking.initialise(tracking.tracking_uri())
+    described = client.get_model_version(NAME, "1")
+    assert "88.00 % (95 % interval 87.00 to 89.00 %)" in described.description
+    assert described.run_id == record["mlflow_run_id"]
+    folder = tracking.model_folder(NAME, "champion")
+    assert hash_file(folder / "model.safetensors") == found.tags["weights"]
+    assert (folder.parent / "program.pt2").exists()
+
+
+def test_the_same_weights_make_no_second_version(champion: Path) -> None:
+    again = copied(champion)
+    code, decided, _ = again.register()
+    assert (code, decided["decision"], decided["version"], versions()) == (0, "unchanged", "1", ["1"])
+
+
+def test_a_version_that_lost_its_alias_to_a_kill_gets_it_back(champion: Path) -> None:
+    tracking.initialise(tracking.tracking_uri()).delete_registered_model_alias(NAME, "champion")
+    code, decided, _ = copied(champion).register()
+    assert (code, decided["decision"], decided["version"], versions()) == (0, "registered", "1", ["1"])
+    assert holder().version == "1"
+
+
+def test_a_worse_model_is_not_registered(champion: Path, tmp_path: Path) -> None:
+    code, decided, _ = Made(tmp_path / "worse", seed=1, top1_percent=87.9).register()
+    assert (code, decided["decision"], decided["version"]) == (0, "refused", "1")
+    assert decided["reason"] == "test accuracy 87.90 % is below the champion's 88.00 %"
+    assert versions() == ["1"] and holder().version == "1"
+
+
+def test_below_the_threshold_nothing_is_registered(store: str, tmp_path: Path) -> None:  # noqa: F811
+    code, decided, _ = Made(tmp_path / "poor", seed=1, top1_percent=79.9).register()
+    assert (code, decided["decision"], decided["version"]) == (0, "refused", None)
+    assert tracking.aliased_version(NAME, "champion") is None
+
+
+@pytest.mark.slow
+def test_an_equal_model_takes_the_alias(champion: Path, tmp_path: Path) -> None:
+    code, decided, _ = Made(tmp_path / "equal", seed=1, top1_percent=88.0).register()
+    assert (code, decided["decision"], decided["version"]) == (0, "registered", "2")
+    assert versions() == ["1", "2"] and holder().version == "2"
+
+
+def _other_weights(made: Made) -> None:
+    save_random_subnet(made.model, seed=9)
+
+
+def _other_split(made: Made) -> None:
+    card = read_json(made.root / "card.json")
+    write_json(made.root / "card.json", card | {"split_hashes": {"test": "6" * 64}})
+
+
+def _other_subnet(made: Made) -> None:
+    path = made.root / "search" / "chosen.yaml"
+    chosen = yaml.safe_load(path.read_text())
+    chosen["subnet"] = load_space("fashion-mnist").largest.to_dict()
+    path.write_text(yaml.safe_dump(chosen))
+
+
+def _no_accuracy(made: Made) -> None:
+    write_json(made.root / "evaluation" / "metrics.json", {"params": 1})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_other_weights, "about other weights"), (_other_split, "about another test split"),
+        (_other_subnet, "holds another subnet"), (_no_accuracy, "test_top1_percent is missing"),
+    ],
+)  # fmt: skip
+def test_folders_that_do_not_belong_together_are_refused(
+    spoil: Callable[[Made], None],
+    message: str,
+    store: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = Made(tmp_path / "made", seed=1, top1_percent=90.0)
+    spoil(made)
+    assert made.register()[0] == 2
+    assert message in capsys.readouterr().err
+    assert not (made.root / "registration.json").exists()
+
+
+def test_the_predict_command_uses_the_champion(
+    champion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "bag.png")
+    assert predict([str(tmp_path / "bag.png")]) == 0
+    by_name = capsys.readouterr().out
+    assert predict(["--model", str(champion / "made" / "retrain" / "model"), str(tmp_path / "bag.png")]) == 0
+    assert capsys.readouterr().out == by_name
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+
+
+@pytest.mark.slow
+def test_mlflow_serves_the_champion(champion: Path, tmp_path: Path) -> None:
+    from autoformer.checkpoint import load_subnet
+    from autoformer.predict import predict as answer
+
+    model, card = load_subnet(champion / "made" / "retrain" / "model")
+    wanted = answer(model, card, Image.fromarray(PIXELS))
+    stream = io.BytesIO()
+    Image.fromarray(PIXELS).save(stream, "PNG")
+    image = base64.b64encode(stream.getvalue()).decode()
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "--port", str(port)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn by name
+    with (tmp_path / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "-m", f"models:/{NAME}@champion"],
+            stdout=log, stderr=log, cwd=tmp_path, env=os.environ | {"PATH": path}, start_new_session=True,
+        )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        stack.callback(stop, process)
+        wait_for(port, "ping")
+        for row in ({"image": image}, {"pixels": PIXELS.tolist()}):
+            status, found = post(port, {"dataframe_records": [row], "params": {"top": 10}})
+            assert status == 200, found
+            (served,) = found["predictions"]
+            assert served["classes"] == [name for name, _ in wanted]
+            assert served["probabilities"] == pytest.approx([value for _, value in wanted], rel=1e-5)
+            assert (served["class"], served["probability"]) == (served["classes"][0], served["probabilities"][0])
+        several = {"dataframe_split": {"columns": ["image"], "data": [[image]] * 3}}
+        assert [len(row["classes"]) for row in post(port, several)[1]["predictions"]] == [5, 5, 5]
+        for wrong, message in (("not base64!", "not base64"), (base64.b64encode(b"text").decode(), "not an image")):
+            status, found = post(port, {"dataframe_records": [{"image": wrong}]})
+            assert status == 400 and message in found["message"]
+
+
+def post(port: int, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def copied(champion: Path) -> Made:
+    """The folders that the champion comes from, to run the step on once more."""
+    made = Made.__new__(Made)
+    made.root, made.model = champion / "made", champion / "made" / "retrain" / "model"
+    return made

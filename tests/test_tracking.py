@@ -1,0 +1,368 @@
+"""MLflow runs: how they nest, resume and end, and that a store that is away loses nothing. Real stores throughout."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tracking_fixtures import empty_store, store, use_store  # noqa: F401 - fixtures
+
+from autoformer.errors import AutoFormerError
+from components import tracking
+from components.config import Config, load_config
+from components.tracking.__main__ import main as resend
+from components.tracking.step_run import child_run
+from components.tracking.store import shown
+
+CANDIDATE = {
+    "id": 7, "origin": "mutation", "generation": 2, "parents": "3", "depth": 2, "embed_dim": 64, "num_heads": "4;8",
+    "mlp_ratio": "2;3.5", "params": 250_000, "macs": 3_000_000, "top1_percent": 81.25, "loss": 0.5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    return load_config("smoke")
+
+
+def client() -> Any:
+    return tracking.initialise(tracking.tracking_uri())
+
+
+def runs(filter_string: str = "") -> list[Any]:
+    experiment = client().get_experiment_by_name("autoformer")
+    return list(client().search_runs([experiment.experiment_id], filter_string))
+
+
+def history(run_id: str, metric: str) -> list[tuple[int, float]]:
+    return sorted((point.step, point.value) for point in client().get_metric_history(run_id, metric))
+
+
+def test_a_step_tells_mlflow_all_there_is_to_know(
+    store: str,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KFP_RUN_ID", "kfp-1")
+    parent = tracking.open_pipeline_run(config, {"preset": "smoke"})
+    monkeypatch.setenv("AUTOFORMER_PARENT_RUN_ID", parent)
+    table = tmp_path / "candidates.csv"
+    table.write_text("id,origin,top1_percent,loss\n0,initial,80.5,\n1,mutation,81,0.5\n")
+    record: dict[str, Any] = {}
+    provenance = {"code": "c0de", "inputs": {"card": "a" * 64, "train_split": "b" * 64}}
+    with tracking.step_run("search_subnet", config, record, provenance) as run:
+        for step in range(5):
+            run.row({"step": step, "train_loss": 1 / (step + 1)})
+        run.metrics({"search/best_top1_percent": 81.0}, step=3)
+        run.subnet(config.space.smallest)
+        run.table(table)
+        run.artifact(table, "more")
+        run.children([CANDIDATE, CANDIDATE | {"id": 8}])
+    tracking.close_pipeline_run(parent, "FINISHED")
+
+    logged = client().get_run(record["mlflow_run_id"])
+    assert logged.info.status == client().get_run(parent).info.status == "FINISHED"
+    assert logged.data.tags["mlflow.parentRunId"] == parent == record["mlflow_parent_run_id"]
+    expected = {"stage": "search_subnet", "code": "c0de", "data_hash": "a" * 64, "kfp_run_id": "kfp-1"}
+    assert expected.items() <= logged.data.tags.items()
+    assert {"git_commit", "dvc_revision"} <= set(logged.data.tags)
+    assert logged.data.params["cfg/search_subnet.population"] == str(config.search_subnet.population)  # type: ignore[union-attr]
+    assert logged.data.params["arch/depth"] == str(config.space.smallest.depth)
+    assert not any(key.startswith("cfg/train_supernet") for key in logged.data.params)
+    assert history(logged.info.run_id, "train_loss") == [(step, 1 / (step + 1)) for step in range(5)]
+    assert {i.dataset.name: i.dataset.digest for i in logged.inputs.dataset_inputs} == {
+        "fashion-mnist/card": "a" * 36, "fashion-mnist/train_split": "b" * 36,
+    }  # fmt: skip
+    shown_table = client().load_table(logged.info.experiment_id, "candidates.json", [logged.info.run_id])
+    shown_table = shown_table.astype(object).where(shown_table.notna(), None)
+    assert shown_table["top1_percent"].tolist() == [80.5, 81] and shown_table["origin"].tolist() == [
+        "initial",
+        "mutation",
+    ]
+    assert [file.path for file in client().list_artifacts(logged.info.run_id, "more")] == ["more/candidates.csv"]
+    children = runs("tags.stage = 'candidate'")
+    assert {child.info.run_name for child in children} == {"candidate 7", "candidate 8"}
+    assert all(child.info.status == "FINISHED" for child in children)
+    assert all(child.data.tags["mlflow.parentRunId"] == logged.info.run_id for child in children)
+    whole = client().get_run(parent).data
+    assert whole.params["cfg/train_supernet.epochs"] and whole.tags["preset"] == "smoke"
+
+
+def test_a_candidate_becomes_flat_parameters_and_metrics() -> None:
+    assert child_run(CANDIDATE | {"latency_ms": 1.5, "chosen": True}) == {
+        "name": "candidate 7",
+        "params": {
+            "arch/depth": 2, "arch/embed_dim": 64, "arch/num_heads": "4;8", "arch/mlp_ratio": "2;3.5",
+            "arch/mean_num_heads": 6.0, "arch/mean_mlp_ratio": 2.75,
+        },
+        "metrics": {
+            "val/top1": 81.25, "val/loss": 0.5, "cost/params_m": 0.25, "cost/macs_g": 0.003, "cost/latency_ms": 1.5,
+        },
+        "tags": {"origin": "mutation", "generation": "2", "parents": "3", "chosen": "True"},
+    }  # fmt: skip
+
+
+def test_a_step_that_failed_goes_on_in_its_own_run(
+    store: str,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parent = tracking.open_pipeline_run(config)
+    monkeypatch.setenv("AUTOFORMER_PARENT_RUN_ID", parent)
+    records: list[dict[str, Any]] = [{}, {}, {}]
+    with (
+        pytest.raises(AutoFormerError, match="loss is nan"),
+        tracking.step_run("train_supernet", config, records[0]) as run,
+    ):
+        run.metrics({"loss": 3.0}, 1)
+        run.metrics({"loss": 2.0}, 2)
+        run.children([CANDIDATE])
+        raise AutoFormerError("the loss is nan")
+    failed = client().get_run(records[0]["mlflow_run_id"])
+    assert (failed.info.status, failed.data.tags["error"]) == ("FAILED", "the loss is nan")
+
+    with tracking.step_run("train_supernet", config, records[1]) as run:
+        assert client().get_run(run.run_id).info.status == "RUNNING"
+        run.metrics({"loss": 2.0}, 2)  # the checkpoint was older than the last point: it comes again
+        run.metrics({"loss": 1.0}, 3)
+        run.children([CANDIDATE])
+    assert records[1] == records[0]
+    finished = client().get_run(records[1]["mlflow_run_id"])
+    assert finished.info.status == "FINISHED" and "error" not in finished.data.tags
+    assert history(finished.info.run_id, "loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert len(runs("tags.stage = 'candidate'")) == 1
+
+    with tracking.step_run("train_supernet", config, records[2]):
+        pass
+    assert records[2]["mlflow_run_id"] != records[1]["mlflow_run_id"]  # what is finished is not touched again
+
+
+def test_a_pipeline_run_that_was_cut_short_is_gone_on_with(store: str, config: Config) -> None:  # noqa: F811
+    first = tracking.open_pipeline_run(config)
+    assert tracking.open_pipeline_run(config) == first
+    tracking.close_pipeline_run(first, "KILLED")
+    assert tracking.open_pipeline_run(config) == first
+    other = load_config("smoke", ["seed=5"])
+    assert tracking.open_pipeline_run(other) != first
+    tracking.close_pipeline_run(first, "FINISHED")
+    assert tracking.open_pipeline_run(config) != first
+
+
+def test_steps_of_dvc_find_one_parent_by_config_and_data(store: str, config: Config) -> None:  # noqa: F811
+    records: list[dict[str, Any]] = [{}, {}]
+    for step, record in zip(("prepare_data", "train_supernet"), records, strict=True):
+        with tracking.step_run(step, config, record):
+            assert client().get_run(record["mlflow_parent_run_id"]).info.status == "RUNNING"
+        assert client().get_run(record["mlflow_parent_run_id"]).info.status == "FINISHED"
+    parent = records[0]["mlflow_parent_run_id"]
+    assert records[1]["mlflow_parent_run_id"] == parent
+    assert tracking.find_pipeline_run(config, "other data") != parent
+    assert tracking.find_pipeline_run(load_config("smoke", ["seed=5"]), "other data") != parent
+    assert len(runs("tags.stage = 'pipeline'")) == 3
+
+
+def test_the_run_that_kfp_gives_is_used_and_left_for_kfp_to_end(
+    store: str,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = client().create_run(client().create_experiment("kfp"), run_name="task").info
+    client().log_param(given.run_id, "config", "kfp's own parameter")
+    monkeypatch.setenv("MLFLOW_RUN_ID", given.run_id)
+    record: dict[str, Any] = {}
+    with tracking.step_run("prepare_data", config, record) as run:
+        run.metrics({"train_images": 9})
+    logged = client().get_run(given.run_id)
+    assert record["mlflow_run_id"] == given.run_id and "mlflow_parent_run_id" not in record
+    assert logged.info.status == "RUNNING" and logged.info.run_name == "task"
+    assert logged.data.metrics == {"train_images": 9} and logged.data.params["config"] == "kfp's own parameter"
+    assert logged.data.tags["stage"] == "prepare_data"
+
+
+@pytest.mark.parametrize(("variable", "value"), [("RANK", "1"), ("AUTOFORMER_TRACKING", "off")])
+def test_nothing_is_tracked_on_other_ranks_or_when_switched_off(
+    variable: str, value: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_store(f"sqlite:///{tmp_path}/never.db", tmp_path, monkeypatch)
+    monkeypatch.setenv(variable, value)
+    with tracking.step_run("train_supernet", config, {}) as run:
+        run.metrics({"loss": 1.0})
+        run.children([CANDIDATE])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_mlflow_refuses_holds_nothing_up(
+    store: str,
+    config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    record: dict[str, Any] = {}
+    started = time.monotonic()
+    with tracking.step_run("prepare_data", config, record) as run:
+        run.params({"images": 1})
+        run.params({"images": 2})  # a parameter never changes
+        run.artifact(tmp_path / "never written.json")
+        run.metrics({"after": 1.0})
+    assert time.monotonic() - started < 10
+    assert client().get_run(record["mlflow_run_id"]).data.metrics == {"after": 1.0}
+    backlog = tmp_path / "work" / "tracking" / f"{record['mlflow_run_id']}.json"
+    assert backlog.exists()
+    assert f"python -m components.tracking {backlog}" in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there_is_one_clear_line(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_store(f"http://somebody:secret@127.0.0.1:{free_port()}", tmp_path, monkeypatch)
+    started = time.monotonic()
+    with pytest.raises(AutoFormerError) as caught, tracking.step_run("train_supernet", config, {}):
+        pytest.fail("the step must not start")
+    assert time.monotonic() - started < 20
+    assert "\n" not in str(caught.value) and "MLFLOW_TRACKING_URI" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_passwords_are_not_shown() -> None:
+    assert shown("https://me:secret@mlflow.example:5000/x") == "https://mlflow.example:5000/x"
+    assert shown("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
+
+
+STEP_THAT_WAITS = """
+import sys, time
+from components import tracking
+from components.config import load_config
+record = {}
+with tracking.step_run(sys.argv[1], load_config("smoke"), record) as run:
+    run.metrics({"loss": 1.0}, 1)
+    run.flush()
+    print(record["mlflow_run_id"], flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_two_first_users_of_a_fresh_store_and_both_ways_to_be_killed(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_store(f"sqlite:///{tmp_path / 'fresh.db'}", tmp_path / "work", monkeypatch)
+    steps = [
+        subprocess.Popen([sys.executable, "-c", STEP_THAT_WAITS, step], stdout=subprocess.PIPE, text=True)
+        for step in ("train_supernet", "search_subnet")
+    ]
+    try:
+        ids = [step.stdout.readline().strip() for step in steps if step.stdout]
+        steps[0].terminate()
+        steps[1].kill()
+        assert [step.wait(timeout=60) for step in steps] == [128 + signal.SIGTERM, -signal.SIGKILL]
+    finally:
+        for step in steps:
+            step.kill()
+            step.wait()
+    assert all(ids)
+    assert [client().get_run(run_id).info.status for run_id in ids] == ["KILLED", "RUNNING"]
+    assert len(runs("tags.stage = 'pipeline'")) == 1
+    for step_name, run_id in zip(("train_supernet", "search_subnet"), ids, strict=True):
+        record: dict[str, Any] = {}
+        with tracking.step_run(step_name, config, record) as run:
+            run.metrics({"loss": 0.5}, 2)
+        assert record["mlflow_run_id"] == run_id
+        assert history(run_id, "loss") == [(1, 1.0), (2, 0.5)]
+    assert {run.info.status for run in runs()} == {"FINISHED"}
+    assert len(runs()) == 3
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_in_mid_run_loses_nothing(
+    empty_store: Path,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    port = free_port()
+    use_store(f"http://127.0.0.1:{port}", tmp_path / "work", monkeypatch)
+    patient: dict[str, Any] = {}
+    hasty: dict[str, Any] = {}
+    file = tmp_path / "candidates.csv"
+    file.write_text("id,top1_percent\n0,80.5\n")
+    with contextlib.ExitStack() as servers:
+        first = servers.enter_context(server(tmp_path, port))
+        wait_for(port)
+        with tracking.step_run("train_supernet", config, patient) as waits:
+            with tracking.step_run("search_subnet", config, hasty, patience_seconds=0.1) as leaves:
+                waits.metrics({"loss": 3.0}, 1)
+                waits.flush()
+                stop(first)
+                started = time.monotonic()
+                for step in range(2, 200):
+                    waits.metrics({"loss": 1.0 / step}, step)
+                    leaves.metrics({"score": float(step)}, step)
+                waits.table(file)
+                waits.children([CANDIDATE])
+                leaves.children([CANDIDATE])
+                assert time.monotonic() - started < 30  # the step went on
+            assert time.monotonic() - started < 60
+            backlog = tmp_path / "work" / "tracking" / f"{hasty['mlflow_run_id']}.json"
+            assert backlog.exists()
+            servers.enter_context(server(tmp_path, port))  # comes back while the step waits for it to end
+        assert history(patient["mlflow_run_id"], "loss") == [(1, 3.0), *((step, 1.0 / step) for step in range(2, 200))]
+        names = {artifact.path for artifact in client().list_artifacts(patient["mlflow_run_id"])}
+        assert names == {"candidates.csv", "candidates.json"}
+        assert client().get_run(patient["mlflow_run_id"]).info.status == "FINISHED"
+        assert client().get_run(hasty["mlflow_run_id"]).info.status == "RUNNING"
+        assert resend([str(backlog)]) == 0
+        assert history(hasty["mlflow_run_id"], "score") == [(step, float(step)) for step in range(2, 200)]
+        assert client().get_run(hasty["mlflow_run_id"]).info.status == "FINISHED"
+        assert len(runs("tags.stage = 'candidate'")) == 2
+        assert not backlog.exists()
+
+
+@contextlib.contextmanager
+def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn by name
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env=os.environ | {"PATH": path}, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """At once, with all its workers."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_for(port: int, path: str = "health") -> None:
+    give_up = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5).close()
+            return
+        except OSError:
+            assert time.monotonic() < give_up, "the server did not start"
+            time.sleep(0.3)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
