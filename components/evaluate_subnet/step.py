@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from autoformer.complexity import count_macs, count_params
 from autoformer.dataset import Images
 from autoformer.files import hash_file, replacing, write_json, write_text
+from components import tracking
 from components.cli import run_step, step_parser
 from components.config import Config
 from components.evaluate_subnet.results import Results, read_all
 from components.inputs import add_data_arguments, add_output_arguments
 from components.tables import write_table
-from components.workspace import Record, code_version
+from components.workspace import Record, Workspace, code_version
 
 if TYPE_CHECKING:
     from components.evaluate_subnet.measure import Evaluation
@@ -49,9 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
     results, images = read_all(arguments, config)
-    with Record(arguments.record, STEP):
+    inputs = {name: getattr(arguments, name) for name in ("card", "test_split", "supernet", "search", "retrain")}
+    workspace = Workspace(STEP, config, inputs)
+    with (
+        Record(arguments.record, STEP) as record,
+        tracking.step_run(STEP, config, record.values, workspace.provenance) as tracked,
+    ):
+        tracked.subnet(results.subnet.subnet)
         result = evaluate(results, images, config)
         write(arguments.out, result)
+        tracked.metrics(result.metrics)
+        tracked.artifact(arguments.out / "report.html")
+        tracked.artifact(arguments.out / "confusion.json")
     print(summary(result.metrics), flush=True)
 
 

@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         Record(arguments.record, STEP) as record,
         tracking.step_run(STEP, config, record.values, workspace.provenance) as tracked,
     ):
+        tracked.subnet(chosen.subnet)
         retraining = _Retraining(
             arguments, config, card, train_images, search_images, chosen, workspace, record, tracked
         )

@@ -80,6 +80,8 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
             result = search(config, evolution, first, memory, progress, tracked)
         record.values["candidates_scored_now"] = memory.scored_now
         _write(arguments.out, config, result, workspace.provenance)
+        tracked.subnet(result.chosen.spec)
+        tracked.metrics(result.metrics)
         tracked.table(arguments.out / "candidates.csv")
         tracked.children(_children(result))
     workspace.clear()
