@@ -24,7 +24,7 @@ class Console:
         self._inside_dump = False
 
     def __enter__(self) -> Self:
-        self._shown, sys.stdout = sys.stdout, self  # type: ignore[assignment]
+        self._shown, sys.stdout = sys.stdout, self
         return self
 
     def __exit__(
