@@ -35,8 +35,9 @@ def count_macs(space: SearchSpace, spec: SubnetSpec, relative_position: Relative
             "none": leave it out, as most published figures do.
             "published": two (N, N, d) tables multiplied with queries and with attention weights, as the
                 official code executes them: 2 N^2 D a block.
-            "ours": what our attention executes (see `autoformer.attention`): row and column scores,
-                4 P g D, and a head that is wider by 2g one-hot features, padded to a multiple of 8.
+            "ours": what our attention executes (see `autoformer.attention`): a head that is wider by W features,
+                2g one-hot rows and columns padded, hence 2 N^2 W for each head, and the products that make the
+                scores and the relative term of the output, 2 N W D.
     """
     patches, tokens, embed = space.num_patches, space.num_patches + 1, spec.embed_dim
     macs = patches * space.in_channels * space.patch_size**2 * embed + embed * space.num_classes
@@ -50,7 +51,7 @@ def count_macs(space: SearchSpace, spec: SubnetSpec, relative_position: Relative
             macs += 2 * tokens**2 * width
         else:
             extra = attention_width(space) - space.head_dim
-            macs += 2 * tokens**2 * heads * extra + 4 * patches * space.grid * width
+            macs += 2 * tokens * extra * (tokens * heads + width)
     return macs
 
 

@@ -163,7 +163,7 @@ def test_every_step_is_everywhere(package: dict[str, Any]) -> None:
     for step in STEPS:
         assert step in DVC["stages"][step]["params"]
         assert component(step).name == step.replace("_", "-")
-        assert step_module(step).STEP == step
+        assert step == step_module(step).STEP
         outputs = package["components"]["comp-resolve-config"]["outputDefinitions"]["parameters"]
         assert outputs[step] == {"parameterType": "STRING"}
         config = tasks(package)[step]["inputs"]["parameters"]["config"]["taskOutputParameter"]

@@ -1,5 +1,7 @@
 """Pictures of any kind become the model's input, and the model's output becomes words."""
 
+# ruff: noqa: F401, F811 - fixtures are imported, and then asked for by name
+
 import io
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tracking_fixtures import CLASSES, MEAN, STD, subnet_folder, use_store  # noqa: F401 - fixture
+from tracking_fixtures import CLASSES, MEAN, STD, subnet_folder, use_store
 
 from autoformer.batches import normalise
 from autoformer.checkpoint import LoadedSubnet, load_subnet
@@ -20,7 +22,7 @@ GREY = np.arange(784, dtype=np.uint8).reshape(28, 28)
 
 
 @pytest.fixture(scope="module")
-def loaded(subnet_folder: Path) -> LoadedSubnet:  # noqa: F811
+def loaded(subnet_folder: Path) -> LoadedSubnet:
     return load_subnet(subnet_folder)
 
 

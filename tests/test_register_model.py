@@ -1,5 +1,7 @@
 """The gate, the registry, and a registered model that is really served."""
 
+# ruff: noqa: F401, F811 - fixtures are imported, and then asked for by name
+
 import base64
 import contextlib
 import io
@@ -19,7 +21,7 @@ import pytest
 import yaml
 from PIL import Image
 from test_tracking import free_port, stop, wait_for
-from tracking_fixtures import CLASSES, MEAN, STD, empty_store, save_random_subnet, store, use_store  # noqa: F401
+from tracking_fixtures import CLASSES, MEAN, STD, empty_store, save_random_subnet, store, use_store
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.files import hash_file, read_json, write_json
@@ -108,7 +110,7 @@ class Made:
 
 
 @pytest.fixture(scope="session")
-def registered(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def registered(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store in which one model is registered, beside the folders `made` that it comes from. Copy it."""
     root = tmp_path_factory.mktemp("registered")
     shutil.copyfile(empty_store, root / "mlflow.db")
@@ -183,7 +185,7 @@ def test_a_worse_model_is_not_registered(champion: Path, tmp_path: Path) -> None
     assert versions() == ["1"] and holder().version == "1"
 
 
-def test_below_the_threshold_nothing_is_registered(store: str, tmp_path: Path) -> None:  # noqa: F811
+def test_below_the_threshold_nothing_is_registered(store: str, tmp_path: Path) -> None:
     code, decided, _ = Made(tmp_path / "poor", seed=1, top1_percent=79.9).register()
     assert (code, decided["decision"], decided["version"]) == (0, "refused", None)
     assert tracking.aliased_version(NAME, "champion") is None

@@ -1,5 +1,7 @@
 """MLflow runs: how they nest, resume and end, and that a store that is away loses nothing. Real stores throughout."""
 
+# ruff: noqa: F401, F811 - fixtures are imported, and then asked for by name
+
 import contextlib
 import os
 import signal
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracking_fixtures import empty_store, store, use_store  # noqa: F401 - fixtures
+from tracking_fixtures import empty_store, store, use_store
 
 from autoformer.errors import AutoFormerError
 from components import tracking
@@ -146,7 +148,7 @@ def test_a_step_that_failed_goes_on_in_its_own_run(
     assert records[2]["mlflow_run_id"] != records[1]["mlflow_run_id"]  # what is finished is not touched again
 
 
-def test_a_pipeline_run_that_was_cut_short_is_gone_on_with(store: str, config: Config) -> None:  # noqa: F811
+def test_a_pipeline_run_that_was_cut_short_is_gone_on_with(store: str, config: Config) -> None:
     first = tracking.open_pipeline_run(config)
     assert tracking.open_pipeline_run(config) == first
     tracking.close_pipeline_run(first, "KILLED")
@@ -157,7 +159,7 @@ def test_a_pipeline_run_that_was_cut_short_is_gone_on_with(store: str, config: C
     assert tracking.open_pipeline_run(config) != first
 
 
-def test_steps_of_dvc_find_one_parent_by_config_and_data(store: str, config: Config) -> None:  # noqa: F811
+def test_steps_of_dvc_find_one_parent_by_config_and_data(store: str, config: Config) -> None:
     records: list[dict[str, Any]] = [{}, {}]
     for step, record in zip(("prepare_data", "train_supernet"), records, strict=True):
         with tracking.step_run(step, config, record):

@@ -22,7 +22,9 @@ def top_confusions_markdown(counted: dict[str, Any], most: int = 20) -> str:
     pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
     lines = ["| true class | taken for | images | of the class |", "|---|---|---:|---:|"]
     for count, true, predicted, images in pairs[:most]:
-        lines.append(f"| {_cell(classes[true])} | {_cell(classes[predicted])} | {count} | {100 * count / images:.1f} % |")
+        lines.append(
+            f"| {_cell(classes[true])} | {_cell(classes[predicted])} | {count} | {100 * count / images:.1f} % |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ copy of the package `autoformer` on the path: so a version answers as it did on 
 
 import base64
 import binascii
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ BATCH = 256
 TOP = 5
 
 
+warnings.filterwarnings("ignore", ".*type hints to the `predict`", UserWarning)  # they would be a second signature
+
+
 class ServedModel(mlflow.pyfunc.PythonModel):
     """A row has `image` (base64 of a PNG or JPEG file) or `pixels` (height x width, or height x width x 3)."""
 
     def load_context(self, context: Any) -> None:
         self.model, self.card = load_subnet(Path(context.artifacts["model"]))
 
-    # MLflow would read a type hint of `model_input` as a signature
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """A row for each image: `class`, `probability`, and the `top` likeliest with theirs, as lists."""
         top = int((params or {}).get("top", TOP))
