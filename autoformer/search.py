@@ -7,9 +7,9 @@ search itself is a function of the rng and the scores, and is resumed by telling
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
@@ -123,6 +123,49 @@ def cross(first: SubnetSpec, second: SubnetSpec, rng: Random) -> SubnetSpec:
     return SubnetSpec(depth, rng.choice((first.embed_dim, second.embed_dim)), num_heads, mlp_ratio)
 
 
+def towards(space: SearchSpace, spec: SubnetSpec, limits: Limits, rng: Random) -> SubnetSpec:
+    """`spec` moved by single choices, drawn at random, until it is legal or was moved past the limits.
+
+    Near the ends of a space hardly any uniform draw is legal: the smallest subnet of AutoFormer-S is one of 10^13.
+    """
+    first = 0
+    while True:
+        params, macs = count_params(space, spec), count_macs(space, spec)
+        too_large = _above(params, limits.max_params) or _above(macs, limits.max_macs)
+        direction = -1 if too_large else 1
+        neighbours = _neighbours(space, spec, direction)
+        if limits.allow(params, macs) or not neighbours or direction == -first:
+            return spec
+        first, spec = direction, rng.choice(neighbours)
+
+
+def _neighbours(space: SearchSpace, spec: SubnetSpec, direction: int) -> list[SubnetSpec]:
+    """The subnets with one value one choice lower (-1) or higher (1)."""
+
+    def moved(value: float, choices: Sequence[float]) -> float | None:
+        index = choices.index(value) + direction
+        return choices[index] if 0 <= index < len(choices) else None
+
+    choices, found = space.choices, []
+    if (depth := moved(spec.depth, choices.depth)) is not None:
+        blocks = range(int(depth))
+        heads = tuple(spec.num_heads[block % spec.depth] for block in blocks)
+        ratios = tuple(spec.mlp_ratio[block % spec.depth] for block in blocks)
+        found.append(SubnetSpec(int(depth), spec.embed_dim, heads, ratios))
+    if (width := moved(spec.embed_dim, choices.embed_dim)) is not None:
+        found.append(replace(spec, embed_dim=int(width)))
+    for block in range(spec.depth):
+        if (heads_of := moved(spec.num_heads[block], choices.num_heads)) is not None:
+            found.append(replace(spec, num_heads=_with(spec.num_heads, block, int(heads_of))))
+        if (ratio := moved(spec.mlp_ratio[block], choices.mlp_ratio)) is not None:
+            found.append(replace(spec, mlp_ratio=_with(spec.mlp_ratio, block, ratio)))
+    return found
+
+
+def _with(values: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
+    return (*values[:index], value, *values[index + 1 :])
+
+
 @dataclass
 class _Pool:
     """Draws legal candidates that were not drawn before."""
@@ -146,14 +189,20 @@ class _Pool:
         return Candidate(self.drawn - 1, spec, origin, generation, tuple(parents), params, macs)
 
     def random(self, count: int, origin: Origin, generation: int) -> list[Candidate]:
-        """Up to `count` random candidates; fewer where `tries` draws find no more."""
+        """Up to `count` random candidates; fewer where `tries` draws find no more.
+
+        Where uniform draws find too few, more are moved towards the limits.
+        """
         found: list[Candidate] = []
-        for _ in range(self.tries):
-            if len(found) == count:
-                break
-            candidate = self.fresh(self.space.sample(self.rng), origin, generation)
-            if candidate is not None:
-                found.append(candidate)
+        for move, tries in ((False, self.tries), (True, min(self.tries, 20 * count))):
+            for _ in range(tries):
+                if len(found) == count:
+                    return found
+                spec = self.space.sample(self.rng)
+                if move:
+                    spec = towards(self.space, spec, self.limits, self.rng)
+                candidate = self.fresh(spec, origin, generation)
+                found += [candidate] if candidate else []
         return found
 
     def impossible(self) -> AutoFormerError:
@@ -245,4 +294,8 @@ def random_baseline(space: SearchSpace, limits: Limits, count: int, tries: int, 
 
 
 def _within(value: int, low: int | None, high: int | None) -> bool:
-    return (low is None or value >= low) and (high is None or value <= high)
+    return (low is None or value >= low) and not _above(value, high)
+
+
+def _above(value: int, high: int | None) -> bool:
+    return high is not None and value > high

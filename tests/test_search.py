@@ -11,7 +11,16 @@ from autoformer.pareto import pareto_front
 from autoformer.search import Candidate, Evolution, EvolutionSettings, Limits, Scored, cross, mutate, random_baseline
 from autoformer.space import SearchSpace, SubnetSpec
 
-SPACE = load_space("fashion-mnist")
+SPACE = SearchSpace.model_validate(
+    {
+        "name": "eight-heads", "image_size": 28, "patch_size": 7, "in_channels": 1, "num_classes": 10,
+        "head_dim": 16, "max_relative_position": 3,
+        "supernet": {"embed_dim": 128, "depth": 6, "num_heads": 8, "mlp_ratio": 4.0},
+        "choices": {
+            "embed_dim": [64, 96, 128], "depth": [4, 5, 6], "num_heads": [4, 6, 8], "mlp_ratio": [2.0, 3.0, 4.0],
+        },
+    }
+)  # fmt: skip
 
 
 def space_with(**choices: list[float]) -> SearchSpace:
@@ -159,6 +168,22 @@ def test_limits_that_no_subnet_meets_end_in_a_clear_error(limits: Limits) -> Non
     assert "\n" not in str(told.value)
     with pytest.raises(AutoFormerError, match="no legal candidate"):
         random_baseline(SPACE, limits, 5, 200, Random(0))
+
+
+def test_a_budget_at_the_very_edge_of_a_space_is_met() -> None:
+    """Uniform draws would need some 10^13 tries to hit the smallest subnet of AutoFormer-S."""
+    space = load_space("autoformer-small")
+    smallest, largest = (count_params(space, spec) for spec in (space.smallest, space.largest))
+    at_the_bottom = Evolution(space, Limits(max_params=smallest), EvolutionSettings(tries=200), Random(0)).ask()
+    assert [candidate.spec for candidate in at_the_bottom] == [space.smallest]
+    at_the_top = Evolution(space, Limits(min_params=largest), EvolutionSettings(tries=200), Random(0)).ask()
+    assert [candidate.spec for candidate in at_the_top] == [space.largest]
+    band = Limits(min_params=smallest + 50_000, max_params=smallest + 400_000)
+    found = random_baseline(space, band, 20, 300, Random(0))
+    assert len(found) == 20
+    for candidate in found:
+        space.check(candidate.spec)
+        assert smallest + 50_000 <= candidate.params <= smallest + 400_000
 
 
 def test_a_space_smaller_than_the_population_is_searched_whole_and_ends() -> None:
