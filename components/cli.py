@@ -74,9 +74,10 @@ class Progress:
         self._started, self._initial = time.monotonic(), initial
         self._line_at = self._started
         self._done, self._total = initial, total
+        columns = _columns(self._terminal)
         self._bar = tqdm(
             desc=what, total=total, unit=unit, initial=initial, file=self._terminal,
-            disable=self._terminal is None, dynamic_ncols=True, leave=False,
+            disable=self._terminal is None, ncols=columns, dynamic_ncols=columns is None, leave=False,
         )  # fmt: skip
 
     def __enter__(self) -> "Progress":
@@ -114,6 +115,11 @@ def _open_terminal() -> Any:
         return Path(os.environ["AUTOFORMER_TTY"]).open("w")
     except (KeyError, OSError):
         return None
+
+
+def _columns(terminal: Any) -> int | None:
+    """80 for a terminal that does not say how wide it is, as under `script`; None for one that does."""
+    return None if terminal is None or os.get_terminal_size(terminal.fileno()).columns else 80
 
 
 def _end_with_the_runner() -> None:
