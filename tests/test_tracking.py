@@ -300,7 +300,7 @@ def test_a_server_that_goes_away_in_mid_run_loses_nothing(
     with contextlib.ExitStack() as servers:
         first = servers.enter_context(server(tmp_path, port))
         wait_for(port)
-        with tracking.step_run("train_supernet", config, patient) as waits:
+        with tracking.step_run("train_supernet", config, patient, patience_seconds=300) as waits:
             with tracking.step_run("search_subnet", config, hasty, patience_seconds=0.1) as leaves:
                 waits.metrics({"loss": 3.0}, 1)
                 waits.flush()
@@ -336,9 +336,8 @@ def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     command += ["--artifacts-destination", str(folder / "artifacts")]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn by name
     with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=folder, env=os.environ | {"PATH": path}, start_new_session=True
-        )
+        environment = os.environ | {"PATH": path, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
     try:
         yield process
     finally:

@@ -19,11 +19,11 @@ MEAN, STD = (0.286,), (0.353,)
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sqlite file with MLflow's tables, which take seconds to make. Copy it; nothing is written into it."""
-    return _empty_store(tmp_path_factory.getbasetemp() / "mlflow-store")
+    return make_empty_store(tmp_path_factory.getbasetemp() / "mlflow-store")
 
 
 @cache  # a fixture that two test files import is made for each of them
-def _empty_store(folder: Path) -> Path:
+def make_empty_store(folder: Path) -> Path:
     folder.mkdir()
     initialise(f"sqlite:///{folder / 'made.db'}")
     with sqlite3.connect(folder / "made.db") as made, sqlite3.connect(folder / "empty.db") as copy:

@@ -6,7 +6,6 @@ copy of the package `autoformer` on the path: so a version answers as it did on 
 
 import base64
 import binascii
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,13 @@ BATCH = 256
 TOP = 5
 
 
-warnings.filterwarnings("ignore", ".*type hints to the `predict`", UserWarning)  # they would be a second signature
-
-
 class ServedModel(mlflow.pyfunc.PythonModel):
     """A row has `image` (base64 of a PNG or JPEG file) or `pixels` (height x width, or height x width x 3)."""
 
     def load_context(self, context: Any) -> None:
         self.model, self.card = load_subnet(Path(context.artifacts["model"]))
 
+    # no type hints: MLflow would read them as a second signature
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """A row for each image: `class`, `probability`, and the `top` likeliest with theirs, as lists."""
         top = int((params or {}).get("top", TOP))
