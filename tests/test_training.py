@@ -179,6 +179,28 @@ def test_learning_really_happens() -> None:
     assert trainer.advance(5) < 1.0
 
 
+def test_autocast_rounds_the_forward_pass_and_leaves_weights_in_float32() -> None:
+    exact, rounded = (supernet_trainer(**PLAIN, precision=kind) for kind in ("float32", "bfloat16"))
+    losses = exact.advance(4), rounded.advance(4)
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] != losses[1]
+    assert {tensor.dtype for tensor in rounded.model.state_dict().values()} == {torch.float32}
+
+
+def test_averaged_weights_are_the_running_mean_of_the_raw_ones() -> None:
+    """timm's warm-up: no average in the first two steps, then decay 1 - t^(-2/3) of step t, at most `ema_decay`."""
+    trainer = supernet_trainer(ema_decay=0.6)
+    weight = trainer.model.get_parameter("head.weight")
+    expected = weight.detach().clone()
+    for step in range(6):
+        trainer.advance(1)
+        decay = min(0.6, 1 - step ** (-2 / 3)) if step > 1 else 0.0
+        expected = decay * expected + (1 - decay) * weight.detach()
+    averaged = trainer.averaged.get_parameter("head.weight")
+    torch.testing.assert_close(averaged.detach(), expected, rtol=1e-5, atol=1e-7)
+    assert trainer.averaged is not trainer.model
+
+
 def test_too_few_images_for_a_step_are_refused() -> None:
     with pytest.raises(ValueError, match="64 training images are fewer than the 128 of one step"):
         supernet_trainer(batch_size=128)
