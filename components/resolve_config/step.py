@@ -2,6 +2,7 @@
 
 import shlex
 
+from autoformer.errors import AutoFormerError
 from components.config import Config, load_config
 
 
@@ -13,10 +14,17 @@ def resolve(preset: str, overrides: str = "", seed: int = -1, max_params_m: floa
         overrides: `section.key=value`, separated by spaces, applied last.
         seed: -1 for the preset's.
         max_params_m: the most parameters, in millions, that the subnet may have; 0 for the preset's limit.
+
+    Raises:
+        AutoFormerError: one line, where the preset or an override is not what it should be.
     """
     settings = []
     if seed >= 0:
         settings.append(f"seed={seed}")
     if max_params_m > 0:
         settings.append(f"search_subnet.limits.max_params_m={max_params_m}")
-    return load_config(preset, [*settings, *shlex.split(overrides)])
+    try:
+        settings += shlex.split(overrides)
+    except ValueError as error:
+        raise AutoFormerError(f"overrides {overrides!r}: {error}; quote values with spaces") from None
+    return load_config(preset, settings)

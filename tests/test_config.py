@@ -1,0 +1,166 @@
+"""The configuration: presets, overrides, and the one line that a mistake is answered with."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from autoformer.errors import AutoFormerError
+from components.config import ROOT, STEPS, load_config
+from components.resolve_config.step import resolve
+
+PRESETS = sorted(path.stem for path in (ROOT / "configs" / "presets").glob("*.yaml"))
+
+
+def error_of(source: str = "demo", *overrides: str) -> str:
+    with pytest.raises(AutoFormerError) as caught:
+        load_config(source, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_load(preset: str) -> None:
+    config = load_config(preset)
+    assert config.name == preset
+    assert all(getattr(config, step) is not None for step in STEPS)
+
+
+def test_a_preset_is_found_by_name_by_file_and_as_json(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text((ROOT / "params.yaml").read_text())
+    demo = load_config("demo")
+    assert load_config(str(file)) == demo == load_config(demo.model_dump_json())
+
+
+def test_a_step_is_given_what_it_needs_and_no_more() -> None:
+    config = load_config("demo")
+    assert set(config.for_step("search_subnet")) == {"name", "seed", "threads", "dataset", "space", "search_subnet"}
+    alone = load_config(config.step_json("search_subnet"), steps=["search_subnet"])
+    assert (alone.search_subnet, alone.space, alone.train_supernet) == (config.search_subnet, config.space, None)
+    assert alone.step_json("search_subnet") == config.step_json("search_subnet")
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("sed=1", ["unknown key 'sed'", "did you mean 'seed'?"]),
+        ("search_subnet.populatoin=1", ["unknown key 'search_subnet.populatoin'", "did you mean 'population'?"]),
+        ("search_subnet.limits.max_param_m=1", ["search_subnet.limits.max_param_m", "'max_params_m'?"]),
+        ("train_supernet.augmentation.flop=true", ["train_supernet.augmentation.flop", "'flip'?"]),
+        ("serch_subnet.population=1", ["unknown key 'serch_subnet'", "'search_subnet'?"]),
+        ("space.chocies.depth=[1]", ["unknown key 'space.chocies'", "'choices'?"]),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest(override: str, parts: list[str]) -> None:
+    message = error_of("demo", override)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("seed=two", ["seed = 'two'", "integer"]),
+        ("seed=", ["seed = None"]),
+        ("seed=-1", ["seed = -1", "greater than or equal to 0"]),
+        ("retrain_subnet.mode=tune", ["retrain_subnet.mode = 'tune'", "scratch"]),
+        ("train_supernet.epochs=0", ["train_supernet.epochs = 0", "greater than 0"]),
+        ("search_subnet.parents=21", ["parents 21 are more than population 20"]),
+        ("search_subnet.crossovers=11", ["mutations 10 + crossovers 11 are more than population 20"]),
+        ("search_subnet.limits.min_params_m=0.6", ["min_params_m 0.6 is above max_params_m 0.5"]),
+        ("train_supernet.checkpoint_steps=120", ["checkpoint_steps 120 is not a multiple of log_steps 50"]),
+        ("train_supernet.warmup_epochs=6", ["warmup_epochs 6 leave nothing of epochs 6"]),
+        ("register_model.min_top1_percent=101", ["register_model.min_top1_percent = 101", "100"]),
+        ("space.patch_size=5", ["patch_size 5 does not divide image_size 28"]),
+        ("space=fashion-minst", ["fashion-minst", "did you mean 'fashion-mnist'?"]),
+        ("space=nowhere/x.yaml", ["nowhere/x.yaml: no such file"]),
+        ("prepare_data=null", ["the section 'prepare_data' is missing"]),
+    ],
+)
+def test_a_wrong_value_is_named(override: str, parts: list[str]) -> None:
+    message = error_of("demo", override)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", ".seed=3", "search_subnet.=3", "", "seed=[1"])
+def test_a_malformed_override_is_repeated(override: str) -> None:
+    assert f"--set {override}" in error_of("demo", override)
+
+
+@pytest.mark.parametrize("override", ["seed.more=3", "search_subnet.population.more=3"])
+def test_an_override_below_a_value_is_refused(override: str) -> None:
+    assert "is a value, not a section" in error_of("demo", override)
+
+
+def test_overrides_reach_nested_keys_and_are_applied_in_order() -> None:
+    config = load_config(
+        "demo",
+        ["seed=1", "search_subnet.limits.max_macs_g=0.01", "train_supernet.augmentation={flip: false}", "seed=2"],
+    )
+    assert config.seed == 2
+    assert config.search_subnet is not None and config.train_supernet is not None
+    assert config.search_subnet.limits.max_macs_g == 0.01
+    assert config.search_subnet.limits.max_params_m == 0.5  # its neighbour stays
+    assert config.train_supernet.augmentation.flip is False
+
+
+def test_overrides_reach_into_a_space_that_is_given_by_name() -> None:
+    config = load_config("demo", ["space.choices.depth=[3, 4]", "space.name=shallow"])
+    assert config.space.choices.depth == (3, 4)
+    assert (config.space.name, config.space.image_size) == ("shallow", 28)
+
+
+def test_unreadable_sources(tmp_path: Path) -> None:
+    assert "no preset 'dmo' in configs/presets; did you mean 'demo'?" in error_of("dmo")
+    assert "nowhere.yaml: no such file" in error_of("nowhere.yaml")
+    assert "--config: not readable as JSON" in error_of('{"seed": 1')
+    broken, listed, empty = (tmp_path / f"{name}.yaml" for name in ("broken", "listed", "empty"))
+    broken.write_text("seed: [1\nname: x")
+    listed.write_text("- seed\n- name\n")
+    empty.write_text("")
+    assert f"{broken}: not readable as YAML" in error_of(str(broken))
+    assert f"{listed}: expected sections, found list" in error_of(str(listed))
+    assert f"{empty}: expected sections, found NoneType" in error_of(str(empty))
+
+
+def test_missing_keys_and_sections(tmp_path: Path) -> None:
+    data = yaml.safe_load((ROOT / "params.yaml").read_text())
+    del data["retrain_subnet"]
+    file = tmp_path / "short.yaml"
+    file.write_text(yaml.safe_dump(data))
+    assert f"{file}: the section 'retrain_subnet' is missing" in error_of(str(file))
+    assert load_config(str(file), steps=["search_subnet"]).retrain_subnet is None
+    file.write_text(yaml.safe_dump({key: value for key, value in data.items() if key != "seed"}))
+    assert "'seed' is missing" in error_of(str(file))
+
+
+def test_a_configuration_is_frozen() -> None:
+    config = load_config("demo")
+    assert config.search_subnet is not None
+    for owner, key in ((config, "seed"), (config.search_subnet, "population"), (config.search_subnet.limits, "x")):
+        with pytest.raises(ValidationError):
+            setattr(owner, key, 3)
+
+
+def test_the_hash_is_of_every_value() -> None:
+    overrides = [
+        "name=other", "seed=1", "threads=3", "dataset=other", "space.max_relative_position=2",
+        "prepare_data.search_images=10", "train_supernet.augmentation.flip=false", "search_subnet.limits={}",
+        "retrain_subnet.mode=scratch", "evaluate_subnet.mistakes=1", "register_model.alias=other",
+    ]  # fmt: skip
+    hashes = {load_config("demo", [override]).hash() for override in overrides}
+    assert len(hashes | {load_config("demo").hash()}) == len(overrides) + 1
+    assert load_config("demo", ["seed=0"]).hash() == load_config("demo").hash()
+
+
+def test_the_run_form_becomes_a_configuration() -> None:
+    assert resolve("demo") == load_config("demo")
+    config = resolve("demo", "name='my run' search_subnet.weights=raw", seed=4, max_params_m=0.25)
+    assert config == load_config(
+        "demo", ["name=my run", "search_subnet.weights=raw", "seed=4", "search_subnet.limits.max_params_m=0.25"]
+    )
+    assert resolve("demo", "seed=5", seed=4).seed == 5  # overrides are applied last
+    with pytest.raises(AutoFormerError, match="quotation"):
+        resolve("demo", "name='my run")
