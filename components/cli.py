@@ -87,6 +87,8 @@ class Progress:
         self._bar.close()
         if self._terminal is None:
             self._print_line()
+        elif self._terminal is not sys.stderr:
+            self._terminal.close()
 
     def update(self, done: int, note: str = "") -> None:
         """Say that `done` of the total are done."""

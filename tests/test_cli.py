@@ -1,0 +1,164 @@
+"""What the command lines share: exit codes, one-line errors, progress, and ending with the runner."""
+
+import argparse
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autoformer.errors import AutoFormerError
+from components import cli
+from components.cli import BAD_INPUT, Progress, existing, run_step, step_parser
+from components.config import ROOT, Config
+
+STEP = "evaluate_subnet"
+LINE = "work: 6/10 images, 2/s, 0.0 min left"
+
+
+def refuse(arguments: argparse.Namespace, config: Config) -> None:
+    raise AutoFormerError(f"{config.name}: nothing to do")
+
+
+def run(body: object = refuse, *argv: str) -> int:
+    return run_step(STEP, step_parser(STEP, "A test."), body, ["--config", "smoke", *argv])  # type: ignore[arg-type]
+
+
+def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == BAD_INPUT == 2
+    assert capsys.readouterr().err == f"{STEP}: smoke: nothing to do\n"
+    assert run(refuse, "--set", "sed=1") == BAD_INPUT
+    assert capsys.readouterr().err.endswith("unknown key 'sed'; did you mean 'seed'?\n")
+
+
+def test_overrides_reach_the_step() -> None:
+    seen: list[Config] = []
+    assert run(lambda arguments, config: seen.append(config), "--set", "seed=4", "--set", "threads=1") == 0
+    assert (seen[0].seed, seen[0].threads) == (4, 1)
+
+
+def test_the_runner_is_told_why_a_step_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "failure.json"
+    monkeypatch.setenv("AUTOFORMER_FAILURE", str(file))
+    assert run(lambda arguments, config: None) == 0
+    assert not file.exists()
+    run()
+    assert json.loads(file.read_text()) == {"step": STEP, "message": "smoke: nothing to do", "code": 2}
+
+
+def test_a_missing_input_names_its_maker(tmp_path: Path) -> None:
+    assert existing(tmp_path, "nobody") == tmp_path
+    with pytest.raises(AutoFormerError, match=r"gone: no such file or folder; it is made by train_supernet"):
+        existing(tmp_path / "gone", "train_supernet")
+
+
+def test_a_bug_is_not_called_bad_input() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(lambda arguments, config: 1 // 0)
+
+
+class Clock:
+    """Seconds that pass when told to; stands in for the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(cli, "time", clock)
+    monkeypatch.delenv("AUTOFORMER_TTY", raising=False)
+    return clock
+
+
+def test_without_a_terminal_there_is_one_line_a_minute_and_one_at_the_end(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress("work", 240, "images") as progress:
+        for done in range(1, 121):
+            clock.now += 1
+            progress.update(done, f"loss {done}")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "work: 60/240 images, 1/s, 3.0 min left loss 60",
+        "work: 120/240 images, 1/s, 2.0 min left loss 120",
+        "work: 120/240 images, 1/s, 2.0 min left",
+    ]
+
+
+def test_rate_and_time_left_leave_out_what_an_earlier_try_did(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("work", 10, "images", initial=4) as progress:
+        clock.now += 1
+        progress.update(6)
+    assert capsys.readouterr().out == f"{LINE}\n"
+    with Progress("work", 10, "images", initial=4) as progress:
+        clock.now += 3
+        progress.update(10)
+    assert capsys.readouterr().out == "work: 10/10 images, 2/s, took 3 s\n"
+
+
+def read_until(terminal: int, text: str) -> str:
+    """What is drawn on a terminal, up to the read that completes `text`."""
+    drawn = ""
+    while text not in drawn:
+        readable, _, _ = select.select([terminal], [], [], 10)
+        assert readable, f"nothing more came after {drawn!r}"
+        drawn += os.read(terminal, 10_000).decode()
+    return drawn
+
+
+def test_a_bar_is_drawn_on_the_terminal_that_the_runner_names(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KFP pipes what a step prints; the bar goes to the terminal itself, and no line to the pipe."""
+    master, slave = pty.openpty()
+    monkeypatch.setenv("AUTOFORMER_TTY", os.ttyname(slave))
+    try:
+        with Progress("work", 10, "images") as progress:
+            time.sleep(0.15)  # tqdm draws ten times a second at most
+            progress.update(7, "loss 0.5")
+            drawn = read_until(master, "loss 0.5")
+    finally:
+        os.close(slave)
+        os.close(master)
+    assert "work:  70%" in drawn and "7/10" in drawn and "images/s" in drawn
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_that_is_gone_is_no_error(clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AUTOFORMER_TTY", str(tmp_path / "no" / "terminal"))
+    with Progress("work", 1, "images") as progress:
+        progress.update(1)
+
+
+WAITING_STEP = """
+import time
+from components.cli import run_step, step_parser
+
+def wait(arguments, config):
+    print("running", flush=True)
+    time.sleep(60)
+
+run_step("evaluate_subnet", step_parser("evaluate_subnet", ""), wait, ["--config", "smoke"])
+"""
+
+
+def test_a_step_ends_when_its_runner_is_killed() -> None:
+    with subprocess.Popen(["sleep", "60"]) as runner:
+        environment = os.environ | {"AUTOFORMER_RUNNER_PID": str(runner.pid)}
+        command = [sys.executable, "-c", WAITING_STEP]
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as step:
+            assert step.stdout is not None and step.stdout.readline() == "running\n"
+            assert step.poll() is None
+            runner.kill()
+            runner.wait()
+            assert step.wait(timeout=30) == 143
