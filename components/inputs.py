@@ -2,9 +2,12 @@
 
 import argparse
 from pathlib import Path
+from typing import Literal
 
+from autoformer.cards import SupernetCard, read_supernet_card
 from autoformer.dataset import DatasetCard, Images, load_images, read_card
 from autoformer.errors import AutoFormerError
+from autoformer.recipe import Recipe
 from autoformer.space import SearchSpace
 from components.cli import existing
 from components.config import Config
@@ -47,3 +50,29 @@ def check_space(card: DatasetCard, space: SearchSpace) -> None:
                 f"space: {what} = {wanted} in '{space.name}', but data set '{card.name}' has {found}; "
                 "choose another space"
             )
+
+
+def check_images(images: Images, recipe: Recipe, step: str) -> None:
+    """Raise `AutoFormerError` unless there are images enough for one optimiser step."""
+    wanted, found = recipe.batch_size * recipe.accumulation, len(images.labels)
+    if found < wanted:
+        raise AutoFormerError(
+            f"{step}.batch_size = {recipe.batch_size}: an optimiser step takes {wanted} images, "
+            f"but the train split has {found}; choose a smaller one"
+        )
+
+
+def read_supernet(folder: Path, config: Config, weights: Literal["ema", "raw"]) -> SupernetCard:
+    """The card of a supernet, after checking that it is of the configured space and has those weights."""
+    card = read_supernet_card(existing(folder, "train_supernet"))
+    if card.space != config.space:
+        raise AutoFormerError(
+            f"{folder}: a supernet of space '{card.space.name}' as it was then, not of the configured "
+            f"'{config.space.name}'; run train_supernet again"
+        )
+    if weights == "ema" and not (folder / "ema.safetensors").exists():
+        raise AutoFormerError(
+            f"{folder}: no averaged weights, the supernet was trained without ema_decay; "
+            "set search_subnet.weights to raw"
+        )
+    return card

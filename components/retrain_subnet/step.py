@@ -3,20 +3,22 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from autoformer.cards import read_supernet_card
+from autoformer.cards import Preprocessing
 from autoformer.dataset import DatasetCard, Images
-from autoformer.files import replacing, write_json
+from autoformer.errors import AutoFormerError
+from autoformer.files import read_json, replacing, write_json
 from autoformer.space import NamedSubnet
 from components import tracking
 from components.cli import existing, run_step, step_parser
 from components.config import Config, RetrainSubnet
-from components.inputs import add_data_arguments, add_output_arguments, read_data
+from components.inputs import add_data_arguments, add_output_arguments, check_images, read_data, read_supernet
 from components.tables import write_table
 from components.workspace import Record, Workspace
 
 STEP = "retrain_subnet"
+Weights = Literal["ema", "raw"]
 HISTORY = ("step", "epoch", "learning_rate", "train_loss", "search_top1_percent")
 
 
@@ -34,10 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
+    assert config.retrain_subnet is not None
     card, (train_images, search_images) = read_data(arguments, config, "train", "search")
+    check_images(train_images, config.retrain_subnet, STEP)
     chosen = NamedSubnet.from_yaml(existing(arguments.search, "search_subnet") / "chosen.yaml")
     chosen.check(config.space)
-    existing(arguments.supernet, "train_supernet")
+    weights = _scored_weights(arguments.search)
+    preprocessing = read_supernet(arguments.supernet, config, weights).preprocessing
     workspace = Workspace(
         STEP,
         config,
@@ -46,7 +51,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
             "train": arguments.train_split,
             "search_split": arguments.search_split,
             "supernet": arguments.supernet,
-            "chosen": arguments.search / "chosen.yaml",
+            "search": arguments.search,
         },
     )
     with (
@@ -55,10 +60,20 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     ):
         tracked.subnet(chosen.subnet)
         retraining = _Retraining(
-            arguments, config, card, train_images, search_images, chosen, workspace, record, tracked
+            arguments, config, card, train_images, search_images, chosen, weights, workspace, record, tracked
         )
-        retraining.run()
+        retraining.run(preprocessing)
     workspace.clear()
+
+
+def _scored_weights(search: Path) -> Weights:
+    """The supernet weights that the search has scored its candidates with: those that the chosen one inherits."""
+    file = search / "provenance.json"
+    try:
+        weights: Weights = read_json(file)["config"]["search_subnet"]["weights"]
+    except (KeyError, TypeError):
+        raise AutoFormerError(f"{file}: not what search_subnet writes; run search_subnet again") from None
+    return weights
 
 
 class _Retraining:
@@ -72,6 +87,7 @@ class _Retraining:
         train_images: Images,
         search_images: Images,
         chosen: NamedSubnet,
+        weights: Weights,
         workspace: Workspace,
         record: Record,
         tracked: tracking.StepRun,
@@ -81,34 +97,32 @@ class _Retraining:
         assert config.retrain_subnet is not None
         self.arguments, self.config, self.card, self.chosen = arguments, config, card, chosen
         self.section: RetrainSubnet = config.retrain_subnet
-        self.workspace, self.record, self.tracked = workspace, record, tracked
+        self.weights, self.workspace, self.record, self.tracked = weights, workspace, record, tracked
         self.train_images = train_images
         self.scorer = Scorer(search_images, card, len(search_images.labels))
         self.watcher = Scorer(search_images, card, self.section.score_images)
         set_threads(config.threads)
 
-    def run(self) -> None:
-        source = read_supernet_card(self.arguments.supernet)
-        weights = "ema" if (self.arguments.supernet / "ema.safetensors").exists() else "raw"
-        inherited = self._inherited(weights)
+    def run(self, preprocessing: Preprocessing) -> None:
+        inherited = self._inherited()
         models: dict[str, Any] = {"inherited": inherited}
         histories: dict[str, Any] = {}
         if self.section.mode == "inherited":
             models["model"] = inherited
         else:
-            start = self._fresh() if self.section.mode == "scratch" else self._inherited(weights)
+            start = self._fresh() if self.section.mode == "scratch" else self._inherited()
             models["model"], histories["history"] = self._train(start, "model")
         if self.section.scratch_reference and self.section.mode != "scratch":
             models["scratch"], histories["scratch_history"] = self._train(self._fresh(), "scratch")
         metrics = {f"{_METRIC[name]}_top1_percent": self._top1_percent(model) for name, model in models.items()}
-        self._write(models, histories, metrics, source.preprocessing)
+        self._write(models, histories, metrics, preprocessing)
         self.tracked.metrics(metrics)
         print(f"{STEP}: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()), flush=True)
 
-    def _inherited(self, weights: Any) -> Any:
+    def _inherited(self) -> Any:
         from autoformer.checkpoint import load_supernet
 
-        supernet = load_supernet(self.arguments.supernet, weights, self.section.drop_path).model
+        supernet = load_supernet(self.arguments.supernet, self.weights, self.section.drop_path).model
         return supernet.extract(self.chosen.subnet)
 
     def _fresh(self) -> Any:
@@ -152,7 +166,7 @@ class _Retraining:
         return self.scorer.top1_percent(model.eval())
 
     def _write(
-        self, models: dict[str, Any], histories: dict[str, Any], metrics: dict[str, float], preprocessing: Any
+        self, models: dict[str, Any], histories: dict[str, Any], metrics: dict[str, float], preprocessing: Preprocessing
     ) -> None:
         from autoformer.checkpoint import SubnetCard, save_subnet
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from autoformer.cards import read_supernet_card
 from autoformer.dataset import DatasetCard, Images
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
@@ -17,9 +16,9 @@ from autoformer.randomness import derived_rng
 from autoformer.search import Candidate, Evolution, EvolutionSettings, Limits, random_baseline
 from autoformer.space import SubnetSpec
 from components import tracking
-from components.cli import Progress, existing, run_step, step_parser
+from components.cli import Progress, run_step, step_parser
 from components.config import Config, SearchSubnet
-from components.inputs import add_data_arguments, add_output_arguments, read_data
+from components.inputs import add_data_arguments, add_output_arguments, read_data, read_supernet
 from components.tables import write_table
 from components.workspace import Record, Workspace
 
@@ -62,7 +61,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.search_subnet
     assert section is not None
     card, (images,) = read_data(arguments, config, "search")
-    _check_supernet(arguments.supernet, config)
+    read_supernet(arguments.supernet, config, section.weights)
     if section.images is not None and section.images > len(images.labels):
         raise AutoFormerError(f"search_subnet.images = {section.images}: the search split has {len(images.labels)}")
     evolution = Evolution(config.space, limits(section), settings(section), derived_rng("evolution", config.seed))
@@ -253,16 +252,6 @@ def _scorer(folder: Path, config: Config, card: DatasetCard, images: Images) -> 
         return Score(top1_percent, torch.nn.functional.cross_entropy(logits, labels).item())
 
     return score
-
-
-def _check_supernet(folder: Path, config: Config) -> None:
-    """Raise `AutoFormerError` unless the folder holds a supernet of the configured space."""
-    card = read_supernet_card(existing(folder, "train_supernet"))
-    if card.space != config.space:
-        raise AutoFormerError(
-            f"{folder}: a supernet of space '{card.space.name}' as it was then, not of the configured "
-            f"'{config.space.name}'; run train_supernet again"
-        )
 
 
 def _budget(section: SearchSubnet) -> int:

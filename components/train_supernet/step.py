@@ -11,7 +11,7 @@ from autoformer.space import SubnetSpec
 from components import tracking
 from components.cli import run_step, step_parser
 from components.config import Config
-from components.inputs import add_data_arguments, add_output_arguments, read_data
+from components.inputs import add_data_arguments, add_output_arguments, check_images, read_data
 from components.tables import write_table
 from components.workspace import Record, Workspace
 
@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
     card, (train_images, search_images) = read_data(arguments, config, "train", "search")
+    assert config.train_supernet is not None
+    check_images(train_images, config.train_supernet, STEP)
     workspace = Workspace(
         STEP, config, {"card": arguments.card, "train": arguments.train_split, "search": arguments.search_split}
     )
