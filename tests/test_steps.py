@@ -1,0 +1,285 @@
+"""train_supernet, search_subnet and retrain_subnet, one after the other: what they write, and that it is true."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from run_steps import Made, arguments, config_of, contents, run, run_all
+from tiny import TinyData, read_idx
+
+from autoformer.checkpoint import load_subnet, load_supernet
+from autoformer.complexity import count_macs, count_params
+from autoformer.dataset import read_split
+from autoformer.files import hash_path
+from autoformer.space import SubnetSpec
+from components.tables import read_table
+from components.workspace import code_version
+
+LIMIT = 15_000  # parameters
+
+
+class Runs(NamedTuple):
+    """Two runs of one seed, each in folders of its own, and one of another seed."""
+
+    first: Made
+    twin: Made
+    other: Made
+    root: Path
+    work: Path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("work")
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOFORMER_WORK", str(folder))
+        patch.setenv("AUTOFORMER_TRACKING", "off")
+        yield folder
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_data: TinyData, work: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    root = tmp_path_factory.mktemp("steps")
+    first, twin, other = (
+        run_all(tiny_data, root / name, seed) for name, seed in (("first", 0), ("twin", 0), ("other", 1))
+    )
+    return Runs(first, twin, other, root, work)
+
+
+@pytest.fixture(scope="module")
+def search_split(tiny_data: TinyData) -> tuple[torch.Tensor, torch.Tensor]:
+    """Model inputs (n, 1, 28, 28) and labels (n,), read and normalised without the project's own code."""
+    pixels, labels = read_idx(tiny_data.data, "train")
+    rows = (read_split(tiny_data.search).offsets - 16) // 28**2  # 16 bytes of header
+    mean, std = tiny_data.card.mean[0], tiny_data.card.std[0]
+    images = (torch.from_numpy(pixels[rows].astype(np.float32))[:, None] / 255 - mean) / std
+    return images, torch.from_numpy(labels[rows].astype(np.int64))
+
+
+@torch.no_grad()
+def figures(model: Any, split: tuple[torch.Tensor, torch.Tensor], *spec: SubnetSpec) -> tuple[float, float]:
+    """Top-1 in percent and loss."""
+    images, labels = split
+    logits = model(images, *spec)
+    right = int((logits.argmax(dim=1) == labels).sum())
+    return 100 * right / len(labels), torch.nn.functional.cross_entropy(logits, labels).item()
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    values: dict[str, float] = json.loads((folder / "metrics.json").read_text())
+    return values
+
+
+def spec_of(row: dict[str, str]) -> SubnetSpec:
+    heads = tuple(int(value) for value in row["num_heads"].split(";"))
+    ratios = tuple(float(value) for value in row["mlp_ratio"].split(";"))
+    return SubnetSpec(int(row["depth"]), int(row["embed_dim"]), heads, ratios)
+
+
+def chosen_of(made: Made) -> SubnetSpec:
+    return SubnetSpec.from_dict(yaml.safe_load((made.search / "chosen.yaml").read_text())["subnet"])
+
+
+@pytest.mark.parametrize("folder", Made._fields)
+def test_one_seed_gives_one_result_to_the_byte(folder: str, runs: Runs) -> None:
+    first, twin, other = (contents(getattr(made, folder)) for made in runs[:3])
+    assert first == twin
+    assert len(first) >= 5
+    assert first.keys() == other.keys()
+    assert all(first[name] != other[name] for name in first if not name.endswith(".json"))
+
+
+def test_the_folders_hold_what_they_should(runs: Runs) -> None:
+    assert set(contents(runs.first.supernet)) == {
+        "weights.safetensors", "ema.safetensors", "supernet.json", "history.csv", "metrics.json",
+    }  # fmt: skip
+    assert set(contents(runs.first.search)) == {
+        "candidates.csv", "progress.csv", "chosen.yaml", "metrics.json", "provenance.json",
+    }  # fmt: skip
+    models = {f"{name}/model.{kind}" for name in ("model", "inherited", "scratch") for kind in ("safetensors", "json")}
+    assert set(contents(runs.first.retrain)) == models | {"history.csv", "scratch_history.csv", "metrics.json"}
+
+
+def test_clocks_and_paths_stand_in_the_record_alone(runs: Runs) -> None:
+    for folder in runs.first:
+        record = json.loads((folder.parent / f"{folder.name}.record.json").read_text())
+        assert {"started", "seconds", "succeeded"} <= record.keys()
+        assert record["succeeded"] is True
+        for name, content in contents(folder).items():
+            assert str(runs.root).encode() not in content, name
+            assert record["started"][:10].encode() not in content, name
+
+
+def test_the_work_is_cleared_away(runs: Runs) -> None:
+    assert [path for path in runs.work.rglob("*") if path.is_file()] == []
+
+
+def test_history_has_a_row_every_log_steps(runs: Runs) -> None:
+    history = read_table(runs.first.supernet / "history.csv")
+    assert [int(row["step"]) for row in history] == list(range(5, 61, 5))  # 6 epochs of 10 steps
+    scored = [int(row["step"]) for row in history if row["largest_top1_percent"]]
+    assert scored == [20, 40, 60]
+    assert float(history[-1]["train_loss"]) < float(history[0]["train_loss"])
+    assert [float(row["epoch"]) for row in history] == [step / 10 for step in range(5, 61, 5)]
+
+
+def test_the_supernets_figures_are_those_of_its_averaged_weights(
+    runs: Runs, search_split: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    supernet, card = load_supernet(runs.first.supernet, "ema")
+    watched = search_split[0][:50], search_split[1][:50]  # score_images
+    found = metrics(runs.first.supernet)
+    for name in ("smallest", "middle", "largest"):
+        top1, _ = figures(supernet, watched, getattr(card.space, name))
+        assert found[f"{name}_top1_percent"] == top1
+    assert found["largest_top1_percent"] > 50  # it learnt something
+
+
+def test_every_candidate_is_in_the_table_with_true_figures(
+    runs: Runs, search_split: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    supernet, card = load_supernet(runs.first.supernet, "ema")
+    rows = read_table(runs.first.search / "candidates.csv")
+    assert [int(row["id"]) for row in rows] == list(range(36))  # 3 generations of 6, and as many at random
+    scored = search_split[0][:80], search_split[1][:80]
+    for row in rows:
+        spec = spec_of(row)
+        card.space.check(spec)
+        assert (int(row["params"]), int(row["macs"])) == (count_params(card.space, spec), count_macs(card.space, spec))
+        assert int(row["params"]) <= LIMIT
+        top1, loss = figures(supernet, scored, spec)
+        assert float(row["top1_percent"]) == top1
+        assert float(row["loss"]) == pytest.approx(loss, rel=1e-5)
+    assert count_params(card.space, card.space.largest) > LIMIT  # the limit excludes something
+
+
+def test_candidates_say_where_they_came_from(runs: Runs) -> None:
+    rows = read_table(runs.first.search / "candidates.csv")
+    assert [row["origin"] for row in rows[:6]] == ["initial"] * 6
+    assert {row["origin"] for row in rows[6:18]} <= {"mutation", "crossover", "fill"}
+    assert {row["origin"] for row in rows[18:]} == {"baseline"}
+    wanted = {"mutation": 1, "crossover": 2}
+    for row in rows:
+        parents = [int(parent) for parent in row["parents"].split(";") if parent]
+        assert len(parents) == wanted.get(row["origin"], 0)
+        assert all(int(rows[parent]["generation"]) < int(row["generation"]) for parent in parents)
+
+
+def test_the_chosen_subnet_is_the_best_that_evolution_found(runs: Runs) -> None:
+    rows = read_table(runs.first.search / "candidates.csv")
+    evolved, baseline = rows[:18], rows[18:]
+    best = min(evolved, key=lambda row: (-float(row["top1_percent"]), int(row["params"]), int(row["id"])))
+    assert chosen_of(runs.first) == spec_of(best)
+    assert metrics(runs.first.search) == {
+        "chosen_top1_percent": float(best["top1_percent"]),
+        "chosen_loss": float(best["loss"]),
+        "chosen_params_m": int(best["params"]) / 1e6,
+        "chosen_macs_g": int(best["macs"]) / 1e9,
+        "candidates_scored": len({spec_of(row) for row in rows}),
+        "random_best_top1_percent": max(float(row["top1_percent"]) for row in baseline),
+    }
+    assert len({spec_of(row) for row in evolved}) == 18  # evolution proposes no subnet twice
+
+
+def test_progress_is_the_best_so_far_of_either_search(runs: Runs) -> None:
+    rows = read_table(runs.first.search / "candidates.csv")
+    top1 = [float(row["top1_percent"]) for row in rows]
+    for generation, row in enumerate(read_table(runs.first.search / "progress.csv")):
+        end = 6 * (generation + 1)
+        assert (int(row["generation"]), int(row["scored"])) == (generation, end)
+        assert float(row["evolution_best_top1_percent"]) == max(top1[:end])
+        assert float(row["random_best_top1_percent"]) == max(top1[18 : 18 + end])
+
+
+def test_retrained_models_and_their_accuracies(runs: Runs, search_split: tuple[torch.Tensor, torch.Tensor]) -> None:
+    supernet, _ = load_supernet(runs.first.supernet, "ema")
+    spec = chosen_of(runs.first)
+    inherited, card = load_subnet(runs.first.retrain / "inherited")
+    assert card.subnet == spec
+    for name, tensor in supernet.extract(spec).state_dict().items():
+        assert torch.equal(tensor, inherited.state_dict()[name]), name
+    found = metrics(runs.first.retrain)
+    assert found["inherited_top1_percent"] == figures(supernet, search_split, spec)[0]
+    for name, metric in (("model", "retrained"), ("scratch", "scratch")):
+        top1, _ = figures(load_subnet(runs.first.retrain / name).model, search_split)
+        assert found[f"{metric}_top1_percent"] == top1
+    last = read_table(runs.first.retrain / "history.csv")[-1]
+    watched = search_split[0][:50], search_split[1][:50]
+    assert float(last["search_top1_percent"]) == figures(load_subnet(runs.first.retrain / "model").model, watched)[0]
+
+
+def test_finetuning_starts_from_what_was_inherited(runs: Runs) -> None:
+    tuned, scratch = (read_table(runs.first.retrain / f"{name}.csv") for name in ("history", "scratch_history"))
+    assert float(tuned[0]["train_loss"]) < float(scratch[0]["train_loss"]) - 0.2
+    assert [row["step"] for row in tuned] == [row["step"] for row in scratch]
+
+
+def test_inherited_mode_keeps_the_weights(runs: Runs, tiny_data: TinyData, tmp_path: Path) -> None:
+    made = retrain(runs, tiny_data, tmp_path / "retrain", mode="inherited", scratch_reference=False)
+    files = contents(made)
+    assert set(files) == {"metrics.json", *(f"{m}/model.{k}" for m in ("model", "inherited") for k in KINDS)}
+    assert files["model/model.safetensors"] == files["inherited/model.safetensors"]
+    assert files["inherited/model.safetensors"] == contents(runs.first.retrain)["inherited/model.safetensors"]
+    assert load_subnet(made / "model").card.provenance["weights"] == "inherited"
+
+
+def test_scratch_mode_is_the_scratch_reference(runs: Runs, tiny_data: TinyData, tmp_path: Path) -> None:
+    made = retrain(runs, tiny_data, tmp_path / "retrain", mode="scratch")
+    files, reference = contents(made), contents(runs.first.retrain)
+    assert files["model/model.safetensors"] == reference["scratch/model.safetensors"]
+    assert files["history.csv"] == reference["scratch_history.csv"]
+    assert "scratch_history.csv" not in files and not (made / "scratch").exists()
+    assert load_subnet(made / "model").card.provenance["weights"] == "scratch"
+
+
+def test_the_retrained_subnet_inherits_the_weights_that_the_search_scored(
+    runs: Runs, tiny_data: TinyData, search_split: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    config = config_of("search_subnet", weights="raw", images=None)
+    assert (
+        run("search_subnet", arguments("search_subnet", tiny_data, runs.root / "first", tmp_path / "search", config))
+        == 0
+    )
+    made = retrain(
+        runs, tiny_data, tmp_path / "retrain", tmp_path / "search", mode="inherited", scratch_reference=False
+    )
+    spec = load_subnet(made / "model").card.subnet
+    top1, _ = figures(load_supernet(runs.first.supernet, "raw").model, search_split, spec)
+    assert metrics(made)["inherited_top1_percent"] == metrics(tmp_path / "search")["chosen_top1_percent"] == top1
+
+
+KINDS = ("safetensors", "json")
+
+
+def retrain(runs: Runs, data: TinyData, out: Path, search: Path | None = None, **changes: Any) -> Path:
+    given = arguments("retrain_subnet", data, runs.root / "first", out, config_of("retrain_subnet", **changes))
+    assert run("retrain_subnet", given | ({"--search": str(search)} if search else {})) == 0
+    return out
+
+
+def test_artifacts_say_what_made_them(runs: Runs, tiny_data: TinyData) -> None:
+    read = {
+        "train_supernet": json.loads((runs.first.supernet / "supernet.json").read_text())["provenance"],
+        "search_subnet": json.loads((runs.first.search / "provenance.json").read_text()),
+        "retrain_subnet": load_subnet(runs.first.retrain / "model").card.provenance,
+    }
+    paths = {"card": tiny_data.card_path, "train": tiny_data.train, "supernet": runs.first.supernet}
+    paths |= {"search_split": tiny_data.search, "search": runs.first.search}
+    for step, said in read.items():
+        assert (said["step"], said["seed"], said["code"]) == (step, 0, code_version())
+        assert said["config"] == json.loads(config_of(step)) | {
+            "space": said["config"]["space"],
+            step: said["config"][step],
+        }
+        where = paths | ({"search": tiny_data.search} if step == "train_supernet" else {})
+        assert said["inputs"] == {name: hash_path(where[name]) for name in said["inputs"]}
+    assert read["search_subnet"]["inputs"].keys() == {"card", "search_split", "supernet"}
+    assert read["retrain_subnet"]["inputs"].keys() == {"card", "train", "search_split", "supernet", "search"}
+    assert read["retrain_subnet"]["weights"] == "finetune"
