@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,12 @@ def call(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> None
 
 
 def log_metrics(artifact: Any, file: str | Path) -> None:
-    """Show the numbers of a step's `metrics.json` as a table of scalars in the KFP UI."""
+    """Show the numbers of a step's `metrics.json` as a table of scalars in the KFP UI.
+
+    The file itself becomes the artifact's content: kfp.local takes no task from its cache that has an output
+    which is metadata only, since it finds no file there.
+    """
     for name, value in json.loads(Path(file).read_text()).items():
         if isinstance(value, int | float):
             artifact.log_metric(name, value)
+    shutil.copyfile(file, artifact.path)

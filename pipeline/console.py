@@ -1,5 +1,6 @@
 """What a person sees of a local run: the steps' own lines. All that KFP prints goes to a log file."""
 
+import logging
 import re
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Self, TextIO
 _TASK = re.compile(
     r"Executing task .*?'([a-z0-9-]+)'|Task .*?'([a-z0-9-]+)'.* finished with status .*?(SUCCESS|FAILURE)"
 )
-_CACHED = re.compile(r"Task .*?'([a-z0-9-]+)'.*cach", re.IGNORECASE)
+_CACHED = re.compile(r"Task ([a-z0-9-]+) cache hit")
 _STREAMED = "    "  # kfp.local indents what a step prints
 
 
@@ -30,6 +31,8 @@ class Console:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        logging.getLogger().removeHandler(self._handler)
+        logging.getLogger().setLevel(self._level)
         sys.stdout = self._shown
         self._log.close()
 

@@ -5,18 +5,16 @@ import os
 import shlex
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_path, read_json
+from autoformer.files import hash_path, hash_value, read_json
 from components import tracking
 from components.cli import BAD_INPUT
 from components.config import ROOT, STEPS, Config
 from components.resolve_config.step import resolve
-from components.workspace import code_version
 from pipeline.console import Console
 from pipeline.summary import summary
 
@@ -77,7 +75,6 @@ def _prepare_environment(run_id: str, failure: Path) -> None:
         "AUTOFORMER_PARENT_RUN_ID": run_id,
         "AUTOFORMER_RUNNER_PID": str(os.getpid()),
         "AUTOFORMER_FAILURE": str(failure),
-        "AUTOFORMER_IMAGE": f"autoformer-python:source-{code_version()}",  # part of the cache key
         "MLFLOW_TRACKING_URI": tracking.tracking_uri(),
         "PYTHONUNBUFFERED": "1",
     }
@@ -91,7 +88,7 @@ def _run_dag(fresh: bool, preset: str, overrides: list[str], data: Path, data_ha
 
     from pipeline.dag import autoformer
 
-    warnings.filterwarnings("ignore", message="You may be attemping to run a task that uses custom")
+    name_sources(autoformer)
     root = ROOT / "runs"
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
@@ -105,6 +102,22 @@ def _run_dag(fresh: bool, preset: str, overrides: list[str], data: Path, data_ha
         task = autoformer(preset=preset, data=str(data), data_hash=data_hash, overrides=shlex.join(overrides))
     outputs: dict[str, Any] = task.outputs
     return outputs
+
+
+def name_sources(pipeline: Any) -> None:
+    """Put the hash of what a step runs in the place of its image: it is part of the cache key, as a digest is."""
+    executors = pipeline.pipeline_spec.deployment_spec["executors"]
+    for step in ("resolve_config", *STEPS):
+        image = f"autoformer-python:source-{source_version(step)}"  # kfp.local warns of an image without "python"
+        executors[f"exec-{step.replace('_', '-')}"]["container"]["image"] = image
+
+
+def source_version(step: str) -> str:
+    """Hash of the source that a step may run: the library, what steps share, and its own folder."""
+    files = [
+        file for place in ("autoformer", "components", f"components/{step}") for file in (ROOT / place).glob("*.py")
+    ]
+    return hash_value({str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in sorted(files)})[:16]
 
 
 def _explain(failure: Path) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import read_json, write_text
+from autoformer.files import hash_file, read_json, write_text
 from autoformer.named import CONFIGS
 from components import tracking
 from components.cli import BAD_INPUT
@@ -20,6 +20,7 @@ from components.config import ROOT, STEPS, load_config, preset_path
 from pipeline.summary import summary
 
 PARAMS = ROOT / "params.yaml"
+WRITTEN = ROOT / ".dvc" / "tmp" / "params.sha256"  # of the params.yaml that a command line made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AutoFormerError as error:
         print(f"repro: {error}", file=sys.stderr)
         return BAD_INPUT
-    environment = os.environ | {"AUTOFORMER_RUNNER_PID": str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {
+        "AUTOFORMER_RUNNER_PID": str(os.getpid()),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # dvc.yaml says `python`
+        "PYTHONUNBUFFERED": "1",
+    }
     code = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment, check=False).returncode
     if code == 0:
         _show()
@@ -56,6 +61,7 @@ def _write_params(preset: str, overrides: list[str]) -> None:
             f"of configs/presets/, before PRESET={preset} takes their place"
         )
     write_text(PARAMS, text)
+    write_text(WRITTEN, hash_file(PARAMS))
     print(f"repro: params.yaml is now {preset}{' with ' + ' '.join(overrides) if overrides else ''}; "
           "`git checkout params.yaml` brings the committed one back")  # fmt: skip
 
@@ -63,6 +69,8 @@ def _write_params(preset: str, overrides: list[str]) -> None:
 def _is_kept_elsewhere(params: Path) -> bool:
     presets = (preset.read_bytes() for preset in (CONFIGS / "presets").glob("*.yaml"))
     if params.read_bytes() in presets:
+        return True
+    if WRITTEN.exists() and WRITTEN.read_text(encoding="utf-8") == hash_file(params):
         return True
     return subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(params)], cwd=ROOT, check=False).returncode == 0
 

@@ -40,6 +40,7 @@ def evaluate_subnet(
     matrix = matrix_for_kfp(counted)
     if matrix is not None:
         confusion.log_confusion_matrix(counted["classes"], matrix)
+    shutil.copyfile(evaluation.path + "/confusion.json", confusion.path)  # see log_metrics
     with open(confusions.path, "w") as file:
         file.write(top_confusions_markdown(counted))
     shutil.copyfile(evaluation.path + "/report.html", report.path)
