@@ -33,6 +33,9 @@ class Recipe(BaseModel):
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient; null for none")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; null for none")
     precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the forward pass")
+    init_gain: float | None = Field(
+        None, gt=0, description="new linear weights have deviation gain / sqrt(inputs); null for the official 0.02"
+    )
     augmentation: Augmentation = Augmentation()
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from autoformer.batches import augment, normalise
+from autoformer.layers import initialise
 from autoformer.named import load_space
 from autoformer.randomness import derived_seed, epoch_order, sample_uniform
 from autoformer.recipe import Augmentation, Recipe
@@ -164,6 +165,17 @@ def test_biases_norms_tokens_and_relative_tables_are_not_decayed() -> None:
     assert decayed == {
         name for name in named.values() if name.endswith("weight") and "norm" not in name
     }  # fmt: skip
+
+
+def test_new_linear_weights_have_the_stated_deviation() -> None:
+    model = Supernet(SPACE)
+    hidden = model.get_submodule("blocks.0.mlp.fc2")  # its inputs are 512, the others' 128
+    narrow = model.get_submodule("blocks.0.mlp.fc1")
+    for gain, deviations in ((None, (0.02, 0.02)), (0.7, (0.7 / 512**0.5, 0.7 / 128**0.5))):
+        initialise(model, gain)
+        for layer, deviation in zip((hidden, narrow), deviations, strict=True):
+            assert layer.weight.std().item() == pytest.approx(deviation, rel=0.02)
+            assert not layer.bias.any()
 
 
 def test_learning_really_happens() -> None:

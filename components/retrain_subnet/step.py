@@ -128,10 +128,13 @@ class _Retraining:
     def _fresh(self) -> Any:
         import torch
 
+        from autoformer.layers import initialise
         from autoformer.supernet import Supernet
 
         torch.manual_seed(self.config.seed + 1)
-        return Supernet(self.config.space, self.section.drop_path).extract(self.chosen.subnet)
+        model = Supernet(self.config.space, self.section.drop_path).extract(self.chosen.subnet)
+        initialise(model, self.section.init_gain)
+        return model
 
     def _train(self, model: Any, name: str) -> tuple[Any, Any]:
         """Train `model` with the step's recipe; return it, averaged, and its history."""

@@ -59,6 +59,7 @@ def _train(
     import torch
 
     from autoformer.checkpoint import Preprocessing, SupernetCard, save_supernet
+    from autoformer.layers import initialise
     from autoformer.supernet import Supernet
     from autoformer.training import Trainer, supernet_forward
     from components.training import Row, Scorer, set_threads, train
@@ -68,6 +69,7 @@ def _train(
     set_threads(config.threads)
     torch.manual_seed(config.seed)
     supernet = Supernet(config.space, drop_path=section.drop_path)
+    initialise(supernet, section.init_gain)
     trainer = Trainer(
         supernet,
         supernet_forward(config.space, config.seed),
