@@ -64,8 +64,8 @@ predict: $(STAMP) ## name the class of an image: make predict IMAGE=path
 	$(BIN)/python -m components.predict $(if $(MODEL),--model $(MODEL)) $(IMAGE)
 
 .PHONY: test
-test: data ## run the tests
-	$(BIN)/python -m pytest
+test: data ## run the tests, on two workers of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
 
 .PHONY: lint
 lint: $(STAMP) ## check style and types
