@@ -17,6 +17,7 @@ from autoformer.named import CONFIGS
 from components import tracking
 from components.cli import BAD_INPUT
 from components.config import ROOT, STEPS, load_config, preset_path
+from components.resolve_config.step import resolve
 from pipeline.summary import summary
 
 PARAMS = ROOT / "params.yaml"
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write_params(preset: str, overrides: list[str]) -> None:
     """Make params.yaml the preset with its overrides; validated first, and never over edits that exist nowhere else."""
-    load_config(preset, overrides)
+    resolve(preset, shlex.join(overrides))
     path = preset_path(preset)
     text = path.read_text(encoding="utf-8")
     if overrides:

@@ -2,6 +2,7 @@
 
 import shlex
 
+from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
 from components.config import Config, load_config
 
@@ -27,4 +28,22 @@ def resolve(preset: str, overrides: str = "", seed: int = -1, max_params_m: floa
         settings += shlex.split(overrides)
     except ValueError as error:
         raise AutoFormerError(f"overrides {overrides!r}: {error}; quote values with spaces") from None
-    return load_config(preset, settings)
+    config = load_config(preset, settings)
+    _check_limits(config)
+    return config
+
+
+def _check_limits(config: Config) -> None:
+    """Refuse limits that no subnet of the space meets: the search would find out, after the supernet is trained."""
+    assert config.search_subnet is not None
+    limits, space = config.search_subnet.limits, config.space
+    for key, unit, count in (("params_m", 1e6, count_params), ("macs_g", 1e9, count_macs)):
+        least, most = count(space, space.smallest) / unit, count(space, space.largest) / unit
+        low, high = getattr(limits, f"min_{key}"), getattr(limits, f"max_{key}")
+        beyond = f"max_{key} = {high} is less than the smallest" if high is not None and high < least else ""
+        if low is not None and low > most:
+            beyond = f"min_{key} = {low} is more than the largest"
+        if beyond:
+            raise AutoFormerError(
+                f"search_subnet.limits.{beyond} subnet of '{space.name}' has: they have {least:.4g} to {most:.4g}"
+            )
