@@ -20,6 +20,7 @@ from run_steps import arguments, argv, config_of, contents, run, run_all
 from tiny import TinyData
 
 from components.config import ROOT
+from components.workspace import code_version
 
 # Long enough that the process which watches for the first checkpoint is in time to kill it.
 CONFIGS = {
@@ -76,6 +77,7 @@ def kill_when(ready: Callable[[], bool], step: str, given: dict[str, str]) -> No
     assert process.returncode == -signal.SIGKILL, f"ended before it could be killed:\n{output}"
     out = Path(given["--out"])
     assert not out.exists() and not Path(given["--record"]).exists()
+    code_version.cache_clear()  # as the next process would: the source may have been edited since this one began
 
 
 def test_training_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
