@@ -80,4 +80,4 @@ format: $(STAMP) ## put the code into shape
 
 .PHONY: clean
 clean: ## remove what runs have left: runs/, work/, artifacts/, dist/; keeps data, registry and environment
-	rm -rf runs work artifacts dist
+	rm -rf runs work artifacts dist dvc_plots

@@ -23,9 +23,16 @@ class Console:
         self._shown: TextIO = sys.stdout
         self._line = ""
         self._inside_dump = False
+        # KFP has a handler of its own while a task runs; what it says of its cache, between tasks, comes here
+        self._handler = logging.StreamHandler(self)
+        self._level = logging.WARNING
 
     def __enter__(self) -> Self:
         self._shown, sys.stdout = sys.stdout, self
+        root = logging.getLogger()
+        self._level = root.level
+        root.addHandler(self._handler)
+        root.setLevel(logging.INFO)
         return self
 
     def __exit__(

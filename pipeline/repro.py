@@ -99,7 +99,9 @@ def _overridden(text: str, overrides: list[str]) -> str:
 
 def _show() -> None:
     artifacts = ROOT / "artifacts"
-    records = {step: read_json(artifacts / "records" / f"{step}.json") for step in STEPS}
+    files = {step: artifacts / "records" / f"{step}.json" for step in STEPS}
+    # no stage's output, so DVC does not bring them back with results from its cache
+    records = {step: read_json(file) for step, file in files.items() if file.exists()}
     config = load_config(str(PARAMS))
     search, retrain, evaluation = (artifacts / name for name in ("search", "retrain", "evaluation"))
     print(summary(config, search, retrain, evaluation, artifacts / "registration.json", records))

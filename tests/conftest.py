@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 from tiny import TinyData, make_tiny_data
+from tracking_fixtures import make_empty_store
+from whole_run import WholeRun, check_out, whole_run
 
 from components.config import ROOT
 from components.prepare_data.fetch import fetch
@@ -26,3 +28,19 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
     are synthetic, so that no test that needs only some images needs a download.
     """
     return make_tiny_data(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def kfp_run(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> WholeRun:
+    """The pipeline, run through `kfp.local` on real images: killed on the way, and given the same command again."""
+    store = make_empty_store(tmp_path_factory.getbasetemp() / "mlflow-store")
+    return whole_run(check_out(tmp_path_factory.mktemp("kfp"), fashion_mnist, store))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay on one worker, for its fixtures' sake; so do the two files that share the whole run."""
+    for item in items:
+        file = item.path.stem
+        item.add_marker(
+            pytest.mark.xdist_group("whole run" if "kfp_run" in getattr(item, "fixturenames", ()) else file)
+        )
