@@ -77,9 +77,19 @@ def _prepare_environment(run_id: str, failure: Path) -> None:
         "AUTOFORMER_FAILURE": str(failure),
         "MLFLOW_TRACKING_URI": tracking.tracking_uri(),
         "PYTHONUNBUFFERED": "1",
+        **patient_threads(),
     }
     if sys.stderr.isatty():
         os.environ["AUTOFORMER_TTY"] = os.ttyname(sys.stderr.fileno())
+
+
+def patient_threads() -> dict[str, str]:
+    """Let torch's threads sleep while they wait for each other, unless the caller has said otherwise.
+
+    By default they spin. On two cores that is up to a sixth faster where nothing else runs, and thirteen times
+    slower where one other program does (measured: 80 against 1,065 images a second).
+    """
+    return {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 
 
 def _run_dag(fresh: bool, preset: str, overrides: list[str], data: Path, data_hash: str) -> dict[str, Any]:

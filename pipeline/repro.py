@@ -18,6 +18,7 @@ from components import tracking
 from components.cli import BAD_INPUT
 from components.config import ROOT, STEPS, load_config, preset_path
 from components.resolve_config.step import resolve
+from pipeline.local import patient_threads
 from pipeline.summary import summary
 
 PARAMS = ROOT / "params.yaml"
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "AUTOFORMER_RUNNER_PID": str(os.getpid()),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # dvc.yaml says `python`
         "PYTHONUNBUFFERED": "1",
+        **patient_threads(),
     }
     code = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment, check=False).returncode
     if code == 0:
