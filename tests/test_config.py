@@ -161,7 +161,7 @@ def test_a_configuration_is_frozen() -> None:
 def test_the_hash_is_of_every_value() -> None:
     overrides = [
         "name=other", "seed=1", "threads=3", "dataset=other", "space.max_relative_position=2",
-        "prepare_data.search_images=10", "train_supernet.augmentation.flip=false", "search_subnet.limits={}",
+        "prepare_data.search_images=10", "train_supernet.augmentation.flip=true", "search_subnet.limits={}",
         "retrain_subnet.mode=scratch", "evaluate_subnet.mistakes=1", "register_model.alias=other",
     ]  # fmt: skip
     hashes = {load_config("demo", [override]).hash() for override in overrides}  # none is the demo's own value
