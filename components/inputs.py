@@ -22,6 +22,16 @@ def add_data_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
         parser.add_argument(f"--{split}-split", type=Path, required=True, help=help_text)
 
 
+MADE_BY = {"supernet": "train_supernet", "search": "search_subnet", "retrain": "retrain_subnet",
+           "evaluation": "evaluate_subnet"}  # fmt: skip
+
+
+def add_folder_arguments(parser: argparse.ArgumentParser, *made: str) -> None:
+    """An argument for each folder of an earlier step: `--supernet`, `--search`, `--retrain`, `--evaluation`."""
+    for name in made:
+        parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder made by {MADE_BY[name]}")
+
+
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="where the result appears, whole, at the end")
     parser.add_argument("--record", type=Path, required=True, help="JSON file for clocks, rates and run ids")

@@ -270,7 +270,7 @@ def test_artifacts_say_what_made_them(runs: Runs, tiny_data: TinyData) -> None:
         "search_subnet": json.loads((runs.first.search / "provenance.json").read_text()),
         "retrain_subnet": load_subnet(runs.first.retrain / "model").card.provenance,
     }
-    paths = {"card": tiny_data.card_path, "train": tiny_data.train, "supernet": runs.first.supernet}
+    paths = {"card": tiny_data.card_path, "train_split": tiny_data.train, "supernet": runs.first.supernet}
     paths |= {"search_split": tiny_data.search, "search": runs.first.search}
     for step, said in read.items():
         assert (said["step"], said["seed"], said["code"]) == (step, 0, code_version())
@@ -278,8 +278,7 @@ def test_artifacts_say_what_made_them(runs: Runs, tiny_data: TinyData) -> None:
             "space": said["config"]["space"],
             step: said["config"][step],
         }
-        where = paths | ({"search": tiny_data.search} if step == "train_supernet" else {})
-        assert said["inputs"] == {name: hash_path(where[name]) for name in said["inputs"]}
+        assert said["inputs"] == {name: hash_path(paths[name]) for name in said["inputs"]}
     assert read["search_subnet"]["inputs"].keys() == {"card", "search_split", "supernet"}
-    assert read["retrain_subnet"]["inputs"].keys() == {"card", "train", "search_split", "supernet", "search"}
+    assert read["retrain_subnet"]["inputs"].keys() == {"card", "train_split", "search_split", "supernet", "search"}
     assert read["retrain_subnet"]["weights"] == "finetune"

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from autoformer.complexity import count_macs, count_params
 from autoformer.dataset import Images
 from autoformer.files import hash_file, replacing, write_json, write_text
-from components import tracking
 from components.cli import run_step, step_parser
 from components.config import Config
 from components.evaluate_subnet.results import Results, read_all
-from components.inputs import add_data_arguments, add_output_arguments
+from components.inputs import add_data_arguments, add_folder_arguments, add_output_arguments
+from components.opening import open_step
 from components.tables import write_table
-from components.workspace import Record, Workspace, code_version
+from components.workspace import code_version
 
 if TYPE_CHECKING:
     from components.evaluate_subnet.measure import Evaluation
@@ -37,9 +37,7 @@ def parser() -> argparse.ArgumentParser:
         STEP, "Evaluate the retrained subnet on the test split, which no other step reads, and report."
     )
     add_data_arguments(result, "test")
-    result.add_argument("--supernet", type=Path, required=True, help="folder made by train_supernet")
-    result.add_argument("--search", type=Path, required=True, help="folder made by search_subnet")
-    result.add_argument("--retrain", type=Path, required=True, help="folder made by retrain_subnet")
+    add_folder_arguments(result, "supernet", "search", "retrain")
     add_output_arguments(result)
     return result
 
@@ -50,12 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
     results, images = read_all(arguments, config)
-    inputs = {name: getattr(arguments, name) for name in ("card", "test_split", "supernet", "search", "retrain")}
-    workspace = Workspace(STEP, config, inputs)
-    with (
-        Record(arguments.record, STEP) as record,
-        tracking.step_run(STEP, config, record.values, workspace.provenance) as tracked,
-    ):
+    with open_step(STEP, arguments, config, "card", "test_split", "supernet", "search", "retrain") as opened:
+        tracked = opened.tracked
         tracked.subnet(results.subnet.subnet)
         result = evaluate(results, images, config)
         write(arguments.out, result)

@@ -3,19 +3,25 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from autoformer.cards import Preprocessing
 from autoformer.dataset import DatasetCard, Images
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json, replacing, write_json
-from autoformer.space import NamedSubnet
-from components import tracking
+from autoformer.space import NamedSubnet, SubnetSpec
 from components.cli import existing, run_step, step_parser
 from components.config import Config, RetrainSubnet
-from components.inputs import add_data_arguments, add_output_arguments, check_images, read_data, read_supernet
+from components.inputs import (
+    add_data_arguments,
+    add_folder_arguments,
+    add_output_arguments,
+    check_images,
+    read_data,
+    read_supernet,
+)
+from components.opening import OpenStep, open_step
 from components.tables import write_table
-from components.workspace import Record, Workspace
 
 STEP = "retrain_subnet"
 Weights = Literal["ema", "raw"]
@@ -25,8 +31,7 @@ HISTORY = ("step", "epoch", "learning_rate", "train_loss", "search_top1_percent"
 def parser() -> argparse.ArgumentParser:
     result = step_parser(STEP, "Retrain the subnet that the search has chosen.")
     add_data_arguments(result, "train", "search")
-    result.add_argument("--supernet", type=Path, required=True, help="folder made by train_supernet")
-    result.add_argument("--search", type=Path, required=True, help="folder made by search_subnet")
+    add_folder_arguments(result, "supernet", "search")
     add_output_arguments(result)
     return result
 
@@ -43,27 +48,10 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     chosen.check(config.space)
     weights = _scored_weights(arguments.search)
     preprocessing = read_supernet(arguments.supernet, config, weights).preprocessing
-    workspace = Workspace(
-        STEP,
-        config,
-        {
-            "card": arguments.card,
-            "train": arguments.train_split,
-            "search_split": arguments.search_split,
-            "supernet": arguments.supernet,
-            "search": arguments.search,
-        },
-    )
-    with (
-        Record(arguments.record, STEP) as record,
-        tracking.step_run(STEP, config, record.values, workspace.provenance) as tracked,
-    ):
-        tracked.subnet(chosen.subnet)
-        retraining = _Retraining(
-            arguments, config, card, train_images, search_images, chosen, weights, workspace, record, tracked
-        )
-        retraining.run(preprocessing)
-    workspace.clear()
+    start = Start(chosen.subnet, weights, preprocessing)
+    with open_step(STEP, arguments, config, "card", "train_split", "search_split", "supernet", "search") as opened:
+        opened.tracked.subnet(chosen.subnet)
+        _Retraining(opened, card, train_images, search_images, start).run()
 
 
 def _scored_weights(search: Path) -> Weights:
@@ -76,34 +64,32 @@ def _scored_weights(search: Path) -> Weights:
     return weights
 
 
+class Start(NamedTuple):
+    """What the step goes out from: the chosen subnet, and what it takes over from the supernet."""
+
+    subnet: SubnetSpec
+    weights: Weights
+    preprocessing: Preprocessing
+
+
 class _Retraining:
     """One run of the step: the inherited subnet, the retrained one, and the reference from scratch."""
 
     def __init__(
-        self,
-        arguments: argparse.Namespace,
-        config: Config,
-        card: DatasetCard,
-        train_images: Images,
-        search_images: Images,
-        chosen: NamedSubnet,
-        weights: Weights,
-        workspace: Workspace,
-        record: Record,
-        tracked: tracking.StepRun,
+        self, opened: OpenStep, card: DatasetCard, train_images: Images, search_images: Images, start: Start
     ) -> None:
         from components.training import Scorer, set_threads
 
+        config = opened.config
         assert config.retrain_subnet is not None
-        self.arguments, self.config, self.card, self.chosen = arguments, config, card, chosen
+        self.opened, self.config, self.card, self.start = opened, config, card, start
         self.section: RetrainSubnet = config.retrain_subnet
-        self.weights, self.workspace, self.record, self.tracked = weights, workspace, record, tracked
         self.train_images = train_images
         self.scorer = Scorer(search_images, card, len(search_images.labels))
         self.watcher = Scorer(search_images, card, self.section.score_images)
         set_threads(config.threads)
 
-    def run(self, preprocessing: Preprocessing) -> None:
+    def run(self) -> None:
         inherited = self._inherited()
         models: dict[str, Any] = {"inherited": inherited}
         histories: dict[str, Any] = {}
@@ -115,15 +101,15 @@ class _Retraining:
         if self.section.scratch_reference and self.section.mode != "scratch":
             models["scratch"], histories["scratch_history"] = self._train(self._fresh(), "scratch")
         metrics = {f"{_METRIC[name]}_top1_percent": self._top1_percent(model) for name, model in models.items()}
-        self._write(models, histories, metrics, preprocessing)
-        self.tracked.metrics(metrics)
+        self._write(models, histories, metrics)
+        self.opened.tracked.metrics(metrics)
         print(f"{STEP}: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()), flush=True)
 
     def _inherited(self) -> Any:
         from autoformer.checkpoint import load_supernet
 
-        supernet = load_supernet(self.arguments.supernet, self.weights, self.section.drop_path).model
-        return supernet.extract(self.chosen.subnet)
+        supernet = load_supernet(self.opened.arguments.supernet, self.start.weights, self.section.drop_path).model
+        return supernet.extract(self.start.subnet)
 
     def _fresh(self) -> Any:
         import torch
@@ -132,7 +118,7 @@ class _Retraining:
         from autoformer.supernet import Supernet
 
         torch.manual_seed(self.config.seed + 1)
-        model = Supernet(self.config.space, self.section.drop_path).extract(self.chosen.subnet)
+        model = Supernet(self.config.space, self.section.drop_path).extract(self.start.subnet)
         initialise(model, self.section.init_gain)
         return model
 
@@ -158,30 +144,28 @@ class _Retraining:
             return {"search_top1_percent": self.watcher.top1_percent(averaged.eval())}
 
         def log(row: Row) -> None:
-            self.tracked.row(row, prefix="" if name == "model" else f"{name}/")
+            self.opened.tracked.row(row, prefix="" if name == "model" else f"{name}/")
 
         what = f"{STEP} ({self.section.mode if name == 'model' else name})"
-        checkpoint = self.workspace.file(f"{name}.pt")
-        history = train(trainer, self.section, score, checkpoint, what, log, self.record.values)
+        checkpoint = self.opened.workspace.file(f"{name}.pt")
+        history = train(trainer, self.section, score, checkpoint, what, log, self.opened.record.values)
         return trainer.averaged, history
 
     def _top1_percent(self, model: Any) -> float:
         return self.scorer.top1_percent(model.eval())
 
-    def _write(
-        self, models: dict[str, Any], histories: dict[str, Any], metrics: dict[str, float], preprocessing: Preprocessing
-    ) -> None:
+    def _write(self, models: dict[str, Any], histories: dict[str, Any], metrics: dict[str, float]) -> None:
         from autoformer.checkpoint import SubnetCard, save_subnet
 
-        with replacing(self.arguments.out) as folder:
+        with replacing(self.opened.arguments.out) as folder:
             folder.mkdir()
             for name, model in models.items():
-                provenance = self.workspace.provenance | {"weights": self._origin(name)}
+                provenance = self.opened.workspace.provenance | {"weights": self._origin(name)}
                 card = SubnetCard(
                     space=self.config.space,
-                    preprocessing=preprocessing,
+                    preprocessing=self.start.preprocessing,
                     provenance=provenance,
-                    subnet=self.chosen.subnet,
+                    subnet=self.start.subnet,
                 )
                 save_subnet(folder / name, model, card)
             for name, rows in histories.items():

@@ -18,9 +18,9 @@ from autoformer.space import SubnetSpec
 from components import tracking
 from components.cli import Progress, run_step, step_parser
 from components.config import Config, SearchSubnet
-from components.inputs import add_data_arguments, add_output_arguments, read_data, read_supernet
+from components.inputs import add_data_arguments, add_folder_arguments, add_output_arguments, read_data, read_supernet
+from components.opening import open_step
 from components.tables import write_table
-from components.workspace import Record, Workspace
 
 STEP = "search_subnet"
 COLUMNS = (
@@ -48,7 +48,7 @@ class Score(NamedTuple):
 def parser() -> argparse.ArgumentParser:
     result = step_parser(STEP, "Search the supernet for the best subnet under limits, on the search split.")
     add_data_arguments(result, "search")
-    result.add_argument("--supernet", type=Path, required=True, help="folder made by train_supernet")
+    add_folder_arguments(result, "supernet")
     add_output_arguments(result)
     return result
 
@@ -66,13 +66,8 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         raise AutoFormerError(f"search_subnet.images = {section.images}: the search split has {len(images.labels)}")
     evolution = Evolution(config.space, limits(section), settings(section), derived_rng("evolution", config.seed))
     first = evolution.ask()  # legal candidates exist, or the step ends here, before anything heavy
-    workspace = Workspace(
-        STEP, config, {"card": arguments.card, "search_split": arguments.search_split, "supernet": arguments.supernet}
-    )
-    with (
-        Record(arguments.record, STEP) as record,
-        tracking.step_run(STEP, config, record.values, workspace.provenance) as tracked,
-    ):
+    with open_step(STEP, arguments, config, "card", "search_split", "supernet") as opened:
+        workspace, record, tracked = opened.workspace, opened.record, opened.tracked
         score = _scorer(arguments.supernet, config, card, images)
         memory = ScoreMemory(workspace.file("scores.jsonl"), score)
         with Progress(STEP, _budget(section), "candidates") as progress:
@@ -83,7 +78,6 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         tracked.metrics(result.metrics)
         tracked.table(arguments.out / "candidates.csv")
         tracked.children(_children(result))
-    workspace.clear()
     print(f"{STEP}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
 
 

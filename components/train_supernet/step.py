@@ -8,12 +8,11 @@ from typing import Any
 from autoformer.dataset import DatasetCard, Images
 from autoformer.files import replacing, write_json
 from autoformer.space import SubnetSpec
-from components import tracking
 from components.cli import run_step, step_parser
 from components.config import Config
 from components.inputs import add_data_arguments, add_output_arguments, check_images, read_data
+from components.opening import OpenStep, open_step
 from components.tables import write_table
-from components.workspace import Record, Workspace
 
 STEP = "train_supernet"
 SCORED = ("smallest", "middle", "largest")
@@ -35,27 +34,11 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     card, (train_images, search_images) = read_data(arguments, config, "train", "search")
     assert config.train_supernet is not None
     check_images(train_images, config.train_supernet, STEP)
-    workspace = Workspace(
-        STEP, config, {"card": arguments.card, "train": arguments.train_split, "search": arguments.search_split}
-    )
-    with (
-        Record(arguments.record, STEP) as record,
-        tracking.step_run(STEP, config, record.values, workspace.provenance) as tracked,
-    ):
-        _train(arguments, config, card, train_images, search_images, workspace, record, tracked)
-    workspace.clear()
+    with open_step(STEP, arguments, config, "card", "train_split", "search_split") as opened:
+        _train(opened, card, train_images, search_images)
 
 
-def _train(
-    arguments: argparse.Namespace,
-    config: Config,
-    card: DatasetCard,
-    train_images: Images,
-    search_images: Images,
-    workspace: Workspace,
-    record: Record,
-    tracked: tracking.StepRun,
-) -> None:
+def _train(opened: OpenStep, card: DatasetCard, train_images: Images, search_images: Images) -> None:
     import torch
 
     from autoformer.checkpoint import Preprocessing, SupernetCard, save_supernet
@@ -64,6 +47,7 @@ def _train(
     from autoformer.training import Trainer, supernet_forward
     from components.training import Row, Scorer, set_threads, train
 
+    config, out = opened.config, opened.arguments.out
     section = config.train_supernet
     assert section is not None
     set_threads(config.threads)
@@ -89,16 +73,19 @@ def _train(
             f"{name}_top1_percent": scorer.top1_percent(partial(_classify, model, spec)) for name, spec in specs.items()
         }
 
-    history = train(trainer, section, score, workspace.file("checkpoint.pt"), STEP, tracked.row, record.values)
+    history = train(
+        trainer, section, score, opened.workspace.file("checkpoint.pt"), STEP, opened.tracked.row, opened.record.values
+    )
     preprocessing = Preprocessing(mean=card.mean, std=card.std, classes=card.classes)
-    supernet_card = SupernetCard(space=config.space, preprocessing=preprocessing, provenance=workspace.provenance)
+    provenance = opened.workspace.provenance
+    supernet_card = SupernetCard(space=config.space, preprocessing=preprocessing, provenance=provenance)
     metrics = {key: value for key, value in history[-1].items() if key not in ("step", "epoch", "learning_rate")}
-    with replacing(arguments.out) as folder:
+    with replacing(out) as folder:
         ema = None if trainer.ema is None else trainer.averaged.state_dict()
         save_supernet(folder, supernet.state_dict(), ema, supernet_card)
         write_table(folder / "history.csv", HISTORY, history)
         write_json(folder / "metrics.json", metrics)
-    tracked.artifact(arguments.out / "history.csv")
+    opened.tracked.artifact(out / "history.csv")
     print(f"{STEP}: {trainer.total_steps} steps, " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()), flush=True)
 
 
