@@ -92,8 +92,9 @@ def autoformer(
     )  # fmt: skip
     evaluation = evaluated.outputs["evaluation"]
     registered = register_model(
-        config=configs.outputs["register_model"], card=card, search=search, retrain=retrain, evaluation=evaluation
-    )
+        config=configs.outputs["register_model"], card=card, supernet=supernet, search=search, retrain=retrain,
+        evaluation=evaluation,
+    )  # fmt: skip
     registered.set_caching_options(False)  # the registry may have changed since
 
     tasks = (prepared, trained, searched, retrained, evaluated, registered)

@@ -147,6 +147,7 @@ def _show(config: Config, results: dict[str, Any], seconds: float, run_id: str) 
     print(f"  wall time             {seconds / 60:.1f} min in all")
     print(f"  report                {_short(paths['evaluation'] / 'report.html')}")
     print(f"  model                 {_short(paths['retrain'] / 'model')}")
+    print(f"  model card            {_short(paths['registration'].with_name('model_card'))}")
     print(f"  MLflow                `make ui`, run {run_id}")
 
 

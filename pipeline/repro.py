@@ -108,6 +108,7 @@ def _show() -> None:
     search, retrain, evaluation = (artifacts / name for name in ("search", "retrain", "evaluation"))
     print(summary(config, search, retrain, evaluation, artifacts / "registration.json", records))
     print("  report                artifacts/evaluation/report.html")
+    print("  model card            artifacts/model_card.md")
 
 
 if __name__ == "__main__":

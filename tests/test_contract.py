@@ -194,7 +194,7 @@ def test_registration_is_never_taken_from_a_cache(package: dict[str, Any]) -> No
     cached = {step for step, task in tasks(package).items() if task["cachingOptions"].get("enableCache")}
     assert cached == set(STEPS) - {"register_model"}
     assert DVC["stages"]["register_model"]["outs"] == [
-        {"artifacts/registration.json": {"cache": False, "persist": True}}
+        {f"artifacts/{file}": {"cache": False, "persist": True}} for file in ("registration.json", "model_card.md")
     ]
 
 

@@ -85,7 +85,7 @@ def test_the_table_at_the_end(kfp_run: WholeRun) -> None:
     assert "random search" in table["search split"]
     assert "there is no champion yet" in table["registry"]
     assert all(re.fullmatch(r"\d+ s", table[step]) for step in STEPS)
-    for what in ("report", "model"):
+    for what in ("report", "model", "model card"):
         assert (kfp_run.checkout.root / table[what]).exists()
 
 
@@ -110,6 +110,7 @@ def test_every_output_is_there(kfp_run: WholeRun) -> None:
         "evaluate-subnet/report",
         "evaluate-subnet/confusions",
         "register-model/registration",
+        "register-model/model_card",
         *(f"{step.replace('_', '-')}/record" for step in STEPS[1:]),
     } <= found
     assert not [name for name in found if name.endswith((".tmp", ".old"))]

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from PIL import Image
 from test_tracking import free_port, stop, wait_for
 from tracking_fixtures import CLASSES, MEAN, STD, empty_store, save_random_subnet, store, use_store
 
+from autoformer.cards import Preprocessing, SupernetCard
 from autoformer.complexity import count_macs, count_params
 from autoformer.files import hash_file, read_json, write_json
 from autoformer.named import load_space
@@ -65,6 +67,14 @@ def test_a_version_that_a_person_registered_may_have_no_tags() -> None:
     assert Measured.from_tags(tags) == Measured("w", "s", 88.25)
 
 
+def write_supernet(folder: Path) -> None:
+    """What the step reads of a supernet: the card, not the weights."""
+    preprocessing = Preprocessing(mean=MEAN, std=STD, classes=CLASSES)
+    provenance = {"config": {"train_supernet": {"epochs": 11, "clip_grad": None, "log_steps": 50}}}
+    card = SupernetCard(space=load_space("fashion-mnist"), preprocessing=preprocessing, provenance=provenance)
+    write_json(folder / "supernet.json", card.model_dump(mode="json"))
+
+
 class Made:
     """What the earlier steps made, for one model."""
 
@@ -73,9 +83,12 @@ class Made:
         space = load_space("fashion-mnist")
         spec = space.smallest
         self.model = save_random_subnet(root / "retrain" / "model", seed)
+        write_json(root / "retrain" / "metrics.json", {"retrained_top1_percent": 89.5})
+        write_supernet(root / "supernet")
         chosen = {"name": "chosen", "space": "fashion-mnist", "source": "a test", "subnet": spec.to_dict()}
         (root / "search").mkdir()
         (root / "search" / "chosen.yaml").write_text(yaml.safe_dump(chosen))
+        write_json(root / "search" / "metrics.json", {"chosen_top1_percent": 80.0})
         card = {
             "name": "fashion-mnist", "classes": CLASSES, "image_size": 28, "channels": 1, "encoding": "raw",
             "mean": MEAN, "std": STD, "counts": {"test": 4}, "licence": "MIT", "source": "a test", "archives": {},
@@ -90,16 +103,22 @@ class Made:
             "test_top1_percent": top1_percent,
             "test_top1_low_percent": top1_percent - 1,
             "test_top1_high_percent": top1_percent + 1,
+            "test_top5_percent": 99.0, "test_loss": 0.4321, "test_ece": 0.0214, "test_images": 4,
             "params": count_params(space, spec),
             "macs": count_macs(space, spec),
-        }
+        }  # fmt: skip
         write_json(root / "evaluation" / "metrics.json", metrics)
+        write_json(
+            root / "evaluation" / "confusion.json", {"classes": CLASSES, "matrix": np.eye(10, dtype=int).tolist()}
+        )
+        write_json(root / "search" / "metrics.json", {"chosen_top1_percent": 90.0, "candidates_scored": 32})
 
     def register(self, *settings: str) -> tuple[int, dict[str, Any], dict[str, Any]]:
         """Run the step; its exit code, what it decided, its record."""
         arguments = ["--config", "smoke", "--card", str(self.root / "card.json")]
         arguments += ["--out", str(self.root / "registration.json"), "--record", str(self.root / "run.json")]
-        for made in ("search", "retrain", "evaluation"):
+        arguments += ["--model-card", str(self.root / "model_card.md")]
+        for made in ("supernet", "search", "retrain", "evaluation"):
             arguments += [f"--{made}", str(self.root / made)]
         for setting in (f"model_name={NAME}", "min_top1_percent=80", *settings):
             arguments += ["--set", f"register_model.{setting}"]
@@ -165,6 +184,48 @@ def test_a_registered_version_says_what_it_is(champion: Path) -> None:
     assert (folder.parent / "program.pt2").exists()
 
 
+@pytest.mark.slow
+def test_the_lines_of_the_card_load_the_model(champion: Path, tmp_path: Path) -> None:
+    """As a user elsewhere has them: the card of the registered version, an image, and the registry's address."""
+    from autoformer.checkpoint import load_subnet
+    from autoformer.predict import predict as answer
+
+    text = (tracking.model_folder(NAME, "champion").parent / "model_card.md").read_text()
+    assert text == (champion / "made" / "model_card.md").read_text()
+    (lines,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(lines.splitlines()) == 5
+    (tmp_path / "elsewhere").mkdir()
+    Image.fromarray(PIXELS).save(tmp_path / "elsewhere" / "image.png")
+    done = subprocess.run(
+        [sys.executable, "-c", lines], cwd=tmp_path / "elsewhere", capture_output=True, text=True, check=True
+    )
+    name, probability = answer(*load_subnet(champion / "made" / "retrain" / "model"), Image.fromarray(PIXELS))[0]
+    said = done.stdout.strip().rpartition(" ")
+    assert said[0] == name and float(said[2]) == pytest.approx(probability, rel=1e-5)
+
+
+def test_the_card_is_the_versions_description_and_tells_the_measured_latency(champion: Path) -> None:
+    text, record = (champion / "made" / "model_card.md").read_text(), read_json(champion / "made" / "run.json")
+    described = tracking.initialise(tracking.tracking_uri()).get_model_version(NAME, "1").description
+    assert text.endswith(described) and described.startswith(f"# {NAME}\n")
+    latency = record["cpu_latency"]
+    assert 0 < latency["median_ms"] <= latency["p90_ms"] and latency["passes"] >= 20
+    assert f"median {latency['median_ms']:.2f} ms, 90th percentile {latency['p90_ms']:.2f} ms" in text
+    assert f"{latency['threads']} threads, {latency['cpu']}" in text
+    assert "latency" not in (champion / "made" / "registration.json").read_text()
+    for path in (champion, Path.cwd(), Path.home(), Path(sys.prefix)):
+        assert str(path) not in text
+    assert not re.search(r"(?:^|[\s`'\"(])(?:/[\w.-]+){2,}|file://", text), "a path of this machine"
+
+
+def test_a_card_without_a_registration_says_so(champion: Path, tmp_path: Path) -> None:
+    made = Made(tmp_path / "worse", seed=1, top1_percent=87.9)
+    assert made.register()[0] == 0
+    text = (made.root / "model_card.md").read_text()
+    assert "refused: test accuracy 87.90 % is below the champion's 88.00 %" in text
+    assert "| CPU latency | not measured: this run registered nothing |" in text
+
+
 def test_the_same_weights_make_no_second_version(champion: Path) -> None:
     again = copied(champion)
     code, decided, _ = again.register()
@@ -214,6 +275,11 @@ def _other_subnet(made: Made) -> None:
     path.write_text(yaml.safe_dump(chosen))
 
 
+def _other_supernet(made: Made) -> None:
+    card = read_json(made.model / "model.json")
+    write_json(made.model / "model.json", card | {"provenance": {"inputs": {"supernet": "0" * 64}}})
+
+
 def _no_accuracy(made: Made) -> None:
     write_json(made.root / "evaluation" / "metrics.json", {"params": 1})
 
@@ -222,7 +288,8 @@ def _no_accuracy(made: Made) -> None:
     ("spoil", "message"),
     [
         (_other_weights, "about other weights"), (_other_split, "about another test split"),
-        (_other_subnet, "holds another subnet"), (_no_accuracy, "test_top1_percent is missing"),
+        (_other_subnet, "holds another subnet"), (_other_supernet, "of another supernet"),
+        (_no_accuracy, "test_top1_percent is missing"),
     ],
 )  # fmt: skip
 def test_folders_that_do_not_belong_together_are_refused(

@@ -1,7 +1,7 @@
 """The KFP component of this step."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Input, Model, Output
+from kfp.dsl import Artifact, Input, Markdown, Model, Output
 
 from components.kfp_edge import IMAGE
 
@@ -10,14 +10,17 @@ from components.kfp_edge import IMAGE
 def register_model(
     config: str,
     card: Input[Artifact],
+    supernet: Input[Model],
     search: Input[Artifact],
     retrain: Input[Model],
     evaluation: Input[Artifact],
     registration: Output[Artifact],
+    model_card: Output[Markdown],
     record: Output[Artifact],
 ) -> None:
     from components.kfp_edge import call
     from components.register_model.step import main
 
-    arguments = ["--config", config, "--card", card.path, "--search", search.path, "--retrain", retrain.path]
-    call(main, [*arguments, "--evaluation", evaluation.path, "--out", registration.path, "--record", record.path])
+    arguments = ["--config", config, "--card", card.path, "--supernet", supernet.path, "--search", search.path]
+    arguments += ["--retrain", retrain.path, "--evaluation", evaluation.path, "--model-card", model_card.path]
+    call(main, [*arguments, "--out", registration.path, "--record", record.path])

@@ -6,18 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autoformer.dataset import read_card
+from autoformer.cards import SubnetCard, read_subnet_card, read_supernet_card
+from autoformer.dataset import DatasetCard, read_card
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_file, read_json, write_json
+from autoformer.files import hash_file, hash_path, read_json, write_json, write_text
 from autoformer.space import NamedSubnet, SubnetSpec
 from components import tracking
 from components.cli import existing, run_step, step_parser
 from components.config import Config, RegisterModel
+from components.inputs import add_folder_arguments
+from components.opening import open_step
+from components.register_model.card import FILE as CARD_FILE
+from components.register_model.card import Facts, description, render
 from components.register_model.gate import TEST_SPLIT, TOP1, WEIGHTS, Decision, Measured, decide
+from components.register_model.latency import Latency, measure
 from components.tracking.provenance import git_commit
-from components.workspace import Record, Workspace
+from components.workspace import Record
 
 STEP = "register_model"
+FOLDERS = ("supernet", "search", "retrain", "evaluation")
 
 
 class Candidate(NamedTuple):
@@ -27,6 +34,8 @@ class Candidate(NamedTuple):
     subnet: SubnetSpec
     tested: Measured
     metrics: dict[str, float]
+    data: DatasetCard
+    card: SubnetCard  # what lies beside the weights
 
 
 class Registration(NamedTuple):
@@ -38,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
     """The step's command line."""
     step = step_parser(STEP, "Register the evaluated subnet in MLflow, if it passes the gate; else say why not.")
     step.add_argument("--card", type=Path, required=True, help="the data set's card, made by prepare_data")
-    for made, by in (("search", "search_subnet"), ("retrain", "retrain_subnet"), ("evaluation", "evaluate_subnet")):
-        step.add_argument(f"--{made}", type=Path, required=True, help=f"folder made by {by}")
+    add_folder_arguments(step, *FOLDERS)
+    step.add_argument("--model-card", type=Path, required=True, help="to write: the model's card (Markdown)")
     step.add_argument("--out", type=Path, required=True, help="to write: what was decided and why (JSON)")
     step.add_argument("--record", type=Path, required=True, help="to write: clocks and run ids (JSON)")
     return step
@@ -53,20 +62,26 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.register_model
     assert section is not None
     candidate = read_candidate(arguments.card, arguments.search, arguments.retrain, arguments.evaluation)
-    inputs = {name: getattr(arguments, name) for name in ("card", "search", "retrain", "evaluation")}
-    provenance = Workspace(STEP, config, inputs).provenance
-    with (
-        Record(arguments.record, STEP) as record,
-        tracking.step_run(STEP, config, record.values, provenance) as tracked,
-    ):
+    facts = read_facts(candidate, arguments, section)
+    with open_step(STEP, arguments, config, "card", *FOLDERS) as opened:
+        tracked, record = opened.tracked, opened.record
         tracked.subnet(candidate.subnet)
         tracked.metrics(candidate.metrics)
+        # this step alone is never taken from KFP's cache, so that it speaks for those that were
+        tracked.headline({**candidate.metrics, **facts.searched}, candidate.subnet)
         if not tracked.run_id:
             raise AutoFormerError("the model registry is part of MLflow, which AUTOFORMER_TRACKING=off switches off")
         tracked.flush()
-        parent = record.values.get("mlflow_parent_run_id", "")
-        registration = register(candidate, section, tracked.run_id, parent)
+        champion = tracking.aliased_version(section.model_name, section.alias)
+        present = Measured.from_tags(champion.tags) if champion else None
+        facts = facts._replace(decision=decide(candidate.tested, section.min_top1_percent, present))
+        version = champion.version if champion else None
+        if facts.decision.outcome == "registered":
+            facts = facts._replace(latency=_timed(candidate, config, record, tracked))
+            version = register(candidate, facts, tracked.run_id, record.values.get("mlflow_parent_run_id", ""))
+        registration = Registration(facts.decision, version)
         tracked.tags({"outcome": registration.decision.outcome, "reason": registration.decision.reason})
+        write_text(arguments.model_card, render(facts))
         write_json(arguments.out, _plain(candidate, section, registration))
         tracked.artifact(arguments.out)
     outcome, reason = registration.decision
@@ -79,56 +94,79 @@ def read_candidate(card: Path, search: Path, retrain: Path, evaluation: Path) ->
     made = {"retrain_subnet": retrain / "model", "evaluate_subnet": evaluation, "search_subnet": search / "chosen.yaml"}
     for step, path in made.items():
         existing(path, step)
-    metrics = read_json(evaluation / "metrics.json")
+    metrics, data = read_json(evaluation / "metrics.json"), read_card(card)
     tested_on = read_json(evaluation / "provenance.json")
-    model = read_json(retrain / "model" / "model.json")
+    model = read_subnet_card(retrain / "model")
     chosen = NamedSubnet.from_yaml(search / "chosen.yaml")
-    subnet = SubnetSpec.from_dict(model.get("subnet"), str(retrain / "model" / "model.json"))
     weights = hash_file(existing(retrain / "model" / "model.safetensors", "retrain_subnet"))
-    if subnet != chosen.subnet:
+    if model.subnet != chosen.subnet:
         raise AutoFormerError(f"{retrain}: holds another subnet than {search}/chosen.yaml; run retrain_subnet again")
     if tested_on.get("models", {}).get("retrained") != weights:
         raise AutoFormerError(f"{evaluation}: is about other weights than {retrain}/model; run evaluate_subnet again")
-    if tested_on.get("test_split") != read_card(card).split_hashes.get("test"):
+    if tested_on.get("test_split") != data.split_hashes.get("test"):
         raise AutoFormerError(f"{evaluation}: is about another test split than {card}; run evaluate_subnet again")
     if TOP1 not in metrics:
         raise AutoFormerError(f"{evaluation}/metrics.json: {TOP1} is missing; run evaluate_subnet again")
     return Candidate(
         folder=retrain / "model",
-        subnet=subnet,
+        subnet=model.subnet,
         tested=Measured(weights, tested_on["test_split"], float(metrics[TOP1])),
         metrics=metrics,
+        data=data,
+        card=model,
     )
 
 
-def register(candidate: Candidate, section: RegisterModel, run_id: str, pipeline_run_id: str) -> Registration:
-    """Compare with the champion, and make a version where the gate says so."""
-    name, alias = section.model_name, section.alias
-    champion = tracking.aliased_version(name, alias)
-    decision = decide(
-        candidate.tested, section.min_top1_percent, Measured.from_tags(champion.tags) if champion else None
+def read_facts(candidate: Candidate, arguments: argparse.Namespace, section: RegisterModel) -> Facts:
+    """Read what the model's card says beside that. Torch-free; what is decided and measured later is still open."""
+    supernet: Path = existing(arguments.supernet, "train_supernet")
+    used = candidate.card.provenance.get("inputs", {}).get("supernet")
+    if used is not None and used != hash_path(supernet):
+        raise AutoFormerError(f"{arguments.retrain}: of another supernet than {supernet}; run retrain_subnet again")
+    return Facts(
+        section=section,
+        decision=Decision("refused", "not decided yet"),
+        data=candidate.data,
+        model=candidate.card,
+        weights=str(candidate.tested.weights),
+        metrics=candidate.metrics,
+        confusion=read_json(arguments.evaluation / "confusion.json"),
+        searched=read_json(arguments.search / "metrics.json"),
+        retrained=read_json(arguments.retrain / "metrics.json"),
+        supernet_config=read_supernet_card(supernet).provenance.get("config", {}),
+        latency=None,
     )
-    if decision.outcome != "registered":
-        return Registration(decision, champion.version if champion else None)
-    tags = _tags(candidate, pipeline_run_id)
+
+
+def _timed(candidate: Candidate, config: Config, record: Record, tracked: tracking.StepRun) -> Latency:
+    latency = measure(candidate.folder, config.threads)
+    record.values["cpu_latency"] = latency._asdict()
+    tracked.metrics({"cost/cpu_latency_median_ms": latency.median_ms, "cost/cpu_latency_p90_ms": latency.p90_ms})
+    return latency
+
+
+def register(candidate: Candidate, facts: Facts, run_id: str, pipeline_run_id: str) -> str:
+    """Make a version, with its card, and move the alias to it; return the version."""
+    name, alias = facts.section.model_name, facts.section.alias
+    tags, card = _tags(candidate, pipeline_run_id), render(facts)
     # a step that was killed between making the version and moving the alias left a version without it
     left = tracking.version_with_tag(name, WEIGHTS, tags[WEIGHTS])
     if left and left.tags.get(TEST_SPLIT) == tags[TEST_SPLIT]:
         tracking.move_alias(name, alias, left.version)
-        return Registration(decision, left.version)
-    uri = _log(candidate, run_id, name, tags)
-    version = tracking.register(name, alias, uri, run_id, tags, _description(candidate))
-    return Registration(decision, version)
+        return left.version
+    uri = _log(candidate, run_id, name, tags, card)
+    return tracking.register(name, alias, uri, run_id, tags, description(card))
 
 
-def _log(candidate: Candidate, run_id: str, name: str, tags: dict[str, str]) -> str:
+def _log(candidate: Candidate, run_id: str, name: str, tags: dict[str, str], card: str) -> str:
     from autoformer.checkpoint import load_subnet
     from autoformer.export import export_program
 
     with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "program.pt2"
+        program, written = Path(folder) / "program.pt2", Path(folder) / CARD_FILE
         export_program(load_subnet(candidate.folder).model, program)
-        return tracking.log_model(run_id, name, candidate.folder, program, tags)
+        write_text(written, card)
+        return tracking.log_model(run_id, name, candidate.folder, program, written, tags)
 
 
 def _tags(candidate: Candidate, pipeline_run_id: str) -> dict[str, str]:
@@ -143,15 +181,6 @@ def _tags(candidate: Candidate, pipeline_run_id: str) -> dict[str, str]:
         "git_commit": git_commit(),
         "pipeline_run_id": pipeline_run_id,
     }
-
-
-def _description(candidate: Candidate) -> str:
-    subnet, metrics = candidate.subnet, candidate.metrics
-    low, high = metrics.get("test_top1_low_percent"), metrics.get("test_top1_high_percent")
-    interval = f" (95 % interval {low:.2f} to {high:.2f} %)" if low is not None and high is not None else ""
-    cost = f"{metrics['params'] / 1e6:.3g} M parameters, {metrics['macs'] / 1e9:.3g} G multiply-adds"
-    accuracy = f"test accuracy {metrics[TOP1]:.2f} %{interval}"
-    return f"AutoFormer subnet, depth {subnet.depth}, width {subnet.embed_dim}: {cost}; {accuracy}."
 
 
 def _plain(candidate: Candidate, section: RegisterModel, registration: Registration) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def version_with_tag(name: str, tag: str, value: str) -> ModelVersion | None:
     return ModelVersion(str(newest.version), dict(newest.tags))
 
 
-def log_model(run_id: str, name: str, model: Path, program: Path, tags: Mapping[str, str]) -> str:
+def log_model(run_id: str, name: str, model: Path, program: Path, card: Path, tags: Mapping[str, str]) -> str:
     """Log a subnet to a run, ready to be served; return its MLflow address.
 
     The logged model holds the folder as it is (safetensors, spec, preprocessing, class names),
@@ -72,6 +72,7 @@ def log_model(run_id: str, name: str, model: Path, program: Path, tags: Mapping[
     Args:
         model: folder of `autoformer.checkpoint.save_subnet`.
         program: file of `autoformer.export.export_program`.
+        card: the model's card, in Markdown.
     """
     client = connect()
     import mlflow
@@ -89,7 +90,7 @@ def log_model(run_id: str, name: str, model: Path, program: Path, tags: Mapping[
             model_id=logged.model_id,
             run_id=run_id,
             python_model=str(_SERVED_MODEL),
-            artifacts={"model": str(model), "program": str(program)},
+            artifacts={"model": str(model), "program": str(program), "card": str(card)},
             code_paths=[str(Path(autoformer.__file__).parent)],
             pip_requirements=[f"{package}=={version(package)}" for package in _SERVED_MODEL_NEEDS],
             signature=_signature(),

@@ -1,0 +1,153 @@
+"""A model's card says what the files say, and what the model is not for."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from autoformer.cards import Preprocessing, SubnetCard
+from autoformer.dataset import DatasetCard
+from autoformer.named import load_space
+from autoformer.space import SubnetSpec
+from components.config import RegisterModel
+from components.register_model.card import DESCRIPTION_LIMIT, Facts, description, render, weakest_classes
+from components.register_model.gate import Decision
+from components.register_model.latency import Latency
+
+CLASSES = ("cat", "dog | wolf", "owl")
+METRICS = {
+    "test_top1_percent": 81.25, "test_top1_low_percent": 78.5, "test_top1_high_percent": 83.75,
+    "test_top5_percent": 99.5, "test_loss": 0.54321, "test_ece": 0.02345, "test_images": 1600,
+    "inherited_test_top1_percent": 80.5, "scratch_test_top1_percent": 79.25, "params": 349_674, "macs": 6_193_776,
+}  # fmt: skip
+CONFUSION = {"classes": list(CLASSES), "matrix": [[590, 8, 2], [250, 340, 10], [20, 10, 370]]}
+TRAINING: dict[str, Any] = {
+    "epochs": 3.0, "batch_size": 128, "learning_rate": 0.001, "clip_grad": None,
+    "augmentation": {"crop_padding": 2, "flip": True}, "log_steps": 50, "checkpoint_steps": 500,
+}  # fmt: skip
+
+
+def facts(**changes: Any) -> Facts:
+    space = load_space("fashion-mnist")
+    data = DatasetCard(
+        name="animals", classes=CLASSES, image_size=28, channels=1, encoding="raw", mean=(0.25,), std=(0.5,),
+        counts={"train": 48_000, "search": 4_000, "test": 1_600}, licence="CC BY 4.0", source="by a friend",
+        archives={}, split_hashes={"train": "a" * 64, "search": "b" * 64, "test": "c" * 64},
+    )  # fmt: skip
+    model = SubnetCard(
+        space=space,
+        subnet=SubnetSpec(2, 96, (3, 4), (1.0, 2.5)),
+        preprocessing=Preprocessing(mean=data.mean, std=data.std, classes=CLASSES),
+        provenance={
+            "seed": 5, "code": "feed", "weights": "finetune",
+            "config": {"retrain_subnet": {"mode": "finetune", **TRAINING}},
+        },
+    )  # fmt: skip
+    whole = Facts(
+        section=RegisterModel(model_name="animals", min_top1_percent=80),
+        decision=Decision("registered", "good enough"),
+        data=data,
+        model=model,
+        weights="d" * 64,
+        metrics=METRICS,
+        confusion=CONFUSION,
+        searched={"candidates_scored": 1234},
+        retrained={"retrained_top1_percent": 82.125},
+        supernet_config={"train_supernet": {**TRAINING, "epochs": 11.0}},
+        latency=Latency(1.234, 2.345, 300, 2, "a processor, 2 cores"),
+    )
+    return whole._replace(**changes)
+
+
+def section(card: str, title: str) -> str:
+    return card.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of all tables, without heads of three empty cells and rules."""
+    cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return [row for row in cells if not set("".join(row)) <= set("-:| ")]
+
+
+def test_the_figures_are_those_of_the_files() -> None:
+    card = render(facts())
+    told = dict(row[:2] for row in rows(card.partition("\n## ")[0]))
+    assert told["registry"] == "`animals@champion`, registered: good enough"
+    assert told["test accuracy"] == "81.25 % (95 % interval 78.50 to 83.75 %)"
+    assert (told["parameters"], told["multiply-adds"]) == ("349,674", "6,193,776 for one image")
+    assert told["weights"] == f"sha256 `{'d' * 64}`"
+    assert told["CPU latency"].startswith("median 1.23 ms, 90th percentile 2.35 ms for one image")
+    assert told["CPU latency"].endswith("300 passes at registration, 2 threads, a processor, 2 cores")
+    accuracy = {row[0]: row[1] for row in rows(section(card, "Accuracy"))}
+    assert accuracy["test accuracy, top-5"] == "99.50 %" and accuracy["test loss"] == "0.5432"
+    assert accuracy["calibration error (ECE)"] == "0.0234"
+    assert accuracy["same subnet with inherited weights"] == "80.50 %"
+    assert accuracy["same subnet trained from random weights"] == "79.25 %"
+    assert accuracy["search split"] == "82.12 %"
+    assert "On the 1,600 images of the test split" in card
+    architecture = {row[0]: row[1] for row in rows(section(card, "Architecture"))}
+    assert architecture["depth, width"] == "2 blocks, 96 channels"
+    assert architecture["heads of each block"] == "3 4, of 32 channels"
+    assert architecture["MLP ratio of each block"] == "1 2.5"
+
+
+def test_the_data_its_hash_and_its_licence() -> None:
+    card = render(facts())
+    assert rows(section(card, "Data"))[1:] == [
+        ["train", "48,000", f"`{'a' * 64}`"], ["search", "4,000", f"`{'b' * 64}`"], ["test", "1,600", f"`{'c' * 64}`"],
+    ]  # fmt: skip
+    assert "animals: by a friend" in card and "Classes: cat, dog | wolf, owl." in card
+    assert "The code and the architecture: MIT. The training images: CC BY 4.0." in card
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert (front["license"], front["datasets"]) == ("other", ["animals"])
+
+
+def test_the_weakest_classes() -> None:
+    """By hand: 590 of 600, 340 of 600, 370 of 400 right."""
+    assert weakest_classes(CONFUSION, 2) == [("dog | wolf", 340, 600, "cat"), ("owl", 370, 400, "cat")]
+    assert rows(section(render(facts()), "Accuracy"))[-3:] == [
+        ["dog \\| wolf", "340 of 600 (56.7 %)", "cat"],  # the bar is escaped: one cell of a table
+        ["owl", "370 of 400 (92.5 %)", "cat"],
+        ["cat", "590 of 600 (98.3 %)", "dog \\| wolf"],
+    ]
+    none_wrong = {"classes": ["a", "b", "c"], "matrix": [[2, 0, 0], [0, 0, 0], [0, 0, 1]]}
+    assert weakest_classes(none_wrong) == [("a", 2, 2, ""), ("c", 1, 1, "")]  # b has no test image
+
+
+@pytest.mark.parametrize("mode", ["scratch", "finetune", "inherited"])
+def test_the_recipe_is_what_decided_the_weights(mode: str) -> None:
+    base = facts()
+    given = base.model.provenance
+    model = base.model.model_copy(
+        update={
+            "provenance": {**given, "weights": mode, "config": {"retrain_subnet": {"mode": mode, **TRAINING}}},
+        }
+    )
+    text = section(render(facts(model=model)), "Recipe")
+    recipe = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    plain = {key: TRAINING[key] for key in ("epochs", "batch_size", "learning_rate", "augmentation")}
+    wanted: dict[str, Any] = {"train_supernet": plain | {"epochs": 11.0}}
+    if mode != "inherited":
+        wanted["retrain_subnet"] = {"mode": mode} | plain
+    assert recipe == wanted
+    assert "1,234 candidates" in text and "Seed 5" in text and "`feed`" in text
+
+
+def test_the_limits_are_stated() -> None:
+    text = section(render(facts()), "Limits")
+    assert "Not for decisions about a person's health" in text
+    assert "one of its 3 classes for every image" in text and "grey, 28 x 28 pixels" in text
+    assert "1,600 test images" in text and "the smallest class has 400 of them" in text
+
+
+def test_a_description_fits_mlflows_databases() -> None:
+    short = render(facts())
+    assert description(short) == short.partition("\n---\n\n")[2]
+    names = tuple(f"class of a name that is long, number {number}" for number in range(1000))
+    base = facts()
+    long = render(facts(data=base.data.model_copy(update={"classes": names}), section=base.section))
+    assert "and 950 more, which `model.json` lists" in long
+    told = description(long)
+    assert len(told) <= DESCRIPTION_LIMIT < len(long)
+    assert told.endswith("\nThe whole card is `model_card.md` among the version's artifacts.\n")
+    assert "## Limits" in told and told.startswith("# animals\n")
