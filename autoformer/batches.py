@@ -1,11 +1,12 @@
-"""Batches of images that stay in memory as bytes: order, augmentation, normalisation.
+"""Batches of images that stay in memory as bytes: crops, flips, normalisation.
 
 The augmentations are those of small images (timm uses pad-and-crop and flips up to 32 pixels too), as vector
-operations on a batch: through PIL, image by image, they cost a fifth of the time of a demo's training step.
+operations on a batch: through PIL, image by image, they cost a fifth of the time of a demo's training step. All
+others are timm's: see `autoformer.augmentation`.
 Dimensions: B images, C channels, S pixels on a side.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def augment(
     pixels: Tensor, samples: npt.NDArray[np.int64], augmentation: Augmentation, seed: int, epoch: int
 ) -> Tensor:
-    """Crop, flip and erase a batch; each image by its own draw from (seed, epoch, sample).
+    """Crop and flip a batch; each image by its own draw from (seed, epoch, sample).
 
     Args:
         pixels: uint8 (B, C, S, S).
@@ -51,20 +52,4 @@ def augment(
         padded = F.pad(pixels, (padding,) * 4)
         image = torch.arange(len(pixels))[:, None, None]
         pixels = padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    if augmentation.erase_probability:
-        pixels = pixels.masked_fill(_rectangles(draw, side, augmentation.erase_probability)[:, None], 0)
     return pixels
-
-
-def _rectangles(draw: Callable[[str], Tensor], side: int, probability: float) -> Tensor:
-    """A random rectangle for each image, empty for all but `probability` of them (B, S, S).
-
-    Its sides are a seventh to a half of the image's.
-    """
-    height, width = (side * (1 / 7 + draw(f"erase {name}") * (1 / 2 - 1 / 7)) for name in ("height", "width"))
-    top, left = draw("erase row") * (side - height), draw("erase column") * (side - width)
-    steps = torch.arange(side)
-    inside_rows = (steps >= top[:, None]) & (steps < (top + height)[:, None])
-    inside_columns = (steps >= left[:, None]) & (steps < (left + width)[:, None])
-    chosen = draw("erase") < probability
-    return inside_rows[:, :, None] & inside_columns[:, None, :] & chosen[:, None, None]

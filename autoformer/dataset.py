@@ -8,8 +8,10 @@ Letters in shapes: n images, C channels, S pixels in height and in width.
 
 import gzip
 import hashlib
+import os
 import zlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import hash_file, read_json, replacing
+from autoformer.images import model_pixels
 
 _SCHEMA = pa.schema(
     [
@@ -39,10 +42,11 @@ class DatasetCard(BaseModel):
 
     name: str
     classes: tuple[str, ...] = Field(min_length=2, description="in the order of their labels, from 0")
-    image_size: int = Field(gt=0, description="pixels in height and in width")
+    image_size: int = Field(gt=0, description="pixels: raw, in height and in width; image, of the shorter side")
     channels: int = Field(gt=0)
-    encoding: Literal["raw"] = Field(
-        description="raw: C x S x S bytes an image; offsets count in the decompressed archive if it is a .gz"
+    encoding: Literal["raw", "image"] = Field(
+        description="raw: C x S x S bytes an image; offsets count in the decompressed archive if it is a .gz. "
+        "image: a PNG or JPEG file in an archive that is not compressed"
     )
     mean: tuple[float, ...] = Field(description="by channel, of the train split's pixels in [0, 1]")
     std: tuple[float, ...] = Field(description="by channel, of the train split's pixels in [0, 1]")
@@ -50,6 +54,7 @@ class DatasetCard(BaseModel):
     licence: str
     source: str
     archives: dict[str, str] = Field(description="file name in the data folder -> sha256 of the file")
+    notes: tuple[str, ...] = Field((), description="what a reader of the card should know, a sentence each")
     split_hashes: dict[str, str] = Field(description="split -> hash_split of its rows")
 
 
@@ -160,7 +165,9 @@ def check_archive(path: Path, sha256: str) -> None:
         )
 
 
-def load_images(split: Path, data: Path, card: DatasetCard, limit: int | None = None) -> Images:
+def load_images(
+    split: Path, data: Path, card: DatasetCard, limit: int | None = None, image_size: int | None = None
+) -> Images:
     """Read the images of a split into memory, in the order of its rows.
 
     Args:
@@ -168,24 +175,59 @@ def load_images(split: Path, data: Path, card: DatasetCard, limit: int | None = 
         data: the folder of the archives.
         card: the data set's card.
         limit: read the first so many images; None for all.
+        image_size: S, to which encoded images are resized and cut (`autoformer.images.model_pixels`); by default
+            the card's. Raw images have one size.
 
     Raises:
         AutoFormerError: one line, where the split is missing, damaged or not of this card, an archive is
             missing or has another checksum than on the card, or a row points outside its archive.
     """
-    rows = read_split(split)
-    _check_rows(rows, split, card)
+    rows = read_rows(split, data, card)
     if limit is not None:
         if not 0 < limit <= len(rows.labels):
             raise AutoFormerError(f"{split}: {limit} images wanted, but it holds {len(rows.labels)}")
         rows = rows.take(np.arange(limit))
-    image_bytes = card.channels * card.image_size**2
-    flat = np.empty((len(rows.labels), image_bytes), dtype=np.uint8)
+    pixels = _raw_pixels(rows, split, data, card) if card.encoding == "raw" else _decoded(rows, data, card, image_size)
+    return Images(pixels, rows.labels.astype(np.int64), rows.checksums.tolist())
+
+
+def read_rows(split: Path, data: Path, card: DatasetCard) -> Split:
+    """The rows of a split, after checking them against the card and, for encoded images, the archives too.
+
+    Raises `AutoFormerError` as `load_images` does.
+    """
+    rows = read_split(split)
+    _check_rows(rows, split, card)
+    if card.encoding == "image":
+        for name in sorted(set(rows.archives.tolist())):
+            _check_named(name, split, card)
+            check_archive(data / name, card.archives[name])
+    return rows
+
+
+def _raw_pixels(rows: Split, split: Path, data: Path, card: DatasetCard) -> np.ndarray:
+    flat = np.empty((len(rows.labels), card.channels * card.image_size**2), dtype=np.uint8)
     for name in sorted(set(rows.archives.tolist())):
         here = np.flatnonzero(rows.archives == name)
         flat[here] = _cut_out(data, name, card, rows.offsets[here], split)
-    pixels = flat.reshape(-1, card.channels, card.image_size, card.image_size)  # (n, C, S, S)
-    return Images(pixels, rows.labels.astype(np.int64), rows.checksums.tolist())
+    return flat.reshape(-1, card.channels, card.image_size, card.image_size)  # (n, C, S, S)
+
+
+def _decoded(rows: Split, data: Path, card: DatasetCard, image_size: int | None) -> np.ndarray:
+    """Decode on all cores: Pillow lets go of the interpreter meanwhile."""
+    from autoformer.archives import EncodedImages
+
+    size = image_size or card.image_size
+    encoded = EncodedImages(data, rows, card.channels)
+    pixels = np.empty((len(encoded), card.channels, size, size), dtype=np.uint8)
+
+    def decode(index: int) -> None:
+        pixels[index] = model_pixels(encoded.image(index), card.channels, size)
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(decode, range(len(encoded))):
+            pass
+    return pixels
 
 
 def _check_rows(rows: Split, split: Path, card: DatasetCard) -> None:
@@ -196,14 +238,13 @@ def _check_rows(rows: Split, split: Path, card: DatasetCard) -> None:
     if rows.labels.min() < 0 or rows.labels.max() >= len(card.classes):
         raise AutoFormerError(f"{split}: a label lies outside the {len(card.classes)} classes; run prepare_data again")
     image_bytes = card.channels * card.image_size**2
-    if (rows.sizes != image_bytes).any():
+    if card.encoding == "raw" and (rows.sizes != image_bytes).any():
         raise AutoFormerError(f"{split}: an image has another size than {image_bytes} bytes; run prepare_data again")
 
 
 def _cut_out(data: Path, name: str, card: DatasetCard, offsets: np.ndarray, split: Path) -> np.ndarray:
     """The images at `offsets` (bytes) of one archive: uint8 (len(offsets), C * S * S)."""
-    if name not in card.archives:
-        raise AutoFormerError(f"{split}: names the archive '{name}', which the card does not; run prepare_data again")
+    _check_named(name, split, card)
     check_archive(data / name, card.archives[name])
     content = np.frombuffer(read_archive(data / name), dtype=np.uint8)
     image_bytes = card.channels * card.image_size**2
@@ -215,3 +256,8 @@ def _cut_out(data: Path, name: str, card: DatasetCard, offsets: np.ndarray, spli
         )
     images: np.ndarray = np.lib.stride_tricks.sliding_window_view(content, image_bytes)[offsets]
     return images
+
+
+def _check_named(name: str, split: Path, card: DatasetCard) -> None:
+    if name not in card.archives:
+        raise AutoFormerError(f"{split}: names the archive '{name}', which the card does not; run prepare_data again")

@@ -2,17 +2,84 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Augmentation(BaseModel):
-    """Augmentations of small images that stay in memory, done on whole batches."""
+    """What is done to training images.
+
+    Padding, crops of the image's own size and flips alone are done on whole batches in memory; `crop_scale`,
+    `rand_augment` and `color_jitter` on one image at a time, by timm, in worker processes where there are some.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     crop_padding: int = Field(0, ge=0, description="pixels of zero padding around a random crop of the image's size")
     flip: bool = Field(False, description="mirror half of the images")
-    erase_probability: float = Field(0.0, ge=0, le=1, description="share of images with a blank rectangle")
+    crop_scale: tuple[float, float] | None = Field(
+        None, description="random resized crop: least and most of the image's area; null for none"
+    )
+    rand_augment: str | None = Field(
+        None, description="timm's RandAugment, such as rand-m9-mstd0.5-inc1; null for none"
+    )
+    color_jitter: float = Field(0.0, ge=0, le=1, description="of brightness, contrast and saturation")
+    erase_probability: float = Field(0.0, ge=0, le=1, description="share of images with an erased rectangle")
+    erase_mode: Literal["const", "rand", "pixel"] = Field(
+        "pixel", description="what fills it: zero, one random colour, or random pixels"
+    )
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0 for none")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; 0 for none")
+    mixup_probability: float = Field(1.0, ge=0, le=1, description="share of batches that are mixed at all")
+    mixup_switch_probability: float = Field(0.5, ge=0, le=1, description="CutMix rather than mixup where both are on")
+    repeats: int = Field(1, gt=0, description="repeated augmentation: copies of an image in one epoch; 1 for none")
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _share(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 < value[0] <= value[1] <= 1:
+            raise ValueError("expected two shares of the area, 0 < least <= most <= 1")
+        return value
+
+    @field_validator("rand_augment")
+    @classmethod
+    def _rand_augment(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("rand"):
+            raise ValueError("expected a RandAugment of timm, such as rand-m9-mstd0.5-inc1")
+        return value
+
+    @model_validator(mode="after")
+    def _one_crop(self) -> Self:
+        if self.crop_scale and self.crop_padding:
+            raise ValueError("crop_scale and crop_padding exclude each other: an image is cropped once")
+        return self
+
+    @property
+    def by_image(self) -> bool:
+        """Whether an image is worked on by itself, as a picture, rather than in a batch of tensors."""
+        return bool(self.crop_scale or self.rand_augment or self.color_jitter)
+
+    @property
+    def mixes(self) -> bool:
+        return bool(self.mixup or self.cutmix)
+
+
+class Distillation(BaseModel):
+    """Learning from a teacher's answers too (DeiT, arXiv 2012.12877, section 4, without its distillation token)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: str = Field(min_length=1, description="the name of a model in timm")
+    checkpoint: str = Field(min_length=1, description="its weights: safetensors, or a .pth file of tensors alone")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="of the checkpoint; filled in when a run is resolved"
+    )
+    kind: Literal["hard", "soft"] = Field("hard", description="from the teacher's class, or from its probabilities")
+    weight: float = Field(0.5, gt=0, le=1, description="of the teacher's part of the loss")
+    temperature: float = Field(1.0, gt=0, description="of both probabilities in soft distillation")
+    mean: tuple[float, ...] | None = Field(None, description="of the teacher's pixels; null for timm's of that name")
+    std: tuple[float, ...] | None = Field(None, description="of the teacher's pixels; null for timm's of that name")
 
 
 class Recipe(BaseModel):
@@ -21,8 +88,10 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: float = Field(gt=0)
-    batch_size: int = Field(gt=0, description="images in one forward pass")
-    accumulation: int = Field(1, gt=0, description="forward passes, all of one subnet, to an optimiser step")
+    batch_size: int = Field(gt=0, description="images of an optimiser step")
+    accumulation: int | Literal["auto"] = Field(
+        "auto", description="forward passes, all of one subnet, to an optimiser step; auto for as few as memory allows"
+    )
     learning_rate: float = Field(gt=0)
     min_learning_rate: float = Field(0.0, ge=0)
     warmup_learning_rate: float = Field(1e-6, ge=0)
@@ -32,14 +101,33 @@ class Recipe(BaseModel):
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the deepest block; linear from 0")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient; null for none")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; null for none")
-    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the forward pass")
+    precision: Precision = Field(
+        "auto", description="of the forward pass; auto for bfloat16 or float16 on a GPU, float32 on a CPU"
+    )
     init_gain: float | None = Field(
         None, gt=0, description="new linear weights have deviation gain / sqrt(inputs); null for the official 0.02"
     )
     augmentation: Augmentation = Augmentation()
+    distillation: Distillation | None = None
+
+    @field_validator("accumulation")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("expected 1 or more, or auto")
+        return value
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> Self:
+    def _fits(self) -> Self:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} leave nothing of epochs {self.epochs:g}")
+        if isinstance(self.accumulation, int) and self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}")
+        if self.augmentation.mixes and self.forward_images % 2:
+            raise ValueError(f"mixup and CutMix work on pairs: {self.forward_images} images in a forward pass are odd")
         return self
+
+    @property
+    def forward_images(self) -> int:
+        """Images in one forward pass, where accumulation is stated; those of the step where it is found."""
+        return self.batch_size // (self.accumulation if isinstance(self.accumulation, int) else 1)

@@ -1,6 +1,7 @@
-"""Which of the delivered training images train, and which are held out to score candidates."""
+"""Which of the delivered training images train, and which are held out to score candidates, or to test."""
 
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,3 +56,91 @@ def hold_out(
     train = usable.copy()
     train[search] = False
     return HoldOut(np.flatnonzero(train), search, int((~usable).sum()), int((usable & ~single).sum()))
+
+
+class Shares(NamedTuple):
+    """What to hold out where the source has no such split, in percent of each class."""
+
+    search_percent: float
+    test_percent: float
+
+
+def split_by_share(
+    labels: np.ndarray,
+    checksums: np.ndarray,
+    classes: Sequence[str],
+    free: np.ndarray,
+    given_search: np.ndarray,
+    given_test: np.ndarray,
+    shares: Shares,
+    rng: random.Random,
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Split rows into train, search and test, disjoint by content; classes may differ in size.
+
+    Args:
+        labels, checksums: of all rows.
+        free: rows that may train, and from which a split that is not given is drawn by `rng`: a share of each class,
+            at least one image, from those whose content occurs once.
+        given_search, given_test: rows that the source has in these splits already; empty where it has none.
+            An image of test is left out of search and train, one of search out of train.
+
+    Returns:
+        row numbers of train, search and test, and sentences on what was left out or contradicts itself. Search and
+        test are ordered so that a prefix has about the shares of the whole.
+
+    Raises:
+        AutoFormerError: a class has too few images for its splits, or a given split is empty after what was left out.
+    """
+    notes = _contradictions(labels, checksums)
+    test = given_test
+    search = given_search[~np.isin(checksums[given_search], checksums[test])]
+    kept = free[~np.isin(checksums[free], checksums[np.concatenate([test, search])])]
+    left_out = len(given_search) - len(search) + len(free) - len(kept)
+    if left_out:
+        notes.append(f"{left_out} images were left out of train or search: the same image is in a later split too")
+    _, group, group_size = np.unique(checksums, return_inverse=True, return_counts=True)
+    drawn: dict[str, list[int]] = {"search": [], "test": []}
+    for label, name in enumerate(classes):
+        mine = kept[labels[kept] == label]
+        single = mine[group_size[group[mine]] == 1].tolist()
+        rng.shuffle(single)
+        for split, given, percent in (("test", test, shares.test_percent), ("search", search, shares.search_percent)):
+            if not len(given):
+                wanted = max(1, round(percent / 100 * len(mine)))
+                drawn[split] += [single.pop() for _ in range(min(wanted, len(single)))]
+        used = sum(int((labels[np.array(rows, dtype=np.int64)] == label).sum()) for rows in drawn.values())
+        missing = [split for split, given in (("test", test), ("search", search)) if not len(given)]
+        if len(mine) - used < 1 or any(
+            not (labels[np.array(drawn[split], dtype=np.int64)] == label).any() for split in missing
+        ):
+            raise AutoFormerError(
+                f"class '{name}' has {len(mine)} different images to train on and to hold out; it takes at least "
+                f"{1 + len(missing)}: add some, or remove the class"
+            )
+    held = np.array(drawn["search"] + drawn["test"], dtype=np.int64)
+    parts = {
+        "train": np.setdiff1d(kept, held),
+        "search": search if len(search) else np.array(drawn["search"]),
+        "test": test if len(test) else np.array(drawn["test"]),
+    }
+    return {"train": parts["train"]} | {
+        split: _spread(parts[split], labels, rng) for split in ("search", "test")
+    }, tuple(notes)
+
+
+def _contradictions(labels: np.ndarray, checksums: np.ndarray) -> list[str]:
+    """A note where one image has two labels."""
+    pairs = np.unique(np.stack([checksums, labels.astype(np.str_)], axis=1), axis=0)
+    _, count = np.unique(pairs[:, 0], return_counts=True)
+    twice = int((count > 1).sum())
+    return [f"{twice} images are there under two classes or more: one of the labels is wrong"] if twice else []
+
+
+def _spread(rows: np.ndarray, labels: np.ndarray, rng: random.Random) -> np.ndarray:
+    """The rows in an order in which every prefix has about the class shares of the whole."""
+    rows = np.array(rng.sample(rows.tolist(), len(rows)))
+    place = np.empty(len(rows))
+    for label in np.unique(labels[rows]):
+        mine = np.flatnonzero(labels[rows] == label)
+        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    return rows[np.argsort(place, kind="stable")]

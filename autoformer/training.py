@@ -14,14 +14,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.loss import LabelSmoothingCrossEntropy
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
-from autoformer.batches import augment, normalise
-from autoformer.randomness import derived_rng, derived_seed, epoch_order
+from autoformer.augmentation import BatchAugmentation
+from autoformer.batches import normalise
+from autoformer.devices import find_precision
+from autoformer.distillation import Teacher
+from autoformer.loader import TrainingImages
+from autoformer.randomness import derived_rng, derived_seed
 from autoformer.recipe import Recipe
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
@@ -54,10 +58,13 @@ class Trainer:
     Args:
         model: a `Supernet` or an `AutoFormer`; its `no_weight_decay()` names parameters that are not decayed.
         forward: (model, images, step) -> logits; see `supernet_forward` and `subnet_forward`.
-        pixels: training images, uint8 (n, C, S, S). labels: int64 (n,).
+        images: training images by batch number. Its order says how many images an optimiser step takes, and how
+            many a forward pass.
+        num_classes: K.
         mean, std: of pixels in [0, 1], one a channel.
         recipe: the training recipe.
-        seed: of order, augmentation and stochastic depth.
+        seed: of augmentation and stochastic depth.
+        teacher: whose answers are learned too.
 
     Raises:
         ValueError: if there are fewer images than one optimiser step takes.
@@ -67,22 +74,27 @@ class Trainer:
         self,
         model: Supernet | AutoFormer,
         forward: Forward,
-        pixels: Tensor,
-        labels: Tensor,
+        images: TrainingImages,
+        num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
         recipe: Recipe,
         seed: int,
+        teacher: Teacher | None = None,
     ) -> None:
         self.model, self.forward, self.recipe, self.seed = model, forward, recipe, seed
-        self.pixels, self.labels, self.mean, self.std = pixels, labels, mean, std
-        self.images_per_step = recipe.batch_size * recipe.accumulation
-        self.steps_per_epoch = len(pixels) // self.images_per_step
+        self.images, self.mean, self.std, self.teacher = images, mean, std, teacher
+        self.images_per_step = images.order.images_per_step
+        self.parts = self.images_per_step // images.order.batch_size
+        self.steps_per_epoch = images.order.samples // self.images_per_step
         if not self.steps_per_epoch:
-            raise ValueError(f"{len(pixels)} training images are fewer than the {self.images_per_step} of one step")
+            raise ValueError(
+                f"{images.order.samples} training images are fewer than the {self.images_per_step} of one step"
+            )
         self.total_steps = max(1, round(recipe.epochs * self.steps_per_epoch))
         self.step = 0
         self.device = next(model.parameters()).device
+        self.precision = find_precision(recipe.precision, self.device)
         groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=model.no_weight_decay())
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
         self.scheduler = CosineLRScheduler(
@@ -93,8 +105,11 @@ class Trainer:
             warmup_lr_init=recipe.warmup_learning_rate,
             t_in_epochs=False,
         )
-        self.loss = LabelSmoothingCrossEntropy(recipe.label_smoothing)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
+        self.augmentation = BatchAugmentation(recipe.augmentation, num_classes, recipe.label_smoothing, self.device)
+        self.loss: nn.Module = (
+            SoftTargetCrossEntropy() if self.augmentation.mixes else LabelSmoothingCrossEntropy(recipe.label_smoothing)
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
         self.ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
 
     @property
@@ -130,12 +145,9 @@ class Trainer:
         torch.manual_seed(derived_seed("stochastic depth", self.seed, self.step))
         self.scheduler.step_update(self.step)
         loss_of_step = torch.zeros((), device=self.device)
-        for part in range(self.recipe.accumulation):
-            images, labels = self._batch(part)
-            with torch.autocast(
-                self.device.type, getattr(torch, self.recipe.precision), enabled=self.recipe.precision != "float32"
-            ):
-                loss = self.loss(self.forward(self.model, images, self.step), labels) / self.recipe.accumulation
+        for part in range(self.parts):
+            images, targets = self._batch(part)
+            loss = self._loss(images, targets) / self.parts
             self.scaler.scale(loss).backward()
             loss_of_step += loss.detach()
         if self.recipe.clip_grad is not None:
@@ -148,17 +160,18 @@ class Trainer:
             self.ema.update(self.model, self.step)
         return loss_of_step
 
+    def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32"):
+            logits = self.forward(self.model, images, self.step)
+            loss: Tensor = self.loss(logits, targets)
+            return loss if self.teacher is None else self.teacher.loss(logits, loss, images)
+
     def _batch(self, part: int) -> tuple[Tensor, Tensor]:
-        """Images (B, C, S, S) and labels (B,) of one forward pass of the present step."""
-        epoch, step_of_epoch = divmod(self.step, self.steps_per_epoch)
-        first = step_of_epoch * self.images_per_step + part * self.recipe.batch_size
-        if getattr(self, "_order_of", None) != epoch:
-            self._order, self._order_of = epoch_order(self.seed, epoch, len(self.pixels)), epoch
-        samples = self._order[first : first + self.recipe.batch_size]
-        index = torch.from_numpy(samples)
-        pixels = augment(self.pixels[index], samples, self.recipe.augmentation, self.seed, epoch)
+        """Images (B, C, S, S) of one forward pass of the present step, and labels (B,) or mixed targets (B, K)."""
+        pixels, labels = self.images.batch(self.step * self.parts + part)
         images = normalise(pixels.to(self.device, non_blocking=True), self.mean, self.std)
-        return images, self.labels[index].to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        return self.augmentation(images, labels, self.seed, self.step, part)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later `load_state_dict` needs to go on to the same weights."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
 from autoformer.errors import AutoFormerError
+from autoformer.images import resized_side
 from autoformer.layers import drop_path_rates, initialise
 from autoformer.space import SearchSpace, SubnetSpec
 
@@ -210,7 +211,7 @@ def describe(name: str, image_size: int = 224, in_channels: int = 3, num_classes
         "num_classes": num_classes,
         "input_size": (in_channels, image_size, image_size),
         "pool_size": None,
-        "crop_pct": image_size / int(256 / 224 * image_size) if image_size >= 224 else 1.0,
+        "crop_pct": image_size / resized_side(image_size),
         "interpolation": "bicubic",
         "fixed_input_size": True,
         "mean": IMAGENET_DEFAULT_MEAN if rgb else (0.5,) * in_channels,

@@ -19,10 +19,11 @@ import torch
 
 from autoformer.checkpoint import load_supernet
 from autoformer.complexity import count_params
-from autoformer.dataset import pixel_statistics
+from autoformer.dataset import Images, pixel_statistics
 from autoformer.evaluation import predict_logits, score
 from autoformer.files import write_json
 from autoformer.layers import drop_path_rates, initialise
+from autoformer.loader import training_images
 from autoformer.recipe import Recipe
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
@@ -107,7 +108,9 @@ class Bench:
             rates = drop_path_rates(recipe.drop_path, self.space.supernet.depth)[: self.spec.depth]
             model = AutoFormer.from_spec(self.space, self.spec, rates)
             initialise(model, recipe.init_gain)
-        return Trainer(model, forward, data.pixels, data.labels, data.mean, data.std, recipe, seed)
+        split = Images(data.pixels.numpy(), data.labels.numpy(), [])
+        images = training_images(split, recipe, seed, self.space.image_size, data.mean)
+        return Trainer(model, forward, images, self.space.num_classes, data.mean, data.std, recipe, seed)
 
     def rates(self, variants: Mapping[str, Recipe], rounds: int, steps: int = 8) -> dict[str, float]:
         """Images a second of each variant: the best of `rounds` windows, the variants in turn."""

@@ -27,7 +27,18 @@ class Section(BaseModel):
 
 
 class PrepareData(Section):
-    search_images: int = Field(gt=0, description="held out of training to score candidates on, equally many a class")
+    search_images: int | None = Field(
+        None, gt=0, description="held out of training to score candidates on, equally many a class (fashion-mnist)"
+    )
+    search_percent: float = Field(
+        15.0, gt=0, lt=50, description="of each class, held out to score candidates on, where your images have no val"
+    )
+    test_percent: float = Field(
+        15.0, gt=0, lt=50, description="of each class, held out for the final test, where your images have no test"
+    )
+    max_unreadable_percent: float = Field(
+        5.0, ge=0, le=100, description="of your images; more than that stop the run before it begins"
+    )
 
 
 class TrainingSection(Recipe):
@@ -125,6 +136,11 @@ class Config(BaseModel):
     name: str = Field(min_length=1)
     seed: int = Field(ge=0)
     threads: int | None = Field(None, gt=0, description="CPU threads of torch; null for one a core")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto, cpu, cuda, cuda:N or mps; auto takes a GPU where there is one",
+    )
     dataset: str = Field(min_length=1, description="a folder of data/")
     space: SearchSpace
     prepare_data: PrepareData | None = None
@@ -141,7 +157,7 @@ class Config(BaseModel):
 
     def for_step(self, step: str) -> dict[str, Any]:
         """The shared keys and the section of one step: what decides that step's result, as plain data."""
-        keys = {"name", "seed", "threads", "dataset", "space", step}
+        keys = {"name", "seed", "threads", "device", "dataset", "space", step}
         return self.model_dump(mode="json", include=keys)
 
     def step_json(self, step: str) -> str:

@@ -4,9 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
+from autoformer.archives import EncodedImages, EncodedSplit
 from autoformer.cards import SupernetCard, read_supernet_card
-from autoformer.dataset import DatasetCard, Images, load_images, read_card
+from autoformer.dataset import DatasetCard, Images, load_images, read_card, read_rows
 from autoformer.errors import AutoFormerError
+from autoformer.images import resized_side
 from autoformer.recipe import Recipe
 from autoformer.space import SearchSpace
 from components.cli import existing
@@ -44,14 +46,19 @@ def read_data(arguments: argparse.Namespace, config: Config, *splits: str) -> tu
     loaded = []
     for split in splits:
         path = existing(getattr(arguments, f"{split}_split"), "prepare_data")
-        loaded.append(load_images(path, arguments.data, card))
+        loaded.append(load_images(path, arguments.data, card, image_size=config.space.image_size))
     return card, loaded
 
 
 def check_space(card: DatasetCard, space: SearchSpace) -> None:
     """Raise `AutoFormerError` unless images of `card` go into models of `space`."""
+    if card.encoding == "image" and card.image_size < resized_side(space.image_size):
+        raise AutoFormerError(
+            f"space: image_size = {space.image_size} in '{space.name}', but '{card.name}' is packed for smaller "
+            f"images, {card.image_size} pixels on the shorter side; pack the images again for this space"
+        )
     for what, found, wanted in (
-        ("image_size", card.image_size, space.image_size),
+        ("image_size", space.image_size if card.encoding == "image" else card.image_size, space.image_size),
         ("in_channels", card.channels, space.in_channels),
         ("num_classes", len(card.classes), space.num_classes),
     ):
@@ -62,14 +69,26 @@ def check_space(card: DatasetCard, space: SearchSpace) -> None:
             )
 
 
-def check_images(images: Images, recipe: Recipe, step: str) -> None:
-    """Raise `AutoFormerError` unless there are images enough for one optimiser step."""
-    wanted, found = recipe.batch_size * recipe.accumulation, len(images.labels)
-    if found < wanted:
+def read_train_images(
+    arguments: argparse.Namespace, config: Config, card: DatasetCard, recipe: Recipe, step: str
+) -> Images | EncodedSplit:
+    """The train split: pixels in memory, or, where each picture is augmented by itself, files to decode on the way.
+
+    Raises `AutoFormerError` where there are not images enough for one optimiser step.
+    """
+    path = existing(arguments.train_split, "prepare_data")
+    images: Images | EncodedSplit
+    if card.encoding == "image" and recipe.augmentation.by_image:
+        rows = read_rows(path, arguments.data, card)
+        images = EncodedSplit(EncodedImages(arguments.data, rows, card.channels), rows.labels.astype("int64"))
+    else:
+        images = load_images(path, arguments.data, card, image_size=config.space.image_size)
+    if recipe.batch_size > len(images.labels):
         raise AutoFormerError(
-            f"{step}.batch_size = {recipe.batch_size}: an optimiser step takes {wanted} images, "
-            f"but the train split has {found}; choose a smaller one"
+            f"{step}.batch_size = {recipe.batch_size}: an optimiser step takes {recipe.batch_size} images, "
+            f"but the train split has {len(images.labels)}; choose a smaller one"
         )
+    return images
 
 
 def read_supernet(folder: Path, config: Config, weights: Literal["ema", "raw"]) -> SupernetCard:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoformer.cards import read_subnet_card
 from autoformer.errors import AutoFormerError
 from components.cli import BAD_INPUT, existing
 
@@ -45,10 +46,12 @@ def answers(arguments: argparse.Namespace) -> list[str]:
 
         folder = tracking.model_folder(arguments.model_name, arguments.alias)
     from autoformer.checkpoint import load_subnet
-    from autoformer.predict import open_image, predict
+    from autoformer.images import open_image, resized_side
+    from autoformer.predict import predict
 
-    images = [open_image(path) for path in arguments.images]
-    model, card = load_subnet(existing(folder, "retrain_subnet"))
+    side = resized_side(read_subnet_card(existing(folder, "retrain_subnet")).space.image_size)
+    images = [open_image(path, side) for path in arguments.images]
+    model, card = load_subnet(folder)
     lines = []
     for path, image in zip(arguments.images, images, strict=True):
         best = predict(model, card, image)[:TOP]

@@ -22,12 +22,12 @@ Row = dict[str, float | int]
 class Scorer:
     """Top-1 accuracy, in percent, on the first images of the search split, the same ones every time."""
 
-    def __init__(self, split: Images, card: DatasetCard, images: int | None = None) -> None:
+    def __init__(self, split: Images, card: DatasetCard, device: torch.device, images: int | None = None) -> None:
         self.pixels, self.labels = torch.from_numpy(split.pixels[:images]), torch.from_numpy(split.labels[:images])
-        self.mean, self.std = card.mean, card.std
+        self.mean, self.std, self.device = card.mean, card.std, device
 
     def top1_percent(self, forward: Callable[[Tensor], Tensor]) -> float:
-        logits = predict_logits(forward, self.pixels, self.mean, self.std, batch_size=500)
+        logits = predict_logits(forward, self.pixels, self.mean, self.std, 500, self.device)
         return 100.0 * int((logits.argmax(dim=1) == self.labels).sum()) / len(self.labels)
 
 

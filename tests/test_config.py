@@ -45,7 +45,9 @@ def test_a_preset_is_found_by_name_by_file_and_as_json(tmp_path: Path) -> None:
 
 def test_a_step_is_given_what_it_needs_and_no_more() -> None:
     config = load_config("demo")
-    assert set(config.for_step("search_subnet")) == {"name", "seed", "threads", "dataset", "space", "search_subnet"}
+    assert set(config.for_step("search_subnet")) == {
+        "name", "seed", "threads", "device", "dataset", "space", "search_subnet",
+    }  # fmt: skip
     alone = load_config(config.step_json("search_subnet"), steps=["search_subnet"])
     assert (alone.search_subnet, alone.space, alone.train_supernet) == (config.search_subnet, config.space, None)
     assert alone.step_json("search_subnet") == config.step_json("search_subnet")
@@ -160,7 +162,7 @@ def test_a_configuration_is_frozen() -> None:
 
 def test_the_hash_is_of_every_value() -> None:
     overrides = [
-        "name=other", "seed=1", "threads=3", "dataset=other", "space.max_relative_position=2",
+        "name=other", "seed=1", "threads=3", "device=cpu", "dataset=other", "space.max_relative_position=2",
         "prepare_data.search_images=10", "train_supernet.augmentation.flip=true", "search_subnet.limits={}",
         "retrain_subnet.mode=scratch", "evaluate_subnet.mistakes=1", "register_model.alias=other",
     ]  # fmt: skip

@@ -15,7 +15,8 @@ from autoformer.batches import normalise
 from autoformer.checkpoint import LoadedSubnet, load_subnet
 from autoformer.errors import AutoFormerError
 from autoformer.export import export_program
-from autoformer.predict import image_from_pixels, open_image, predict, prepare, probabilities
+from autoformer.images import open_image
+from autoformer.predict import image_from_pixels, predict, prepare, probabilities
 from components.predict import main
 
 GREY = np.arange(784, dtype=np.uint8).reshape(28, 28)
@@ -33,14 +34,14 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 
 
 def prepared(image: Image.Image, loaded: LoadedSubnet) -> torch.Tensor:
-    return prepare(open_image(encoded(image)), loaded.model, loaded.card)
+    return prepare(open_image(encoded(image)), loaded.card)
 
 
 def test_an_image_of_the_training_size_goes_in_as_training_images_did(loaded: LoadedSubnet) -> None:
     wanted = normalise(torch.from_numpy(GREY)[None, None], MEAN, STD)
     assert torch.equal(prepared(Image.fromarray(GREY), loaded), wanted)
-    assert torch.equal(prepare(image_from_pixels(GREY.tolist()), loaded.model, loaded.card), wanted)
-    assert torch.equal(prepare(image_from_pixels(GREY[:, :, None]), loaded.model, loaded.card), wanted)
+    assert torch.equal(prepare(image_from_pixels(GREY.tolist()), loaded.card), wanted)
+    assert torch.equal(prepare(image_from_pixels(GREY[:, :, None]), loaded.card), wanted)
 
 
 def test_every_mode_becomes_one_grey_channel(loaded: LoadedSubnet) -> None:
@@ -124,7 +125,7 @@ def test_damaged_files_are_refused() -> None:
 
 def test_floating_point_pixels_are_refused(loaded: LoadedSubnet) -> None:
     with pytest.raises(AutoFormerError, match="floating-point"):
-        prepare(Image.new("F", (28, 28)), loaded.model, loaded.card)
+        prepare(Image.new("F", (28, 28)), loaded.card)
 
 
 def test_the_command_names_the_three_likeliest(

@@ -275,6 +275,7 @@ def test_artifacts_say_what_made_them(runs: Runs, tiny_data: TinyData) -> None:
     for step, said in read.items():
         assert (said["step"], said["seed"], said["code"]) == (step, 0, code_version())
         assert said["config"] == json.loads(config_of(step)) | {
+            "device": "auto",
             "space": said["config"]["space"],
             step: said["config"][step],
         }

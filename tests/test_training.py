@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from autoformer.batches import augment, normalise
+from autoformer.dataset import Images
 from autoformer.layers import initialise
+from autoformer.loader import training_images
 from autoformer.named import load_space
 from autoformer.randomness import derived_seed, epoch_order, sample_uniform
 from autoformer.recipe import Augmentation, Recipe
@@ -44,7 +46,12 @@ def supernet_trainer(forward: Any = None, seed: int = 0, **changes: Any) -> Trai
     torch.manual_seed(1)
     recipe = Recipe.model_validate(RECIPE | changes)
     model = Supernet(SPACE, recipe.drop_path)
-    return Trainer(model, forward or supernet_forward(SPACE, seed), *images(), (0.3,), (0.3,), recipe, seed)
+    return make_trainer(model, forward or supernet_forward(SPACE, seed), images(), recipe, seed)
+
+
+def make_trainer(model: Any, forward: Any, data: tuple[Tensor, Tensor], recipe: Recipe, seed: int = 0) -> Trainer:
+    split = Images(data[0].numpy(), data[1].numpy(), [])
+    return Trainer(model, forward, training_images(split, recipe, seed, 28, (0.3,)), 10, (0.3,), (0.3,), recipe, seed)
 
 
 def always(spec: SubnetSpec) -> Callable[[Any, Tensor, int], Tensor]:
@@ -104,7 +111,7 @@ def test_accumulated_parts_give_the_step_of_the_whole_batch() -> None:
         return trainer, trainer.advance(3)
 
     whole, loss = train(batch_size=16, accumulation=1)
-    parts, loss_of_parts = train(batch_size=4, accumulation=4)
+    parts, loss_of_parts = train(batch_size=16, accumulation=4)
     assert loss == pytest.approx(loss_of_parts, abs=1e-5)
     for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
@@ -134,7 +141,7 @@ def test_one_loop_trains_the_extracted_subnet_as_the_supernet_trains_it_alone() 
     entangled = supernet_trainer(always(spec), **changes)
     alone = entangled.model.extract(spec)
     recipe = entangled.recipe
-    separate = Trainer(alone, subnet_forward, *images(), (0.3,), (0.3,), recipe, 0)
+    separate = make_trainer(alone, subnet_forward, images(), recipe)
     for trainer in (entangled, separate):
         trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.05)
         trainer.scheduler.step_update = lambda step: None
@@ -184,7 +191,7 @@ def test_learning_really_happens() -> None:
     pixels = (labels.view(-1, 1, 1, 1) * 25).expand(-1, 1, 28, 28).to(torch.uint8)
     recipe = Recipe(epochs=25, batch_size=16, learning_rate=2e-3, warmup_epochs=2)
     torch.manual_seed(0)
-    trainer = Trainer(Supernet(SPACE), supernet_forward(SPACE, 0), pixels, labels, (0.5,), (0.5,), recipe, 0)
+    trainer = make_trainer(Supernet(SPACE), supernet_forward(SPACE, 0), (pixels, labels), recipe)
     first = trainer.advance(5)
     trainer.advance(90)
     assert first > 2.0
@@ -224,7 +231,7 @@ def test_too_few_images_for_a_step_are_refused() -> None:
 def test_augmentation_is_a_function_of_seed_epoch_and_sample_alone() -> None:
     pixels, _ = images()
     samples = np.arange(64)
-    options = Augmentation(crop_padding=3, flip=True, erase_probability=0.5)
+    options = Augmentation(crop_padding=3, flip=True)
     whole = augment(pixels, samples, options, seed=3, epoch=2)
     order = np.random.default_rng(0).permutation(64)
     shuffled = augment(pixels[torch.from_numpy(order)], order, options, seed=3, epoch=2)
@@ -248,17 +255,6 @@ def test_crops_and_flips_equal_a_plain_loop() -> None:
         crop = padded[rows[index] : rows[index] + 28, columns[index] : columns[index] + 28]
         expected = crop[:, ::-1] if flips[index] else crop
         assert np.array_equal(result[index, 0].numpy(), expected), index
-
-
-def test_erasing_blanks_one_rectangle_in_the_given_share_of_images() -> None:
-    pixels = torch.full((400, 1, 28, 28), 255, dtype=torch.uint8)
-    result = augment(pixels, np.arange(400), Augmentation(erase_probability=0.25), seed=0, epoch=0)
-    blanked = [image for image in (result[:, 0] == 0) if image.any()]
-    assert 70 < len(blanked) < 130
-    for mask in blanked:
-        rows, columns = mask.any(dim=1).nonzero().flatten(), mask.any(dim=0).nonzero().flatten()
-        assert mask.sum() == len(rows) * len(columns)  # full inside its bounds: one rectangle
-        assert 3 <= len(rows) <= 15 and 3 <= len(columns) <= 15
 
 
 def test_no_augmentation_changes_nothing() -> None:

@@ -33,14 +33,19 @@ class Evaluation(NamedTuple):
     mistakes: list[Mistake]
 
 
-def measure(results: Results, images: Images, batch_size: int, mistakes: int) -> Evaluation:
+def measure(
+    results: Results, images: Images, batch_size: int, mistakes: int, device: torch.device | str = "cpu"
+) -> Evaluation:
     """Evaluate every model of `results` on the test images, one model in memory at a time.
 
     Args:
         mistakes: how many wrongly classified images to keep, those that the subnet is surest of first.
     """
     labels = torch.from_numpy(images.labels)
-    logits = {name: _logits(folder, results, images, batch_size) for name, folder in results.models.items()}
+    logits = {
+        name: _logits(folder, results, images, batch_size, torch.device(device))
+        for name, folder in results.models.items()
+    }
     correct = {name: values.argmax(dim=1).eq(labels).numpy() for name, values in logits.items()}
     predicted = logits["retrained"].argmax(dim=1).numpy()
     others = [name for name in logits if name != "retrained"]
@@ -54,9 +59,8 @@ def measure(results: Results, images: Images, batch_size: int, mistakes: int) ->
     )
 
 
-def _logits(folder: Path, results: Results, images: Images, batch_size: int) -> Tensor:
+def _logits(folder: Path, results: Results, images: Images, batch_size: int, device: torch.device) -> Tensor:
     model = load_subnet(folder).model
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     card = results.card
     return predict_logits(model.to(device), images.pixels, card.mean, card.std, batch_size, device)
 

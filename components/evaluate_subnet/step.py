@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         result = evaluate(results, images, config)
         write(arguments.out, result)
         tracked.metrics(result.metrics)
+        tracked.headline(result.metrics, results.subnet.subnet)
         tracked.artifact(arguments.out / "report.html")
         tracked.artifact(arguments.out / "confusion.json")
     print(summary(result.metrics), flush=True)
@@ -63,6 +64,7 @@ def evaluate(results: Results, images: Images, config: Config) -> Result:
     """Measure on the test images, and put everything into the form in which it is written."""
     import torch
 
+    from autoformer.devices import find_device
     from components.evaluate_subnet.measure import measure
     from components.evaluate_subnet.report import render
 
@@ -70,7 +72,7 @@ def evaluate(results: Results, images: Images, config: Config) -> Result:
     assert section is not None
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    evaluation = measure(results, images, section.batch_size, section.mistakes)
+    evaluation = measure(results, images, section.batch_size, section.mistakes, find_device(config.device))
     classes, plain = results.card.classes, config.for_step(STEP)
     return Result(
         metrics=metrics(results, evaluation),

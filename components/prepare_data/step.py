@@ -1,7 +1,8 @@
 """prepare_data: index the delivered images, split them into train, search and test, and describe them.
 
-The splits are disjoint by content, not just by number: see `autoformer.splits.hold_out`. (Fashion-MNIST holds
-no two images with the same bytes, so there the rule removes nothing.)
+What is delivered is Fashion-MNIST, or a pack of a user's own images. The splits are disjoint by content, not just by
+number: see `autoformer.splits`. (Fashion-MNIST holds no two images with the same bytes, so there the rule removes
+nothing.)
 """
 
 import argparse
@@ -15,11 +16,11 @@ from autoformer.dataset import DatasetCard, Split, hash_split, pixel_statistics,
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, hash_path, write_json
 from autoformer.randomness import derived_rng
-from autoformer.splits import hold_out
+from autoformer.splits import Shares, hold_out
 from components import tracking
 from components.cli import existing, run_step, step_parser
-from components.config import Config
-from components.prepare_data import fashion_mnist
+from components.config import Config, PrepareData
+from components.prepare_data import fashion_mnist, packed
 from components.workspace import Record, code_version
 
 STEP = "prepare_data"
@@ -28,8 +29,7 @@ STEP = "prepare_data"
 class Prepared(NamedTuple):
     card: DatasetCard
     splits: dict[str, Split]
-    left_out: int  # training images with the pixels of a test image
-    repeated: int  # training images with the pixels of another training image
+    notes: tuple[str, ...]  # what was left out, a sentence each
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +81,22 @@ def prepare(data: Path, search_images: int, seed: int) -> Prepared:
         archives={name: hash_file(data / name) for name in fashion_mnist.ARCHIVES},
         split_hashes={name: hash_split(split.checksums, split.labels) for name, split in splits.items()},
     )
-    return Prepared(card, splits, held_out.left_out, held_out.repeated)
+    note = (
+        f"same pixels twice: {held_out.left_out} training images left out (also in test), "
+        f"{held_out.repeated} kept out of search (repeated in train)"
+    )
+    return Prepared(card, splits, (note,))
+
+
+def prepare_pack(data: Path, section: PrepareData, seed: int) -> Prepared:
+    """Split and describe a pack of a user's images."""
+    if section.search_images is not None:
+        raise AutoFormerError("prepare_data.search_images: for your own images set prepare_data.search_percent instead")
+    delivered = packed.read_delivered(data)
+    shares = Shares(section.search_percent, section.test_percent)
+    splits, notes = packed.split_pack(delivered, shares, seed)
+    card = packed.describe(delivered, splits, notes, data)
+    return Prepared(card, splits, card.notes)
 
 
 def write_prepared(prepared: Prepared, card: Path, splits: Mapping[str, Path]) -> None:
@@ -95,11 +110,16 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     """Check the delivered files, prepare, write, and print a summary."""
     section = config.prepare_data
     assert section is not None  # load_config has checked it
-    if config.dataset != fashion_mnist.NAME:
-        raise AutoFormerError(f"dataset = {config.dataset}: prepare_data can read '{fashion_mnist.NAME}' only")
-    fashion_mnist.check_files(existing(arguments.data, "`make data`"))
+    existing(arguments.data, "`make data`")
+    own = packed.is_pack(arguments.data)
+    if not own:
+        _check_fashion_mnist(arguments.data, config, section)
     with Record(arguments.record, STEP) as record:
-        prepared = prepare(arguments.data, section.search_images, config.seed)
+        prepared = (
+            prepare_pack(arguments.data, section, config.seed)
+            if own
+            else prepare(arguments.data, section.search_images or 0, config.seed)
+        )
         provenance = {"code": code_version(), "inputs": {"data": hash_path(arguments.data)}}
         with tracking.step_run(STEP, config, record.values, provenance) as tracked:
             splits = {"train": arguments.train_split, "search": arguments.search_split, "test": arguments.test_split}
@@ -109,18 +129,27 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     print("\n".join(summary(prepared)), flush=True)
 
 
+def _check_fashion_mnist(data: Path, config: Config, section: PrepareData) -> None:
+    if config.dataset != fashion_mnist.NAME:
+        raise AutoFormerError(
+            f"dataset = {config.dataset}: {data} is no pack of images; `make data DATA=… NAME={config.dataset}` makes "
+            f"one of yours, and '{fashion_mnist.NAME}' is the data set that comes with the project"
+        )
+    if section.search_images is None:
+        raise AutoFormerError(f"prepare_data.search_images: '{fashion_mnist.NAME}' needs it, a multiple of its classes")
+    fashion_mnist.check_files(data)
+
+
 def summary(prepared: Prepared) -> list[str]:
     """What was made, in a few lines for people."""
     card = prepared.card
-    shape = f"{card.channels} x {card.image_size} x {card.image_size}"
-    lines = [f"{card.name}: {len(card.classes)} classes, images of {shape} values"]
+    shape = f"{card.channels} x {card.image_size} x {card.image_size} values"
+    if card.encoding == "image":
+        shape = f"{card.image_size} pixels on the shorter side, {card.channels} channels"
+    lines = [f"{card.name}: {len(card.classes)} classes, images of {shape}"]
     for name, split in prepared.splits.items():
         by_class = np.bincount(split.labels, minlength=len(card.classes))
         lines.append(f"  {name:<7}{len(split.labels):>7} images, {by_class.min()} to {by_class.max()} of a class")
     means, deviations = (", ".join(f"{value:.4f}" for value in values) for values in (card.mean, card.std))
     lines.append(f"  train pixels: mean {means}, standard deviation {deviations}")
-    lines.append(
-        f"  same pixels twice: {prepared.left_out} training images left out (also in test), "
-        f"{prepared.repeated} kept out of search (repeated in train)"
-    )
-    return lines
+    return lines + [f"  {note}" for note in prepared.notes]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from autoformer.archives import EncodedSplit
 from autoformer.cards import Preprocessing
 from autoformer.dataset import DatasetCard, Images
 from autoformer.errors import AutoFormerError
@@ -16,9 +17,9 @@ from components.inputs import (
     add_data_arguments,
     add_folder_arguments,
     add_output_arguments,
-    check_images,
     read_data,
     read_supernet,
+    read_train_images,
 )
 from components.opening import OpenStep, open_step
 from components.tables import write_table
@@ -42,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
     assert config.retrain_subnet is not None
-    card, (train_images, search_images) = read_data(arguments, config, "train", "search")
-    check_images(train_images, config.retrain_subnet, STEP)
+    card, (search_images,) = read_data(arguments, config, "search")
+    train_images = read_train_images(arguments, config, card, config.retrain_subnet, STEP)
     chosen = NamedSubnet.from_yaml(existing(arguments.search, "search_subnet") / "chosen.yaml")
     chosen.check(config.space)
     weights = _scored_weights(arguments.search)
@@ -76,8 +77,14 @@ class _Retraining:
     """One run of the step: the inherited subnet, the retrained one, and the reference from scratch."""
 
     def __init__(
-        self, opened: OpenStep, card: DatasetCard, train_images: Images, search_images: Images, start: Start
+        self,
+        opened: OpenStep,
+        card: DatasetCard,
+        train_images: Images | EncodedSplit,
+        search_images: Images,
+        start: Start,
     ) -> None:
+        from autoformer.devices import find_device
         from components.training import Scorer, set_threads
 
         config = opened.config
@@ -85,8 +92,9 @@ class _Retraining:
         self.opened, self.config, self.card, self.start = opened, config, card, start
         self.section: RetrainSubnet = config.retrain_subnet
         self.train_images = train_images
-        self.scorer = Scorer(search_images, card, len(search_images.labels))
-        self.watcher = Scorer(search_images, card, self.section.score_images)
+        self.device = find_device(config.device)
+        self.scorer = Scorer(search_images, card, self.device)
+        self.watcher = Scorer(search_images, card, self.device, self.section.score_images)
         set_threads(config.threads)
 
     def run(self) -> None:
@@ -126,18 +134,21 @@ class _Retraining:
         """Train `model` with the step's recipe; return it, averaged, and its history."""
         import torch
 
-        from autoformer.training import Trainer, subnet_forward
+        from autoformer.training import subnet_forward
+        from components.trainers import make_trainer
         from components.training import Row, train
 
-        trainer = Trainer(
+        trainer = make_trainer(
+            STEP,
             model,
             subnet_forward,
-            torch.from_numpy(self.train_images.pixels),
-            torch.from_numpy(self.train_images.labels),
-            self.card.mean,
-            self.card.std,
-            self.section.recipe(),
+            model,
+            self.train_images,
+            self.card,
+            self.config,
+            self.section,
             self.config.seed + 1,  # another order of the images than the supernet has seen
+            self.opened.workspace.file(f"{name}-found.json"),
         )
 
         def score(averaged: torch.nn.Module) -> Row:
@@ -152,7 +163,7 @@ class _Retraining:
         return trainer.averaged, history
 
     def _top1_percent(self, model: Any) -> float:
-        return self.scorer.top1_percent(model.eval())
+        return self.scorer.top1_percent(model.to(self.device).eval())
 
     def _write(self, models: dict[str, Any], histories: dict[str, Any], metrics: dict[str, float]) -> None:
         from autoformer.checkpoint import SubnetCard, save_subnet

@@ -76,6 +76,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         _write(arguments.out, config, result, workspace.provenance)
         tracked.subnet(result.chosen.spec)
         tracked.metrics(result.metrics)
+        tracked.headline(result.metrics, result.chosen.spec)
         tracked.table(arguments.out / "candidates.csv")
         tracked.children(_children(result))
     print(f"{STEP}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
@@ -228,19 +229,21 @@ def _scorer(folder: Path, config: Config, card: DatasetCard, images: Images) -> 
     import torch
 
     from autoformer.checkpoint import load_supernet
+    from autoformer.devices import find_device
     from autoformer.evaluation import predict_logits
     from components.training import set_threads
 
     section = config.search_subnet
     assert section is not None
     set_threads(config.threads)
-    supernet = load_supernet(folder, section.weights).model
+    device = find_device(config.device)
+    supernet = load_supernet(folder, section.weights).model.to(device)
     pixels = torch.from_numpy(images.pixels[: section.images])
     labels = torch.from_numpy(images.labels[: section.images])
 
     def score(spec: SubnetSpec) -> Score:
         logits = predict_logits(
-            lambda batch: supernet(batch, spec), pixels, card.mean, card.std, batch_size=section.batch_size
+            lambda batch: supernet(batch, spec), pixels, card.mean, card.std, section.batch_size, device
         )
         top1_percent = 100.0 * int((logits.argmax(dim=1) == labels).sum()) / len(labels)
         return Score(top1_percent, torch.nn.functional.cross_entropy(logits, labels).item())

@@ -15,7 +15,8 @@ from PIL import Image
 
 from autoformer.checkpoint import load_subnet
 from autoformer.errors import AutoFormerError
-from autoformer.predict import image_from_pixels, open_image, probabilities, ranked
+from autoformer.images import open_image
+from autoformer.predict import image_from_pixels, probabilities, ranked
 
 BATCH = 256
 TOP = 5

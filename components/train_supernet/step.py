@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from autoformer.archives import EncodedSplit
 from autoformer.dataset import DatasetCard, Images
 from autoformer.files import replacing, write_json
 from autoformer.space import SubnetSpec
 from components.cli import run_step, step_parser
 from components.config import Config
-from components.inputs import add_data_arguments, add_output_arguments, check_images, read_data
+from components.inputs import add_data_arguments, add_output_arguments, read_data, read_train_images
 from components.opening import OpenStep, open_step
 from components.tables import write_table
 
@@ -31,20 +32,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
-    card, (train_images, search_images) = read_data(arguments, config, "train", "search")
     assert config.train_supernet is not None
-    check_images(train_images, config.train_supernet, STEP)
+    card, (search_images,) = read_data(arguments, config, "search")
+    train_images = read_train_images(arguments, config, card, config.train_supernet, STEP)
     with open_step(STEP, arguments, config, "card", "train_split", "search_split") as opened:
         _train(opened, card, train_images, search_images)
 
 
-def _train(opened: OpenStep, card: DatasetCard, train_images: Images, search_images: Images) -> None:
+def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSplit, search_images: Images) -> None:
     import torch
 
     from autoformer.checkpoint import Preprocessing, SupernetCard, save_supernet
     from autoformer.layers import initialise
     from autoformer.supernet import Supernet
-    from autoformer.training import Trainer, supernet_forward
+    from autoformer.training import supernet_forward
+    from components.trainers import make_trainer
     from components.training import Row, Scorer, set_threads, train
 
     config, out = opened.config, opened.arguments.out
@@ -54,17 +56,19 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images, search_ima
     torch.manual_seed(config.seed)
     supernet = Supernet(config.space, drop_path=section.drop_path)
     initialise(supernet, section.init_gain)
-    trainer = Trainer(
+    trainer = make_trainer(
+        STEP,
         supernet,
         supernet_forward(config.space, config.seed),
-        torch.from_numpy(train_images.pixels),
-        torch.from_numpy(train_images.labels),
-        card.mean,
-        card.std,
-        section.recipe(),
+        partial(_classify, supernet, config.space.largest),
+        train_images,
+        card,
+        config,
+        section,
         config.seed,
+        opened.workspace.file("found.json"),
     )
-    scorer = Scorer(search_images, card, section.score_images)
+    scorer = Scorer(search_images, card, trainer.device, section.score_images)
 
     def score(model: torch.nn.Module) -> Row:
         model.eval()

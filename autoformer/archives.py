@@ -1,0 +1,65 @@
+"""Random access to image files inside uncompressed archives, at the offsets that an index gives. Torch-free."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from autoformer.dataset import Split
+from autoformer.errors import AutoFormerError
+from autoformer.images import open_image, to_channels
+
+
+class EncodedImages:
+    """The image files of some rows of a split; each is read and decoded when it is asked for.
+
+    Picklable, and safe to share between threads and forked processes: reads name their position (`pread`).
+
+    Args:
+        data: the folder of the archives.
+        rows: which archive, offset and size each image has.
+        channels: 1 for grey, 3 for RGB; other modes are converted.
+    """
+
+    def __init__(self, data: Path, rows: Split, channels: int) -> None:
+        names, self._archive = np.unique(rows.archives, return_inverse=True)
+        self._paths = [data / str(name) for name in names]
+        self._offsets, self._sizes, self._channels = rows.offsets, rows.sizes, channels
+        self._files: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def read(self, index: int) -> bytes:
+        """The bytes of one image file. Raises `AutoFormerError` where the archive ends before them."""
+        archive, offset, size = int(self._archive[index]), int(self._offsets[index]), int(self._sizes[index])
+        if archive not in self._files:
+            self._files[archive] = os.open(self._paths[archive], os.O_RDONLY)
+        content = os.pread(self._files[archive], size, offset)
+        if len(content) != size:
+            raise AutoFormerError(
+                f"{self._paths[archive]}: no {size} bytes at offset {offset}; the archive and the split do not "
+                "belong together, run prepare_data again"
+            )
+        return content
+
+    def image(self, index: int) -> Image.Image:
+        """One image, upright, grey or RGB, as large as it is stored."""
+        return to_channels(open_image(self.read(index)), self._channels)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_files": {}}
+
+    def __del__(self) -> None:
+        for file in getattr(self, "_files", {}).values():
+            os.close(file)
+
+
+class EncodedSplit(NamedTuple):
+    """Images of a split that are decoded when they are wanted."""
+
+    pictures: EncodedImages
+    labels: npt.NDArray[np.int64]  # (n,)

@@ -1,0 +1,125 @@
+"""A teacher whose answers a subnet learns from as well (DeiT, arXiv 2012.12877, section 4; no distillation token).
+
+Dimensions: B images, C channels, S pixels on a side, K classes.
+"""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from autoformer.errors import AutoFormerError, nearest
+from autoformer.files import hash_file
+from autoformer.recipe import Distillation
+
+
+class Teacher:
+    """A frozen model of timm, which sees what the student sees, in its own normalisation and size.
+
+    Args:
+        settings: which model, and which weights.
+        mean, std: by which the student's images are normalised, one a channel.
+        num_classes: K.
+
+    Raises:
+        AutoFormerError: one line: no such model or file, another file than the settings' sha256 says, a file with
+            code in it, or weights of another model, or of another number of classes.
+    """
+
+    def __init__(
+        self,
+        settings: Distillation,
+        mean: Sequence[float],
+        std: Sequence[float],
+        num_classes: int,
+        device: torch.device,
+    ) -> None:
+        self.settings = settings
+        self.model = load_teacher(settings, num_classes).to(device)
+        config: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
+        self._size = config["input_size"][-1] if config.get("fixed_input_size") else None
+        self._channels = int(config["input_size"][0])
+        columns = [torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std)]
+        own = (settings.mean or config["mean"], settings.std or config["std"])
+        teachers = [torch.tensor(values, device=device).view(-1, 1, 1) for values in own]
+        (self._mean, self._std), (self._teacher_mean, self._teacher_std) = columns, teachers
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """The teacher's logits (B, K) for images (B, C, S, S) as the student gets them."""
+        pixels = images * self._std + self._mean
+        if pixels.shape[1] != self._channels:
+            pixels = pixels.expand(-1, self._channels, -1, -1)
+        pixels = (pixels - self._teacher_mean) / self._teacher_std
+        if self._size is not None and pixels.shape[-1] != self._size:
+            pixels = F.interpolate(pixels, (self._size, self._size), mode="bicubic", antialias=True)
+        logits: Tensor = self.model(pixels)
+        return logits
+
+    def loss(self, student: Tensor, base: Tensor, images: Tensor) -> Tensor:
+        """(1 - weight) * base + weight * distance to the teacher, a scalar.
+
+        Args:
+            student: logits (B, K). base: the loss against the labels. images: what the student saw.
+
+        Hard: cross entropy with the teacher's class (DeiT, equation 3). Soft: Kullback-Leibler divergence at a
+        temperature T, times T squared (equation 2).
+        """
+        answers = self(images)
+        if self.settings.kind == "hard":
+            distance = F.cross_entropy(student, answers.argmax(dim=1))
+        else:
+            t = self.settings.temperature
+            ours, theirs = (F.log_softmax(logits.float() / t, dim=1) for logits in (student, answers))
+            distance = F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * t * t
+        return (1 - self.settings.weight) * base + self.settings.weight * distance
+
+
+def load_teacher(settings: Distillation, num_classes: int) -> nn.Module:
+    """The teacher in evaluation mode, without gradients. Raises `AutoFormerError` as `Teacher` does."""
+    name, file = settings.teacher, Path(settings.checkpoint)
+    if not timm.is_model(name):
+        raise AutoFormerError(
+            f"distillation.teacher = '{name}': no such model in timm; {nearest(name, timm.list_models())}"
+        )
+    weights = _read_weights(file, settings.sha256)
+    model: nn.Module = timm.create_model(name, num_classes=num_classes)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()[:40])
+        raise AutoFormerError(
+            f"{file}: not the weights of '{name}' for {num_classes} classes ({reason}); "
+            "give the checkpoint of that model, trained on the same classes"
+        ) from None
+    return model.eval().requires_grad_(False)
+
+
+def _read_weights(file: Path, sha256: str | None) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise AutoFormerError(f"distillation.checkpoint = {file}: no such file")
+    if sha256 is not None and hash_file(file) != sha256:
+        raise AutoFormerError(f"{file}: changed since the run was resolved; start it again")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise AutoFormerError(
+            f"{file}: holds more than tensors, which could be code and is not run; save its state dict as safetensors"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise AutoFormerError(f"{file}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise AutoFormerError(f"{file}: not a state dict; save the model's state_dict()")
+    return content

@@ -1,0 +1,117 @@
+"""From an image file to upright pixels of one size: one way for packing, training, evaluation, prediction. Torch-free.
+
+Any mode that Pillow reads becomes grey or RGB, transparent parts black; the orientation that the camera noted is
+applied; the shorter side is brought to `resized_side` by one antialiased bicubic resize.
+"""
+
+import io
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from autoformer.errors import AutoFormerError
+
+MODES = {1: "L", 3: "RGB"}
+LONGEST_TO_SHORTEST = 30  # a strip longer than this shows nothing once its centre is cut out
+_PIL_ERRORS = (OSError, SyntaxError, ValueError, IndexError, TypeError, AttributeError, EOFError, MemoryError)
+_SMALLEST_WITH_MARGIN = 48
+
+
+def resized_side(image_size: int) -> int:
+    """Pixels of the shorter side before the centre crop of `image_size`: the evaluation protocol of ImageNet.
+
+    int(256 / 224 * size), as published; small images, below 48 pixels, have no margin to lose and keep their size.
+    """
+    return int(256 / 224 * image_size) if image_size >= _SMALLEST_WITH_MARGIN else image_size
+
+
+def open_image(source: Path | bytes, shorter_side: int | None = None) -> Image.Image:
+    """Decode an image file, or the bytes of one, turned upright as its camera noted; the first frame of several.
+
+    Args:
+        shorter_side: of the image that is wanted in the end, in pixels. A JPEG much larger than that is decoded
+            at a half, a quarter or an eighth of its size, never below twice what is wanted.
+
+    Raises:
+        AutoFormerError: no such file, or not an image that Pillow can read.
+    """
+    where = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large images and odd metadata, and reads them
+            image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+            _check_shape(image.size, where)
+            if shorter_side is not None and min(image.size) > 2 * shorter_side:
+                factor = 2 * shorter_side / min(image.size)
+                image.draft(None, (math.ceil(image.width * factor), math.ceil(image.height * factor)))
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except AutoFormerError:
+        raise
+    except FileNotFoundError:
+        raise AutoFormerError(f"{where}: no such file") from None
+    except IsADirectoryError:
+        raise AutoFormerError(f"{where}: a folder, not an image; name the image files") from None
+    except PermissionError:
+        raise AutoFormerError(f"{where}: may not be read; change its permissions") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        raise AutoFormerError(f"{where}: not an image that can be read; give a PNG or JPEG file") from None
+    except _PIL_ERRORS as error:  # Pillow raises each of them for damaged files
+        raise AutoFormerError(f"{where}: a damaged image ({' '.join(str(error).split())})") from None
+
+
+def _check_shape(size: tuple[int, int], where: str) -> None:
+    if max(size) > LONGEST_TO_SHORTEST * min(size):
+        raise AutoFormerError(
+            f"{where}: an image of {size[0]} x {size[1]} pixels is too narrow, its sides may differ by "
+            f"{LONGEST_TO_SHORTEST} times at most; crop it"
+        )
+
+
+def to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """An image of any mode as grey (1 channel) or RGB (3); transparent parts become black.
+
+    Raises `AutoFormerError` for floating-point pixels, whose range nothing tells, and for other channel counts.
+    """
+    if channels not in MODES:
+        raise AutoFormerError(f"the model takes images of {channels} channels; image files have 1 or 3")
+    if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip to white
+        array: npt.NDArray[np.int64] = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((array >> 8 if array.max() > 255 else array).astype(np.uint8))
+    elif image.mode == "F":
+        raise AutoFormerError("the image has floating-point pixels, of unknown range; save it with 8 bits a channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return image.convert(MODES[channels])
+
+
+def with_shorter_side(image: Image.Image, pixels: int) -> Image.Image:
+    """The whole image, resized so that its shorter side has so many pixels."""
+    if min(image.size) == pixels:
+        return image
+    scale = pixels / min(image.size)
+    size = tuple(pixels if side == min(image.size) else max(pixels, round(side * scale)) for side in image.size)
+    return image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+
+
+def centre(image: Image.Image, size: int) -> Image.Image:
+    """The square of `size` pixels at the centre of an image that is at least as large."""
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def to_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """uint8 (C, height, width)."""
+    array = np.asarray(image)
+    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+
+def model_pixels(image: Image.Image, channels: int, image_size: int) -> npt.NDArray[np.uint8]:
+    """What evaluation sees of an image: channels, shorter side resized, centre crop: uint8 (C, S, S)."""
+    resized = with_shorter_side(to_channels(image, channels), resized_side(image_size))
+    return to_pixels(centre(resized, image_size))

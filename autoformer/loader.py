@@ -1,0 +1,199 @@
+"""Training images by batch number: order, repeated augmentation, decoding, in this process or in workers.
+
+`TrainingImages.batch(number)` is a function of its arguments: whichever batches came before, and however many worker
+processes decode ahead, the same number gives the same bytes. That is what makes training resume in mid-epoch.
+Dimensions: n images, B images of a batch, C channels, S pixels on a side.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from autoformer.archives import EncodedSplit
+from autoformer.augmentation import picture_transform
+from autoformer.batches import augment
+from autoformer.dataset import Images
+from autoformer.randomness import IntArray, repeated_order, seeded
+from autoformer.recipe import Augmentation, Recipe
+
+
+class Batch(NamedTuple):
+    pixels: Tensor  # uint8 (B, C, S, S)
+    labels: Tensor  # int64 (B,)
+
+
+class Pictures(Protocol):
+    """Images that are decoded one at a time, as `autoformer.archives.EncodedImages` are."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image: ...
+
+
+class Order:
+    """Which sample, and which copy of it, stands at each place of training.
+
+    Args:
+        images_per_step: of an optimiser step; what does not fill a step at the end of an epoch is left out.
+        batch_size: of one batch, a whole part of a step.
+    """
+
+    def __init__(self, seed: int, samples: int, images_per_step: int, batch_size: int, repeats: int = 1) -> None:
+        self.seed, self.samples, self.batch_size, self.repeats = seed, samples, batch_size, repeats
+        self.images_per_step = images_per_step
+        self.batches_per_epoch = samples // images_per_step * (images_per_step // batch_size)
+        self._epoch: tuple[int, tuple[IntArray, IntArray]] | None = None
+
+    def batch(self, number: int) -> tuple[int, IntArray, IntArray]:
+        """Epoch, samples (B,) and copies (B,) of a batch."""
+        epoch, place = divmod(number, self.batches_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, repeated_order(self.seed, epoch, self.samples, self.repeats)
+        here = slice(place * self.batch_size, (place + 1) * self.batch_size)
+        samples, copies = self._epoch[1]
+        return epoch, samples[here], copies[here]
+
+
+class MemoryImages:
+    """Images that lie in memory at the model's size, augmented batch by batch.
+
+    Args:
+        pixels: uint8 (n, C, S, S). labels: int64 (n,).
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor, order: Order, augmentation: Augmentation) -> None:
+        self._pixels, self._labels, self.order, self._augmentation = pixels, labels, order, augmentation
+
+    def batch(self, number: int) -> Batch:
+        epoch, samples, copies = self.order.batch(number)
+        index = torch.from_numpy(samples)
+        drawn = samples + copies * self.order.samples  # a copy draws as a sample of its own
+        pixels = augment(self._pixels[index], drawn, self._augmentation, self.order.seed, epoch)
+        return Batch(pixels, self._labels[index])
+
+    def close(self) -> None:
+        pass
+
+
+class PictureImages:
+    """Images that are decoded and augmented one at a time.
+
+    Args:
+        pictures: n images.
+        labels: int64 (n,).
+        transform: a picture to uint8 (C, S, S), drawing from the global generators, seeded around each call.
+        workers: processes that decode ahead; 0 for none, then the caller's own process does.
+    """
+
+    def __init__(
+        self, pictures: Pictures, labels: Tensor, order: Order, transform: Callable[[Image.Image], Tensor], workers: int
+    ) -> None:
+        self._labels, self.order, self._workers = labels, order, workers
+        self._dataset = _Decoded(pictures, transform, order.seed)
+        self._next = 0
+        self._stream: Iterator[Tensor] | None = None
+
+    def batch(self, number: int) -> Batch:
+        _, samples, _ = self.order.batch(number)
+        labels = self._labels[torch.from_numpy(samples)]
+        if not self._workers:
+            return Batch(self._dataset.stack(self.order.batch(number)), labels)
+        if self._stream is None or self._next != number:
+            self.close()
+            self._stream = self._read_from(number)
+        self._next = number + 1
+        return Batch(next(self._stream), labels)
+
+    def _read_from(self, first: int) -> Iterator[Tensor]:
+        loader = DataLoader(
+            self._dataset,
+            batch_size=None,
+            sampler=_Numbers(self.order, first),
+            num_workers=self._workers,
+            prefetch_factor=4,
+        )
+        return iter(loader)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._stream = None
+
+
+class _Numbers:
+    """Endless batches of an order, from one on."""
+
+    def __init__(self, order: Order, first: int) -> None:
+        self._order, self._first = order, first
+
+    def __iter__(self) -> Iterator[tuple[int, IntArray, IntArray]]:
+        number = self._first
+        while True:
+            yield self._order.batch(number)
+            number += 1
+
+
+class _Decoded(Dataset[Tensor]):
+    def __init__(self, pictures: Pictures, transform: Callable[[Image.Image], Tensor], seed: int) -> None:
+        self._pictures, self._transform, self._seed = pictures, transform, seed
+
+    def __getitem__(self, batch: tuple[int, IntArray, IntArray]) -> Tensor:
+        return self.stack(batch)
+
+    def stack(self, batch: tuple[int, IntArray, IntArray]) -> Tensor:
+        """uint8 (B, C, S, S)."""
+        epoch, samples, copies = batch
+        images = []
+        for sample, copy in zip(samples.tolist(), copies.tolist(), strict=True):
+            picture = self._pictures.image(sample)
+            with seeded("augmentation", self._seed, epoch, sample, copy):
+                images.append(self._transform(picture))
+        return torch.stack(images)
+
+
+class ArrayPictures:
+    """Pixels in memory as pictures. `pixels`: uint8 (n, C, S, S), grey or RGB."""
+
+    def __init__(self, pixels: "np.ndarray") -> None:
+        self._pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def image(self, index: int) -> Image.Image:
+        pixels = self._pixels[index]
+        return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+TrainingImages = MemoryImages | PictureImages
+
+
+def training_images(
+    images: Images | EncodedSplit,
+    recipe: Recipe,
+    seed: int,
+    image_size: int,
+    mean: Sequence[float],
+    parts: int | None = None,
+    workers: int = 0,
+) -> TrainingImages:
+    """The batches that a recipe asks for.
+
+    Args:
+        images: pixels in memory, or images that are decoded when they are wanted.
+        seed: of order and augmentation.
+        mean: of pixels in [0, 1], one a channel.
+        parts: batches to an optimiser step; by default the recipe's accumulation, 1 where it is to be found.
+        workers: processes that decode and augment ahead, where images are worked on one at a time.
+    """
+    labels, augmentation = torch.from_numpy(images.labels), recipe.augmentation
+    batch_size = recipe.batch_size // parts if parts else recipe.forward_images
+    order = Order(seed, len(labels), recipe.batch_size, batch_size, augmentation.repeats)
+    if isinstance(images, Images) and not augmentation.by_image:
+        return MemoryImages(torch.from_numpy(images.pixels), labels, order, augmentation)
+    pictures = ArrayPictures(images.pixels) if isinstance(images, Images) else images.pictures
+    return PictureImages(pictures, labels, order, picture_transform(augmentation, image_size, mean), workers)

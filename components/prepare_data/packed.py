@@ -1,0 +1,105 @@
+"""Splits and card of a pack, which `pack` has made of a user's images."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from autoformer.archives import EncodedImages
+from autoformer.dataset import DatasetCard, Split, check_archive, hash_split
+from autoformer.errors import AutoFormerError
+from autoformer.images import to_pixels
+from autoformer.randomness import derived_rng
+from autoformer.splits import Shares, split_by_share
+from components.prepare_data.pack import CARD, INDEX, PackCard, read_pack
+from components.tables import read_table
+
+_OWN = "your own images"
+
+
+class Delivered(NamedTuple):
+    card: PackCard
+    rows: Split
+    splits: np.ndarray  # of each row: "train", "val", "test", or ""
+
+
+def is_pack(data: Path) -> bool:
+    return (data / CARD).is_file()
+
+
+def read_delivered(data: Path) -> Delivered:
+    """The rows of a pack. Raises `AutoFormerError` where a file of it is missing, damaged or changed."""
+    card = read_pack(data)
+    for name, sha256 in card.archives.items():
+        check_archive(data / name, sha256)
+    table = read_table(data / INDEX)
+    if len(table) != sum(card.counts.values()):
+        raise AutoFormerError(f"{data / INDEX}: {len(table)} rows, but {CARD} counts {sum(card.counts.values())}")
+    number = {label: index for index, label in enumerate(card.classes)}
+    try:
+        rows = Split(
+            archives=np.array([row["archive"] for row in table]),
+            offsets=np.array([int(row["offset"]) for row in table], dtype=np.int64),
+            sizes=np.array([int(row["size"]) for row in table], dtype=np.int32),
+            labels=np.array([number[row["label"]] for row in table], dtype=np.int32),
+            checksums=np.array([row["checksum"] for row in table]),
+        )
+        return Delivered(card, rows, np.array([row["split"] for row in table]))
+    except (KeyError, ValueError) as error:
+        raise AutoFormerError(f"{data / INDEX}: not the index of a pack ({error}); pack the images again") from None
+
+
+def split_pack(delivered: Delivered, shares: Shares, seed: int) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Train, search and test rows, and what there is to note about them.
+
+    A split that the source has is kept: its test images test, its val images are the search split. With a val split
+    alone, those test, since nobody else has seen them. What is missing is drawn from the training images.
+    """
+    given = {name: np.flatnonzero(delivered.splits == name) for name in ("val", "test")}
+    if not len(given["test"]):
+        given = {"val": given["test"], "test": given["val"]}
+    free = np.flatnonzero((delivered.splits == "") | (delivered.splits == "train"))
+    parts, notes = split_by_share(
+        delivered.rows.labels, delivered.rows.checksums, delivered.card.classes, free, given["val"], given["test"],
+        shares, derived_rng("prepare_data", seed),
+    )  # fmt: skip
+    return {name: delivered.rows.take(rows) for name, rows in parts.items()}, notes
+
+
+def pack_statistics(data: Path, rows: Split, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, pixels in [0, 1], of the images as they are stored."""
+    values = np.arange(256) / 255
+    counts = np.zeros((channels, 256), dtype=np.int64)
+    encoded = EncodedImages(data, rows, channels)
+    for index in range(len(encoded)):
+        pixels = to_pixels(encoded.image(index))
+        for channel in range(channels):
+            counts[channel] += np.bincount(pixels[channel].reshape(-1), minlength=256)
+    share = counts / counts.sum(axis=1, keepdims=True)
+    means = share @ values
+    deviations = np.sqrt((share * (values - means[:, None]) ** 2).sum(axis=1))
+    return tuple(means.tolist()), tuple(deviations.tolist())
+
+
+def describe(delivered: Delivered, splits: dict[str, Split], notes: tuple[str, ...], data: Path) -> DatasetCard:
+    """The data set's card."""
+    card = delivered.card
+    mean, std = pack_statistics(data, splits["train"], card.channels)
+    if min(std) == 0:
+        raise AutoFormerError(f"{data}: a channel has one value in all training images; there is nothing to learn from")
+    refused = f"{card.unreadable} unreadable images were left out" if card.unreadable else ""
+    return DatasetCard(
+        name=card.name,
+        classes=card.classes,
+        image_size=card.shorter_side,
+        channels=card.channels,
+        encoding="image",
+        mean=mean,
+        std=std,
+        counts={name: len(split.labels) for name, split in splits.items()},
+        licence=f"not stated: {_OWN}",
+        source=f"{_OWN} ({card.layout}), hash {card.hash}",
+        archives=card.archives,
+        notes=tuple(filter(None, (refused, *notes))),
+        split_hashes={name: hash_split(split.checksums, split.labels) for name, split in splits.items()},
+    )

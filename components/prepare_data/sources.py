@@ -1,0 +1,177 @@
+"""Find the labelled images of a user: class folders, train/val/test folders of class folders, or a CSV of paths."""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from autoformer.errors import AutoFormerError
+
+_FORMATS = "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm pnm jp2 heic heif avif"
+SUFFIXES = frozenset(f".{suffix}" for suffix in _FORMATS.split(" "))
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "filepath")
+LABEL_COLUMNS = ("label", "class", "class_name", "category")
+_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+
+
+class SourceImage(NamedTuple):
+    path: Path
+    label: str
+    split: str  # "train", "val", "test", or "" where the source does not say
+
+
+class Source(NamedTuple):
+    root: Path  # the folder that all paths lie in
+    layout: str  # in words
+    images: list[SourceImage]  # in the order of their paths
+    ignored: int  # files that are no images by their names
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(sorted({image.label for image in self.images}))
+
+    def name_of(self, image: SourceImage) -> str:
+        """The path of an image as a report names it."""
+        return image.path.relative_to(self.root).as_posix()
+
+
+def discover(path: Path) -> Source:
+    """List the labelled images at `path`, without opening any.
+
+    Raises:
+        AutoFormerError: one line, where nothing is there, a class has no image, there are fewer than two classes,
+            a class is in one split only, or a CSV is malformed or names files outside its folder.
+    """
+    if path.is_dir():
+        source = _read_folder(path)
+    elif path.suffix.lower() == ".csv" and path.is_file():
+        source = _read_csv(path)
+    elif path.exists():
+        raise AutoFormerError(f"{path}: neither a folder nor a .csv file; give a folder of class folders, or a CSV")
+    else:
+        raise AutoFormerError(f"{path}: no such folder or CSV file")
+    _check(source, path)
+    return source
+
+
+def _read_folder(root: Path) -> Source:
+    below = _folders(root)
+    splits = {_SPLIT_OF[folder.name.lower()]: folder for folder in below if folder.name.lower() in _SPLIT_OF}
+    if "train" in splits and len(splits) > 1 and len(splits) == len(below):
+        layout = f"{', '.join(splits[name].name for name in SPLIT_NAMES if name in splits)} folders of class folders"
+        parts = [(split, folder) for split, folder in splits.items()]
+    else:
+        layout, parts = "class folders", [("", root)]
+    images, ignored = [], 0
+    for split, folder in parts:
+        for class_folder in _folders(folder):
+            files = list(_files(class_folder))
+            found = [file for file in files if file.suffix.lower() in SUFFIXES]
+            if not found:
+                raise AutoFormerError(f"{class_folder}: a class folder without images; fill it or remove it")
+            images += [SourceImage(file, class_folder.name, split) for file in found]
+            ignored += len(files) - len(found)
+    if not images:
+        loose = sum(file.suffix.lower() in SUFFIXES for file in root.iterdir() if file.is_file())
+        hint = f"; {loose} images lie in it directly: sort them into a folder for each class" if loose else ""
+        raise AutoFormerError(f"{root}: no class folders with images in it{hint}")
+    return Source(root, layout, sorted(images), ignored)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(item for item in folder.iterdir() if item.is_dir() and not _is_hidden(item.name))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All visible files below a folder; linked folders are not followed, so that no link can make a circle."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        yield from (Path(place, name) for name in sorted(files) if not _is_hidden(name))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX")) or name in ("Thumbs.db", "desktop.ini")
+
+
+def _read_csv(file: Path) -> Source:
+    root = file.parent.resolve()
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            path_column, label_column, split_column = _columns(file, reader.fieldnames or [])
+            images = [
+                SourceImage(
+                    _inside(file, number, row[path_column], root),
+                    _label(file, number, row[label_column]),
+                    _split(file, number, row[split_column] if split_column else ""),
+                )
+                for number, row in enumerate(reader, start=2)
+            ]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise AutoFormerError(f"{file}: not readable as CSV in UTF-8 ({error})") from None
+    twice = [path for path, count in Counter(image.path for image in images).items() if count > 1]
+    if twice:
+        raise AutoFormerError(f"{file}: names {twice[0].relative_to(root)} twice; an image has one label and one split")
+    return Source(root, f"CSV with the columns {path_column} and {label_column}", sorted(images), 0)
+
+
+def _columns(file: Path, header: Sequence[str]) -> tuple[str, str, str | None]:
+    by_name = {name.strip().lower(): name for name in header if name}
+    path = next((by_name[name] for name in PATH_COLUMNS if name in by_name), None)
+    label = next((by_name[name] for name in LABEL_COLUMNS if name in by_name), None)
+    if path is None or label is None:
+        raise AutoFormerError(
+            f"{file}: its first line must name a column 'path' and a column 'label' (and may name 'split'); "
+            f"it has: {', '.join(map(str, header)) or 'nothing'}"
+        )
+    return path, label, by_name.get("split")
+
+
+def _inside(file: Path, line: int, text: str | None, root: Path) -> Path:
+    """The file that a line names. It must lie in the CSV's folder, where links lead to, too."""
+    if not text or not text.strip() or "\0" in text:
+        raise AutoFormerError(f"{file}, line {line}: no path")
+    path = Path(os.path.normpath(root / text.strip()))
+    if not path.is_relative_to(root) or not path.resolve().is_relative_to(root):
+        raise AutoFormerError(
+            f"{file}, line {line}: {text} lies outside the folder of the CSV; move the images into it"
+        )
+    return path
+
+
+def _label(file: Path, line: int, text: str | None) -> str:
+    label = (text or "").strip()
+    if not label:
+        raise AutoFormerError(f"{file}, line {line}: no label")
+    return label
+
+
+def _split(file: Path, line: int, text: str | None) -> str:
+    name = (text or "").strip().lower()
+    if name and name not in _SPLIT_OF:
+        raise AutoFormerError(f"{file}, line {line}: split '{name}' is none of train, val, test")
+    return _SPLIT_OF.get(name, "")
+
+
+def _check(source: Source, path: Path) -> None:
+    if not source.images:
+        raise AutoFormerError(f"{path}: names no images")
+    if len(source.classes) < 2:
+        raise AutoFormerError(f"{path}: one class only, '{source.classes[0]}'; a classifier needs two or more")
+    splits = {image.split for image in source.images}
+    if "" in splits and len(splits) > 1:
+        raise AutoFormerError(f"{path}: some images have a split and some have none; give it for all or for none")
+    trained = {image.label for image in source.images if image.split in ("", "train")}
+    for split in ("val", "test"):
+        unknown = {image.label for image in source.images if image.split == split} - trained
+        if unknown:
+            raise AutoFormerError(f"{path}: the class '{min(unknown)}' is in {split} but not in train")
+    if "train" not in splits and "" not in splits:
+        raise AutoFormerError(f"{path}: no image is in the split 'train'")
