@@ -78,6 +78,14 @@ format: $(STAMP) ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+.PHONY: docs
+docs: $(STAMP) ## make docs/configuration.md from the models that validate the configuration
+	$(BIN)/python -m docs.configuration
+
+.PHONY: docs-check
+docs-check: $(STAMP) ## check links, commands, keys, paths and quoted messages of the documents
+	$(BIN)/python -m docs.check
+
 .PHONY: clean
 clean: ## remove what runs have left: runs/, work/, artifacts/, dist/; keeps data, registry and environment
 	rm -rf runs work artifacts dist dvc_plots

@@ -87,17 +87,19 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: float = Field(gt=0)
+    epochs: float = Field(gt=0, description="passes over the training images; a fraction is fine")
     batch_size: int = Field(gt=0, description="images of an optimiser step")
     accumulation: int | Literal["auto"] = Field(
         "auto", description="forward passes, all of one subnet, to an optimiser step; auto for as few as memory allows"
     )
-    learning_rate: float = Field(gt=0)
-    min_learning_rate: float = Field(0.0, ge=0)
-    warmup_learning_rate: float = Field(1e-6, ge=0)
-    warmup_epochs: float = Field(0.0, ge=0)
-    weight_decay: float = Field(0.05, ge=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    learning_rate: float = Field(gt=0, description="of AdamW at its peak, whatever the batch size")
+    min_learning_rate: float = Field(0.0, ge=0, description="at which the cosine ends")
+    warmup_learning_rate: float = Field(1e-6, ge=0, description="from which it rises at first, linearly")
+    warmup_epochs: float = Field(0.0, ge=0, description="of that rise; part of epochs")
+    weight_decay: float = Field(
+        0.05, ge=0, description="of AdamW; norms, biases, tokens, positions and relative tables have none"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over all classes")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the deepest block; linear from 0")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient; null for none")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; null for none")
@@ -108,7 +110,7 @@ class Recipe(BaseModel):
         None, gt=0, description="new linear weights have deviation gain / sqrt(inputs); null for the official 0.02"
     )
     augmentation: Augmentation = Augmentation()
-    distillation: Distillation | None = None
+    distillation: Distillation | None = Field(None, description="learn from a teacher too; null for none")
 
     @field_validator("accumulation")
     @classmethod

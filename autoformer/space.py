@@ -87,10 +87,10 @@ class SupernetSize(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    embed_dim: int = Field(gt=0)
-    depth: int = Field(gt=0)
-    num_heads: int = Field(gt=0)
-    mlp_ratio: float = Field(gt=0)
+    embed_dim: int = Field(gt=0, description="channels of a token")
+    depth: int = Field(gt=0, description="blocks")
+    num_heads: int = Field(gt=0, description="attention heads of each block")
+    mlp_ratio: float = Field(gt=0, description="hidden width of each block's MLP, as a multiple of embed_dim")
 
 
 class Choices(BaseModel):
@@ -98,10 +98,10 @@ class Choices(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    embed_dim: tuple[int, ...]
-    depth: tuple[int, ...]
-    num_heads: tuple[int, ...]
-    mlp_ratio: tuple[float, ...]
+    embed_dim: tuple[int, ...] = Field(description="ascending; one for the whole subnet")
+    depth: tuple[int, ...] = Field(description="ascending; one for the whole subnet")
+    num_heads: tuple[int, ...] = Field(description="ascending; one for each block")
+    mlp_ratio: tuple[float, ...] = Field(description="ascending; one for each block")
 
     @field_validator("*")
     @classmethod
@@ -116,15 +116,17 @@ class SearchSpace(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1)
-    image_size: int = Field(gt=0)
-    patch_size: int = Field(gt=0)
-    in_channels: int = Field(gt=0)
-    num_classes: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    max_relative_position: int = Field(gt=0)
-    relative_position: bool = True
-    pooling: Literal["mean", "class_token"] = "mean"
+    name: str = Field(min_length=1, description="that of the file")
+    image_size: int = Field(gt=0, description="pixels in height and in width")
+    patch_size: int = Field(gt=0, description="pixels in height and in width; divides image_size")
+    in_channels: int = Field(gt=0, description="1 for grey, 3 for RGB")
+    num_classes: int = Field(gt=0, description="of the data set")
+    head_dim: int = Field(gt=0, description="channels of an attention head")
+    max_relative_position: int = Field(gt=0, description="patches; greater offsets share one entry")
+    relative_position: bool = Field(True, description="whether attention knows where patches lie to each other")
+    pooling: Literal["mean", "class_token"] = Field(
+        "mean", description="what is classified: the mean of the patches, or a token"
+    )
     supernet: SupernetSize
     choices: Choices
 

@@ -66,10 +66,10 @@ class TrainSupernet(TrainingSection):
 class Limits(Section):
     """What a legal candidate may cost; both ends are legal. Null for no limit."""
 
-    min_params_m: float | None = Field(None, ge=0)
-    max_params_m: float | None = Field(None, gt=0)
-    min_macs_g: float | None = Field(None, ge=0)
-    max_macs_g: float | None = Field(None, gt=0)
+    min_params_m: float | None = Field(None, ge=0, description="least parameters, in millions")
+    max_params_m: float | None = Field(None, gt=0, description="most parameters, in millions")
+    min_macs_g: float | None = Field(None, ge=0, description="least multiply-adds for one image, in thousand millions")
+    max_macs_g: float | None = Field(None, gt=0, description="most multiply-adds for one image, in thousand millions")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -83,18 +83,18 @@ class Limits(Section):
 class SearchSubnet(Section):
     """Evolution (paper section 3.4). Scored in all: population + generations x population, at most."""
 
-    population: int = Field(50, gt=0)
+    population: int = Field(50, gt=0, description="candidates of a generation")
     generations: int = Field(20, ge=0, description="after the initial population")
     parents: int = Field(10, gt=0, description="best candidates so far that mutate and cross over")
-    mutations: int = Field(25, ge=0)
-    crossovers: int = Field(25, ge=0)
+    mutations: int = Field(25, ge=0, description="of a generation, made by changing one parent")
+    crossovers: int = Field(25, ge=0, description="of a generation, made of two parents; random ones fill it up")
     mutation_probability: float = Field(0.2, ge=0, le=1, description="for each block's heads and MLP ratio")
     structure_probability: float = Field(0.4, ge=0, le=1, description="for depth and for width")
     tries: int = Field(10_000, gt=0, description="draws before a population counts as impossible to fill")
     random_baseline: bool = Field(True, description="score as many random legal candidates, for comparison")
     weights: Literal["ema", "raw"] = Field("ema", description="the supernet weights that candidates inherit")
     images: int | None = Field(None, gt=0, description="search images that score a candidate; null for all")
-    batch_size: int = Field(500, gt=0)
+    batch_size: int = Field(500, gt=0, description="images of a forward pass; moves no score but by rounding")
     limits: Limits = Limits()
 
     @model_validator(mode="after")
@@ -118,13 +118,13 @@ class RetrainSubnet(TrainingSection):
 
 
 class EvaluateSubnet(Section):
-    batch_size: int = Field(500, gt=0)
+    batch_size: int = Field(500, gt=0, description="images of a forward pass; moves no figure but by rounding")
     mistakes: int = Field(24, ge=0, description="wrongly classified images shown in the report")
 
 
 class RegisterModel(Section):
-    model_name: str = Field(min_length=1)
-    alias: str = "champion"
+    model_name: str = Field(min_length=1, description="in MLflow's registry")
+    alias: str = Field("champion", description="of the version to use; moved to each version that is registered")
     min_top1_percent: float = Field(ge=0, le=100, description="test accuracy below which nothing is registered")
 
 
@@ -133,8 +133,8 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1)
-    seed: int = Field(ge=0)
+    name: str = Field(min_length=1, description="of the run in MLflow")
+    seed: int = Field(ge=0, description="of everything that is drawn")
     threads: int | None = Field(None, gt=0, description="CPU threads of torch; null for one a core")
     device: str = Field(
         "auto",
@@ -142,7 +142,7 @@ class Config(BaseModel):
         description="auto, cpu, cuda, cuda:N or mps; auto takes a GPU where there is one",
     )
     dataset: str = Field(min_length=1, description="a folder of data/")
-    space: SearchSpace
+    space: SearchSpace = Field(description="what the subnet is searched in; its images must be the data set's")
     prepare_data: PrepareData | None = None
     train_supernet: TrainSupernet | None = None
     search_subnet: SearchSubnet | None = None

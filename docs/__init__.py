@@ -1,0 +1,1 @@
+"""The documents, and how they are made and checked."""
