@@ -4,9 +4,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3.11
-PRESET ?= params.yaml
 SET ?=
 DATASET ?= fashion-mnist
+SETTINGS = $(if $(PRESET),--preset '$(PRESET)') $(if $(SET),--set '$(SET)')
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -39,17 +39,22 @@ lock: ## resolve the dependencies of pyproject.toml into requirements.lock
 	  --no-emit-index-url --no-emit-find-links --quiet --upgrade --output-file requirements.lock
 
 .PHONY: data
-data: $(STAMP) ## fetch the images into data/, verified by checksum
+data: $(STAMP) ## fetch the images into data/, verified; or put yours there: make data DATA=path NAME=name
+ifdef DATA
+	$(BIN)/python -m pipeline.own_images --source '$(DATA)' --name '$(NAME)' $(SETTINGS)
+	$(BIN)/dvc commit --quiet --force data.dvc
+else
 	$(BIN)/python -m components.prepare_data.fetch --dataset $(DATASET) --data data/$(DATASET)
 	$(BIN)/dvc commit --quiet data.dvc
+endif
 
 .PHONY: run
-run: data ## run the whole pipeline on this machine, through KFP, without a cluster
-	$(BIN)/python -m pipeline.local --preset $(PRESET) $(if $(SET),--set '$(SET)') $(if $(FRESH),--fresh)
+run: $(if $(DATA),$(STAMP),data) ## run the whole pipeline here, through KFP: the demo, or DATA=path for your images
+	$(BIN)/python -m pipeline.local $(SETTINGS) $(if $(DATA),--source '$(DATA)') $(if $(DRY_RUN),--dry-run) $(if $(FRESH),--fresh)
 
 .PHONY: repro
 repro: data ## the same steps through `dvc repro`
-	$(BIN)/python -m pipeline.repro --preset $(PRESET) $(if $(SET),--set '$(SET)')
+	$(BIN)/python -m pipeline.repro $(SETTINGS)
 
 .PHONY: compile
 compile: $(STAMP) ## compile the DAG to dist/autoformer.yaml, for a KFP cluster (IMAGE=… names the image)
@@ -57,7 +62,11 @@ compile: $(STAMP) ## compile the DAG to dist/autoformer.yaml, for a KFP cluster 
 
 .PHONY: ui
 ui: $(STAMP) ## open the MLflow UI on http://127.0.0.1:5000
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --port $(or $(PORT),5000)
+	$(BIN)/python -m components.tracking.ui --port $(or $(PORT),5000)
+
+.PHONY: compare
+compare: $(STAMP) ## say what differs between two pipeline runs: make compare RUNS="a b"; without, list them
+	$(BIN)/python -m pipeline.compare $(RUNS)
 
 .PHONY: predict
 predict: $(STAMP) ## name the class of an image: make predict IMAGE=path

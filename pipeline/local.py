@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -16,16 +17,19 @@ from components.cli import BAD_INPUT
 from components.config import ROOT, STEPS, Config
 from components.resolve_config.step import resolve
 from pipeline.console import Console
+from pipeline.own_images import adopt, told
 from pipeline.summary import summary
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m pipeline.local", description="Run the pipeline on this machine.")
-    result.add_argument(
-        "--preset", default="params.yaml", help="a preset's name or a params file (default: params.yaml)"
-    )
+    result.add_argument("--preset", help="a preset's name or a params file (default: params.yaml; photos for --source)")
     result.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
     result.add_argument("--data", type=Path, help="folder with the delivered archives (default: data/<dataset>)")
+    result.add_argument(
+        "--source", type=Path, help="your own images: class folders, train/val/test folders of them, or a CSV"
+    )
+    result.add_argument("--dry-run", action="store_true", help="print what the run would take, from measured steps")
     result.add_argument("--fresh", action="store_true", help="run every step, also where its result is in the cache")
     return result
 
@@ -40,12 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    preset = str(Path(arguments.preset).resolve()) if arguments.preset.endswith((".yaml", ".yml")) else arguments.preset
     overrides = [item for text in arguments.overrides for item in shlex.split(text)]
+    given: Path | None = arguments.data
+    preset: str | None = arguments.preset
+    if arguments.source is not None:
+        adopted = adopt(arguments.source, preset, overrides)
+        given, preset, overrides = adopted
+        print(told(given), flush=True)
+    preset = preset or "params.yaml"
+    preset = str(Path(preset).resolve()) if preset.endswith((".yaml", ".yml")) else preset
     config = resolve(preset, shlex.join(overrides))
-    data = (arguments.data or ROOT / "data" / config.dataset).resolve()
+    data = (given or ROOT / "data" / config.dataset).resolve()
     if not data.is_dir():
         raise AutoFormerError(f"{data}: no such folder; `make data` fetches the images of '{config.dataset}'")
+    if arguments.source is not None or arguments.dry_run:
+        code = _print_plan(config, data)
+        if code or arguments.dry_run:
+            return code
     data_hash = hash_path(data)
     run_id = tracking.open_pipeline_run(config, {"data_hash": data_hash, "runner": "kfp.local"})
     failure = ROOT / "runs" / f".failure-{os.getpid()}.json"
@@ -66,6 +81,12 @@ def _run(arguments: argparse.Namespace) -> int:
         tracking.close_pipeline_run(run_id, status)
     _show(config, results, time.monotonic() - started, run_id)
     return 0
+
+
+def _print_plan(config: Config, data: Path) -> int:
+    """What the run will take, measured in a process of its own, as every step is."""
+    command = [sys.executable, "-m", "components.plan", "--config", config.model_dump_json(), "--data", str(data)]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | patient_threads(), check=False).returncode
 
 
 def _prepare_environment(run_id: str, failure: Path) -> None:

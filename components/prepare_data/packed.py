@@ -83,10 +83,21 @@ def pack_statistics(data: Path, rows: Split, channels: int) -> tuple[tuple[float
 
 def describe(delivered: Delivered, splits: dict[str, Split], notes: tuple[str, ...], data: Path) -> DatasetCard:
     """The data set's card."""
-    card = delivered.card
-    mean, std = pack_statistics(data, splits["train"], card.channels)
+    mean, std = pack_statistics(data, splits["train"], delivered.card.channels)
     if min(std) == 0:
         raise AutoFormerError(f"{data}: a channel has one value in all training images; there is nothing to learn from")
+    return card_of(delivered, splits, notes, mean, std)
+
+
+def card_of(
+    delivered: Delivered,
+    splits: dict[str, Split],
+    notes: tuple[str, ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> DatasetCard:
+    """The card of a pack's data set, with the statistics of its training pixels."""
+    card = delivered.card
     refused = f"{card.unreadable} unreadable images were left out" if card.unreadable else ""
     return DatasetCard(
         name=card.name,

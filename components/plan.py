@@ -1,0 +1,225 @@
+"""What a run will take, before it is begun: steps, images, memory and hours, from training steps that are measured.
+
+    python -m components.plan --config CONFIG --data FOLDER
+
+Nothing is written, and nothing of the run depends on it.
+"""
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from autoformer.archives import EncodedImages, EncodedSplit
+from autoformer.dataset import DatasetCard
+from autoformer.dataset import Images as Pixels
+from autoformer.errors import AutoFormerError
+from autoformer.images import model_pixels
+from autoformer.space import SearchSpace
+from autoformer.splits import Shares
+from components.cli import BAD_INPUT
+from components.config import Config, TrainingSection, load_config
+from components.inputs import check_space
+from components.prepare_data import fashion_mnist, packed
+
+STEP_SECONDS = 20  # what a step's process takes to start and to end
+_ENOUGH_SECONDS = 5.0
+_MOST_STEPS = 30
+
+
+class Images(NamedTuple):
+    """How many images each split has."""
+
+    train: int
+    search: int
+    test: int
+
+
+class Stage(NamedTuple):
+    """One step of the pipeline: how many images go through it, and how fast."""
+
+    name: str
+    work: str
+    images: float
+    images_per_second: float
+
+    @property
+    def hours(self) -> float:
+        return (STEP_SECONDS + (self.images / self.images_per_second if self.images else 0)) / 3600
+
+
+class Plan(NamedTuple):
+    device: str
+    images: Images
+    stages: list[Stage]
+    memory_gb: float
+
+    @property
+    def hours(self) -> float:
+        return sum(stage.hours for stage in self.stages)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m components.plan", description="Estimate what a run will take.")
+    parser.add_argument("--config", required=True, help="a preset's name, a params file, or the same as JSON text")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the delivered images")
+    arguments = parser.parse_args(argv)
+    try:
+        print(shown(make_plan(load_config(arguments.config), arguments.data)), flush=True)
+    except AutoFormerError as error:
+        print(f"plan: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+def make_plan(config: Config, data: Path) -> Plan:
+    """Measure some training steps and some scored images of the configured supernet, and count the rest."""
+    import torch
+
+    from autoformer.devices import find_device
+
+    assert config.train_supernet and config.retrain_subnet and config.search_subnet
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = find_device(config.device)
+    card, pictures, images = _delivered(config, data)
+    training, scoring = _measure(config, card, pictures)
+    search = config.search_subnet
+    candidates = search.population * (1 + search.generations) * (2 if search.random_baseline else 1)
+    scored = min(search.images or images.search, images.search)
+    trainings = {"inherited": 0}.get(config.retrain_subnet.mode, 1) + config.retrain_subnet.scratch_reference
+    stages = [
+        Stage("prepare_data", "", sum(images), 2000.0),
+        _training_stage("train_supernet", config.train_supernet, images.train, 1, training),
+        Stage("search_subnet", f"{candidates:,} candidates on {scored:,} images", candidates * scored, scoring),
+        _training_stage("retrain_subnet", config.retrain_subnet, images.train, trainings, training),
+        Stage("evaluate_subnet", f"{images.test:,} images", 3 * images.test, scoring),
+        Stage("register_model", "", 0, 1.0),
+    ]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / 2**30
+    return Plan(str(device), images, stages, peak)
+
+
+def _training_stage(name: str, section: TrainingSection, images: int, times: int, rate: float) -> Stage:
+    steps = times * max(1, round(section.epochs * (images // section.batch_size)))
+    if not times:
+        return Stage(name, "none: weights as inherited", 0, 1.0)
+    trainings = f"{times} trainings of " if times > 1 else ""
+    work = f"{trainings}{section.epochs:g} epochs, {steps:,} steps of {section.batch_size}"
+    return Stage(name, work, steps * section.batch_size, rate)
+
+
+def _delivered(config: Config, data: Path) -> tuple[DatasetCard, Pixels | EncodedSplit, Images]:
+    """A card, images that stand for the train split, and the size of each split."""
+    section, space = config.prepare_data, config.space
+    assert section is not None
+    half = (0.5,) * space.in_channels
+    if not packed.is_pack(data):
+        fashion_mnist.check_files(data)
+        search = section.search_images or 0
+        card, pixels = _noise(space)
+        return card, pixels, Images(60_000 - search, search, 10_000)
+    delivered = packed.read_delivered(data)
+    splits, notes = packed.split_pack(delivered, Shares(section.search_percent, section.test_percent), config.seed)
+    card = packed.card_of(delivered, splits, notes, half, half)
+    check_space(card, space)
+    train = splits["train"]
+    encoded = EncodedSplit(EncodedImages(data, train, card.channels), train.labels.astype(np.int64))
+    counts = Images(*(len(splits[name].labels) for name in Images._fields))
+    assert config.train_supernet is not None
+    if config.train_supernet.augmentation.by_image:
+        return card, encoded, counts
+    few = range(min(len(train.labels), 8 * config.train_supernet.batch_size))
+    decoded = [model_pixels(encoded.pictures.image(index), card.channels, space.image_size) for index in few]
+    return card, Pixels(np.stack(decoded), encoded.labels[: len(few)], []), counts
+
+
+def _noise(space: SearchSpace) -> tuple[DatasetCard, Pixels]:
+    """Images of the space's shape, which take as long as any."""
+    shape = (2048, space.in_channels, space.image_size, space.image_size)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    half = (0.5,) * space.in_channels
+    card = DatasetCard(
+        name="noise", classes=tuple(map(str, range(space.num_classes))), image_size=space.image_size,
+        channels=space.in_channels, encoding="raw", mean=half, std=half, counts={}, licence="", source="",
+        archives={}, split_hashes={},
+    )  # fmt: skip
+    return card, Pixels(pixels, np.zeros(len(pixels), dtype=np.int64), [])
+
+
+def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -> tuple[float, float]:
+    """Images a second of training, and of scoring a candidate."""
+    import torch
+
+    from autoformer.evaluation import predict_logits
+    from autoformer.supernet import Supernet
+    from autoformer.training import supernet_forward
+    from components.trainers import make_trainer
+
+    section, space = config.train_supernet, config.space
+    assert section is not None and config.search_subnet is not None
+    if section.batch_size > len(images.labels):
+        raise AutoFormerError(
+            f"train_supernet.batch_size = {section.batch_size}: an optimiser step takes {section.batch_size} images, "
+            f"but the train split has {len(images.labels)}; choose a smaller one"
+        )
+    model = Supernet(space, section.drop_path)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(
+            "train_supernet", model, supernet_forward(space, config.seed), lambda batch: model(batch, space.largest),
+            images, card, config, section, config.seed, Path(folder) / "found.json",
+        )  # fmt: skip
+    trainer.total_steps = sys.maxsize
+    training = _rate(lambda: trainer.advance(1), section.batch_size)
+    trainer.images.close()
+    size = (config.search_subnet.batch_size, space.in_channels, space.image_size, space.image_size)
+    batch = torch.zeros(size, dtype=torch.uint8)
+    model.eval()
+
+    def score() -> None:
+        predict_logits(lambda part: model(part, space.middle), batch, card.mean, card.std, len(batch), trainer.device)
+
+    return training, _rate(score, len(batch))
+
+
+def _rate(work: Callable[[], object], images: int) -> float:
+    """Images a second of a piece of work, after two to warm up."""
+    for _ in range(2):
+        work()
+    start, done = time.perf_counter(), 0
+    while done < _MOST_STEPS and (done < 3 or time.perf_counter() - start < _ENOUGH_SECONDS):
+        work()
+        done += 1
+    return done * images / (time.perf_counter() - start)
+
+
+def shown(plan: Plan) -> str:
+    """The plan as a table."""
+    lines = [
+        f"plan, on {plan.device}: {plan.images.train:,} images to train, {plan.images.search:,} to search, "
+        f"{plan.images.test:,} to test",
+        f"  {'step':<18}{'work':<48}{'images':>12}{'images/s':>10}{'time':>10}",
+    ]
+    for stage in plan.stages:
+        rate = f"{stage.images_per_second:,.0f}" if stage.images else ""
+        images = f"{stage.images:,.0f}" if stage.images else ""
+        lines.append(f"  {stage.name:<18}{stage.work:<48}{images:>12}{rate:>10}{_time(stage.hours):>10}")
+    memory = "GPU memory" if plan.device.startswith("cuda") else "memory"
+    lines.append(f"  in all about {_time(plan.hours)}, and {plan.memory_gb:.1f} GB of {memory} in the largest step")
+    return "\n".join(lines)
+
+
+def _time(hours: float) -> str:
+    return f"{hours * 60:.1f} min" if hours < 1 else f"{hours:.1f} h"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
