@@ -1,14 +1,23 @@
 """Data that several tests read. Nothing may be written into it."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from browser_store import Store, make_store
 from tiny import TinyData, make_tiny_data
 from tracking_fixtures import make_empty_store
 from whole_run import WholeRun, check_out, whole_run
 
 from components.config import ROOT
 from components.prepare_data.fetch import fetch
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+NO_BROWSER = "there is no Chromium on this machine: `make browser` installs it (as root, on Debian)"
 
 
 @pytest.fixture(scope="session")
@@ -37,10 +46,38 @@ def kfp_run(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> Wh
     return whole_run(check_out(tmp_path_factory.mktemp("kfp"), fashion_mnist, store))
 
 
+@pytest.fixture(scope="session")
+def two_runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: TinyData) -> Store:
+    """An MLflow store with two pipeline runs on tiny data, their folders beside it."""
+    empty = make_empty_store(tmp_path_factory.getbasetemp() / "mlflow-store")
+    return make_store(tmp_path_factory.mktemp("two-runs"), empty, tiny_data)
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    """Chromium. Where there is none its tests are skipped, unless `REQUIRE_BROWSER` says that there must be one."""
+    from benchmarks.screenshots import CHROMIUM, chromium
+
+    if not Path(CHROMIUM).exists():
+        if os.environ.get("REQUIRE_BROWSER"):
+            pytest.fail(NO_BROWSER)
+        pytest.skip(NO_BROWSER)
+    with chromium() as found:
+        yield found
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tests that were left out for want of a browser are said aloud, not by a letter among six hundred."""
+    left_out = [report for report in terminalreporter.stats.get("skipped", []) if NO_BROWSER in str(report.longrepr)]
+    if left_out:
+        terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
+        terminalreporter.line(f"{len(left_out)} tests of MLflow's pages and of the report were skipped: {NO_BROWSER}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay on one worker, for its fixtures' sake; so do the two files that share the whole run."""
+    """A file's tests stay on one worker, for its fixtures' sake; so do files that share what is dear to make."""
+    shared = {"kfp_run": "whole run", "two_runs": "two runs"}
     for item in items:
-        file = item.path.stem
-        item.add_marker(
-            pytest.mark.xdist_group("whole run" if "kfp_run" in getattr(item, "fixturenames", ()) else file)
-        )
+        names = getattr(item, "fixturenames", ())
+        group = next((group for fixture, group in shared.items() if fixture in names), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(group))

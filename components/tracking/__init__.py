@@ -3,6 +3,7 @@
 Everything goes through `MlflowClient` with run ids said outright, so that no global run is active.
 """
 
+from components.tracking.history import Listed, PipelineRun, find_run_id, list_pipeline_runs, read_pipeline_run
 from components.tracking.models import (
     ModelVersion,
     aliased_version,
@@ -17,17 +18,22 @@ from components.tracking.step_run import StepRun
 from components.tracking.store import initialise, tracking_uri
 
 __all__ = [
+    "Listed",
     "ModelVersion",
+    "PipelineRun",
     "Status",
     "StepRun",
     "aliased_version",
     "close_pipeline_run",
     "find_pipeline_run",
+    "find_run_id",
     "initialise",
+    "list_pipeline_runs",
     "log_model",
     "model_folder",
     "move_alias",
     "open_pipeline_run",
+    "read_pipeline_run",
     "register",
     "step_run",
     "tracking_uri",

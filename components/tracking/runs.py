@@ -104,7 +104,7 @@ def step_run(
     if begun.parent_id:
         record["mlflow_parent_run_id"] = begun.parent_id
     outbox = Outbox(sender(client), backlog_folder() / f"{begun.run_id}.json")
-    run = StepRun(begun.run_id, outbox, begun.logged)
+    run = StepRun(begun.run_id, outbox, begun.logged, begun.parent_id)
     run.params(config_params(config, [step]))
     for name, digest in inputs.items():
         run.dataset(f"{config.dataset}/{name}", digest, context=name)

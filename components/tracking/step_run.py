@@ -12,6 +12,20 @@ from components.tracking.outbox import Outbox
 from components.tracking.provenance import user
 
 FLUSH_SECONDS = 5.0
+ARCH = "arch"  # the tag that says a subnet in one line
+# Figure of a step -> what a pipeline run calls it, and the unit there. Where a candidate has the same figure, its name.
+_HEADLINE: dict[str, tuple[str, float]] = {
+    "chosen_top1_percent": ("val/top1", 1),
+    "params": ("cost/params_m", 1e6),
+    "macs": ("cost/macs_g", 1e9),
+    **{
+        name: (name, 1)
+        for name in (
+            "test_top1_percent", "test_top1_low_percent", "test_top1_high_percent", "test_top5_percent", "test_loss",
+            "test_ece", "test_images", "inherited_test_top1_percent", "scratch_test_top1_percent",
+        )
+    },
+}  # fmt: skip
 
 
 class StepRun:
@@ -21,10 +35,14 @@ class StepRun:
         run_id: MLflow's; empty where nothing is logged.
         outbox: takes what is logged, and sends it when it can.
         logged: metric -> last step that the run already holds, where work is resumed.
+        parent_id: the pipeline run that the step belongs to; empty where there is none, as under KFP's own run.
     """
 
-    def __init__(self, run_id: str, outbox: Outbox, logged: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, run_id: str, outbox: Outbox, logged: Mapping[str, int] | None = None, parent_id: str | None = None
+    ) -> None:
         self.run_id = run_id
+        self._parent_id = parent_id
         self._outbox = outbox
         self._logged = dict(logged or {})
         self._flush_at = time.monotonic() + FLUSH_SECONDS
@@ -47,8 +65,25 @@ class StepRun:
         self._put("params", params={key: str(value) for key, value in values.items()})
 
     def subnet(self, spec: SubnetSpec) -> None:
-        """Log the subnet that the step is about, as `arch/…` parameters."""
+        """Log the subnet that the step is about, as `arch/…` parameters, and as one line for a table's column."""
         self.params(arch_params(spec))
+        self.tags({ARCH: arch_text(spec)})
+
+    def headline(self, found: Mapping[str, float], spec: SubnetSpec) -> None:
+        """Tell the pipeline run what came out, so that a table of pipeline runs says it without opening them.
+
+        Metrics and a tag, not parameters: a pipeline run that is gone on with after an edit of the code may end in
+        another subnet, and a parameter never changes.
+
+        Args:
+            found: figures by the names of evaluation/metrics.json or search/metrics.json; others are left out.
+        """
+        if not self._parent_id:
+            return
+        now = milliseconds()
+        points = [[name, found[key] / size, now, 0] for key, (name, size) in _HEADLINE.items() if key in found]
+        self._outbox.put({"kind": "metrics", "run_id": self._parent_id, "metrics": points})
+        self._outbox.put({"kind": "tags", "run_id": self._parent_id, "tags": {ARCH: arch_text(spec)}})
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._put("tags", tags=dict(values))
@@ -100,6 +135,12 @@ def arch_params(spec: SubnetSpec) -> dict[str, str | float]:
     }
 
 
+def arch_text(spec: SubnetSpec) -> str:
+    """A subnet in one line: "depth 2, width 64, heads 4 8, ratios 2 3.5"."""
+    heads, ratios = " ".join(map(str, spec.num_heads)), " ".join(f"{ratio:g}" for ratio in spec.mlp_ratio)
+    return f"depth {spec.depth}, width {spec.embed_dim}, heads {heads}, ratios {ratios}"
+
+
 def child_run(candidate: Mapping[str, Any]) -> dict[str, Any]:
     """What MLflow is told of a candidate: name, parameters, metrics, tags."""
     row = dict(candidate)
@@ -118,7 +159,7 @@ def child_run(candidate: Mapping[str, Any]) -> dict[str, Any]:
     for key, metric in (("loss", "val/loss"), ("latency_ms", "cost/latency_ms")):
         if row.get(key) not in (None, ""):
             metrics[metric] = float(row.pop(key))
-    tags = {key: str(value) for key, value in row.items() if value not in (None, "")}
+    tags = {key: str(value) for key, value in row.items() if value not in (None, "")} | {ARCH: arch_text(spec)}
     return {"name": name, "params": arch_params(spec), "metrics": metrics, "tags": tags}
 
 

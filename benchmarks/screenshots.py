@@ -1,0 +1,228 @@
+"""The pictures of docs/, taken from a real store and a real report: `python -m benchmarks.screenshots --help`.
+
+The tests of the same pages use this module's browser.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ConsoleMessage, Page
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+# Without these, Chromium calls its maker's hosts at every start. The sandbox wants rights that a container lacks.
+ARGUMENTS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+LARGEST_PICTURE = 300_000  # bytes
+START_SECONDS, PAGE_SECONDS = 120, 60
+# What MLflow's pages open over themselves on a first visit: an assistant for language models, a note on usage data.
+_SEEN_BEFORE = """
+localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
+localStorage.setItem("mlflow.settings.telemetry.enabled_v1", "false");
+"""
+
+
+class Watched(NamedTuple):
+    """A page, and what went wrong on it."""
+
+    page: "Page"
+    errors: list[str]  # console errors and uncaught exceptions
+    requests: list[str]  # addresses outside the page's own host, and of a file any but itself
+
+
+@contextlib.contextmanager
+def chromium() -> "Iterator[Browser]":
+    """Debian's Chromium, headless, ended with the block."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextlib.contextmanager
+def watched(
+    browser: "Browser", width: int = 1440, height: int = 900, dark: bool = False, own: str = "http://127.0.0.1"
+) -> Iterator[Watched]:
+    """A page in a session of its own, as a first visitor has it, that collects errors and foreign requests."""
+    session = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
+    )
+    session.set_default_timeout(1000 * PAGE_SECONDS)
+    session.add_init_script(_SEEN_BEFORE if own.startswith("http") else "")
+    page = session.new_page()
+    seen = Watched(page, [], [])
+
+    def on_console(message: "ConsoleMessage") -> None:
+        if message.type == "error" and not _is_mlflows_own(message):
+            seen.errors.append(f"{message.text} ({message.location.get('url', '')})")
+
+    page.on("console", on_console)
+    page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    page.on("request", lambda request: None if _is_own(request.url, own) else seen.requests.append(request.url))
+    try:
+        yield seen
+    finally:
+        session.close()
+
+
+def _is_own(url: str, own: str) -> bool:
+    return url.startswith((own, "data:", "blob:"))
+
+
+def _is_mlflows_own(message: "ConsoleMessage") -> bool:
+    """The one message that is let through: MLflow's pages ask at every load who is logged in, and a server without
+    accounts answers 404, which Chromium reports. It comes on an empty store too, on every page."""
+    url = message.location.get("url", "")
+    return url.endswith("/ajax-api/2.0/mlflow/users/current") and "404" in message.text
+
+
+class Served(NamedTuple):
+    """A running `make ui`: the addresses that it printed, by what they show."""
+
+    pages: dict[str, str]
+    process: subprocess.Popen[str]
+
+    def page(self, word: str) -> str:
+        return next(address for shows, address in self.pages.items() if word in shows)
+
+
+@contextlib.contextmanager
+def mlflow_pages(uri: str, log: Path, command: Sequence[str] = ()) -> Iterator[Served]:
+    """Start the server of a store through `command` (that of `make ui`), wait until it answers, and end it."""
+    port = free_port()
+    command = [*command, f"PORT={port}"] if command else [sys.executable, "-m", "components.tracking.ui"]
+    command = command if command[-1].startswith("PORT") else [*command, "--port", str(port)]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": uri}
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        )
+    try:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if line.startswith("Ctrl-C"):
+                break
+        pages = {
+            shows.strip(" :"): address.strip() for shows, address in zip(lines, lines[1:], strict=False)
+            if address.strip().startswith("http") and shows.endswith(":")
+        }  # fmt: skip
+        wait_for(f"http://127.0.0.1:{port}/health", process, log)
+        yield Served(pages, process)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_for(address: str, process: subprocess.Popen[str], log: Path) -> None:
+    give_up = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > give_up:
+                raise RuntimeError(f"the server did not start: {log.read_text()[-2000:]}") from None
+            time.sleep(0.2)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def show_pipeline_runs(page: "Page", address: str) -> None:
+    page.goto(address)
+    page.get_by_text("matching runs").wait_for()
+    page.locator(".ag-cell").first.wait_for()
+
+
+def show_candidates(page: "Page", address: str) -> None:
+    page.goto(address)
+    page.get_by_text("matching runs").wait_for()
+    page.locator("svg.main-svg").first.wait_for()
+
+
+def show_comparison(page: "Page", address: str) -> None:
+    page.goto(address)
+    page.get_by_text(re.compile("Comparing .* Runs")).wait_for()
+    page.locator(".js-plotly-plot .parcoords").first.wait_for()
+
+
+def picture(page: "Page", file: Path) -> None:
+    """Write a PNG of the window, of at most 256 colours where it would be too large else."""
+    from PIL import Image
+
+    page.wait_for_timeout(1500)  # charts are drawn, and banners fold, after the page is there
+    page.screenshot(path=file)
+    if file.stat().st_size > LARGEST_PICTURE:
+        with Image.open(file) as image:
+            image.convert("RGB").quantize(256).save(file, optimize=True)
+    if file.stat().st_size > LARGEST_PICTURE:
+        raise RuntimeError(f"{file}: larger than {LARGEST_PICTURE:,} bytes")
+
+
+def take_mlflow(browser: "Browser", served: Served, out: Path) -> None:
+    with watched(browser, 1600, 900) as seen:
+        show_pipeline_runs(seen.page, served.page("pipeline runs"))
+        seen.page.get_by_label("Expand rows").or_(seen.page.get_by_text("Expand rows")).first.click()
+        picture(seen.page, out / "mlflow-experiment.png")
+    with watched(browser, 1600, 900) as seen:
+        show_candidates(seen.page, served.page("in charts"))
+        picture(seen.page, out / "mlflow-candidates.png")
+    with watched(browser, 1600, 1200) as seen:
+        show_comparison(seen.page, served.page("side by side"))
+        picture(seen.page, out / "mlflow-runs.png")
+
+
+def take_report(browser: "Browser", report: Path, out: Path) -> None:
+    with watched(browser, 1440, 1180, own=report.resolve().as_uri()) as seen:
+        seen.page.goto(report.resolve().as_uri())
+        picture(seen.page, out / "report.png")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.screenshots", description=__doc__)
+    parser.add_argument("--store", help="MLflow's address, such as sqlite:///mlflow.db, with two pipeline runs")
+    parser.add_argument("--report", type=Path, help="a report.html")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the pictures (default: docs)")
+    arguments = parser.parse_args(argv)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with chromium() as browser:
+        if arguments.store:
+            with mlflow_pages(arguments.store, arguments.out / ".mlflow-ui.log") as served:
+                take_mlflow(browser, served, arguments.out)
+            (arguments.out / ".mlflow-ui.log").unlink()
+        if arguments.report:
+            take_report(browser, arguments.report, arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
