@@ -15,7 +15,6 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms
 
-from autoformer.errors import AutoFormerError
 from autoformer.images import centre, resized_side, to_pixels, with_shorter_side
 from autoformer.randomness import seeded
 from autoformer.recipe import Augmentation
@@ -31,9 +30,6 @@ def picture_transform(
 
     Returns:
         a function from a grey or RGB picture to uint8 (C, S, S), which draws from the global generators.
-
-    Raises:
-        AutoFormerError: `rand_augment` is not what timm understands.
     """
     steps: list[Callable[[Image.Image], Image.Image]] = []
     if augmentation.crop_scale is None:
@@ -58,13 +54,9 @@ def _rand_augment(config: str, image_size: int, mean: Sequence[float]) -> Callab
     hparams = {
         "translate_const": int(image_size * 0.45),  # as timm's transforms_imagenet_train has it
         "img_mean": fill if len(fill) > 1 else fill[0],
+        "interpolation": Image.Resampling.BICUBIC,
     }
-    try:
-        transform: Callable[[Image.Image], Image.Image] = rand_augment_transform(config, hparams)
-    except (AssertionError, ValueError, KeyError, IndexError):
-        raise AutoFormerError(
-            f"augmentation.rand_augment = '{config}': not a RandAugment of timm; an example is rand-m9-mstd0.5-inc1"
-        ) from None
+    transform: Callable[[Image.Image], Image.Image] = rand_augment_transform(config, hparams)
     return transform
 
 

@@ -107,7 +107,7 @@ def centre(image: Image.Image, size: int) -> Image.Image:
 
 def to_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
     """uint8 (C, height, width)."""
-    array = np.asarray(image)
+    array = np.array(image)
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 

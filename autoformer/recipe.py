@@ -1,9 +1,12 @@
 """How weights are trained: a value that the training loop and the configuration share. Torch-free."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+# What timm's rand_augment_transform reads; it passes over most words that it does not know.
+_RAND_AUGMENT = r"rand(-(m\d+(\.\d+)?|n\d+|p\d*\.?\d+|w\d+|mstd(\d+(\.\d+)?|inf)|mmax\d+|inc[01]|t[a-z]+))*"
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -45,7 +48,7 @@ class Augmentation(BaseModel):
     @field_validator("rand_augment")
     @classmethod
     def _rand_augment(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("rand"):
+        if value is not None and not re.fullmatch(_RAND_AUGMENT, value):
             raise ValueError("expected a RandAugment of timm, such as rand-m9-mstd0.5-inc1")
         return value
 

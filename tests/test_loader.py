@@ -1,0 +1,226 @@
+"""Batches as a function of their number: order, copies, augmentation, whatever the workers and the moment."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from photographs import sample_photograph
+from PIL import Image
+from timm.data.mixup import mixup_target
+from torch import Tensor
+
+from autoformer.augmentation import BatchAugmentation, picture_transform
+from autoformer.dataset import Images
+from autoformer.loader import ArrayPictures, Order, PictureImages, training_images
+from autoformer.randomness import repeated_order, seeded
+from autoformer.recipe import Augmentation, Recipe
+
+FULL: dict[str, Any] = {
+    "crop_scale": (0.3, 1.0),
+    "flip": True,
+    "rand_augment": "rand-m9-mstd0.5-inc1",
+    "color_jitter": 0.4,
+    "repeats": 3,
+}
+
+
+def split(count: int = 30, channels: int = 3, size: int = 20) -> Images:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, channels, size, size), dtype=np.uint8)
+    return Images(pixels, np.arange(count, dtype=np.int64), [])
+
+
+def recipe(**augmentation: Any) -> Recipe:
+    return Recipe(epochs=1, batch_size=8, learning_rate=1, augmentation=Augmentation(**augmentation))
+
+
+def source(workers: int = 0, images: Images | None = None, seed: int = 4, **augmentation: Any) -> Any:
+    images = images or split()
+    mean = (0.5,) * images.pixels.shape[1]
+    return training_images(images, recipe(**augmentation), seed, images.pixels.shape[2], mean, 1, workers)
+
+
+def test_batches_are_the_same_whatever_the_workers_and_the_moment() -> None:
+    """Worker processes decode ahead and out of step with each other; none of it may show."""
+    plain = source(**FULL)
+    wanted = [plain.batch(number) for number in range(7)]  # two epochs of three batches, and one more
+    for workers in (1, 2):
+        ahead = source(workers, **FULL)
+        for number in (0, 1, 2, 5, 6, 1, 2):  # in order, then on from elsewhere, as after a resume or a rollback
+            batch = ahead.batch(number)
+            assert torch.equal(batch.pixels, wanted[number].pixels), (workers, number)
+            assert torch.equal(batch.labels, wanted[number].labels)
+        ahead.close()
+    assert not torch.equal(wanted[0].pixels, source(seed=5, **FULL).batch(0).pixels)
+    assert wanted[0].pixels.dtype == torch.uint8 and wanted[0].pixels.shape == (8, 3, 20, 20)
+
+
+def test_an_image_is_augmented_alike_in_whichever_batch_it_comes() -> None:
+    images, transform = split(), picture_transform(Augmentation(**FULL), 20, (0.5,) * 3)
+    order = Order(0, 30, 30, 30)
+    whole = PictureImages(ArrayPictures(images.pixels), torch.from_numpy(images.labels), order, transform, 0).batch(0)
+    halves_order = Order(0, 30, 30, 15)
+    halves = PictureImages(ArrayPictures(images.pixels), torch.from_numpy(images.labels), halves_order, transform, 0)
+    assert torch.equal(whole.pixels, torch.cat([halves.batch(0).pixels, halves.batch(1).pixels]))
+
+
+def test_augmentation_leaves_the_global_generators_as_they_were() -> None:
+    import random
+
+    def states() -> list[Any]:
+        return [random.random(), np.random.random(), torch.rand(1).item()]
+
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    wanted = states()
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    source(**FULL).batch(0)
+    assert states() == wanted
+    with seeded("a", 1):
+        one = states()
+    with seeded("a", 1):
+        assert states() == one
+    with seeded("a", 2):
+        assert all(x != y for x, y in zip(states(), one, strict=True))
+
+
+def test_repeated_augmentation_by_hand() -> None:
+    """Ten images, three copies: the first four of the shuffled order, the fourth of them once."""
+    plain, _ = repeated_order(0, 0, 10, 1)
+    samples, copies = repeated_order(0, 0, 10, 3)
+    assert samples.tolist() == [*np.repeat(plain[:3], 3), plain[3]]
+    assert copies.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+
+
+def test_repeated_augmentation_gives_as_timms_sampler_does_the_copies_to_each_process() -> None:
+    """timm's needs 256 samples at least for its rounding; its order is the shuffled one, three times each."""
+    from timm.data.distributed_sampler import RepeatAugSampler
+
+    ranks = [RepeatAugSampler(range(768), num_replicas=3, rank=rank, shuffle=False) for rank in range(3)]
+    theirs = np.stack([np.array(list(sampler)) for sampler in ranks])  # 3 x 256: copies of one image in a column
+    order = np.argsort(repeated_order(0, 0, 768, 1)[0])
+    samples, _ = repeated_order(0, 0, 768, 3)
+    ours = np.stack([order[samples[rank::3]] for rank in range(3)])  # places in the shuffled order
+    assert np.array_equal(ours, theirs)
+
+
+def test_copies_of_an_image_differ() -> None:
+    for augmentation in ({"crop_padding": 4, "repeats": 4}, FULL | {"repeats": 4}):
+        batch = source(**augmentation).batch(0)
+        assert batch.labels[:4].unique().numel() == 1
+        assert len({image.numpy().tobytes() for image in batch.pixels[:4]}) > 1
+
+
+def test_the_tail_of_an_epoch_that_fills_no_step_is_left_out() -> None:
+    batches = [source().batch(number).labels for number in range(3)]
+    assert len(torch.cat(batches).unique()) == 24  # of 30
+
+
+# --- timm's parts ---
+
+
+def test_a_picture_goes_through_timms_own_transforms() -> None:
+    """The same draws through timm's `transforms_imagenet_train`, which is what the official recipe calls."""
+    from timm.data.transforms_factory import transforms_imagenet_train
+    from torchvision import transforms
+
+    picture = sample_photograph("coffee")
+    theirs = transforms_imagenet_train(
+        64, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.5, color_jitter=None, interpolation="bicubic",
+        auto_augment="rand-m9-mstd0.5-inc1", normalize=False, mean=(0.5, 0.4, 0.3),
+    )  # fmt: skip
+    assert isinstance(theirs, transforms.Compose)
+    augmentation = Augmentation(crop_scale=(0.3, 1.0), flip=True, rand_augment="rand-m9-mstd0.5-inc1")
+    ours = picture_transform(augmentation, 64, (0.5, 0.4, 0.3))
+    for number in range(10):
+        with seeded("picture", number):
+            wanted = theirs(picture)
+        with seeded("picture", number):
+            assert torch.equal(ours(picture), wanted), number
+
+
+def test_no_image_in_two_thousand_is_refused_by_rand_augment() -> None:
+    """Pillow 13 refuses one or two in a thousand ("bits must be between or equal to 1 and 8")."""
+    transform = picture_transform(Augmentation(rand_augment="rand-m9-mstd0.5-inc1"), 16, (0.5,) * 3)
+    picture = sample_photograph("cat").resize((18, 18))
+    for number in range(2000):
+        with seeded("many", number):
+            assert transform(picture).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_and_colour_pictures(channels: int) -> None:
+    batch = source(images=split(channels=channels), **FULL).batch(0)
+    assert batch.pixels.shape == (8, channels, 20, 20) and len(batch.pixels.unique()) > 50
+
+
+@pytest.mark.parametrize("text", ["rand-nonsense", "rand-m9-q3", "rand-mx", "augmix"])
+def test_an_unknown_rand_augment_is_named(text: str) -> None:
+    """timm passes over most words that it does not know: a misspelt one would train without a word of warning."""
+    with pytest.raises(ValueError, match="rand-m9-mstd0.5-inc1"):
+        Augmentation(rand_augment=text)
+
+
+def mixed(images: Tensor, labels: Sequence[int], *seed: object, **augmentation: Any) -> tuple[Tensor, Tensor]:
+    augment = BatchAugmentation(Augmentation(**augmentation), 5, 0.1, torch.device("cpu"))
+    return augment(images.clone(), torch.tensor(labels), *seed)
+
+
+def test_mixup_mixes_images_and_targets_by_the_same_share() -> None:
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 6, 6)
+    shares = set()
+    for step in range(5):
+        out, targets = mixed(images, [0, 1, 2, 3], 0, step, mixup=0.8)
+        share = float(1 - out[0, 0, 0, 0] / 3)  # image 0 with image 3
+        shares.add(round(share, 6))
+        torch.testing.assert_close(out, images * share + images.flip(0) * (1 - share))
+        torch.testing.assert_close(targets, mixup_target(torch.arange(4), 5, share, 0.1))
+    assert len(shares) == 5
+    again = mixed(images, [0, 1, 2, 3], 0, 2, mixup=0.8)[0]
+    assert torch.equal(again, mixed(images, [0, 1, 2, 3], 0, 2, mixup=0.8)[0])
+
+
+def test_cutmix_targets_follow_the_area() -> None:
+    images = torch.stack([torch.zeros(1, 32, 32), torch.ones(1, 32, 32)])
+    out, targets = mixed(images, [0, 1], 7, cutmix=1.0)
+    share = float(out[0].mean())  # of the second image, by area
+    assert 0 < share < 1
+    torch.testing.assert_close(targets, mixup_target(torch.tensor([0, 1]), 5, 1 - share, 0.1))
+
+
+def test_erasing_takes_a_rectangle_from_the_given_share_of_images() -> None:
+    out, labels = mixed(torch.ones(400, 1, 32, 32), [0] * 400, 1, erase_probability=0.25, erase_mode="const")
+    erased = [image[0] == 0 for image in out if (image == 0).any()]
+    assert 70 < len(erased) < 130 and labels.shape == (400,)
+    for mask in erased:
+        rows, columns = mask.any(dim=1).sum(), mask.any(dim=0).sum()
+        assert mask.sum() == rows * columns
+        assert 0.01 < mask.float().mean() < 0.4
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"crop_scale": (0.5, 0.2)}, "0 < least <= most <= 1"),
+        ({"crop_scale": (0.5, 1), "crop_padding": 2}, "exclude each other"),
+        ({"rand_augment": "auto"}, "rand-m9-mstd0.5-inc1"),
+        ({"erase_mode": "white"}, "'const', 'rand' or 'pixel'"),
+    ],
+)
+def test_wrong_augmentations(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says.replace("(", r"\(")):
+        Augmentation(**changes)
+
+
+def test_mixing_needs_pairs() -> None:
+    with pytest.raises(ValueError, match="work on pairs: 5 images"):
+        Recipe(epochs=1, batch_size=10, accumulation=2, learning_rate=1, augmentation=Augmentation(mixup=0.5))
+
+
+def test_pictures_of_arrays_are_those_pixels(tmp_path: Path) -> None:
+    images = split(count=2)
+    picture = ArrayPictures(images.pixels).image(1)
+    picture.save(tmp_path / "image.png")
+    with Image.open(tmp_path / "image.png") as again:
+        assert np.array_equal(np.asarray(again).transpose(2, 0, 1), images.pixels[1])
