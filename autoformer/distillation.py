@@ -116,7 +116,8 @@ def _read_weights(file: Path, sha256: str | None) -> dict[str, Tensor]:
             f"{file}: holds more than tensors, which could be code and is not run; save its state dict as safetensors"
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise AutoFormerError(f"{file}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+        reason = " ".join(str(error).split()[:20]) or type(error).__name__
+        raise AutoFormerError(f"{file}: not a readable checkpoint ({reason}); save it again") from None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

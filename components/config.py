@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from autoformer.errors import AutoFormerError, nearest, validated
-from autoformer.files import canonical_json, hash_value, read_yaml
+from autoformer.files import canonical_json, hash_file, hash_value, read_yaml
 from autoformer.named import CONFIGS, load_space
 from autoformer.recipe import Recipe
 from autoformer.space import SearchSpace
@@ -182,11 +182,25 @@ def load_config(source: str, overrides: Sequence[str] = (), steps: Sequence[str]
     data, where = _read(source)
     for override in overrides:
         _apply(data, override)
+    _name_teachers(data)
     config = validated(Config, data, where)
     for step in steps:
         if getattr(config, step) is None:
             raise AutoFormerError(f"{where}: the section '{step}' is missing")
     return config
+
+
+def _name_teachers(data: dict[str, Any]) -> None:
+    """Put the hash of a teacher's weights beside their path: a changed file is another configuration."""
+    for step in ("train_supernet", "retrain_subnet"):
+        section = data.get(step)
+        teacher = section.get("distillation") if isinstance(section, dict) else None
+        if not isinstance(teacher, dict) or teacher.get("sha256") or not isinstance(teacher.get("checkpoint"), str):
+            continue
+        file = Path(teacher["checkpoint"])
+        if not file.is_file():
+            raise AutoFormerError(f"{step}.distillation.checkpoint = {file}: no such file")
+        data[step] = section | {"distillation": teacher | {"sha256": hash_file(file)}}
 
 
 def _read(source: str) -> tuple[dict[str, Any], str]:

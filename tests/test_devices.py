@@ -1,0 +1,77 @@
+"""Which device, which precision, how many images at a time."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from autoformer.devices import fewest_parts, find_device, find_precision, is_out_of_memory
+from autoformer.errors import AutoFormerError
+from components.config import ROOT
+
+NO_GPU = not torch.cuda.is_available()
+
+
+@pytest.mark.skipif(not NO_GPU, reason="for machines without a GPU")
+def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
+    assert find_device("auto") == torch.device("cpu")
+    assert find_precision("auto", torch.device("cpu")) == "float32"
+    assert find_precision("bfloat16", torch.device("cpu")) == "bfloat16"
+    for name in ("cuda", "cuda:3"):
+        with pytest.raises(AutoFormerError, match=f"device = {name}: this machine has cpu; set device to"):
+            find_device(name)
+
+
+def memory_of(limit: int, asked: list[int]) -> object:
+    def trial(images: int) -> None:
+        asked.append(images)
+        if images > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    return trial
+
+
+@pytest.mark.parametrize(
+    ("images", "limit", "even", "at_least", "parts", "asked"),
+    [
+        (64, 100, False, 1, 1, [64]),
+        (64, 32, False, 1, 2, [64, 32]),
+        (64, 20, False, 1, 4, [64, 32, 16]),
+        (60, 22, False, 1, 3, [60, 30, 20]),
+        (60, 11, True, 1, 6, [60, 30, 20, 12, 10]),  # never 15
+        (64, 100, False, 2, 2, [32]),
+        (7, 3, False, 1, 7, [7, 1]),
+        (6, 0, False, 1, None, [6, 3, 2, 1]),
+        (6, 1, True, 1, None, [6, 2]),
+    ],
+)
+def test_as_few_parts_as_memory_allows(
+    images: int, limit: int, even: bool, at_least: int, parts: int | None, asked: list[int]
+) -> None:
+    seen: list[int] = []
+    found = fewest_parts(memory_of(limit, seen), images, even, at_least)  # type: ignore[arg-type]
+    assert (found, seen) == (parts, asked)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    def trial(images: int) -> None:
+        raise RuntimeError("size mismatch")
+
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        fewest_parts(trial, 4)
+    assert is_out_of_memory(MemoryError()) and not is_out_of_memory(ValueError("out of memory"))
+
+
+PROBE = """
+import resource, torch
+from autoformer.devices import fewest_parts
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)
+print(fewest_parts(lambda images: torch.zeros(images, 10 * 2**18), 64))  # 10 MiB an image
+"""
+
+
+def test_a_real_lack_of_memory_is_recognised_on_the_cpu() -> None:
+    done = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2"  # 64 images take 640 MiB, 32 take 320
