@@ -133,6 +133,12 @@ def test_the_recipe_is_what_decided_the_weights(mode: str) -> None:
     assert "1,234 candidates" in text and "Seed 5" in text and "`feed`" in text
 
 
+def test_a_teacher_is_named_without_its_folder() -> None:
+    training = TRAINING | {"distillation": {"teacher": "deit_tiny", "checkpoint": "/home/me/t.safetensors"}}
+    card = render(facts(supernet_config={"train_supernet": training}))
+    assert "checkpoint: t.safetensors" in card and "/home" not in card
+
+
 def test_the_limits_are_stated() -> None:
     text = section(render(facts()), "Limits")
     assert "Not for decisions about a person's health" in text

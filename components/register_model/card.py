@@ -4,6 +4,7 @@ Markdown with the front matter that model hubs read. It names no path of the mac
 """
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import yaml
@@ -245,7 +246,10 @@ def _recipe(facts: Facts) -> str:
     parts = {"train_supernet": dict(facts.supernet_config.get("train_supernet") or {})}
     if mode != "inherited":
         parts["retrain_subnet"] = dict(config.get("retrain_subnet") or {})
-    plain = {name: {key: value for key, value in part.items() if _decides(key, value)} for name, part in parts.items()}
+    plain = {
+        name: {key: _without_folder(value) for key, value in part.items() if _decides(key, value)}
+        for name, part in parts.items()
+    }
     scored = facts.searched.get("candidates_scored")
     search = f" out of {scored:,.0f} candidates that were scored" if scored is not None else ""
     said = {
@@ -267,6 +271,13 @@ Chosen by evolution{search}. {said} Seed {facts.model.provenance.get("seed", "un
 def _decides(key: str, value: Any) -> bool:
     """Whether a key of a training section is part of the recipe, and says anything."""
     return (key in Recipe.model_fields or key == "mode") and value not in (None, {})
+
+
+def _without_folder(value: Any) -> Any:
+    """A teacher's checkpoint is named by its file: the folder says something of the machine and nothing of the model."""
+    if isinstance(value, dict) and "checkpoint" in value:
+        return value | {"checkpoint": PurePath(str(value["checkpoint"])).name}
+    return value
 
 
 def _mode(facts: Facts) -> str:
