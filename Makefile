@@ -68,9 +68,13 @@ ui: $(STAMP) ## open the MLflow UI on http://127.0.0.1:5000
 compare: $(STAMP) ## say what differs between two pipeline runs: make compare RUNS="a b"; without, list them
 	$(BIN)/python -m pipeline.compare $(RUNS)
 
+.PHONY: browser
+browser: ## install Debian's Chromium, for the tests of pages; needs root
+	tests/install-browser.sh
+
 .PHONY: predict
-predict: $(STAMP) ## name the class of an image: make predict IMAGE=path
-	$(BIN)/python -m components.predict $(if $(MODEL),--model $(MODEL)) $(IMAGE)
+predict: $(STAMP) ## name the class of an image: make predict IMAGE=path [MODEL=name or folder]
+	$(BIN)/python -m components.predict $(if $(MODEL),--model '$(MODEL)') '$(IMAGE)'
 
 .PHONY: test
 test: data ## run the tests, on two workers of one thread each

@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -124,7 +125,7 @@ def mlflow_pages(uri: str, log: Path, command: Sequence[str] = ()) -> Iterator[S
             if line.startswith("Ctrl-C"):
                 break
         pages = {
-            shows.strip(" :"): address.strip() for shows, address in zip(lines, lines[1:], strict=False)
+            shows.strip(" :"): address.strip() for shows, address in pairwise(lines)
             if address.strip().startswith("http") and shows.endswith(":")
         }  # fmt: skip
         wait_for(f"http://127.0.0.1:{port}/health", process, log)
@@ -163,10 +164,16 @@ def show_pipeline_runs(page: "Page", address: str) -> None:
     page.locator(".ag-cell").first.wait_for()
 
 
+def unfold_first(page: "Page") -> None:
+    """Show the steps below the first pipeline run."""
+    page.locator(".ag-row-first [col-id*='Run Name'] button").first.click()
+    page.get_by_role("link", name="search_subnet").first.wait_for()
+
+
 def show_candidates(page: "Page", address: str) -> None:
     page.goto(address)
     page.get_by_text("matching runs").wait_for()
-    page.locator("svg.main-svg").first.wait_for()
+    page.locator(".dimension text.label").last.wait_for()
 
 
 def show_comparison(page: "Page", address: str) -> None:
@@ -191,7 +198,7 @@ def picture(page: "Page", file: Path) -> None:
 def take_mlflow(browser: "Browser", served: Served, out: Path) -> None:
     with watched(browser, 1600, 900) as seen:
         show_pipeline_runs(seen.page, served.page("pipeline runs"))
-        seen.page.get_by_label("Expand rows").or_(seen.page.get_by_text("Expand rows")).first.click()
+        unfold_first(seen.page)
         picture(seen.page, out / "mlflow-experiment.png")
     with watched(browser, 1600, 900) as seen:
         show_candidates(seen.page, served.page("in charts"))

@@ -225,12 +225,12 @@ def _same_test_images(first: tracking.PipelineRun, second: tracking.PipelineRun)
 
 
 def _remarks(first: tracking.PipelineRun, second: tracking.PipelineRun) -> list[str]:
-    intervals = (_interval(first), _interval(second))
-    if intervals[0] is None or intervals[1] is None:
+    before, after = _interval(first), _interval(second)
+    if before is None or after is None:
         return ["", "A run without a test accuracy has not come to evaluate_subnet."]
     if not _same_test_images(first, second):
         return ["", "The test images are not the same: the accuracies are of two different things."]
-    low, high = difference_interval(*intervals)
+    low, high = difference_interval(before, after)
     told = "In brackets: 95 % intervals; that of the difference as for two samples of images, so rather too wide."
     return ["", told] + ([] if low > 0 or high < 0 else ["It holds 0: this test split does not tell the two apart."])
 

@@ -5,21 +5,16 @@ import importlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import run_steps
-from test_tracking import free_port
 from tiny import TinyData
 from tracking_fixtures import VARIABLES
 
 from components import tracking
-from components.config import ROOT, load_config
+from components.config import load_config
 
 STEPS = ("train_supernet", "search_subnet", "retrain_subnet", "evaluate_subnet", "register_model")
 SHORT = {"epochs": 1.0, "warmup_epochs": 0.1, "score_steps": 10}
