@@ -194,7 +194,9 @@ def _name_teachers(data: dict[str, Any]) -> None:
     """Put the hash of a teacher's weights beside their path: a changed file is another configuration."""
     for step in ("train_supernet", "retrain_subnet"):
         section = data.get(step)
-        teacher = section.get("distillation") if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            continue
+        teacher = section.get("distillation")
         if not isinstance(teacher, dict) or teacher.get("sha256") or not isinstance(teacher.get("checkpoint"), str):
             continue
         file = Path(teacher["checkpoint"])

@@ -17,9 +17,12 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m components.predict",
         description="Name what images show. They must look like the training images: see autoformer/predict.py.",
     )
-    result.add_argument("--model-name", default="fashion-mnist", help="in MLflow's registry (%(default)s)")
-    result.add_argument("--alias", default="champion", help="of the version to use (%(default)s)")
-    result.add_argument("--model", type=Path, help="a folder with model.safetensors and model.json, not the registry")
+    result.add_argument(
+        "--model",
+        help="the name of a registered model, or a folder with model.safetensors and model.json "
+        "(default: the model that was registered last)",
+    )
+    result.add_argument("--alias", default="champion", help="of the registered version to use (%(default)s)")
     result.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     return result
 
@@ -40,16 +43,12 @@ def answers(arguments: argparse.Namespace) -> list[str]:
     for path in arguments.images:  # before seconds of imports
         if not path.is_file():
             raise AutoFormerError(f"{path}: {'a folder, not an image' if path.is_dir() else 'no such image'}")
-    folder = arguments.model
-    if folder is None:
-        from components import tracking
-
-        folder = tracking.model_folder(arguments.model_name, arguments.alias)
+    folder = _model_folder(arguments.model, arguments.alias)
     from autoformer.checkpoint import load_subnet
     from autoformer.images import open_image, resized_side
     from autoformer.predict import predict
 
-    side = resized_side(read_subnet_card(existing(folder, "retrain_subnet")).space.image_size)
+    side = resized_side(read_subnet_card(folder).space.image_size)
     images = [open_image(path, side) for path in arguments.images]
     model, card = load_subnet(folder)
     lines = []
@@ -57,6 +56,15 @@ def answers(arguments: argparse.Namespace) -> list[str]:
         best = predict(model, card, image)[:TOP]
         lines.append(f"{path}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best))
     return lines
+
+
+def _model_folder(model: str | None, alias: str) -> Path:
+    """The folder that is meant: itself, or that of a registered model."""
+    if model is not None and (Path(model).exists() or "/" in model):
+        return existing(Path(model), "retrain_subnet")
+    from components import tracking
+
+    return tracking.model_folder(model, alias)
 
 
 if __name__ == "__main__":

@@ -170,6 +170,8 @@ def _show(config: Config, results: dict[str, Any], seconds: float, run_id: str) 
     print(f"  model                 {_short(paths['retrain'] / 'model')}")
     print(f"  model card            {_short(paths['registration'].with_name('model_card'))}")
     print(f"  MLflow                `make ui`, run {run_id}")
+    assert config.register_model is not None
+    print(f"  try it                make predict MODEL={config.register_model.model_name} IMAGE=path")
 
 
 def _short(path: Path) -> Path:

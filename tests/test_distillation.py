@@ -157,5 +157,5 @@ def test_the_weights_of_a_teacher_are_part_of_the_configuration(checkpoint: Path
     file.write_bytes(b"other")
     assert load_config(source, steps=["train_supernet"]).hash() != first.hash()
     file.unlink()
-    with pytest.raises(AutoFormerError, match="train_supernet.distillation.checkpoint = .*: no such file"):
+    with pytest.raises(AutoFormerError, match=r"train_supernet.distillation.checkpoint = .*: no such file"):
         load_config(source, steps=["train_supernet"])

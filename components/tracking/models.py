@@ -147,19 +147,33 @@ def move_alias(name: str, alias: str, to_version: str) -> None:
         connect().set_registered_model_alias(name, alias, to_version)
 
 
-def model_folder(name: str, alias: str) -> Path:
+def newest_model(alias: str) -> str | None:
+    """The name of the registered model whose version with the alias is the youngest; None where none has it."""
+    with answering(tracking_uri()):
+        named = [model.name for model in connect().search_registered_models() if alias in model.aliases]
+        versions = [connect().get_model_version_by_alias(name, alias) for name in named]
+    youngest = max(versions, key=lambda found: int(found.creation_timestamp), default=None)
+    return None if youngest is None else str(youngest.name)
+
+
+def model_folder(name: str | None, alias: str) -> Path:
     """The folder of the registered model that has the alias, as `autoformer.checkpoint.load_subnet` reads it.
+
+    Args:
+        name: of the registered model; None for the one that was registered last.
 
     Raises:
         AutoFormerError: nothing is registered under that name and alias.
     """
+    what = f"model '{name}'" if name else "model"
     missing = AutoFormerError(
-        f"no model '{name}' with the alias '{alias}' is registered in {shown(tracking_uri())}; run `make run` first"
+        f"no {what} with the alias '{alias}' is registered in {shown(tracking_uri())}; run `make run` first"
     )
     file = sqlite_file(tracking_uri())
     if file is not None and not file.exists():
         raise missing
-    found = aliased_version(name, alias)
+    name = name or newest_model(alias)
+    found = aliased_version(name, alias) if name else None
     if found is None:
         raise missing
     from mlflow.artifacts import download_artifacts
