@@ -3,9 +3,13 @@
 A folder is written whole or not at all. The bytes depend on the content alone: no clock, path or name.
 """
 
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,6 +26,7 @@ __all__ = [
     "Preprocessing",
     "SubnetCard",
     "SupernetCard",
+    "first_not_finite",
     "load_subnet",
     "load_supernet",
     "read_subnet_card",
@@ -81,15 +86,39 @@ def load_subnet(folder: Path) -> LoadedSubnet:
     return LoadedSubnet(model.eval(), card)
 
 
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity; None where all are finite. Reads the device once."""
+    names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+    if not names:
+        return None
+    finite = torch.stack([tensors[name].detach().isfinite().all() for name in names]).tolist()
+    return next((name for name, is_finite in zip(names, finite, strict=True) if not is_finite), None)
+
+
+def _check_finite(tensors: Mapping[str, Tensor], file: Path | str) -> None:
+    name = first_not_finite(tensors)
+    if name:
+        raise AutoFormerError(f"{file}: '{name}' holds NaN or infinity; lower the learning_rate and train again")
+
+
 def _save(file: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+    _check_finite(tensors, file.name)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+    except SafetensorError as error:  # it has the number in its text alone
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from None
 
 
 def _load(model: Supernet | AutoFormer, file: Path) -> None:
     try:
-        model.load_state_dict(load_file(file))
+        tensors = load_file(file)
+        model.load_state_dict(tensors)
     except FileNotFoundError:
         raise AutoFormerError(f"{file}: no such file; run the step that makes it") from None
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise AutoFormerError(f"{file}: not the weights that the file beside it describes ({reason})") from None
+    _check_finite(tensors, file)

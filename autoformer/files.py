@@ -1,8 +1,11 @@
 """Files that are written whole or not at all, and hashes of what they hold."""
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,22 +16,48 @@ import yaml
 
 from autoformer.errors import AutoFormerError
 
+_FREE = "free some space there, and give the same command again"
+_CHOOSE = "choose a place that may be written to, or change its permissions"
+_ANSWERS = {
+    errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EFBIG: _FREE, errno.EROFS: _CHOOSE, errno.EACCES: _CHOOSE,
+    errno.EPERM: _CHOOSE, errno.ENOTDIR: _CHOOSE, errno.EEXIST: _CHOOSE, errno.EIO: "see to the disk",
+}  # fmt: skip
+
+
+def unwritable(error: OSError, path: Path | None = None) -> AutoFormerError | None:
+    """One line for a disk that is full or a place that cannot be written to; None for any other error."""
+    if error.errno not in _ANSWERS:
+        return None
+    where = path or error.filename or "a file"
+    return AutoFormerError(f"{where}: {os.strerror(error.errno).lower()}; {_ANSWERS[error.errno]}")
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes the place of `path` by one rename.
 
     Works for a file and for a folder that the caller makes. On an error the temporary is removed and
-    whatever stood at `path` before still stands there.
+    whatever stood at `path` before still stands there. All of it is on the disk before the rename, so that a
+    machine that loses its power keeps the one or the other.
+
+    Raises:
+        AutoFormerError: the disk is full, or the place cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        _flush(temporary)
         if temporary.is_dir():
             _replace_folder(temporary, path)
         else:
             temporary.replace(path)
+    except OSError as error:
+        ours = error.filename is None or str(error.filename).startswith(str(path.parent))
+        told = unwritable(error, path) if ours else None
+        if told is None:
+            raise
+        raise told from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -36,13 +65,39 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _flush(path: Path) -> None:
+    """Wait until a file, or all that a folder holds, is on the disk."""
+    for each in [path, *(path.rglob("*") if path.is_dir() else ())]:
+        handle = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def _replace_folder(temporary: Path, path: Path) -> None:
-    """A rename refuses a folder that is not empty, so the old one steps aside first."""
-    aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
-    if path.exists():
+    """A rename refuses a folder that is not empty: the two change places, or else the old one steps aside first."""
+    if not path.exists():
+        temporary.replace(path)
+    elif not _exchange(temporary, path):
+        aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
         path.replace(aside)
-    temporary.replace(path)
-    shutil.rmtree(aside, ignore_errors=True)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            aside.replace(path)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change their names at one stroke; False where the system cannot (Linux can, by renameat2)."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -93,6 +93,7 @@ class Trainer:
             )
         self.total_steps = max(1, round(recipe.epochs * self.steps_per_epoch))
         self.step = 0
+        self.learning_rate_scale = 1.0  # of all that the schedule says; below 1 after a rollback
         self.device = next(model.parameters()).device
         self.precision = find_precision(recipe.precision, self.device)
         groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=model.no_weight_decay())
@@ -131,19 +132,27 @@ class Trainer:
 
         The loss stays on the device until the end of the call.
         """
-        self.model.train()
         total = torch.zeros((), device=self.device)
         last = min(self.step + steps, self.total_steps)
         taken = last - self.step
         while self.step < last:
-            total += self._one_step()
-            self.step += 1
+            total += self.take_step()
         return total.item() / max(taken, 1)
+
+    def take_step(self) -> Tensor:
+        """Take one optimiser step; return the mean loss of its images, a scalar that stays on the device."""
+        if not self.model.training:
+            self.model.train()
+        loss = self._one_step()
+        self.step += 1
+        return loss
 
     def _one_step(self) -> Tensor:
         """One optimiser step on one subnet; returns the mean loss of its images, detached."""
         torch.manual_seed(derived_seed("stochastic depth", self.seed, self.step))
-        self.scheduler.step_update(self.step)
+        self.scheduler.step_update(self.step)  # a function of the step: the scheduler itself holds no state
+        for group in self.optimizer.param_groups:
+            group["lr"] *= self.learning_rate_scale
         loss_of_step = torch.zeros((), device=self.device)
         for part in range(self.parts):
             images, targets = self._batch(part)
@@ -177,6 +186,7 @@ class Trainer:
         """All that a later `load_state_dict` needs to go on to the same weights."""
         return {
             "step": self.step,
+            "learning_rate_scale": self.learning_rate_scale,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -184,7 +194,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
+        self.step, self.learning_rate_scale = state["step"], state["learning_rate_scale"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

@@ -1,7 +1,19 @@
-"""What every step's command line shares: arguments, one-line errors, progress, and the record of the run."""
+"""What every step's command line shares: arguments, exit codes, one-line errors, and progress.
+
+| Exit code | |
+|---|---|
+| 0 | done |
+| 1 | a fault of the program, with its traceback |
+| 2 | bad input, a place that another run is at work in, a full or read-only disk: one line on stderr |
+| 130, 143, 129 | stopped by SIGINT (Ctrl-C), SIGTERM, SIGHUP: one line on stderr; the same command goes on |
+
+`make run` and `make repro` end with the code of the step that failed.
+"""
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -10,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import write_json
+from autoformer.files import unwritable, write_json
 from components.config import Config, load_config
+from components.stopping import Stopped, stoppable
 
 BAD_INPUT = 2
+GRACE_SECONDS = 30.0  # for a checkpoint and the end of the MLflow run, after which a step without a runner ends
 
 
 def step_parser(step: str, description: str) -> argparse.ArgumentParser:
@@ -32,24 +46,37 @@ def run_step(
     body: Callable[[argparse.Namespace, Config], None],
     argv: Sequence[str] | None,
 ) -> int:
-    """Parse, validate, run. Bad input becomes one line on stderr and exit code 2."""
+    """Parse, validate, run. What ends the step early is one line on stderr and an exit code; see above."""
     arguments = parser.parse_args(argv)
-    _end_with_the_runner()
     try:
-        config = load_config(arguments.config, arguments.overrides, [step])
-        body(arguments, config)
+        with stoppable():
+            _end_with_the_runner()
+            config = load_config(arguments.config, arguments.overrides, [step])
+            body(arguments, config)
     except AutoFormerError as error:
-        print(f"{step}: {error}", file=sys.stderr, flush=True)
-        _tell_the_runner(step, str(error), BAD_INPUT)
-        return BAD_INPUT
+        return _end(step, str(error), BAD_INPUT)
+    except OSError as error:
+        told = unwritable(error)
+        if told is None:
+            raise
+        return _end(step, str(told), BAD_INPUT)
+    except Stopped as stopped:
+        return _end(step, f"{stopped}; the same command goes on from there", int(str(stopped.code)))
     return 0
+
+
+def _end(step: str, message: str, code: int) -> int:
+    print(f"{step}: {message}", file=sys.stderr, flush=True)
+    _tell_the_runner(step, message, code)
+    return code
 
 
 def _tell_the_runner(step: str, message: str, code: int) -> None:
     """The local runner hears of a failed step only that it failed; this file tells it why."""
     file = os.environ.get("AUTOFORMER_FAILURE")
     if file:
-        write_json(Path(file), {"step": step, "message": message, "code": code})
+        with contextlib.suppress(AutoFormerError):  # the disk may be what is full
+            write_json(Path(file), {"step": step, "message": message, "code": code})
 
 
 def existing(path: Path, made_by: str) -> Path:
@@ -125,17 +152,49 @@ def _columns(terminal: Any) -> int | None:
 
 
 def _end_with_the_runner() -> None:
-    """A runner that is killed takes its steps with it: watch its process, and end when it is gone."""
-    runner = os.environ.get("AUTOFORMER_RUNNER_PID")
-    if not runner:
+    """A runner that is killed takes its steps with it: watch its process, and stop when it is gone."""
+    runner = _runner()
+    if runner is None:
         return
 
     def watch() -> None:
-        while True:
+        while _lives(runner):
             time.sleep(1)
-            try:
-                os.kill(int(runner), 0)
-            except ProcessLookupError:
-                os._exit(143)
+        os.kill(os.getpid(), signal.SIGTERM)  # as if told to: with a checkpoint, and the MLflow run ended
+        time.sleep(GRACE_SECONDS)
+        os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _runner() -> int | None:
+    """The process that names itself, or a `dvc repro` that was started by hand."""
+    named = os.environ.get("AUTOFORMER_RUNNER_PID")
+    if named:
+        return int(named)
+    if "DVC_STAGE" not in os.environ:
+        return None
+    parent = os.getppid()  # `dvc`, or the shell that it has started the stage with
+    return _parent_of(parent) if _name_of(parent) in ("sh", "dash", "bash", "zsh", "fish") else parent
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _name_of(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/comm").read_text(encoding="utf-8").strip()
+    except OSError:  # not Linux
+        return ""
+
+
+def _parent_of(process: int) -> int:
+    after_name = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2]
+    return int(after_name.split()[1])

@@ -46,6 +46,8 @@ class TrainingSection(Recipe):
     log_steps: int = Field(50, gt=0, description="optimiser steps between two rows of the history")
     score_steps: int = Field(500, gt=0, description="optimiser steps between two looks at the search split")
     score_images: int = Field(2000, gt=0, description="search images for such a look")
+    max_rollbacks: int = Field(3, ge=0, description="returns to the last checkpoint from a loss that is not finite")
+    rollback_factor: float = Field(0.5, gt=0, lt=1, description="of the learning rates, after each such return")
 
     @model_validator(mode="after")
     def _whole_rows(self) -> Self:

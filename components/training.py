@@ -1,22 +1,38 @@
-"""What the two training steps share: they drive the same loop, keep a history, and resume from a checkpoint."""
+"""What the two training steps share: they drive the same loop, keep a history, resume, and roll back.
+
+Two checkpoints lie in the work folder. The regular one is written every `checkpoint_steps` steps, and only where
+losses and weights are finite; so what a rollback returns to does not depend on when a training was interrupted.
+The other one is written where the step is told to stop, in the midst of a row of the history too; it is read
+first, and gone with the next regular one.
+
+A loss that is NaN or infinite, or such a weight, sends training back to the last regular checkpoint, or to the
+beginning, and its learning rates are from there on `rollback_factor` times what they were. After `max_rollbacks`
+of these the step ends. With float16 a step of that kind is skipped by the gradient scaler, which is no reason to
+go back as long as one step of the row is sound.
+"""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from autoformer.checkpoint import first_not_finite
 from autoformer.dataset import DatasetCard, Images
 from autoformer.errors import AutoFormerError
 from autoformer.evaluation import predict_logits
 from autoformer.files import replacing
+from autoformer.space import SubnetSpec
 from autoformer.training import Trainer
 from components.cli import Progress
 from components.config import TrainingSection
+from components.opening import OpenStep
+from components.stopping import Stopped, between_steps
 
 Row = dict[str, float | int]
+Rollback = dict[str, Any]  # step, reason, subnet, back_to_step, learning_rate_scale: a row of rollbacks.json
 
 
 class Scorer:
@@ -31,78 +47,199 @@ class Scorer:
         return 100.0 * int((logits.argmax(dim=1) == self.labels).sum()) / len(self.labels)
 
 
+class Trained(NamedTuple):
+    """One row every `log_steps` steps, and where training went back."""
+
+    history: list[Row]
+    rollbacks: list[Rollback]
+
+
+class Job(NamedTuple):
+    """What one training is called.
+
+    `checkpoint`: file name in the work folder, without ending. `what`: before its lines. `prefix`: of its metrics.
+    `subnet_of`: step, from 0 -> the subnet that it trains.
+    """
+
+    checkpoint: str
+    what: str
+    subnet_of: Callable[[int], SubnetSpec]
+    prefix: str = ""
+
+
 def train(
-    trainer: Trainer,
-    section: TrainingSection,
-    score: Callable[[torch.nn.Module], Row],
-    checkpoint: Path,
-    what: str,
-    log: Callable[[Row], None],
-    record: dict[str, Any],
-) -> list[Row]:
-    """Train to the end, from the checkpoint where there is one; return one row every `log_steps` steps.
+    opened: OpenStep, trainer: Trainer, section: TrainingSection, score: Callable[[torch.nn.Module], Row], job: Job
+) -> Trained:
+    """Train to the end, from the checkpoint where there is one.
 
     Args:
+        opened: has the work folder; its record is told where training was resumed, and its rate, and its MLflow
+            run is given each new row.
         score: scores the averaged model every `score_steps` steps and at the end.
-        checkpoint: written every `checkpoint_steps` steps, and read first.
-        log: is given each new row.
-        record: is told where training was resumed, and its rate.
+
+    Raises:
+        AutoFormerError: a checkpoint is damaged or cannot be written, or losses are not finite in spite of rollbacks.
+        Stopped: after a checkpoint.
     """
-    history = _resume(trainer, checkpoint)
-    first = trainer.step
+    loop = _Loop(opened, trainer, section, score, job)
+    first = loop.resume()
     if first:
-        record["resumed_from_step"] = first
-        print(f"{what}: resumed from step {first} of {trainer.total_steps}", flush=True)
+        opened.record.values["resumed_from_step"] = first
+        print(f"{job.what}: resumed from step {first} of {trainer.total_steps}", flush=True)
     start = time.monotonic()
-    with Progress(
-        what, trainer.total_steps * trainer.images_per_step, "images", first * trainer.images_per_step
-    ) as progress:
-        while trainer.step < trainer.total_steps:
-            row = _next_row(trainer, section, score)
-            history.append(row)
-            log(row)
-            progress.update(trainer.step * trainer.images_per_step, f"loss {row['train_loss']:.3f}")
-            if trainer.step % section.checkpoint_steps == 0:
-                _save(trainer, history, checkpoint)
-    seconds = time.monotonic() - start
-    record["images_per_second"] = round((trainer.step - first) * trainer.images_per_step / max(seconds, 1e-9))
-    return history
+    images, total = trainer.images_per_step, trainer.total_steps * trainer.images_per_step
+    with Progress(job.what, total, "images", first * images) as progress:
+        try:
+            while trainer.step < trainer.total_steps or loop.losses:
+                row = loop.next_row()
+                note = f"loss {row['train_loss']:.3f}" if row else "back at the last checkpoint"
+                progress.update(trainer.step * images, note)
+        except Stopped as stopped:
+            stopped.note = f" at step {loop.stop()} of {trainer.total_steps}"
+            raise
+    rate = loop.steps_taken * images / max(time.monotonic() - start, 1e-9)
+    opened.record.values["images_per_second"] = round(rate)
+    return Trained(loop.history, loop.rollbacks)
 
 
-def _next_row(trainer: Trainer, section: TrainingSection, score: Callable[[torch.nn.Module], Row]) -> Row:
-    loss = trainer.advance(section.log_steps)
-    if not torch.isfinite(torch.tensor(loss)):
-        raise AutoFormerError(
-            f"the training loss is {loss} by step {trainer.step}; lower the learning_rate or set clip_grad"
+class _Loop:
+    """A training and its history, at every moment between two steps in a state that can be saved and gone on with."""
+
+    def __init__(
+        self,
+        opened: OpenStep,
+        trainer: Trainer,
+        section: TrainingSection,
+        score: Callable[[torch.nn.Module], Row],
+        job: Job,
+    ) -> None:
+        self.opened, self.trainer, self.section, self.score, self.job = opened, trainer, section, score, job
+        self.history: list[Row] = []
+        self.losses: list[Tensor] = []  # of the steps since the last row; they stay on the device until it is full
+        self.rollbacks: list[Rollback] = []
+        self.steps_taken = 0  # by this process
+        self.regular = opened.workspace.file(f"{job.checkpoint}.pt")
+        self.beginning = opened.workspace.file(f"{job.checkpoint}-beginning.pt")
+        self.interrupted = opened.workspace.file(f"{job.checkpoint}-interrupted.pt")
+
+    def resume(self) -> int:
+        """Load what an earlier try has left, if anything; returns its step."""
+        found = next((file for file in (self.interrupted, self.regular) if file.exists()), None)
+        if found is not None:
+            self._load(found)
+        elif not self.beginning.exists():
+            self._save(self.beginning)
+        return self.trainer.step
+
+    def next_row(self) -> Row | None:
+        """Train up to the next row of the history; None where training has gone back instead."""
+        with between_steps() as told_to_stop:
+            wanted = self.section.log_steps - len(self.losses)
+            last = min(self.trainer.step + wanted, self.trainer.total_steps)
+            while self.trainer.step < last and not told_to_stop():
+                self.losses.append(self.trainer.take_step())
+                self.steps_taken += 1
+        losses = torch.stack(self.losses).cpu()
+        unsound = self._unsound(losses)
+        if unsound:
+            with between_steps():
+                self._go_back(*unsound)
+            return None
+        row = self._row(losses)
+        with between_steps():
+            self.history.append(row)
+            self.losses = []
+            self.opened.tracked.row(row, self.job.prefix)
+            if self._is_due(self.section.checkpoint_steps):
+                self._save(self.regular)
+                for file in (self.interrupted, self.beginning):
+                    file.unlink(missing_ok=True)
+        return row
+
+    def stop(self) -> int:
+        """Keep what has been done, unless it is unsound; returns the step that the same command goes on from."""
+        losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
+        if self._unsound(losses, check_weights=True) is None:
+            self._save(self.interrupted)
+            return self.trainer.step
+        return self.resume() if self.interrupted.exists() or self.regular.exists() else 0
+
+    def _row(self, losses: Tensor) -> Row:
+        row: Row = {
+            "step": self.trainer.step,
+            "epoch": round(self.trainer.epoch, 4),
+            "learning_rate": self.trainer.learning_rate,
+            "train_loss": float(losses[losses.isfinite()].double().mean()),
+        }
+        if self._is_due(self.section.score_steps):
+            row |= self.score(self.trainer.averaged)
+        return row
+
+    def _is_due(self, every: int) -> bool:
+        return self.trainer.step % every == 0 or self.trainer.step == self.trainer.total_steps
+
+    def _unsound(self, losses: Tensor, check_weights: bool | None = None) -> tuple[int, str] | None:
+        """The step, from 0, and what is NaN or infinite in it; None where all is as it should be.
+
+        Weights are looked at where a checkpoint is due.
+        """
+        infinite = (~losses.isfinite()).nonzero().flatten().tolist()
+        if infinite and not (self.trainer.scaler.is_enabled() and len(infinite) < len(losses)):
+            first = infinite[0]
+            return self.trainer.step - len(losses) + first, f"the loss of step {{}} is {losses[first]:g}"
+        if self._is_due(self.section.checkpoint_steps) if check_weights is None else check_weights:
+            for model in (self.trainer.model, self.trainer.averaged):
+                name = first_not_finite(model.state_dict())
+                if name:
+                    return self.trainer.step - 1, f"'{name}' holds NaN or infinity after step {{}}"
+        return None
+
+    def _go_back(self, step: int, reason: str) -> None:
+        """Return to the last regular checkpoint, with lower learning rates; `step` is counted from 0."""
+        subnet, rollbacks = self.job.subnet_of(step), self.rollbacks
+        what = f"{reason.format(step + 1)}, with subnet {subnet.to_json()}"
+        if len(rollbacks) >= self.section.max_rollbacks:
+            raise AutoFormerError(
+                f"{what}, after {len(rollbacks)} rollbacks; lower the learning_rate, or set clip_grad"
+            )
+        self._load(self.regular if self.regular.exists() else self.beginning)
+        self.trainer.learning_rate_scale = self.section.rollback_factor ** (len(rollbacks) + 1)
+        rollback: Rollback = {
+            "step": step + 1,
+            "reason": reason.format(step + 1),
+            "subnet": subnet.to_dict(),
+            "back_to_step": self.trainer.step,
+            "learning_rate_scale": self.trainer.learning_rate_scale,
+        }
+        self.rollbacks = [*rollbacks, rollback]
+        told = f"back to step {self.trainer.step}, learning rates times {self.trainer.learning_rate_scale:g}"
+        print(f"{self.job.what}: {what}; {told}", flush=True)
+        self.opened.tracked.tags(
+            {f"{self.job.prefix}rollbacks": f"{len(self.rollbacks)}: {rollback['reason']}; {told}"}
         )
-    row: Row = {
-        "step": trainer.step,
-        "epoch": round(trainer.epoch, 4),
-        "learning_rate": trainer.learning_rate,
-        "train_loss": loss,
-    }
-    if trainer.step % section.score_steps == 0 or trainer.step == trainer.total_steps:
-        row |= score(trainer.averaged)
-    return row
 
+    def _save(self, file: Path) -> None:
+        state = {
+            "trainer": self.trainer.state_dict(),
+            "history": self.history,
+            "losses": torch.stack(self.losses) if self.losses else torch.zeros(0),
+            "rollbacks": self.rollbacks,
+        }
+        with replacing(file) as temporary, temporary.open("wb") as opened:
+            try:
+                torch.save(state, opened)
+            except RuntimeError as error:  # torch's own, about the file's form; the reason lies below it
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
-def _save(trainer: Trainer, history: list[Row], checkpoint: Path) -> None:
-    with replacing(checkpoint) as temporary:
-        torch.save({"trainer": trainer.state_dict(), "history": history}, temporary)
-
-
-def _resume(trainer: Trainer, checkpoint: Path) -> list[Row]:
-    """Load the checkpoint, if there is one, into the trainer; return the history up to it."""
-    if not checkpoint.exists():
-        return []
-    try:
-        state = torch.load(checkpoint, map_location=trainer.device, weights_only=True)
-        trainer.load_state_dict(state["trainer"])
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).splitlines()[0]
-        raise AutoFormerError(f"{checkpoint}: not a readable checkpoint ({reason}); delete it to start again") from None
-    history: list[Row] = state["history"]
-    return history
+    def _load(self, file: Path) -> None:
+        try:
+            state = torch.load(file, map_location=self.trainer.device, weights_only=True)
+            self.trainer.load_state_dict(state["trainer"])
+            self.losses = list(state["losses"])
+            self.history, self.rollbacks = state["history"], state["rollbacks"]
+        except Exception as error:  # torch raises many kinds for a damaged file
+            reason = str(error).splitlines()[0]
+            raise AutoFormerError(f"{file}: not a readable checkpoint ({reason}); delete it to start again") from None
 
 
 def set_threads(threads: int | None) -> None:

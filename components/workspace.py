@@ -5,8 +5,10 @@ before it runs the stage again, and kfp.local makes a new folder each time. The 
 decides the result, so that a step that was killed finds its own work again, and no other.
 """
 
+import contextlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -15,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from autoformer.errors import AutoFormerError
 from autoformer.files import hash_path, hash_value, write_json
 from components.config import ROOT, Config
 
@@ -65,11 +68,14 @@ class Record:
         self._start = time.monotonic()
 
     def __enter__(self) -> Self:
-        return self
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.path.parent):  # hours later is too late to find that it cannot be written
+            return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.values["seconds"] = round(time.monotonic() - self._start, 1)
         self.values["succeeded"] = error is None
-        write_json(self.path, self.values)
+        with contextlib.suppress(AutoFormerError) if error else contextlib.nullcontext():
+            write_json(self.path, self.values)

@@ -148,7 +148,7 @@ def wait(arguments, config):
     print("running", flush=True)
     time.sleep(60)
 
-run_step("evaluate_subnet", step_parser("evaluate_subnet", ""), wait, ["--config", "smoke"])
+raise SystemExit(run_step("evaluate_subnet", step_parser("evaluate_subnet", ""), wait, ["--config", "smoke"]))
 """
 
 
@@ -156,9 +156,13 @@ def test_a_step_ends_when_its_runner_is_killed() -> None:
     with subprocess.Popen(["sleep", "60"]) as runner:
         environment = os.environ | {"AUTOFORMER_RUNNER_PID": str(runner.pid)}
         command = [sys.executable, "-c", WAITING_STEP]
-        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as step:
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as step:
             assert step.stdout is not None and step.stdout.readline() == "running\n"
             assert step.poll() is None
             runner.kill()
             runner.wait()
-            assert step.wait(timeout=30) == 143
+            _, error = step.communicate(timeout=30)
+            assert step.returncode == 143
+            assert error == "evaluate_subnet: stopped by SIGTERM; the same command goes on from there\n"

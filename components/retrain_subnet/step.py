@@ -136,7 +136,7 @@ class _Retraining:
 
         from autoformer.training import subnet_forward
         from components.trainers import make_trainer
-        from components.training import Row, train
+        from components.training import Job, Row, train
 
         trainer = make_trainer(
             STEP,
@@ -154,13 +154,9 @@ class _Retraining:
         def score(averaged: torch.nn.Module) -> Row:
             return {"search_top1_percent": self.watcher.top1_percent(averaged.eval())}
 
-        def log(row: Row) -> None:
-            self.opened.tracked.row(row, prefix="" if name == "model" else f"{name}/")
-
         what = f"{STEP} ({self.section.mode if name == 'model' else name})"
-        checkpoint = self.opened.workspace.file(f"{name}.pt")
-        history = train(trainer, self.section, score, checkpoint, what, log, self.opened.record.values)
-        return trainer.averaged, history
+        job = Job(name, what, lambda step: self.start.subnet, prefix="" if name == "model" else f"{name}/")
+        return trainer.averaged, train(self.opened, trainer, self.section, score, job)
 
     def _top1_percent(self, model: Any) -> float:
         return self.scorer.top1_percent(model.to(self.device).eval())
@@ -179,8 +175,10 @@ class _Retraining:
                     subnet=self.start.subnet,
                 )
                 save_subnet(folder / name, model, card)
-            for name, rows in histories.items():
-                write_table(folder / f"{name}.csv", HISTORY, rows)
+            for name, trained in histories.items():
+                write_table(folder / f"{name}.csv", HISTORY, trained.history)
+                if trained.rollbacks:
+                    write_json(folder / f"{name.replace('history', 'rollbacks')}.json", trained.rollbacks)
             write_json(folder / "metrics.json", metrics)
 
     def _origin(self, name: str) -> str:

@@ -20,6 +20,7 @@ from components.cli import Progress, run_step, step_parser
 from components.config import Config, SearchSubnet
 from components.inputs import add_data_arguments, add_folder_arguments, add_output_arguments, read_data, read_supernet
 from components.opening import open_step
+from components.stopping import Stopped
 from components.tables import write_table
 
 STEP = "search_subnet"
@@ -71,7 +72,11 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         score = _scorer(arguments.supernet, config, card, images)
         memory = ScoreMemory(workspace.file("scores.jsonl"), score)
         with Progress(STEP, _budget(section), "candidates") as progress:
-            result = search(config, evolution, first, memory, progress, tracked)
+            try:
+                result = search(config, evolution, first, memory, progress, tracked)
+            except Stopped as stopped:
+                stopped.note = f" after {len(memory)} scored candidates"
+                raise
         record.values["candidates_scored_now"] = memory.scored_now
         _write(arguments.out, config, result, workspace.provenance)
         tracked.subnet(result.chosen.spec)

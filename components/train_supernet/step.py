@@ -45,9 +45,9 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
     from autoformer.checkpoint import Preprocessing, SupernetCard, save_supernet
     from autoformer.layers import initialise
     from autoformer.supernet import Supernet
-    from autoformer.training import supernet_forward
+    from autoformer.training import sampled_subnet, supernet_forward
     from components.trainers import make_trainer
-    from components.training import Row, Scorer, set_threads, train
+    from components.training import Job, Row, Scorer, set_threads, train
 
     config, out = opened.config, opened.arguments.out
     section = config.train_supernet
@@ -77,9 +77,8 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
             f"{name}_top1_percent": scorer.top1_percent(partial(_classify, model, spec)) for name, spec in specs.items()
         }
 
-    history = train(
-        trainer, section, score, opened.workspace.file("checkpoint.pt"), STEP, opened.tracked.row, opened.record.values
-    )
+    job = Job("checkpoint", STEP, partial(sampled_subnet, config.space, config.seed))
+    history, rollbacks = train(opened, trainer, section, score, job)
     preprocessing = Preprocessing(mean=card.mean, std=card.std, classes=card.classes)
     provenance = opened.workspace.provenance
     supernet_card = SupernetCard(space=config.space, preprocessing=preprocessing, provenance=provenance)
@@ -88,6 +87,8 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
         ema = None if trainer.ema is None else trainer.averaged.state_dict()
         save_supernet(folder, supernet.state_dict(), ema, supernet_card)
         write_table(folder / "history.csv", HISTORY, history)
+        if rollbacks:
+            write_json(folder / "rollbacks.json", rollbacks)
         write_json(folder / "metrics.json", metrics)
     opened.tracked.artifact(out / "history.csv")
     print(f"{STEP}: {trainer.total_steps} steps, " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()), flush=True)

@@ -1,0 +1,87 @@
+"""How a step hears that it shall stop: SIGTERM, SIGINT and SIGHUP become `Stopped`, once, where that does no harm.
+
+Outside of `between_steps` a signal raises `Stopped` at once, so that folders half made are removed and the MLflow
+run is ended. Inside it the signal waits until the block is left, or until the block asks. Later signals are
+ignored: a terminal and a runner both send one, and the second must not cut short what the first has begun.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Stopped(SystemExit):
+    """The process was told to stop. Its code is 128 and the signal's number, as shells have it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number).name
+        self.note = ""  # how far the work is: " at step 12 of 40"
+
+    def __str__(self) -> str:
+        return f"stopped by {self.signal}{self.note}"
+
+
+class _State:
+    told: int | None = None  # the signal that came
+    waits = 0  # blocks entered that a signal does not interrupt
+    listening = False
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """While entered, a signal raises `Stopped` in the main thread. One that the process was started to ignore stays so.
+
+    After a signal has come the handlers stay, so that a second one cannot end the process on its last metres.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.getsignal(number) for number in SIGNALS}
+    _State.told, _State.waits, _State.listening = None, 0, True
+    for number, handler in former.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _hear)
+    try:
+        yield
+    finally:
+        if _State.told is None:
+            _State.listening = False
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def between_steps() -> Iterator[Callable[[], bool]]:
+    """While entered, a signal interrupts nothing; ask whether one has come. On leaving it raises `Stopped`."""
+    _State.waits += 1
+    try:
+        yield lambda: _State.told is not None
+    finally:
+        _State.waits -= 1
+    if _State.told is not None and not _State.waits:
+        raise Stopped(_State.told)
+
+
+def _hear(number: int, frame: FrameType | None) -> None:
+    if _State.told is None:
+        _State.told = number
+        if not _State.waits:
+            raise Stopped(number)
+
+
+def _forget_in_child() -> None:
+    """A forked child, as a loader's worker is, ends by SIGTERM, and leaves Ctrl-C to its parent."""
+    if _State.listening:
+        _State.listening = False
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
