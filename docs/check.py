@@ -104,12 +104,14 @@ def make_commands(found: Page) -> Iterator[Problem]:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
     read = set(re.findall(r"\$[({](?:or )?([A-Z_]+)", makefile)) | set(re.findall(r"^([A-Z_]+) \?=", makefile, re.M))
+    seen: set[str] = set()
     for position, line in found.code:
         command = re.match(r"(?:[A-Z_]+=\S+ )*make\b((?: [^#]*)?)", line)
         if command is None:
             continue
         listed = re.fullmatch(r"make ([a-z-]+) {2,}([^# ].*)", line)
         if listed:  # as `make help` prints it
+            seen.add(listed[1])
             if help_texts().get(listed[1]) != listed[2]:
                 yield Problem(found.place(position), f"`make help` says otherwise of {listed[1]}")
             continue
@@ -120,6 +122,9 @@ def make_commands(found: Page) -> Iterator[Problem]:
                 yield Problem(found.place(position), f"the Makefile reads no {name}: {line}")
             elif not equals and re.fullmatch(r"[a-z][\w-]*", name) and name not in targets:
                 yield Problem(found.place(position), f"no such target of make: {name}")
+    if "help" in seen:  # a list of all of them
+        for name in sorted(help_texts().keys() - seen):
+            yield Problem(found.place(0), f"the list of commands lacks {name}")
 
 
 @cache
@@ -132,13 +137,13 @@ def python_commands(found: Page) -> Iterator[Problem]:
     """`python -m x.y` can be run."""
     for position, line in found.code:
         for module in re.findall(r"python[\d.]* -m ([\w.]+)", line):
-            top, _, rest = module.partition(".")
+            top = module.partition(".")[0]
             if (ROOT / top).is_dir():
                 base = ROOT / module.replace(".", "/")
                 there = base.with_suffix(".py").is_file() or (base / "__main__.py").is_file()
             else:
                 there = importlib.util.find_spec(top) is not None
-            if not there and rest != "<step>":
+            if not there and not module.endswith("."):  # `components.<step>` stands for several
                 yield Problem(found.place(position), f"cannot be run: python -m {module}")
 
 

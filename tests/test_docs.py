@@ -12,6 +12,7 @@ from docs import check
 from docs.configuration import PAGE, page, rows, tables, undescribed
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+HELP = "\n".join(f"make {name}   {text}" for name, text in check.help_texts().items() if name != "clean")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
@@ -66,6 +67,7 @@ def test_a_key_without_a_meaning_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
         ("`make runn`", "no such target of make: runn"),
         ("```\nmake run PRESETS=smoke\n```", "the Makefile reads no PRESETS"),
         ("```\nmake run         walk the whole pipeline\n```", "`make help` says otherwise of run"),
+        (f"```\n{HELP}\n```", "the list of commands lacks clean"),
         ("`python -m components.train_supernets --help`", "cannot be run: python -m components.train_supernets"),
         ('`make run SET="seed=1 search_subnet.limits.max_params=3"`', "no such key of a parameter file"),
         ("```\ndvc exp run -S train_supernet.epoch=3\n```", "no such key of a parameter file: train_supernet.epoch"),

@@ -312,6 +312,9 @@ def test_the_predict_command_uses_the_champion(
     Image.fromarray(PIXELS).save(tmp_path / "bag.png")
     assert predict([str(tmp_path / "bag.png")]) == 0
     by_name = capsys.readouterr().out
+    named = re.findall(r"`make predict IMAGE=image.png MODEL=(\S+)`", (champion / "made" / "model_card.md").read_text())
+    assert named == [NAME] and predict(["--model", *named, str(tmp_path / "bag.png")]) == 0
+    assert capsys.readouterr().out == by_name
     assert predict(["--model", str(champion / "made" / "retrain" / "model"), str(tmp_path / "bag.png")]) == 0
     assert capsys.readouterr().out == by_name
 

@@ -132,7 +132,7 @@ print(answer.loc[0, "class"], answer.loc[0, "probability"])
 ```
 
 `@{facts.section.alias}` moves on to later versions; `/1` in its place is version 1 for ever. In a checkout of the
-project, this does the same: `python -m components.predict --model-name {facts.section.model_name} image.png`.
+project, this does the same: `make predict IMAGE=image.png MODEL={facts.section.model_name}`.
 """
 
 
@@ -274,7 +274,7 @@ def _decides(key: str, value: Any) -> bool:
 
 
 def _without_folder(value: Any) -> Any:
-    """A teacher's checkpoint is named by its file: the folder says something of the machine and nothing of the model."""
+    """A teacher's checkpoint by the name of its file: the folder says something of a machine, nothing of the model."""
     if isinstance(value, dict) and "checkpoint" in value:
         return value | {"checkpoint": PurePath(str(value["checkpoint"])).name}
     return value
