@@ -219,7 +219,7 @@ def messages() -> frozenset[str]:
                     texts.add("".join(map(str, parts)))
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     texts.add(node.value)
-    return frozenset(" ".join(text.split()) for text in texts)
+    return frozenset(" ".join(text.replace("{}", "…").split()) for text in texts)  # "{}" is filled in later
 
 
 def examples(found: Page) -> Iterator[Problem]:

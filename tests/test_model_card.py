@@ -54,6 +54,7 @@ def facts(**changes: Any) -> Facts:
         searched={"candidates_scored": 1234},
         retrained={"retrained_top1_percent": 82.125},
         supernet_config={"train_supernet": {**TRAINING, "epochs": 11.0}},
+        rollbacks={"train_supernet": [], "retrain_subnet": []},
         latency=Latency(1.234, 2.345, 300, 2, "a processor, 2 cores"),
     )
     return whole._replace(**changes)
@@ -131,6 +132,14 @@ def test_the_recipe_is_what_decided_the_weights(mode: str) -> None:
         wanted["retrain_subnet"] = {"mode": mode} | plain
     assert recipe == wanted
     assert "1,234 candidates" in text and "Seed 5" in text and "`feed`" in text
+
+
+def test_a_rollback_is_part_of_the_recipe() -> None:
+    row = {"step": 70, "reason": "the loss of step 70 is nan", "back_to_step": 50, "learning_rate_scale": 0.25}
+    assert "went back" not in render(facts())
+    told = " ".join(section(render(facts(rollbacks={"train_supernet": [row]})), "Recipe").split())
+    assert "train_supernet went back from step 70 to 50, because the loss of step 70 is nan" in told
+    assert "its learning rates were 0.25 of the recipe's from there on." in told
 
 
 def test_a_teacher_is_named_without_its_folder() -> None:

@@ -3,7 +3,7 @@
 Markdown with the front matter that model hubs read. It names no path of the machine that made it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ class Facts(NamedTuple):
     searched: Mapping[str, float]  # search/metrics.json
     retrained: Mapping[str, float]  # retrain/metrics.json
     supernet_config: Mapping[str, Any]  # the configuration that trained the supernet
+    rollbacks: Mapping[str, Sequence[Mapping[str, Any]]]  # step -> where its training went back
     latency: Latency | None  # None where nothing was registered
 
 
@@ -257,11 +258,18 @@ def _recipe(facts: Facts) -> str:
         "finetune": "The weights are the supernet's, trained on by the retraining.",
         "inherited": "The weights are the supernet's as they are.",
     }.get(mode, "")
+    returns = "".join(
+        f"\n{step} went back from step {row['step']} to {row['back_to_step']}, because {row['reason']}; its learning "
+        f"rates were {row['learning_rate_scale']:g} of the recipe's from there on.\n"
+        for step, rows in facts.rollbacks.items()
+        if step in parts
+        for row in rows
+    )
     return f"""## Recipe
 
 Chosen by evolution{search}. {said} Seed {facts.model.provenance.get("seed", "unknown")}, code
 `{facts.model.provenance.get("code", "unknown")}`.
-
+{returns}
 ```yaml
 {yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).strip()}
 ```

@@ -134,6 +134,10 @@ def read_facts(candidate: Candidate, arguments: argparse.Namespace, section: Reg
         searched=read_json(arguments.search / "metrics.json"),
         retrained=read_json(arguments.retrain / "metrics.json"),
         supernet_config=read_supernet_card(supernet).provenance.get("config", {}),
+        rollbacks={
+            step: read_json(folder / "rollbacks.json") if (folder / "rollbacks.json").exists() else []
+            for step, folder in (("train_supernet", supernet), ("retrain_subnet", arguments.retrain))
+        },
         latency=None,
     )
 
