@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import unwritable, write_json
@@ -66,7 +66,7 @@ def run_step(
 
 
 def _end(step: str, message: str, code: int) -> int:
-    print(f"{step}: {message}", file=sys.stderr, flush=True)
+    say(f"{step}: {message}", sys.stderr)
     _tell_the_runner(step, message, code)
     return code
 
@@ -77,6 +77,15 @@ def _tell_the_runner(step: str, message: str, code: int) -> None:
     if file:
         with contextlib.suppress(AutoFormerError):  # the disk may be what is full
             write_json(Path(file), {"step": step, "message": message, "code": code})
+
+
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print a line. Where its reader is gone, as with a runner that was killed, the work goes on without one."""
+    file = file or sys.stdout
+    try:
+        print(line, file=file, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def existing(path: Path, made_by: str) -> Path:
@@ -131,10 +140,7 @@ class Progress:
         rate = (self._done - self._initial) / max(seconds, 1e-9)
         left = (self._total - self._done) / rate if rate > 0 else float("inf")
         minutes = f"{left / 60:.1f} min left" if self._done < self._total else f"took {seconds:.0f} s"
-        print(
-            f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.3g}/s, {minutes} {note}".rstrip(),
-            flush=True,
-        )
+        say(f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.3g}/s, {minutes} {note}".rstrip())
 
 
 def _open_terminal() -> Any:

@@ -31,19 +31,23 @@ class _State:
     told: int | None = None  # the signal that came
     waits = 0  # blocks entered that a signal does not interrupt
     listening = False
+    first: Callable[[], None] | None = None
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(first: Callable[[], None] | None = None) -> Iterator[None]:
     """While entered, a signal raises `Stopped` in the main thread. One that the process was started to ignore stays so.
 
     After a signal has come the handlers stay, so that a second one cannot end the process on its last metres.
+
+    Args:
+        first: is called before `Stopped` is raised.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     former = {number: signal.getsignal(number) for number in SIGNALS}
-    _State.told, _State.waits, _State.listening = None, 0, True
+    _State.told, _State.waits, _State.listening, _State.first = None, 0, True, first
     for number, handler in former.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _hear)
@@ -71,6 +75,8 @@ def between_steps() -> Iterator[Callable[[], bool]]:
 def _hear(number: int, frame: FrameType | None) -> None:
     if _State.told is None:
         _State.told = number
+        if _State.first is not None:
+            _State.first()
         if not _State.waits:
             raise Stopped(number)
 

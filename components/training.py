@@ -11,6 +11,7 @@ of these the step ends. With float16 a step of that kind is skipped by the gradi
 go back as long as one step of the row is sound.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +22,13 @@ from torch import Tensor
 
 from autoformer.checkpoint import first_not_finite
 from autoformer.dataset import DatasetCard, Images
+from autoformer.devices import is_out_of_memory
 from autoformer.errors import AutoFormerError
 from autoformer.evaluation import predict_logits
 from autoformer.files import replacing
 from autoformer.space import SubnetSpec
 from autoformer.training import Trainer
-from components.cli import Progress
+from components.cli import Progress, say
 from components.config import TrainingSection
 from components.opening import OpenStep
 from components.stopping import Stopped, between_steps
@@ -58,12 +60,13 @@ class Job(NamedTuple):
     """What one training is called.
 
     `checkpoint`: file name in the work folder, without ending. `what`: before its lines. `prefix`: of its metrics.
-    `subnet_of`: step, from 0 -> the subnet that it trains.
+    `subnet_of`: step, from 0 -> the subnet that it trains. `out_of_memory`: makes the line for a step that ran out.
     """
 
     checkpoint: str
     what: str
     subnet_of: Callable[[int], SubnetSpec]
+    out_of_memory: Callable[[], AutoFormerError]
     prefix: str = ""
 
 
@@ -78,25 +81,21 @@ def train(
         score: scores the averaged model every `score_steps` steps and at the end.
 
     Raises:
-        AutoFormerError: a checkpoint is damaged or cannot be written, or losses are not finite in spite of rollbacks.
+        AutoFormerError: a checkpoint is damaged or cannot be written, losses are not finite in spite of rollbacks, or
+            the memory has run out.
         Stopped: after a checkpoint.
     """
     loop = _Loop(opened, trainer, section, score, job)
     first = loop.resume()
     if first:
         opened.record.values["resumed_from_step"] = first
-        print(f"{job.what}: resumed from step {first} of {trainer.total_steps}", flush=True)
+        say(f"{job.what}: resumed from step {first} of {trainer.total_steps}")
     start = time.monotonic()
     images, total = trainer.images_per_step, trainer.total_steps * trainer.images_per_step
-    with Progress(job.what, total, "images", first * images) as progress:
-        try:
-            while trainer.step < trainer.total_steps or loop.losses:
-                row = loop.next_row()
-                note = f"loss {row['train_loss']:.3f}" if row else "back at the last checkpoint"
-                progress.update(trainer.step * images, note)
-        except Stopped as stopped:
-            stopped.note = f" at step {loop.stop()} of {trainer.total_steps}"
-            raise
+    with Progress(job.what, total, "images", first * images) as progress, contextlib.closing(trainer.images):
+        fits = loop.run(lambda note: progress.update(trainer.step * images, note))
+    if not fits:
+        raise job.out_of_memory()
     rate = loop.steps_taken * images / max(time.monotonic() - start, 1e-9)
     opened.record.values["images_per_second"] = round(rate)
     return Trained(loop.history, loop.rollbacks)
@@ -130,6 +129,21 @@ class _Loop:
         elif not self.beginning.exists():
             self._save(self.beginning)
         return self.trainer.step
+
+    def run(self, tell: Callable[[str], None]) -> bool:
+        """Train to the end; `tell` hears of each row. False where the memory has run out."""
+        try:
+            while self.trainer.step < self.trainer.total_steps or self.losses:
+                row = self.next_row()
+                tell(f"loss {row['train_loss']:.3f}" if row else "back at the last checkpoint")
+        except Stopped as stopped:
+            stopped.note = f" at step {self.stop()} of {self.trainer.total_steps}"
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False  # with the error its memory is set free
+        return True
 
     def next_row(self) -> Row | None:
         """Train up to the next row of the history; None where training has gone back instead."""
@@ -213,7 +227,7 @@ class _Loop:
         }
         self.rollbacks = [*rollbacks, rollback]
         told = f"back to step {self.trainer.step}, learning rates times {self.trainer.learning_rate_scale:g}"
-        print(f"{self.job.what}: {what}; {told}", flush=True)
+        say(f"{self.job.what}: {what}; {told}")
         self.opened.tracked.tags(
             {f"{self.job.prefix}rollbacks": f"{len(self.rollbacks)}: {rollback['reason']}; {told}"}
         )

@@ -15,8 +15,11 @@ from autoformer.files import hash_path, hash_value, read_json
 from components import tracking
 from components.cli import BAD_INPUT
 from components.config import ROOT, STEPS, Config
+from components.locks import alone
 from components.resolve_config.step import resolve
+from components.stopping import Stopped, stoppable
 from pipeline.console import Console
+from pipeline.ending import Steps
 from pipeline.own_images import adopt, told
 from pipeline.summary import summary
 
@@ -36,14 +39,19 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    steps = Steps()
     try:
-        return _run(arguments)
+        with stoppable(steps.tell), alone(ROOT / "runs" / "pipeline", "checkout"):
+            return _run(arguments, steps)
     except AutoFormerError as error:
         print(f"pipeline: {error}", file=sys.stderr)
         return BAD_INPUT
+    except Stopped as stopped:
+        print(f"pipeline: {stopped}; the same command goes on from there", file=sys.stderr)
+        return int(str(stopped.code))
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, steps: Steps) -> int:
     overrides = [item for text in arguments.overrides for item in shlex.split(text)]
     given: Path | None = arguments.data
     preset: str | None = arguments.preset
@@ -72,10 +80,12 @@ def _run(arguments: argparse.Namespace) -> int:
         status = "FINISHED"
     except RuntimeError:
         return _explain(failure)
-    except KeyboardInterrupt:
+    except Stopped:
         status = "KILLED"
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        steps.end()
+        if failure.exists():
+            _explain(failure)
+        raise
     finally:
         failure.unlink(missing_ok=True)
         tracking.close_pipeline_run(run_id, status)

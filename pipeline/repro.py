@@ -17,7 +17,10 @@ from autoformer.named import CONFIGS
 from components import tracking
 from components.cli import BAD_INPUT
 from components.config import ROOT, STEPS, load_config, preset_path
+from components.locks import alone
 from components.resolve_config.step import resolve
+from components.stopping import Stopped, stoppable
+from pipeline.ending import Steps
 from pipeline.local import patient_threads
 from pipeline.summary import summary
 
@@ -31,19 +34,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
     arguments = parser.parse_args(argv)
     overrides = [item for text in arguments.overrides for item in shlex.split(text)]
+    steps = Steps()
     try:
-        _write_params(arguments.preset, overrides)
-        tracking.initialise(tracking.tracking_uri())
+        with stoppable(steps.tell), alone(ROOT / ".dvc" / "tmp" / "repro", "checkout"):
+            _write_params(arguments.preset, overrides)
+            tracking.initialise(tracking.tracking_uri())
+            return _repro()
     except AutoFormerError as error:
         print(f"repro: {error}", file=sys.stderr)
         return BAD_INPUT
+    except Stopped as stopped:
+        steps.end()
+        print(f"repro: {stopped}; the same command goes on from there", file=sys.stderr)
+        return int(str(stopped.code))
+
+
+def _repro() -> int:
     environment = os.environ | {
         "AUTOFORMER_RUNNER_PID": str(os.getpid()),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # dvc.yaml says `python`
         "PYTHONUNBUFFERED": "1",
         **patient_threads(),
     }
-    code = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment, check=False).returncode
+    dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment)
+    code = dvc.wait()  # not `run`, which would kill it where it is to end by itself
     if code == 0:
         _show()
     return code

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -135,7 +136,7 @@ class _Retraining:
         import torch
 
         from autoformer.training import subnet_forward
-        from components.trainers import make_trainer
+        from components.trainers import make_trainer, out_of_memory
         from components.training import Job, Row, train
 
         trainer = make_trainer(
@@ -155,7 +156,9 @@ class _Retraining:
             return {"search_top1_percent": self.watcher.top1_percent(averaged.eval())}
 
         what = f"{STEP} ({self.section.mode if name == 'model' else name})"
-        job = Job(name, what, lambda step: self.start.subnet, prefix="" if name == "model" else f"{name}/")
+        memory = partial(out_of_memory, STEP, trainer, model, self.config, self.section)
+        prefix = "" if name == "model" else f"{name}/"
+        job = Job(name, what, lambda step: self.start.subnet, memory, prefix)
         return trainer.averaged, train(self.opened, trainer, self.section, score, job)
 
     def _top1_percent(self, model: Any) -> float:

@@ -46,7 +46,7 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
     from autoformer.layers import initialise
     from autoformer.supernet import Supernet
     from autoformer.training import sampled_subnet, supernet_forward
-    from components.trainers import make_trainer
+    from components.trainers import make_trainer, out_of_memory
     from components.training import Job, Row, Scorer, set_threads, train
 
     config, out = opened.config, opened.arguments.out
@@ -56,11 +56,12 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
     torch.manual_seed(config.seed)
     supernet = Supernet(config.space, drop_path=section.drop_path)
     initialise(supernet, section.init_gain)
+    largest = partial(_classify, supernet, config.space.largest)
     trainer = make_trainer(
         STEP,
         supernet,
         supernet_forward(config.space, config.seed),
-        partial(_classify, supernet, config.space.largest),
+        largest,
         train_images,
         card,
         config,
@@ -77,7 +78,12 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
             f"{name}_top1_percent": scorer.top1_percent(partial(_classify, model, spec)) for name, spec in specs.items()
         }
 
-    job = Job("checkpoint", STEP, partial(sampled_subnet, config.space, config.seed))
+    job = Job(
+        "checkpoint",
+        STEP,
+        partial(sampled_subnet, config.space, config.seed),
+        partial(out_of_memory, STEP, trainer, largest, config, section),
+    )
     history, rollbacks = train(opened, trainer, section, score, job)
     preprocessing = Preprocessing(mean=card.mean, std=card.std, classes=card.classes)
     provenance = opened.workspace.provenance
