@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
@@ -61,11 +61,17 @@ def chromium() -> "Iterator[Browser]":
 
 @contextlib.contextmanager
 def watched(
-    browser: "Browser", width: int = 1440, height: int = 900, dark: bool = False, own: str = "http://127.0.0.1"
+    browser: "Browser",
+    width: int = 1440,
+    height: int = 900,
+    dark: bool = False,
+    touch: bool = False,
+    own: str = "http://127.0.0.1",
 ) -> Iterator[Watched]:
     """A page in a session of its own, as a first visitor has it, that collects errors and foreign requests."""
+    scheme: Literal["dark", "light"] = "dark" if dark else "light"
     session = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
+        viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce", has_touch=touch
     )
     session.set_default_timeout(1000 * PAGE_SECONDS)
     session.add_init_script(_SEEN_BEFORE if own.startswith("http") else "")

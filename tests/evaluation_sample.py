@@ -68,14 +68,16 @@ def make_sample(root: Path, data: TinyData, steps: int = 25, population: int = 1
     return Sample(arguments, load_config(json.dumps(text), steps=["evaluate_subnet"]), **folders)
 
 
-def write_search(folder: Path, space: SearchSpace, population: int, generations: int) -> SubnetSpec:
+def write_search(
+    folder: Path, space: SearchSpace, population: int, generations: int, max_params: int = 700_000
+) -> SubnetSpec:
     """A real evolution over invented scores: larger is better, with noise. Returns the chosen subnet."""
     rng = Random(1)
 
     def score(candidate: Candidate) -> float:
-        return 76 + 7 * (1 - math.exp(-candidate.params / 2.5e5)) + rng.gauss(0, 0.35)
+        return 76 + 7 * (1 - math.exp(-candidate.params / (max_params / 2.8))) + rng.gauss(0, 0.35)
 
-    limits = Limits(max_params=700_000)
+    limits = Limits(max_params=max_params)
     evolution = Evolution(
         space, limits, EvolutionSettings(population, generations, 6, population // 2, population // 3), Random(2)
     )

@@ -18,6 +18,9 @@ from components.evaluate_subnet.results import Candidate, Point
 MOST_CLASSES = 50  # a larger confusion matrix is unreadable
 CURVE_HEIGHT, SCATTER_HEIGHT, ROW_HEIGHT = 240, 380, 46
 LARGEST_THUMBNAIL = 96  # pixels
+PHOTOGRAPH = 48  # pixels on a side, from which an image is smoothed where it is enlarged
+CONFUSION_MARGIN = 102  # pixels that the class names take, as in report.css
+LONG_NAME = 18  # characters of a class
 THUMBNAIL_BYTES = 3_000_000  # all mistakes together, so that the report stays below 5 MB
 
 
@@ -135,7 +138,7 @@ def _cells(filled: int, outline: int) -> str:
 def confusion(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
     """The confusion matrix, rows actual classes. Shade: share of the row, its square root, so that rare errors show."""
     count = len(classes)
-    side = 30 if count <= 15 else max(10, 560 // count)
+    side = 56 if count <= 4 else 30 if count <= 15 else max(10, 560 // count)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     step = 100 / count
     parts = []
@@ -155,7 +158,9 @@ def confusion(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
     if side >= 10:
         parts += [_class_labels(index, name, side, step) for index, name in enumerate(classes)]
     frame = Frame(scale([0, 1]), scale([0, 1]), side * count)
-    return plot(frame, "".join(parts), "confusion matrix, actual classes in rows, predicted in columns", "confusion")
+    drawn = plot(frame, "".join(parts), "confusion matrix, actual classes in rows, predicted in columns", "confusion")
+    few = f"max-width: {CONFUSION_MARGIN + 2 * side * count}px"  # two or three classes make no banner
+    return element("div", drawn, style=few)
 
 
 def _class_labels(index: int, name: str, side: int, step: float) -> str:
@@ -166,24 +171,41 @@ def _class_labels(index: int, name: str, side: int, step: float) -> str:
 
 
 def top_confusions(matrix: npt.NDArray[np.int64], classes: Sequence[str], most: int) -> str:
-    """The most frequent errors as bars: actual class, the class it is taken for, how often."""
+    """The most frequent errors as bars: actual class, the class it is taken for, how often.
+
+    An error that happened once is left out where another happened more often.
+    """
     errors = matrix.copy()
     np.fill_diagonal(errors, 0)
     order = np.argsort(-errors, axis=None, kind="stable")[:most]
     rows = []
     for actual, predicted in zip(*np.unravel_index(order, errors.shape), strict=True):
         count, of = int(errors[actual, predicted]), int(matrix[actual].sum())
-        if not count:
+        if not count or (count == 1 and errors.max() > 1):
             break
         name = f"{escape(classes[actual])} <span class='soft'>taken for</span> {escape(classes[predicted])}"
         value = f"{count} of {of} ({100 * count / of:.1f} %)"
-        bar = element(
-            "svg",
-            element("rect", class_="wrong", width=f"{number(100 * count / errors.max())}%", height="100%"),
-            class_="bar",
-        )
-        rows.append(element("li", element("span", name) + element("span", value, class_="value") + bar))
+        rows.append(_bar_row(name, value, count / errors.max()))
     return element("ul", "".join(rows), class_="bars")
+
+
+def hardest_classes(matrix: npt.NDArray[np.int64], classes: Sequence[str], most: int) -> str:
+    """The classes with the smallest share of images named right, as bars of what is named wrong."""
+    images = matrix.sum(axis=1)
+    wrong = images - np.diag(matrix)
+    share = wrong / np.maximum(images, 1)
+    order = [int(index) for index in np.argsort(-share, kind="stable")[:most] if wrong[index]]
+    rows = []
+    for index in order:
+        value = f"{wrong[index]} of {images[index]} wrong ({100 * share[index]:.1f} %)"
+        rows.append(_bar_row(escape(classes[index]), value, share[index] / share[order[0]]))
+    return element("ul", "".join(rows), class_="bars")
+
+
+def _bar_row(name: str, value: str, length: float) -> str:
+    filled = element("rect", class_="wrong", width=f"{number(100 * length)}%", height="100%")
+    bar = element("svg", filled, class_="bar", aria_hidden="true")
+    return element("li", element("span", name) + element("span", value, class_="value") + bar)
 
 
 def thumbnails(mistakes: Sequence[tuple[npt.NDArray[np.uint8], str, str, float, float]]) -> tuple[str, int]:
@@ -198,11 +220,13 @@ def thumbnails(mistakes: Sequence[tuple[npt.NDArray[np.uint8], str, str, float, 
         size += len(source)
         if size > THUMBNAIL_BYTES:
             break
-        image = f'<img src="{source}" alt="{escape(actual)}" width="{pixels.shape[2]}" height="{pixels.shape[1]}">'
+        css = ' class="small"' if pixels.shape[1] < PHOTOGRAPH else ""  # enlarged as squares, not as a blur
+        image = f'<img{css} src="{source}" alt="{escape(actual)}" width="{pixels.shape[2]}" height="{pixels.shape[1]}">'
         said = element("span", f"{escape(predicted)} {100 * probability:.1f} %", class_="said")
         true = element("span", f"is {escape(actual)} ({100 * of_actual:.1f} %)", class_="soft")
         figures.append(element("figure", image + element("figcaption", said + true)))
-    return element("div", "".join(figures), class_="mistakes"), len(figures)
+    long = any(len(name) > LONG_NAME for mistake in mistakes for name in mistake[1:3])
+    return element("div", "".join(figures), class_="mistakes roomy" if long else "mistakes"), len(figures)
 
 
 def data_uri(pixels: npt.NDArray[np.uint8]) -> str:

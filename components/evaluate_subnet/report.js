@@ -7,10 +7,22 @@
   let shown = null, pinned = null;
 
   const line = (text, css = "") => Object.assign(document.createElement("p"), { textContent: text, className: css });
-  const row = (name, values, tag = "td") => {
-    const tr = document.createElement("tr");
-    for (const value of [name, ...values]) tr.append(Object.assign(document.createElement(tag), { textContent: value }));
-    return tr;
+  const span = (css = "", text = "") => Object.assign(document.createElement("span"), { className: css, textContent: text });
+  const size = { depth: +panel.dataset.depth, heads: +panel.dataset.heads, ratio: +panel.dataset.ratio };
+  const block = (c, index) => {
+    const row = span(index < c.heads.length ? "block" : "block absent");
+    const heads = span("heads"), ratio = span("ratio"), filled = span("on");
+    for (let head = 0; head < size.heads; head++) heads.append(span(head < c.heads[index] ? "on" : ""));
+    filled.style.width = `${100 * (c.ratios[index] ?? 0) / size.ratio}%`;
+    ratio.append(filled);
+    row.append(span("", index + 1), heads, span("", c.heads[index] ?? "–"), ratio, span("", c.ratios[index] ?? "–"));
+    return row;
+  };
+  const architecture = (c) => {
+    const drawn = Object.assign(document.createElement("div"), { className: "mini" }), head = span("block head");
+    head.append(span(), span("", "heads"), span(), span("", "MLP ratio"), span());
+    drawn.append(head, ...Array.from({ length: size.depth }, (_, index) => block(c, index)));
+    return drawn;
   };
   const show = (mark) => {
     if (mark === shown) return;
@@ -18,11 +30,7 @@
     shown = mark;
     mark.classList.add("shown");
     const c = candidates[mark.dataset.candidate];
-    const table = document.createElement("table");
-    table.append(row("block", c.heads.map((_, index) => index + 1), "th"), row("heads", c.heads), row("MLP ratio", c.ratios));
-    const scroll = Object.assign(document.createElement("div"), { className: "scroll" });
-    scroll.append(table);
-    panel.replaceChildren(line(c.score, "big"), line(c.cost), line(c.shape), line(c.origin, "soft"), scroll);
+    panel.replaceChildren(line(c.score, "big"), line(c.cost), line(c.shape), line(c.origin, "soft"), architecture(c));
   };
   const nearest = (event) => {
     const box = plot.firstElementChild.getBoundingClientRect();
@@ -35,7 +43,7 @@
   };
   const pin = (mark) => {
     pinned?.classList.remove("pinned");
-    pinned = mark === pinned ? null : mark;
+    pinned = mark === pinned ? null : mark; // a second click lets go
     pinned?.classList.add("pinned");
     show(pinned ?? start);
   };
@@ -45,11 +53,12 @@
   const ordered = [...marks].sort((a, b) => a.cx.baseVal.value - b.cx.baseVal.value);
   plot.tabIndex = 0;
   plot.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step) return;
+    const at = ordered.indexOf(shown), last = ordered.length - 1;
+    const to = { ArrowRight: at < last ? at + 1 : 0, ArrowLeft: at > 0 ? at - 1 : last, Home: 0, End: last }[event.key];
+    if (event.key === "Escape") pin(null);
+    if (to === undefined) return;
     event.preventDefault();
-    const next = ordered[(ordered.indexOf(shown) + step + ordered.length) % ordered.length];
-    if (next !== pinned) pin(next);
+    if (ordered[to] !== pinned) pin(ordered[to]);
   });
   show(start);
 })();

@@ -83,7 +83,8 @@ def _tile(value: str, text: str) -> str:
 
 def _label(name: Model, mode: str) -> str:
     if name == "retrained":
-        return f"Chosen subnet, {_WAYS.get(mode, mode)}"
+        way = {"finetune": "fine-tuned", "scratch": "from random weights", "inherited": "inherited weights"}
+        return f"Chosen subnet, {way.get(mode, mode)}"
     return {"inherited": "With inherited weights, untouched", "scratch": "From random weights, same recipe"}[name]
 
 

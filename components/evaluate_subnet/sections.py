@@ -101,7 +101,7 @@ def search_progress(results: Results) -> str:
 
 
 def candidates(results: Results) -> str:
-    found, chosen = results.search.candidates, results.search.chosen
+    found, chosen, size = results.search.candidates, results.search.chosen, results.space.supernet
     front = pareto_front([(candidate.params, -candidate.top1_percent) for candidate in found])
     at_most = [c for c in found if c.params <= found[chosen].params]
     better = sum(c.top1_percent > found[chosen].top1_percent for c in at_most)
@@ -119,11 +119,14 @@ def candidates(results: Results) -> str:
         class_="panel",
         id="candidate",
         aria_live="polite",
+        data_depth=str(size.depth),
+        data_heads=str(size.num_heads),
+        data_ratio=str(size.mlp_ratio),
     )
     picture = element("div", drawings.scatter(found, front, chosen) + _key(any(c.is_baseline for c in found)))
     return section(
         title,
-        prose("Point at a mark, or use the arrow keys, to see the candidate; click to pin it."),
+        prose("Point at a mark, or tap it, to see the candidate; a click pins it. Keys: arrows, Home, End, Escape."),
         element("div", picture + panel, class_="columns wide-narrow"),
         element(
             "details",
@@ -201,10 +204,10 @@ def confusion(results: Results, evaluation: Evaluation) -> str:
     if mistaken.any():
         title += f", most often taken for ‘{classes[int(mistaken.argmax())]}’"
     if len(classes) > drawings.MOST_CLASSES:
-        note = prose(
-            f"The 20 most frequent confusions of {len(classes):,} classes; the whole matrix is in confusion.json."
-        )
-        return section(title, note, drawings.top_confusions(matrix, classes, 20))
+        note = prose(f"A matrix of {len(classes):,} classes cannot be read here; the whole of it is in confusion.json.")
+        hardest_ones = element("h3", "Hardest classes") + drawings.hardest_classes(matrix, classes, 12)
+        pairs = element("h3", "Most frequent confusions") + drawings.top_confusions(matrix, classes, 12)
+        return section(title, note, columns(element("div", hardest_ones), element("div", pairs)))
     note = prose(
         "Rows: what the image is. Columns: what the subnet says. Shade: share of the row, on a square-root scale."
     )
