@@ -62,3 +62,16 @@ def _save(picture: Image.Image, path: Path, rng: Random) -> None:
         picture.transpose(Image.Transpose.ROTATE_90).save(path.with_suffix(".jpg"), quality=90, exif=exif)
     else:
         picture.save(path.with_suffix(rng.choice((".jpg", ".JPG", ".jpeg"))), quality=rng.choice((60, 90)))
+
+
+def main() -> None:
+    import sys
+
+    if len(sys.argv) != 3:
+        raise SystemExit("usage: python tests/photographs.py FOLDER IMAGES")
+    make_photographs(Path(sys.argv[1]), int(sys.argv[2]))
+    print(f"{sys.argv[1]}: {sys.argv[2]} images of {len(CLASSES)} classes")
+
+
+if __name__ == "__main__":
+    main()
