@@ -11,7 +11,7 @@ import yaml
 
 from autoformer.cards import SubnetCard
 from autoformer.dataset import DatasetCard
-from autoformer.recipe import Recipe
+from autoformer.recipe import Augmentation, Recipe
 from components.config import RegisterModel
 from components.register_model.gate import Decision
 from components.register_model.latency import Latency
@@ -120,6 +120,12 @@ def _latency(latency: Latency | None) -> str:
 
 
 def _loading(facts: Facts) -> str:
+    if facts.decision.outcome == "refused":
+        return f"""## Load it
+
+This run registered nothing: `{facts.section.model_name}@{facts.section.alias}` is another model, or none.
+The weights are in the folder of the retraining: `make predict IMAGE=image.png MODEL=…/retrain/model` names it.
+"""
     return f"""## Load it
 
 With MLflow, and `MLFLOW_TRACKING_URI` naming the registry; the version brings its own code and preprocessing:
@@ -203,7 +209,8 @@ def _architecture(facts: Facts) -> str:
 
 | | |
 |---|---|
-| depth, width | {subnet.depth} blocks, {subnet.embed_dim} channels |
+| depth, in blocks | {subnet.depth} |
+| width, in channels | {subnet.embed_dim} |
 | heads of each block | {heads}, of {space.head_dim} channels |
 | MLP ratio of each block | {ratios} |
 | input | {space.image_size} x {space.image_size} x {space.in_channels}, patches of {space.patch_size} pixels |
@@ -248,7 +255,7 @@ def _recipe(facts: Facts) -> str:
     if mode != "inherited":
         parts["retrain_subnet"] = dict(config.get("retrain_subnet") or {})
     plain = {
-        name: {key: _without_folder(value) for key, value in part.items() if _decides(key, value)}
+        name: {key: _told(key, value) for key, value in part.items() if _decides(key, value)}
         for name, part in parts.items()
     }
     scored = facts.searched.get("candidates_scored")
@@ -278,12 +285,15 @@ Chosen by evolution{search}. {said} Seed {facts.model.provenance.get("seed", "un
 
 def _decides(key: str, value: Any) -> bool:
     """Whether a key of a training section is part of the recipe, and says anything."""
-    return (key in Recipe.model_fields or key == "mode") and value not in (None, {})
+    return (key in Recipe.model_fields or key == "mode") and value is not None
 
 
-def _without_folder(value: Any) -> Any:
-    """A teacher's checkpoint by the name of its file: the folder says something of a machine, nothing of the model."""
-    if isinstance(value, dict) and "checkpoint" in value:
+def _told(key: str, value: Any) -> Any:
+    """Of augmentation what is switched on; of a teacher's checkpoint the file's name, since a folder is a machine's."""
+    if key == "augmentation":
+        usual = Augmentation().model_dump(mode="json")
+        return {name: each for name, each in value.items() if each != usual.get(name)} or "none"
+    if key == "distillation":
         return value | {"checkpoint": PurePath(str(value["checkpoint"])).name}
     return value
 
