@@ -6,7 +6,9 @@ applied; the shorter side is brought to `resized_side` by one antialiased bicubi
 
 import io
 import math
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,11 @@ from autoformer.errors import AutoFormerError
 
 MODES = {1: "L", 3: "RGB"}
 LONGEST_TO_SHORTEST = 30  # a strip longer than this shows nothing once its centre is cut out
-_PIL_ERRORS = (OSError, SyntaxError, ValueError, IndexError, TypeError, AttributeError, EOFError, MemoryError)
+_PIL_ERRORS = (
+    OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, ArithmeticError,
+    RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
+_MOST_16_BIT = 65535
 _SMALLEST_WITH_MARGIN = 48
 
 
@@ -41,15 +47,15 @@ def open_image(source: Path | bytes, shorter_side: int | None = None) -> Image.I
     """
     where = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large images and odd metadata, and reads them
-            image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
-            _check_shape(image.size, where)
-            if shorter_side is not None and min(image.size) > 2 * shorter_side:
-                factor = 2 * shorter_side / min(image.size)
-                image.draft(None, (math.ceil(image.width * factor), math.ceil(image.height * factor)))
-            image.load()
-            return ImageOps.exif_transpose(image)
+        # Pillow warns of large images and odd metadata, and reads them. Not catch_warnings: threads share what it sets.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+        _check_shape(image.size, where)
+        if shorter_side is not None and min(image.size) > 2 * shorter_side:
+            factor = 2 * shorter_side / min(image.size)
+            image.draft(None, (math.ceil(image.width * factor), math.ceil(image.height * factor)))
+        image.load()
+        return ImageOps.exif_transpose(image)
     except AutoFormerError:
         raise
     except FileNotFoundError:
@@ -58,7 +64,9 @@ def open_image(source: Path | bytes, shorter_side: int | None = None) -> Image.I
         raise AutoFormerError(f"{where}: a folder, not an image; name the image files") from None
     except PermissionError:
         raise AutoFormerError(f"{where}: may not be read; change its permissions") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        raise AutoFormerError(f"{where}: an image of more pixels than Pillow will decode; make it smaller") from None
+    except UnidentifiedImageError:
         raise AutoFormerError(f"{where}: not an image that can be read; give a PNG or JPEG file") from None
     except _PIL_ERRORS as error:  # Pillow raises each of them for damaged files
         raise AutoFormerError(f"{where}: a damaged image ({' '.join(str(error).split())})") from None
@@ -75,15 +83,20 @@ def _check_shape(size: tuple[int, int], where: str) -> None:
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
     """An image of any mode as grey (1 channel) or RGB (3); transparent parts become black.
 
-    Raises `AutoFormerError` for floating-point pixels, whose range nothing tells, and for other channel counts.
+    Raises `AutoFormerError` for pixels whose range nothing tells (floating point, beyond 16 bits), and for other
+    channel counts.
     """
     if channels not in MODES:
         raise AutoFormerError(f"the model takes images of {channels} channels; image files have 1 or 3")
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip to white
         array: npt.NDArray[np.int64] = np.asarray(image).astype(np.int64)
+        if array.min() < 0 or array.max() > _MOST_16_BIT:
+            raise AutoFormerError("the image has pixels beyond 16 bits, of unknown range; save it with 8 bits")
         image = Image.fromarray((array >> 8 if array.max() > 255 else array).astype(np.uint8))
     elif image.mode == "F":
         raise AutoFormerError("the image has floating-point pixels, of unknown range; save it with 8 bits a channel")
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # from which alone Pillow goes on to grey
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)

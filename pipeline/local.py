@@ -16,7 +16,7 @@ from components import tracking
 from components.cli import BAD_INPUT
 from components.config import ROOT, STEPS, Config
 from components.locks import alone
-from components.resolve_config.step import resolve
+from components.resolve_config.step import resolve, split_overrides
 from components.stopping import Stopped, stoppable
 from pipeline.console import Console
 from pipeline.ending import Steps
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, steps: Steps) -> int:
-    overrides = [item for text in arguments.overrides for item in shlex.split(text)]
+    overrides = split_overrides(arguments.overrides)
     given: Path | None = arguments.data
     preset: str | None = arguments.preset
     if arguments.source is not None:

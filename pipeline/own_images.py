@@ -10,7 +10,7 @@ a clock.
 import argparse
 import math
 import os
-import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,15 +21,16 @@ from PIL import Image
 
 from autoformer.complexity import count_params
 from autoformer.errors import AutoFormerError
-from autoformer.files import write_text
+from autoformer.files import replacing, write_json, write_text
 from autoformer.images import resized_side
 from autoformer.named import CONFIGS
 from autoformer.space import SearchSpace
 from components.cli import BAD_INPUT, Progress
 from components.config import ROOT, Config, load_config
-from components.prepare_data.pack import PackCard, pack, read_pack, slug, unreadable_of
+from components.prepare_data.pack import CARD, PackCard, pack, read_pack, slug, unreadable_of
 from components.prepare_data.packed import is_pack
 from components.prepare_data.sources import discover
+from components.resolve_config.step import split_overrides
 
 PRESET = "photos"
 DATASETS = ROOT / "datasets"
@@ -47,9 +48,7 @@ class Adopted(NamedTuple):
     overrides: list[str]
 
 
-def adopt(
-    source: Path, preset: str | None, overrides: Sequence[str], place: Path = DATASETS, name: str = ""
-) -> Adopted:
+def adopt(source: Path, preset: str | None, overrides: Sequence[str], place: Path = DATASETS) -> Adopted:
     """Pack the images at `source`, or take the pack that it is; return what to run.
 
     Args:
@@ -57,7 +56,7 @@ def adopt(
         preset: null for `photos`, adapted to the images; any other is taken as it is but for the data set's own
             keys, dataset, number of classes and the model's name.
         overrides: the user's; they win over what is proposed.
-        place, name: where the pack goes; see `pack`.
+        place: where packs lie.
 
     Raises:
         AutoFormerError: one line, where the images or the settings are not what they should be.
@@ -74,7 +73,7 @@ def adopt(
         most_unreadable = first.prepare_data.max_unreadable_percent
         side, channels = resized_side(first.space.image_size), first.space.in_channels
         with _Watch() as watch:
-            data = pack(source, place, side, channels, most_unreadable, watch, name)
+            data = pack(source, place, side, channels, most_unreadable, watch)
     card = read_pack(data)
     settings += [f"dataset={card.name}", f"space.num_classes={len(card.classes)}"]
     if preset is None or first.name == PRESET:
@@ -117,7 +116,7 @@ def propose_recipe(card: PackCard, config: Config) -> list[str]:
     300; a third of them to retrain. At least four optimiser steps to an epoch.
     """
     assert config.prepare_data is not None and config.search_subnet is not None
-    images = training_images(card, config)
+    images = max(1, training_images(card, config))
     epochs = min(300, max(10, round(3000 / math.sqrt(images))))
     batch_size = 64 if images < 5000 else 128
     while batch_size > 2 and batch_size * 4 > images:
@@ -225,16 +224,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def version(source: Path, name: str, preset: str | None, overrides: Sequence[str]) -> str:
-    """Make `data/<name>`, `configs/spaces/<name>.yaml` and `configs/presets/<name>.yaml`; return what to say of it."""
+    """Make `data/<name>`, `configs/spaces/<name>.yaml` and `configs/presets/<name>.yaml`; return what to say of it.
+
+    Configurations that are there already are kept. Raises `AutoFormerError` as `adopt` does, and where the name is
+    taken.
+    """
     if name != slug(name):
         raise AutoFormerError(f"NAME={name}: a name has lower case letters, digits and hyphens, such as {slug(name)}")
     files = [CONFIGS / kind / f"{name}.yaml" for kind in ("spaces", "presets")]
     data = ROOT / "data" / name
     for file in files:
-        if file.exists() and not data.exists():
+        if file.exists() and not is_pack(data):
             raise AutoFormerError(f"{file}: a configuration of this name is there already; give another NAME")
-    flat = [item for text in overrides for item in shlex.split(text)]
-    adopted = adopt(source, preset, flat, ROOT / "data", name)
+    if data.exists() and not is_pack(data):
+        raise AutoFormerError(f"{data}: a folder of this name is there already; give another NAME")
+    adopted = adopt(source, preset, split_overrides(overrides))
+    _copy(adopted.data, data, name)
     config = load_config(adopted.preset, adopted.overrides)
     space = config.space.model_dump(mode="json") | {"name": name}
     whole = config.model_dump(mode="json", exclude_none=True) | {"name": name, "dataset": name, "space": name}
@@ -247,6 +252,18 @@ def version(source: Path, name: str, preset: str | None, overrides: Sequence[str
         f"{told(data)}\n  configs/spaces/{name}.yaml and configs/presets/{name}.yaml are yours to edit\n"
         f"  next: make run PRESET={name}, or make repro PRESET={name}"
     )
+
+
+def _copy(pack: Path, data: Path, name: str) -> None:
+    """Put a pack into `data`, under another name; whole or not at all."""
+    card = read_pack(pack)
+    if is_pack(data):
+        if read_pack(data).hash != card.hash:
+            raise AutoFormerError(f"{data}: holds other images already; give another NAME, or remove the folder first")
+        return
+    with replacing(data) as temporary:
+        shutil.copytree(pack, temporary)
+        write_json(temporary / CARD, card.model_dump(mode="json") | {"name": name})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from components import tracking
 from components.cli import BAD_INPUT
 from components.config import ROOT, STEPS, load_config, preset_path
 from components.locks import alone
-from components.resolve_config.step import resolve
+from components.resolve_config.step import resolve, split_overrides
 from components.stopping import Stopped, stoppable
 from pipeline.ending import Steps
 from pipeline.local import patient_threads
@@ -33,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", default="params.yaml", help="a preset to write to params.yaml (default: as it is)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
     arguments = parser.parse_args(argv)
-    overrides = [item for text in arguments.overrides for item in shlex.split(text)]
     steps = Steps()
     try:
+        overrides = split_overrides(arguments.overrides)
         with stoppable(steps.tell), alone(ROOT / ".dvc" / "tmp" / "repro", "checkout"):
             _write_params(arguments.preset, overrides)
             tracking.initialise(tracking.tracking_uri())

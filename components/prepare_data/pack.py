@@ -9,7 +9,6 @@ import hashlib
 import io
 import os
 import re
-import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -78,15 +77,11 @@ def slug(text: str) -> str:
 
 
 def pack(
-    path: Path,
-    place: Path,
-    shorter_side: int,
-    channels: int,
-    max_unreadable_percent: float,
-    watch: Watch,
-    name: str = "",
+    path: Path, place: Path, shorter_side: int, channels: int, max_unreadable_percent: float, watch: Watch
 ) -> Path:
     """Pack the images at `path` into a folder of `place`, unless it is there; return that folder.
+
+    The folder has the name of `path`, with a hash of what went in.
 
     Args:
         path: see `sources.discover`.
@@ -94,20 +89,19 @@ def pack(
         shorter_side: in pixels. Smaller images are enlarged.
         max_unreadable_percent: more unreadable files than this stop the packing.
         watch: is told of progress.
-        name: of the folder; by default that of `path` with a hash of what went in.
 
     Raises:
         AutoFormerError: one line; see `sources.discover`. Also where too many files are unreadable (they are named in
-            a table beside the pack), where a class has no readable image, or where `name` is taken by other images.
+            a table beside the pack), or where a class has no readable image.
     """
     source = discover(path)
-    title = slug(name or (path.resolve().stem if path.suffix == ".csv" else path.resolve().name))
+    title = slug(path.resolve().stem if path.is_file() else path.resolve().name)
     digest = _hash(source, shorter_side, channels, watch)
-    folder = place / (name or f"{title}-{digest[:8]}")
-    if (folder / CARD).exists():
-        if read_pack(folder).hash == digest:
-            return folder
-        raise AutoFormerError(f"{folder}: holds other images already; give another NAME, or remove the folder first")
+    folder = place / f"{title}-{digest[:8]}"
+    if (folder / CARD).exists() and read_pack(folder).hash == digest:
+        return folder
+    if folder.exists():
+        raise AutoFormerError(f"{folder}: holds something else than these images, packed; remove that folder first")
     work = place / f".{folder.name}.{digest[:8]}.packing"
     work.mkdir(parents=True, exist_ok=True)
     report = place / f"{folder.name}-{UNREADABLE}"
@@ -135,11 +129,9 @@ def pack(
         ignored=source.ignored,
         archives={file.name: hash_file(file) for file in sorted(work.glob("*.tar"))},
     )
-    for leftover in work.glob("*.json"):  # the shards' own indices
+    for leftover in (*work.glob("images-*.json"), *work.glob(".*.tmp")):  # the shards' indices; what a kill left
         leftover.unlink()
     write_json(work / CARD, card.model_dump(mode="json"))
-    if folder.exists():
-        shutil.rmtree(folder)  # without a card: not a pack
     work.rename(folder)
     report.unlink(missing_ok=True)
     return folder

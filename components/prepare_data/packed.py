@@ -30,12 +30,16 @@ def is_pack(data: Path) -> bool:
 def read_delivered(data: Path) -> Delivered:
     """The rows of a pack. Raises `AutoFormerError` where a file of it is missing, damaged or changed."""
     card = read_pack(data)
+    outside = [name for name in card.archives if Path(name).name != name]
+    if outside:
+        raise AutoFormerError(f"{data / CARD}: the archive '{outside[0]}' lies outside the pack; pack the images again")
     for name, sha256 in card.archives.items():
         check_archive(data / name, sha256)
     table = read_table(data / INDEX)
     if len(table) != sum(card.counts.values()):
         raise AutoFormerError(f"{data / INDEX}: {len(table)} rows, but {CARD} counts {sum(card.counts.values())}")
     number = {label: index for index, label in enumerate(card.classes)}
+    _check_table(table, card, data)
     try:
         rows = Split(
             archives=np.array([row["archive"] for row in table]),
@@ -47,6 +51,16 @@ def read_delivered(data: Path) -> Delivered:
         return Delivered(card, rows, np.array([row["split"] for row in table]))
     except (KeyError, ValueError) as error:
         raise AutoFormerError(f"{data / INDEX}: not the index of a pack ({error}); pack the images again") from None
+
+
+def _check_table(table: list[dict[str, str]], card: PackCard, data: Path) -> None:
+    """Refuse rows that point outside the pack's archives, or into a split that there is not."""
+    for line, row in enumerate(table, start=2):
+        where = f"{data / INDEX}, line {line}"
+        if row.get("archive") not in card.archives:
+            raise AutoFormerError(f"{where}: '{row.get('archive')}' is no archive of the pack; pack the images again")
+        if row.get("split") not in card.splits:
+            raise AutoFormerError(f"{where}: '{row.get('split')}' is no split of the pack; pack the images again")
 
 
 def split_pack(delivered: Delivered, shares: Shares, seed: int) -> tuple[dict[str, Split], tuple[str, ...]]:

@@ -47,7 +47,7 @@ def discover(path: Path) -> Source:
 
     Raises:
         AutoFormerError: one line, where nothing is there, a class has no image, there are fewer than two classes,
-            a class is in one split only, or a CSV is malformed or names files outside its folder.
+            a class is in one split only, a name is not UTF-8, or a CSV is malformed or names files outside its folder.
     """
     if path.is_dir():
         source = _read_folder(path)
@@ -163,6 +163,10 @@ def _split(file: Path, line: int, text: str | None) -> str:
 def _check(source: Source, path: Path) -> None:
     if not source.images:
         raise AutoFormerError(f"{path}: names no images")
+    for image in source.images:
+        name = f"{source.name_of(image)}{image.label}"
+        if not name.isascii() and (written := name.encode(errors="backslashreplace").decode()) != name:
+            raise AutoFormerError(f"{path}: {written} has a name that is not in UTF-8; rename it")
     if len(source.classes) < 2:
         raise AutoFormerError(f"{path}: one class only, '{source.classes[0]}'; a classifier needs two or more")
     splits = {image.split for image in source.images}

@@ -1,6 +1,7 @@
 """From the parameters of the run form to a configuration."""
 
 import shlex
+from collections.abc import Iterable
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
@@ -24,13 +25,20 @@ def resolve(preset: str, overrides: str = "", seed: int = -1, max_params_m: floa
         settings.append(f"seed={seed}")
     if max_params_m > 0:
         settings.append(f"search_subnet.limits.max_params_m={max_params_m}")
-    try:
-        settings += shlex.split(overrides)
-    except ValueError as error:
-        raise AutoFormerError(f"overrides {overrides!r}: {error}; quote values with spaces") from None
-    config = load_config(preset, settings)
+    config = load_config(preset, [*settings, *split_overrides([overrides])])
     _check_limits(config)
     return config
+
+
+def split_overrides(texts: Iterable[str]) -> list[str]:
+    """Overrides one by one, from texts that hold several, with spaces between them."""
+    found = []
+    for text in texts:
+        try:
+            found += shlex.split(text)
+        except ValueError as error:
+            raise AutoFormerError(f"--set {text}: {str(error).lower()}; quote values with spaces") from None
+    return found
 
 
 def _check_limits(config: Config) -> None:
