@@ -25,6 +25,7 @@ from pipeline.local import patient_threads
 from pipeline.summary import summary
 
 PARAMS = ROOT / "params.yaml"
+_TRACKED = {"threads": "null", "device": "auto"}  # optional, but DVC's stages name them, and it wants them to be there
 WRITTEN = ROOT / ".dvc" / "tmp" / "params.sha256"  # of the params.yaml that a command line made
 
 
@@ -70,6 +71,7 @@ def _write_params(preset: str, overrides: list[str]) -> None:
     text = path.read_text(encoding="utf-8")
     if overrides:
         text = _overridden(text, overrides)
+    text += "".join(f"{key}: {value}\n" for key, value in _TRACKED.items() if key not in yaml.safe_load(text))
     if text == PARAMS.read_text(encoding="utf-8"):
         return
     if path.resolve() != PARAMS and not _is_kept_elsewhere(PARAMS):
