@@ -215,6 +215,8 @@ def take_mlflow(browser: "Browser", served: Served, out: Path) -> None:
 
 
 def take_report(browser: "Browser", report: Path, out: Path) -> None:
+    """A picture of the report's top, and the report itself as a sample."""
+    shutil.copyfile(report, out / "sample-report.html")
     with watched(browser, 1440, 1180, own=report.resolve().as_uri()) as seen:
         seen.page.goto(report.resolve().as_uri())
         picture(seen.page, out / "report.png")

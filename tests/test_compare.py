@@ -10,6 +10,7 @@ from tracking_fixtures import make_empty_store, use_store
 
 from autoformer.evaluation import wilson_interval
 from components import tracking
+from components.tracking.store import initialise
 from pipeline import compare
 from pipeline.compare import Interval, difference_interval, main
 
@@ -119,6 +120,22 @@ def test_what_is_not_there_is_one_line(
     for name, value in names.items():
         says = says.replace(name, value)
     assert says in told.err
+
+
+def test_a_pipeline_run_says_what_came_out(store: Store) -> None:
+    """Its own metrics, not those of its steps: these are what a table of pipeline runs can show."""
+    evaluation = store.folder / "runs/first/evaluate-subnet/evaluation"
+    tested = json.loads((evaluation / "metrics.json").read_text())
+    searched = json.loads((store.folder / "runs/first/search-subnet/search/metrics.json").read_text())
+    logged = initialise(store.uri).get_run(store.first).data
+    assert {key: value for key, value in logged.metrics.items() if key.endswith("test_top1_percent")} == {
+        key: tested[key] for key in ("test_top1_percent", "inherited_test_top1_percent", "scratch_test_top1_percent")
+    }
+    assert logged.metrics["val/top1"] == searched["chosen_top1_percent"]
+    assert logged.metrics["cost/params_m"] == tested["params"] / 1e6
+    assert logged.metrics["cost/macs_g"] == tested["macs"] / 1e9
+    chosen = json.loads((evaluation / "provenance.json").read_text())["subnet"]
+    assert logged.tags["arch"].startswith(f"depth {chosen['depth']}, width {chosen['embed_dim']}, heads ")
 
 
 def test_without_runs_it_lists_the_latest(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,14 @@ from autoformer.complexity import count_macs, count_params
 from autoformer.dataset import load_images
 from autoformer.evaluation import wilson_interval
 from components.evaluate_subnet.step import main
+
+
+@pytest.fixture(scope="module", autouse=True)
+def untracked() -> Iterator[None]:
+    """Nothing of these tests may reach the runs that a person keeps in mlflow.db."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOFORMER_TRACKING", "off")
+        yield
 
 
 @pytest.fixture(scope="module")
