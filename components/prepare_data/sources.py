@@ -86,14 +86,25 @@ def _read_folder(root: Path) -> Source:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(item for item in folder.iterdir() if item.is_dir() and not _is_hidden(item.name))
+    try:
+        return sorted(item for item in folder.iterdir() if item.is_dir() and not _is_hidden(item.name))
+    except OSError as error:
+        raise _unreadable(error) from None
 
 
 def _files(folder: Path) -> Iterator[Path]:
     """All visible files below a folder; linked folders are not followed, so that no link can make a circle."""
-    for place, folders, files in os.walk(folder):
+
+    def stop(error: OSError) -> None:  # else os.walk leaves out what it may not read, and says nothing
+        raise _unreadable(error)
+
+    for place, folders, files in os.walk(folder, onerror=stop):
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         yield from (Path(place, name) for name in sorted(files) if not _is_hidden(name))
+
+
+def _unreadable(error: OSError) -> AutoFormerError:
+    return AutoFormerError(f"{error.filename}: cannot be read ({error.strerror}); change its permissions or move it")
 
 
 def _is_hidden(name: str) -> bool:
@@ -139,7 +150,7 @@ def _inside(file: Path, line: int, text: str | None, root: Path) -> Path:
     if not text or not text.strip() or "\0" in text:
         raise AutoFormerError(f"{file}, line {line}: no path")
     path = Path(os.path.normpath(root / text.strip()))
-    if not path.is_relative_to(root) or not path.resolve().is_relative_to(root):
+    if not path.is_relative_to(root) or not Path(os.path.realpath(path)).is_relative_to(root):
         raise AutoFormerError(
             f"{file}, line {line}: {text} lies outside the folder of the CSV; move the images into it"
         )
