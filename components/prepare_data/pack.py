@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import hash_file, hash_value, read_json, replacing, write_json
 from autoformer.images import open_image, to_channels, with_shorter_side
+from components.locks import alone
 from components.prepare_data.sources import Source, SourceImage, discover
 from components.tables import read_table, write_table
 
@@ -66,6 +67,14 @@ class _Packed(NamedTuple):
     reason: str
 
 
+class _Shards(NamedTuple):
+    """What all tars of a pack hold together."""
+
+    rows: list[dict[str, str]]  # of the index
+    refused: list[dict[str, str]]
+    sizes: list[tuple[int, int]]  # width and height of the images as they were
+
+
 def read_pack(folder: Path) -> PackCard:
     """The card of a pack. Raises `AutoFormerError` where the folder is none, or its card is damaged."""
     return validated(PackCard, read_json(folder / CARD), str(folder / CARD))
@@ -98,25 +107,40 @@ def pack(
     title = slug(path.resolve().stem if path.is_file() else path.resolve().name)
     digest = _hash(source, shorter_side, channels, watch)
     folder = place / f"{title}-{digest[:8]}"
-    if (folder / CARD).exists() and read_pack(folder).hash == digest:
-        return folder
-    if folder.exists():
-        raise AutoFormerError(f"{folder}: holds something else than these images, packed; remove that folder first")
-    work = place / f".{folder.name}.{digest[:8]}.packing"
-    work.mkdir(parents=True, exist_ok=True)
+    work = place / f".{folder.name}.packing"
     report = place / f"{folder.name}-{UNREADABLE}"
-    rows, refused, sizes = _write_shards(source, work, shorter_side, channels, max_unreadable_percent, watch, report)
+    with alone(work, "packing"):
+        if (folder / CARD).exists() and read_pack(folder).hash == digest:
+            return folder
+        if folder.exists():
+            raise AutoFormerError(f"{folder}: holds something else than these images, packed; remove that folder first")
+        work.mkdir(exist_ok=True)
+        shards = _write_shards(source, work, shorter_side, channels, max_unreadable_percent, watch, report)
+        card = _card(source, shards, work, report, title, digest, shorter_side, channels)
+        write_table(work / INDEX, COLUMNS, shards.rows)
+        write_table(work / UNREADABLE, ("source", "reason"), shards.refused)
+        for leftover in (*work.glob("images-*.json"), *work.glob(".*.tmp")):  # the shards' indices; what a kill left
+            leftover.unlink()
+        write_json(work / CARD, card.model_dump(mode="json"))
+        work.rename(folder)
+        report.unlink(missing_ok=True)
+    return folder
+
+
+def _card(
+    source: Source, shards: _Shards, work: Path, report: Path, name: str, digest: str, shorter_side: int, channels: int
+) -> PackCard:
+    """What the shards in `work` hold. Raises `AutoFormerError` where that is no image of some class."""
+    rows, refused, sizes = shards
     counts = Counter(row["label"] for row in rows)
     empty = [label for label in source.classes if not counts[label]]
     if empty:
         write_table(report, ("source", "reason"), refused)
         raise AutoFormerError(
-            f"{path}: the class '{empty[0]}' has no readable image; {report} names the unreadable ones"
+            f"{source.root}: the class '{empty[0]}' has no readable image; {report} names the unreadable ones"
         )
-    write_table(work / INDEX, COLUMNS, rows)
-    write_table(work / UNREADABLE, ("source", "reason"), refused)
-    card = PackCard(
-        name=title,
+    return PackCard(
+        name=name,
         hash=digest,
         layout=source.layout,
         classes=source.classes,
@@ -129,12 +153,6 @@ def pack(
         ignored=source.ignored,
         archives={file.name: hash_file(file) for file in sorted(work.glob("*.tar"))},
     )
-    for leftover in (*work.glob("images-*.json"), *work.glob(".*.tmp")):  # the shards' indices; what a kill left
-        leftover.unlink()
-    write_json(work / CARD, card.model_dump(mode="json"))
-    work.rename(folder)
-    report.unlink(missing_ok=True)
-    return folder
 
 
 def _hash(source: Source, shorter_side: int, channels: int, watch: Watch) -> str:
@@ -162,8 +180,8 @@ def _threads() -> int:
 
 def _write_shards(
     source: Source, work: Path, shorter_side: int, channels: int, max_percent: float, watch: Watch, report: Path
-) -> tuple[list[dict[str, str]], list[dict[str, str]], list[tuple[int, int]]]:
-    """Pack all images, `SHARD_IMAGES` to a tar; rows of the index, of what was refused, and the original sizes."""
+) -> _Shards:
+    """Pack all images, `SHARD_IMAGES` to a tar."""
     rows: list[dict[str, str]] = []
     refused: list[dict[str, str]] = []
     sizes: list[tuple[int, int]] = []
@@ -186,7 +204,7 @@ def _write_shards(
                 f"more than prepare_data.max_unreadable_percent = {max_percent:g} allows; {report} names each with its "
                 "reason: mend or remove them, or raise the share"
             )
-    return rows, refused, sizes
+    return _Shards(rows, refused, sizes)
 
 
 def _write_shard(
