@@ -94,6 +94,8 @@ def split_by_share(
     notes = _contradictions(labels, checksums)
     test = given_test
     search = given_search[~np.isin(checksums[given_search], checksums[test])]
+    if len(given_search) and not len(search):
+        raise AutoFormerError("all images of the val split are in the test split too; give it images of its own")
     kept = free[~np.isin(checksums[free], checksums[np.concatenate([test, search])])]
     left_out = len(given_search) - len(search) + len(free) - len(kept)
     if left_out:

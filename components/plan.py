@@ -24,7 +24,7 @@ from autoformer.images import model_pixels
 from autoformer.space import SearchSpace
 from autoformer.splits import Shares
 from components.cli import BAD_INPUT
-from components.config import Config, TrainingSection, load_config
+from components.config import Config, RetrainSubnet, TrainingSection, load_config
 from components.inputs import check_space
 from components.prepare_data import fashion_mnist, packed
 
@@ -93,7 +93,7 @@ def make_plan(config: Config, data: Path) -> Plan:
     search = config.search_subnet
     candidates = search.population * (1 + search.generations) * (2 if search.random_baseline else 1)
     scored = min(search.images or images.search, images.search)
-    trainings = {"inherited": 0}.get(config.retrain_subnet.mode, 1) + config.retrain_subnet.scratch_reference
+    trainings = _trainings(config.retrain_subnet)
     stages = [
         Stage("prepare_data", "", sum(images), 2000.0),
         _training_stage("train_supernet", config.train_supernet, images.train, 1, training),
@@ -106,6 +106,11 @@ def make_plan(config: Config, data: Path) -> Plan:
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**30
     return Plan(str(device), images, stages, peak)
+
+
+def _trainings(section: RetrainSubnet) -> int:
+    """Of the chosen subnet: by its mode, and from scratch for a reference, unless it is that itself."""
+    return (section.mode != "inherited") + (section.scratch_reference and section.mode != "scratch")
 
 
 def _training_stage(name: str, section: TrainingSection, images: int, times: int, rate: float) -> Stage:
