@@ -4,7 +4,8 @@
 
 The steps are the pipeline's own commands, on real images, with a worker process that augments and with MLflow. Every
 second their whole process tree is read from /proc: resident memory and open file descriptors. The slope is of a
-straight line through the samples of the second half (the first holds warm-up: imports, caches, the first score).
+straight line through the samples between 30 % and 90 % of the time: before it imports and caches fill, after it the
+step writes its result.
 """
 
 import argparse
@@ -31,6 +32,7 @@ SPACE = {
     "max_relative_position": 2, "supernet": {"embed_dim": 64, "depth": 6, "num_heads": 4, "mlp_ratio": 4.0},
     "choices": {"embed_dim": [16, 32, 64], "depth": [4, 5, 6], "num_heads": [1, 2, 4], "mlp_ratio": [1, 2, 4]},
 }  # fmt: skip
+WINDOW = (0.3, 0.9)
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -50,10 +52,11 @@ class Watched(NamedTuple):
     samples: list[Sample]
 
     def slope(self, field: str) -> float:
-        """Growth in the second half, for each 1,000 of the unit."""
-        late = self.samples[len(self.samples) // 2 :]
-        x = np.array([sample.seconds for sample in late]) / self.samples[-1].seconds * self.work
-        return float(1000 * np.polyfit(x, [getattr(sample, field) for sample in late], 1)[0])
+        """Growth in the window, for each 1,000 of the unit, as if the whole time had gone into the work."""
+        total = self.samples[-1].seconds
+        steady = [sample for sample in self.samples if WINDOW[0] <= sample.seconds / total <= WINDOW[1]]
+        x = np.array([sample.seconds for sample in steady]) / total * self.work
+        return float(1000 * np.polyfit(x, [getattr(sample, field) for sample in steady], 1)[0])
 
 
 def watch(name: str, work: int, unit: str, command: Sequence[str], environment: dict[str, str]) -> Watched:
@@ -63,7 +66,7 @@ def watch(name: str, work: int, unit: str, command: Sequence[str], environment: 
     while process.poll() is None:
         time.sleep(1.0)
         sample = sample_tree(process.pid, time.monotonic() - start)
-        if sample.processes:
+        if sample.memory_mb:  # none of a process that has ended and is not waited for yet
             samples.append(sample)
     if process.returncode:
         raise SystemExit(f"{name} ended with code {process.returncode}")
@@ -139,7 +142,7 @@ def run(data: Path) -> list[Watched]:
 
 
 def write(out: Path, watched: Sequence[Watched]) -> None:
-    """Samples, slopes and a picture: `<out>.csv`, `<out>.json`, `<out>.png`."""
+    """Slopes and a picture, `<out>.json` and `<out>.png`; all samples in `<out>.csv`."""
     with replacing(out.with_suffix(".csv")) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["step", *Sample._fields])
