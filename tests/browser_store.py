@@ -54,7 +54,8 @@ def tracked_in(uri: str, work: Path) -> Iterator[None]:
     before = dict(os.environ)
     for name in (*VARIABLES, "AUTOFORMER_TRACKING"):
         os.environ.pop(name, None)
-    os.environ |= {"MLFLOW_TRACKING_URI": uri, "AUTOFORMER_WORK": str(work)}
+    commit = "c0" * 20  # two runs of one commit, also where somebody commits between them
+    os.environ |= {"MLFLOW_TRACKING_URI": uri, "AUTOFORMER_WORK": str(work), "GIT_COMMIT": commit}
     try:
         yield
     finally:

@@ -21,8 +21,7 @@ _KIND = "workflowType=machine_learning"  # the pages' other half is about langua
 _ARCHITECTURE = ("arch/depth", "arch/embed_dim", "arch/mean_num_heads", "arch/mean_mlp_ratio")
 _COSTS = ("cost/params_m", "cost/macs_g")
 _FIXED_COLUMNS = {"attributes.`Run Name`": 210, "runDateAndNestInfo": 150, "duration": 90}  # width in pixels
-_NOTE = """Each run here is a pipeline run; unfold it for its steps, and search_subnet for its best candidates.
-Tables and charts worth looking at are under **Views**, at the top right."""
+_NOTE = "Unfold a pipeline run for its steps. Tables and charts worth looking at are under **Views**, at the top right."
 
 
 class Page(NamedTuple):
