@@ -23,7 +23,7 @@ from autoformer.complexity import count_params
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
 from autoformer.images import resized_side
-from autoformer.named import CONFIGS
+from autoformer.named import CONFIGS, load_space
 from autoformer.space import SearchSpace
 from components.cli import BAD_INPUT, Progress
 from components.config import ROOT, Config, load_config
@@ -33,6 +33,7 @@ from components.prepare_data.sources import discover
 from components.resolve_config.step import split_overrides
 
 PRESET = "photos"
+SPACES = ("photos-64", "photos-32", "autoformer-tiny")  # that are proposed
 DATASETS = ROOT / "datasets"
 SHOWN = 5  # unreadable files and classes that are named on the screen
 _SAMPLED = 200  # images whose size is looked at
@@ -61,21 +62,25 @@ def adopt(source: Path, preset: str | None, overrides: Sequence[str], place: Pat
     Raises:
         AutoFormerError: one line, where the images or the settings are not what they should be.
     """
+    if preset is None:
+        overrides = [*_warmup(overrides), *overrides]
     first = load_config(preset or PRESET, overrides)
     settings: list[str] = []
+    if preset is None and not _is_set("space", overrides):
+        settings.append(f"space={_space_of(read_pack(source)) if is_pack(source) else propose_space(source)}")
+        first = load_config(PRESET, [*settings, *overrides])
     if is_pack(source):
         data = source
     else:
-        if preset is None and not _is_set("space", overrides):
-            settings.append(f"space={propose_space(source)}")
-            first = load_config(PRESET, [*settings, *overrides])
         assert first.prepare_data is not None
         most_unreadable = first.prepare_data.max_unreadable_percent
         side, channels = resized_side(first.space.image_size), first.space.in_channels
         with _Watch() as watch:
             data = pack(source, place, side, channels, most_unreadable, watch)
     card = read_pack(data)
-    settings += [f"dataset={card.name}", f"space.num_classes={len(card.classes)}"]
+    settings.append(f"dataset={card.name}")
+    if not _is_set("space.num_classes", overrides):  # after the user's, which may name another space
+        overrides = [*overrides, f"space.num_classes={len(card.classes)}"]
     if preset is None or first.name == PRESET:
         settings += [f"name={card.name}", f"register_model.model_name={card.name}"]
     if preset is None:
@@ -91,6 +96,23 @@ def propose_space(source: Path) -> str:
     if side < 48:
         return "photos-32"
     return "autoformer-tiny" if _has_gpu() and side >= _LARGE and len(images) >= _MANY else "photos-64"
+
+
+def _space_of(card: PackCard) -> str:
+    """The search space that images are packed for, where it is one that is proposed."""
+    fitting = [name for name in SPACES if resized_side(load_space(name).image_size) == card.shorter_side]
+    return fitting[0] if fitting else SPACES[0]
+
+
+def _warmup(overrides: Sequence[str]) -> list[str]:
+    """Of the user's epochs, the share that is proposed: else the preset's might be longer than all of them."""
+    settings = []
+    for section in ("train_supernet", "retrain_subnet"):
+        for override in overrides:
+            key, _, value = override.partition("=")
+            if key.strip() == f"{section}.epochs" and value.replace(".", "", 1).isdecimal():
+                settings.append(f"{section}.warmup_epochs={float(value) / 20:g}")
+    return settings
 
 
 def _shorter_sides(paths: Sequence[Path]) -> list[int]:
@@ -242,7 +264,7 @@ def version(source: Path, name: str, preset: str | None, overrides: Sequence[str
     _copy(adopted.data, data, name)
     config = load_config(adopted.preset, adopted.overrides)
     space = config.space.model_dump(mode="json") | {"name": name}
-    whole = config.model_dump(mode="json", exclude_none=True) | {"name": name, "dataset": name, "space": name}
+    whole = config.model_dump(mode="json") | {"name": name, "dataset": name, "space": name}
     whole["register_model"] |= {"model_name": name}
     source_line = f"# Made of the preset '{adopted.preset}' for the images of data/{name}. Edit it as you like.\n"
     for file, content in zip(files, (space, whole), strict=True):
