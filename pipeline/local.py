@@ -56,7 +56,7 @@ def _run(arguments: argparse.Namespace, steps: Steps) -> int:
     given: Path | None = arguments.data
     preset: str | None = arguments.preset
     if arguments.source is not None:
-        adopted = adopt(arguments.source, preset, overrides)
+        adopted = adopt(arguments.source.expanduser(), preset, overrides)
         given, preset, overrides = adopted
         print(told(given), flush=True)
     preset = preset or "params.yaml"
