@@ -159,7 +159,13 @@ def current(page: "Page") -> int:
     return int(page.locator(".candidate.shown").get_attribute("data-candidate") or -1)
 
 
-def test_the_keyboard_reaches_every_candidate(reports: dict[str, Path], browser: "Browser") -> None:
+def at_x(page: "Page", candidate: int) -> float:
+    """How far to the right a candidate's mark lies, in pixels of the chart."""
+    mark = page.locator(f'.candidate[data-candidate="{candidate}"]')
+    return float(mark.evaluate("mark => mark.cx.baseVal.value"))
+
+
+def test_the_keyboard_goes_from_candidate_to_candidate(reports: dict[str, Path], browser: "Browser") -> None:
     table = rows(reports["ten"])
     sizes = [int(row["params"]) for row in table]
     with opened(browser, reports["ten"]) as seen:
@@ -167,11 +173,14 @@ def test_the_keyboard_reaches_every_candidate(reports: dict[str, Path], browser:
         seen.page.locator(".scatter").focus()
         seen.page.keyboard.press("Home")
         assert sizes[current(seen.page)] == min(sizes)
-        visited = set()
-        for _ in table:
-            visited.add(current(seen.page))
+        seen.page.keyboard.press("ArrowLeft")  # before the first comes the last
+        assert sizes[current(seen.page)] == max(sizes)
+        visited = []
+        for _ in range(40):
             seen.page.keyboard.press("ArrowRight")
-        assert len(visited) == len(table)
+            visited.append(current(seen.page))
+        places = [at_x(seen.page, candidate) for candidate in visited]
+        assert len(set(visited)) == 40 and places == sorted(places)
         seen.page.keyboard.press("End")
         assert sizes[current(seen.page)] == max(sizes)
         assert shown(seen.page) == expected(table[current(seen.page)])
