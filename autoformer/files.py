@@ -24,12 +24,17 @@ _ANSWERS = {
 }  # fmt: skip
 
 
-def unwritable(error: OSError, path: Path | None = None) -> AutoFormerError | None:
-    """One line for a disk that is full or a place that cannot be written to; None for any other error."""
-    if error.errno not in _ANSWERS:
-        return None
-    where = path or error.filename or "a file"
-    return AutoFormerError(f"{where}: {os.strerror(error.errno).lower()}; {_ANSWERS[error.errno]}")
+class UnwritableError(AutoFormerError):
+    """A disk that is full, or a place that cannot be written to."""
+
+    def __init__(self, path: str, number: int) -> None:
+        super().__init__(f"{path}: {os.strerror(number).lower()}; {_ANSWERS[number]}")
+        self.path, self.number = path, number
+
+
+def unwritable(error: OSError) -> UnwritableError | None:
+    """One line for an error of that kind; None for any other."""
+    return UnwritableError(str(error.filename or "a file"), error.errno) if error.errno in _ANSWERS else None
 
 
 @contextlib.contextmanager
@@ -41,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
     machine that loses its power keeps the one or the other.
 
     Raises:
-        AutoFormerError: the disk is full, or the place cannot be written to.
+        UnwritableError: the disk is full, or the place cannot be written to.
     """
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
@@ -52,12 +57,13 @@ def replacing(path: Path) -> Iterator[Path]:
             _replace_folder(temporary, path)
         else:
             temporary.replace(path)
-    except OSError as error:
-        ours = error.filename is None or str(error.filename).startswith(str(path.parent))
-        told = unwritable(error, path) if ours else None
-        if told is None:
+    except (OSError, UnwritableError) as error:
+        where, number = (
+            (error.path, error.number) if isinstance(error, UnwritableError) else (error.filename, error.errno)
+        )
+        if number not in _ANSWERS or not str(where or path).startswith(str(path.parent)):
             raise
-        raise told from error
+        raise UnwritableError(str(path), number) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

@@ -27,6 +27,7 @@ from components.config import Config, load_config
 from components.stopping import Stopped, stoppable
 
 BAD_INPUT = 2
+SHELLS = ("sh", "dash", "bash", "zsh", "fish")  # what may stand between a runner and its step
 GRACE_SECONDS = 30.0  # for a checkpoint and the end of the MLflow run, after which a step without a runner ends
 
 
@@ -181,7 +182,7 @@ def _runner() -> int | None:
     if "DVC_STAGE" not in os.environ:
         return None
     parent = os.getppid()  # `dvc`, or the shell that it has started the stage with
-    return _parent_of(parent) if _name_of(parent) in ("sh", "dash", "bash", "zsh", "fish") else parent
+    return _parent_of(parent) if _name_of(parent) in SHELLS else parent
 
 
 def _lives(process: int) -> bool:

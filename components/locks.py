@@ -10,7 +10,7 @@ from typing import IO
 
 from autoformer.errors import AutoFormerError
 
-_held: set[IO[str]] = set()
+_held: set[IO[bytes]] = set()
 
 
 @contextlib.contextmanager
@@ -38,14 +38,14 @@ def alone(path: Path, what: str) -> Iterator[None]:
         lock.close()
 
 
-def _locked(name: Path, path: Path, what: str) -> IO[str]:
+def _locked(name: Path, path: Path, what: str) -> IO[bytes]:
     while True:
-        lock = name.open("a+", encoding="utf-8")
+        lock = name.open("a+b", buffering=0)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            holder = lock.read() or "its process is not known"
+            holder = lock.read().decode() or "its process is not known"
             lock.close()
             raise AutoFormerError(f"{path}: another run is at work in this {what} ({holder}); "
                                   "wait for it, or end it") from None  # fmt: skip
@@ -53,9 +53,12 @@ def _locked(name: Path, path: Path, what: str) -> IO[str]:
             if os.path.samestat(name.stat(), os.fstat(lock.fileno())):
                 break
         lock.close()  # its holder has just removed it
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-    lock.flush()
+    try:
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+    except OSError as error:  # which does not name the file
+        name.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
     return lock
 
 

@@ -1,147 +1,98 @@
-"""A long step that was killed goes on from its last checkpoint when the same command is given again.
+"""A long step that was killed, at any moment, goes on when the same command is given again.
 
-The step is killed as a process of its own, as its users start it. The same command is then given again in this
-process, which has torch already: its result must be that of a run that nothing disturbed, to the byte.
+Each is killed three times, as a process of its own, at steps that a seed has drawn, and given the same command each
+time. At the end its result must be that of a run that nothing disturbed, to the byte.
 """
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import pytest
-import torch
-from run_steps import arguments, argv, config_of, contents, run, run_all
-from tiny import TinyData
+from interrupted import Place, place
+from processes import at_candidate, at_step, in_a_checkpoint, killed, signal_self
+from run_steps import config_of, contents, run
 
-from components.config import ROOT
 from components.workspace import code_version
 
-# Long enough that the process which watches for the first checkpoint is in time to kill it.
-CONFIGS = {
-    "train_supernet": config_of("train_supernet", epochs=25, score_steps=100, checkpoint_steps=30),
-    "search_subnet": config_of("search_subnet", batch_size=2),
-    "retrain_subnet": config_of("retrain_subnet", epochs=25, score_steps=100, checkpoint_steps=30),
-}
+__all__ = ["place"]
 
 
-class Place(NamedTuple):
-    data: TinyData
-    root: Path
-
-    def given(self, step: str, name: str) -> dict[str, str]:
-        return arguments(step, self.data, self.root, self.root / name, CONFIGS[step])
-
-    def work(self, step: str, file: str) -> list[Path]:
-        return list((self.root / "work" / step).glob(f"*/{file}"))
-
-    def undisturbed(self, step: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-        with monkeypatch.context() as patch:
-            patch.setenv("AUTOFORMER_WORK", str(self.root / "other-work"))
-            assert run(step, self.given(step, f"{step}-undisturbed")) == 0
-        return contents(self.root / f"{step}-undisturbed")
-
-    def record(self, step: str) -> dict[str, object]:
-        values: dict[str, object] = json.loads((self.root / f"{step}-resumed.record.json").read_text())
-        return values
+KILL = partial(signal_self, signal.SIGKILL)
 
 
-@pytest.fixture(scope="module")
-def place(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    root = tmp_path_factory.mktemp("resume")
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUTOFORMER_WORK", str(root / "work"))
-        patch.setenv("AUTOFORMER_TRACKING", "off")
-        run_all(tiny_data, root)
-        yield Place(tiny_data, root)
-    torch.set_num_threads(threads)
+def moments(low: int, high: int, seed: int) -> list[int]:
+    """Three different numbers of [low, high), in order."""
+    return sorted((low + np.random.default_rng(seed).choice(high - low, 3, replace=False)).tolist())
 
 
-def kill_when(ready: Callable[[], bool], step: str, given: dict[str, str]) -> None:
-    """Start the step as its own process, and kill it, without warning, as soon as `ready()`."""
-    command = [sys.executable, "-m", f"components.{step}", *argv(given)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-        while process.poll() is None and not ready():
-            time.sleep(0.005)
-        process.kill()
-        output = process.communicate()[0].decode()
-    assert process.returncode == -signal.SIGKILL, f"ended before it could be killed:\n{output}"
-    out = Path(given["--out"])
-    assert not out.exists() and not Path(given["--record"]).exists()
+@pytest.fixture(autouse=True)
+def fresh_code_version() -> None:
     code_version.cache_clear()  # as the next process would: the source may have been edited since this one began
 
 
-def test_training_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = "train_supernet"
-    given = place.given(step, f"{step}-resumed")
-    kill_when(lambda: bool(place.work(step, "checkpoint.pt")), step, given)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_training_goes_on(place: Place, tmp_path: Path, seed: int) -> None:
+    step, log = "train_supernet", tmp_path / "log"
+    given = place.given(step, f"{step}-{seed}")
+    steps = moments(3, 59, seed)
+    for number in steps:
+        printed = killed(step, given, log, (at_step, number, KILL))
+    resumed = steps[-2] // 10 * 10  # the last checkpoint before the second kill
+    assert (f"resumed from step {resumed} of 60" in printed) == (resumed > 0)
     assert run(step, given) == 0
-    assert 0 < int(str(place.record(step)["resumed_from_step"])) < 250
-    assert contents(Path(given["--out"])) == place.undisturbed(step, monkeypatch)
+    assert place.record(given)["resumed_from_step"] == steps[-1] // 10 * 10
+    assert contents(Path(given["--out"])) == place.undisturbed(step)
     assert place.work(step, "*") == []
 
 
-def test_a_search_scores_no_candidate_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = "search_subnet"
-    given = place.given(step, f"{step}-resumed")
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_former_one(place: Place, tmp_path: Path) -> None:
+    step, given = "train_supernet", place.given("train_supernet", "in-a-checkpoint")
+    killed(step, given, tmp_path / "log", (at_step, 25, in_a_checkpoint))
+    assert len(place.work(step, ".checkpoint.pt.*.tmp")) == 1
+    assert run(step, given) == 0
+    assert place.record(given)["resumed_from_step"] == 20
+    assert contents(Path(given["--out"])) == place.undisturbed(step)
+    assert place.work(step, "*") == []
 
-    def scored() -> int:
-        return sum(file.read_bytes().count(b"\n") for file in place.work(step, "scores.jsonl"))
 
-    kill_when(lambda: scored() >= 3, step, given)
-    (file,) = place.work(step, "scores.jsonl")
-    known = scored()
-    with file.open("a") as torn:
-        torn.write('{"subnet": {"depth": 2, "embe')  # a kill in the midst of a line
+def test_a_search_scores_no_candidate_again(place: Place, tmp_path: Path) -> None:
+    step, log = "search_subnet", tmp_path / "log"
+    given = place.given(step, step)
+    gaps = moments(1, 6, seed=0)  # candidates of each try
+    for gap in gaps:
+        killed(step, given, log, (at_candidate, gap, KILL))
     assert run(step, given) == 0
     result = contents(Path(given["--out"]))
     total = json.loads(result["metrics.json"])["candidates_scored"]
-    assert place.record(step)["candidates_scored_now"] == total - known
-    assert 3 <= known < total
-    assert result == place.undisturbed(step, monkeypatch)
+    assert place.record(given)["candidates_scored_now"] == total - sum(gaps) > 0
+    assert result == place.undisturbed(step)
     assert place.work(step, "*") == []
 
 
-def test_retraining_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in its second training, the reference from scratch; the first one is not repeated."""
-    step = "retrain_subnet"
-    given = place.given(step, f"{step}-resumed")
-    kill_when(lambda: bool(place.work(step, "scratch.pt")), step, given)
-    (tuned,) = place.work(step, "model.pt")
-    assert torch.load(tuned, weights_only=True)["trainer"]["step"] == 250  # its last
+def test_retraining_goes_on(place: Place, tmp_path: Path) -> None:
+    """Killed in its first training and twice in its second, the reference from scratch; the first is not repeated."""
+    step, log = "retrain_subnet", tmp_path / "log"
+    given = place.given(step, step)
+    first, second, third = moments(3, 29, seed=0)
+    killed(step, given, log, (at_step, third, KILL, 0))
+    killed(step, given, log, (at_step, first, KILL, 1))
+    printed = killed(step, given, log, (at_step, second, KILL, 1))
+    assert "retrain_subnet (finetune): resumed from step 30 of 30" in printed
     assert run(step, given) == 0
-    assert 0 < int(str(place.record(step)["resumed_from_step"])) < 240
-    assert contents(Path(given["--out"])) == place.undisturbed(step, monkeypatch)
+    assert contents(Path(given["--out"])) == place.undisturbed(step)
     assert place.work(step, "*") == []
 
 
-def test_a_damaged_checkpoint_is_named(
-    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("AUTOFORMER_WORK", str(tmp_path))
-    step = "train_supernet"
-    with monkeypatch.context() as patch:  # stopped by its user, after a checkpoint
-        patch.setattr("components.tracking.StepRun.row", _interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(step, place.given(step, "stopped"))
-    (checkpoint,) = tmp_path.glob(f"{step}/*/checkpoint.pt")
+def test_a_damaged_checkpoint_is_named(place: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    step, config = "train_supernet", config_of("train_supernet", seed=5)
+    given = place.given(step, "damaged", config)
+    killed(step, given, tmp_path / "log", (at_step, 12, KILL))
+    (checkpoint,) = place.work(step, "checkpoint.pt")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    capsys.readouterr()
-    assert run(step, place.given(step, "stopped")) == 2
+    assert run(step, given) == 2
     message = capsys.readouterr().err
     assert f"{checkpoint}: not a readable checkpoint" in message and message.count("\n") == 1
-    assert not (place.root / "stopped").exists()
-
-
-def _interrupt(self: object, row: dict[str, float], prefix: str = "") -> None:
-    if row["step"] > 30:  # checkpoint_steps
-        raise KeyboardInterrupt
+    assert not Path(given["--out"]).exists()

@@ -1,0 +1,133 @@
+"""Steps as processes of their own that start in a moment: forked from a server that has torch already.
+
+What happens to such a process is real (a signal, a real death); when it happens is said by the number of an
+optimiser step or of a candidate, never by a clock.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from run_steps import run
+
+PRELOADED = [
+    "torch", "mlflow", "autoformer.training", "autoformer.checkpoint", "components.training", "components.trainers",
+    "components.train_supernet.step", "components.search_subnet.step", "components.retrain_subnet.step", "processes",
+]  # fmt: skip
+PATIENCE_SECONDS = 240.0  # so that a hang ends
+
+
+def at_step(number: int, do: Callable[[], None], training: int = 0) -> None:
+    """Once `number` steps of a training are done, do something; the step's trainings count from 0."""
+    from autoformer.training import Trainer
+
+    begin, take_step = Trainer.__init__, Trainer.take_step
+    made: list[Trainer] = []
+
+    def counted(self: Trainer, *arguments: Any, **named: Any) -> None:
+        made.append(self)
+        begin(self, *arguments, **named)
+
+    def armed(self: Trainer) -> Any:
+        loss = take_step(self)
+        if self.step == number and made.index(self) == training:
+            do()
+        return loss
+
+    Trainer.__init__, Trainer.take_step = counted, armed  # type: ignore[method-assign]
+
+
+def at_candidate(number: int, do: Callable[[], None]) -> None:
+    """When so many candidates have been scored by this process, do something in the midst of the next one's line."""
+    from components.search_subnet.step import ScoreMemory
+
+    score = ScoreMemory.__call__
+
+    def armed(self: Any, spec: Any) -> Any:
+        if self.scored_now == number:
+            with self._file.open("a") as file:
+                file.write('{"subnet": {"depth": 2, "embe')
+            do()
+        return score(self, spec)
+
+    ScoreMemory.__call__ = armed  # type: ignore[method-assign]
+
+
+def poison(number: int) -> None:
+    """Let a weight be infinite before step `number`, counted from 0, unless learning rates have been lowered."""
+    from autoformer.training import Trainer
+
+    take_step = Trainer.take_step
+
+    def poisoned(self: Trainer) -> Any:
+        if self.step == number and self.learning_rate_scale == 1.0:
+            next(self.model.parameters()).data.view(-1)[0] = float("inf")
+        return take_step(self)
+
+    Trainer.take_step = poisoned  # type: ignore[method-assign]
+
+
+def in_a_checkpoint() -> None:
+    """Die when a checkpoint has been written, and has not yet its name."""
+    from autoformer import files
+
+    files._flush = lambda path: signal_self(signal.SIGKILL)
+
+
+def signal_self(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+Event = tuple[Any, ...]  # a function of this module, and its arguments
+
+
+def _main(step: str, given: dict[str, str], environment: dict[str, str], log: str, events: list[Event]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    for do, *arguments in events:
+        do(*arguments)
+    raise SystemExit(run(step, given))
+
+
+def start(step: str, given: dict[str, str], log: Path, *events: Event) -> ForkServerProcess:
+    """Start a step with the environment that this process has now."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_main, args=(step, given, dict(os.environ), str(log), list(events)))
+    process.start()
+    return process
+
+
+def ended(process: ForkServerProcess) -> int:
+    """Its exit code: negative where a signal has killed it."""
+    process.join(PATIENCE_SECONDS)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise AssertionError("the step did not end")
+    return process.exitcode
+
+
+def killed(step: str, given: dict[str, str], log: Path, *events: Event) -> str:
+    """Run a step to its SIGKILL; what it has printed."""
+    code = ended(start(step, given, log, *events))
+    assert code == -signal.SIGKILL, f"ended with {code}:\n{log.read_text()}"
+    assert not Path(given["--out"]).exists() and not Path(given["--record"]).exists()
+    return log.read_text()
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    while not true():
+        assert time.monotonic() < give_up, "it did not come to pass"
+        time.sleep(0.02)

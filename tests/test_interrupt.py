@@ -1,0 +1,230 @@
+"""A step that is told to stop keeps what it has done, within seconds, and the same command goes on from there."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from interrupted import Place, place
+from processes import at_candidate, at_step, ended, signal_self, start, wait_until
+from run_steps import argv, config_of, contents, run
+from tracking_fixtures import empty_store, store
+
+from components import stopping
+from components.config import ROOT
+
+__all__ = ["empty_store", "place", "store"]
+TERM, INT = partial(signal_self, signal.SIGTERM), partial(signal_self, signal.SIGINT)
+
+
+def test_sigterm_in_the_midst_of_a_row(place: Place, tmp_path: Path) -> None:
+    """At a step that is no multiple of anything; a second signal changes nothing."""
+    step, given, log = "train_supernet", place.given("train_supernet", "terminated"), tmp_path / "log"
+
+    assert ended(start(step, given, log, (at_step, 33, TERM), (at_step, 33, INT))) == 143
+    assert log.read_text().splitlines()[-1] == (
+        "train_supernet: stopped by SIGTERM at step 33 of 60; the same command goes on from there"
+    )
+    assert not Path(given["--out"]).exists()
+    assert place.record(given)["succeeded"] is False
+    state = torch.load(place.work(step, "checkpoint-interrupted.pt")[0], weights_only=True)
+    assert (state["trainer"]["step"], len(state["losses"]), state["history"][-1]["step"]) == (33, 3, 30)
+
+    assert ended(start(step, given, log, (at_step, 34, INT))) == 130
+    assert "resumed from step 33 of 60" in log.read_text()
+    assert run(step, given) == 0
+    assert place.record(given)["resumed_from_step"] == 34
+    assert contents(Path(given["--out"])) == place.undisturbed(step)
+    assert place.work(step, "*") == []
+
+
+def test_sigterm_while_the_search_split_is_scored(place: Place, tmp_path: Path) -> None:
+    """The row is full by then, and only its accuracies are worked out again."""
+    step, given, log = "train_supernet", place.given("train_supernet", "scoring"), tmp_path / "log"
+    assert ended(start(step, given, log, (in_scoring, TERM))) == 143
+    assert "at step 20 of 60" in log.read_text()
+    assert run(step, given) == 0
+    assert place.record(given)["resumed_from_step"] == 20
+    assert contents(Path(given["--out"])) == place.undisturbed(step)
+
+
+def in_scoring(do: "partial[None]") -> None:
+    from components.training import Scorer
+
+    score = Scorer.top1_percent
+
+    def armed(self: Scorer, forward: object) -> float:
+        do()
+        return score(self, forward)  # type: ignore[arg-type]
+
+    Scorer.top1_percent = armed  # type: ignore[method-assign]
+
+
+def test_sigterm_in_retraining_and_in_a_search(place: Place, tmp_path: Path) -> None:
+    for step, event, note in (
+        ("retrain_subnet", (at_step, 17, TERM, 1), "at step 17 of 30"),
+        ("search_subnet", (at_candidate, 4, TERM), "after 4 scored candidates"),
+    ):
+        given, log = place.given(step, f"{step}-terminated"), tmp_path / "log"
+        assert ended(start(step, given, log, event)) == 143
+        assert log.read_text().splitlines()[-1] == (
+            f"{step}: stopped by SIGTERM {note}; the same command goes on from there"
+        )
+        assert run(step, given) == 0
+        assert contents(Path(given["--out"])) == place.undisturbed(step)
+
+
+def test_a_killed_runner_takes_its_step_with_it_and_nothing_is_lost(place: Place, tmp_path: Path, store: str) -> None:
+    """No orphan goes on writing; MLflow says KILLED, then FINISHED, of one and the same run."""
+    from mlflow import MlflowClient
+
+    step, config = "train_supernet", config_of("train_supernet", seed=3)
+    given = place.given(step, "orphan", config)
+    with subprocess.Popen(["sleep", "600"]) as runner, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOFORMER_RUNNER_PID", str(runner.pid))
+        process = start(
+            step, given, tmp_path / "log", (at_step, 22, partial(os.kill, runner.pid, signal.SIGKILL)), SLOW
+        )
+        assert runner.wait(timeout=240) == -signal.SIGKILL
+        began = time.monotonic()
+        assert ended(process) == 143
+        assert time.monotonic() - began < 20
+    work = tmp_path / "work" / step
+    (checkpoint,) = work.glob("*/checkpoint-interrupted.pt")
+    stopped_at = torch.load(checkpoint, weights_only=True)["trainer"]["step"]
+    assert 22 <= stopped_at < 60
+    (mlflow_run,) = [r for r in runs(MlflowClient(store)) if r.data.tags["stage"] == step]
+    assert mlflow_run.info.status == "KILLED"
+    assert run(step, given) == 0
+    assert place.record(given)["resumed_from_step"] == stopped_at
+    (again,) = [r for r in runs(MlflowClient(store)) if r.data.tags["stage"] == step]
+    assert (again.info.run_id, again.info.status) == (mlflow_run.info.run_id, "FINISHED")
+    assert contents(Path(given["--out"])) == place.undisturbed(step, config)
+
+
+def runs(client: object) -> list[object]:
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]  # type: ignore[attr-defined]
+    return list(client.search_runs(experiments))  # type: ignore[attr-defined]
+
+
+def slowly(seconds: float) -> None:
+    """Steps that take a while, so that there is still work when the runner is missed."""
+    from autoformer.training import Trainer
+
+    take_step = Trainer.take_step
+
+    def slow(self: Trainer) -> object:
+        time.sleep(seconds)
+        return take_step(self)
+
+    Trainer.take_step = slow  # type: ignore[method-assign,assignment]
+
+
+SLOW = (slowly, 0.1)
+DVC = """
+stages:
+  train_supernet:
+    cmd: {python} -m components.train_supernet {arguments}
+    outs: [{out}]
+"""
+
+
+@pytest.mark.slow
+def test_dvc_repro_that_is_killed_and_given_again(place: Place, tmp_path: Path) -> None:
+    """Killed without warning in mid-training, started by hand: its stage ends too, and then goes on."""
+    step, config = "train_supernet", config_of("train_supernet", epochs=40, score_steps=100, checkpoint_steps=50)
+    given = place.given(step, "dvc", config) | {
+        "--config": "config.yaml",
+        "--out": "supernet",
+        "--record": "record.json",
+    }
+    (tmp_path / "config.yaml").write_text(config)
+    (tmp_path / "dvc.yaml").write_text(
+        DVC.format(python=sys.executable, arguments=" ".join(argv(given)), out="supernet")
+    )
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(tmp_path / "dvc"),
+    }
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "--no-scm", "--quiet"], cwd=tmp_path, env=environment, check=True)
+    with subprocess.Popen([*dvc, "repro"], cwd=tmp_path, env=environment) as first:
+        wait_until(lambda: place.work(step, "checkpoint.pt") or first.poll() is not None)
+        first.kill()
+    wait_until(lambda: not list((place.root / "work" / step).glob(".*.lock")))
+    assert place.work(step, "checkpoint-interrupted.pt") and not (tmp_path / "supernet").exists()
+    subprocess.run([*dvc, "repro"], cwd=tmp_path, env=environment, check=True)
+    assert '"resumed_from_step"' in (tmp_path / "record.json").read_text()
+    assert contents(tmp_path / "supernet") == place.undisturbed(step, config)
+
+
+RUNNER = """
+import subprocess, sys, time
+from components.stopping import Stopped, stoppable
+from pipeline.ending import Steps
+
+steps = Steps()
+try:
+    with stoppable(steps.tell):
+        process = subprocess.Popen(["sh", "-c", '"$0" -c "$1"; exit $?', sys.executable, sys.argv[1]])
+        process.wait()
+except Stopped as stopped:
+    steps.end(float(sys.argv[2]))
+    print(stopped, process.wait(), flush=True)
+    raise SystemExit(stopped.code)
+"""
+LOYAL = """
+import multiprocessing, pathlib, signal, time
+worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+worker.start()
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+pathlib.Path("started").touch()
+while not told:
+    time.sleep(0.05)
+time.sleep(0.5)
+pathlib.Path("checkpoint").write_text(f"worker lived: {worker.is_alive()}")
+worker.kill()
+raise SystemExit(143)
+"""
+STUBBORN = """
+import pathlib, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path("started").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "patience", "code"),
+    [(signal.SIGTERM, LOYAL, 60, 143), (signal.SIGINT, LOYAL, 60, 143), (signal.SIGTERM, STUBBORN, 1, -9)],
+)
+def test_a_runner_that_is_told_to_stop_waits_for_its_steps(
+    number: signal.Signals, step: str, patience: int, code: int, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", RUNNER, step, str(patience)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as runner:
+        wait_until((tmp_path / "started").exists)
+        runner.send_signal(number)
+        told = runner.communicate(timeout=60)[0]
+    assert runner.returncode == 128 + number
+    assert told == f"stopped by {number.name} {code}\n"
+    if step == LOYAL:
+        assert (tmp_path / "checkpoint").read_text() == "worker lived: True"
+
+
+def test_a_forked_child_ends_by_sigterm_and_leaves_ctrl_c_to_its_parent() -> None:
+    with stopping.stoppable():
+        child = os.fork()
+        if child == 0:
+            ours = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+            os._exit(0 if ours == (signal.SIG_DFL, signal.SIG_IGN) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)
