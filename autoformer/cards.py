@@ -13,7 +13,7 @@ from autoformer.space import SearchSpace, SubnetSpec
 class Preprocessing(BaseModel):
     """What turns an image file into the model's input, and an output into a word."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mean: tuple[float, ...]  # of pixels in [0, 1], one a channel
     std: tuple[float, ...]
@@ -23,7 +23,7 @@ class Preprocessing(BaseModel):
 class SupernetCard(BaseModel):
     """What lies beside the weights of a supernet. `provenance`: seed, configuration, hashes of inputs, code version."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     space: SearchSpace
     bias_rule: Literal["aligned", "official"] = "aligned"

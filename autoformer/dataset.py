@@ -13,12 +13,12 @@ import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import hash_file, read_json, replacing
@@ -38,7 +38,7 @@ _SCHEMA = pa.schema(
 class DatasetCard(BaseModel):
     """What a data set is, and which archives and splits belong to it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     classes: tuple[str, ...] = Field(min_length=2, description="in the order of their labels, from 0")
@@ -56,6 +56,15 @@ class DatasetCard(BaseModel):
     archives: dict[str, str] = Field(description="file name in the data folder -> sha256 of the file")
     notes: tuple[str, ...] = Field((), description="what a reader of the card should know, a sentence each")
     split_hashes: dict[str, str] = Field(description="split -> hash_split of its rows")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
+            raise ValueError(f"mean and std: expected {self.channels} values each, the deviations above 0")
+        outside = [name for name in self.archives if Path(name).name != name]
+        if outside:
+            raise ValueError(f"the archive '{outside[0]}' lies outside the data folder")
+        return self
 
 
 class Split(NamedTuple):
@@ -202,7 +211,21 @@ def read_rows(split: Path, data: Path, card: DatasetCard) -> Split:
         for name in sorted(set(rows.archives.tolist())):
             _check_named(name, split, card)
             check_archive(data / name, card.archives[name])
+        check_places(rows, split, data)
     return rows
+
+
+def check_places(rows: Split, split: Path, data: Path) -> None:
+    """Raise `AutoFormerError` where a row of `split` points outside its archive, a file that is not compressed."""
+    for name in sorted(set(rows.archives.tolist())):
+        _check_archive_places(rows, name, data, split)
+
+
+def _check_archive_places(rows: Split, name: str, data: Path, split: Path) -> None:
+    here, end = rows.archives == name, (data / name).stat().st_size
+    offsets, sizes = rows.offsets[here], rows.sizes[here].astype(np.int64)
+    if offsets.min() < 0 or sizes.min() <= 0 or (sizes > end).any() or (offsets > end - sizes).any():
+        raise AutoFormerError(f"{split}: an image lies outside {name} ({end} bytes); run prepare_data again")
 
 
 def _raw_pixels(rows: Split, split: Path, data: Path, card: DatasetCard) -> np.ndarray:

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ValidationError
 class AutoFormerError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # a path or a library's message may hold several
+
 
 Model = TypeVar("Model", bound=BaseModel)
 

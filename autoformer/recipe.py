@@ -17,7 +17,7 @@ class Augmentation(BaseModel):
     `rand_augment` and `color_jitter` on one image at a time, by timm, in worker processes where there are some.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     crop_padding: int = Field(0, ge=0, description="pixels of zero padding around a random crop of the image's size")
     flip: bool = Field(False, description="mirror half of the images")
@@ -71,7 +71,7 @@ class Augmentation(BaseModel):
 class Distillation(BaseModel):
     """Learning from a teacher's answers too (DeiT, arXiv 2012.12877, section 4, without its distillation token)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     teacher: str = Field(min_length=1, description="the name of a model in timm")
     checkpoint: str = Field(min_length=1, description="its weights: safetensors, or a .pth file of tensors alone")
@@ -88,7 +88,7 @@ class Distillation(BaseModel):
 class Recipe(BaseModel):
     """The training recipe of a supernet or of a subnet (paper section 4.1 has ImageNet's)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: float = Field(gt=0, description="passes over the training images; a fraction is fine")
     batch_size: int = Field(gt=0, description="images of an optimiser step")

@@ -85,7 +85,7 @@ def _positive(name: str, value: Any, kind: type) -> Any:
 class SupernetSize(BaseModel):
     """The dimensions of the supernet, which bound those of every subnet in it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     embed_dim: int = Field(gt=0, description="channels of a token")
     depth: int = Field(gt=0, description="blocks")
@@ -96,7 +96,7 @@ class SupernetSize(BaseModel):
 class Choices(BaseModel):
     """What each dimension of a subnet is chosen from; heads and MLP ratio are chosen for each block."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     embed_dim: tuple[int, ...] = Field(description="ascending; one for the whole subnet")
     depth: tuple[int, ...] = Field(description="ascending; one for the whole subnet")
@@ -114,7 +114,7 @@ class Choices(BaseModel):
 class SearchSpace(BaseModel):
     """A search space: the images it is for, the supernet, and the choices."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(min_length=1, description="that of the file")
     image_size: int = Field(gt=0, description="pixels in height and in width")
@@ -227,7 +227,7 @@ def _values(spec: SubnetSpec) -> list[tuple[str, float]]:
 class NamedSubnet(BaseModel):
     """A subnet with a name: a file of `configs/subnets/`, or what a search has chosen."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
     name: str
     space: str

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import unwritable, write_json
@@ -31,9 +31,16 @@ SHELLS = ("sh", "dash", "bash", "zsh", "fish")  # what may stand between a runne
 GRACE_SECONDS = 30.0  # for a checkpoint and the end of the MLflow run, after which a step without a runner ends
 
 
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line, as an `AutoFormerError`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise AutoFormerError(f"{message}; --help lists the arguments")
+
+
 def step_parser(step: str, description: str) -> argparse.ArgumentParser:
     """A parser with the two arguments that every step has."""
-    parser = argparse.ArgumentParser(prog=f"python -m components.{step}", description=description)
+    parser = Parser(prog=f"python -m components.{step}", description=description)
     parser.add_argument("--config", required=True, help="a preset's name, a params file, or the same as JSON text")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides", help="override one value"
@@ -48,25 +55,26 @@ def run_step(
     argv: Sequence[str] | None,
 ) -> int:
     """Parse, validate, run. What ends the step early is one line on stderr and an exit code; see above."""
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         with stoppable():
             _end_with_the_runner()
             config = load_config(arguments.config, arguments.overrides, [step])
             body(arguments, config)
     except AutoFormerError as error:
-        return _end(step, str(error), BAD_INPUT)
+        return end_early(step, str(error), BAD_INPUT)
     except OSError as error:
         told = unwritable(error)
         if told is None:
             raise
-        return _end(step, str(told), BAD_INPUT)
+        return end_early(step, str(told), BAD_INPUT)
     except Stopped as stopped:
-        return _end(step, f"{stopped}; the same command goes on from there", int(str(stopped.code)))
+        return end_early(step, f"{stopped}; the same command goes on from there", int(str(stopped.code)))
     return 0
 
 
-def _end(step: str, message: str, code: int) -> int:
+def end_early(step: str, message: str, code: int) -> int:
+    """Say in one line why a step ends, on stderr and to the runner; the exit code."""
     say(f"{step}: {message}", sys.stderr)
     _tell_the_runner(step, message, code)
     return code

@@ -23,7 +23,7 @@ ROOT = CONFIGS.parent
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PrepareData(Section):
@@ -133,11 +133,11 @@ class RegisterModel(Section):
 class Config(BaseModel):
     """A whole run, or what one step of it needs: the shared keys and one section."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(min_length=1, description="of the run in MLflow")
-    seed: int = Field(ge=0, description="of everything that is drawn")
-    threads: int | None = Field(None, gt=0, description="CPU threads of torch; null for one a core")
+    seed: int = Field(ge=0, lt=2**63, description="of everything that is drawn")
+    threads: int | None = Field(None, gt=0, le=4096, description="CPU threads of torch; null for one a core")
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
@@ -211,7 +211,7 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
     if source.lstrip().startswith("{"):
         try:
             return json.loads(source), "--config"
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise AutoFormerError(f"--config: not readable as JSON: {error}") from None
     path = preset_path(source)
     data = read_yaml(path)

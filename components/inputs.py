@@ -1,12 +1,13 @@
 """The data that steps read: arguments for it, and checks before anything heavy is imported."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from autoformer.archives import EncodedImages, EncodedSplit
 from autoformer.cards import SupernetCard, read_supernet_card
-from autoformer.dataset import DatasetCard, Images, load_images, read_card, read_rows
+from autoformer.dataset import DatasetCard, Images, hash_split, load_images, read_card, read_rows
 from autoformer.errors import AutoFormerError
 from autoformer.images import resized_side
 from autoformer.recipe import Recipe
@@ -46,8 +47,20 @@ def read_data(arguments: argparse.Namespace, config: Config, *splits: str) -> tu
     loaded = []
     for split in splits:
         path = existing(getattr(arguments, f"{split}_split"), "prepare_data")
-        loaded.append(load_images(path, arguments.data, card, image_size=config.space.image_size))
+        images = load_images(path, arguments.data, card, image_size=config.space.image_size)
+        _check_split(split, path, card, images.checksums, images.labels)
+        loaded.append(images)
     return card, loaded
+
+
+def _check_split(name: str, path: Path, card: DatasetCard, checksums: Iterable[str], labels: Iterable[int]) -> None:
+    """Raise `AutoFormerError` where the rows are another split of the card: each step sees its own, and no other."""
+    found, wanted = hash_split(checksums, labels), card.split_hashes.get(name, "")
+    if found != wanted:
+        raise AutoFormerError(
+            f"{path}: its hash is {found[:12]}…, but the card's {name} split has {wanted[:12] or 'none'}…; "
+            f"give the {name} split that prepare_data made with this card"
+        )
 
 
 def check_space(card: DatasetCard, space: SearchSpace) -> None:
@@ -80,9 +93,11 @@ def read_train_images(
     images: Images | EncodedSplit
     if card.encoding == "image" and recipe.augmentation.by_image:
         rows = read_rows(path, arguments.data, card)
+        _check_split("train", path, card, rows.checksums, rows.labels)
         images = EncodedSplit(EncodedImages(arguments.data, rows, card.channels), rows.labels.astype("int64"))
     else:
         images = load_images(path, arguments.data, card, image_size=config.space.image_size)
+        _check_split("train", path, card, images.checksums, images.labels)
     if recipe.batch_size > len(images.labels):
         raise AutoFormerError(
             f"{step}.batch_size = {recipe.batch_size}: an optimiser step takes {recipe.batch_size} images, "

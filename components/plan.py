@@ -5,7 +5,6 @@
 Nothing is written, and nothing of the run depends on it.
 """
 
-import argparse
 import resource
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.images import model_pixels
 from autoformer.space import SearchSpace
 from autoformer.splits import Shares
-from components.cli import BAD_INPUT
+from components.cli import BAD_INPUT, Parser
 from components.config import Config, RetrainSubnet, TrainingSection, load_config
 from components.inputs import check_space
 from components.prepare_data import fashion_mnist, packed
@@ -66,11 +65,11 @@ class Plan(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m components.plan", description="Estimate what a run will take.")
+    parser = Parser(prog="python -m components.plan", description="Estimate what a run will take.")
     parser.add_argument("--config", required=True, help="a preset's name, a params file, or the same as JSON text")
     parser.add_argument("--data", type=Path, required=True, help="folder with the delivered images")
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         print(shown(make_plan(load_config(arguments.config), arguments.data)), flush=True)
     except AutoFormerError as error:
         print(f"plan: {error}", file=sys.stderr)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from autoformer.cards import read_subnet_card
 from autoformer.errors import AutoFormerError
-from components.cli import BAD_INPUT, existing
+from components.cli import BAD_INPUT, Parser, existing
 
 TOP = 3
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="python -m components.predict",
         description="Name what images show. They must look like the training images: see autoformer/predict.py.",
     )
@@ -28,8 +28,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
     try:
+        arguments = parser().parse_args(argv)
         for line in answers(arguments):
             print(line, flush=True)
     except AutoFormerError as error:

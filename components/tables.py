@@ -26,6 +26,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
         raise AutoFormerError(f"{path}: no such file; run the step that makes it") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise AutoFormerError(f"{path}: not readable as a table ({error}); run the step that makes it again") from None
     if any(None in row or None in row.values() for row in rows):
         raise AutoFormerError(f"{path}: a row has not as many values as the table has columns; run the step again")
     return rows

@@ -1,6 +1,5 @@
 """What differs between two pipeline runs: parameters, data, code, architecture, scores. `make compare RUNS="a b"`."""
 
-import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import NamedTuple
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json
 from components import tracking
-from components.cli import BAD_INPUT
+from components.cli import BAD_INPUT, Parser
 from components.config import ROOT
 
 LISTED = 10  # runs, where none are named
@@ -47,12 +46,12 @@ class Interval(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.compare", description=__doc__)
+    parser = Parser(prog="python -m pipeline.compare", description=__doc__)
     parser.add_argument(
         "runs", nargs="*", help="two MLflow run ids, beginnings of them, or folders in runs/; without: list the latest"
     )
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         if not arguments.runs:
             print(listing())
             return 0

@@ -18,6 +18,7 @@ from components.evaluate_subnet.component import evaluate_subnet
 from components.prepare_data.component import prepare_data
 from components.register_model.component import register_model
 from components.resolve_config.component import resolve_config
+from components.resolve_config.step import source_version
 from components.retrain_subnet.component import retrain_subnet
 from components.search_subnet.component import search_subnet
 from components.train_supernet.component import train_supernet
@@ -61,7 +62,9 @@ def autoformer(
         seed: of everything that is drawn; -1 for the preset's.
         overrides: section.key=value, separated by spaces, applied last.
     """
-    configs = resolve_config(preset=preset, overrides=overrides, seed=seed, max_params_m=max_params_m)
+    configs = resolve_config(
+        preset=preset, overrides=overrides, seed=seed, max_params_m=max_params_m, compiled_from=source_version()
+    )
     configs.set_caching_options(False)  # a params file may have changed under the same name
     source = {"data": data, "data_hash": data_hash}
 

@@ -13,7 +13,7 @@ from typing import Any
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_path, hash_value, read_json
 from components import tracking
-from components.cli import BAD_INPUT
+from components.cli import BAD_INPUT, Parser
 from components.config import ROOT, STEPS, Config
 from components.locks import alone
 from components.resolve_config.step import resolve, split_overrides
@@ -25,7 +25,7 @@ from pipeline.summary import summary
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(prog="python -m pipeline.local", description="Run the pipeline on this machine.")
+    result = Parser(prog="python -m pipeline.local", description="Run the pipeline on this machine.")
     result.add_argument("--preset", help="a preset's name or a params file (default: params.yaml; photos for --source)")
     result.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
     result.add_argument("--data", type=Path, help="folder with the delivered archives (default: data/<dataset>)")
@@ -38,9 +38,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
     steps = Steps()
     try:
+        arguments = parser().parse_args(argv)
         with stoppable(steps.tell), alone(ROOT / "runs" / "pipeline", "checkout"):
             return _run(arguments, steps)
     except AutoFormerError as error:

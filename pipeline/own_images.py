@@ -7,7 +7,6 @@ into `datasets/`, outside of it. What is proposed is a function of the images, a
 a clock.
 """
 
-import argparse
 import math
 import os
 import shutil
@@ -25,7 +24,7 @@ from autoformer.files import replacing, write_json, write_text
 from autoformer.images import resized_side
 from autoformer.named import CONFIGS, load_space
 from autoformer.space import SearchSpace
-from components.cli import BAD_INPUT, Progress
+from components.cli import BAD_INPUT, Parser, Progress
 from components.config import ROOT, Config, load_config
 from components.prepare_data.pack import CARD, PackCard, pack, read_pack, slug, unreadable_of
 from components.prepare_data.packed import is_pack
@@ -231,13 +230,13 @@ def told(data: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.own_images", description="Put your images under data/.")
+    parser = Parser(prog="python -m pipeline.own_images", description="Put your images under data/.")
     parser.add_argument("--source", type=Path, required=True, help="class folders, train/val/test folders, or a CSV")
     parser.add_argument("--name", required=True, help="of the data set, its search space and its preset")
     parser.add_argument("--preset", help="to start from (default: photos, adapted to the images)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         print(version(arguments.source, arguments.name, arguments.preset, arguments.overrides))
     except AutoFormerError as error:
         print(f"own_images: {error}", file=sys.stderr)

@@ -1,6 +1,5 @@
 """Run the steps through `dvc repro`, with a preset or overrides written to params.yaml first."""
 
-import argparse
 import io
 import os
 import shlex
@@ -15,7 +14,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, read_json, write_text
 from autoformer.named import CONFIGS
 from components import tracking
-from components.cli import BAD_INPUT
+from components.cli import BAD_INPUT, Parser
 from components.config import ROOT, STEPS, load_config, preset_path
 from components.locks import alone
 from components.resolve_config.step import resolve, split_overrides
@@ -30,12 +29,12 @@ WRITTEN = ROOT / ".dvc" / "tmp" / "params.sha256"  # of the params.yaml that a c
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.repro", description=__doc__)
+    parser = Parser(prog="python -m pipeline.repro", description=__doc__)
     parser.add_argument("--preset", default="params.yaml", help="a preset to write to params.yaml (default: as it is)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
-    arguments = parser.parse_args(argv)
     steps = Steps()
     try:
+        arguments = parser.parse_args(argv)
         overrides = split_overrides(arguments.overrides)
         with stoppable(steps.tell), alone(ROOT / ".dvc" / "tmp" / "repro", "checkout"):
             _write_params(arguments.preset, overrides)

@@ -22,6 +22,7 @@ from kfp import compiler, dsl
 
 from components.config import ROOT, STEPS, load_config
 from components.kfp_edge import IMAGE, call
+from components.resolve_config.step import source_version
 from pipeline.dag import autoformer
 
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -245,7 +246,13 @@ def test_a_component_works_when_its_source_is_shipped_alone(package: dict[str, A
     files = {step: str(tmp_path / step) for step in STEPS}
     told = {
         "inputs": {
-            "parameterValues": {"preset": "demo", "overrides": "seed=5 threads=1", "seed": 3, "max_params_m": 0.3}
+            "parameterValues": {
+                "preset": "demo",
+                "overrides": "seed=5 threads=1",
+                "seed": 3,
+                "max_params_m": 0.3,
+                "compiled_from": source_version(),
+            }
         },
         "outputs": {
             "parameters": {step: {"outputFile": file} for step, file in files.items()},
@@ -257,6 +264,14 @@ def test_a_component_works_when_its_source_is_shipped_alone(package: dict[str, A
     command += ["--executor_input", json.dumps(told), "--function_to_execute", "resolve_config"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    other = json.dumps(told).replace(source_version(), "0123456789abcdef")
+    refused = subprocess.run(
+        [other if part == json.dumps(told) else part for part in command],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert "resolve_config: the package was compiled from other source (0123456789abcdef)" in refused.stderr
+    assert "Traceback" not in refused.stderr
     expected = load_config("demo", ["seed=5", "threads=1", "search_subnet.limits.max_params_m=0.3"])
     values = json.loads((tmp_path / "executor_output.json").read_text())["parameterValues"]
     assert values == {step: expected.step_json(step) for step in STEPS}

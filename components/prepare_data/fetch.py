@@ -5,7 +5,6 @@
 Every route ends in the same bytes, the published ones, so that `data.dvc` matches whichever was taken.
 """
 
-import argparse
 import shutil
 import struct
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, replacing
-from components.cli import BAD_INPUT
+from components.cli import BAD_INPUT, Parser
 from components.prepare_data.fashion_mnist import ARCHIVES, NAME
 
 PACKAGE = "dataset-fashion-mnist"
@@ -157,13 +156,11 @@ def _download(folder: Path, names: Sequence[str], mirrors: Sequence[str]) -> Pat
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m components.prepare_data.fetch", description=__doc__.splitlines()[0]
-    )
+    parser = Parser(prog="python -m components.prepare_data.fetch", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default=NAME, choices=[NAME])
     parser.add_argument("--data", type=Path, default=Path("data") / NAME, help="folder to fill (default: %(default)s)")
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         print(f"{arguments.data}: {NAME}, {fetch(arguments.data)}")
     except AutoFormerError as error:
         print(f"fetch: {error}", file=sys.stderr)

@@ -41,7 +41,7 @@ Watch = Callable[[str, int, int], None]  # (what is done, so many, of so many)
 class PackCard(BaseModel):
     """What a pack holds. `hash` is of what went in: every file's bytes, label and split, and how they are packed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal[1] = 1
     name: str

@@ -1,12 +1,13 @@
 """Splits and card of a pack, which `pack` has made of a user's images."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from autoformer.archives import EncodedImages
-from autoformer.dataset import DatasetCard, Split, check_archive, hash_split
+from autoformer.dataset import DatasetCard, Split, check_archive, check_places, hash_split
 from autoformer.errors import AutoFormerError
 from autoformer.images import to_pixels
 from autoformer.randomness import derived_rng
@@ -33,8 +34,8 @@ def read_delivered(data: Path) -> Delivered:
     outside = [name for name in card.archives if Path(name).name != name]
     if outside:
         raise AutoFormerError(f"{data / CARD}: the archive '{outside[0]}' lies outside the pack; pack the images again")
-    for name, sha256 in card.archives.items():
-        check_archive(data / name, sha256)
+    for name, checksum in card.archives.items():
+        check_archive(data / name, checksum)
     table = read_table(data / INDEX)
     if len(table) != sum(card.counts.values()):
         raise AutoFormerError(f"{data / INDEX}: {len(table)} rows, but {CARD} counts {sum(card.counts.values())}")
@@ -48,9 +49,11 @@ def read_delivered(data: Path) -> Delivered:
             labels=np.array([number[row["label"]] for row in table], dtype=np.int32),
             checksums=np.array([row["checksum"] for row in table]),
         )
-        return Delivered(card, rows, np.array([row["split"] for row in table]))
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, OverflowError) as error:
         raise AutoFormerError(f"{data / INDEX}: not the index of a pack ({error}); pack the images again") from None
+    check_places(rows, data / INDEX, data)
+    _check_content(rows, data)
+    return Delivered(card, rows, np.array([row["split"] for row in table]))
 
 
 def _check_table(table: list[dict[str, str]], card: PackCard, data: Path) -> None:
@@ -61,6 +64,14 @@ def _check_table(table: list[dict[str, str]], card: PackCard, data: Path) -> Non
             raise AutoFormerError(f"{where}: '{row.get('archive')}' is no archive of the pack; pack the images again")
         if row.get("split") not in card.splits:
             raise AutoFormerError(f"{where}: '{row.get('split')}' is no split of the pack; pack the images again")
+
+
+def _check_content(rows: Split, data: Path) -> None:
+    """Refuse an index that does not say where the images are: the archives are as they were packed, it may not be."""
+    encoded = EncodedImages(data, rows, 3)
+    for line, checksum in enumerate(rows.checksums.tolist(), start=2):
+        if sha256(encoded.read(line - 2)).hexdigest() != checksum:
+            raise AutoFormerError(f"{data / INDEX}, line {line}: another image lies there; pack the images again")
 
 
 def split_pack(delivered: Delivered, shares: Shares, seed: int) -> tuple[dict[str, Split], tuple[str, ...]]:

@@ -8,7 +8,9 @@ from components.kfp_edge import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def resolve_config(preset: str, overrides: str, seed: int, max_params_m: float) -> NamedTuple(  # type: ignore[valid-type]
+def resolve_config(  # type: ignore[valid-type]
+    preset: str, overrides: str, seed: int, max_params_m: float, compiled_from: str
+) -> NamedTuple(
     "Configs",
     [
         ("prepare_data", str),
@@ -19,8 +21,6 @@ def resolve_config(preset: str, overrides: str, seed: int, max_params_m: float) 
         ("register_model", str),
     ],
 ):
-    from components.config import STEPS
-    from components.resolve_config.step import resolve
+    from components.resolve_config.step import for_each_step
 
-    config = resolve(preset, overrides, seed, max_params_m)
-    return tuple(config.step_json(step) for step in STEPS)
+    return for_each_step(preset, overrides, seed, max_params_m, compiled_from)

@@ -2,10 +2,15 @@
 
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
+import autoformer
+import components
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
-from components.config import Config, load_config
+from autoformer.files import hash_value
+from components.cli import BAD_INPUT, end_early
+from components.config import STEPS, Config, load_config
 
 
 def resolve(preset: str, overrides: str = "", seed: int = -1, max_params_m: float = 0.0) -> Config:
@@ -28,6 +33,34 @@ def resolve(preset: str, overrides: str = "", seed: int = -1, max_params_m: floa
     config = load_config(preset, [*settings, *split_overrides([overrides])])
     _check_limits(config)
     return config
+
+
+def for_each_step(preset: str, overrides: str, seed: int, max_params_m: float, compiled_from: str) -> tuple[str, ...]:
+    """The configuration of each step, in the order of `STEPS`; see `resolve`.
+
+    Bad input, and a package of other source than is here, are one line on stderr, and end the process with code 2.
+    """
+    try:
+        _check_version(compiled_from)
+        config = resolve(preset, overrides, seed, max_params_m)
+    except AutoFormerError as error:
+        raise SystemExit(end_early("resolve_config", str(error), BAD_INPUT)) from None
+    return tuple(config.step_json(step) for step in STEPS)
+
+
+def _check_version(compiled_from: str) -> None:
+    if compiled_from != source_version():
+        raise AutoFormerError(
+            f"the package was compiled from other source ({compiled_from}) than this image holds ({source_version()}); "
+            "compile it again from the source of the image, or name the image that it was compiled for"
+        )
+
+
+def source_version() -> str:
+    """Hash of all that a step may run. A compiled package states it, so that no image of other source runs it."""
+    folders = [Path(str(package.__file__)).parent for package in (autoformer, components)]
+    files = {file.relative_to(folder.parent).as_posix(): file for folder in folders for file in folder.rglob("*.py")}
+    return hash_value({name: file.read_text(encoding="utf-8") for name, file in files.items()})[:16]
 
 
 def split_overrides(texts: Iterable[str]) -> list[str]:

@@ -1,6 +1,5 @@
 """`python -m components.tracking.ui`: MLflow's pages on this machine, and the addresses worth opening."""
 
-import argparse
 import os
 import socket
 import sys
@@ -8,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoformer.errors import AutoFormerError
-from components.cli import BAD_INPUT
+from components.cli import BAD_INPUT, Parser
 from components.tracking.store import answering, connect, shown, sqlite_file, tracking_uri
 from components.tracking.views import save_views
 
@@ -16,10 +15,10 @@ HOST = "127.0.0.1"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m components.tracking.ui", description="Open MLflow's pages.")
+    parser = Parser(prog="python -m components.tracking.ui", description="Open MLflow's pages.")
     parser.add_argument("--port", type=int, default=5000, help="of the server on this machine (default: 5000)")
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         return serve(arguments.port)
     except AutoFormerError as error:
         print(f"ui: {error}", file=sys.stderr, flush=True)
