@@ -2,19 +2,25 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from run_steps import arguments, argv, config_of, run, run_all
+from safetensors.torch import load_file, save_file
 from tiny import TinyData, make_tiny_data
 
-from components.config import ROOT
+from autoformer.dataset import Split, read_split, write_split
+from autoformer.files import read_json, write_json
+from components.config import ROOT, load_config
+from components.workspace import Workspace
 
 Given = dict[str, str]
 Spoil = Callable[[Given, Path], None]
@@ -92,6 +98,46 @@ def chosen(**changes: object) -> Spoil:
     return spoil
 
 
+def given_split(argument: str, split: str) -> Spoil:
+    """Another split of the same data set."""
+    return lambda given, tmp: given.update({argument: str(Path(given["--card"]).with_name(f"{split}.parquet"))})
+
+
+def card(**changes: object) -> Spoil:
+    def spoil(given: Given, tmp: Path) -> None:
+        file = tmp / "card.json"
+        write_json(file, read_json(Path(given["--card"])) | changes)
+        given["--card"] = str(file)
+
+    return spoil
+
+
+def edited_split(argument: str, change: Callable[[Split], Split]) -> Spoil:
+    def spoil(given: Given, tmp: Path) -> None:
+        write_split(tmp / "edited.parquet", change(read_split(Path(given[argument]))))
+        given[argument] = str(tmp / "edited.parquet")
+
+    return spoil
+
+
+def file_of(argument: str, content: bytes) -> Spoil:
+    def spoil(given: Given, tmp: Path) -> None:
+        (tmp / "file").write_bytes(content)
+        given[argument] = str(tmp / "file")
+
+    return spoil
+
+
+def overlapping(given: Given, tmp: Path) -> None:
+    """The search split with a training image in it."""
+    train = read_split(Path(given["--train-split"]))
+    more = [
+        np.concatenate(pair) for pair in zip(read_split(Path(given["--search-split"])), train.take([0]), strict=True)
+    ]
+    write_split(tmp / "overlapping.parquet", Split(*more))
+    given["--search-split"] = str(tmp / "overlapping.parquet")
+
+
 TRAIN, SEARCH, RETRAIN = "train_supernet", "search_subnet", "retrain_subnet"
 CASES: list[tuple[str, Spoil, list[str]]] = [
     (TRAIN, gone("--card"), ["gone: no such file or folder; it is made by prepare_data"]),
@@ -118,6 +164,25 @@ CASES: list[tuple[str, Spoil, list[str]]] = [
     (SEARCH, setting("search_subnet.limits.max_params_m=0.001"), ["no legal candidate", "widen the limits"]),
     (SEARCH, setting("search_subnet.limits.max_param_m=1"), ["unknown key", "'max_params_m'?"]),
     (SEARCH, setting("search_subnet.parents=7"), ["parents 7 are more than population 6"]),
+    (TRAIN, given_split("--search-split", "test"), ["test.parquet: its hash is", "the card's search split"]),
+    (TRAIN, given_split("--train-split", "search"), ["search.parquet: its hash is", "the card's train split"]),
+    (TRAIN, overlapping, ["overlapping.parquet: not a split of the card"]),
+    (TRAIN, edited_split("--train-split", lambda s: s._replace(labels=s.labels + 1)), ["not a split of the card"]),
+    (TRAIN, edited_split("--train-split", lambda s: s.take(slice(0))), ["edited.parquet: holds no images"]),
+    (TRAIN, edited_split("--train-split", lambda s: s._replace(offsets=s.offsets - 10**6)), ["lies outside train-im"]),
+    (TRAIN, edited_split("--train-split", lambda s: s._replace(archives=np.char.add("../", s.archives))),
+     ["names the archive '../train-images-idx3-ubyte.gz', which the card does not"]),
+    (TRAIN, file_of("--train-split", b"archive,offset\n"), ["file: not readable as a split"]),
+    (TRAIN, file_of("--card", b"[1]"), ["file: expected a mapping", "found list"]),
+    (TRAIN, file_of("--card", b"\xff\xfe"), ["file: not readable as JSON"]),
+    (TRAIN, lambda given, tmp: given.update({"--card": str(tmp)}), ["not readable as JSON", "directory"]),
+    (TRAIN, card(std=[0.0]), ["card.json: mean and std", "above 0"]),
+    (TRAIN, card(mean=[0.1, 0.2, 0.3]), ["card.json: mean and std: expected 1 values each"]),
+    (TRAIN, card(archives={"../x.gz": "0"}), ["card.json: the archive '../x.gz' lies outside the data folder"]),
+    (TRAIN, card(classes=["a"]), ["card.json: classes"]),
+    (TRAIN, lambda given, tmp: given.pop("--out"), ["the following arguments are required: --out"]),
+    (SEARCH, config(seed=float("nan")), ["--config: seed = nan"]),
+    (SEARCH, setting("device=cpu:7"), ["device = 'cpu:7'"]),
     (RETRAIN, gone("--search"), ["gone: no such file or folder; it is made by search_subnet"]),
     (RETRAIN, gone("--supernet"), ["gone: no such file or folder; it is made by train_supernet"]),
     (RETRAIN, removed("search/chosen.yaml"), ["chosen.yaml: no such file"]),
@@ -160,6 +225,71 @@ def test_damaged_weights_are_named(
     assert f"{file}: not the weights that the file beside it describes" in message and message.count("\n") == 1
     assert [path.name for path in (tmp_path / "result").iterdir()] == ["out.record.json"]
     assert json.loads(Path(given["--record"]).read_text())["succeeded"] is False
+
+
+class Payload:
+    """Pickled, it touches a file when it is loaded."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+def fails(step: str, given: Given, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert run(step, given) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and not Path(given["--out"]).exists()
+    return message
+
+
+def test_a_checkpoint_with_code_in_it_is_not_run(
+    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = prepared.given(TRAIN, tmp_path)
+    inputs = {name: Path(given[f"--{name.replace('_', '-')}"]) for name in ("card", "train_split", "search_split")}
+    file = Workspace(TRAIN, load_config(given["--config"], steps=[TRAIN]), inputs).file("checkpoint.pt")
+    torch.save({"trainer": Payload(tmp_path / "mark"), "history": []}, file)
+    message = fails(TRAIN, given, capsys)
+    assert "checkpoint.pt: not a readable checkpoint" in message and "delete it to start again" in message
+    assert not (tmp_path / "mark").exists()
+    file.unlink()
+    # it does run where nobody looks
+    pickle.loads(pickle.dumps(Payload(tmp_path / "mark")))
+    assert (tmp_path / "mark").exists()
+
+
+def test_a_teacher_with_code_in_it_is_not_run(
+    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = prepared.given(TRAIN, tmp_path)
+    torch.save({"model": Payload(tmp_path / "mark")}, tmp_path / "teacher.pth")
+    teacher = {"teacher": "resnet18", "checkpoint": str(tmp_path / "teacher.pth")}
+    given["--set"] = f"train_supernet.distillation={json.dumps(teacher)}"
+    message = fails(TRAIN, given, capsys)
+    assert "teacher.pth: holds more than tensors, which could be code and is not run" in message
+    assert not (tmp_path / "mark").exists()
+
+
+def test_weights_that_are_not_numbers_are_refused(
+    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = prepared.given(SEARCH, tmp_path)
+    file = tmp_path / "before" / "supernet" / "ema.safetensors"
+    weights = load_file(file)
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    save_file(weights, file)
+    message = fails(SEARCH, given, capsys)
+    assert "ema.safetensors: 'blocks.0." in message and "holds NaN or infinity" in message
+
+
+def test_a_device_that_is_not_there_is_named(
+    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = prepared.given(TRAIN, tmp_path) | {"--set": "device=cuda:7"}
+    assert "device = cuda:7" in fails(TRAIN, given, capsys)
 
 
 def test_an_old_result_survives_a_failure(prepared: Prepared, tmp_path: Path) -> None:
