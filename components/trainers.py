@@ -57,7 +57,7 @@ def make_trainer(
         parts = (
             1
             if device.type == "cpu"
-            else _find_parts(step, model, _trial(model, largest, teacher, config, section, device), section, device)
+            else _find_parts(model, _trial(model, largest, teacher, config, section, device), section, device)
         )
         write_json(found, {"accumulation": parts})
     source = training_images(images, recipe, seed, space.image_size, card.mean, parts, worker_count(device))
@@ -105,7 +105,6 @@ def _trial(
 
 
 def _find_parts(
-    step: str,
     model: Supernet | AutoFormer,
     trial: Callable[[int], None],
     section: TrainingSection,
@@ -115,7 +114,7 @@ def _find_parts(
     parts = fewest_parts(trial, section.batch_size, section.augmentation.mixes)
     del kept
     if parts is None:
-        raise AutoFormerError(f"{step}: not even one image at a time fits {_memory(device)}; choose a smaller space")
+        raise AutoFormerError(f"not even one image at a time fits {_memory(device)}; choose a smaller space")
     return parts
 
 
@@ -140,9 +139,9 @@ def out_of_memory(
     more = fewest_parts(trial, images, section.augmentation.mixes, at_least=2)
     memory = _memory(trainer.device)
     if more is None:
-        return AutoFormerError(f"{step}: not even one image at a time fits {memory}; choose a smaller space")
+        return AutoFormerError(f"not even one image at a time fits {memory}; choose a smaller space")
     parts = more * trainer.parts
     return AutoFormerError(
-        f"{step}: a forward pass of {images} images does not fit {memory}; {trainer.images_per_step // parts} fit: "
+        f"a forward pass of {images} images does not fit {memory}; {trainer.images_per_step // parts} fit: "
         f"set {step}.accumulation={parts}, which changes nothing else of the recipe"
     )

@@ -228,3 +228,18 @@ def test_a_forked_child_ends_by_sigterm_and_leaves_ctrl_c_to_its_parent() -> Non
             os._exit(0 if ours == (signal.SIG_DFL, signal.SIG_IGN) else 1)
         assert os.waitpid(child, 0)[1] == 0
         assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)
+
+
+def ask_for_too_much() -> None:
+    torch.empty(2**50)
+
+
+def test_memory_that_runs_out_is_one_line_with_what_fits(place: Place, tmp_path: Path) -> None:
+    """The allocator's own refusal, after step 7."""
+    step, given, log = "train_supernet", place.given("train_supernet", "memory"), tmp_path / "log"
+    assert ended(start(step, given, log, (at_step, 7, ask_for_too_much))) == 2
+    assert log.read_text().splitlines()[-1] == (
+        "train_supernet: a forward pass of 50 images does not fit this machine's memory; 25 fit: "
+        "set train_supernet.accumulation=2, which changes nothing else of the recipe"
+    )
+    assert not Path(given["--out"]).exists()

@@ -134,6 +134,19 @@ def test_a_resumed_training_ends_in_the_very_same_weights(stop: int, tmp_path: P
             assert torch.equal(one, two), name
 
 
+def test_the_learning_rate_is_a_function_of_the_step() -> None:
+    """So the scheduler is no part of a checkpoint: one that was asked nothing before says the same."""
+    used, rates = supernet_trainer(), []
+    for step in range(used.total_steps):
+        used.scheduler.step_update(step)
+        rates.append(used.learning_rate)
+    for step in (0, 3, 8, used.total_steps - 1):
+        fresh = supernet_trainer()
+        fresh.scheduler.step_update(step)
+        assert fresh.learning_rate == rates[step]
+    assert len(set(rates)) > used.total_steps / 2
+
+
 def test_one_loop_trains_the_extracted_subnet_as_the_supernet_trains_it_alone() -> None:
     """With one subnet only, both do the same arithmetic: the entangled weights beyond it are never read."""
     spec = SubnetSpec(4, 96, (2, 3, 4, 2), (2.0, 3.0, 4.0, 2.0))
