@@ -11,7 +11,6 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -48,6 +47,10 @@ class Teacher:
         self._channels = int(config["input_size"][0])
         columns = [torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std)]
         own = (settings.mean or config["mean"], settings.std or config["std"])
+        if not all(len(values) in (1, self._channels) for values in own):
+            raise AutoFormerError(
+                f"distillation.mean and std: one value a channel, {self._channels} for '{settings.teacher}'"
+            )
         teachers = [torch.tensor(values, device=device).view(-1, 1, 1) for values in own]
         (self._mean, self._std), (self._teacher_mean, self._teacher_std) = columns, teachers
 
@@ -85,7 +88,7 @@ class Teacher:
 def load_teacher(settings: Distillation, num_classes: int) -> nn.Module:
     """The teacher in evaluation mode, without gradients. Raises `AutoFormerError` as `Teacher` does."""
     name, file = settings.teacher, Path(settings.checkpoint)
-    if not timm.is_model(name):
+    if not timm.is_model(name) or "." in name:
         raise AutoFormerError(
             f"distillation.teacher = '{name}': no such model in timm; {nearest(name, timm.list_models())}"
         )
@@ -115,12 +118,14 @@ def _read_weights(file: Path, sha256: str | None) -> dict[str, Tensor]:
         raise AutoFormerError(
             f"{file}: holds more than tensors, which could be code and is not run; save its state dict as safetensors"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file makes torch and safetensors raise many kinds
         reason = " ".join(str(error).split()[:20]) or type(error).__name__
         raise AutoFormerError(f"{file}: not a readable checkpoint ({reason}); save it again") from None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise AutoFormerError(f"{file}: not a state dict; save the model's state_dict()")
     return content

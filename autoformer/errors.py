@@ -34,7 +34,11 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """Say which of `choices` was perhaps meant by `word`: "did you mean 'x'?", or the choices."""
     choices = sorted(choices)
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"one of: {', '.join(choices)}"
+    return (
+        f"did you mean '{close[0]}'?"
+        if close
+        else f"one of: {', '.join(choices[:20])}{', …' if len(choices) > 20 else ''}"
+    )
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:

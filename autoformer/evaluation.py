@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from autoformer.batches import normalise
+from autoformer.devices import is_out_of_memory
 from autoformer.errors import AutoFormerError
 
 ECE_BINS = 15
@@ -59,15 +60,25 @@ def predict_logits(
         mean, std: of pixels in [0, 1], one a channel.
         device: where each batch is moved before `forward`; None leaves it where the pixels are.
 
+    A batch that does not fit into memory is halved, down to single images: that moves a logit by its rounding.
+
     Returns:
         float32 (n, K), on the CPU.
     """
     if not len(pixels):
         raise AutoFormerError("no images to predict; the split is empty")
     images = torch.as_tensor(pixels)
+
+    def logits(part: Tensor) -> Tensor:
+        try:
+            return forward(normalise(part.to(device or part.device), mean, std)).float().cpu()
+        except Exception as error:
+            if not is_out_of_memory(error) or len(part) == 1:
+                raise
+        return torch.cat([logits(half) for half in part.chunk(2)])
+
     with torch.inference_mode():
-        batches = (batch.to(device or batch.device) for batch in torch.split(images, batch_size))
-        return torch.cat([forward(normalise(batch, mean, std)).float().cpu() for batch in batches])
+        return torch.cat([logits(batch) for batch in torch.split(images, batch_size)])
 
 
 def score(logits: Tensor, labels: Tensor) -> Scores:

@@ -21,6 +21,8 @@ from autoformer.dataset import Images
 from autoformer.randomness import IntArray, repeated_order, seeded
 from autoformer.recipe import Augmentation, Recipe
 
+AHEAD = 4  # batches that a worker decodes before they are asked for
+
 
 class Batch(NamedTuple):
     pixels: Tensor  # uint8 (B, C, S, S)
@@ -115,7 +117,9 @@ class PictureImages:
             batch_size=None,
             sampler=_Numbers(self.order, first),
             num_workers=self._workers,
-            prefetch_factor=4,
+            prefetch_factor=AHEAD,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else a start of the loader would draw from the global one
         )
         return iter(loader)
 

@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # What timm's rand_augment_transform reads; it passes over most words that it does not know.
-_RAND_AUGMENT = r"rand(-(m\d+(\.\d+)?|n\d+|p\d*\.?\d+|w\d+|mstd(\d+(\.\d+)?|inf)|mmax\d+|inc[01]|t[a-z]+))*"
+_RAND_AUGMENT = r"rand(-(m\d+(\.\d+)?|n\d+|p\d+(\.\d+)?|mstd(\d+(\.\d+)?|inf)|mmax\d+|inc[01]))*"
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -83,6 +83,13 @@ class Distillation(BaseModel):
     temperature: float = Field(1.0, gt=0, description="of both probabilities in soft distillation")
     mean: tuple[float, ...] | None = Field(None, description="of the teacher's pixels; null for timm's of that name")
     std: tuple[float, ...] | None = Field(None, description="of the teacher's pixels; null for timm's of that name")
+
+    @field_validator("std")
+    @classmethod
+    def _above_zero(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and min(value) <= 0:
+            raise ValueError("expected values above 0")
+        return value
 
 
 class Recipe(BaseModel):

@@ -106,18 +106,16 @@ def split_by_share(
         mine = kept[labels[kept] == label]
         single = mine[group_size[group[mine]] == 1].tolist()
         rng.shuffle(single)
+        taken = {}
         for split, given, percent in (("test", test, shares.test_percent), ("search", search, shares.search_percent)):
             if not len(given):
                 wanted = max(1, round(percent / 100 * len(mine)))
-                drawn[split] += [single.pop() for _ in range(min(wanted, len(single)))]
-        used = sum(int((labels[np.array(rows, dtype=np.int64)] == label).sum()) for rows in drawn.values())
-        missing = [split for split, given in (("test", test), ("search", search)) if not len(given)]
-        if len(mine) - used < 1 or any(
-            not (labels[np.array(drawn[split], dtype=np.int64)] == label).any() for split in missing
-        ):
+                taken[split] = [single.pop() for _ in range(min(wanted, len(single)))]
+                drawn[split] += taken[split]
+        if len(mine) - sum(map(len, taken.values())) < 1 or not all(taken.values()):
             raise AutoFormerError(
-                f"class '{name}' has {len(mine)} different images to train on and to hold out; it takes at least "
-                f"{1 + len(missing)}: add some, or remove the class"
+                f"class '{name}' has {len(np.unique(checksums[mine]))} different images to train on and to hold out; "
+                f"it takes at least {1 + len(taken)}: add some, or remove the class"
             )
     held = np.array(drawn["search"] + drawn["test"], dtype=np.int64)
     parts = {

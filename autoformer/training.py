@@ -149,13 +149,14 @@ class Trainer:
 
     def _one_step(self) -> Tensor:
         """One optimiser step on one subnet; returns the mean loss of its images, detached."""
-        torch.manual_seed(derived_seed("stochastic depth", self.seed, self.step))
         self.scheduler.step_update(self.step)  # a function of the step: the scheduler itself holds no state
         for group in self.optimizer.param_groups:
             group["lr"] *= self.learning_rate_scale
         loss_of_step = torch.zeros((), device=self.device)
         for part in range(self.parts):
             images, targets = self._batch(part)
+            # after the batch: augmentation and a loader's start draw from the same generators
+            torch.manual_seed(derived_seed("stochastic depth", self.seed, self.step, part))
             loss = self._loss(images, targets) / self.parts
             self.scaler.scale(loss).backward()
             loss_of_step += loss.detach()
@@ -172,8 +173,9 @@ class Trainer:
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32"):
             logits = self.forward(self.model, images, self.step)
-            loss: Tensor = self.loss(logits, targets)
-            return loss if self.teacher is None else self.teacher.loss(logits, loss, images)
+            if self.teacher is None:
+                return self.loss(logits.float(), targets)
+            return self.teacher.loss(logits.float(), self.loss(logits.float(), targets), images)
 
     def _batch(self, part: int) -> tuple[Tensor, Tensor]:
         """Images (B, C, S, S) of one forward pass of the present step, and labels (B,) or mixed targets (B, K)."""

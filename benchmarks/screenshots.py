@@ -96,10 +96,13 @@ def _is_own(url: str, own: str) -> bool:
 
 
 def _is_mlflows_own(message: "ConsoleMessage") -> bool:
-    """The one message that is let through: MLflow's pages ask at every load who is logged in, and a server without
-    accounts answers 404, which Chromium reports. It comes on an empty store too, on every page."""
+    """Two messages are let through. MLflow's pages ask at every load who is logged in, and a server without accounts
+    answers 404, which Chromium reports; it comes on an empty store too, on every page. And on a slow machine its own
+    script watches a box that changes its size within one frame, which the specification of ResizeObserver tells
+    browsers to report, and to go on."""
     url = message.location.get("url", "")
-    return url.endswith("/ajax-api/2.0/mlflow/users/current") and "404" in message.text
+    asks_who = url.endswith("/ajax-api/2.0/mlflow/users/current") and "404" in message.text
+    return asks_who or ("ResizeObserver loop" in message.text and "/static-files/static/js/" in url)
 
 
 class Served(NamedTuple):

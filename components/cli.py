@@ -73,6 +73,15 @@ def run_step(
     return 0
 
 
+def refuse(who: str, error: AutoFormerError | OSError) -> int:
+    """Say in one line what `who` cannot do; the exit code. Raises an `OSError` that no line explains."""
+    told = unwritable(error) if isinstance(error, OSError) else error
+    if told is None:
+        raise error
+    say(f"{who}: {told}", sys.stderr)
+    return BAD_INPUT
+
+
 def end_early(step: str, message: str, code: int) -> int:
     """Say in one line why a step ends, on stderr and to the runner; the exit code."""
     say(f"{step}: {message}", sys.stderr)

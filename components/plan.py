@@ -22,10 +22,11 @@ from autoformer.errors import AutoFormerError
 from autoformer.images import model_pixels
 from autoformer.space import SearchSpace
 from autoformer.splits import Shares
-from components.cli import BAD_INPUT, Parser
+from components.cli import Parser, refuse
 from components.config import Config, RetrainSubnet, TrainingSection, load_config
 from components.inputs import check_space
 from components.prepare_data import fashion_mnist, packed
+from components.stopping import Stopped, stoppable
 
 STEP_SECONDS = 20  # what a step's process takes to start and to end
 _ENOUGH_SECONDS = 5.0
@@ -70,10 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with the delivered images")
     try:
         arguments = parser.parse_args(argv)
-        print(shown(make_plan(load_config(arguments.config), arguments.data)), flush=True)
-    except AutoFormerError as error:
-        print(f"plan: {error}", file=sys.stderr)
-        return BAD_INPUT
+        with stoppable():
+            print(shown(make_plan(load_config(arguments.config), arguments.data)), flush=True)
+    except (AutoFormerError, OSError) as error:
+        return refuse("plan", error)
+    except Stopped as stopped:
+        print(f"plan: {stopped}", file=sys.stderr)
+        return int(str(stopped.code))
     return 0
 
 
@@ -101,10 +105,18 @@ def make_plan(config: Config, data: Path) -> Plan:
         Stage("evaluate_subnet", f"{images.test:,} images", 3 * images.test, scoring),
         Stage("register_model", "", 0, 1.0),
     ]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 + _held_bytes(config, card, images) / 2**30
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**30
     return Plan(str(device), images, stages, peak)
+
+
+def _held_bytes(config: Config, card: DatasetCard, images: Images) -> int:
+    """Decoded images that the hungriest step holds in memory beside what was measured."""
+    assert config.train_supernet is not None
+    by_image = card.encoding == "image" and config.train_supernet.augmentation.by_image
+    most = max(images.search + (0 if by_image else images.train), images.test)
+    return most * card.channels * config.space.image_size**2
 
 
 def _trainings(section: RetrainSubnet) -> int:
@@ -164,9 +176,10 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
     import torch
 
     from autoformer.evaluation import predict_logits
+    from autoformer.loader import AHEAD
     from autoformer.supernet import Supernet
     from autoformer.training import supernet_forward
-    from components.trainers import make_trainer
+    from components.trainers import make_trainer, worker_count
 
     section, space = config.train_supernet, config.space
     assert section is not None and config.search_subnet is not None
@@ -182,7 +195,9 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
             images, card, config, section, config.seed, Path(folder) / "found.json",
         )  # fmt: skip
     trainer.total_steps = sys.maxsize
-    training = _rate(lambda: trainer.advance(1), section.batch_size)
+    # workers decode ahead while the model warms up: a rate is that of both once as many batches are gone
+    ahead = AHEAD * worker_count(trainer.device) if section.augmentation.by_image else 0
+    training = _rate(lambda: trainer.advance(1), section.batch_size, warm_up=2 + ahead)
     trainer.images.close()
     size = (config.search_subnet.batch_size, space.in_channels, space.image_size, space.image_size)
     batch = torch.zeros(size, dtype=torch.uint8)
@@ -194,9 +209,9 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
     return training, _rate(score, len(batch))
 
 
-def _rate(work: Callable[[], object], images: int) -> float:
-    """Images a second of a piece of work, after two to warm up."""
-    for _ in range(2):
+def _rate(work: Callable[[], object], images: int, warm_up: int = 2) -> float:
+    """Images a second of a piece of work, after some to warm up."""
+    for _ in range(warm_up):
         work()
     start, done = time.perf_counter(), 0
     while done < _MOST_STEPS and (done < 3 or time.perf_counter() - start < _ENOUGH_SECONDS):

@@ -74,7 +74,7 @@ def worker_count(device: torch.device) -> int:
         if not given.isdecimal():
             raise AutoFormerError(f"AUTOFORMER_WORKERS = {given}: expected a number of processes, 0 or more")
         return int(given)
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MOST_WORKERS, cores // 2 if device.type == "cpu" else max(1, cores - 1))
 
 
@@ -128,9 +128,17 @@ def _remembered(found: Path) -> int | None:
 
 
 def out_of_memory(
-    step: str, trainer: Trainer, largest: Callable[[Tensor], Tensor], config: Config, section: TrainingSection
+    step: str,
+    trainer: Trainer,
+    largest: Callable[[Tensor], Tensor],
+    config: Config,
+    section: TrainingSection,
+    found: Path,
 ) -> AutoFormerError:
-    """One line for an optimiser step that ran out of memory, with the accumulation that fits."""
+    """One line for an optimiser step that ran out of memory, with the accumulation that fits.
+
+    Where accumulation is to be found, the file `found` is told, so that the same command goes on with it.
+    """
     trainer.optimizer.zero_grad(set_to_none=True)
     if trainer.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -141,7 +149,21 @@ def out_of_memory(
     if more is None:
         return AutoFormerError(f"not even one image at a time fits {memory}; choose a smaller space")
     parts = more * trainer.parts
+    if section.accumulation == "auto":
+        write_json(found, {"accumulation": parts})
+        answer = f"the same command goes on with accumulation {parts}"
+    else:
+        answer = f"set {step}.accumulation={parts}, which changes nothing else of the recipe, and start it again"
     return AutoFormerError(
-        f"a forward pass of {images} images does not fit {memory}; {trainer.images_per_step // parts} fit: "
-        f"set {step}.accumulation={parts}, which changes nothing else of the recipe"
+        f"a forward pass of {images} images does not fit {memory}; {trainer.images_per_step // parts} fit: {answer}"
     )
+
+
+def findings(trainer: Trainer) -> dict[str, str | int]:
+    """What "auto" stood for in a training."""
+    return {
+        "device": str(trainer.device),
+        "precision": trainer.precision,
+        "accumulation": trainer.parts,
+        "workers": worker_count(trainer.device),
+    }

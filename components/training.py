@@ -32,6 +32,7 @@ from components.cli import Progress, say
 from components.config import TrainingSection
 from components.opening import OpenStep
 from components.stopping import Stopped, between_steps
+from components.trainers import findings
 
 Row = dict[str, float | int]
 Rollback = dict[str, Any]  # step, reason, subnet, back_to_step, learning_rate_scale: a row of rollbacks.json
@@ -86,6 +87,9 @@ def train(
         Stopped: after a checkpoint.
     """
     loop = _Loop(opened, trainer, section, score, job)
+    found = findings(trainer)
+    opened.record.values |= found
+    opened.tracked.tags({f"{job.prefix}{key}": str(value) for key, value in found.items()})
     first = loop.resume()
     if first:
         opened.record.values["resumed_from_step"] = first
@@ -140,6 +144,11 @@ class _Loop:
             stopped.note = f" at step {self.stop()} of {self.trainer.total_steps}"
             raise
         except (RuntimeError, MemoryError) as error:
+            if "DataLoader worker" in str(error):
+                raise AutoFormerError(
+                    "a process that decodes images ahead was killed, as where memory or a container's /dev/shm is "
+                    "full; give it more, or set AUTOFORMER_WORKERS to fewer, 0 for none; the same command goes on"
+                ) from None
             if not is_out_of_memory(error):
                 raise
             return False  # with the error its memory is set free
@@ -247,12 +256,14 @@ class _Loop:
 
     def _load(self, file: Path) -> None:
         try:
-            state = torch.load(file, map_location=self.trainer.device, weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)  # or a GPU would hold all of it twice
             self.trainer.load_state_dict(state["trainer"])
-            self.losses = list(state["losses"])
+            self.losses = list(state["losses"].to(self.trainer.device))
             self.history, self.rollbacks = state["history"], state["rollbacks"]
         except Exception as error:  # torch raises many kinds for a damaged file
-            reason = str(error).splitlines()[0]
+            if isinstance(error, OSError) or is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split()[:20]) or type(error).__name__
             raise AutoFormerError(f"{file}: not a readable checkpoint ({reason}); delete it to start again") from None
 
 

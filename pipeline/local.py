@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_path, hash_value, read_json
 from components import tracking
-from components.cli import BAD_INPUT, Parser
+from components.cli import Parser, refuse
 from components.config import ROOT, STEPS, Config
 from components.locks import alone
 from components.resolve_config.step import resolve, split_overrides
@@ -43,9 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser().parse_args(argv)
         with stoppable(steps.tell), alone(ROOT / "runs" / "pipeline", "checkout"):
             return _run(arguments, steps)
-    except AutoFormerError as error:
-        print(f"pipeline: {error}", file=sys.stderr)
-        return BAD_INPUT
+    except (AutoFormerError, OSError) as error:
+        return refuse("pipeline", error)
     except Stopped as stopped:
         print(f"pipeline: {stopped}; the same command goes on from there", file=sys.stderr)
         return int(str(stopped.code))
@@ -96,7 +96,13 @@ def _run(arguments: argparse.Namespace, steps: Steps) -> int:
 def _print_plan(config: Config, data: Path) -> int:
     """What the run will take, measured in a process of its own, as every step is."""
     command = [sys.executable, "-m", "components.plan", "--config", config.model_dump_json(), "--data", str(data)]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | patient_threads(), check=False).returncode
+    code = subprocess.run(command, cwd=ROOT, env=os.environ | patient_threads(), check=False).returncode
+    if code == -signal.SIGKILL:
+        raise AutoFormerError(
+            "the measurement for the plan was killed, as the kernel does where memory runs out; "
+            "set a smaller train_supernet.batch_size or search_subnet.batch_size, or a smaller space"
+        )
+    return code
 
 
 def _prepare_environment(run_id: str, failure: Path) -> None:

@@ -24,12 +24,13 @@ from autoformer.files import replacing, write_json, write_text
 from autoformer.images import resized_side
 from autoformer.named import CONFIGS, load_space
 from autoformer.space import SearchSpace
-from components.cli import BAD_INPUT, Parser, Progress
+from components.cli import Parser, Progress, refuse
 from components.config import ROOT, Config, load_config
 from components.prepare_data.pack import CARD, PackCard, pack, read_pack, slug, unreadable_of
 from components.prepare_data.packed import is_pack
 from components.prepare_data.sources import discover
 from components.resolve_config.step import split_overrides
+from components.stopping import Stopped, stoppable
 
 PRESET = "photos"
 SPACES = ("photos-64", "photos-32", "autoformer-tiny")  # that are proposed
@@ -66,7 +67,9 @@ def adopt(source: Path, preset: str | None, overrides: Sequence[str], place: Pat
     first = load_config(preset or PRESET, overrides)
     settings: list[str] = []
     if preset is None and not _is_set("space", overrides):
-        settings.append(f"space={_space_of(read_pack(source)) if is_pack(source) else propose_space(source)}")
+        settings.append(
+            f"space={_space_of(read_pack(source)) if is_pack(source) else propose_space(source, first.device)}"
+        )
         first = load_config(PRESET, [*settings, *overrides])
     if is_pack(source):
         data = source
@@ -78,6 +81,8 @@ def adopt(source: Path, preset: str | None, overrides: Sequence[str], place: Pat
             data = pack(source, place, side, channels, most_unreadable, watch)
     card = read_pack(data)
     settings.append(f"dataset={card.name}")
+    if first.prepare_data and first.prepare_data.search_images and not _is_set("prepare_data.search_images", overrides):
+        settings.append("prepare_data.search_images=null")  # of a preset for images that have as many in each class
     if not _is_set("space.num_classes", overrides):  # after the user's, which may name another space
         overrides = [*overrides, f"space.num_classes={len(card.classes)}"]
     if preset is None or first.name == PRESET:
@@ -87,14 +92,16 @@ def adopt(source: Path, preset: str | None, overrides: Sequence[str], place: Pat
     return Adopted(data, preset or PRESET, [*settings, *overrides])
 
 
-def propose_space(source: Path) -> str:
-    """The search space that suits the images and the machine."""
+def propose_space(source: Path, device: str = "auto") -> str:
+    """The search space that suits the images and the machine; `device`: as configured."""
     images = discover(source).images
     sides = sorted(_shorter_sides([image.path for image in images[:: max(1, len(images) // _SAMPLED)]]))
     side = sides[len(sides) // 2] if sides else 64
     if side < 48:
         return "photos-32"
-    return "autoformer-tiny" if _has_gpu() and side >= _LARGE and len(images) >= _MANY else "photos-64"
+    return (
+        "autoformer-tiny" if device != "cpu" and _has_gpu() and side >= _LARGE and len(images) >= _MANY else "photos-64"
+    )
 
 
 def _space_of(card: PackCard) -> str:
@@ -237,10 +244,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
     try:
         arguments = parser.parse_args(argv)
-        print(version(arguments.source, arguments.name, arguments.preset, arguments.overrides))
-    except AutoFormerError as error:
-        print(f"own_images: {error}", file=sys.stderr)
-        return BAD_INPUT
+        with stoppable():
+            print(version(arguments.source.expanduser(), arguments.name, arguments.preset, arguments.overrides))
+    except (AutoFormerError, OSError) as error:
+        return refuse("own_images", error)
+    except Stopped as stopped:
+        print(f"own_images: {stopped}; the same command goes on from there", file=sys.stderr)
+        return int(str(stopped.code))
     return 0
 
 

@@ -14,7 +14,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, read_json, write_text
 from autoformer.named import CONFIGS
 from components import tracking
-from components.cli import BAD_INPUT, Parser
+from components.cli import Parser, refuse
 from components.config import ROOT, STEPS, load_config, preset_path
 from components.locks import alone
 from components.resolve_config.step import resolve, split_overrides
@@ -40,9 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _write_params(arguments.preset, overrides)
             tracking.initialise(tracking.tracking_uri())
             return _repro()
-    except AutoFormerError as error:
-        print(f"repro: {error}", file=sys.stderr)
-        return BAD_INPUT
+    except (AutoFormerError, OSError) as error:
+        return refuse("repro", error)
     except Stopped as stopped:
         steps.end()
         print(f"repro: {stopped}; the same command goes on from there", file=sys.stderr)

@@ -15,8 +15,11 @@ from torch import Tensor
 from autoformer.augmentation import BatchAugmentation, picture_transform
 from autoformer.dataset import Images
 from autoformer.loader import ArrayPictures, Order, PictureImages, training_images
+from autoformer.named import load_space
 from autoformer.randomness import repeated_order, seeded
 from autoformer.recipe import Augmentation, Recipe
+from autoformer.supernet import Supernet
+from autoformer.training import Trainer, supernet_forward
 
 FULL: dict[str, Any] = {
     "crop_scale": (0.3, 1.0),
@@ -117,6 +120,37 @@ def test_the_tail_of_an_epoch_that_fills_no_step_is_left_out() -> None:
     assert len(torch.cat(batches).unique()) == 24  # of 30
 
 
+def test_weights_are_the_same_whatever_the_workers_and_the_interruption() -> None:
+    """Stochastic depth draws from the generator that augmentation and the start of a loader draw from."""
+    space = load_space("photos-32").model_copy(update={"num_classes": 30})
+    options = Recipe(
+        epochs=2, batch_size=8, learning_rate=1e-3, drop_path=0.5, ema_decay=0.9,
+        augmentation=Augmentation(**FULL, mixup=0.5, erase_probability=0.5),
+    )  # fmt: skip
+
+    def trainer(workers: int) -> Trainer:
+        torch.manual_seed(0)
+        images = training_images(split(size=32), options, 0, 32, (0.5,) * 3, workers=workers)
+        model = Supernet(space, options.drop_path)
+        return Trainer(model, supernet_forward(space, 0), images, 30, (0.5,) * 3, (0.2,) * 3, options, 0)
+
+    def ended(training: Trainer) -> dict[str, Tensor]:
+        training.images.close()
+        return dict(training.averaged.state_dict()) | {f"raw {k}": v for k, v in training.model.state_dict().items()}
+
+    plain = trainer(0)
+    plain.advance(5)
+    wanted = ended(plain)
+    through = trainer(1)
+    through.advance(5)
+    killed, resumed = trainer(1), trainer(1)
+    killed.advance(2)
+    resumed.load_state_dict(killed.state_dict())
+    resumed.advance(3)
+    for training in (through, resumed):
+        assert all(torch.equal(value, wanted[name]) for name, value in ended(training).items())
+
+
 # --- timm's parts ---
 
 
@@ -155,10 +189,10 @@ def test_grey_and_colour_pictures(channels: int) -> None:
     assert batch.pixels.shape == (8, channels, 20, 20) and len(batch.pixels.unique()) > 50
 
 
-@pytest.mark.parametrize("text", ["rand-nonsense", "rand-m9-q3", "rand-mx", "augmix"])
+@pytest.mark.parametrize("text", ["rand-nonsense", "rand-m9-q3", "rand-mx", "rand-w0", "rand-p.5", "augmix"])
 def test_an_unknown_rand_augment_is_named(text: str) -> None:
     """timm passes over most words that it does not know: a misspelt one would train without a word of warning."""
-    with pytest.raises(ValueError, match="rand-m9-mstd0.5-inc1"):
+    with pytest.raises(ValueError, match=r"rand-m9-mstd0.5-inc1"):
         Augmentation(rand_augment=text)
 
 

@@ -127,7 +127,7 @@ def test_splits_are_disjoint_by_content() -> None:
         ("aaaabb", "", "", ["class 'b' has 2 different images", "at least 3"]),
         ("aaaabbb", "", "tttvttv", []),  # val given: two of b are enough to train on and to test
         ("aaaab", "", "tttst", ["class 'b' has 1 different images", "at least 2"]),
-        ("aaaabbbb", "1234xxxx", "", ["class 'b' has 4 different images"]),  # copies all: nothing to hold out
+        ("aaaabbbb", "1234xxxx", "", ["class 'b' has 1 different images"]),  # copies all: nothing to hold out
         ("aaab", "x123", "vsss", ["class 'a' has 0"]),
         ("aabbxx", "123411", "ttttvs", ["all images of the val split are in the test split too"]),
     ],

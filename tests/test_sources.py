@@ -59,8 +59,7 @@ def test_split_folders(folders: tuple[str, ...], splits: tuple[str, ...], tmp_pa
 @pytest.mark.parametrize(
     "files",
     [
-        ("train/1.png", "test/1.png", "rest/1.png"),  # a third folder: these are classes
-        ("train/1.png", "bus/1.png"),  # vehicles
+        ("train/1.png", "bus/1.png", "car/1.png"),  # vehicles
         ("val/1.png", "test/1.png"),
     ],
 )
@@ -68,6 +67,25 @@ def test_folders_that_only_look_like_splits_are_classes(files: tuple[str, ...], 
     source = discover(lay(tmp_path, *files))
     assert source.layout == "class folders" and {image.split for image in source.images} == {""}
     assert source.classes == tuple(sorted(file.partition("/")[0] for file in files))
+
+
+def test_a_train_folder_alone_holds_the_classes(tmp_path: Path) -> None:
+    source = discover(lay(tmp_path, "train/cat/1.png", "train/dog/1.png"))
+    assert source.classes == ("cat", "dog") and {image.split for image in source.images} == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("folders", "says"),
+    [
+        (("train", "test", "rest"), "rest: neither train, val nor test, beside a folder 'train'"),
+        (("train", "val", "valid"), "two folders mean the split 'val'"),
+    ],
+)
+def test_a_mixture_of_splits_and_others_is_refused(folders: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    """Else a network would learn to tell splits apart, and nobody would be told."""
+    files = [f"{folder}/{label}/1.png" for folder in folders for label in ("cat", "dog")]
+    with pytest.raises(AutoFormerError, match=says):
+        discover(lay(tmp_path, *files))
 
 
 def test_links(tmp_path: Path) -> None:

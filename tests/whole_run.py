@@ -22,6 +22,7 @@ TINY = """\
 name: tiny
 seed: 0
 threads: 1
+device: cpu
 dataset: fashion-mnist
 space: fashion-mnist
 prepare_data:

@@ -28,7 +28,7 @@ from components.prepare_data.sources import Source, SourceImage, discover
 from components.tables import read_table, write_table
 
 FORMAT = 1
-SHARD_IMAGES = 1000
+SHARD_IMAGES = 4000  # open files are one a tar: a million images stay far below their usual limit
 CARD = "dataset.json"
 INDEX = "index.csv"
 UNREADABLE = "unreadable.csv"
@@ -111,6 +111,8 @@ def pack(
     report = place / f"{folder.name}-{UNREADABLE}"
     with alone(work, "packing"):
         if (folder / CARD).exists() and read_pack(folder).hash == digest:
+            card = read_pack(folder)
+            _check_share(source, card.unreadable, len(source.images), max_unreadable_percent, folder / UNREADABLE)
             return folder
         if folder.exists():
             raise AutoFormerError(f"{folder}: holds something else than these images, packed; remove that folder first")
@@ -195,16 +197,23 @@ def _write_shards(
         refused += done["refused"]
         sizes += [(width, height) for width, height in done["sizes"]]
         watch("packing", start + len(images), len(source.images))
-        share = 100 * len(refused) / len(source.images)
-        if share > max_percent:
+        if 100 * len(refused) > max_percent * len(source.images):
             write_table(report, ("source", "reason"), refused)
-            so_far = "" if start + len(images) == len(source.images) else " so far"
-            raise AutoFormerError(
-                f"{source.root}: {len(refused)} of {len(source.images)} images cannot be read{so_far} ({share:.1f} %), "
-                f"more than prepare_data.max_unreadable_percent = {max_percent:g} allows; {report} names each with its "
-                "reason: mend or remove them, or raise the share"
-            )
+        _check_share(source, len(refused), start + len(images), max_percent, report)
     return _Shards(rows, refused, sizes)
+
+
+def _check_share(source: Source, unreadable: int, seen: int, max_percent: float, report: Path) -> None:
+    """Refuse a source of which more images than the stated share cannot be read, of `seen` so far."""
+    total = len(source.images)
+    share = 100 * unreadable / total
+    if share > max_percent:
+        so_far = "" if seen == total else " so far"
+        raise AutoFormerError(
+            f"{source.root}: {unreadable} of {total} images cannot be read{so_far} ({share:.1f} %), "
+            f"more than prepare_data.max_unreadable_percent = {max_percent:g} allows; {report} names each with its "
+            "reason: mend or remove them, or raise the share"
+        )
 
 
 def _write_shard(

@@ -64,7 +64,7 @@ def discover(path: Path) -> Source:
 def _read_folder(root: Path) -> Source:
     below = _folders(root)
     splits = {_SPLIT_OF[folder.name.lower()]: folder for folder in below if folder.name.lower() in _SPLIT_OF}
-    if "train" in splits and len(splits) > 1 and len(splits) == len(below):
+    if _are_splits(root, below):
         layout = f"{', '.join(splits[name].name for name in SPLIT_NAMES if name in splits)} folders of class folders"
         parts = [(split, folder) for split, folder in splits.items()]
     else:
@@ -83,6 +83,25 @@ def _read_folder(root: Path) -> Source:
         hint = f"; {loose} images lie in it directly: sort them into a folder for each class" if loose else ""
         raise AutoFormerError(f"{root}: no class folders with images in it{hint}")
     return Source(root, layout, sorted(images), ignored)
+
+
+def _are_splits(root: Path, below: list[Path]) -> bool:
+    """Whether the folders are splits, by their names; a train may also be a class, beside a bus.
+
+    Raises `AutoFormerError` for a mixture that nobody means to be classes side by side.
+    """
+    named = [_SPLIT_OF.get(folder.name.lower(), "") for folder in below]
+    if "train" not in named or (len(below) > 1 and not {"val", "test"} & set(named)):
+        return False
+    for folder, split in zip(below, named, strict=True):
+        if not split:
+            raise AutoFormerError(
+                f"{folder}: neither train, val nor test, beside a folder '{below[named.index('train')].name}'; "
+                "move it elsewhere, or, if all of them are classes, rename the other"
+            )
+        if named.count(split) > 1:
+            raise AutoFormerError(f"{folder}: two folders mean the split '{split}' in {root}; keep one of them")
+    return True
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from autoformer.splits import Shares, hold_out
 from components import tracking
 from components.cli import existing, run_step, step_parser
 from components.config import Config, PrepareData
+from components.locks import alone
 from components.prepare_data import fashion_mnist, packed
 from components.workspace import Record, code_version
 
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     own = packed.is_pack(arguments.data)
     if not own:
         _check_fashion_mnist(arguments.data, config, section)
-    with Record(arguments.record, STEP) as record:
+    with alone(arguments.card, "output"), Record(arguments.record, STEP) as record:
         prepared = (
             prepare_pack(arguments.data, section, config.seed)
             if own

@@ -139,6 +139,7 @@ class _Retraining:
         from components.trainers import make_trainer, out_of_memory
         from components.training import Job, Row, train
 
+        found = self.opened.workspace.file(f"{name}-found.json")
         trainer = make_trainer(
             STEP,
             model,
@@ -149,14 +150,14 @@ class _Retraining:
             self.config,
             self.section,
             self.config.seed + 1,  # another order of the images than the supernet has seen
-            self.opened.workspace.file(f"{name}-found.json"),
+            found,
         )
 
         def score(averaged: torch.nn.Module) -> Row:
             return {"search_top1_percent": self.watcher.top1_percent(averaged.eval())}
 
         what = f"{STEP} ({self.section.mode if name == 'model' else name})"
-        memory = partial(out_of_memory, STEP, trainer, model, self.config, self.section)
+        memory = partial(out_of_memory, STEP, trainer, model, self.config, self.section, found)
         prefix = "" if name == "model" else f"{name}/"
         job = Job(name, what, lambda step: self.start.subnet, memory, prefix)
         return trainer.averaged, train(self.opened, trainer, self.section, score, job)

@@ -57,6 +57,7 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
     supernet = Supernet(config.space, drop_path=section.drop_path)
     initialise(supernet, section.init_gain)
     largest = partial(_classify, supernet, config.space.largest)
+    found = opened.workspace.file("found.json")
     trainer = make_trainer(
         STEP,
         supernet,
@@ -67,7 +68,7 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
         config,
         section,
         config.seed,
-        opened.workspace.file("found.json"),
+        found,
     )
     scorer = Scorer(search_images, card, trainer.device, section.score_images)
 
@@ -82,7 +83,7 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
         "checkpoint",
         STEP,
         partial(sampled_subnet, config.space, config.seed),
-        partial(out_of_memory, STEP, trainer, largest, config, section),
+        partial(out_of_memory, STEP, trainer, largest, config, section, found),
     )
     history, rollbacks = train(opened, trainer, section, score, job)
     preprocessing = Preprocessing(mean=card.mean, std=card.std, classes=card.classes)
