@@ -85,7 +85,7 @@ def test_a_killed_runner_takes_its_step_with_it_and_nothing_is_lost(place: Place
 
     step, config = "train_supernet", config_of("train_supernet", seed=3)
     given = place.given(step, "orphan", config)
-    with subprocess.Popen(["sleep", "600"]) as runner, pytest.MonkeyPatch.context() as patch:
+    with subprocess.Popen(["sleep", "250"]) as runner, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOFORMER_RUNNER_PID", str(runner.pid))
         process = start(
             step, given, tmp_path / "log", (at_step, 22, partial(os.kill, runner.pid, signal.SIGKILL)), SLOW
