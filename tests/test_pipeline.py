@@ -59,7 +59,7 @@ def output_metadata(run: WholeRun, step: str, name: str) -> dict[str, Any]:
 
 
 def test_a_killed_runner_takes_its_step_with_it(kfp_run: WholeRun) -> None:
-    assert kfp_run.orphan_seconds < 10
+    assert kfp_run.orphan_seconds < 35  # it notices, writes a checkpoint and ends its MLflow run
 
 
 def test_the_same_command_goes_on_where_the_killed_run_was(kfp_run: WholeRun) -> None:
