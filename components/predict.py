@@ -60,7 +60,7 @@ def answers(arguments: argparse.Namespace) -> list[str]:
 
 def _model_folder(model: str | None, alias: str) -> Path:
     """The folder that is meant: itself, or that of a registered model."""
-    if model is not None and (Path(model).exists() or "/" in model):
+    if model is not None and ("/" in model or (Path(model) / "model.json").exists()):  # not any folder of that name
         return existing(Path(model), "retrain_subnet")
     from components import tracking
 

@@ -44,8 +44,8 @@ def make_store(folder: Path, empty_store: Path, data: TinyData) -> Store:
     shutil.copyfile(empty_store, folder / "mlflow.db")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     with tracked_in(uri, folder / "work"):
-        first = pipeline_run(data, folder / "runs" / "first", seed=0, max_params_m=0.015)
-        second = pipeline_run(data, folder / "runs" / "second", seed=1, max_params_m=0.012)
+        first = pipeline_run(data, folder / "runs" / "first", seed=0, params_m=(0.007, 0.015))
+        second = pipeline_run(data, folder / "runs" / "second", seed=1, params_m=(0.002, 0.006))
     return Store(folder, uri, first, second)
 
 
@@ -63,9 +63,13 @@ def tracked_in(uri: str, work: Path) -> Iterator[None]:
         os.environ |= before
 
 
-def pipeline_run(data: TinyData, folder: Path, seed: int, max_params_m: float) -> str:
-    """Run every step but prepare_data in this process, into `folder`; returns the id of the pipeline run."""
-    sections = SECTIONS | {"search_subnet": SECTIONS["search_subnet"] | {"limits": {"max_params_m": max_params_m}}}
+def pipeline_run(data: TinyData, folder: Path, seed: int, params_m: tuple[float, float]) -> str:
+    """Run every step but prepare_data in this process, into `folder`; returns the id of the pipeline run.
+
+    `params_m`: least and most parameters, in millions. Runs whose ranges lie apart choose different subnets.
+    """
+    limits = {"min_params_m": params_m[0], "max_params_m": params_m[1]}
+    sections = SECTIONS | {"search_subnet": SECTIONS["search_subnet"] | {"limits": limits}}
     shared = {"name": "tiny", "seed": seed, "threads": 1, "dataset": "tiny", "space": run_steps.SPACE}
     config = json.dumps(shared | sections)
     run_id = tracking.open_pipeline_run(load_config(config), {"data_hash": "d" * 64, "runner": "test"})

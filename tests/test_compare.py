@@ -38,9 +38,10 @@ def test_it_shows_exactly_what_differs(store: Store, capsys: pytest.CaptureFixtu
     head, rows = section(text, "parameters")
     assert rows == {
         "seed": ["0", "1", "+1"],
-        "search_subnet.limits.max_params_m": ["0.015", "0.012", "-0.003"],
+        "search_subnet.limits.max_params_m": ["0.015", "0.006", "-0.009"],
+        "search_subnet.limits.min_params_m": ["0.007", "0.002", "-0.005"],
     }
-    assert head == f"parameters: 2 differ, {len(params) - 2} equal"
+    assert head == f"parameters: 3 differ, {len(params) - 3} equal"
     assert len(params) > 50
     data = {"images", "data.dvc", "card", "train split", "search split", "test split"}
     assert tracking.read_pipeline_run(store.first).data.keys() == data
@@ -63,7 +64,7 @@ def test_scores_and_architecture_are_those_of_the_files(store: Store, capsys: py
     assert scores["test loss, nats"] == [*(f"{loss:.4f}" for loss in losses), f"{losses[1] - losses[0]:+.4f}"]
     _, architecture = section(text, "architecture")
     subnets = [card["subnet"] for card in cards]
-    assert subnets[0] != subnets[1], "two equal choices would show nothing; change a seed of browser_store"
+    assert subnets[0] != subnets[1]
     for key, name in (("depth", "depth"), ("embed_dim", "width")):
         if subnets[0][key] != subnets[1][key]:
             assert architecture[name][:2] == [str(subnet[key]) for subnet in subnets]

@@ -115,9 +115,13 @@ def test_it_learns_and_is_registered(own_run: OwnRun) -> None:
     assert all(name in report for name in CLASSES)
 
 
-def test_the_registered_model_names_a_class(own_run: OwnRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_registered_model_names_a_class(
+    own_run: OwnRun, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from components.predict import main
 
+    (tmp_path / "my-photos").mkdir()  # the photographs themselves, say: a model has their folder's name
+    monkeypatch.chdir(tmp_path)
     photographs = Random(0).sample(sorted((own_run.source / "cat").glob("IMG*")), 8)
     capsys.readouterr()
     assert main([str(path) for path in photographs]) == 0  # of the model that was registered last

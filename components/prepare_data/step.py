@@ -115,12 +115,13 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     own = packed.is_pack(arguments.data)
     if not own:
         _check_fashion_mnist(arguments.data, config, section)
-    with alone(arguments.card, "output"), Record(arguments.record, STEP) as record:
-        prepared = (
-            prepare_pack(arguments.data, section, config.seed)
-            if own
-            else prepare(arguments.data, section.search_images or 0, config.seed)
-        )
+    record = Record(arguments.record, STEP)  # its clock begins here
+    prepared = (
+        prepare_pack(arguments.data, section, config.seed)
+        if own
+        else prepare(arguments.data, section.search_images or 0, config.seed)
+    )
+    with alone(arguments.card, "output"), record:
         provenance = {"code": code_version(), "inputs": {"data": hash_path(arguments.data)}}
         with tracking.step_run(STEP, config, record.values, provenance) as tracked:
             splits = {"train": arguments.train_split, "search": arguments.search_split, "test": arguments.test_split}
