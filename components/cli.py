@@ -61,25 +61,25 @@ def run_step(
             _end_with_the_runner()
             config = load_config(arguments.config, arguments.overrides, [step])
             body(arguments, config)
-    except AutoFormerError as error:
-        return end_early(step, str(error), BAD_INPUT)
-    except OSError as error:
-        told = unwritable(error)
-        if told is None:
-            raise
-        return end_early(step, str(told), BAD_INPUT)
+    except (AutoFormerError, OSError) as error:
+        return end_early(step, in_one_line(error), BAD_INPUT)
     except Stopped as stopped:
         return end_early(step, f"{stopped}; the same command goes on from there", int(str(stopped.code)))
     return 0
 
 
 def refuse(who: str, error: AutoFormerError | OSError) -> int:
-    """Say in one line what `who` cannot do; the exit code. Raises an `OSError` that no line explains."""
+    """Say in one line what `who` cannot do; the exit code."""
+    say(f"{who}: {in_one_line(error)}", sys.stderr)
+    return BAD_INPUT
+
+
+def in_one_line(error: AutoFormerError | OSError) -> str:
+    """What a person is told of bad input, or of a disk; raises an `OSError` that no line explains."""
     told = unwritable(error) if isinstance(error, OSError) else error
     if told is None:
         raise error
-    say(f"{who}: {told}", sys.stderr)
-    return BAD_INPUT
+    return str(told)
 
 
 def end_early(step: str, message: str, code: int) -> int:

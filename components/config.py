@@ -109,6 +109,11 @@ class SearchSubnet(Section):
             )
         return self
 
+    @property
+    def budget(self) -> int:
+        """Candidates that are asked for, those of the random baseline with them."""
+        return self.population * (1 + self.generations) * (2 if self.random_baseline else 1)
+
 
 class RetrainSubnet(TrainingSection):
     mode: Literal["scratch", "finetune", "inherited"] = Field(

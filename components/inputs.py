@@ -98,12 +98,17 @@ def read_train_images(
     else:
         images = load_images(path, arguments.data, card, image_size=config.space.image_size)
         _check_split("train", path, card, images.checksums, images.labels)
-    if recipe.batch_size > len(images.labels):
+    check_batch(recipe, len(images.labels), step)
+    return images
+
+
+def check_batch(recipe: Recipe, images: int, step: str) -> None:
+    """Raise `AutoFormerError` unless so many training images are enough for one optimiser step."""
+    if recipe.batch_size > images:
         raise AutoFormerError(
             f"{step}.batch_size = {recipe.batch_size}: an optimiser step takes {recipe.batch_size} images, "
-            f"but the train split has {len(images.labels)}; choose a smaller one"
+            f"but the train split has {images}; choose a smaller one"
         )
-    return images
 
 
 def read_supernet(folder: Path, config: Config, weights: Literal["ema", "raw"]) -> SupernetCard:

@@ -24,7 +24,7 @@ from autoformer.space import SearchSpace
 from autoformer.splits import Shares
 from components.cli import Parser, refuse
 from components.config import Config, RetrainSubnet, TrainingSection, load_config
-from components.inputs import check_space
+from components.inputs import check_batch, check_space
 from components.prepare_data import fashion_mnist, packed
 from components.stopping import Stopped, stoppable
 
@@ -94,7 +94,7 @@ def make_plan(config: Config, data: Path) -> Plan:
     card, pictures, images = _delivered(config, data)
     training, scoring = _measure(config, card, pictures)
     search = config.search_subnet
-    candidates = search.population * (1 + search.generations) * (2 if search.random_baseline else 1)
+    candidates = search.budget
     scored = min(search.images or images.search, images.search)
     trainings = _trainings(config.retrain_subnet)
     stages = [
@@ -183,11 +183,7 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
 
     section, space = config.train_supernet, config.space
     assert section is not None and config.search_subnet is not None
-    if section.batch_size > len(images.labels):
-        raise AutoFormerError(
-            f"train_supernet.batch_size = {section.batch_size}: an optimiser step takes {section.batch_size} images, "
-            f"but the train split has {len(images.labels)}; choose a smaller one"
-        )
+    check_batch(section, len(images.labels), "train_supernet")
     model = Supernet(space, section.drop_path)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(

@@ -1,13 +1,12 @@
 """`python -m components.predict IMAGE…`: say what is in a picture, with the registered model or one of a folder."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from autoformer.cards import read_subnet_card
 from autoformer.errors import AutoFormerError
-from components.cli import BAD_INPUT, Parser, existing
+from components.cli import Parser, existing, refuse
 
 TOP = 3
 
@@ -33,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in answers(arguments):
             print(line, flush=True)
     except AutoFormerError as error:
-        print(f"predict: {error}", file=sys.stderr, flush=True)
-        return BAD_INPUT
+        return refuse("predict", error)
     return 0
 
 

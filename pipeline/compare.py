@@ -1,7 +1,6 @@
 """What differs between two pipeline runs: parameters, data, code, architecture, scores. `make compare RUNS="a b"`."""
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import NamedTuple
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json
 from components import tracking
-from components.cli import BAD_INPUT, Parser
+from components.cli import Parser, refuse
 from components.config import ROOT
 
 LISTED = 10  # runs, where none are named
@@ -59,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise AutoFormerError(f'{len(arguments.runs)} runs given; give two, as in make compare RUNS="a b"')
         first, second = (tracking.read_pipeline_run(find(name)) for name in arguments.runs)
     except AutoFormerError as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return refuse("compare", error)
     print(report(first, second))
     return 0
 

@@ -1,12 +1,11 @@
 """Compile the DAG to a package that a KFP cluster runs."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing
-from components.cli import BAD_INPUT, Parser
+from components.cli import Parser, refuse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,8 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise AutoFormerError(f"{out}: a folder; name the file to write")
         print(f"{out}: the pipeline 'autoformer', its steps on the image {write_package(out)}")
     except AutoFormerError as error:
-        print(f"compile: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return refuse("compile", error)
     return 0
 
 

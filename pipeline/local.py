@@ -21,7 +21,7 @@ from components.resolve_config.step import resolve, split_overrides
 from components.stopping import Stopped, stoppable
 from pipeline.console import Console
 from pipeline.ending import Steps
-from pipeline.own_images import adopt, told
+from pipeline.own_images import adopt, short, told
 from pipeline.summary import summary
 
 
@@ -144,7 +144,7 @@ def _run_dag(fresh: bool, preset: str, overrides: list[str], data: Path, data_ha
         cache_root=str(root / ".kfp_cache"),
     )
     log = root / "logs" / f"{time.strftime('%Y-%m-%d-%H-%M-%S')}.log"
-    print(f"running the pipeline; all that KFP says is in {_short(log)}", flush=True)
+    print(f"running the pipeline; all that KFP says is in {short(log)}", flush=True)
     with Console(log):
         task = autoformer(preset=preset, data=str(data), data_hash=data_hash, overrides=shlex.join(overrides))
     outputs: dict[str, Any] = task.outputs
@@ -182,16 +182,12 @@ def _show(config: Config, results: dict[str, Any], seconds: float, run_id: str) 
     records = {step: read_json(paths[f"{step}_record"]) for step in STEPS}
     print(summary(config, paths["search"], paths["retrain"], paths["evaluation"], paths["registration"], records))
     print(f"  wall time             {seconds / 60:.1f} min in all")
-    print(f"  report                {_short(paths['evaluation'] / 'report.html')}")
-    print(f"  model                 {_short(paths['retrain'] / 'model')}")
-    print(f"  model card            {_short(paths['registration'].with_name('model_card'))}")
+    print(f"  report                {short(paths['evaluation'] / 'report.html')}")
+    print(f"  model                 {short(paths['retrain'] / 'model')}")
+    print(f"  model card            {short(paths['registration'].with_name('model_card'))}")
     print(f"  MLflow                `make ui`, run {run_id}")
     assert config.register_model is not None
     print(f"  try it                make predict MODEL={config.register_model.model_name} IMAGE=path")
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Every route ends in the same bytes, the published ones, so that `data.dvc` match
 import shutil
 import struct
 import subprocess
-import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, replacing
-from components.cli import BAD_INPUT, Parser
+from components.cli import Parser, refuse
 from components.prepare_data.fashion_mnist import ARCHIVES, NAME
 
 PACKAGE = "dataset-fashion-mnist"
@@ -163,8 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse_args(argv)
         print(f"{arguments.data}: {NAME}, {fetch(arguments.data)}")
     except AutoFormerError as error:
-        print(f"fetch: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return refuse("fetch", error)
     return 0
 
 

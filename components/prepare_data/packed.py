@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autoformer.archives import EncodedImages
-from autoformer.dataset import DatasetCard, Split, check_archive, check_places, hash_split
+from autoformer.dataset import DatasetCard, Split, check_archive, check_places, hash_split, value_statistics
 from autoformer.errors import AutoFormerError
 from autoformer.images import to_pixels
 from autoformer.randomness import derived_rng
@@ -93,17 +93,13 @@ def split_pack(delivered: Delivered, shares: Shares, seed: int) -> tuple[dict[st
 
 def pack_statistics(data: Path, rows: Split, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, pixels in [0, 1], of the images as they are stored."""
-    values = np.arange(256) / 255
     counts = np.zeros((channels, 256), dtype=np.int64)
     encoded = EncodedImages(data, rows, channels)
     for index in range(len(encoded)):
         pixels = to_pixels(encoded.image(index))
         for channel in range(channels):
             counts[channel] += np.bincount(pixels[channel].reshape(-1), minlength=256)
-    share = counts / counts.sum(axis=1, keepdims=True)
-    means = share @ values
-    deviations = np.sqrt((share * (values - means[:, None]) ** 2).sum(axis=1))
-    return tuple(means.tolist()), tuple(deviations.tolist())
+    return value_statistics(counts)
 
 
 def describe(delivered: Delivered, splits: dict[str, Split], notes: tuple[str, ...], data: Path) -> DatasetCard:

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         workspace, record, tracked = opened.workspace, opened.record, opened.tracked
         score = _scorer(arguments.supernet, config, card, images)
         memory = ScoreMemory(workspace.file("scores.jsonl"), score)
-        with Progress(STEP, _budget(section), "candidates") as progress:
+        with Progress(STEP, section.budget, "candidates") as progress:
             try:
                 result = search(config, evolution, first, memory, progress, tracked)
             except Stopped as stopped:
@@ -254,10 +254,6 @@ def _scorer(folder: Path, config: Config, card: DatasetCard, images: Images) -> 
         return Score(top1_percent, torch.nn.functional.cross_entropy(logits, labels).item())
 
     return score
-
-
-def _budget(section: SearchSubnet) -> int:
-    return section.population * (1 + section.generations) * (2 if section.random_baseline else 1)
 
 
 def _row(candidate: Candidate, score: Score) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoformer.errors import AutoFormerError
-from components.cli import BAD_INPUT, Parser
+from components.cli import Parser, refuse
 from components.tracking.store import answering, connect, shown, sqlite_file, tracking_uri
 from components.tracking.views import save_views
 
@@ -21,8 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse_args(argv)
         return serve(arguments.port)
     except AutoFormerError as error:
-        print(f"ui: {error}", file=sys.stderr, flush=True)
-        return BAD_INPUT
+        return refuse("ui", error)
 
 
 def serve(port: int) -> int:
