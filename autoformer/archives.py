@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from autoformer.dataset import Split
+from autoformer.dataset import Split, archive_folder
 from autoformer.errors import AutoFormerError
 from autoformer.images import open_image, to_channels
 
@@ -19,15 +19,18 @@ class EncodedImages:
     Picklable, and safe to share between threads and forked processes: reads name their position (`pread`).
 
     Args:
-        data: the folder of the archives.
+        data: the folder of the archives, or of the card that says where they are.
         rows: which archive, offset and size each image has.
         channels: 1 for grey, 3 for RGB; other modes are converted.
+        upright: whether an image is turned as its camera noted.
     """
 
-    def __init__(self, data: Path, rows: Split, channels: int) -> None:
+    def __init__(self, data: Path, rows: Split, channels: int, upright: bool = True) -> None:
         names, self._archive = np.unique(rows.archives, return_inverse=True)
-        self._paths = [data / str(name) for name in names]
+        folder = archive_folder(data)
+        self._paths = [folder / str(name) for name in names]
         self._offsets, self._sizes, self._channels = rows.offsets, rows.sizes, channels
+        self._upright = upright
         self._files: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -47,8 +50,8 @@ class EncodedImages:
         return content
 
     def image(self, index: int) -> Image.Image:
-        """One image, upright, grey or RGB, as large as it is stored."""
-        return to_channels(open_image(self.read(index)), self._channels)
+        """One image, grey or RGB, as large as it is stored."""
+        return to_channels(open_image(self.read(index), upright=self._upright), self._channels)
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_files": {}}

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from autoformer.errors import AutoFormerError, validated
-from autoformer.files import hash_file, read_json, replacing
+from autoformer.files import hash_file, read_json, read_yaml, replacing
 from autoformer.images import model_pixels
 
 _SCHEMA = pa.schema(
@@ -54,6 +54,7 @@ class DatasetCard(BaseModel):
     licence: str
     source: str
     archives: dict[str, str] = Field(description="file name in the data folder -> sha256 of the file")
+    upright: bool = Field(True, description="whether an image is turned as its camera noted")
     notes: tuple[str, ...] = Field((), description="what a reader of the card should know, a sentence each")
     split_hashes: dict[str, str] = Field(description="split -> hash_split of its rows")
 
@@ -65,6 +66,23 @@ class DatasetCard(BaseModel):
         if outside:
             raise ValueError(f"the archive '{outside[0]}' lies outside the data folder")
         return self
+
+
+class Source(BaseModel):
+    """`source.yaml` of a data folder whose archives are too large to lie in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    location: Path = Field(description="the folder of the archives; a relative one is seen from the data folder")
+
+
+SOURCE = "source.yaml"
+
+
+def archive_folder(data: Path) -> Path:
+    """Where the archives of a data folder lie: in it, or where its `source.yaml` says."""
+    file = data / SOURCE
+    return data / validated(Source, read_yaml(file), str(file)).location if file.is_file() else data
 
 
 class Split(NamedTuple):
@@ -247,7 +265,7 @@ def _decoded(rows: Split, data: Path, card: DatasetCard, image_size: int | None)
     from autoformer.archives import EncodedImages
 
     size = image_size or card.image_size
-    encoded = EncodedImages(data, rows, card.channels)
+    encoded = EncodedImages(data, rows, card.channels, card.upright)
     pixels = np.empty((len(encoded), card.channels, size, size), dtype=np.uint8)
 
     def decode(index: int) -> None:

@@ -35,12 +35,13 @@ def resized_side(image_size: int) -> int:
     return int(256 / 224 * image_size) if image_size >= _SMALLEST_WITH_MARGIN else image_size
 
 
-def open_image(source: Path | bytes, shorter_side: int | None = None) -> Image.Image:
-    """Decode an image file, or the bytes of one, turned upright as its camera noted; the first frame of several.
+def open_image(source: Path | bytes, shorter_side: int | None = None, upright: bool = True) -> Image.Image:
+    """Decode an image file, or the bytes of one; the first frame of several.
 
     Args:
         shorter_side: of the image that is wanted in the end, in pixels. A JPEG much larger than that is decoded
             at a half, a quarter or an eighth of its size, never below twice what is wanted.
+        upright: turn it as its camera noted.
 
     Raises:
         AutoFormerError: no such file, or not an image that Pillow can read.
@@ -55,7 +56,7 @@ def open_image(source: Path | bytes, shorter_side: int | None = None) -> Image.I
             factor = 2 * shorter_side / min(image.size)
             image.draft(None, (math.ceil(image.width * factor), math.ceil(image.height * factor)))
         image.load()
-        return ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image) if upright else image
     except AutoFormerError:
         raise
     except FileNotFoundError:

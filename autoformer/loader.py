@@ -19,6 +19,7 @@ from autoformer.augmentation import picture_transform
 from autoformer.batches import augment
 from autoformer.dataset import Images
 from autoformer.randomness import IntArray, repeated_order, seeded
+from autoformer.ranks import ALONE, Ranks
 from autoformer.recipe import Augmentation, Recipe
 
 AHEAD = 4  # batches that a worker decodes before they are asked for
@@ -40,20 +41,27 @@ class Pictures(Protocol):
 class Order:
     """Which sample, and which copy of it, stands at each place of training.
 
+    Several ranks take the batches of one order in turns, so that together they see what one alone would see: a step
+    of one rank with two batches is a step of two ranks with one batch each.
+
     Args:
-        images_per_step: of an optimiser step; what does not fill a step at the end of an epoch is left out.
+        images_per_step: of an optimiser step, all ranks together; what does not fill a step at the end of an epoch is
+            left out.
         batch_size: of one batch, a whole part of a step.
+        ranks: whose batches these are; it numbers its own from 0.
     """
 
-    def __init__(self, seed: int, samples: int, images_per_step: int, batch_size: int, repeats: int = 1) -> None:
+    def __init__(
+        self, seed: int, samples: int, images_per_step: int, batch_size: int, repeats: int = 1, ranks: Ranks = ALONE
+    ) -> None:
         self.seed, self.samples, self.batch_size, self.repeats = seed, samples, batch_size, repeats
-        self.images_per_step = images_per_step
+        self.images_per_step, self.ranks = images_per_step, ranks
         self.batches_per_epoch = samples // images_per_step * (images_per_step // batch_size)
         self._epoch: tuple[int, tuple[IntArray, IntArray]] | None = None
 
     def batch(self, number: int) -> tuple[int, IntArray, IntArray]:
-        """Epoch, samples (B,) and copies (B,) of a batch."""
-        epoch, place = divmod(number, self.batches_per_epoch)
+        """Epoch, samples (B,) and copies (B,) of this rank's batch of that number."""
+        epoch, place = divmod(number * self.ranks.count + self.ranks.rank, self.batches_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, repeated_order(self.seed, epoch, self.samples, self.repeats)
         here = slice(place * self.batch_size, (place + 1) * self.batch_size)
@@ -184,6 +192,7 @@ def training_images(
     mean: Sequence[float],
     parts: int | None = None,
     workers: int = 0,
+    ranks: Ranks = ALONE,
 ) -> TrainingImages:
     """The batches that a recipe asks for.
 
@@ -191,12 +200,14 @@ def training_images(
         images: pixels in memory, or images that are decoded when they are wanted.
         seed: of order and augmentation.
         mean: of pixels in [0, 1], one a channel.
-        parts: batches to an optimiser step; by default the recipe's accumulation, 1 where it is to be found.
+        parts: batches to an optimiser step, of all ranks together; by default the recipe's accumulation, 1 where it is
+            to be found.
         workers: processes that decode and augment ahead, where images are worked on one at a time.
+        ranks: which of the processes that train together this is.
     """
     labels, augmentation = torch.from_numpy(images.labels), recipe.augmentation
     batch_size = recipe.batch_size // parts if parts else recipe.forward_images
-    order = Order(seed, len(labels), recipe.batch_size, batch_size, augmentation.repeats)
+    order = Order(seed, len(labels), recipe.batch_size, batch_size, augmentation.repeats, ranks)
     if isinstance(images, Images) and not augmentation.by_image:
         return MemoryImages(torch.from_numpy(images.pixels), labels, order, augmentation)
     pictures = ArrayPictures(images.pixels) if isinstance(images, Images) else images.pictures

@@ -94,7 +94,8 @@ def read_train_images(
     if card.encoding == "image" and recipe.augmentation.by_image:
         rows = read_rows(path, arguments.data, card)
         _check_split("train", path, card, rows.checksums, rows.labels)
-        images = EncodedSplit(EncodedImages(arguments.data, rows, card.channels), rows.labels.astype("int64"))
+        encoded = EncodedImages(arguments.data, rows, card.channels, card.upright)
+        images = EncodedSplit(encoded, rows.labels.astype("int64"))
     else:
         images = load_images(path, arguments.data, card, image_size=config.space.image_size)
         _check_split("train", path, card, images.checksums, images.labels)
