@@ -30,6 +30,11 @@ def code_version() -> str:
     ]
 
 
+def work_root() -> Path:
+    """The folder of all work in progress."""
+    return Path(os.environ.get("AUTOFORMER_WORK", ROOT / "work"))
+
+
 class Workspace:
     """The folder of one step's work in progress, and the provenance of what it makes.
 
@@ -47,8 +52,7 @@ class Workspace:
             "config": config.for_step(step),
             "inputs": {name: hash_path(path) for name, path in inputs.items()},
         }
-        root = Path(os.environ.get("AUTOFORMER_WORK", ROOT / "work"))
-        self.folder = root / step / hash_value(self.provenance)[:16]
+        self.folder = work_root() / step / hash_value(self.provenance)[:16]
 
     def file(self, name: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
