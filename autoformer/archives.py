@@ -1,6 +1,7 @@
 """Random access to image files inside uncompressed archives, at the offsets that an index gives. Torch-free."""
 
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,14 +24,16 @@ class EncodedImages:
         rows: which archive, offset and size each image has.
         channels: 1 for grey, 3 for RGB; other modes are converted.
         upright: whether an image is turned as its camera noted.
+        verify: hold each file's bytes against its row's checksum, as is right where no archive's checksum vouches.
     """
 
-    def __init__(self, data: Path, rows: Split, channels: int, upright: bool = True) -> None:
+    def __init__(self, data: Path, rows: Split, channels: int, upright: bool = True, verify: bool = False) -> None:
         names, self._archive = np.unique(rows.archives, return_inverse=True)
         folder = archive_folder(data)
         self._paths = [folder / str(name) for name in names]
         self._offsets, self._sizes, self._channels = rows.offsets, rows.sizes, channels
         self._upright = upright
+        self._checksums = rows.checksums if verify else None
         self._files: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -46,6 +49,11 @@ class EncodedImages:
             raise AutoFormerError(
                 f"{self._paths[archive]}: no {size} bytes at offset {offset}; the archive and the split do not "
                 "belong together, run prepare_data again"
+            )
+        if self._checksums is not None and sha256(content).hexdigest().encode() != self._checksums[index]:
+            raise AutoFormerError(
+                f"{self._paths[archive]}: another image than the one that was indexed; put that back, or run "
+                "prepare_data again"
             )
         return content
 

@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
@@ -33,6 +33,12 @@ _SCHEMA = pa.schema(
         ("checksum", pa.string()),
     ]
 )
+_FIXED = pa.binary(64)
+
+
+CHECKSUM = np.dtype("S64")  # of `Split.checksums`
+_AT_A_TIME = 65536  # rows that are Python objects at once
+HashOf = Callable[[Path], str]  # sha256 of a file
 
 
 class DatasetCard(BaseModel):
@@ -42,26 +48,37 @@ class DatasetCard(BaseModel):
 
     name: str
     classes: tuple[str, ...] = Field(min_length=2, description="in the order of their labels, from 0")
-    image_size: int = Field(gt=0, description="pixels: raw, in height and in width; image, of the shorter side")
+    image_size: int | None = Field(
+        gt=0, description="pixels: raw, in height and in width; image, of the shorter side, null for any size"
+    )
     channels: int = Field(gt=0)
     encoding: Literal["raw", "image"] = Field(
         description="raw: C x S x S bytes an image; offsets count in the decompressed archive if it is a .gz. "
         "image: a PNG or JPEG file in an archive that is not compressed"
     )
-    mean: tuple[float, ...] = Field(description="by channel, of the train split's pixels in [0, 1]")
-    std: tuple[float, ...] = Field(description="by channel, of the train split's pixels in [0, 1]")
+    mean: tuple[float, ...] = Field(description="by channel, of pixels in [0, 1]: by which they are normalised")
+    std: tuple[float, ...] = Field(description="by channel, of pixels in [0, 1]: by which they are normalised")
     counts: dict[str, int] = Field(description="images of each split")
     licence: str
     source: str
-    archives: dict[str, str] = Field(description="file name in the data folder -> sha256 of the file")
+    archives: dict[str, str] = Field(description="file name in the data folder -> sha256 of the file; none of `files`")
+    files: bool = Field(
+        False,
+        description="whether each image is a file of its own, which its row names by its path below the data folder; "
+        "the checksums are then those of the rows, and each reading is held against them",
+    )
     upright: bool = Field(True, description="whether an image is turned as its camera noted")
     notes: tuple[str, ...] = Field((), description="what a reader of the card should know, a sentence each")
     split_hashes: dict[str, str] = Field(description="split -> hash_split of its rows")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.encoding == "raw" and self.image_size is None:
+            raise ValueError("image_size: raw images have one")
         if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
             raise ValueError(f"mean and std: expected {self.channels} values each, the deviations above 0")
+        if self.files and (self.archives or self.encoding != "image"):
+            raise ValueError("files: image files of their own lie in no archives, and are not raw")
         outside = [name for name in self.archives if Path(name).name != name]
         if outside:
             raise ValueError(f"the archive '{outside[0]}' lies outside the data folder")
@@ -86,13 +103,13 @@ def archive_folder(data: Path) -> Path:
 
 
 class Split(NamedTuple):
-    """Rows of a split as columns of one length; `archives` and `checksums` hold strings."""
+    """Rows of a split as columns of one length; a hundred bytes an image, since there may be millions."""
 
-    archives: np.ndarray
+    archives: np.ndarray  # file names: objects that many rows share, or numpy's strings
     offsets: np.ndarray  # int64, bytes
     sizes: np.ndarray  # int32, bytes
     labels: np.ndarray  # int32
-    checksums: np.ndarray  # sha256 of each image's bytes, hexadecimal
+    checksums: np.ndarray  # S64, sha256 of each image's bytes, hexadecimal
 
     def take(self, rows: np.ndarray) -> "Split":
         """The given rows, in the given order."""
@@ -110,15 +127,22 @@ def read_card(path: Path) -> DatasetCard:
     return validated(DatasetCard, read_json(path), str(path))
 
 
-def hash_split(checksums: Iterable[str], labels: Iterable[int]) -> str:
+def hash_split(checksums: Iterable[str] | np.ndarray, labels: Iterable[int] | np.ndarray) -> str:
     """sha256 of the ordered (checksum, label) rows: equal for equal images, wherever they are stored."""
-    rows = "".join(f"{checksum},{int(label)}\n" for checksum, label in zip(checksums, labels, strict=True))
-    return hashlib.sha256(rows.encode()).hexdigest()
+    texts, numbers = np.asarray(checksums, dtype=CHECKSUM), np.asarray(labels)
+    if len(texts) != len(numbers):
+        raise ValueError(f"{len(texts)} checksums, {len(numbers)} labels")
+    found = hashlib.sha256()
+    for start in range(0, len(texts), _AT_A_TIME):
+        here = slice(start, start + _AT_A_TIME)
+        pairs = zip(texts[here].tolist(), numbers[here].tolist(), strict=True)
+        found.update(b"".join([b"%s,%d\n" % pair for pair in pairs]))
+    return found.hexdigest()
 
 
 def image_checksums(pixels: np.ndarray) -> np.ndarray:
-    """sha256 of each image's bytes, as strings. `pixels`: uint8 (n, ...)."""
-    return np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in pixels], dtype="U64")
+    """sha256 of each image's bytes, hexadecimal, S64. `pixels`: uint8 (n, ...)."""
+    return np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in pixels], dtype=CHECKSUM)
 
 
 def pixel_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -145,15 +169,28 @@ def value_statistics(counts: Iterable[np.ndarray]) -> tuple[tuple[float, ...], t
 def write_split(path: Path, split: Split) -> None:
     """Write a split file, whole or not at all. Equal rows give equal bytes (with one version of pyarrow)."""
     columns = [
-        pa.array(split.archives.tolist(), pa.string()).dictionary_encode(),
+        _encode_names(split.archives),
         pa.array(split.offsets, pa.int64()),
         pa.array(split.sizes, pa.int32()),
         pa.array(split.labels, pa.int32()),
-        pa.array(split.checksums.tolist(), pa.string()),
+        _encode_checksums(split.checksums),
     ]
     table = pa.Table.from_arrays(columns, schema=_SCHEMA)
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", use_dictionary=["archive", "label"])
+
+
+def _encode_names(names: np.ndarray) -> pa.DictionaryArray:
+    """In the order in which they first occur."""
+    places: dict[str, int] = {}
+    rows = np.fromiter((places.setdefault(name, len(places)) for name in names), np.int32, len(names))
+    return pa.DictionaryArray.from_arrays(pa.array(rows), pa.array(list(places), pa.string()))
+
+
+def _encode_checksums(checksums: np.ndarray) -> pa.Array:
+    content = np.ascontiguousarray(checksums, dtype=CHECKSUM)
+    fixed = pa.FixedSizeBinaryArray.from_buffers(_FIXED, len(content), [None, pa.py_buffer(content)])
+    return fixed.cast(pa.binary()).cast(pa.string())
 
 
 def read_split(path: Path) -> Split:
@@ -161,16 +198,30 @@ def read_split(path: Path) -> Split:
     if not path.is_file():
         raise AutoFormerError(f"{path}: no such split file; it is made by prepare_data")
     try:
-        table = pq.read_table(path).select(_SCHEMA.names).cast(_SCHEMA)
+        table = pq.read_table(path).select(_SCHEMA.names).cast(_SCHEMA).unify_dictionaries().combine_chunks()
+        checksums = table["checksum"].cast(pa.binary()).cast(_FIXED)
     except (pa.ArrowException, OSError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise AutoFormerError(f"{path}: not readable as a split ({reason}); run prepare_data again") from None
     empty = [name for name in table.column_names if table[name].null_count]
     if empty:
         raise AutoFormerError(f"{path}: empty values in column '{empty[0]}'; run prepare_data again")
-    archives, checksums = (np.array(table[name].to_pylist(), dtype=np.str_) for name in ("archive", "checksum"))
     offsets, sizes, labels = (table[name].to_numpy() for name in ("offset", "size", "label"))
-    return Split(archives, offsets, sizes, labels, checksums)
+    return Split(_decode_names(table["archive"]), offsets, sizes, labels, _decode_checksums(checksums))
+
+
+def _decode_names(column: pa.ChunkedArray) -> np.ndarray:
+    parts = [np.array(part.dictionary.to_pylist(), object)[part.indices.to_numpy()] for part in column.chunks]
+    return np.concatenate(parts) if parts else np.array([], object)
+
+
+def _decode_checksums(column: pa.ChunkedArray) -> np.ndarray:
+    parts = [
+        np.frombuffer(part.buffers()[1], CHECKSUM, len(part), part.offset * CHECKSUM.itemsize)
+        for part in column.chunks
+        if len(part)
+    ]
+    return np.concatenate(parts) if parts else np.array([], CHECKSUM)
 
 
 def read_archive(path: Path) -> bytes:
@@ -187,11 +238,11 @@ def read_archive(path: Path) -> bytes:
         raise AutoFormerError(f"{path}: not readable as gzip ({error}); `make data` fetches it again") from None
 
 
-def check_archive(path: Path, sha256: str) -> None:
+def check_archive(path: Path, sha256: str, hash_of: HashOf = hash_file) -> None:
     """Raise `AutoFormerError` unless the file is there and has this checksum."""
     if not path.is_file():
         raise AutoFormerError(f"{path}: no such archive; `make data` fetches it")
-    found = hash_file(path)
+    found = hash_of(path)
     if found != sha256:
         raise AutoFormerError(
             f"{path}: sha256 is {found[:12]}…, not {sha256[:12]}… as expected; `make data` fetches it again"
@@ -199,65 +250,99 @@ def check_archive(path: Path, sha256: str) -> None:
 
 
 def load_images(
-    split: Path, data: Path, card: DatasetCard, limit: int | None = None, image_size: int | None = None
+    split: Path,
+    data: Path,
+    card: DatasetCard,
+    limit: int | None = None,
+    image_size: int | None = None,
+    name: str | None = None,
+    hash_of: HashOf = hash_file,
 ) -> Images:
     """Read the images of a split into memory, in the order of its rows.
 
     Args:
         split: a split file that `card` names by its hash.
-        data: the folder of the archives.
+        data: the folder of the archives, or of the card that says where they are.
         card: the data set's card.
         limit: read the first so many images; None for all.
         image_size: S, to which encoded images are resized and cut (`autoformer.images.model_pixels`); by default
             the card's. Raw images have one size.
+        name: which of the card's splits it must be; None for any.
+        hash_of: sha256 of an archive; one that remembers it spares reading a large one each time.
 
     Raises:
         AutoFormerError: one line, where the split is missing, damaged or not of this card, an archive is
             missing or has another checksum than on the card, or a row points outside its archive.
     """
-    rows = read_rows(split, data, card)
+    rows = read_rows(split, data, card, name, hash_of)
     if limit is not None:
         if not 0 < limit <= len(rows.labels):
             raise AutoFormerError(f"{split}: {limit} images wanted, but it holds {len(rows.labels)}")
         rows = rows.take(np.arange(limit))
-    pixels = _raw_pixels(rows, split, data, card) if card.encoding == "raw" else _decoded(rows, data, card, image_size)
-    return Images(pixels, rows.labels.astype(np.int64), rows.checksums.tolist())
+    if card.encoding == "raw":
+        assert card.image_size is not None
+        pixels = raw_pixels(rows, data, card.channels, card.image_size, split)
+    else:
+        pixels = _decoded(rows, data, card, image_size)
+    return Images(pixels, rows.labels.astype(np.int64), [checksum.decode() for checksum in rows.checksums.tolist()])
 
 
-def read_rows(split: Path, data: Path, card: DatasetCard) -> Split:
-    """The rows of a split, after checking them against the card and, for encoded images, the archives too.
+def read_rows(
+    split: Path, data: Path, card: DatasetCard, name: str | None = None, hash_of: HashOf = hash_file
+) -> Split:
+    """The rows of a split, after checking them against the card, and the archives too.
 
     Raises `AutoFormerError` as `load_images` does.
     """
     rows = read_split(split)
-    _check_rows(rows, split, card)
+    _check_rows(rows, split, card, name)
+    if card.files:
+        return rows
+    for archive in archive_names(rows):
+        if archive not in card.archives:
+            raise AutoFormerError(
+                f"{split}: names the archive '{archive}', which the card does not; run prepare_data again"
+            )
+        check_archive(archive_folder(data) / archive, card.archives[archive], hash_of)
     if card.encoding == "image":
-        for name in sorted(set(rows.archives.tolist())):
-            _check_named(name, split, card)
-            check_archive(data / name, card.archives[name])
         check_places(rows, split, data)
     return rows
 
 
+def archive_names(rows: Split) -> list[str]:
+    """The archives that hold these rows, sorted."""
+    return sorted(set(rows.archives.tolist()))
+
+
 def check_places(rows: Split, split: Path, data: Path) -> None:
     """Raise `AutoFormerError` where a row of `split` points outside its archive, a file that is not compressed."""
-    for name in sorted(set(rows.archives.tolist())):
-        _check_archive_places(rows, name, data, split)
+    folder = archive_folder(data)
+    for name in archive_names(rows):
+        here, end = rows.archives == name, (folder / name).stat().st_size
+        offsets, sizes = rows.offsets[here], rows.sizes[here].astype(np.int64)
+        if offsets.min() < 0 or sizes.min() <= 0 or (sizes > end).any() or (offsets > end - sizes).any():
+            raise AutoFormerError(f"{split}: an image lies outside {name} ({end} bytes); run prepare_data again")
 
 
-def _check_archive_places(rows: Split, name: str, data: Path, split: Path) -> None:
-    here, end = rows.archives == name, (data / name).stat().st_size
-    offsets, sizes = rows.offsets[here], rows.sizes[here].astype(np.int64)
-    if offsets.min() < 0 or sizes.min() <= 0 or (sizes > end).any() or (offsets > end - sizes).any():
-        raise AutoFormerError(f"{split}: an image lies outside {name} ({end} bytes); run prepare_data again")
+def raw_pixels(rows: Split, data: Path, channels: int, image_size: int, split: Path | None = None) -> np.ndarray:
+    """Images that are stored as they are: uint8 (n, C, S, S).
 
-
-def _raw_pixels(rows: Split, split: Path, data: Path, card: DatasetCard) -> np.ndarray:
-    flat = np.empty((len(rows.labels), card.channels * card.image_size**2), dtype=np.uint8)
-    for name in sorted(set(rows.archives.tolist())):
+    Raises `AutoFormerError` where an archive is missing or damaged, or a row of `split` points outside of it.
+    """
+    folder, image_bytes = archive_folder(data), channels * image_size**2
+    flat = np.empty((len(rows.labels), image_bytes), dtype=np.uint8)
+    for name in archive_names(rows):
         here = np.flatnonzero(rows.archives == name)
-        flat[here] = _cut_out(data, name, card, rows.offsets[here], split)
-    return flat.reshape(-1, card.channels, card.image_size, card.image_size)  # (n, C, S, S)
+        content = np.frombuffer(read_archive(folder / name), dtype=np.uint8)
+        offsets = rows.offsets[here]
+        outside = offsets[(offsets < 0) | (offsets > len(content) - image_bytes)]
+        if len(outside):
+            raise AutoFormerError(
+                f"{split or data}: an image of {image_bytes} bytes at offset {outside[0]} lies outside {name} "
+                f"({len(content)} bytes); run prepare_data again"
+            )
+        flat[here] = np.lib.stride_tricks.sliding_window_view(content, image_bytes)[offsets]
+    return flat.reshape(-1, channels, image_size, image_size)
 
 
 def _decoded(rows: Split, data: Path, card: DatasetCard, image_size: int | None) -> np.ndarray:
@@ -265,7 +350,9 @@ def _decoded(rows: Split, data: Path, card: DatasetCard, image_size: int | None)
     from autoformer.archives import EncodedImages
 
     size = image_size or card.image_size
-    encoded = EncodedImages(data, rows, card.channels, card.upright)
+    if size is None:
+        raise AutoFormerError(f"{card.name}: its images are of any size; say to which they are resized")
+    encoded = EncodedImages(data, rows, card.channels, card.upright, card.files)
     pixels = np.empty((len(encoded), card.channels, size, size), dtype=np.uint8)
 
     def decode(index: int) -> None:
@@ -277,34 +364,24 @@ def _decoded(rows: Split, data: Path, card: DatasetCard, image_size: int | None)
     return pixels
 
 
-def _check_rows(rows: Split, split: Path, card: DatasetCard) -> None:
+def _check_rows(rows: Split, split: Path, card: DatasetCard, name: str | None) -> None:
     if len(rows.labels) == 0:
         raise AutoFormerError(f"{split}: holds no images; run prepare_data again")
-    if hash_split(rows.checksums, rows.labels) not in card.split_hashes.values():
+    found = hash_split(rows.checksums, rows.labels)
+    if found not in card.split_hashes.values():
         raise AutoFormerError(f"{split}: not a split of the card of {card.name}; run prepare_data again")
+    if name is not None and found != card.split_hashes.get(name):
+        wanted = card.split_hashes.get(name, "")[:12] or "none"
+        raise AutoFormerError(
+            f"{split}: its hash is {found[:12]}…, but the card's {name} split has {wanted}…; "
+            f"give the {name} split that prepare_data made with this card"
+        )
     if rows.labels.min() < 0 or rows.labels.max() >= len(card.classes):
         raise AutoFormerError(f"{split}: a label lies outside the {len(card.classes)} classes; run prepare_data again")
-    image_bytes = card.channels * card.image_size**2
+    if card.files:
+        outside = [archive for archive in rows.archives if archive.startswith("/") or ".." in archive.split("/")]
+        if outside:
+            raise AutoFormerError(f"{split}: '{outside[0]}' lies outside the data folder; run prepare_data again")
+    image_bytes = card.channels * (card.image_size or 0) ** 2
     if card.encoding == "raw" and (rows.sizes != image_bytes).any():
         raise AutoFormerError(f"{split}: an image has another size than {image_bytes} bytes; run prepare_data again")
-
-
-def _cut_out(data: Path, name: str, card: DatasetCard, offsets: np.ndarray, split: Path) -> np.ndarray:
-    """The images at `offsets` (bytes) of one archive: uint8 (len(offsets), C * S * S)."""
-    _check_named(name, split, card)
-    check_archive(data / name, card.archives[name])
-    content = np.frombuffer(read_archive(data / name), dtype=np.uint8)
-    image_bytes = card.channels * card.image_size**2
-    outside = offsets[(offsets < 0) | (offsets > len(content) - image_bytes)]
-    if len(outside):
-        raise AutoFormerError(
-            f"{split}: an image of {image_bytes} bytes at offset {outside[0]} lies outside {name} "
-            f"({len(content)} bytes); run prepare_data again"
-        )
-    images: np.ndarray = np.lib.stride_tricks.sliding_window_view(content, image_bytes)[offsets]
-    return images
-
-
-def _check_named(name: str, split: Path, card: DatasetCard) -> None:
-    if name not in card.archives:
-        raise AutoFormerError(f"{split}: names the archive '{name}', which the card does not; run prepare_data again")

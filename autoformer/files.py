@@ -7,15 +7,17 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import yaml
 
 from autoformer.errors import AutoFormerError
 
+_TICK_NS = 2_000_000_000  # of the coarsest clock of a file system
 _FREE = "free some space there, and give the same command again"
 _CHOOSE = "choose a place that may be written to, or change its permissions"
 _ANSWERS = {
@@ -172,3 +174,61 @@ def hash_path(path: Path) -> str:
         raise AutoFormerError(f"{path}: no such file or folder; run the step that makes it")
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return hash_value([[file.relative_to(path).as_posix(), hash_file(file)] for file in files])
+
+
+class FileState(NamedTuple):
+    """By what a changed file is told from the one that it was, without reading it."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        real = path.resolve()
+        found = real.stat()
+        return cls(str(real), found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+class KnownHashes:
+    """sha256 of files, remembered as DVC does: a file of the same path, size, time of change and inode is the same.
+
+    Small files are read each time, and so are those that were changed just now, since a second change within one tick
+    of the clock would leave no trace. Several processes may share the place: each adds lines, and damaged ones count
+    for nothing.
+
+    Args:
+        place: a file of lines of JSON; made where it is missing.
+        least_bytes: of a file that is worth remembering.
+    """
+
+    def __init__(self, place: Path, least_bytes: int = 2**24) -> None:
+        self._place, self._least_bytes = place, least_bytes
+
+    def __call__(self, path: Path) -> str:
+        state = FileState.of(path)
+        if state.size < self._least_bytes:
+            return hash_file(path)
+        return self._known().get(state) or self.remember(state, hash_file(path))
+
+    def remember(self, state: FileState, sha256: str) -> str:
+        """Note what a file's bytes hashed to, unless it has changed since `state` was taken."""
+        settled = time.time_ns() - state.mtime_ns > _TICK_NS
+        if settled and FileState.of(Path(state.path)) == state:
+            line = canonical_json({"file": state, "sha256": sha256}) + "\n"
+            with contextlib.suppress(OSError):  # what cannot be remembered is read again
+                self._place.parent.mkdir(parents=True, exist_ok=True)
+                with self._place.open("ab", buffering=0) as file:  # one write: whole lines, whoever else writes
+                    file.write(line.encode())
+        return sha256
+
+    def _known(self) -> dict[FileState, str]:
+        if not self._place.is_file():
+            return {}
+        known = {}
+        for line in self._place.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                known[FileState(*entry["file"])] = str(entry["sha256"])
+        return known

@@ -40,12 +40,11 @@ def hold_out(
     if rest or per_class < 1:
         raise AutoFormerError(f"search_images = {search_images}: expected a multiple of the {num_classes} classes")
     usable = ~np.isin(checksums, test_checksums)
-    _, group, group_size = np.unique(checksums, return_inverse=True, return_counts=True)
-    single = usable & (group_size[group] == 1)
+    single = usable & (_copies(checksums)[1] == 1)
     drawn = []
-    for label in range(num_classes):
-        candidates = np.flatnonzero(single & (labels == label)).tolist()
-        most = min(len(candidates), int((usable & (labels == label)).sum()) - 1)
+    for label, mine in enumerate(_by_class(labels, num_classes)):
+        candidates = mine[single[mine]].tolist()
+        most = min(len(candidates), int(usable[mine].sum()) - 1)
         if per_class > most:
             raise AutoFormerError(
                 f"search_images = {search_images}: {per_class} images of each class, but at most {most} "
@@ -56,6 +55,18 @@ def hold_out(
     train = usable.copy()
     train[search] = False
     return HoldOut(np.flatnonzero(train), search, int((~usable).sum()), int((usable & ~single).sum()))
+
+
+def _copies(checksums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each row the number of its content, and how many rows have that content."""
+    _, content, copies = np.unique(checksums, return_inverse=True, return_counts=True)
+    return content, copies[content]
+
+
+def _by_class(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """The places at which each class stands, in order."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.searchsorted(labels[order], np.arange(1, num_classes)))
 
 
 class Shares(NamedTuple):
@@ -91,7 +102,8 @@ def split_by_share(
     Raises:
         AutoFormerError: a class has too few images for its splits, or a given split is empty after what was left out.
     """
-    notes = _contradictions(labels, checksums)
+    content, copies = _copies(checksums)
+    notes = _contradictions(labels, content)
     test = given_test
     search = given_search[~np.isin(checksums[given_search], checksums[test])]
     if len(given_search) and not len(search):
@@ -100,11 +112,10 @@ def split_by_share(
     left_out = len(given_search) - len(search) + len(free) - len(kept)
     if left_out:
         notes.append(f"{left_out} images were left out of train or search: the same image is in a later split too")
-    _, group, group_size = np.unique(checksums, return_inverse=True, return_counts=True)
     drawn: dict[str, list[int]] = {"search": [], "test": []}
-    for label, name in enumerate(classes):
-        mine = kept[labels[kept] == label]
-        single = mine[group_size[group[mine]] == 1].tolist()
+    for name, places in zip(classes, _by_class(labels[kept], len(classes)), strict=True):
+        mine = kept[places]
+        single = mine[copies[mine] == 1].tolist()
         rng.shuffle(single)
         taken = {}
         for split, given, percent in (("test", test, shares.test_percent), ("search", search, shares.search_percent)):
@@ -128,10 +139,10 @@ def split_by_share(
     }, tuple(notes)
 
 
-def _contradictions(labels: np.ndarray, checksums: np.ndarray) -> list[str]:
-    """A note where one image has two labels."""
-    pairs = np.unique(np.stack([checksums, labels.astype(np.str_)], axis=1), axis=0)
-    _, count = np.unique(pairs[:, 0], return_counts=True)
+def _contradictions(labels: np.ndarray, content: np.ndarray) -> list[str]:
+    """A note where one image has two labels. `content`: what the row holds, as a number."""
+    pairs = np.unique(content.astype(np.int64) * (int(labels.max()) + 1) + labels)
+    _, count = np.unique(pairs // (int(labels.max()) + 1), return_counts=True)
     twice = int((count > 1).sum())
     return [f"{twice} images are there under two classes or more: one of the labels is wrong"] if twice else []
 

@@ -31,7 +31,7 @@ from autoformer.training import Forward, Trainer, subnet_forward, supernet_forwa
 from autoformer.vit import AutoFormer
 from components.config import Config, load_config
 from components.prepare_data import fashion_mnist
-from components.prepare_data.step import prepare
+from components.prepare_data.splitting import split
 
 STAGES = ("supernet", "finetune", "scratch")
 
@@ -65,7 +65,7 @@ class Data(NamedTuple):
 def read(folder: Path, config: Config) -> Data:
     """The train and search split, as `prepare_data` makes them."""
     assert config.prepare_data is not None
-    splits = prepare(folder, config.prepare_data.search_images, config.seed).splits
+    splits = split(fashion_mnist.index(folder), config.prepare_data, config.seed).rows
     delivered = fashion_mnist.read_pair(folder, "train")
     size = delivered.pixels[0].size
     rows = {name: (splits[name].offsets - delivered.rows.offsets[0]) // size for name in ("train", "search")}

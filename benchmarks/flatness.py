@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoformer.files import replacing, write_json
-from components.config import ROOT
-from components.prepare_data.step import prepare, write_prepared
+from components.config import ROOT, PrepareData
+from components.prepare_data import fashion_mnist
+from components.prepare_data.step import SPLITS, prepare, write_prepared
 
 TRAINING_STEPS, CANDIDATES = 3000, 500
 SPACE = {
@@ -116,9 +117,10 @@ def run(data: Path) -> list[Watched]:
     """Both steps, in a folder of their own."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        paths = {split: place / f"{split}.parquet" for split in ("train", "search", "test")}
+        paths = {split: place / f"{split}.parquet" for split in SPLITS}
         card = place / "card.json"
-        write_prepared(prepare(data, 6000, 0), card, paths)
+        prepared = prepare(data, fashion_mnist.index(data), PrepareData(search_images=6000), 0)
+        write_prepared(prepared, card, paths)
         environment = os.environ | {
             "AUTOFORMER_WORK": str(place / "work"),
             "AUTOFORMER_WORKERS": "1",

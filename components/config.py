@@ -119,6 +119,10 @@ class RetrainSubnet(TrainingSection):
     mode: Literal["scratch", "finetune", "inherited"] = Field(
         description="train from random weights, from the supernet's, or keep the supernet's as they are"
     )
+    split: Literal["train", "train_full"] = Field(
+        "train",
+        description="images to train on; train_full: those of the search split too, once the choice is made",
+    )
     scratch_reference: bool = Field(
         False, description="also train the chosen subnet from random weights with the same recipe, for comparison"
     )

@@ -1,19 +1,20 @@
 """The data that steps read: arguments for it, and checks before anything heavy is imported."""
 
 import argparse
-from collections.abc import Iterable
+import math
 from pathlib import Path
 from typing import Literal
 
 from autoformer.archives import EncodedImages, EncodedSplit
 from autoformer.cards import SupernetCard, read_supernet_card
-from autoformer.dataset import DatasetCard, Images, hash_split, load_images, read_card, read_rows
+from autoformer.dataset import DatasetCard, Images, load_images, read_card, read_rows
 from autoformer.errors import AutoFormerError
 from autoformer.images import resized_side
 from autoformer.recipe import Recipe
 from autoformer.space import SearchSpace
 from components.cli import existing
 from components.config import Config
+from components.workspace import known_hashes
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
@@ -22,7 +23,8 @@ def add_data_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
     parser.add_argument("--card", type=Path, required=True, help="the data set's card, made by prepare_data")
     for split in splits:
         help_text = f"manifest of the {split} split, made by prepare_data"
-        parser.add_argument(f"--{split}-split", type=Path, required=True, help=help_text)
+        argument = f"--{split.replace('_', '-')}-split"
+        parser.add_argument(argument, type=Path, required=True, help=help_text)
 
 
 MADE_BY = {"supernet": "train_supernet", "search": "search_subnet", "retrain": "retrain_subnet",
@@ -47,25 +49,13 @@ def read_data(arguments: argparse.Namespace, config: Config, *splits: str) -> tu
     loaded = []
     for split in splits:
         path = existing(getattr(arguments, f"{split}_split"), "prepare_data")
-        images = load_images(path, arguments.data, card, image_size=config.space.image_size)
-        _check_split(split, path, card, images.checksums, images.labels)
-        loaded.append(images)
+        loaded.append(load_images(path, arguments.data, card, None, config.space.image_size, split, known_hashes()))
     return card, loaded
-
-
-def _check_split(name: str, path: Path, card: DatasetCard, checksums: Iterable[str], labels: Iterable[int]) -> None:
-    """Raise `AutoFormerError` where the rows are another split of the card: each step sees its own, and no other."""
-    found, wanted = hash_split(checksums, labels), card.split_hashes.get(name, "")
-    if found != wanted:
-        raise AutoFormerError(
-            f"{path}: its hash is {found[:12]}…, but the card's {name} split has {wanted[:12] or 'none'}…; "
-            f"give the {name} split that prepare_data made with this card"
-        )
 
 
 def check_space(card: DatasetCard, space: SearchSpace) -> None:
     """Raise `AutoFormerError` unless images of `card` go into models of `space`."""
-    if card.encoding == "image" and card.image_size < resized_side(space.image_size):
+    if card.encoding == "image" and (card.image_size or math.inf) < resized_side(space.image_size):
         raise AutoFormerError(
             f"space: image_size = {space.image_size} in '{space.name}', but '{card.name}' is packed for smaller "
             f"images, {card.image_size} pixels on the shorter side; pack the images again for this space"
@@ -83,22 +73,20 @@ def check_space(card: DatasetCard, space: SearchSpace) -> None:
 
 
 def read_train_images(
-    arguments: argparse.Namespace, config: Config, card: DatasetCard, recipe: Recipe, step: str
+    arguments: argparse.Namespace, config: Config, card: DatasetCard, recipe: Recipe, step: str, split: str = "train"
 ) -> Images | EncodedSplit:
-    """The train split: pixels in memory, or, where each picture is augmented by itself, files to decode on the way.
+    """The images to train on: pixels in memory, or, where each is augmented by itself, files to decode on the way.
 
-    Raises `AutoFormerError` where there are not images enough for one optimiser step.
+    `split`: train or train_full. Raises `AutoFormerError` where there are not images enough for one optimiser step.
     """
-    path = existing(arguments.train_split, "prepare_data")
+    path = existing(getattr(arguments, f"{split}_split"), "prepare_data")
     images: Images | EncodedSplit
     if card.encoding == "image" and recipe.augmentation.by_image:
-        rows = read_rows(path, arguments.data, card)
-        _check_split("train", path, card, rows.checksums, rows.labels)
-        encoded = EncodedImages(arguments.data, rows, card.channels, card.upright)
+        rows = read_rows(path, arguments.data, card, split, known_hashes())
+        encoded = EncodedImages(arguments.data, rows, card.channels, card.upright, card.files)
         images = EncodedSplit(encoded, rows.labels.astype("int64"))
     else:
-        images = load_images(path, arguments.data, card, image_size=config.space.image_size)
-        _check_split("train", path, card, images.checksums, images.labels)
+        images = load_images(path, arguments.data, card, None, config.space.image_size, split, known_hashes())
     check_batch(recipe, len(images.labels), step)
     return images
 

@@ -20,17 +20,17 @@ from autoformer.dataset import DatasetCard
 from autoformer.dataset import Images as Pixels
 from autoformer.errors import AutoFormerError
 from autoformer.images import model_pixels
-from autoformer.space import SearchSpace
-from autoformer.splits import Shares
-from components.cli import Parser, refuse
+from components.cli import Parser, existing, refuse
 from components.config import Config, RetrainSubnet, TrainingSection, load_config
 from components.inputs import check_batch, check_space
-from components.prepare_data import fashion_mnist, packed
+from components.prepare_data.readers import read_delivered
+from components.prepare_data.splitting import describe, split
 from components.stopping import Stopped, stoppable
 
 STEP_SECONDS = 20  # what a step's process takes to start and to end
 _ENOUGH_SECONDS = 5.0
 _MOST_STEPS = 30
+_NOISE = 2048
 
 
 class Images(NamedTuple):
@@ -39,6 +39,7 @@ class Images(NamedTuple):
     train: int
     search: int
     test: int
+    train_full: int
 
 
 class Stage(NamedTuple):
@@ -96,12 +97,13 @@ def make_plan(config: Config, data: Path) -> Plan:
     search = config.search_subnet
     candidates = search.budget
     scored = min(search.images or images.search, images.search)
-    trainings = _trainings(config.retrain_subnet)
+    retrained = config.retrain_subnet
+    trainings = _trainings(retrained)
     stages = [
-        Stage("prepare_data", "", sum(images), 2000.0),
+        Stage("prepare_data", "", images.train_full + images.test, 2000.0),
         _training_stage("train_supernet", config.train_supernet, images.train, 1, training),
         Stage("search_subnet", f"{candidates:,} candidates on {scored:,} images", candidates * scored, scoring),
-        _training_stage("retrain_subnet", config.retrain_subnet, images.train, trainings, training),
+        _training_stage("retrain_subnet", retrained, getattr(images, retrained.split), trainings, training),
         Stage("evaluate_subnet", f"{images.test:,} images", 3 * images.test, scoring),
         Stage("register_model", "", 0, 1.0),
     ]
@@ -113,9 +115,10 @@ def make_plan(config: Config, data: Path) -> Plan:
 
 def _held_bytes(config: Config, card: DatasetCard, images: Images) -> int:
     """Decoded images that the hungriest step holds in memory beside what was measured."""
-    assert config.train_supernet is not None
+    assert config.train_supernet is not None and config.retrain_subnet is not None
     by_image = card.encoding == "image" and config.train_supernet.augmentation.by_image
-    most = max(images.search + (0 if by_image else images.train), images.test)
+    trained = 0 if by_image else max(images.train, getattr(images, config.retrain_subnet.split))
+    most = max(images.search + trained, images.test)
     return most * card.channels * config.space.image_size**2
 
 
@@ -136,21 +139,19 @@ def _training_stage(name: str, section: TrainingSection, images: int, times: int
 def _delivered(config: Config, data: Path) -> tuple[DatasetCard, Pixels | EncodedSplit, Images]:
     """A card, images that stand for the train split, and the size of each split."""
     section, space = config.prepare_data, config.space
-    assert section is not None
-    half = (0.5,) * space.in_channels
-    if not packed.is_pack(data):
-        fashion_mnist.check_files(data)
-        search = section.search_images or 0
-        card, pixels = _noise(space)
-        return card, pixels, Images(60_000 - search, search, 10_000)
-    delivered = packed.read_delivered(data)
-    splits, notes = packed.split_pack(delivered, Shares(section.search_percent, section.test_percent), config.seed)
-    card = packed.card_of(delivered, splits, notes, half, half)
+    assert section is not None and config.train_supernet is not None
+    delivered = read_delivered(existing(data, "`make data`"), config.dataset)
+    splits = split(delivered, section, config.seed)
+    half = (0.5,) * delivered.channels
+    card = describe(delivered, splits, (half, half))
     check_space(card, space)
-    train = splits["train"]
-    encoded = EncodedSplit(EncodedImages(data, train, card.channels), train.labels.astype(np.int64))
-    counts = Images(*(len(splits[name].labels) for name in Images._fields))
-    assert config.train_supernet is not None
+    train = splits.rows["train"]
+    counts = Images(*(card.counts[name] for name in Images._fields))
+    if card.encoding == "raw":
+        return card, _noise(card, min(len(train.labels), _NOISE)), counts
+    encoded = EncodedSplit(
+        EncodedImages(data, train, card.channels, card.upright, card.files), train.labels.astype(np.int64)
+    )
     if config.train_supernet.augmentation.by_image:
         return card, encoded, counts
     few = range(min(len(train.labels), 8 * config.train_supernet.batch_size))
@@ -158,17 +159,12 @@ def _delivered(config: Config, data: Path) -> tuple[DatasetCard, Pixels | Encode
     return card, Pixels(np.stack(decoded), encoded.labels[: len(few)], []), counts
 
 
-def _noise(space: SearchSpace) -> tuple[DatasetCard, Pixels]:
-    """Images of the space's shape, which take as long as any."""
-    shape = (2048, space.in_channels, space.image_size, space.image_size)
+def _noise(card: DatasetCard, images: int) -> Pixels:
+    """Images of the data set's shape, which take as long as any."""
+    assert card.image_size is not None
+    shape = (images, card.channels, card.image_size, card.image_size)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    half = (0.5,) * space.in_channels
-    card = DatasetCard(
-        name="noise", classes=tuple(map(str, range(space.num_classes))), image_size=space.image_size,
-        channels=space.in_channels, encoding="raw", mean=half, std=half, counts={}, licence="", source="",
-        archives={}, split_hashes={},
-    )  # fmt: skip
-    return card, Pixels(pixels, np.zeros(len(pixels), dtype=np.int64), [])
+    return Pixels(pixels, np.zeros(len(pixels), dtype=np.int64), [])
 
 
 def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -> tuple[float, float]:

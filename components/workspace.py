@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_path, hash_value, write_json
+from autoformer.files import KnownHashes, hash_path, hash_value, write_json
 from components.config import ROOT, Config
 
 
@@ -30,9 +30,13 @@ def code_version() -> str:
     ]
 
 
-def work_root() -> Path:
-    """The folder of all work in progress."""
+def work_folder() -> Path:
     return Path(os.environ.get("AUTOFORMER_WORK", ROOT / "work"))
+
+
+def known_hashes() -> KnownHashes:
+    """The checksums of large archives, which every step holds against the card."""
+    return KnownHashes(work_folder() / "checksums.jsonl")
 
 
 class Workspace:
@@ -52,7 +56,7 @@ class Workspace:
             "config": config.for_step(step),
             "inputs": {name: hash_path(path) for name, path in inputs.items()},
         }
-        self.folder = work_root() / step / hash_value(self.provenance)[:16]
+        self.folder = work_folder() / step / hash_value(self.provenance)[:16]
 
     def file(self, name: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)

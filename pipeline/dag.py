@@ -86,7 +86,8 @@ def autoformer(
     search = searched.outputs["search"]
     retrained = retrain_subnet(
         config=configs.outputs["retrain_subnet"], **source, card=card, train_split=train_split,
-        search_split=search_split, supernet=supernet, search=search,
+        train_full_split=prepared.outputs["train_full_split"], search_split=search_split, supernet=supernet,
+        search=search,
     )  # fmt: skip
     retrain = retrained.outputs["retrain"]
     evaluated = evaluate_subnet(

@@ -26,8 +26,8 @@ from autoformer.named import CONFIGS, load_space
 from autoformer.space import SearchSpace
 from components.cli import Parser, Progress, refuse
 from components.config import ROOT, Config, load_config
+from components.prepare_data import packed
 from components.prepare_data.pack import CARD, PackCard, pack, read_pack, slug, unreadable_of
-from components.prepare_data.packed import is_pack
 from components.prepare_data.sources import discover
 from components.resolve_config.step import split_overrides
 from components.stopping import Stopped, stoppable
@@ -68,10 +68,10 @@ def adopt(source: Path, preset: str | None, overrides: Sequence[str], place: Pat
     settings: list[str] = []
     if preset is None and not _is_set("space", overrides):
         settings.append(
-            f"space={_space_of(read_pack(source)) if is_pack(source) else propose_space(source, first.device)}"
+            f"space={_space_of(read_pack(source)) if packed.is_mine(source) else propose_space(source, first.device)}"
         )
         first = load_config(PRESET, [*settings, *overrides])
-    if is_pack(source):
+    if packed.is_mine(source):
         data = source
     else:
         assert first.prepare_data is not None
@@ -265,9 +265,9 @@ def version(source: Path, name: str, preset: str | None, overrides: Sequence[str
     files = [CONFIGS / kind / f"{name}.yaml" for kind in ("spaces", "presets")]
     data = ROOT / "data" / name
     for file in files:
-        if file.exists() and not is_pack(data):
+        if file.exists() and not packed.is_mine(data):
             raise AutoFormerError(f"{file}: a configuration of this name is there already; give another NAME")
-    if data.exists() and not is_pack(data):
+    if data.exists() and not packed.is_mine(data):
         raise AutoFormerError(f"{data}: a folder of this name is there already; give another NAME")
     adopted = adopt(source, preset, split_overrides(overrides))
     _copy(adopted.data, data, name)
@@ -288,7 +288,7 @@ def version(source: Path, name: str, preset: str | None, overrides: Sequence[str
 def _copy(pack: Path, data: Path, name: str) -> None:
     """Put a pack into `data`, under another name; whole or not at all."""
     card = read_pack(pack)
-    if is_pack(data):
+    if packed.is_mine(data):
         if read_pack(data).hash != card.hash:
             raise AutoFormerError(f"{data}: holds other images already; give another NAME, or remove the folder first")
         return

@@ -87,7 +87,9 @@ def arguments(step: str, data: TinyData, folder: Path, config: str) -> dict[str,
     values: dict[str, Any] = {"config": config, "card": data.card_path, "record": place / "record"}
     splits = {**run_steps.SPLITS, "evaluate_subnet": ("test",)}
     if step in splits:
-        values |= {"data": data.data} | {f"{split}-split": getattr(data, split) for split in splits[step]}
+        values |= {"data": data.data} | {
+            f"{split.replace('_', '-')}-split": getattr(data, split) for split in splits[step]
+        }
     made = {"supernet": "train_supernet", "search": "search_subnet", "retrain": "retrain_subnet"}
     made |= {"evaluation": "evaluate_subnet"}
     before = {

@@ -34,7 +34,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 SPLITS = {
     "train_supernet": ("train", "search"),
     "search_subnet": ("search",),
-    "retrain_subnet": ("train", "search"),
+    "retrain_subnet": ("train", "train_full", "search"),
 }
 MADE_BEFORE = {"train_supernet": (), "search_subnet": ("supernet",), "retrain_subnet": ("supernet", "search")}
 
@@ -54,7 +54,7 @@ def config_of(step: str, seed: int = 0, **changes: Any) -> str:
 def arguments(step: str, data: TinyData, before: Path, out: Path, config: str) -> dict[str, str]:
     """The step's command line as --name -> value; it finds the folders of earlier steps below `before`."""
     values: dict[str, Any] = {"config": config, "data": data.data, "card": data.card_path}
-    values |= {f"{split}-split": getattr(data, split) for split in SPLITS[step]}
+    values |= {f"{split.replace('_', '-')}-split": getattr(data, split) for split in SPLITS[step]}
     values |= {name: before / name for name in MADE_BEFORE[step]}
     return {f"--{name}": str(value) for name, value in values.items()} | {
         "--out": str(out),

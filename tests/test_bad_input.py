@@ -170,7 +170,7 @@ CASES: list[tuple[str, Spoil, list[str]]] = [
     (TRAIN, edited_split("--train-split", lambda s: s._replace(labels=s.labels + 1)), ["not a split of the card"]),
     (TRAIN, edited_split("--train-split", lambda s: s.take(slice(0))), ["edited.parquet: holds no images"]),
     (TRAIN, edited_split("--train-split", lambda s: s._replace(offsets=s.offsets - 10**6)), ["lies outside train-im"]),
-    (TRAIN, edited_split("--train-split", lambda s: s._replace(archives=np.char.add("../", s.archives))),
+    (TRAIN, edited_split("--train-split", lambda s: s._replace(archives="../" + s.archives)),
      ["names the archive '../train-images-idx3-ubyte.gz', which the card does not"]),
     (TRAIN, file_of("--train-split", b"archive,offset\n"), ["file: not readable as a split"]),
     (TRAIN, file_of("--card", b"[1]"), ["file: expected a mapping", "found list"]),

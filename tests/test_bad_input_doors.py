@@ -28,6 +28,7 @@ import pipeline.repro
 from autoformer.files import read_json, write_json
 from components.config import ROOT
 from components.prepare_data.pack import pack
+from components.prepare_data.step import SPLITS
 from components.tables import read_table, write_table
 from components.tracking.store import initialise
 
@@ -244,8 +245,8 @@ def packed(tmp: Path, images: int = 8) -> Path:
 
 def prepare(data: Path, tmp: Path, *settings: str) -> Argv:
     given = ["--config", "photos", "--data", str(data), "--card", str(tmp / "out" / "card.json")]
-    for split in ("train", "search", "test"):
-        given += [f"--{split}-split", str(tmp / "out" / f"{split}.parquet")]
+    for split in SPLITS:
+        given += [f"--{split.replace('_', '-')}-split", str(tmp / "out" / f"{split}.parquet")]
     return [*given, "--record", str(tmp / "run.json"), *(part for text in settings for part in ("--set", text))]
 
 
@@ -328,7 +329,7 @@ def test_images_without_difference(tmp_path: Path, capsys: pytest.CaptureFixture
 
 DOORS: list[Case] = [
     ("plan", argv("--config", "photos"), ["--data"]),
-    ("plan", argv("--config", "photos", "--data", "…/gone"), ["gone/train-images-idx3-ubyte.gz: no such archive"]),
+    ("plan", argv("--config", "photos", "--data", "…/gone"), ["gone: no such file or folder; it is made"]),
     ("plan", argv("--config", '{"name": "x"}', "--data", "…/root"), ["'seed' is missing"]),
     ("plan", argv("--config", '{"a": ' * 5000, "--data", "…/root"), ["--config: not readable as JSON"]),
     ("predict", argv(), ["IMAGE"]),
@@ -415,7 +416,7 @@ def test_a_store_that_is_no_database(
 PROCESSES = [
     ["components.train_supernet", "--config", "demo"],
     ["components.prepare_data", "--config", "demmo", "--data", "x", "--card", "x", "--train-split", "x",
-     "--search-split", "x", "--test-split", "x", "--record", "x"],
+     "--search-split", "x", "--test-split", "x", "--train-full-split", "x", "--record", "x"],
     ["pipeline.local", "--set", "seed=x"],
     ["components.predict", "gone.png"],
     ["components.plan", "--config", "demo", "--data", "gone"],

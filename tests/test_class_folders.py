@@ -51,7 +51,7 @@ def test_rows_are_what_imagefolder_reads(tmp_path: Path) -> None:
         assert list(found.classes) == twin.classes
         for index, (image, _) in zip(here.tolist(), twin, strict=True):
             assert encoded.image(index).tobytes() == image.tobytes()
-            assert sha256(encoded.read(index)).hexdigest() == found.rows.checksums[index]
+            assert sha256(encoded.read(index)).hexdigest().encode() == found.rows.checksums[index]
     assert (found.files, found.archives, found.upright, found.title) == (True, {}, False, "ImageNet")
 
 

@@ -83,7 +83,7 @@ def test_the_two_dags_make_the_same_splits(kfp_run: WholeRun, artifacts: Path) -
     made = kfp_run.first_folder / "prepare-data"
     for kfp, dvc_name in (
         ("card", "card.json"),
-        *((f"{s}_split", f"{s}.parquet") for s in ("train", "search", "test")),
+        *((f"{s}_split", f"{s}.parquet") for s in ("train", "search", "test", "train_full")),
     ):
         assert (made / kfp).read_bytes() == (artifacts / "splits" / dvc_name).read_bytes()
 

@@ -22,7 +22,7 @@ from components.tables import read_table
 from pipeline import own_images
 from pipeline.own_images import adopt, propose_recipe, propose_space, training_images, version
 
-SPLITS = ("train", "search", "test")
+SPLITS = ("train", "search", "test")  # no image is in two of them; train_full repeats two
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,11 @@ def _untracked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def prepared(data: Path, overrides: list[str], out: Path) -> int:
     config = load_config("photos", overrides).step_json("prepare_data")
-    splits = [part for name in SPLITS for part in (f"--{name}-split", str(out / f"{name}.parquet"))]
+    splits = [
+        part
+        for name in (*SPLITS, "train_full")
+        for part in (f"--{name.replace('_', '-')}-split", str(out / f"{name}.parquet"))
+    ]
     files = ["--card", str(out / "card.json"), *splits, "--record", str(out / "run.json")]
     return prepare_data(["--config", config, "--data", str(data), *files])
 
@@ -55,7 +59,7 @@ def test_prepare_data_of_class_folders(tmp_path: Path) -> None:
     adopted = adopt(source, None, [], tmp_path / "packs")
     assert prepared(adopted.data, adopted.overrides, tmp_path / "out") == 0
     card, files = read_card(tmp_path / "out" / "card.json"), sources_of(adopted.data, tmp_path / "out")
-    assert card.counts == {"train": 42, "search": 9, "test": 9} and card.classes == ("a", "b")
+    assert card.counts == {"train": 42, "search": 9, "test": 9, "train_full": 51} and card.classes == ("a", "b")
     assert {name: Counter(file[0] for file in files[name]) for name in SPLITS} == {
         "train": {"a": 14, "b": 28}, "search": {"a": 3, "b": 6}, "test": {"a": 3, "b": 6},
     }  # fmt: skip
@@ -102,7 +106,7 @@ def test_ten_images_of_two_classes_are_enough(tmp_path: Path) -> None:
     assert config.train_supernet and config.space.num_classes == 2
     assert prepared(adopted.data, adopted.overrides, tmp_path / "out") == 0
     counts = read_card(tmp_path / "out" / "card.json").counts
-    assert counts == {"train": 6, "search": 2, "test": 2}
+    assert counts == {"train": 6, "search": 2, "test": 2, "train_full": 8}
     assert config.train_supernet.batch_size <= counts["train"] and config.train_supernet.epochs == 300
 
 
@@ -280,7 +284,7 @@ def test_the_plan_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.Mon
 
     def stages(*settings: str) -> dict[str, float]:
         plan = make_plan(load_config(adopted.preset, [*adopted.overrides, *settings]), adopted.data)
-        assert plan.images == Images(50, 20, 12)
+        assert plan.images == Images(50, 20, 12, 70)
         assert plan.hours == pytest.approx(sum(stage.hours for stage in plan.stages)) and plan.memory_gb > 0
         assert all(stage.hours * 3600 >= stage.images / stage.images_per_second for stage in plan.stages)
         assert "50 images to train, 20 to search, 12 to test" in shown(plan)

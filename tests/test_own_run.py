@@ -19,6 +19,7 @@ from autoformer.dataset import read_card, read_split
 from autoformer.images import model_pixels, open_image, resized_side
 from components.config import load_config
 from components.prepare_data.pack import read_pack
+from components.prepare_data.step import SPLITS
 from pipeline.own_images import adopt
 
 CLASSES = ("brick", "cat", "coffee")
@@ -62,7 +63,7 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRun]:
 
 def command_lines(data: Path, root: Path) -> dict[str, list[str]]:
     card = ["--card", str(root / "card.json")]
-    splits = {name: [f"--{name}-split", str(root / f"{name}.parquet")] for name in ("train", "search", "test")}
+    splits = {name: [f"--{name.replace('_', '-')}-split", str(root / f"{name}.parquet")] for name in SPLITS}
     made = {name: [f"--{name}", str(root / name)] for name in ("supernet", "search", "retrain", "evaluation")}
     reads = ["--data", str(data), *card]
 
@@ -70,11 +71,12 @@ def command_lines(data: Path, root: Path) -> dict[str, list[str]]:
         return ["--out", str(root / name)]
 
     return {
-        "prepare_data": [*reads, *splits["train"], *splits["search"], *splits["test"]],
+        "prepare_data": [*reads, *(part for split in splits.values() for part in split)],
         "train_supernet": [*reads, *splits["train"], *splits["search"], *out("supernet")],
         "search_subnet": [*reads, *splits["search"], *made["supernet"], *out("search")],
         "retrain_subnet": [
-            *reads, *splits["train"], *splits["search"], *made["supernet"], *made["search"], *out("retrain"),
+            *reads, *splits["train"], *splits["train_full"], *splits["search"], *made["supernet"], *made["search"],
+            *out("retrain"),
         ],
         "evaluate_subnet": [
             *reads, *splits["test"], *made["supernet"], *made["search"], *made["retrain"], *out("evaluation"),
@@ -89,7 +91,9 @@ def command_lines(data: Path, root: Path) -> dict[str, list[str]]:
 def test_what_is_found_is_shown_on_the_card(own_run: OwnRun) -> None:
     pack, card = read_pack(own_run.data), read_card(own_run.root / "card.json")
     assert own_run.data.name.startswith("my-photos-") and pack.unreadable == 2
-    assert card.classes == CLASSES and sum(card.counts.values()) == 96 == sum(pack.counts.values())
+    assert card.classes == CLASSES and card.counts["train_full"] + card.counts["test"] == 96 == sum(
+        pack.counts.values()
+    )
     assert {name: card.counts[name] for name in ("search", "test")} == {"search": 15, "test": 15}  # 5 of each 32
     assert card.notes == ("2 unreadable images were left out",)
     rows = [read_split(own_run.root / f"{name}.parquet") for name in ("train", "search", "test")]
@@ -135,11 +139,11 @@ def test_the_registered_model_names_a_class(
 def test_prediction_sees_a_photograph_as_training_did(own_run: OwnRun) -> None:
     """Through the pack and straight from the file: the same pixels, whatever mode, size and orientation."""
     from autoformer.archives import EncodedImages
-    from components.prepare_data.packed import read_delivered
+    from components.prepare_data.packed import read
     from components.tables import read_table
 
     space = read_subnet_card(own_run.root / "retrain" / "model").space
-    delivered = read_delivered(own_run.data)
+    delivered = read(own_run.data)
     packed = EncodedImages(own_run.data, delivered.rows, 3)
     for index, row in enumerate(read_table(own_run.data / "index.csv")):
         image = open_image(own_run.source / row["source"], resized_side(space.image_size))

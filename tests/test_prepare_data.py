@@ -21,10 +21,11 @@ from autoformer.dataset import Images, load_images, read_card, read_split
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json
 from autoformer.splits import hold_out
-from components.config import ROOT
+from components.config import ROOT, PrepareData
+from components.prepare_data import fashion_mnist
 from components.prepare_data.fashion_mnist import ARCHIVES
 from components.prepare_data.fetch import INSTALLED, fetch, published_bytes
-from components.prepare_data.step import main, prepare, summary
+from components.prepare_data.step import SPLITS, main, prepare, summary
 
 CONFIG = {
     "name": "test",
@@ -33,13 +34,12 @@ CONFIG = {
     "space": "fashion-mnist",
     "prepare_data": {"search_images": 2000},
 }
-SPLITS = ("train", "search", "test")
 
 
 def _arguments(data: Path, out: Path, **changes: object) -> list[str]:
     arguments = ["--config", json.dumps(CONFIG | changes), "--data", str(data), "--card", str(out / "card.json")]
     for split in SPLITS:
-        arguments += [f"--{split}-split", str(out / f"{split}.parquet")]
+        arguments += [f"--{split.replace('_', '-')}-split", str(out / f"{split}.parquet")]
     return [*arguments, "--record", str(out / "run" / "run.json")]
 
 
@@ -86,12 +86,13 @@ def test_splits_are_disjoint_by_content_and_lose_nothing(
     training = [*_contents(made.images["train"].pixels), *_contents(made.images["search"].pixels)]
     assert sorted(training) == sorted(_contents(delivered["train"][0]))
     assert _contents(made.images["test"].pixels) == _contents(delivered["t10k"][0])
+    assert _contents(made.images["train_full"].pixels) == _contents(delivered["train"][0])
 
 
 def test_pixels_and_labels_equal_an_independent_reading(
     made: Made, delivered: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
-    for name, prefix in (("train", "train"), ("search", "train"), ("test", "t10k")):
+    for name, prefix in (("train", "train"), ("search", "train"), ("test", "t10k"), ("train_full", "train")):
         images, labels = delivered[prefix]
         rows = (read_split(made.folder / f"{name}.parquet").offsets - 16) // 784
         np.testing.assert_array_equal(made.images[name].pixels[:, 0], images[rows])
@@ -99,7 +100,7 @@ def test_pixels_and_labels_equal_an_independent_reading(
 
 
 def test_splits_are_stratified(made: Made) -> None:
-    expected = {"train": 5800, "search": 200, "test": 1000}
+    expected = {"train": 5800, "search": 200, "test": 1000, "train_full": 6000}
     for name, images in made.images.items():
         assert np.bincount(images.labels).tolist() == [expected[name]] * 10
     np.testing.assert_array_equal(made.images["search"].labels, np.tile(np.arange(10), 200))  # so is every prefix
@@ -110,16 +111,16 @@ def test_card_says_what_is_there(made: Made) -> None:
     pixels = made.images["train"].pixels / 255
     np.testing.assert_allclose(card.mean, [pixels.mean()], rtol=1e-12)
     np.testing.assert_allclose(card.std, [pixels.std()], rtol=1e-12)
-    assert card.counts == {"train": 58000, "search": 2000, "test": 10000}
+    assert card.counts == {"train": 58000, "search": 2000, "test": 10000, "train_full": 60000}
     assert card.archives == ARCHIVES
     assert card.licence.startswith("MIT") and card.classes[9] == "Ankle boot"
 
 
 def test_what_is_printed_and_what_is_recorded(made: Made) -> None:
     lines = made.printed.splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert "58000 images, 5800 to 5800 of a class" in lines[1]
-    assert "0 training images left out (also in test), 0 kept out of search" in lines[5]
+    assert "0 training images left out (also in test), 0 kept out of search" in lines[6]
     assert read_json(made.folder / "run" / "run.json")["step"] == "prepare_data"
 
 
@@ -129,7 +130,7 @@ def test_same_seed_same_bytes_other_seed_other_split(
     assert main(_arguments(fashion_mnist, tmp_path / "same")) == 0
     assert main(_arguments(fashion_mnist, tmp_path / "other", seed=2)) == 0
     assert capsys.readouterr().out.startswith(made.printed)
-    names = ["card.json", "search.parquet", "test.parquet", "train.parquet"]
+    names = ["card.json", "search.parquet", "test.parquet", "train.parquet", "train_full.parquet"]
     assert sorted(path.name for path in (tmp_path / "same").iterdir() if path.is_file()) == names
     for name in names:
         assert (tmp_path / "same" / name).read_bytes() == (made.folder / name).read_bytes()
@@ -161,11 +162,11 @@ def test_repeated_images_in_files(tmp_path: Path) -> None:
     images[20] = images[30] = images[40]
     write_idx(tmp_path, "train", images, labels)
     write_idx(tmp_path, "t10k", test_images, test_labels)
-    prepared = prepare(tmp_path, search_images=40, seed=0)
+    prepared = prepare(tmp_path, fashion_mnist.index(tmp_path), PrepareData(search_images=40), 0)
     contents = {name: set(split.checksums.tolist()) for name, split in prepared.splits.items()}
     assert not (contents["train"] | contents["search"]) & contents["test"]
     assert not contents["train"] & contents["search"]
-    assert prepared.card.counts == {"train": 59, "search": 40, "test": 20}
+    assert prepared.card.counts == {"train": 59, "search": 40, "test": 20, "train_full": 99}
     assert "1 training images left out (also in test), 3 kept out of search" in summary(prepared)[-1]
 
 
@@ -260,7 +261,7 @@ def test_damage_below_the_checksums(tiny_data: TinyData, tmp_path: Path, damage:
     else:
         write_idx(tmp_path, "t10k", images, labels[:-1])
     with pytest.raises(AutoFormerError, match=r"not readable as gzip|not an IDX|expected images|do not fit") as error:
-        prepare(tmp_path, search_images=100, seed=0)
+        fashion_mnist.index(tmp_path)
     assert "\n" not in str(error.value)
 
 

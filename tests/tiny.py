@@ -8,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from autoformer.dataset import DatasetCard
-from components.prepare_data.step import prepare, write_prepared
+from components.config import PrepareData
+from components.prepare_data import fashion_mnist
+from components.prepare_data.step import SPLITS, prepare, write_prepared
 
 CLASSES = 10
 
@@ -21,6 +23,7 @@ class TinyData(NamedTuple):
     train: Path
     search: Path
     test: Path
+    train_full: Path
     card: DatasetCard
 
 
@@ -57,8 +60,8 @@ def make_tiny_data(root: Path, train: int = 600, test: int = 100, search: int = 
     data = root / "data"
     write_idx(data, "train", *make_images(train, rng))
     write_idx(data, "t10k", *make_images(test, rng))
-    paths = {name: root / "splits" / f"{name}.parquet" for name in ("train", "search", "test")}
+    paths = {name: root / "splits" / f"{name}.parquet" for name in SPLITS}
     card_path = root / "splits" / "card.json"
-    prepared = prepare(data, search_images=search, seed=seed)
+    prepared = prepare(data, fashion_mnist.index(data), PrepareData(search_images=search), seed)
     write_prepared(prepared, card_path, paths)
     return TinyData(data, card_path, **paths, card=prepared.card)

@@ -104,7 +104,7 @@ def _batch(content: bytes, places: dict[str, slice], archive: str, name: str, la
         raise AutoFormerError(f"{file}: {name} has other pixels than {len(labels)} images of 32 x 32 x 3 bytes")
     start = places[name].start + _find(content[places[name]], raw, f"{file}: {name}")
     return Split(
-        archives=np.full(len(labels), archive),
+        archives=np.full(len(labels), archive, dtype=object),
         offsets=start + _IMAGE_BYTES * np.arange(len(labels), dtype=np.int64),
         sizes=np.full(len(labels), _IMAGE_BYTES, dtype=np.int32),
         labels=np.array(labels, dtype=np.int32),

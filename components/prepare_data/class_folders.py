@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from autoformer.dataset import Split, archive_folder
+from autoformer.dataset import CHECKSUM, Split, archive_folder
 from autoformer.errors import AutoFormerError
 from components.cli import Progress
 from components.prepare_data.delivered import Delivered
@@ -94,11 +94,11 @@ def _rows(root: Path, folder: Path, label: int, kept: KeptIndex, pool: ThreadPoo
 
     checksums = kept.part(folder.relative_to(root).as_posix(), listing, read_all)
     return Split(
-        archives=np.array([name for name, _, _ in listing]),
+        archives=np.array([name for name, _, _ in listing], dtype=object),
         offsets=np.zeros(len(listing), dtype=np.int64),
         sizes=np.array([size for _, size, _ in listing], dtype=np.int32),
         labels=np.full(len(listing), label, dtype=np.int32),
-        checksums=np.array(checksums),
+        checksums=np.array(checksums, dtype=CHECKSUM),
     )
 
 

@@ -15,6 +15,7 @@ def prepare_data(
     train_split: Output[Dataset],
     search_split: Output[Dataset],
     test_split: Output[Dataset],
+    train_full_split: Output[Dataset],
     record: Output[Artifact],
 ) -> None:
     from components.kfp_edge import call
@@ -22,6 +23,7 @@ def prepare_data(
 
     arguments = ["--config", config, "--data", data, "--card", card.path]
     arguments += ["--train-split", train_split.path, "--search-split", search_split.path]
-    call(main, [*arguments, "--test-split", test_split.path, "--record", record.path])
-    for split in (train_split, search_split, test_split):
+    arguments += ["--test-split", test_split.path, "--train-full-split", train_full_split.path]
+    call(main, [*arguments, "--record", record.path])
+    for split in (train_split, search_split, test_split, train_full_split):
         split.metadata["data_hash"] = data_hash

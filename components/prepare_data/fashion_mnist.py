@@ -7,6 +7,8 @@ import numpy as np
 
 from autoformer.dataset import Split, check_archive, image_checksums, read_archive
 from autoformer.errors import AutoFormerError
+from autoformer.files import hash_file
+from components.prepare_data.delivered import Delivered
 
 NAME = "fashion-mnist"
 TITLE = "Fashion-MNIST"
@@ -28,7 +30,7 @@ ARCHIVES = {
 _IDX_UNSIGNED_BYTES = 8
 
 
-class Delivered(NamedTuple):
+class Pair(NamedTuple):
     """One pair of image and label files: its rows and their pixels, in the delivered order."""
 
     rows: Split
@@ -41,7 +43,30 @@ def check_files(data: Path) -> None:
         check_archive(data / name, sha256)
 
 
-def read_pair(data: Path, prefix: str) -> Delivered:
+def read(data: Path) -> Delivered:
+    """The published images. Raises `AutoFormerError` unless the files are those, byte for byte."""
+    check_files(data)
+    return index(data)
+
+
+def index(data: Path) -> Delivered:
+    """The images of files in this layout, which need not be the published ones."""
+    train, test = (read_pair(data, prefix).rows for prefix in ("train", "t10k"))
+    return Delivered(
+        title=TITLE,
+        classes=CLASSES,
+        rows=Split(*(np.concatenate(columns) for columns in zip(train, test, strict=True))),
+        splits=np.repeat(["train", "test"], [len(train.labels), len(test.labels)]),
+        encoding="raw",
+        image_size=IMAGE_SIZE,
+        channels=1,
+        archives={name: hash_file(data / name) for name in ARCHIVES},
+        licence=LICENCE,
+        source=SOURCE,
+    )
+
+
+def read_pair(data: Path, prefix: str) -> Pair:
     """Index the images of `train` or `t10k`.
 
     Raises `AutoFormerError` where a file is missing, damaged, or not the image or label file that its name says.
@@ -61,7 +86,7 @@ def read_pair(data: Path, prefix: str) -> Delivered:
         labels=labels.astype(np.int32),
         checksums=image_checksums(pixels),
     )
-    return Delivered(rows, pixels[:, None])
+    return Pair(rows, pixels[:, None])
 
 
 def _read_idx(path: Path, dimensions: int) -> tuple[np.ndarray, int]:

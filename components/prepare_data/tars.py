@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from autoformer.dataset import Split
+from autoformer.dataset import CHECKSUM, Split
 from autoformer.errors import AutoFormerError
 
 _BLOCK = 1 << 20  # bytes read at a time
@@ -99,9 +99,9 @@ class _Hashed:
 def as_split(archives: list[str], members: list[Member], labels: list[int]) -> Split:
     """Rows of one file each. All three of one length."""
     return Split(
-        archives=np.array(archives),
+        archives=np.array(archives, dtype=object),
         offsets=np.array([member.offset for member in members], dtype=np.int64),
         sizes=np.array([member.size for member in members], dtype=np.int32),
         labels=np.array(labels, dtype=np.int32),
-        checksums=np.array([member.checksum for member in members]),
+        checksums=np.array([member.checksum for member in members], dtype=CHECKSUM),
     )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autoformer.dataset import Split, archive_folder
+from autoformer.dataset import CHECKSUM, Split, archive_folder
 from autoformer.errors import AutoFormerError
 from components.cli import Progress
 from components.prepare_data.delivered import Delivered
@@ -116,11 +116,11 @@ def _read_shard(path: Path, kept: KeptIndex) -> _Shard:
     part = kept.part(path.name, [status.st_size, status.st_mtime_ns], index)
     offsets, sizes, labels, checksums = zip(*part["samples"], strict=True)
     rows = Split(
-        archives=np.full(len(labels), path.name),
+        archives=np.full(len(labels), path.name, dtype=object),
         offsets=np.array(offsets, dtype=np.int64),
         sizes=np.array(sizes, dtype=np.int32),
         labels=np.zeros(len(labels), dtype=np.int32),
-        checksums=np.array(checksums),
+        checksums=np.array(checksums, dtype=CHECKSUM),
     )
     return _Shard(path.name, _split_of(path.name), rows, list(labels), part["checksum"])
 

@@ -13,6 +13,7 @@ def retrain_subnet(
     data_hash: str,
     card: Input[Artifact],
     train_split: Input[Dataset],
+    train_full_split: Input[Dataset],
     search_split: Input[Dataset],
     supernet: Input[Model],
     search: Input[Artifact],
@@ -24,7 +25,8 @@ def retrain_subnet(
     from components.retrain_subnet.step import main
 
     arguments = ["--config", config, "--data", data, "--card", card.path]
-    arguments += ["--train-split", train_split.path, "--search-split", search_split.path]
+    arguments += ["--train-split", train_split.path, "--train-full-split", train_full_split.path]
+    arguments += ["--search-split", search_split.path]
     arguments += ["--supernet", supernet.path, "--search", search.path]
     call(main, [*arguments, "--out", retrain.path, "--record", record.path])
     retrain.metadata["data_hash"] = data_hash

@@ -32,7 +32,7 @@ HISTORY = ("step", "epoch", "learning_rate", "train_loss", "search_top1_percent"
 
 def parser() -> argparse.ArgumentParser:
     result = step_parser(STEP, "Retrain the subnet that the search has chosen.")
-    add_data_arguments(result, "train", "search")
+    add_data_arguments(result, "train", "train_full", "search")
     add_folder_arguments(result, "supernet", "search")
     add_output_arguments(result)
     return result
@@ -45,13 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace, config: Config) -> None:
     assert config.retrain_subnet is not None
     card, (search_images,) = read_data(arguments, config, "search")
-    train_images = read_train_images(arguments, config, card, config.retrain_subnet, STEP)
+    section = config.retrain_subnet
+    train_images = read_train_images(arguments, config, card, section, STEP, section.split)
     chosen = NamedSubnet.from_yaml(existing(arguments.search, "search_subnet") / "chosen.yaml")
     chosen.check(config.space)
     weights = _scored_weights(arguments.search)
     preprocessing = read_supernet(arguments.supernet, config, weights).preprocessing
     start = Start(chosen.subnet, weights, preprocessing)
-    with open_step(STEP, arguments, config, "card", "train_split", "search_split", "supernet", "search") as opened:
+    data = ("card", f"{section.split}_split", "search_split")
+    with open_step(STEP, arguments, config, *data, "supernet", "search") as opened:
         opened.tracked.subnet(chosen.subnet)
         _Retraining(opened, card, train_images, search_images, start).run()
 
