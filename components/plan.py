@@ -175,7 +175,8 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
     from autoformer.loader import AHEAD
     from autoformer.supernet import Supernet
     from autoformer.training import supernet_forward
-    from components.trainers import make_trainer, worker_count
+    from components.trainers import make_trainer
+    from components.workers import worker_count
 
     section, space = config.train_supernet, config.space
     assert section is not None and config.search_subnet is not None

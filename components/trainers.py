@@ -1,6 +1,5 @@
 """From a configuration to a trainer: device, memory, workers and teacher are found here."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from autoformer.supernet import Supernet
 from autoformer.training import Forward, Trainer
 from autoformer.vit import AutoFormer
 from components.config import Config, TrainingSection
-
-MOST_WORKERS = 16
+from components.workers import worker_count
 
 
 def make_trainer(
@@ -62,20 +60,6 @@ def make_trainer(
         write_json(found, {"accumulation": parts})
     source = training_images(images, recipe, seed, space.image_size, card.mean, parts, worker_count(device))
     return Trainer(model, forward, source, space.num_classes, card.mean, card.std, recipe, seed, teacher)
-
-
-def worker_count(device: torch.device) -> int:
-    """Processes that decode and augment ahead: `AUTOFORMER_WORKERS`, else what leaves the training process its cores.
-
-    It changes no result, and so is no part of the configuration.
-    """
-    given = os.environ.get("AUTOFORMER_WORKERS")
-    if given is not None:
-        if not given.isdecimal():
-            raise AutoFormerError(f"AUTOFORMER_WORKERS = {given}: expected a number of processes, 0 or more")
-        return int(given)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, cores // 2 if device.type == "cpu" else max(1, cores - 1))
 
 
 def _trial(
