@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from autoformer.errors import AutoFormerError
+from components.ranks import machine_share
 
 if TYPE_CHECKING:
     import torch
@@ -22,4 +23,5 @@ def worker_count(device: "torch.device") -> int:
             raise AutoFormerError(f"AUTOFORMER_WORKERS = {given}: expected a number of processes, 0 or more")
         return int(given)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= machine_share()
     return min(MOST_WORKERS, cores // 2 if device.type == "cpu" else max(1, cores - 1))
