@@ -27,6 +27,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from autoformer.space import SubnetSpec
+
 Flags = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -36,6 +38,20 @@ _EDGES = np.array([1e-9, 0.05, 0.15, 0.4, 0.6, 0.85, 0.95, 1 - 1e-9])
 _STRATA = len(_EDGES) + 1
 _PRIOR_IMAGES = 20  # what is known of a stratum beforehand weighs as much as so many answers
 _FEWEST = 2  # complete candidates, from which deviations can be told
+
+
+class Task(NamedTuple):
+    """A subnet, and the images of the split that it is to answer (m,)."""
+
+    spec: SubnetSpec
+    images: Indices
+
+
+class Answers(NamedTuple):
+    """Which images of its task a subnet has right (m,), and its cross entropy summed over them, in nats."""
+
+    right: Flags
+    loss_sum: float
 
 
 @dataclass(frozen=True)

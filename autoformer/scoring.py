@@ -4,7 +4,7 @@ Letters in shapes: N images of the split, m images to answer, B images of a batc
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,24 +15,11 @@ from torch.nn.functional import cross_entropy
 from autoformer.dataset import DatasetCard, Images
 from autoformer.devices import is_out_of_memory
 from autoformer.errors import AutoFormerError
+from autoformer.racing import Answers, Task
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
 
 _SHARE_OF_FREE = 0.5  # of a GPU's free memory; the rest is for what a forward pass needs
-
-
-class Task(NamedTuple):
-    """A subnet, and the images of the split that it is to answer (m,)."""
-
-    spec: SubnetSpec
-    images: npt.NDArray[np.int64]
-
-
-class Answers(NamedTuple):
-    """Which images a subnet has right (m,), and its cross entropy summed over them, in nats."""
-
-    right: npt.NDArray[np.bool_]
-    loss_sum: float
 
 
 class Scorer:
@@ -134,13 +121,13 @@ class Scorer:
         if not np.isfinite(loss_sum):
             answer = "its weights have diverged; train at a lower rate"
             if self.precision == "float16":
-                answer = "set search_subnet.precision to bfloat16 or float32"
+                answer = "score in bfloat16 or float32"
             raise AutoFormerError(f"a logit of subnet {spec.to_json()} is not finite in {self.precision}: {answer}")
         return Answers(found, loss_sum)
 
 
 def _placed(pixels: Tensor, device: torch.device) -> Tensor:
-    """On the device; of a GPU's memory they take at most a share of what is free, and stay with the host beyond that."""
+    """On the device; beyond a share of a GPU's free memory they stay with the host."""
     if device.type == "cuda" and pixels.nbytes > _SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]:
         return pixels
     return pixels.to(device)
