@@ -3,7 +3,8 @@
 The official algorithm, without its faults: the initial population and every generation are ranked; a child is
 legal by construction, whatever its parents' depths; loops are bounded and end in an error that says why; a
 candidate is scored once. The caller scores: `ask` gives the next candidates, `tell` takes their scores, so the
-search itself is a function of the rng and the scores, and is resumed by telling it again what it knew.
+search itself is a function of the rng and the scores, and is resumed by telling it again what it knew. A candidate
+that was stopped before it was scored whole (`autoformer.racing`) becomes no parent, and is never the best.
 """
 
 from collections.abc import Sequence
@@ -58,15 +59,20 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate with its score, higher is better."""
+    """A candidate with its score, higher is better, and its loss, which decides between equal scores.
+
+    One that is not `complete` was stopped on the way: its score is an estimate, and it has no loss.
+    """
 
     candidate: Candidate
     score: float
+    loss: float = 0.0
+    complete: bool = True
 
     @property
-    def rank(self) -> tuple[float, int, int]:
-        """Sort key, best first: score, then fewer parameters, then the earlier candidate."""
-        return (-self.score, self.candidate.params, self.candidate.id)
+    def rank(self) -> tuple[bool, float, float, int, int]:
+        """Sort key, best first: complete ones, then by score, lower loss, fewer parameters, the earlier candidate."""
+        return (not self.complete, -self.score, self.loss, self.candidate.params, self.candidate.id)
 
 
 @dataclass(frozen=True)
@@ -246,13 +252,18 @@ class Evolution:
         return candidates + self._pool.random(settings.population - len(candidates), "fill", self.generation)
 
     def tell(self, candidates: Sequence[Candidate], scores: Sequence[float]) -> None:
-        """Take the scores of all candidates of the last `ask`."""
-        self.scored += [Scored(candidate, score) for candidate, score in zip(candidates, scores, strict=True)]
+        """Take the scores of all candidates of the last `ask`, all of them complete."""
+        self.take([Scored(candidate, score) for candidate, score in zip(candidates, scores, strict=True)])
+
+    def take(self, scored: Sequence[Scored]) -> None:
+        """Take what all candidates of the last `ask` have come to."""
+        self.scored += scored
         self.generation += 1
 
     def best(self, count: int) -> list[Scored]:
-        """The best of all generations so far, best first."""
-        return sorted(self.scored, key=lambda scored: scored.rank)[:count]
+        """The best complete candidates of all generations so far, best first."""
+        complete = [scored for scored in self.scored if scored.complete]
+        return sorted(complete, key=lambda scored: scored.rank)[:count]
 
     def _mutants(self, best: Sequence[Scored]) -> list[Candidate]:
         mutants: list[Candidate] = []

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from autoformer.errors import AutoFormerError, nearest, validated
 from autoformer.files import canonical_json, hash_file, hash_value, read_yaml
 from autoformer.named import CONFIGS, load_space
-from autoformer.recipe import Recipe
+from autoformer.recipe import Precision, Recipe
 from autoformer.sampling import Lessons, Sampling, sampler
 from autoformer.space import SearchSpace
 
@@ -92,6 +92,14 @@ class Limits(Section):
         return self
 
 
+class Racing(Section):
+    """Hopeless candidates are stopped on growing parts of the search split (`autoformer.racing`)."""
+
+    confidence: float = Field(0.99, gt=0.5, lt=1, description="that a stopped candidate is not among the best")
+    first_images: int = Field(500, gt=0, description="search images that every candidate is scored on")
+    growth: float = Field(1.5, gt=1, description="of the images from one look to the next")
+
+
 class SearchSubnet(Section):
     """Evolution (paper section 3.4). Scored in all: population + generations x population, at most."""
 
@@ -107,6 +115,12 @@ class SearchSubnet(Section):
     weights: Literal["ema", "raw"] = Field("ema", description="the supernet weights that candidates inherit")
     images: int | None = Field(None, gt=0, description="search images that score a candidate; null for all")
     batch_size: int = Field(500, gt=0, description="images of a forward pass; moves no score but by rounding")
+    precision: Precision = Field(
+        "auto", description="of the forward pass; auto for bfloat16 or float16 on a GPU, float32 on a CPU"
+    )
+    racing: Racing | None = Field(
+        Racing(), description="stop hopeless candidates early; null to score each on all search images"
+    )
     limits: Limits = Limits()
 
     @model_validator(mode="after")

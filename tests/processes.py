@@ -45,18 +45,18 @@ def at_step(number: int, do: Callable[[], None], training: int = 0) -> None:
 
 def at_candidate(number: int, do: Callable[[], None]) -> None:
     """When so many candidates have been scored by this process, do something in the midst of the next one's line."""
-    from components.search_subnet.step import ScoreMemory
+    from components.search_subnet.memory import ScoreMemory
 
-    score = ScoreMemory.__call__
+    keep = ScoreMemory._keep
 
-    def armed(self: Any, spec: Any) -> Any:
+    def armed(self: Any, task: Any, answers: Any) -> None:
         if self.scored_now == number:
             with self._file.open("a") as file:
                 file.write('{"subnet": {"depth": 2, "embe')
             do()
-        return score(self, spec)
+        keep(self, task, answers)
 
-    ScoreMemory.__call__ = armed  # type: ignore[method-assign]
+    ScoreMemory._keep = armed  # type: ignore[method-assign]
 
 
 def poison(number: int) -> None:
