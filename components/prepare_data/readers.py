@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 from autoformer.errors import AutoFormerError
-from components.prepare_data import fashion_mnist, packed
+from components.prepare_data import fashion_mnist, imagenet, packed
 from components.prepare_data.delivered import Delivered
 
 
@@ -16,7 +16,7 @@ class Reader(Protocol):
         """Every image that was delivered, none of them moved; `AutoFormerError` where a file is not as it should be."""
 
 
-READERS: tuple[Reader, ...] = (packed,)
+READERS: tuple[Reader, ...] = (packed, imagenet)
 
 
 def read_delivered(data: Path, dataset: str) -> Delivered:
