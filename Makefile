@@ -39,9 +39,12 @@ lock: ## resolve the dependencies of pyproject.toml into requirements.lock
 	  --no-emit-index-url --no-emit-find-links --quiet --upgrade --output-file requirements.lock
 
 .PHONY: data
-data: $(STAMP) ## fetch the images into data/, verified; or put yours there: make data DATA=path NAME=name
+data: $(STAMP) ## fetch the images into data/, verified; or put yours there (DATA=path NAME=name), or say where archives lie (DATASET=imagenet-1k ARCHIVES=path)
 ifdef DATA
 	$(BIN)/python -m pipeline.own_images --source '$(DATA)' --name '$(NAME)' $(SETTINGS)
+	$(BIN)/dvc commit --quiet --force data.dvc
+else ifdef ARCHIVES
+	$(BIN)/python -m components.prepare_data.link --dataset '$(DATASET)' --archives '$(ARCHIVES)' --data 'data/$(DATASET)'
 	$(BIN)/dvc commit --quiet --force data.dvc
 else
 	$(BIN)/python -m components.prepare_data.fetch --dataset $(DATASET) --data data/$(DATASET)

@@ -8,6 +8,9 @@ from autoformer.dataset import Split
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of pixels in [0, 1], by channel
 
+IMAGENET_STATISTICS: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Of ImageNet's training pixels: what published models are fed with, on ImageNet and on what they are moved to."""
+
 
 class Delivered(NamedTuple):
     title: str
@@ -22,5 +25,5 @@ class Delivered(NamedTuple):
     source: str
     files: bool = False  # whether each image is a file of its own, its row's archive, with its row's checksum
     upright: bool = True  # whether an image is turned as its camera noted
-    statistics: Statistics | None = None  # by which pixels are normalised; None to compute them from the train split
+    statistics: Statistics | None = None  # by which pixels are normalised; None for ImageNet's, or to compute them
     notes: tuple[str, ...] = ()
