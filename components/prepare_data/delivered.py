@@ -8,6 +8,9 @@ from autoformer.dataset import Split
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of pixels in [0, 1], by channel
 
+IMAGENET_STATISTICS: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Of ImageNet's training pixels: what published models are fed with, on ImageNet and on what they are moved to."""
+
 
 class Delivered(NamedTuple):
     title: str

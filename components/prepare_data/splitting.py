@@ -12,10 +12,7 @@ from autoformer.images import to_pixels
 from autoformer.randomness import derived_rng
 from autoformer.splits import Shares, hold_out, split_by_share
 from components.config import PrepareData
-from components.prepare_data.delivered import Delivered, Statistics
-
-IMAGENET_STATISTICS: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Of ImageNet's training pixels: what published models are fed with, on ImageNet and on what they are moved to."""
+from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered, Statistics
 
 
 class Splits(NamedTuple):
