@@ -85,12 +85,22 @@ class DatasetCard(BaseModel):
         return self
 
 
+class SourceArchive(BaseModel):
+    """What a large archive must be, told before it is read (bytes) and after."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    md5: str
+    bytes: int | None = Field(None, gt=0)
+
+
 class Source(BaseModel):
     """`source.yaml` of a data folder whose archives are too large to lie in it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     location: Path = Field(description="the folder of the archives; a relative one is seen from the data folder")
+    archives: dict[str, SourceArchive] = Field({}, description="by file name, where they are published ones")
 
 
 SOURCE = "source.yaml"
@@ -98,8 +108,13 @@ SOURCE = "source.yaml"
 
 def archive_folder(data: Path) -> Path:
     """Where the archives of a data folder lie: in it, or where its `source.yaml` says."""
+    return data / read_source(data).location if (data / SOURCE).is_file() else data
+
+
+def read_source(data: Path) -> Source:
+    """Raises `AutoFormerError` where the data folder has no `source.yaml`, or one that is not as it should be."""
     file = data / SOURCE
-    return data / validated(Source, read_yaml(file), str(file)).location if file.is_file() else data
+    return validated(Source, read_yaml(file), str(file))
 
 
 class Split(NamedTuple):

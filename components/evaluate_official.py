@@ -1,8 +1,8 @@
 """`python -m components.evaluate_official`: the accuracy of a published subnet, measured again.
 
-The published protocol: the shorter side resized to int(256 / 224 x size) pixels, bicubic, the centre cut out, normalised
-by ImageNet's mean and deviation; top-1 and top-5 of the subnet with the weights that it inherits from the official
-supernet. No other step needs to have run.
+The published protocol: the shorter side resized to int(256 / 224 x size) pixels, bicubic, the centre cut out,
+normalised by ImageNet's mean and deviation; top-1 and top-5 of the subnet with the weights that it inherits from the
+official supernet. No other step needs to have run.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Task(NamedTuple):
 def parser() -> argparse.ArgumentParser:
     result = Parser(
         prog="python -m components.evaluate_official",
-        description="Evaluate a published subnet with the weights of an official checkpoint, by the published protocol.",
+        description="Evaluate a published subnet, inherited from an official checkpoint, by the published protocol.",
     )
     result.add_argument("--checkpoint", type=Path, required=True, help="an official supernet, supernet-tiny.pth say")
     result.add_argument("--subnet", required=True, help="a file of configs/subnets/, or the path of such a file")

@@ -21,10 +21,11 @@ from autoformer.dataset import Images as Pixels
 from autoformer.errors import AutoFormerError
 from autoformer.images import model_pixels
 from components.cli import Parser, existing, refuse
-from components.config import Config, RetrainSubnet, TrainingSection, load_config
+from components.config import Config, PrepareData, RetrainSubnet, TrainingSection, load_config
 from components.inputs import check_batch, check_space
+from components.prepare_data import imagenet
 from components.prepare_data.readers import read_delivered
-from components.prepare_data.splitting import describe, split
+from components.prepare_data.splitting import Splits, describe, split
 from components.stopping import Stopped, stoppable
 
 STEP_SECONDS = 20  # what a step's process takes to start and to end
@@ -140,13 +141,18 @@ def _delivered(config: Config, data: Path) -> tuple[DatasetCard, Pixels | Encode
     """A card, images that stand for the train split, and the size of each split."""
     section, space = config.prepare_data, config.space
     assert section is not None and config.train_supernet is not None
-    delivered = read_delivered(existing(data, "`make data`"), config.dataset)
-    splits = split(delivered, section, config.seed)
+    counts = None
+    if imagenet.is_mine(existing(data, "`make data`")):  # not read for hours before a plan
+        delivered = imagenet.glance(data)
+        splits, counts = Splits({"train": delivered.rows}, ()), _published_counts(section)
+    else:
+        delivered = read_delivered(data, config.dataset)
+        splits = split(delivered, section, config.seed)
     half = (0.5,) * delivered.channels
     card = describe(delivered, splits, (half, half))
     check_space(card, space)
     train = splits.rows["train"]
-    counts = Images(*(card.counts[name] for name in Images._fields))
+    counts = counts or Images(*(card.counts[name] for name in Images._fields))
     if card.encoding == "raw":
         return card, _noise(card, min(len(train.labels), _NOISE)), counts
     encoded = EncodedSplit(
@@ -157,6 +163,13 @@ def _delivered(config: Config, data: Path) -> tuple[DatasetCard, Pixels | Encode
     few = range(min(len(train.labels), 8 * config.train_supernet.batch_size))
     decoded = [model_pixels(encoded.pictures.image(index), card.channels, space.image_size) for index in few]
     return card, Pixels(np.stack(decoded), encoded.labels[: len(few)], []), counts
+
+
+def _published_counts(section: PrepareData) -> Images:
+    """Of ImageNet, but for the few images that are in two splits as they were delivered."""
+    full = imagenet.PUBLISHED.train_images
+    search = section.search_images or round(full * section.search_percent / 100)
+    return Images(full - search, search, imagenet.PUBLISHED.val_images, full)
 
 
 def _noise(card: DatasetCard, images: int) -> Pixels:

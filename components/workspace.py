@@ -30,13 +30,14 @@ def code_version() -> str:
     ]
 
 
-def work_folder() -> Path:
+def work_root() -> Path:
+    """The folder of all work in progress."""
     return Path(os.environ.get("AUTOFORMER_WORK", ROOT / "work"))
 
 
 def known_hashes() -> KnownHashes:
     """The checksums of large archives, which every step holds against the card."""
-    return KnownHashes(work_folder() / "checksums.jsonl")
+    return KnownHashes(work_root() / "checksums.jsonl")
 
 
 class Workspace:
@@ -56,7 +57,7 @@ class Workspace:
             "config": config.for_step(step),
             "inputs": {name: hash_path(path) for name, path in inputs.items()},
         }
-        self.folder = work_folder() / step / hash_value(self.provenance)[:16]
+        self.folder = work_root() / step / hash_value(self.provenance)[:16]
 
     def file(self, name: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)

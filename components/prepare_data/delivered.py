@@ -25,5 +25,5 @@ class Delivered(NamedTuple):
     source: str
     files: bool = False  # whether each image is a file of its own, its row's archive, with its row's checksum
     upright: bool = True  # whether an image is turned as its camera noted
-    statistics: Statistics | None = None  # by which pixels are normalised; None to compute them from the train split
+    statistics: Statistics | None = None  # by which pixels are normalised; None for ImageNet's, or to compute them
     notes: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ from typing import Any
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value, read_json, write_json
-from components.workspace import work_folder
+from components.workspace import work_root
 
 
 class KeptIndex:
@@ -17,7 +17,7 @@ class KeptIndex:
     """
 
     def __init__(self, source: Path) -> None:
-        self._folder = work_folder() / "prepare_data" / f"index-{hash_value(str(source.resolve()))[:16]}"
+        self._folder = work_root() / "prepare_data" / f"index-{hash_value(str(source.resolve()))[:16]}"
 
     def part(self, name: str, made_of: Any, make: Callable[[], Any]) -> Any:
         """A part as it was kept, or made and kept now. Both values are plain data, as JSON has it.

@@ -4,7 +4,17 @@ from pathlib import Path
 from typing import Protocol
 
 from autoformer.errors import AutoFormerError
-from components.prepare_data import cars, cifar, class_folders, fashion_mnist, flowers, packed, pets, webdataset
+from components.prepare_data import (
+    cars,
+    cifar,
+    class_folders,
+    fashion_mnist,
+    flowers,
+    imagenet,
+    packed,
+    pets,
+    webdataset,
+)
 from components.prepare_data.delivered import Delivered
 
 
@@ -16,7 +26,7 @@ class Reader(Protocol):
         """Every image that was delivered, none of them moved; `AutoFormerError` where a file is not as it should be."""
 
 
-READERS: tuple[Reader, ...] = (packed, cifar, flowers, pets, cars, class_folders, webdataset)
+READERS: tuple[Reader, ...] = (packed, imagenet, cifar, flowers, pets, cars, class_folders, webdataset)
 
 
 def read_delivered(data: Path, dataset: str) -> Delivered:
@@ -42,7 +52,7 @@ def read_delivered(data: Path, dataset: str) -> Delivered:
 
 def read_to_test(data: Path, dataset: str) -> Delivered:
     """As `read_delivered`, but without the training images where a reader can leave them unread."""
-    for reader in (class_folders, webdataset):
-        if reader.is_mine(data) and not packed.is_mine(data):
-            return reader.read(data, ("val", "test"))
+    reader = next((reader for reader in READERS if reader.is_mine(data)), None)
+    if reader in (imagenet, class_folders, webdataset):
+        return reader.read(data, splits=("val", "test"))
     return read_delivered(data, dataset)
