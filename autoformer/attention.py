@@ -50,6 +50,21 @@ class RelativePosition2D(nn.Module):
         vectors = torch.cat([rows, columns], dim=2).flatten(0, 1)  # P 2g d
         return F.pad(vectors, (0, 0, 0, width - 2 * grid, 1, 0)), class_token
 
+    def stretch(self, reach: int, new_reach: int) -> None:
+        """Spread what is known of the offsets -reach to reach over -new_reach to new_reach; entry 0 stays.
+
+        Linear in between, ends to ends and 0 to 0, so that an equal reach changes nothing. Entries beyond `reach`, of
+        offsets that no image has had, are dropped. As timm resizes the tables of its models with relative position.
+        """
+        middle = self.max_relative_position + 1
+        for name in ("table_v", "table_h"):
+            table = getattr(self, name)
+            used = table[middle - reach : middle + reach + 1].T[None]  # 1 d offsets
+            spread = F.interpolate(used.float(), size=2 * new_reach + 1, mode="linear", align_corners=True)[0].T
+            entries = torch.cat([table[:1], spread.to(table.dtype)]).detach()
+            setattr(self, name, nn.Parameter(entries, requires_grad=table.requires_grad))
+        self.max_relative_position = new_reach
+
 
 def position_features(grid: int, head_dim: int) -> Tensor:
     """One-hot row and column of every token (N, W), W padded so that head_dim + W is a multiple of 8.

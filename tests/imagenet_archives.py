@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from autoformer.dataset import SourceArchive
+from benchmarks.index import devkit
 from components.prepare_data.imagenet import DEVKIT, TRAIN, VAL, Published
 
 # wnid -> (the devkit's own number, names). Sorted wnids stand in another order than the numbers, as in the real one.
@@ -45,29 +46,6 @@ def tar_of(files: dict[str, bytes], mode: str = "w") -> bytes:
     return out.getvalue()
 
 
-def devkit(truth: list[int], classes: dict[str, tuple[int, str]] = CLASSES) -> bytes:
-    """meta.mat as MATLAB wrote it: the classes, and above them a synset with children; and the val images' numbers."""
-    from scipy.io import savemat
-
-    kinds = [
-        ("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O"),
-        ("children", "O"), ("wordnet_height", "O"), ("num_train_images", "O"),
-    ]  # fmt: skip
-    rows = [(number, wnid, words, "a thing", 0, [], 0, 1300) for wnid, (number, words) in classes.items()]
-    rows.append((len(classes) + 1, "n00001740", "entity", "all things", len(classes), [1, 2, 3], 9, 0))
-    synsets = np.array([tuple(np.array(v) if isinstance(v, list) else v for v in row) for row in rows], dtype=kinds)
-    out = io.BytesIO()
-    savemat(out, {"synsets": synsets.reshape(-1, 1)})
-    lines = "".join(f"{number}\n" for number in truth)
-    folder = "ILSVRC2012_devkit_t12"
-    files = {
-        f"{folder}/readme.txt": b"the development kit",
-        f"{folder}/data/meta.mat": out.getvalue(),
-        f"{folder}/data/ILSVRC2012_validation_ground_truth.txt": lines.encode(),
-    }
-    return tar_of(files, "w:gz")
-
-
 def train_files(per_class: int = 5, seed: int = 0) -> dict[str, dict[str, bytes]]:
     """wnid -> name -> content."""
     rng = np.random.default_rng(seed)
@@ -101,7 +79,7 @@ def write_archives(
     contents = {
         TRAIN: tar_of({f"{wnid}.tar": tar_of(files) for wnid, files in train.items()}),
         VAL: tar_of(val),
-        DEVKIT: devkit(truth),
+        DEVKIT: devkit(truth, CLASSES),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():

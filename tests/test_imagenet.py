@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from imagenet_archives import CLASSES, ORDER, TRUTH, devkit, encoded, tar_of, train_files, val_files, write_archives
+from imagenet_archives import CLASSES, ORDER, TRUTH, encoded, tar_of, train_files, val_files, write_archives
 from imagenet_archives import write_source as write_source_file
 from PIL import Image
 
@@ -17,9 +17,10 @@ from autoformer.dataset import SourceArchive, load_images, read_rows, read_sourc
 from autoformer.errors import AutoFormerError
 from autoformer.files import KnownHashes, hash_file
 from autoformer.images import model_pixels
+from benchmarks.index import devkit
 from components.config import PrepareData, load_config
 from components.plan import Images, make_plan
-from components.prepare_data import imagenet, link
+from components.prepare_data import deliver, imagenet, link
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
 from components.prepare_data.imagenet import DEVKIT, PUBLISHED, TRAIN, VAL, Published
 from components.prepare_data.readers import read_delivered
@@ -78,6 +79,16 @@ def test_the_index_is_what_tarfile_finds(tmp_path: Path) -> None:
     assert delivered.classes == ("n01440764 tench", "n02119789 kit fox", "n03400231 frying pan")
     assert delivered.archives == {name: hash_file(tmp_path / "archives" / name) for name in (TRAIN, VAL, DEVKIT)}
     assert delivered.image_size is None and not delivered.upright
+
+
+def test_val_alone_needs_no_training_archive(tmp_path: Path) -> None:
+    whole = read(tmp_path)
+    published = write_archives(tmp_path / "archives")
+    (tmp_path / "archives" / TRAIN).unlink()
+    val = imagenet.read(tmp_path / "data", published, ("val", "test"))
+    here = whole.splits == "val"
+    assert all(np.array_equal(a, b[here]) for a, b in zip(val.rows, whole.rows, strict=True))
+    assert val.splits.tolist() == ["val"] * 6 and set(val.archives) == {VAL, DEVKIT}
 
 
 def test_val_images_in_another_order_keep_their_labels(tmp_path: Path) -> None:
@@ -217,7 +228,7 @@ BAD = {
     "missing": (lambda p, f: (f / VAL).unlink() or p, [VAL, "no such archive", "ARCHIVES=…"]),
     "size": (lambda p, f: reframed(p, f, VAL, (f / VAL).read_bytes()[:-512], False), [VAL, "bytes, not", "published"]),
     "md5": (lambda p, f: reframed(p, f, VAL, flipped((f / VAL).read_bytes()), False), [VAL, "md5 is", "as published"]),
-    "devkit's md5": (lambda p, f: reframed(p, f, DEVKIT, devkit([1] * 6), False), [DEVKIT]),
+    "devkit's md5": (lambda p, f: reframed(p, f, DEVKIT, devkit([1] * 6, CLASSES), False), [DEVKIT]),
     "truncated": (
         lambda p, f: without_sizes(reframed(p, f, TRAIN, (f / TRAIN).read_bytes()[:9000])),
         [TRAIN, "ends within", "copy the archive again"],
@@ -254,9 +265,12 @@ BAD = {
         lambda p, f: reframed(p, f, DEVKIT, devkit(TRUTH, dict(list(CLASSES.items())[:2]))),
         [DEVKIT, "2 classes, not 3"],
     ),
-    "labels too few": (lambda p, f: reframed(p, f, DEVKIT, devkit([1, 2])), [DEVKIT, "labels of 2 val images, not 6"]),
+    "labels too few": (
+        lambda p, f: reframed(p, f, DEVKIT, devkit([1, 2], CLASSES)), [DEVKIT, "labels of 2 val images, not 6"],
+    ),
     "labels of no class": (
-        lambda p, f: reframed(p, f, DEVKIT, devkit([1, 2, 3, 1, 2, 99])), [DEVKIT, "no class has the number 99"],
+        lambda p, f: reframed(p, f, DEVKIT, devkit([1, 2, 3, 1, 2, 99], CLASSES)),
+        [DEVKIT, "no class has the number 99"],
     ),
 }  # fmt: skip
 
@@ -292,22 +306,23 @@ def sparse_archives(tmp: Path) -> Path:
 def test_make_data_says_where_the_archives_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archives, data = sparse_archives(tmp_path), tmp_path / "data"
     given = ["--dataset", "imagenet-1k", "--data", str(data), "--archives"]
-    assert link.main([*given, str(archives)]) == 0
+    assert deliver.main([*given, str(archives)]) == 0
     source = read_source(data)
     assert source.location == archives and source.archives == PUBLISHED.archives
     assert [path.name for path in data.iterdir()] == ["source.yaml"] and imagenet.is_mine(data)
     for folder, part in ((tmp_path / "gone", "gone: no such folder"), (data, f"{TRAIN}: no such archive")):
         capsys.readouterr()
-        assert link.main([*given, str(folder)]) == 2
+        assert deliver.main([*given, str(folder)]) == 2
         told = capsys.readouterr()
         assert part in told.err and told.err.count("\n") == 1
     os.truncate(archives / VAL, 10**6)
-    assert link.main([*given, str(archives)]) == 2
+    assert deliver.main([*given, str(archives)]) == 2
     assert "1000000 bytes, not 6744924160 as published" in capsys.readouterr().err
 
 
 def test_a_plan_looks_at_a_few_images_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("components.plan._ENOUGH_SECONDS", 0.0)
+    monkeypatch.setenv("AUTOFORMER_WORKERS", "0")
     data = tmp_path / "data"
     link.link(sparse_archives(tmp_path), data)
     settings = [
@@ -315,9 +330,13 @@ def test_a_plan_looks_at_a_few_images_only(tmp_path: Path, monkeypatch: pytest.M
         "prepare_data.search_images=10000", "train_supernet.batch_size=4", "retrain_subnet.batch_size=4",
         "retrain_subnet.split=train_full", "search_subnet.batch_size=4",
     ]  # fmt: skip
-    plan = make_plan(load_config("photos", settings), data)
+    config = load_config("photos", settings)
+    assert config.retrain_subnet is not None
+    plan = make_plan(config, data)
     assert plan.images == Images(1_271_167, 10_000, 50_000, 1_281_167)
-    assert {stage.name: stage.images for stage in plan.stages}["retrain_subnet"] % 1_281_167 < 4 * 100
+    assert {stage.name: stage.images for stage in plan.stages}["retrain_subnet"] == (
+        config.retrain_subnet.epochs * (1_281_167 // 4) * 4
+    )
 
 
 def test_checksums_of_archives_are_remembered_until_they_change(tmp_path: Path) -> None:

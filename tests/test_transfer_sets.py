@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torchvision.datasets
 from transfer_archives import cifar, harmful_pickle, make, mat, md5s, python2_pickle, write_tar
+from user_images import write_images
 
 from autoformer.archives import EncodedImages
 from autoformer.dataset import read_archive
 from autoformer.errors import AutoFormerError
-from components.prepare_data import cars, flowers, pets
+from components.prepare_data import cars, class_folders, flowers, pets, webdataset
 from components.prepare_data import cifar as cifar_reader
 from components.prepare_data.deliver import PUBLISHED, deliver, main
 from components.prepare_data.delivered import Delivered
@@ -232,3 +233,23 @@ def test_a_label_or_a_list_without_its_image_is_named(tmp_path: Path) -> None:
     (data / "car_devkit.tgz").write_bytes(b"")
     with pytest.raises(AutoFormerError, match=r"car_devkit\.tgz: not readable as a \.tar\.gz"):
         cars.read(data)
+
+
+def test_folders_and_shards_are_named_and_stay_where_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, shards = tmp_path / "tree", tmp_path / "shards"
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            write_images(tree / split / label, 1, seed=len(split) + len(label))
+    write_tar(shards / "train-0.tar", {"a.jpg": b"x", "a.cls": b"0"})
+    for folder, reader in ((tree, class_folders), (shards, webdataset)):
+        data = tmp_path / "data" / folder.name
+        assert main(["--dataset", "pets", "--archives", str(folder), "--data", str(data)]) == 0
+        assert [file.name for file in data.iterdir()] == ["source.yaml"]
+        assert reader.is_mine(data)
+    capsys.readouterr()
+    assert main(["--dataset", "flower-102", "--archives", str(tmp_path), "--data", str(tmp_path / "d")]) == 2
+    error = capsys.readouterr().err
+    assert "neither train/ and val/ with class folders nor WebDataset shards" in error
+    assert "did you mean 'flowers-102'?" in error and not (tmp_path / "d").exists()

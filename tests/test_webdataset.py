@@ -61,7 +61,14 @@ def test_every_row_is_what_tarfile_reads(tmp_path: Path) -> None:
     assert ours == independent(root)
     assert found.splits.tolist() == ["train", "train", "train", "val"]
     assert found.classes == ("0", "1", "2")
-    assert not (root / "n01_10.jpg").exists()
+    assert (found.title, found.upright) == ("shards", True)
+
+
+def test_images_named_as_imagenets_are_not_turned(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-0.tar", sample("n01440764_10026", 0, cls=0) | sample("n01440764_1", 1, cls=1))
+    write_tar(tmp_path / "val-0.tar", sample("ILSVRC2012_val_00000001", 2, cls=1))
+    found = webdataset.read(tmp_path)
+    assert (found.title, found.upright) == ("ImageNet", False)
 
 
 def test_one_set_with_names_for_labels(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Bring a data set's official archives into a data folder, verified.
+"""Fill a data folder out of a data set's official archives, or say in it where they are.
 
     python -m components.prepare_data.deliver --dataset flowers-102 --archives ~/downloads --data data/flowers-102
 
-What is small, or can be read at any place as it is, is copied. An archive of images that is compressed as a whole has
-no place to begin reading at: it is written once without the compression, which gives the same bytes each time.
+Small archives are verified and copied. One of images that is compressed as a whole has no place to begin reading at: it
+is written once without the compression, which gives the same bytes each time. ImageNet, class folders and WebDataset
+shards stay where they are: see `link`.
 """
 
 import zlib
@@ -13,9 +14,11 @@ from hashlib import md5
 from pathlib import Path
 from typing import BinaryIO
 
-from autoformer.errors import AutoFormerError
+from autoformer.dataset import SOURCE
+from autoformer.errors import AutoFormerError, nearest
 from autoformer.files import replacing
 from components.cli import Parser, Progress, refuse
+from components.prepare_data import class_folders, imagenet, link, webdataset
 
 # md5 of each file as published, which torchvision.datasets (BSD-3) has too: cifar, flowers102, oxford_iiit_pet, and
 # stanford_cars up to its release 0.17.
@@ -84,6 +87,25 @@ def _further(bar: Progress, before: int, size: int) -> None:
     bar.update(before + size)
 
 
+def bring(dataset: str, archives: Path, data: Path) -> str:
+    """Fill `data` in the way that suits the data set; what it holds, in words.
+
+    Raises `AutoFormerError` where `archives` holds no data set of that name, nor one in a known layout.
+    """
+    if dataset in PUBLISHED:
+        return ", ".join(deliver(archives, data, PUBLISHED[dataset]))
+    if class_folders.is_mine(archives) or webdataset.is_mine(archives):
+        link.link_folder(archives, data)
+        return f"{SOURCE}, which names {archives}"
+    if dataset == imagenet.NAME:
+        link.link(archives, data)
+        return f"{SOURCE}, which names {', '.join(imagenet.PUBLISHED.archives)}"
+    raise AutoFormerError(
+        f"{archives}: neither train/ and val/ with class folders nor WebDataset shards; "
+        f"DATASET names official archives: {nearest(dataset, [imagenet.NAME, *PUBLISHED])}"
+    )
+
+
 def _write(source: Path, out: BinaryIO, uncompress: bool, watch: Callable[[int], None]) -> str:
     """Copy a file, or what it holds uncompressed; the md5 of the file itself."""
     digest, gunzip, size = md5(), zlib.decompressobj(_GZIP), 0
@@ -109,13 +131,13 @@ def _write(source: Path, out: BinaryIO, uncompress: bool, watch: Callable[[int],
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m components.prepare_data.deliver", description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", required=True, choices=sorted(PUBLISHED))
+    known = ", ".join([imagenet.NAME, *PUBLISHED])
+    parser.add_argument("--dataset", required=True, help=f"{known}; or a name for class folders or shards")
     parser.add_argument("--archives", type=Path, required=True, help="folder of the downloaded files")
     parser.add_argument("--data", type=Path, required=True, help="folder to fill")
     try:
         arguments = parser.parse_args(argv)
-        names = deliver(arguments.archives, arguments.data, PUBLISHED[arguments.dataset])
-        print(f"{arguments.data}: {', '.join(names)}")
+        print(f"{arguments.data}: {bring(arguments.dataset, arguments.archives, arguments.data)}")
     except (AutoFormerError, OSError) as error:
         return refuse("deliver", error)
     return 0

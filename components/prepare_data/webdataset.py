@@ -27,6 +27,7 @@ from components.prepare_data.tars import Member, read_tar
 CLASS_NAMES = "classes.txt"
 _LABELS = ("cls", "json")
 _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+_IMAGENET_KEY = re.compile(r"(n\d{8}|ILSVRC2012_val)_\d+")  # as ImageNet names its images
 _LOOKED_AT = 8  # files of a first shard, among which is a sample's label
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -37,6 +38,7 @@ class _Shard(NamedTuple):
     rows: Split  # all labels 0
     labels: list[int | str]
     checksum: str
+    imagenet: bool  # whether all its images are named as ImageNet's
 
 
 def is_mine(data: Path) -> bool:
@@ -75,8 +77,9 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test", "")) -> 
     number: dict[Any, int] = {name: label for label, name in enumerate(classes)} | {n: n for n in range(len(classes))}
     columns = zip(*(shard.rows for shard in shards), strict=True)
     rows = Split(*(np.concatenate(column) for column in columns))
+    imagenet = all(shard.imagenet for shard in shards)
     return Delivered(
-        title=data.name,
+        title="ImageNet" if imagenet else data.name,
         classes=classes,
         rows=rows._replace(labels=np.array([number[label] for label in found], dtype=np.int32)),
         splits=np.repeat([shard.split for shard in shards], [len(shard.labels) for shard in shards]),
@@ -84,8 +87,9 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test", "")) -> 
         image_size=None,
         channels=3,
         archives={shard.name: shard.checksum for shard in shards},
-        licence="not stated",
+        licence="ImageNet's terms of access: for non-commercial research" if imagenet else "not stated",
         source=f"WebDataset shards, {len(shards)} of them",
+        upright=not imagenet,
     )
 
 
@@ -111,7 +115,9 @@ def _read_shard(path: Path, kept: KeptIndex) -> _Shard:
 
     def index() -> dict[str, Any]:
         tar = read_tar(path, keep=lambda name: _parts(name)[1] in _LABELS)
-        return {"checksum": tar.checksum, "samples": _samples(tar.members, path)}
+        images = _samples(tar.members, path)
+        named = all(_IMAGENET_KEY.fullmatch(PurePosixPath(key).name) for key in images)
+        return {"checksum": tar.checksum, "samples": list(images.values()), "imagenet": named}
 
     part = kept.part(path.name, [status.st_size, status.st_mtime_ns], index)
     offsets, sizes, labels, checksums = zip(*part["samples"], strict=True)
@@ -122,11 +128,11 @@ def _read_shard(path: Path, kept: KeptIndex) -> _Shard:
         labels=np.zeros(len(labels), dtype=np.int32),
         checksums=np.array(checksums, dtype=CHECKSUM),
     )
-    return _Shard(path.name, _split_of(path.name), rows, list(labels), part["checksum"])
+    return _Shard(path.name, _split_of(path.name), rows, list(labels), part["checksum"], part["imagenet"])
 
 
-def _samples(members: list[Member], path: Path) -> list[tuple[int, int, int | str, str]]:
-    """Offset, size, label and checksum of each sample's image, in the order of the shard."""
+def _samples(members: list[Member], path: Path) -> dict[str, tuple[int, int, int | str, str]]:
+    """Offset, size, label and checksum of each sample's image by its key, in the order of the shard."""
     images: dict[str, Member] = {}
     labels: dict[str, int | str] = {}
     for member in members:
@@ -143,7 +149,7 @@ def _samples(members: list[Member], path: Path) -> list[tuple[int, int, int | st
             f"{path}: {f'{without[0]} has no label' if without else 'holds no images'}; a sample is an image and a "
             ".cls, or a .json with 'label' or 'cls'"
         )
-    return [(image.offset, image.size, labels[key], image.checksum) for key, image in images.items()]
+    return {key: (image.offset, image.size, labels[key], image.checksum) for key, image in images.items()}
 
 
 def _label(member: Member, extension: str, path: Path) -> int | str | None:
