@@ -19,7 +19,7 @@ from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
 from components.config import Config, TrainingSection
-from components.workers import worker_count
+from components.workers import kept_bytes, worker_count
 
 
 def make_trainer(
@@ -60,8 +60,9 @@ def make_trainer(
         trial = _trial(model, largest, teacher, config, section, device)
         passes = _agreed_passes(found, section, ranks, lambda: _find_passes(model, trial, section, device, ranks))
     source = training_images(
-        images, recipe, seed, space.image_size, card.mean, passes * ranks.count, worker_count(device), ranks
-    )
+        images, recipe, seed, space.image_size, card.mean, passes * ranks.count, worker_count(device), ranks,
+        kept_bytes(),
+    )  # fmt: skip
     return Trainer(model, lessons, source, space.num_classes, card.mean, card.std, recipe, seed, teacher)
 
 
