@@ -66,11 +66,11 @@ class SupernetAttention(nn.Module):
 
     def forward(self, x: Tensor, num_heads: int, features: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
-        q, k, v = self.qkv(x, num_heads).unbind(dim=3)
+        qkv = self.qkv(x, num_heads)
         if self.rel_pos_k is None or self.rel_pos_v is None:
-            out = attend(q, k, v)
+            out = attend(qkv)
         else:
-            out = attend_with_position(q, k, v, self.rel_pos_k, self.rel_pos_v, features)
+            out = attend_with_position(qkv, self.rel_pos_k, self.rel_pos_v, features)
         return self.proj(out.flatten(2), x.shape[-1])
 
 

@@ -62,11 +62,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
-        q, k, v = self.qkv(x).unflatten(-1, (self.num_heads, 3, self.head_dim)).unbind(dim=3)
+        qkv = self.qkv(x).unflatten(-1, (self.num_heads, 3, self.head_dim))
         if self.rel_pos_k is None or self.rel_pos_v is None:
-            out = attend(q, k, v)
+            out = attend(qkv)
         else:
-            out = attend_with_position(q, k, v, self.rel_pos_k, self.rel_pos_v, self.features)
+            out = attend_with_position(qkv, self.rel_pos_k, self.rel_pos_v, self.features)
         return self.proj(out.flatten(2))
 
 
