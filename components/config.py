@@ -16,6 +16,7 @@ from autoformer.errors import AutoFormerError, nearest, validated
 from autoformer.files import canonical_json, hash_file, hash_value, read_yaml
 from autoformer.named import CONFIGS, load_space
 from autoformer.recipe import Precision, Recipe
+from autoformer.sampling import Lessons, Sampling, sampler
 from autoformer.space import SearchSpace
 
 STEPS = ("prepare_data", "train_supernet", "search_subnet", "retrain_subnet", "evaluate_subnet", "register_model")
@@ -62,7 +63,16 @@ class TrainingSection(Recipe):
 
 
 class TrainSupernet(TrainingSection):
-    pass
+    sampling: Sampling = Field(
+        "uniform",
+        description="subnets of a step: one, every choice uniform; sandwich: the largest, which teaches the smallest "
+        "and some random ones; fair: one, uniform in its number of parameters",
+    )
+    sandwich_random: int = Field(2, ge=0, description="random subnets of a sandwich, each as dear as a step of uniform")
+
+    def lessons(self, space: SearchSpace, seed: int) -> Lessons:
+        """What each step trains."""
+        return sampler(self.sampling, space, seed, self.sandwich_random)
 
 
 class Limits(Section):

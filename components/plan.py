@@ -183,7 +183,6 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
     from autoformer.evaluation import predict_logits
     from autoformer.loader import AHEAD
     from autoformer.supernet import Supernet
-    from autoformer.training import supernet_forward
     from components.trainers import make_trainer, worker_count
 
     section, space = config.train_supernet, config.space
@@ -192,7 +191,7 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
     model = Supernet(space, section.drop_path)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
-            "train_supernet", model, supernet_forward(space, config.seed), lambda batch: model(batch, space.largest),
+            "train_supernet", model, section.lessons(space, config.seed), lambda batch: model(batch, space.largest),
             images, card, config, section, config.seed, Path(folder) / "found.json",
         )  # fmt: skip
     trainer.total_steps = sys.maxsize

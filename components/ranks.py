@@ -213,7 +213,9 @@ def _launch_once(step: str, argv: Sequence[str], count: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says, one line will say
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say, one line will say
     with tempfile.TemporaryDirectory(prefix="autoformer-ranks-") as folder:
         settings = LaunchConfig(
             min_nodes=1,

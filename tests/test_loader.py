@@ -18,8 +18,9 @@ from autoformer.loader import ArrayPictures, Order, PictureImages, training_imag
 from autoformer.named import load_space
 from autoformer.randomness import repeated_order, seeded
 from autoformer.recipe import Augmentation, Recipe
+from autoformer.sampling import uniform
 from autoformer.supernet import Supernet
-from autoformer.training import Trainer, supernet_forward
+from autoformer.training import Trainer
 
 FULL: dict[str, Any] = {
     "crop_scale": (0.3, 1.0),
@@ -132,7 +133,7 @@ def test_weights_are_the_same_whatever_the_workers_and_the_interruption() -> Non
         torch.manual_seed(0)
         images = training_images(split(size=32), options, 0, 32, (0.5,) * 3, workers=workers)
         model = Supernet(space, options.drop_path)
-        return Trainer(model, supernet_forward(space, 0), images, 30, (0.5,) * 3, (0.2,) * 3, options, 0)
+        return Trainer(model, uniform(space, 0), images, 30, (0.5,) * 3, (0.2,) * 3, options, 0)
 
     def ended(training: Trainer) -> dict[str, Tensor]:
         training.images.close()
