@@ -10,8 +10,6 @@ from autoformer.racing import Flags, Indices, Race, Racing
 from autoformer.randomness import derived_rng
 from autoformer.search import Candidate, Evolution, Limits, Origin, Scored, random_baseline
 from autoformer.space import SubnetSpec
-from components import tracking
-from components.cli import Progress
 from components.config import Config, SearchSubnet
 from components.search_subnet.memory import ScoreMemory
 
@@ -46,19 +44,27 @@ def search(
     first: list[Candidate],
     memory: ScoreMemory,
     images: int,
-    progress: Progress,
-    tracked: "tracking.StepRun",
+    show: Callable[[int, str], None],
+    log: Callable[[dict[str, float], int], None],
 ) -> Result:
-    """Run evolution to its end, then random search of as many candidates."""
+    """Run evolution to its end, then random search of as many candidates.
+
+    Args:
+        evolution, first: what its first `ask` gave.
+        memory: scores candidates.
+        images: that score a candidate, N.
+        show: is told of progress: how many candidates are done with, and the best so far in words.
+        log: is told the metrics of each generation, and its number.
+    """
     section = config.search_subnet
     assert section is not None
-    grading = _Grading(racing(section), images, memory, progress)
+    grading = _Grading(racing(section), images, memory, show)
     candidates, ends = first, []
     while candidates:
         found = grading.grade(candidates, section.parents, grading.table)
         evolution.take([_scored(outcome) for outcome in found])
         ends.append(_End(len(grading.table), grading.images_scored))
-        tracked.metrics(_generation_metrics(found, evolution, grading), step=evolution.generation - 1)
+        log(_generation_metrics(found, evolution, grading), evolution.generation - 1)
         candidates = evolution.ask()
 
     evolved, baseline = list(grading.table), list[Outcome]()
@@ -105,8 +111,10 @@ class _Grading:
     the memory holds: there a search that was killed has left more than the races have come to again.
     """
 
-    def __init__(self, rules: Racing | None, images: int, memory: ScoreMemory, progress: Progress) -> None:
-        self.rules, self.images, self.memory, self.progress = rules, images, memory, progress
+    def __init__(
+        self, rules: Racing | None, images: int, memory: ScoreMemory, show: Callable[[int, str], None]
+    ) -> None:
+        self.rules, self.images, self.memory, self.show = rules, images, memory, show
         self.table: list[Outcome] = []
         self.complete: dict[SubnetSpec, Flags] = {}  # whole answers (N,)
         self.asked: dict[SubnetSpec, Flags] = {}  # which images (N,)
@@ -170,7 +178,7 @@ class _Grading:
 
     def _tell(self, settled: int) -> None:
         best = max((outcome.top1_percent for outcome in self.table if outcome.complete), default=None)
-        self.progress.update(len(self.table) + settled, "" if best is None else f"best {best:.2f} %")
+        self.show(len(self.table) + settled, "" if best is None else f"best {best:.2f} %")
 
 
 class _End(NamedTuple):
