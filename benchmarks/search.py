@@ -101,29 +101,15 @@ def demo(supernet: Supernet, seeds: int, images: int) -> tuple[list[Row], list[d
     with tempfile.TemporaryDirectory() as folder:
         memory = ScoreMemory(Path(folder) / "answers", images, lambda tasks: zip(tasks, scorer(tasks), strict=True))
         for seed in range(seeds):
+            shared = [f"seed={seed}", f"search_subnet.random_baseline={seed == 0}"]
             exact, race = (
-                _searched(load_config("demo", [f"seed={seed}", *given]), memory, images)
+                _figures(_searched(load_config("demo", [*shared, *given]), memory, images))
                 for given in (["search_subnet.racing=null"], [])
             )
-            details.append(
-                {
-                    "seed": seed,
-                    "exact_top1_percent": exact.chosen.top1_percent,
-                    "race_top1_percent": race.chosen.top1_percent,
-                    "exact_random_top1_percent": exact.metrics["random_best_top1_percent"],
-                    "race_random_top1_percent": race.metrics["random_best_top1_percent"],
-                    "exact_images": exact.metrics["images_scored"],
-                    "race_images": race.metrics["images_scored"],
-                    "exact_random_images": _random_images(exact),
-                    "race_random_images": _random_images(race),
-                }
-            )
-    worse = [row["exact_top1_percent"] - row["race_top1_percent"] for row in details]
-    of_random = [row["exact_random_top1_percent"] - row["race_random_top1_percent"] for row in details]
-    share = sum(row["race_images"] for row in details) / sum(row["exact_images"] for row in details)
-    random_share = sum(row["race_random_images"] for row in details) / sum(
-        row["exact_random_images"] for row in details
-    )
+            details.append({"seed": seed, "exact": exact, "race": race})
+    worse = [row["exact"]["top1_percent"] - row["race"]["top1_percent"] for row in details]
+    share = sum(row["race"]["images"] for row in details) / sum(row["exact"]["images"] for row in details)
+    exact, race = details[0]["exact"], details[0]["race"]
     note = f"{seeds} seeds, {images:,} search images"
     return [
         Row("demo: how far the race's choice is below the exact one, worst", max(worse), "points", MOST_WORSE_POINTS,
