@@ -121,7 +121,8 @@ class Strata:
         variance = (spread + _PRIOR_IMAGES * before) / (answered + _PRIOR_IMAGES)
         share, left = self.sizes / self.sizes.sum(), 1 - answered / np.maximum(self.sizes, 1)
         error = np.sqrt((share * share * left * variance / least).sum())
-        return Estimate(float((share * mean).sum()), float(error))
+        surprise = 1 / len(self.of_image)  # in one image is always possible
+        return Estimate(float((share * mean).sum()), max(float(error), surprise))
 
 
 def _left_one_out(complete: Flags, counts: npt.NDArray[np.int64]) -> Floats:

@@ -103,7 +103,12 @@ def make_plan(config: Config, data: Path) -> Plan:
     stages = [
         Stage("prepare_data", "", images.train_full + images.test, 2000.0),
         _training_stage("train_supernet", config.train_supernet, images.train, 1, training),
-        Stage("search_subnet", f"{candidates:,} candidates on {scored:,} images", candidates * scored, scoring),
+        Stage(
+            "search_subnet",
+            f"{candidates:,} candidates on {'at most ' if search.racing else ''}{scored:,} images",
+            candidates * scored,
+            scoring,
+        ),
         _training_stage("retrain_subnet", retrained, getattr(images, retrained.split), trainings, training),
         Stage("evaluate_subnet", f"{images.test:,} images", 3 * images.test, scoring),
         Stage("register_model", "", 0, 1.0),

@@ -2,18 +2,18 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from autoformer.racing import Flags, Indices, Race, Racing
 from autoformer.randomness import derived_rng
-from autoformer.search import Candidate, Evolution, Limits, Scored, random_baseline
+from autoformer.search import Candidate, Evolution, Limits, Origin, Scored, random_baseline
 from autoformer.space import SubnetSpec
-from components import tracking
-from components.cli import Progress
 from components.config import Config, SearchSubnet
 from components.search_subnet.memory import ScoreMemory
+
+_DRAWN: tuple[Origin, ...] = ("initial", "baseline")
 
 
 class Outcome(NamedTuple):
@@ -44,19 +44,27 @@ def search(
     first: list[Candidate],
     memory: ScoreMemory,
     images: int,
-    progress: Progress,
-    tracked: "tracking.StepRun",
+    show: Callable[[int, str], None],
+    log: Callable[[dict[str, float], int], None],
 ) -> Result:
-    """Run evolution to its end, then random search of as many candidates."""
+    """Run evolution to its end, then random search of as many candidates.
+
+    Args:
+        evolution, first: what its first `ask` gave.
+        memory: scores candidates.
+        images: that score a candidate, N.
+        show: is told of progress: how many candidates are done with, and the best so far in words.
+        log: is told the metrics of each generation, and its number.
+    """
     section = config.search_subnet
     assert section is not None
-    grading = _Grading(racing(section), images, memory, progress)
+    grading = _Grading(racing(section), images, memory, show)
     candidates, ends = first, []
     while candidates:
         found = grading.grade(candidates, section.parents, grading.table)
         evolution.take([_scored(outcome) for outcome in found])
         ends.append(_End(len(grading.table), grading.images_scored))
-        tracked.metrics(_generation_metrics(found, evolution, grading), step=evolution.generation - 1)
+        log(_generation_metrics(found, evolution, grading), evolution.generation - 1)
         candidates = evolution.ask()
 
     evolved, baseline = list(grading.table), list[Outcome]()
@@ -66,8 +74,8 @@ def search(
         drawn = random_baseline(config.space, limits(section), len(evolved), section.tries, rng)
         moved = [_renumbered(candidate, len(evolved)) for candidate in drawn]
         for start in range(0, len(moved), section.population):
-            # of random search the best alone is of interest: all others may be stopped
-            baseline += grading.grade(moved[start : start + section.population], 1, baseline)
+            # of random search the best alone is of interest, so all others may be stopped
+            baseline += grading.grade(moved[start : start + section.population], 1, baseline, _DRAWN)
     best = evolution.best(1)[0].candidate.id
     chosen = next(outcome for outcome in evolved if outcome.candidate.id == best)
     rows = [_progress_row(generation, end, evolved, baseline) for generation, end in enumerate(ends)]
@@ -103,8 +111,10 @@ class _Grading:
     the memory holds: there a search that was killed has left more than the races have come to again.
     """
 
-    def __init__(self, rules: Racing | None, images: int, memory: ScoreMemory, progress: Progress) -> None:
-        self.rules, self.images, self.memory, self.progress = rules, images, memory, progress
+    def __init__(
+        self, rules: Racing | None, images: int, memory: ScoreMemory, show: Callable[[int, str], None]
+    ) -> None:
+        self.rules, self.images, self.memory, self.show = rules, images, memory, show
         self.table: list[Outcome] = []
         self.complete: dict[SubnetSpec, Flags] = {}  # whole answers (N,)
         self.asked: dict[SubnetSpec, Flags] = {}  # which images (N,)
@@ -114,16 +124,26 @@ class _Grading:
         """Over all subnets; one that was drawn twice counts once."""
         return sum(int(asked.sum()) for asked in self.asked.values())
 
-    def grade(self, candidates: Sequence[Candidate], keep: int, rivals: Sequence[Outcome]) -> list[Outcome]:
+    def grade(
+        self,
+        candidates: Sequence[Candidate],
+        keep: int,
+        rivals: Sequence[Outcome],
+        alike: Sequence[Origin] = get_args(Origin),
+    ) -> list[Outcome]:
         """A race of candidates among each other and against the complete ones of `rivals`; the table is told.
 
         Args:
             keep: how many of the best of them all are never stopped.
+            alike: whose answers tell which images the candidates will differ in. What evolution has bred differs
+                less than what is drawn at random.
         """
         known = {c.id: self._whole(c) for c in candidates if c.spec in self.complete}
         racers = [candidate for candidate in candidates if candidate.id not in known]
         scores = [o.top1_percent / 100 for o in (*rivals, *known.values()) if o.complete]
-        race = Race(self.rules, len(racers), self.images, keep, list(self.complete.values()), scores)
+        origins = {outcome.candidate.spec: outcome.candidate.origin for outcome in reversed(self.table)}
+        before = [answers for spec, answers in self.complete.items() if origins[spec] in alike]
+        race = Race(self.rules, len(racers), self.images, keep, before, scores)
         for entrants, images in race.rounds():
             specs = [racers[entrant].spec for entrant in entrants]
             settles = race.answered[entrants[0]] + len(images) == self.images
@@ -158,7 +178,7 @@ class _Grading:
 
     def _tell(self, settled: int) -> None:
         best = max((outcome.top1_percent for outcome in self.table if outcome.complete), default=None)
-        self.progress.update(len(self.table) + settled, "" if best is None else f"best {best:.2f} %")
+        self.show(len(self.table) + settled, "" if best is None else f"best {best:.2f} %")
 
 
 class _End(NamedTuple):

@@ -95,7 +95,7 @@ def _lead(opened: OpenStep, evolution: Evolution, first: list[Candidate], crew: 
     memory = ScoreMemory(opened.workspace.file("scores.jsonl"), images, crew)
     with Progress(STEP, config.search_subnet.budget, "candidates") as progress:
         try:
-            result = search(config, evolution, first, memory, images, progress, tracked)
+            result = search(config, evolution, first, memory, images, progress.update, tracked.metrics)
         except Stopped as stopped:
             stopped.note = f" after {len(memory)} scored candidates"
             raise
