@@ -62,11 +62,6 @@ class RelativePosition2D(nn.Module):
             return entries
         return torch.cat([entries[:1].expand(beyond, -1), entries, entries[-1:].expand(beyond, -1)])
 
-
-def offset_columns(grid: int) -> int:
-    """L: offsets of rows and of columns and one for c, padded to a multiple of 8."""
-    return -(-(2 * (2 * grid - 1) + 1) // 8) * 8
-
     def stretch(self, reach: int, new_reach: int) -> None:
         """Spread what is known of the offsets -reach to reach over -new_reach to new_reach; entry 0 stays.
 
@@ -81,6 +76,11 @@ def offset_columns(grid: int) -> int:
             entries = torch.cat([table[:1], spread.to(table.dtype)]).detach()
             setattr(self, name, nn.Parameter(entries, requires_grad=table.requires_grad))
         self.max_relative_position = new_reach
+
+
+def offset_columns(grid: int) -> int:
+    """L: offsets of rows and of columns and one for c, padded to a multiple of 8."""
+    return -(-(2 * (2 * grid - 1) + 1) // 8) * 8
 
 
 def position_features(grid: int, head_dim: int) -> Tensor:
