@@ -266,6 +266,27 @@ def test_the_retrained_subnet_inherits_the_weights_that_the_search_scored(
 KINDS = ("safetensors", "json")
 
 
+def test_retrained_on_all_images_the_search_split_scores_nothing_that_was_trained(
+    runs: Runs, tiny_data: TinyData, tmp_path: Path
+) -> None:
+    """600 images instead of 500: 12 steps an epoch, not 10; and the choice is not scored on what it learnt from."""
+    made = retrain(runs, tiny_data, tmp_path / "retrain", split="train_full")
+    found, before = metrics(made), metrics(runs.first.retrain)
+    assert found == {
+        "inherited_top1_percent": before["inherited_top1_percent"],
+        "search_split_trained_on": True,
+    }
+    for name in ("history", "scratch_history"):
+        rows = read_table(made / f"{name}.csv")
+        assert [row["search_top1_percent"] for row in rows] == [""] * len(rows)
+        assert int(rows[-1]["step"]) == 36
+    told = {name: load_subnet(made / name).card.provenance for name in ("model", "scratch", "inherited")}
+    assert [card.get("search_split_trained_on") for card in told.values()] == [True, True, None]
+    assert told["model"]["inputs"].keys() == {"card", "train_full_split", "search_split", "supernet", "search"}
+    kept = retrain(runs, tiny_data, tmp_path / "kept", split="train_full", mode="inherited", scratch_reference=False)
+    assert "search_split_trained_on" not in metrics(kept) and metrics(kept)["retrained_top1_percent"]
+
+
 def retrain(runs: Runs, data: TinyData, out: Path, search: Path | None = None, **changes: Any) -> Path:
     given = arguments("retrain_subnet", data, runs.root / "first", out, config_of("retrain_subnet", **changes))
     assert run("retrain_subnet", given | ({"--search": str(search)} if search else {})) == 0

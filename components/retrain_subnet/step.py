@@ -1,7 +1,7 @@
 """Retrain the chosen subnet: from scratch, fine-tuned from what it inherited, or kept as it was inherited."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,6 +28,7 @@ from components.tables import write_table
 
 STEP = "retrain_subnet"
 Weights = Literal["ema", "raw"]
+TRAINED_ON = "search_split_trained_on"  # said where it is so: then no accuracy on it is that of unseen images
 HISTORY = ("step", "epoch", "learning_rate", "train_loss", "search_top1_percent")
 
 
@@ -115,10 +116,17 @@ class _Retraining:
             models["scratch"], histories["scratch_history"] = self._train(self._fresh(), "scratch")
         if not self.opened.ranks.leads:
             return
-        metrics = {f"{_METRIC[name]}_top1_percent": self._top1_percent(model) for name, model in models.items()}
+        trained_on = self.section.split == "train_full" and bool(histories)  # whether the search images were
+        metrics: dict[str, float] = {
+            f"{_METRIC[name]}_top1_percent": self._top1_percent(model)
+            for name, model in models.items()
+            if not (trained_on and self._is_trained(name))
+        }
+        if trained_on:
+            metrics[TRAINED_ON] = True
         self._write(models, histories, metrics)
         self.opened.tracked.metrics(metrics)
-        print(f"{STEP}: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()), flush=True)
+        print(f"{STEP}: " + told(metrics), flush=True)
 
     def _inherited(self) -> Any:
         from autoformer.checkpoint import load_supernet
@@ -161,6 +169,8 @@ class _Retraining:
         )
 
         def score(averaged: torch.nn.Module) -> Row:
+            if self.section.split == "train_full":  # on images that it is trained on, which tells nothing
+                return {}
             return {"search_top1_percent": self.watcher.top1_percent(averaged.eval())}
 
         what = f"{STEP} ({self.section.mode if name == 'model' else name})"
@@ -168,6 +178,9 @@ class _Retraining:
         prefix = "" if name == "model" else f"{name}/"
         job = Job(name, what, lambda step: self.start.subnet, memory, prefix)
         return trainer.averaged, train(self.opened, trainer, self.section, score, job)
+
+    def _is_trained(self, name: str) -> bool:
+        return name == "scratch" or (name == "model" and self.section.mode != "inherited")
 
     def _top1_percent(self, model: Any) -> float:
         return self.scorer.top1_percent(model.to(self.device).eval())
@@ -179,6 +192,8 @@ class _Retraining:
             folder.mkdir()
             for name, model in models.items():
                 provenance = self.opened.workspace.provenance | {"weights": self._origin(name)}
+                if TRAINED_ON in metrics and self._is_trained(name):
+                    provenance[TRAINED_ON] = True
                 card = SubnetCard(
                     space=self.config.space,
                     preprocessing=self.start.preprocessing,
@@ -194,6 +209,12 @@ class _Retraining:
 
     def _origin(self, name: str) -> str:
         return self.section.mode if name == "model" else name
+
+
+def told(metrics: Mapping[str, float]) -> str:
+    """The accuracies on the search split, and whether the split was trained on."""
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if name != TRAINED_ON)
+    return scores + (f", {TRAINED_ON}: no score of what was trained" if TRAINED_ON in metrics else "")
 
 
 _METRIC = {"model": "retrained", "inherited": "inherited", "scratch": "scratch"}
