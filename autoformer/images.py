@@ -4,11 +4,13 @@ Any mode that Pillow reads becomes grey or RGB, transparent parts black; the ori
 applied; the shorter side is brought to `resized_side` by one antialiased bicubic resize.
 """
 
+import contextlib
 import io
 import math
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,16 +49,29 @@ def open_image(source: Path | bytes, shorter_side: int | None = None, upright: b
         AutoFormerError: no such file, or not an image that Pillow can read.
     """
     where = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
-    try:
-        # Pillow warns of large images and odd metadata, and reads them. Not catch_warnings: threads share what it sets.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
-        _check_shape(image.size, where)
+    with one_line(where):
+        image = open_header(source)
         if shorter_side is not None and min(image.size) > 2 * shorter_side:
             factor = 2 * shorter_side / min(image.size)
             image.draft(None, (math.ceil(image.width * factor), math.ceil(image.height * factor)))
         image.load()
         return ImageOps.exif_transpose(image) if upright else image
+
+
+def open_header(source: Path | bytes) -> Image.Image:
+    """An image file that is not decoded yet: its size, mode and metadata. To be used inside `one_line`."""
+    # Pillow warns of large images and odd metadata, and reads them. Not catch_warnings: threads share what it sets.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+    _check_shape(image.size, str(source) if isinstance(source, Path) else f"image of {len(source)} bytes")
+    return image
+
+
+@contextlib.contextmanager
+def one_line(where: str) -> Iterator[None]:
+    """Whatever Pillow raises of an image as an `AutoFormerError` of one line, which begins with `where` it is."""
+    try:
+        yield
     except AutoFormerError:
         raise
     except FileNotFoundError:

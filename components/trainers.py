@@ -1,5 +1,6 @@
 """From a configuration to a trainer: device, memory, workers and teacher are found here."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,8 +59,25 @@ def make_trainer(
             else _find_parts(model, _trial(model, largest, teacher, config, section, device), section, device)
         )
         write_json(found, {"accumulation": parts})
-    source = training_images(images, recipe, seed, space.image_size, card.mean, parts, worker_count(device))
+    source = training_images(
+        images, recipe, seed, space.image_size, card.mean, parts, worker_count(device), kept_bytes=kept_bytes()
+    )
     return Trainer(model, forward, source, space.num_classes, card.mean, card.std, recipe, seed, teacher)
+
+
+def kept_bytes() -> int:
+    """Memory in which decoded training images are kept: `AUTOFORMER_CACHE_GB`, else none.
+
+    It changes no result, and so is no part of the configuration. Of each process that trains: its workers share it.
+    """
+    given = os.environ.get("AUTOFORMER_CACHE_GB", "0")
+    try:
+        gigabytes = float(given)
+    except ValueError:
+        gigabytes = -1.0
+    if not 0 <= gigabytes < float("inf"):
+        raise AutoFormerError(f"AUTOFORMER_CACHE_GB = {given}: expected gigabytes, 0 or more")
+    return int(gigabytes * 1e9)
 
 
 def _trial(
