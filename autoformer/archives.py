@@ -80,7 +80,7 @@ class EncodedImages:
         reader: Reader | None = None,
     ) -> None:
         names, archive = np.unique(rows.archives, return_inverse=True)
-        self._names = np.char.encode(names.astype(np.str_), "utf-8")  # a quarter of what numpy's own text takes
+        self._names = np.array([str(name).encode() for name in names])  # a quarter of what numpy's own text takes
         self._archive = archive.astype(np.int32)
         self._offsets, self._sizes = rows.offsets.astype(np.int64), rows.sizes.astype(np.int32)
         self._checksums = rows.checksums if verify else None

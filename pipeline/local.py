@@ -96,7 +96,7 @@ def _run(arguments: argparse.Namespace, steps: Steps) -> int:
 def _how_to_get(dataset: str) -> str:
     if dataset == "fashion-mnist":
         return "`make data` fetches the images of 'fashion-mnist'"
-    return f"`make data DATASET={dataset} ARCHIVES=…` fills it from archives, `make data NAME={dataset} DATA=…` with yours"
+    return f"`make data DATASET={dataset} ARCHIVES=…` fills it, or `make data NAME={dataset} DATA=…` with your images"
 
 
 def _print_plan(config: Config, data: Path) -> int:

@@ -10,8 +10,12 @@ import torchvision.datasets
 from user_images import noise, write_images
 
 from autoformer.archives import EncodedImages
+from autoformer.dataset import load_images, read_card, write_split
 from autoformer.errors import AutoFormerError
+from components.config import PrepareData
 from components.prepare_data import class_folders
+from components.prepare_data.readers import read_delivered
+from components.prepare_data.step import prepare, write_prepared
 
 WNIDS = ("n01440764", "n01443537", "n02007558")
 
@@ -53,6 +57,35 @@ def test_rows_are_what_imagefolder_reads(tmp_path: Path) -> None:
             assert encoded.image(index).tobytes() == image.tobytes()
             assert sha256(encoded.read(index)).hexdigest().encode() == found.rows.checksums[index]
     assert (found.files, found.archives, found.upright, found.title) == (True, {}, False, "ImageNet")
+
+
+def test_an_image_that_was_changed_since_is_noticed_when_it_is_read(tmp_path: Path) -> None:
+    root = tree(tmp_path / "imagenet")
+    found = class_folders.read(root)
+    encoded = EncodedImages(root, found.rows, 3, verify=True)
+    assert encoded.read(1) == (root / found.rows.archives[1]).read_bytes()
+    content = bytearray((root / found.rows.archives[1]).read_bytes())
+    content[-1] ^= 1
+    (root / found.rows.archives[1]).write_bytes(content)
+    with pytest.raises(AutoFormerError, match=r"n01440764/00.\.png: another image than the one that was indexed"):
+        encoded.read(1)
+    assert encoded.read(2)
+
+
+def test_splits_and_card_of_a_tree(tmp_path: Path) -> None:
+    """The whole way: prepare, write, and what a later step reads of it; the archive of a row is a file."""
+    data = data_folder(tmp_path, tree(tmp_path / "imagenet", train=6))
+    prepared = prepare(data, read_delivered(data, "imagenet-1k"), PrepareData(search_images=3), seed=0)
+    paths = {name: tmp_path / f"{name}.parquet" for name in prepared.splits}
+    write_prepared(prepared, tmp_path / "card.json", paths)
+    card = read_card(tmp_path / "card.json")
+    assert (card.files, card.archives, card.counts["test"], card.mean[0]) == (True, {}, 6, 0.485)
+    images = load_images(paths["test"], data, card, image_size=8, name="test")
+    assert images.pixels.shape == (6, 3, 8, 8) and images.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    outside = prepared.splits["test"]._replace(archives=np.array(["../a.png"] * 6, dtype=object))
+    write_split(paths["test"], outside)
+    with pytest.raises(AutoFormerError, match=r"'\.\./a\.png' lies outside the data folder"):
+        load_images(paths["test"], data, card, image_size=8)
 
 
 def test_folders_that_are_no_synsets_are_photographs_to_be_turned(tmp_path: Path) -> None:

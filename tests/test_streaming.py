@@ -3,6 +3,7 @@
 import json
 from argparse import Namespace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from small import perturb, small_space
+from torch import distributed
 from transfer_archives import jpeg, write_tar
 
 from autoformer.archives import EncodedImages, EncodedSplit
@@ -57,20 +59,31 @@ def test_logits_equal_those_of_images_in_memory(workers: int, batch_size: int, t
     assert torch.equal(second, -first)
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
-def test_ranks_see_each_image_once_and_bring_the_whole_together(
-    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def evaluate_as(rank: int, count: int, folder: Path, split: Split) -> None:
+    """One of several processes that evaluate together."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
+    ranks = Ranks(rank, count)
+    streamed = StreamedPixels(EncodedImages(folder, split, 3), PIXELS_OF, 2, ranks=ranks)
+    share = predict_batches([model()], streamed, MEAN, STD)[0]
+    torch.save((len(share), gather_logits(share, ranks)), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_ranks_see_each_image_once_and_bring_the_whole_together(tmp_path: Path) -> None:
     """Of 11 images no rank is given one twice to fill its share up, as samplers of torch and timm would."""
-    encoded = EncodedImages(tmp_path, rows(tmp_path), 3)
-    whole = predict_batches([model()], StreamedPixels(encoded, PIXELS_OF, 4), MEAN, STD)[0]
-    shares = []
-    for rank in range(count):
-        streamed = StreamedPixels(encoded, PIXELS_OF, 2, ranks=Ranks(rank, count))
-        shares.append(predict_batches([model()], streamed, MEAN, STD)[0])
-    assert sorted(map(len, shares)) == sorted(len(range(rank, IMAGES, count)) for rank in range(count))
-    monkeypatch.setattr(Ranks, "gather", lambda self, value: shares)  # stands in for the process group
-    torch.testing.assert_close(gather_logits(shares[0], Ranks(0, count)), whole)
+    split = rows(tmp_path)
+    whole = predict_batches([model()], StreamedPixels(EncodedImages(tmp_path, split, 3), PIXELS_OF, 4), MEAN, STD)[0]
+    processes = [get_context("fork").Process(target=evaluate_as, args=(rank, 3, tmp_path, split)) for rank in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    assert [images for images, _ in found] == [4, 4, 3]
+    for _, gathered in found:
+        torch.testing.assert_close(gathered, whole)
 
 
 def test_the_first_images_only(tmp_path: Path) -> None:

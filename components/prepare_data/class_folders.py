@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -85,14 +84,15 @@ def _class_names(folder: Path) -> list[str]:
 
 def _rows(root: Path, folder: Path, label: int, kept: KeptIndex, pool: ThreadPoolExecutor) -> Split:
     """The images of one class in one split."""
-    listing = sorted(_images(folder, root))
+    place = folder.relative_to(root).as_posix()
+    listing = sorted(_images(folder, place))
     if not listing:
         raise AutoFormerError(f"{folder}: a class folder without images; fill it or remove it")
 
     def read_all() -> list[str]:
         return list(pool.map(lambda image: _checksum(root / image[0]), listing))
 
-    checksums = kept.part(folder.relative_to(root).as_posix(), listing, read_all)
+    checksums = kept.part(place, listing, read_all)
     return Split(
         archives=np.array([name for name, _, _ in listing], dtype=object),
         offsets=np.zeros(len(listing), dtype=np.int64),
@@ -102,15 +102,20 @@ def _rows(root: Path, folder: Path, label: int, kept: KeptIndex, pool: ThreadPoo
     )
 
 
-def _images(folder: Path, root: Path) -> Iterator[tuple[Any, ...]]:
-    """Name below the root, size, and time of change of each image file, folders below the class's with it."""
-    for place, below, files in os.walk(folder):
-        below[:] = [name for name in below if not name.startswith(".")]
-        for name in files:
-            file = Path(place, name)
-            if file.suffix.lower() in SUFFIXES and not name.startswith("."):
-                status = file.stat()
-                yield file.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns
+def _images(folder: Path, name: str) -> Iterator[tuple[str, int, int]]:
+    """Name below the root, size, and time of change of each image file, folders below the class's with it.
+
+    `name`: of the folder, below the root.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):  # no link can make a circle
+                yield from _images(Path(entry.path), f"{name}/{entry.name}")
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122 (a million paths are slow to make)
+                status = entry.stat()
+                yield f"{name}/{entry.name}", status.st_size, status.st_mtime_ns
 
 
 def _checksum(file: Path) -> str:

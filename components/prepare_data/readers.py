@@ -46,7 +46,8 @@ def read_delivered(data: Path, dataset: str) -> Delivered:
         return fashion_mnist.read(data)
     raise AutoFormerError(
         f"dataset = {dataset}: {data} is no pack of images; `make data DATA=… NAME={dataset}` makes "
-        f"one of yours, and '{fashion_mnist.NAME}' is the data set that comes with the project"
+        f"one of yours, `make data DATASET=… ARCHIVES=…` takes official archives, "
+        f"and '{fashion_mnist.NAME}' is the data set that comes with the project"
     )
 
 
