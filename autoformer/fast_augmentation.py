@@ -46,7 +46,12 @@ class Operation(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """All that is random about one picture but its crop. Operations come first, then the picture is mirrored."""
+    """All that is random about one picture but its crop.
+
+    Operations come first, then the picture is mirrored, which costs nothing when its pixels are copied. timm mirrors
+    first: the same picture where `Rotate`, `ShearX`, `ShearY` and `TranslateXRel` have the other sign, and either
+    sign is as likely.
+    """
 
     mirrored: bool
     operations: tuple[Operation, ...]
@@ -143,7 +148,11 @@ def _strength(rng: Random, name: str, level: float) -> float | None:
     if name in _WHOLE:
         return _WHOLE[name](level)
     if name in _SIGNED:
-        return rng.choice((-1, 1)) * _SIGNED[name] * level
+        return _either_sign(rng, _SIGNED[name] * level)
     if name.endswith("Increasing"):  # colour, contrast, brightness, sharpness: 1 is no change
-        return max(0.1, 1 + rng.choice((-1, 1)) * 0.9 * level)
+        return max(0.1, 1 + _either_sign(rng, 0.9 * level))
     return 1.8 * level + 0.1
+
+
+def _either_sign(rng: Random, value: float) -> float:
+    return -value if rng.random() > 0.5 else value

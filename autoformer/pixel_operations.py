@@ -1,8 +1,8 @@
 """RandAugment's slowest operations on arrays: Pillow's arithmetic, along one axis where Pillow goes along two.
 
-A shear or a translation moves each row (or column) by one distance, so that four neighbours in it decide a pixel; Pillow
-weighs sixteen. Sharpness needs sums of neighbours. Each equals timm's function to the last bit but for a pixel in ten
-thousand, which lies so near a whole number that 32 bits round it otherwise: held by a test.
+A shear or a translation moves each row (or column) by one distance, so that four neighbours in it decide a pixel;
+Pillow weighs sixteen. Sharpness needs sums of neighbours. Each equals timm's function to the last bit but for a pixel
+in ten thousand, which lies so near a whole number that 32 bits round it otherwise: held by a test.
 Letters in shapes: h, w pixels, C channels.
 """
 
