@@ -2,9 +2,9 @@
 
 What is drawn is what timm draws: crop boxes, flips, RandAugment's operations and their strengths have the same
 distributions. They come from one cheap generator a picture instead of three global ones. The crop is drawn before the
-picture is decoded (`autoformer.decoding`), resized by torch's bicubic filter, which is Pillow's in vector instructions,
-and mirrored when its pixels are copied into the batch. Operations that take long in Pillow are computed on arrays
-(`autoformer.pixel_operations`); the others are timm's own functions.
+picture is decoded (`autoformer.decoding`) and resized by torch's bicubic filter, which is Pillow's in vector
+instructions. Operations that take long in Pillow are computed on arrays (`autoformer.pixel_operations`); the others are
+timm's own functions.
 Letters in shapes: C channels, S pixels on a side.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from autoformer.augmentation import rand_augment
 from autoformer.decoding import Box, Decoder
 from autoformer.kept import Pixels
-from autoformer.pixel_operations import ON_ARRAYS
+from autoformer.pixel_operations import ON_ARRAYS, mirrored
 from autoformer.recipe import Augmentation
 
 LEVELS = 10.0  # timm's magnitude at which an operation is at its strongest
@@ -46,12 +46,7 @@ class Operation(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """All that is random about one picture but its crop.
-
-    Operations come first, then the picture is mirrored, which costs nothing when its pixels are copied. timm mirrors
-    first: the same picture where `Rotate`, `ShearX`, `ShearY` and `TranslateXRel` have the other sign, and either
-    sign is as likely.
-    """
+    """All that is random about one picture but its crop; it is mirrored first."""
 
     mirrored: bool
     operations: tuple[Operation, ...]
@@ -90,10 +85,12 @@ class FastAugmentation:
         return Draw(mirrored, tuple(operation for operation in drawn if operation))
 
     def finish(self, pixels: Pixels, draw: Draw, out: Pixels) -> None:
-        """Operations on pixels (S, S, C), then the mirror; written to `out`, (C, S, S)."""
+        """What is drawn, done to pixels (S, S, C) and written to `out`, (C, S, S)."""
+        if draw.mirrored:
+            pixels = mirrored(pixels)
         for operation in draw.operations:
             pixels = self._apply(operation, pixels)
-        out[:] = pixels[:, :: -1 if draw.mirrored else 1].transpose(2, 0, 1)
+        out[:] = pixels.transpose(2, 0, 1)
 
     def _apply(self, operation: Operation, pixels: Pixels) -> Pixels:
         assert self._timm is not None
