@@ -39,6 +39,7 @@ FOLLOWED_OTHERWISE = {
     "components.config": "the form of params.yaml, whose values are followed",
     "components.inputs": "checks, and arguments",
     "components.locks": "one run at a time",
+    "components.ranks": "how many processes do a step, and how they end",
     "components.opening": "where work lies, and what is told",
     "components.stopping": "when a step stops",
     "components.tables": "how a table is written, not what is in it",
