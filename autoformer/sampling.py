@@ -15,8 +15,8 @@ from random import Random
 from typing import Literal, NamedTuple
 
 from autoformer.complexity import count_params
+from autoformer.limits import Limits, towards
 from autoformer.randomness import derived_rng
-from autoformer.search import Limits, towards
 from autoformer.space import SearchSpace, SubnetSpec
 
 FAIR_BINS = 32  # of the range of parameters, each trained once in as many steps

@@ -229,6 +229,7 @@ def test_retraining_in_ranks_goes_on(place: Place, tmp_path: Path) -> None:
     assert contents(Path(given["--out"])) == contents(Path(whole["--out"]))
 
 
+@pytest.mark.slow
 def test_a_launched_step_survives_a_killed_rank_and_passes_signals_on(place: Place, tmp_path: Path) -> None:
     """Real processes throughout: started again by themselves after SIGKILL, stopped by SIGTERM, gone on with."""
     config = config_of(STEP, epochs=12, seed=4)
