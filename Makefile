@@ -39,12 +39,12 @@ lock: ## resolve the dependencies of pyproject.toml into requirements.lock
 	  --no-emit-index-url --no-emit-find-links --quiet --upgrade --output-file requirements.lock
 
 .PHONY: data
-data: $(STAMP) ## fetch the images into data/, verified; or put yours there (DATA=path NAME=name), or say where archives lie (DATASET=imagenet-1k ARCHIVES=path)
+data: $(STAMP) ## fetch the images into data/, verified; or put yours there (DATA=path NAME=name), or official archives (DATASET=imagenet-1k, cifar-10, flowers-102 … ARCHIVES=path)
 ifdef DATA
 	$(BIN)/python -m pipeline.own_images --source '$(DATA)' --name '$(NAME)' $(SETTINGS)
 	$(BIN)/dvc commit --quiet --force data.dvc
 else ifdef ARCHIVES
-	$(BIN)/python -m components.prepare_data.link --dataset '$(DATASET)' --archives '$(ARCHIVES)' --data 'data/$(DATASET)'
+	$(BIN)/python -m components.prepare_data.deliver --dataset '$(DATASET)' --archives '$(ARCHIVES)' --data 'data/$(DATASET)'
 	$(BIN)/dvc commit --quiet --force data.dvc
 else
 	$(BIN)/python -m components.prepare_data.fetch --dataset $(DATASET) --data data/$(DATASET)
@@ -78,6 +78,11 @@ browser: ## install Debian's Chromium, for the tests of pages; needs root
 .PHONY: predict
 predict: $(STAMP) ## name the class of an image: make predict IMAGE=path [MODEL=name or folder]
 	$(BIN)/python -m components.predict $(if $(MODEL),--model '$(MODEL)') '$(IMAGE)'
+
+.PHONY: evaluate-official
+evaluate-official: $(STAMP) ## measure a published subnet again: CHECKPOINT=supernet-tiny.pth SUBNET=autoformer-tiny DATA=data/imagenet-1k [SIZE= BATCH= LIMIT= OUT=]
+	$(BIN)/python -m components.evaluate_official --checkpoint '$(CHECKPOINT)' --subnet '$(SUBNET)' --data '$(DATA)' \
+	  $(if $(SIZE),--size $(SIZE)) $(if $(BATCH),--batch-size $(BATCH)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(OUT),--out '$(OUT)')
 
 .PHONY: test
 test: data ## run the tests, on two workers of one thread each

@@ -1,8 +1,11 @@
 """Random access to image files inside uncompressed archives, at the offsets that an index gives. Torch-free."""
 
 import os
+from collections.abc import Callable
+from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,53 +15,99 @@ from autoformer.dataset import Split, archive_folder
 from autoformer.errors import AutoFormerError
 from autoformer.images import open_image, to_channels
 
+OPEN_FILES = 128  # of a process at once: a tree of loose images is one archive an image
+
+Reader = Callable[[str, int, int], bytes]  # archive name, offset and size in bytes -> what lies there
+
+
+class FileReader:
+    """Reads from archives in a folder.
+
+    Picklable, and safe to share between threads and forked processes: reads name their position (`pread`), and a
+    file that another thread still reads is closed after that.
+    """
+
+    def __init__(self, folder: Path, open_files: int = OPEN_FILES) -> None:
+        self._folder, self._open_files = folder, open_files
+        self._file = lru_cache(open_files)(_File)
+
+    def __call__(self, archive: str, offset: int, size: int) -> bytes:
+        """Fewer bytes than `size` where the archive ends before them."""
+        return os.pread(self._file(self._folder / archive).descriptor, size, offset)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path, int]]:
+        return type(self), (self._folder, self._open_files)
+
+
+class _File:
+    """An open file, closed when nobody holds it any more."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise AutoFormerError(f"{path}: no such archive; `make data` fetches it") from None
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
 
 class EncodedImages:
     """The image files of some rows of a split; each is read and decoded when it is asked for.
 
-    Picklable, and safe to share between threads and forked processes: reads name their position (`pread`).
+    Picklable, and safe to share between threads and forked processes, as long as its reader is. What it knows of the
+    images are a few flat arrays, which forked workers share: no object an image, whose count of references each
+    worker would write to.
 
     Args:
         data: the folder of the archives, or of the card that says where they are.
         rows: which archive, offset and size each image has.
         channels: 1 for grey, 3 for RGB; other modes are converted.
         upright: whether an image is turned as its camera noted.
+        verify: hold each file's bytes against its row's checksum, as is right where no archive's checksum vouches.
+        reader: of archives that lie elsewhere; by default files in that folder are read.
     """
 
-    def __init__(self, data: Path, rows: Split, channels: int, upright: bool = True) -> None:
-        names, self._archive = np.unique(rows.archives, return_inverse=True)
-        folder = archive_folder(data)
-        self._paths = [folder / str(name) for name in names]
-        self._offsets, self._sizes, self._channels = rows.offsets, rows.sizes, channels
-        self._upright = upright
-        self._files: dict[int, int] = {}
+    def __init__(
+        self,
+        data: Path,
+        rows: Split,
+        channels: int,
+        upright: bool = True,
+        verify: bool = False,
+        reader: Reader | None = None,
+    ) -> None:
+        names, archive = np.unique(rows.archives, return_inverse=True)
+        self._names = np.array([str(name).encode() for name in names])  # a quarter of what numpy's own text takes
+        self._archive = archive.astype(np.int32)
+        self._offsets, self._sizes = rows.offsets.astype(np.int64), rows.sizes.astype(np.int32)
+        self._checksums = rows.checksums if verify else None
+        self.channels, self.upright = channels, upright
+        self._reader = reader or FileReader(archive_folder(data))
 
     def __len__(self) -> int:
         return len(self._sizes)
 
     def read(self, index: int) -> bytes:
         """The bytes of one image file. Raises `AutoFormerError` where the archive ends before them."""
-        archive, offset, size = int(self._archive[index]), int(self._offsets[index]), int(self._sizes[index])
-        if archive not in self._files:
-            self._files[archive] = os.open(self._paths[archive], os.O_RDONLY)
-        content = os.pread(self._files[archive], size, offset)
+        name = self._names[self._archive[index]].decode()
+        offset, size = int(self._offsets[index]), int(self._sizes[index])
+        content = self._reader(name, offset, size)
         if len(content) != size:
             raise AutoFormerError(
-                f"{self._paths[archive]}: no {size} bytes at offset {offset}; the archive and the split do not "
-                "belong together, run prepare_data again"
+                f"{name}: no {size} bytes at offset {offset}; the archive and the split do not belong together, "
+                "run prepare_data again"
+            )
+        if self._checksums is not None and sha256(content).hexdigest().encode() != self._checksums[index]:
+            raise AutoFormerError(
+                f"{name}: another image than the one that was indexed; put that back, or run prepare_data again"
             )
         return content
 
     def image(self, index: int) -> Image.Image:
         """One image, grey or RGB, as large as it is stored."""
-        return to_channels(open_image(self.read(index), upright=self._upright), self._channels)
-
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_files": {}}
-
-    def __del__(self) -> None:
-        for file in getattr(self, "_files", {}).values():
-            os.close(file)
+        return to_channels(open_image(self.read(index), upright=self.upright), self.channels)
 
 
 class EncodedSplit(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import RandAugment, rand_augment_transform
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -42,22 +42,22 @@ def picture_transform(
     if augmentation.flip:
         steps.append(transforms.RandomHorizontalFlip())
     if augmentation.rand_augment is not None:
-        steps.append(_rand_augment(augmentation.rand_augment, image_size, mean))
+        steps.append(rand_augment(augmentation.rand_augment, image_size, mean))
     if augmentation.color_jitter:
         steps.append(transforms.ColorJitter(*[augmentation.color_jitter] * 3))
     whole = transforms.Compose(steps)
     return lambda image: torch.from_numpy(to_pixels(whole(image)))
 
 
-def _rand_augment(config: str, image_size: int, mean: Sequence[float]) -> Callable[[Image.Image], Image.Image]:
+def rand_augment(config: str, image_size: int, mean: Sequence[float]) -> RandAugment:
+    """timm's RandAugment as its `transforms_imagenet_train` makes it, for grey or RGB pictures."""
     fill = tuple(min(255, round(255 * value)) for value in mean)
     hparams = {
         "translate_const": int(image_size * 0.45),  # as timm's transforms_imagenet_train has it
         "img_mean": fill if len(fill) > 1 else fill[0],
         "interpolation": Image.Resampling.BICUBIC,
     }
-    transform: Callable[[Image.Image], Image.Image] = rand_augment_transform(config, hparams)
-    return transform
+    return rand_augment_transform(config, hparams)
 
 
 class BatchAugmentation:

@@ -61,7 +61,12 @@ class DatasetCard(BaseModel):
     counts: dict[str, int] = Field(description="images of each split")
     licence: str
     source: str
-    archives: dict[str, str] = Field(description="file name in the data folder -> sha256 of the file")
+    archives: dict[str, str] = Field(description="file name in the data folder -> sha256 of the file; none of `files`")
+    files: bool = Field(
+        False,
+        description="whether each image is a file of its own, which its row names by its path below the data folder; "
+        "the checksums are then those of the rows, and each reading is held against them",
+    )
     upright: bool = Field(True, description="whether an image is turned as its camera noted")
     notes: tuple[str, ...] = Field((), description="what a reader of the card should know, a sentence each")
     split_hashes: dict[str, str] = Field(description="split -> hash_split of its rows")
@@ -72,6 +77,8 @@ class DatasetCard(BaseModel):
             raise ValueError("image_size: raw images have one")
         if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
             raise ValueError(f"mean and std: expected {self.channels} values each, the deviations above 0")
+        if self.files and (self.archives or self.encoding != "image"):
+            raise ValueError("files: image files of their own lie in no archives, and are not raw")
         outside = [name for name in self.archives if Path(name).name != name]
         if outside:
             raise ValueError(f"the archive '{outside[0]}' lies outside the data folder")
@@ -318,6 +325,8 @@ def read_rows(
     """
     rows = read_split(split)
     _check_rows(rows, split, card, name)
+    if card.files:
+        return rows
     for archive in archive_names(rows):
         if archive not in card.archives:
             raise AutoFormerError(
@@ -372,7 +381,7 @@ def _decoded(rows: Split, data: Path, card: DatasetCard, image_size: int | None)
     size = image_size or card.image_size
     if size is None:
         raise AutoFormerError(f"{card.name}: its images are of any size; say to which they are resized")
-    encoded = EncodedImages(data, rows, card.channels, card.upright)
+    encoded = EncodedImages(data, rows, card.channels, card.upright, card.files)
     pixels = np.empty((len(encoded), card.channels, size, size), dtype=np.uint8)
 
     def decode(index: int) -> None:
@@ -398,6 +407,10 @@ def _check_rows(rows: Split, split: Path, card: DatasetCard, name: str | None) -
         )
     if rows.labels.min() < 0 or rows.labels.max() >= len(card.classes):
         raise AutoFormerError(f"{split}: a label lies outside the {len(card.classes)} classes; run prepare_data again")
+    if card.files:
+        outside = [archive for archive in rows.archives if archive.startswith("/") or ".." in archive.split("/")]
+        if outside:
+            raise AutoFormerError(f"{split}: '{outside[0]}' lies outside the data folder; run prepare_data again")
     image_bytes = card.channels * (card.image_size or 0) ** 2
     if card.encoding == "raw" and (rows.sizes != image_bytes).any():
         raise AutoFormerError(f"{split}: an image has another size than {image_bytes} bytes; run prepare_data again")

@@ -1,7 +1,7 @@
 """How good a classifier is, from its logits. Symbols: n images, K classes, C channels, S pixels on a side."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from autoformer.batches import normalise
 from autoformer.devices import is_out_of_memory
 from autoformer.errors import AutoFormerError
+from autoformer.ranks import Ranks
 
 ECE_BINS = 15
 Z95 = 1.959963984540054  # the 97.5 % point of the normal distribution: a two-sided 95 % interval
@@ -67,18 +68,55 @@ def predict_logits(
     """
     if not len(pixels):
         raise AutoFormerError("no images to predict; the split is empty")
-    images = torch.as_tensor(pixels)
+    return predict_batches([forward], torch.split(torch.as_tensor(pixels), batch_size), mean, std, device)[0]
 
-    def logits(part: Tensor) -> Tensor:
+
+def predict_batches(
+    forwards: Sequence[Callable[[Tensor], Tensor]],
+    batches: Iterable[Tensor],
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str | None = None,
+    watch: Callable[[int], None] = lambda images: None,
+) -> list[Tensor]:
+    """As `predict_logits`, for several models and for batches that come one by one: each is read once for all models.
+
+    Args:
+        batches: uint8 (B, C, S, S).
+        watch: is told after each batch how many images are done.
+
+    Returns:
+        float32 (n, K) of each model, on the CPU.
+    """
+
+    def logits(forward: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
         try:
             return forward(normalise(part.to(device or part.device), mean, std)).float().cpu()
         except Exception as error:
             if not is_out_of_memory(error) or len(part) == 1:
                 raise
-        return torch.cat([logits(half) for half in part.chunk(2)])
+        return torch.cat([logits(forward, half) for half in part.chunk(2)])
 
+    found: list[list[Tensor]] = [[] for _ in forwards]
+    done = 0
     with torch.inference_mode():
-        return torch.cat([logits(batch) for batch in torch.split(images, batch_size)])
+        for batch in batches:
+            for forward, of_model in zip(forwards, found, strict=True):
+                of_model.append(logits(forward, batch))
+            done += len(batch)
+            watch(done)
+    if not done:
+        raise AutoFormerError("no images to predict; the split is empty")
+    return [torch.cat(of_model) for of_model in found]
+
+
+def gather_logits(logits: Tensor, ranks: Ranks) -> Tensor:
+    """All images' logits (n, K) in their order, from each rank's share of them. Every rank calls it, and has them."""
+    shares = ranks.gather(logits)
+    whole = torch.empty(sum(map(len, shares)), logits.shape[1])
+    for rank, share in enumerate(shares):
+        whole[rank :: ranks.count] = share
+    return whole
 
 
 def score(logits: Tensor, labels: Tensor) -> Scores:

@@ -4,11 +4,13 @@ Any mode that Pillow reads becomes grey or RGB, transparent parts black; the ori
 applied; the shorter side is brought to `resized_side` by one antialiased bicubic resize.
 """
 
+import contextlib
 import io
 import math
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,16 +49,29 @@ def open_image(source: Path | bytes, shorter_side: int | None = None, upright: b
         AutoFormerError: no such file, or not an image that Pillow can read.
     """
     where = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
-    try:
-        # Pillow warns of large images and odd metadata, and reads them. Not catch_warnings: threads share what it sets.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
-        _check_shape(image.size, where)
+    with one_line(where):
+        image = open_header(source)
         if shorter_side is not None and min(image.size) > 2 * shorter_side:
             factor = 2 * shorter_side / min(image.size)
             image.draft(None, (math.ceil(image.width * factor), math.ceil(image.height * factor)))
         image.load()
         return ImageOps.exif_transpose(image) if upright else image
+
+
+def open_header(source: Path | bytes) -> Image.Image:
+    """An image file that is not decoded yet: its size, mode and metadata. To be used inside `one_line`."""
+    # Pillow warns of large images and odd metadata, and reads them. Not catch_warnings: threads share what it sets.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+    _check_shape(image.size, str(source) if isinstance(source, Path) else f"image of {len(source)} bytes")
+    return image
+
+
+@contextlib.contextmanager
+def one_line(where: str) -> Iterator[None]:
+    """Whatever Pillow raises of an image as an `AutoFormerError` of one line, which begins with `where` it is."""
+    try:
+        yield
     except AutoFormerError:
         raise
     except FileNotFoundError:
@@ -104,18 +119,25 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(MODES[channels])
 
 
-def with_shorter_side(image: Image.Image, pixels: int) -> Image.Image:
-    """The whole image, resized so that its shorter side has so many pixels."""
+def with_shorter_side(image: Image.Image, pixels: int, truncate: bool = False) -> Image.Image:
+    """The whole image, resized so that its shorter side has so many pixels.
+
+    `truncate`: cut off the fraction of a pixel that the longer side has, as torchvision's Resize does, not round it.
+    """
     if min(image.size) == pixels:
         return image
     scale = pixels / min(image.size)
+    if truncate:
+        longer = int(pixels * max(image.size) / min(image.size))
+        upright = image.width < image.height
+        return image.resize((pixels, longer) if upright else (longer, pixels), Image.Resampling.BICUBIC)
     size = tuple(pixels if side == min(image.size) else max(pixels, round(side * scale)) for side in image.size)
     return image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
 
 
 def centre(image: Image.Image, size: int) -> Image.Image:
-    """The square of `size` pixels at the centre of an image that is at least as large."""
-    left, top = (image.width - size) // 2, (image.height - size) // 2
+    """The square of `size` pixels at the centre of an image that is at least as large, as torchvision cuts it."""
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
 
 
@@ -125,7 +147,13 @@ def to_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 
-def model_pixels(image: Image.Image, channels: int, image_size: int) -> npt.NDArray[np.uint8]:
-    """What evaluation sees of an image: channels, shorter side resized, centre crop: uint8 (C, S, S)."""
-    resized = with_shorter_side(to_channels(image, channels), resized_side(image_size))
+def model_pixels(
+    image: Image.Image, channels: int, image_size: int, shorter_side: int | None = None
+) -> npt.NDArray[np.uint8]:
+    """What evaluation sees of an image: channels, shorter side resized, centre crop: uint8 (C, S, S).
+
+    Pixel by pixel what torchvision's Resize (bicubic) and CenterCrop make of it, by which the published accuracies are.
+    `shorter_side`: before the crop, in pixels; `resized_side` unless it is given.
+    """
+    resized = with_shorter_side(to_channels(image, channels), shorter_side or resized_side(image_size), truncate=True)
     return to_pixels(centre(resized, image_size))

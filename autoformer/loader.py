@@ -6,9 +6,10 @@ Dimensions: n images, B images of a batch, C channels, S pixels on a side.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,7 +19,9 @@ from autoformer.archives import EncodedSplit
 from autoformer.augmentation import picture_transform
 from autoformer.batches import augment
 from autoformer.dataset import Images
-from autoformer.randomness import IntArray, repeated_order, seeded
+from autoformer.decoding import Decoder
+from autoformer.fast_augmentation import FastAugmentation
+from autoformer.randomness import IntArray, derived_rng, repeated_order, seeded
 from autoformer.ranks import ALONE, Ranks
 from autoformer.recipe import Augmentation, Recipe
 
@@ -28,14 +31,6 @@ AHEAD = 4  # batches that a worker decodes before they are asked for
 class Batch(NamedTuple):
     pixels: Tensor  # uint8 (B, C, S, S)
     labels: Tensor  # int64 (B,)
-
-
-class Pictures(Protocol):
-    """Images that are decoded one at a time, as `autoformer.archives.EncodedImages` are."""
-
-    def __len__(self) -> int: ...
-
-    def image(self, index: int) -> Image.Image: ...
 
 
 class Order:
@@ -90,21 +85,32 @@ class MemoryImages:
         pass
 
 
+Augment = Callable[[Decoder, int, tuple[object, ...], npt.NDArray[np.uint8]], None]
+
+
 class PictureImages:
     """Images that are decoded and augmented one at a time.
 
     Args:
-        pictures: n images.
+        decoder: of n images.
         labels: int64 (n,).
-        transform: a picture to uint8 (C, S, S), drawing from the global generators, seeded around each call.
+        augment: writes one augmented image, uint8 (C, S, S); a function of its arguments alone. See `exactly` and
+            `quickly`.
+        shape: C, S, S.
         workers: processes that decode ahead; 0 for none, then the caller's own process does.
     """
 
     def __init__(
-        self, pictures: Pictures, labels: Tensor, order: Order, transform: Callable[[Image.Image], Tensor], workers: int
+        self,
+        decoder: Decoder,
+        labels: Tensor,
+        order: Order,
+        augment: Augment,
+        shape: tuple[int, int, int],
+        workers: int,
     ) -> None:
         self._labels, self.order, self._workers = labels, order, workers
-        self._dataset = _Decoded(pictures, transform, order.seed)
+        self._dataset = _Decoded(decoder, augment, shape, order.seed)
         self._next = 0
         self._stream: Iterator[Tensor] | None = None
 
@@ -112,7 +118,7 @@ class PictureImages:
         _, samples, _ = self.order.batch(number)
         labels = self._labels[torch.from_numpy(samples)]
         if not self._workers:
-            return Batch(self._dataset.stack(self.order.batch(number)), labels)
+            return Batch(self._dataset[self.order.batch(number)], labels)
         if self._stream is None or self._next != number:
             self.close()
             self._stream = self._read_from(number)
@@ -150,21 +156,34 @@ class _Numbers:
 
 
 class _Decoded(Dataset[Tensor]):
-    def __init__(self, pictures: Pictures, transform: Callable[[Image.Image], Tensor], seed: int) -> None:
-        self._pictures, self._transform, self._seed = pictures, transform, seed
+    """Batches, by what `Order.batch` says of them."""
+
+    def __init__(self, decoder: Decoder, augment: Augment, shape: tuple[int, int, int], seed: int) -> None:
+        self._decoder, self._augment, self._shape, self._seed = decoder, augment, shape, seed
 
     def __getitem__(self, batch: tuple[int, IntArray, IntArray]) -> Tensor:
-        return self.stack(batch)
-
-    def stack(self, batch: tuple[int, IntArray, IntArray]) -> Tensor:
         """uint8 (B, C, S, S)."""
         epoch, samples, copies = batch
-        images = []
-        for sample, copy in zip(samples.tolist(), copies.tolist(), strict=True):
-            picture = self._pictures.image(sample)
-            with seeded("augmentation", self._seed, epoch, sample, copy):
-                images.append(self._transform(picture))
-        return torch.stack(images)
+        pixels = np.empty((len(samples), *self._shape), dtype=np.uint8)
+        for out, sample, copy in zip(pixels, samples.tolist(), copies.tolist(), strict=True):
+            self._augment(self._decoder, sample, ("augmentation", self._seed, epoch, sample, copy), out)
+        return torch.from_numpy(pixels)
+
+
+def exactly(transform: Callable[[Image.Image], Tensor]) -> Augment:
+    """By a transform that draws from the global generators, which are seeded around it."""
+
+    def augment(decoder: Decoder, index: int, seed: tuple[object, ...], out: npt.NDArray[np.uint8]) -> None:
+        picture = decoder.image(index)
+        with seeded(*seed):
+            out[:] = transform(picture).numpy()
+
+    return augment
+
+
+def quickly(fast: FastAugmentation) -> Augment:
+    """By the fast path, whose draws come from one generator an image."""
+    return lambda decoder, index, seed, out: fast(decoder, index, derived_rng(*seed), out)
 
 
 class ArrayPictures:
@@ -193,6 +212,7 @@ def training_images(
     parts: int | None = None,
     workers: int = 0,
     ranks: Ranks = ALONE,
+    kept_bytes: int = 0,
 ) -> TrainingImages:
     """The batches that a recipe asks for.
 
@@ -204,6 +224,10 @@ def training_images(
             to be found.
         workers: processes that decode and augment ahead, where images are worked on one at a time.
         ranks: which of the processes that train together this is.
+        kept_bytes: of memory in which decoded images are kept; what fits is decoded once. No result depends on it.
+
+    Raises:
+        AutoFormerError: so much memory is not to be had.
     """
     labels, augmentation = torch.from_numpy(images.labels), recipe.augmentation
     batch_size = recipe.batch_size // parts if parts else recipe.forward_images
@@ -211,4 +235,9 @@ def training_images(
     if isinstance(images, Images) and not augmentation.by_image:
         return MemoryImages(torch.from_numpy(images.pixels), labels, order, augmentation)
     pictures = ArrayPictures(images.pixels) if isinstance(images, Images) else images.pictures
-    return PictureImages(pictures, labels, order, picture_transform(augmentation, image_size, mean), workers)
+    if augmentation.fast:
+        augment = quickly(FastAugmentation(augmentation, image_size, mean))
+    else:
+        augment = exactly(picture_transform(augmentation, image_size, mean))
+    shape = (len(mean), image_size, image_size)
+    return PictureImages(Decoder(pictures, kept_bytes), labels, order, augment, shape, workers)

@@ -36,6 +36,11 @@ class Augmentation(BaseModel):
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; 0 for none")
     mixup_probability: float = Field(1.0, ge=0, le=1, description="share of batches that are mixed at all")
     mixup_switch_probability: float = Field(0.5, ge=0, le=1, description="CutMix rather than mixup where both are on")
+    fast: bool = Field(
+        False,
+        description="crop, flip and RandAugment with the same statistics in less time, other pixels than timm's own; "
+        "see autoformer/fast_augmentation.py",
+    )
     repeats: int = Field(1, gt=0, description="repeated augmentation: copies of an image in one epoch; 1 for none")
 
     @field_validator("crop_scale")
@@ -56,6 +61,12 @@ class Augmentation(BaseModel):
     def _one_crop(self) -> Self:
         if self.crop_scale and self.crop_padding:
             raise ValueError("crop_scale and crop_padding exclude each other: an image is cropped once")
+        return self
+
+    @model_validator(mode="after")
+    def _fast_is_a_crop(self) -> Self:
+        if self.fast and (not self.crop_scale or self.color_jitter):
+            raise ValueError("fast is for a random resized crop (crop_scale) without color_jitter")
         return self
 
     @property

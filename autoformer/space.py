@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import read_yaml
 
+Offsets = Literal["keep", "stretch"]
+"""What relative positions mean in an image of another size: so many patches as before, or such a part of the image."""
+
 
 @dataclass(frozen=True, order=True)
 class SubnetSpec:
@@ -169,6 +172,17 @@ class SearchSpace(BaseModel):
         """The subnet of the middle choices; of the upper middle where their number is even."""
         return self._extreme(lambda choices: choices[len(choices) // 2])
 
+    def resized(self, image_size: int, offsets: Offsets = "keep") -> Self:
+        """The space of the same subnets for images of another size; `AutoFormer.set_input_size` says what `offsets` is.
+
+        Raises `AutoFormerError` where the patches do not divide that size.
+        """
+        reach = self.max_relative_position
+        if offsets == "stretch" and image_size != self.image_size:
+            reach = stretched_reach(reach, self.grid, image_size // self.patch_size)
+        changed = self.model_dump() | {"image_size": image_size, "max_relative_position": reach}
+        return validated(type(self), changed, f"space '{self.name}'")
+
     def _extreme(self, pick: Any) -> SubnetSpec:
         c = self.choices
         depth = pick(c.depth)
@@ -215,6 +229,15 @@ class SearchSpace(BaseModel):
                 )
 
 
+def stretched_reach(reach: int, grid: int, new_grid: int) -> int:
+    """The greatest offset with an entry of its own, in patches, once a grid of patches has another size.
+
+    What counts of the old reach is what the old grid has: beyond its last patch there is nothing to learn from.
+    """
+    used = min(reach, grid - 1)
+    return max(1, round(used * (new_grid - 1) / (grid - 1))) if grid > 1 else reach
+
+
 def _values(spec: SubnetSpec) -> list[tuple[str, float]]:
     return [
         ("depth", spec.depth),
@@ -222,6 +245,16 @@ def _values(spec: SubnetSpec) -> list[tuple[str, float]]:
         *(("num_heads", heads) for heads in spec.num_heads),
         *(("mlp_ratio", ratio) for ratio in spec.mlp_ratio),
     ]
+
+
+class Published(BaseModel):
+    """What others have measured of a subnet with inherited weights, at its space's image size, on ImageNet's val."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    top1_percent: float
+    top5_percent: float | None = None
+    source: str
 
 
 class NamedSubnet(BaseModel):
@@ -233,6 +266,7 @@ class NamedSubnet(BaseModel):
     space: str
     source: str
     outside_space: str | None = None  # why the subnet may use a value that its space does not offer
+    published: Published | None = None
     subnet: SubnetSpec
 
     @field_validator("subnet", mode="before")

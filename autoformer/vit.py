@@ -12,11 +12,11 @@ from timm.layers import DropPath, Mlp, to_2tuple
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
+from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features, position_offsets
 from autoformer.errors import AutoFormerError
 from autoformer.images import resized_side
 from autoformer.layers import drop_path_rates, initialise
-from autoformer.space import SearchSpace, SubnetSpec
+from autoformer.space import Offsets, SearchSpace, SubnetSpec, stretched_reach
 
 Pooling = Literal["", "avg", "avgmax", "max", "token", "map", "prr"]
 
@@ -25,6 +25,7 @@ class Attention(nn.Module):
     """Multi-head attention with a width of its own (heads * head_dim) and 2-D relative position."""
 
     features: Tensor
+    offsets: Tensor
 
     def __init__(self, dim: int, num_heads: int, head_dim: int, grid: int, max_relative_position: int | None) -> None:
         super().__init__()
@@ -35,13 +36,24 @@ class Attention(nn.Module):
         if max_relative_position is not None:
             self.rel_pos_k = RelativePosition2D(max_relative_position, head_dim)
             self.rel_pos_v = RelativePosition2D(max_relative_position, head_dim)
+        self.max_relative_position = max_relative_position
         self.register_buffer("features", torch.empty(0), persistent=False)
+        self.register_buffer("offsets", torch.empty(0), persistent=False)
         self.set_grid(grid)
 
     def set_grid(self, grid: int) -> None:
         """Be ready for images of grid * grid patches. Nothing that is learned depends on the grid."""
         self.grid = grid
         self.features = position_features(grid, self.head_dim).to(self.features)
+        self.offsets = position_offsets(grid, self.max_relative_position or 0).to(self.offsets)
+
+    def stretch(self, grid: int) -> None:
+        """Spread the relative tables over a grid of another size."""
+        for tables in (self.rel_pos_k, self.rel_pos_v):
+            if tables is not None:
+                reach = tables.max_relative_position
+                self.max_relative_position = stretched_reach(reach, self.grid, grid)
+                tables.stretch(min(reach, self.grid - 1), self.max_relative_position)
 
     def reset_parameters(self) -> None:
         """Fill what a model has that was made on the meta device and given storage afterwards."""
@@ -53,11 +65,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
-        q, k, v = self.qkv(x).unflatten(-1, (self.num_heads, 3, self.head_dim)).unbind(dim=3)
+        qkv = self.qkv(x).unflatten(-1, (self.num_heads, 3, self.head_dim))
         if self.rel_pos_k is None or self.rel_pos_v is None:
-            out = attend(q, k, v)
+            out = attend(qkv)
         else:
-            out = attend_with_position(q, k, v, self.rel_pos_k, self.rel_pos_v, self.features)
+            out = attend_with_position(qkv, self.rel_pos_k, self.rel_pos_v, self.features, self.offsets)
         return self.proj(out.flatten(2))
 
 
@@ -160,17 +172,31 @@ class AutoFormer(VisionTransformer):
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if "rel_pos" in name} | {"cls_token", "pos_embed"}
 
-    def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
-        """Change the image size: positions are resampled, relative tables keep their offsets.
+    def set_input_size(self, img_size: Any = None, patch_size: Any = None, offsets: Offsets = "keep") -> None:
+        """Change the image size. Positions are resampled, as timm does.
 
-        Raises `AutoFormerError` for an oblong grid of patches where there is relative position.
+        Args:
+            offsets: what becomes of the relative tables. "keep", the default, leaves them: two patches to the right
+                stay two patches to the right, weights keep their shapes, and fit a model that is made for the new size.
+                But offsets that the old grid did not have find an entry that was never trained (the published tables
+                have one more on each side than their 14 x 14 patches use), beyond it the last one. Right for smaller
+                images, and for training that goes on. "stretch" spreads the trained offsets over the new grid, as
+                the positions are spread: a quarter of the image stays a quarter of the image, and no untrained entry
+                is used. Right for an evaluation without further training. It changes the tables' length:
+                `SearchSpace.resized` is the space that then describes the model.
+
+        With the size as it was, both change nothing. Raises `AutoFormerError` for an oblong grid of patches where there
+        is relative position.
         """
         embed = self.patch_embed
         grid = _square_grid(img_size or embed.img_size, patch_size or embed.patch_size, self.max_relative_position)
         super().set_input_size(img_size=img_size, patch_size=patch_size)
         for module in self.modules():
             if isinstance(module, Attention):
+                if offsets == "stretch" and grid != module.grid:
+                    module.stretch(grid)
                 module.set_grid(grid)
+                self.max_relative_position = module.max_relative_position
 
 
 def _square_grid(img_size: Any, patch_size: Any, max_relative_position: int | None) -> int:

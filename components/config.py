@@ -131,6 +131,9 @@ class RetrainSubnet(TrainingSection):
 class EvaluateSubnet(Section):
     batch_size: int = Field(500, gt=0, description="images of a forward pass; moves no figure but by rounding")
     mistakes: int = Field(24, ge=0, description="wrongly classified images shown in the report")
+    decoded_mb: int = Field(
+        2000, ge=0, description="memory for decoded test images; more of them are decoded as they are evaluated"
+    )
 
 
 class RegisterModel(Section):

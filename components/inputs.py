@@ -83,12 +83,27 @@ def read_train_images(
     images: Images | EncodedSplit
     if card.encoding == "image" and recipe.augmentation.by_image:
         rows = read_rows(path, arguments.data, card, split, known_hashes())
-        encoded = EncodedImages(arguments.data, rows, card.channels, card.upright)
+        encoded = EncodedImages(arguments.data, rows, card.channels, card.upright, card.files)
         images = EncodedSplit(encoded, rows.labels.astype("int64"))
     else:
         images = load_images(path, arguments.data, card, None, config.space.image_size, split, known_hashes())
     check_batch(recipe, len(images.labels), step)
     return images
+
+
+def read_images_to_evaluate(
+    arguments: argparse.Namespace, config: Config, split: str, decoded_mb: int
+) -> tuple[DatasetCard, Images | EncodedSplit]:
+    """The card and the images of a split: pixels in memory where they fit there, else files to decode on the way."""
+    card = read_card(existing(arguments.card, "prepare_data"))
+    check_space(card, config.space)
+    needed = card.counts.get(split, 0) * card.channels * config.space.image_size**2
+    path = existing(getattr(arguments, f"{split}_split"), "prepare_data")
+    if card.encoding == "image" and needed > decoded_mb * 10**6:
+        rows = read_rows(path, arguments.data, card, split, known_hashes())
+        encoded = EncodedImages(arguments.data, rows, card.channels, card.upright, card.files)
+        return card, EncodedSplit(encoded, rows.labels.astype("int64"))
+    return card, load_images(path, arguments.data, card, None, config.space.image_size, split, known_hashes())
 
 
 def check_batch(recipe: Recipe, images: int, step: str) -> None:

@@ -155,7 +155,9 @@ def look_at(config: Config, data: Path) -> tuple[DatasetCard, Pixels | EncodedSp
     counts = counts or Images(*(card.counts[name] for name in Images._fields))
     if card.encoding == "raw":
         return card, _noise(card, min(len(train.labels), _NOISE)), counts
-    encoded = EncodedSplit(EncodedImages(data, train, card.channels, card.upright), train.labels.astype(np.int64))
+    encoded = EncodedSplit(
+        EncodedImages(data, train, card.channels, card.upright, card.files), train.labels.astype(np.int64)
+    )
     if config.train_supernet.augmentation.by_image:
         return card, encoded, counts
     few = range(min(len(train.labels), 8 * config.train_supernet.batch_size))
@@ -186,7 +188,8 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
     from autoformer.loader import AHEAD
     from autoformer.supernet import Supernet
     from autoformer.training import supernet_forward
-    from components.trainers import make_trainer, worker_count
+    from components.trainers import make_trainer
+    from components.workers import worker_count
 
     section, space = config.train_supernet, config.space
     assert section is not None and config.search_subnet is not None

@@ -18,8 +18,7 @@ from autoformer.supernet import Supernet
 from autoformer.training import Forward, Trainer
 from autoformer.vit import AutoFormer
 from components.config import Config, TrainingSection
-
-MOST_WORKERS = 16
+from components.workers import worker_count
 
 
 def make_trainer(
@@ -60,22 +59,25 @@ def make_trainer(
             else _find_parts(model, _trial(model, largest, teacher, config, section, device), section, device)
         )
         write_json(found, {"accumulation": parts})
-    source = training_images(images, recipe, seed, space.image_size, card.mean, parts, worker_count(device))
+    source = training_images(
+        images, recipe, seed, space.image_size, card.mean, parts, worker_count(device), kept_bytes=kept_bytes()
+    )
     return Trainer(model, forward, source, space.num_classes, card.mean, card.std, recipe, seed, teacher)
 
 
-def worker_count(device: torch.device) -> int:
-    """Processes that decode and augment ahead: `AUTOFORMER_WORKERS`, else what leaves the training process its cores.
+def kept_bytes() -> int:
+    """Memory in which decoded training images are kept: `AUTOFORMER_CACHE_GB`, else none.
 
-    It changes no result, and so is no part of the configuration.
+    It changes no result, and so is no part of the configuration. Of each process that trains: its workers share it.
     """
-    given = os.environ.get("AUTOFORMER_WORKERS")
-    if given is not None:
-        if not given.isdecimal():
-            raise AutoFormerError(f"AUTOFORMER_WORKERS = {given}: expected a number of processes, 0 or more")
-        return int(given)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, cores // 2 if device.type == "cpu" else max(1, cores - 1))
+    given = os.environ.get("AUTOFORMER_CACHE_GB", "0")
+    try:
+        gigabytes = float(given)
+    except ValueError:
+        gigabytes = -1.0
+    if not 0 <= gigabytes < float("inf"):
+        raise AutoFormerError(f"AUTOFORMER_CACHE_GB = {given}: expected gigabytes, 0 or more")
+    return int(gigabytes * 1e9)
 
 
 def _trial(

@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "AUTOFORMER_TRACKING": "`off`: steps log nothing; `register_model` needs MLflow all the same",
     "AUTOFORMER_WORK": "where work in progress lies; `work/` in the repository by default",
     "AUTOFORMER_WORKERS": "processes that decode and augment images; by default as many cores as training leaves over",
+    "AUTOFORMER_CACHE_GB": "memory in which a training process keeps decoded images; 0 by default",
     "AUTOFORMER_IMAGE": "the image that `make compile` writes into the package; `make compile IMAGE=…` sets it",
     "GIT_COMMIT": "the commit of the code, where there is no git to ask, as in an image",
     "OMP_WAIT_POLICY": "`PASSIVE` where it is not set: torch's threads sleep while they wait for each other",

@@ -115,7 +115,7 @@ def _evaluation(logits: torch.Tensor, labels: torch.Tensor, images: Images) -> E
         actual=images.labels,
         predicted=predicted,
         confusion=confusion_matrix(images.labels, predicted, classes),
-        mistakes=worst_mistakes(logits, images, 24),
+        mistakes=worst_mistakes(logits, images.labels, images.pixels.__getitem__, 24),
     )
 
 

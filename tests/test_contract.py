@@ -43,6 +43,7 @@ FOLLOWED_OTHERWISE = {
     "components.stopping": "when a step stops",
     "components.tables": "how a table is written, not what is in it",
     "components.tracking": "what MLflow is told",
+    "components.workers": "how many processes decode, which changes no result",
     "components.workspace": "where checkpoints lie",
 }
 ONLY_FOR = {

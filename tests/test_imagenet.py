@@ -20,7 +20,7 @@ from autoformer.images import model_pixels
 from benchmarks.index import devkit
 from components.config import PrepareData, load_config
 from components.plan import Images, look_at
-from components.prepare_data import imagenet, link
+from components.prepare_data import deliver, imagenet, link
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
 from components.prepare_data.imagenet import DEVKIT, PUBLISHED, TRAIN, VAL, Published
 from components.prepare_data.readers import read_delivered
@@ -79,6 +79,16 @@ def test_the_index_is_what_tarfile_finds(tmp_path: Path) -> None:
     assert delivered.classes == ("n01440764 tench", "n02119789 kit fox", "n03400231 frying pan")
     assert delivered.archives == {name: hash_file(tmp_path / "archives" / name) for name in (TRAIN, VAL, DEVKIT)}
     assert delivered.image_size is None and not delivered.upright
+
+
+def test_val_alone_needs_no_training_archive(tmp_path: Path) -> None:
+    whole = read(tmp_path)
+    published = write_archives(tmp_path / "archives")
+    (tmp_path / "archives" / TRAIN).unlink()
+    val = imagenet.read(tmp_path / "data", published, ("val", "test"))
+    here = whole.splits == "val"
+    assert all(np.array_equal(a, b[here]) for a, b in zip(val.rows, whole.rows, strict=True))
+    assert val.splits.tolist() == ["val"] * 6 and set(val.archives) == {VAL, DEVKIT}
 
 
 def test_val_images_in_another_order_keep_their_labels(tmp_path: Path) -> None:
@@ -296,17 +306,17 @@ def sparse_archives(tmp: Path) -> Path:
 def test_make_data_says_where_the_archives_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archives, data = sparse_archives(tmp_path), tmp_path / "data"
     given = ["--dataset", "imagenet-1k", "--data", str(data), "--archives"]
-    assert link.main([*given, str(archives)]) == 0
+    assert deliver.main([*given, str(archives)]) == 0
     source = read_source(data)
     assert source.location == archives and source.archives == PUBLISHED.archives
     assert [path.name for path in data.iterdir()] == ["source.yaml"] and imagenet.is_mine(data)
     for folder, part in ((tmp_path / "gone", "gone: no such folder"), (data, f"{TRAIN}: no such archive")):
         capsys.readouterr()
-        assert link.main([*given, str(folder)]) == 2
+        assert deliver.main([*given, str(folder)]) == 2
         told = capsys.readouterr()
         assert part in told.err and told.err.count("\n") == 1
     os.truncate(archives / VAL, 10**6)
-    assert link.main([*given, str(archives)]) == 2
+    assert deliver.main([*given, str(archives)]) == 2
     assert "1000000 bytes, not 6744924160 as published" in capsys.readouterr().err
 
 

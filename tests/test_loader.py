@@ -14,7 +14,8 @@ from torch import Tensor
 
 from autoformer.augmentation import BatchAugmentation, picture_transform
 from autoformer.dataset import Images
-from autoformer.loader import ArrayPictures, Order, PictureImages, training_images
+from autoformer.decoding import Decoder
+from autoformer.loader import ArrayPictures, Order, PictureImages, exactly, training_images
 from autoformer.named import load_space
 from autoformer.randomness import repeated_order, seeded
 from autoformer.recipe import Augmentation, Recipe
@@ -62,11 +63,14 @@ def test_batches_are_the_same_whatever_the_workers_and_the_moment() -> None:
 
 def test_an_image_is_augmented_alike_in_whichever_batch_it_comes() -> None:
     images, transform = split(), picture_transform(Augmentation(**FULL), 20, (0.5,) * 3)
-    order = Order(0, 30, 30, 30)
-    whole = PictureImages(ArrayPictures(images.pixels), torch.from_numpy(images.labels), order, transform, 0).batch(0)
-    halves_order = Order(0, 30, 30, 15)
-    halves = PictureImages(ArrayPictures(images.pixels), torch.from_numpy(images.labels), halves_order, transform, 0)
-    assert torch.equal(whole.pixels, torch.cat([halves.batch(0).pixels, halves.batch(1).pixels]))
+    augment, labels = exactly(transform), torch.from_numpy(images.labels)
+
+    def batches(batch_size: int) -> PictureImages:
+        order = Order(0, 30, 30, batch_size)
+        return PictureImages(Decoder(ArrayPictures(images.pixels)), labels, order, augment, (3, 20, 20), 0)
+
+    halves = batches(15)
+    assert torch.equal(batches(30).batch(0).pixels, torch.cat([halves.batch(0).pixels, halves.batch(1).pixels]))
 
 
 def test_augmentation_leaves_the_global_generators_as_they_were() -> None:

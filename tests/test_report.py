@@ -96,7 +96,7 @@ def example(folder: Path, classes: tuple[str, ...]) -> tuple[Results, Evaluation
         actual=images.labels,
         predicted=predicted,
         confusion=confusion_matrix(images.labels, predicted, len(classes)),
-        mistakes=worst_mistakes(logits, images, 9),
+        mistakes=worst_mistakes(logits, images.labels, images.pixels.__getitem__, 9),
     )
 
 

@@ -1,6 +1,5 @@
 """timm's interface: of the registered models, and of every extracted model."""
 
-import argparse
 import copy
 import warnings
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from official_layout import write_checkpoint
 from small import perturb, small_space
 from timm.data import create_transform, resolve_model_data_config
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
@@ -143,26 +143,7 @@ def test_model_made_on_the_meta_device() -> None:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file in the layout of the published supernet-tiny.pth, with random weights."""
-    with torch.device("meta"):
-        supernet = Supernet(load_space("autoformer-tiny"))
-    names = (
-        ("patch_embed.", "patch_embed_super."),
-        ("norm1.", "attn_layer_norm."),
-        ("norm2.", "ffn_layer_norm."),
-        ("mlp.", ""),
-        ("rel_pos_k.", "rel_pos_embed_k.embeddings_"),
-        ("rel_pos_v.", "rel_pos_embed_v.embeddings_"),
-    )
-    state = {}
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in supernet.state_dict().items():
-        for own, official in names:
-            name = name.replace(own, official)
-        state[name] = 0.05 * torch.randn(tensor.shape, generator=generator)
-    assert "blocks.0.attn.rel_pos_embed_k.embeddings_table_v" in state
-    file = tmp_path_factory.mktemp("official") / "supernet-tiny.pth"
-    torch.save({"model": state, "args": argparse.Namespace(gp=True)}, file)
-    return file
+    return write_checkpoint(tmp_path_factory.mktemp("official") / "supernet-tiny.pth", load_space("autoformer-tiny"))
 
 
 def pretrained(file: Path, **arguments: Any) -> Any:

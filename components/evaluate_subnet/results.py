@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from autoformer.archives import EncodedSplit
 from autoformer.dataset import DatasetCard, Images
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import read_json
 from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
 from components.cli import existing
 from components.config import Config
-from components.inputs import read_data
+from components.inputs import read_images_to_evaluate
 from components.tables import read_table
 
 Model = Literal["retrained", "inherited", "scratch"]
@@ -68,9 +69,11 @@ class Results(NamedTuple):
     provenance: dict[str, Any]  # "train_supernet" and "retrain_subnet" -> what made it
 
 
-def read_all(arguments: argparse.Namespace, config: Config) -> tuple[Results, Images]:
+def read_all(arguments: argparse.Namespace, config: Config) -> tuple[Results, Images | EncodedSplit]:
     """Read and check every input. Raises `AutoFormerError` with one line that names the file and the way out."""
-    card, (images,) = read_data(arguments, config, "test")
+    section = config.evaluate_subnet
+    assert section is not None  # load_config has checked it
+    card, images = read_images_to_evaluate(arguments, config, "test", section.decoded_mb)
     for folder, step in (("supernet", "train_supernet"), ("search", "search_subnet"), ("retrain", "retrain_subnet")):
         existing(getattr(arguments, folder), step)
     subnet = NamedSubnet.from_yaml(existing(arguments.search / "chosen.yaml", "search_subnet"))

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from autoformer.archives import EncodedSplit
 from autoformer.complexity import count_macs, count_params
 from autoformer.dataset import Images
 from autoformer.files import hash_file, replacing, write_json, write_text
-from components.cli import run_step, step_parser
+from components.cli import Progress, run_step, step_parser
 from components.config import Config
 from components.evaluate_subnet.results import Results, read_all
 from components.inputs import add_data_arguments, add_folder_arguments, add_output_arguments
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     print(summary(result.metrics), flush=True)
 
 
-def evaluate(results: Results, images: Images, config: Config) -> Result:
+def evaluate(results: Results, images: Images | EncodedSplit, config: Config) -> Result:
     """Measure on the test images, and put everything into the form in which it is written."""
     import torch
 
@@ -72,7 +73,10 @@ def evaluate(results: Results, images: Images, config: Config) -> Result:
     assert section is not None
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    evaluation = measure(results, images, section.batch_size, section.mistakes, find_device(config.device))
+    with Progress(f"{STEP}: images", len(images.labels), "images") as bar:
+        evaluation = measure(
+            results, images, section.batch_size, section.mistakes, find_device(config.device), bar.update
+        )
     classes, plain = results.card.classes, config.for_step(STEP)
     return Result(
         metrics=metrics(results, evaluation),

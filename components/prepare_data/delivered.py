@@ -20,9 +20,10 @@ class Delivered(NamedTuple):
     encoding: Literal["raw", "image"]  # as in `DatasetCard`
     image_size: int | None  # raw: in height and in width; image: of the shorter side, None for any size
     channels: int
-    archives: dict[str, str]  # file name -> sha256
+    archives: dict[str, str]  # file name -> sha256; empty where `files`
     licence: str
     source: str
+    files: bool = False  # whether each image is a file of its own, its row's archive, with its row's checksum
     upright: bool = True  # whether an image is turned as its camera noted
     statistics: Statistics | None = None  # by which pixels are normalised; None for ImageNet's, or to compute them
     notes: tuple[str, ...] = ()

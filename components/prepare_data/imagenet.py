@@ -14,7 +14,7 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,33 +76,40 @@ def is_mine(data: Path) -> bool:
     return (data / SOURCE).is_file() and TRAIN in read_source(data).archives
 
 
-def read(data: Path, published: Published = PUBLISHED) -> Delivered:
+def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] = ("train", "val")) -> Delivered:
     """Every image of the archives that `source.yaml` names.
 
     Args:
         published: what they must be; tests have small ones.
+        splits: which are wanted; the archive of the others is not read, and need not be there.
 
     Raises:
         AutoFormerError: one line, where an archive is missing, another one or damaged, or holds other images.
     """
     folder, source = archive_folder(data), read_source(data)
-    check_sizes(folder, source.archives, published)
+    archive_of = {split: name for split, name in (("train", TRAIN), ("val", VAL)) if split in splits}
+    needed = {name: published.archives[name] for name in (*archive_of.values(), DEVKIT)}
+    check_sizes(folder, source.archives, published._replace(archives=needed))
     devkit = _read_devkit(folder / DEVKIT, source.archives[DEVKIT])
     if len(devkit.words) != published.classes:
         raise AutoFormerError(f"{folder / DEVKIT}: {len(devkit.words)} classes, not {published.classes}")
-    val = _index(folder / VAL, source.archives[VAL])
-    val_rows = _val_rows(val, devkit, folder / VAL, published)
-    train = _index(folder / TRAIN, source.archives[TRAIN])
-    train_rows = _train_rows(train, devkit, folder / TRAIN, published)
+    rows: dict[str, Split] = {}
+    sha256 = {DEVKIT: devkit.sha256}
+    for split, rows_of in (("val", _val_rows), ("train", _train_rows)):  # the small archive first: its faults show soon
+        if split in archive_of:
+            name = archive_of[split]
+            index = _index(folder / name, source.archives[name])
+            rows[split], sha256[name] = rows_of(index, devkit, folder / name, published), index.sha256
+    parts = [rows[split] for split in archive_of]
     return Delivered(
         title=TITLE,
         classes=devkit.classes,
-        rows=Split(*(np.concatenate(columns) for columns in zip(train_rows, val_rows, strict=True))),
-        splits=np.repeat(["train", "val"], [len(train_rows.labels), len(val_rows.labels)]),
+        rows=Split(*(np.concatenate(columns) for columns in zip(*parts, strict=True))),
+        splits=np.repeat(list(archive_of), [len(part.labels) for part in parts]),
         encoding="image",
         image_size=None,
         channels=3,
-        archives={TRAIN: train.sha256, VAL: val.sha256, DEVKIT: devkit.sha256},
+        archives={name: sha256[name] for name in needed},
         licence=LICENCE,
         source=", ".join(f"{name} (md5 {archive.md5})" for name, archive in source.archives.items()),
         upright=False,  # as for the published accuracies; a few images have a note of their camera

@@ -1,12 +1,10 @@
-"""Say where the archives of a large data set are, which stay there: write `source.yaml` into a data folder.
+"""Say where the files of a large data set are, which stay there: write `source.yaml` into a data folder.
 
-    python -m components.prepare_data.link --dataset imagenet-1k --archives /mnt/ilsvrc2012 --data data/imagenet-1k
-
-The file names each archive by its published md5, so that DVC has what the data set is made of without a copy of it.
-Names and sizes are seen to now; the bytes are, by prepare_data, which reads all of them.
+ImageNet's archives are named in it by their published md5, so that DVC has what the data set is made of without a copy
+of it. Names and sizes are seen to now; the bytes are, by prepare_data, which reads all of them. Class folders and
+WebDataset shards have no published sums: the rows that prepare_data writes are what later readings are held against.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -14,7 +12,6 @@ import yaml
 from autoformer.dataset import SOURCE, Source
 from autoformer.errors import AutoFormerError
 from autoformer.files import write_text
-from components.cli import Parser, refuse
 from components.prepare_data import imagenet
 
 
@@ -29,19 +26,8 @@ def link(archives: Path, data: Path, published: imagenet.Published = imagenet.PU
     write_text(data / SOURCE, f"# Where the archives of {imagenet.TITLE} are, and what they must be.\n{text}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m components.prepare_data.link", description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", required=True, choices=[imagenet.NAME])
-    parser.add_argument("--archives", type=Path, required=True, help="folder that holds the official archives")
-    parser.add_argument("--data", type=Path, required=True, help="folder to write source.yaml into")
-    try:
-        arguments = parser.parse_args(argv)
-        link(arguments.archives, arguments.data)
-        print(f"{arguments.data / SOURCE}: {imagenet.TITLE}, {', '.join(imagenet.PUBLISHED.archives)}")
-    except (AutoFormerError, OSError) as error:
-        return refuse("link", error)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def link_folder(folder: Path, data: Path) -> None:
+    """Write the `source.yaml` of a folder of class folders or of WebDataset shards."""
+    source = Source(location=folder.expanduser().resolve())
+    text = yaml.safe_dump(source.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+    write_text(data / SOURCE, f"# Where the images are: in train/<class>/ and so on, or in WebDataset shards.\n{text}")

@@ -4,7 +4,17 @@ from pathlib import Path
 from typing import Protocol
 
 from autoformer.errors import AutoFormerError
-from components.prepare_data import fashion_mnist, imagenet, packed
+from components.prepare_data import (
+    cars,
+    cifar,
+    class_folders,
+    fashion_mnist,
+    flowers,
+    imagenet,
+    packed,
+    pets,
+    webdataset,
+)
 from components.prepare_data.delivered import Delivered
 
 
@@ -16,7 +26,7 @@ class Reader(Protocol):
         """Every image that was delivered, none of them moved; `AutoFormerError` where a file is not as it should be."""
 
 
-READERS: tuple[Reader, ...] = (packed, imagenet)
+READERS: tuple[Reader, ...] = (packed, imagenet, cifar, flowers, pets, cars, class_folders, webdataset)
 
 
 def read_delivered(data: Path, dataset: str) -> Delivered:
@@ -36,5 +46,14 @@ def read_delivered(data: Path, dataset: str) -> Delivered:
         return fashion_mnist.read(data)
     raise AutoFormerError(
         f"dataset = {dataset}: {data} is no pack of images; `make data DATA=… NAME={dataset}` makes "
-        f"one of yours, and '{fashion_mnist.NAME}' is the data set that comes with the project"
+        f"one of yours, `make data DATASET=… ARCHIVES=…` takes official archives, "
+        f"and '{fashion_mnist.NAME}' is the data set that comes with the project"
     )
+
+
+def read_to_test(data: Path, dataset: str) -> Delivered:
+    """As `read_delivered`, but without the training images where a reader can leave them unread."""
+    reader = next((reader for reader in READERS if reader.is_mine(data)), None)
+    if reader in (imagenet, class_folders, webdataset):
+        return reader.read(data, splits=("val", "test"))
+    return read_delivered(data, dataset)

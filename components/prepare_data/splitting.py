@@ -107,7 +107,7 @@ def statistics(delivered: Delivered, train: Split, data: Path) -> Statistics:
 def _encoded_statistics(delivered: Delivered, train: Split, data: Path) -> Statistics:
     """Of the images as they are stored."""
     counts = np.zeros((delivered.channels, 256), dtype=np.int64)
-    encoded = EncodedImages(data, train, delivered.channels, delivered.upright)
+    encoded = EncodedImages(data, train, delivered.channels, delivered.upright, delivered.files)
     for index in range(len(encoded)):
         pixels = to_pixels(encoded.image(index))
         for channel in range(delivered.channels):
@@ -130,6 +130,7 @@ def describe(delivered: Delivered, splits: Splits, normalised_by: Statistics) ->
         licence=delivered.licence,
         source=delivered.source,
         archives=delivered.archives,
+        files=delivered.files,
         upright=delivered.upright,
         notes=(*delivered.notes, *splits.notes),
         split_hashes={name: hash_split(split.checksums, split.labels) for name, split in splits.rows.items()},

@@ -1,0 +1,134 @@
+"""Class folders read where they lie: against ImageFolder, and read once only."""
+
+import os
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision.datasets
+from user_images import noise, write_images
+
+from autoformer.archives import EncodedImages
+from autoformer.dataset import load_images, read_card, write_split
+from autoformer.errors import AutoFormerError
+from components.config import PrepareData
+from components.prepare_data import class_folders
+from components.prepare_data.readers import read_delivered
+from components.prepare_data.step import prepare, write_prepared
+
+WNIDS = ("n01440764", "n01443537", "n02007558")
+
+
+@pytest.fixture(autouse=True)
+def _work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOFORMER_WORK", str(tmp_path / "work"))
+
+
+def tree(root: Path, classes: tuple[str, ...] = WNIDS, train: int = 3, val: int = 2) -> Path:
+    for number, name in enumerate(classes):
+        write_images(root / "train" / name, train, seed=number)
+        write_images(root / "val" / name, val, seed=10 + number)
+    noise(7).save(root / "train" / classes[0] / "0_first.JPEG")
+    return root
+
+
+def data_folder(tmp_path: Path, location: Path) -> Path:
+    """A data folder that says where the tree is."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "source.yaml").write_text(f"location: {location}\n")
+    return data
+
+
+def test_rows_are_what_imagefolder_reads(tmp_path: Path) -> None:
+    root = tree(tmp_path / "imagenet")
+    data = data_folder(tmp_path, root)
+    assert class_folders.is_mine(data) and not class_folders.is_mine(tmp_path)
+    found = class_folders.read(data)
+    encoded = EncodedImages(data, found.rows, 3)
+    for split in ("train", "val"):
+        twin = torchvision.datasets.ImageFolder(root / split)
+        here = np.flatnonzero(found.splits == split)
+        assert [str(root / name) for name in found.rows.archives[here]] == [path for path, _ in twin.samples]
+        assert found.rows.labels[here].tolist() == twin.targets
+        assert list(found.classes) == twin.classes
+        for index, (image, _) in zip(here.tolist(), twin, strict=True):
+            assert encoded.image(index).tobytes() == image.tobytes()
+            assert sha256(encoded.read(index)).hexdigest().encode() == found.rows.checksums[index]
+    assert (found.files, found.archives, found.upright, found.title) == (True, {}, False, "ImageNet")
+
+
+def test_an_image_that_was_changed_since_is_noticed_when_it_is_read(tmp_path: Path) -> None:
+    root = tree(tmp_path / "imagenet")
+    found = class_folders.read(root)
+    encoded = EncodedImages(root, found.rows, 3, verify=True)
+    assert encoded.read(1) == (root / found.rows.archives[1]).read_bytes()
+    content = bytearray((root / found.rows.archives[1]).read_bytes())
+    content[-1] ^= 1
+    (root / found.rows.archives[1]).write_bytes(content)
+    with pytest.raises(AutoFormerError, match=r"n01440764/00.\.png: another image than the one that was indexed"):
+        encoded.read(1)
+    assert encoded.read(2)
+
+
+def test_splits_and_card_of_a_tree(tmp_path: Path) -> None:
+    """The whole way: prepare, write, and what a later step reads of it; the archive of a row is a file."""
+    data = data_folder(tmp_path, tree(tmp_path / "imagenet", train=6))
+    prepared = prepare(data, read_delivered(data, "imagenet-1k"), PrepareData(search_images=3), seed=0)
+    paths = {name: tmp_path / f"{name}.parquet" for name in prepared.splits}
+    write_prepared(prepared, tmp_path / "card.json", paths)
+    card = read_card(tmp_path / "card.json")
+    assert (card.files, card.archives, card.counts["test"], card.mean[0]) == (True, {}, 6, 0.485)
+    images = load_images(paths["test"], data, card, image_size=8, name="test")
+    assert images.pixels.shape == (6, 3, 8, 8) and images.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    outside = prepared.splits["test"]._replace(archives=np.array(["../a.png"] * 6, dtype=object))
+    write_split(paths["test"], outside)
+    with pytest.raises(AutoFormerError, match=r"'\.\./a\.png' lies outside the data folder"):
+        load_images(paths["test"], data, card, image_size=8)
+
+
+def test_folders_that_are_no_synsets_are_photographs_to_be_turned(tmp_path: Path) -> None:
+    found = class_folders.read(tree(tmp_path / "pets", ("cat", "dog")))
+    assert (found.upright, found.title, found.classes) == (True, "pets", ("cat", "dog"))
+
+
+def test_one_split_alone(tmp_path: Path) -> None:
+    """The classes are those of train all the same, whose images are not read."""
+    root = tree(tmp_path / "imagenet")
+    for file in (root / "train").rglob("*.png"):
+        file.write_bytes(b"")
+    found = class_folders.read(root, ("val",))
+    assert found.classes == WNIDS and set(found.splits) == {"val"} and len(found.rows.labels) == 6
+
+
+def test_a_class_is_read_again_only_where_it_has_changed(tmp_path: Path) -> None:
+    """The index remembers: bytes that change behind its back, under the same name, size and time, are not seen."""
+    root = tree(tmp_path / "imagenet")
+    first = class_folders.read(root).rows.checksums.tolist()
+    changed = sorted((root / "train").rglob("*.png"))
+    for file in (changed[0], changed[-1]):
+        status, content = file.stat(), file.read_bytes()
+        file.write_bytes(content[:-1] + b"x")
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert class_folders.read(root).rows.checksums.tolist() == first
+    os.utime(changed[-1])
+    again = class_folders.read(root).rows
+    different = [name for name, a, b in zip(again.archives, again.checksums, first, strict=True) if a != b]
+    assert different == [changed[-1].relative_to(root).as_posix()]
+
+
+def test_damaged_and_foreign_trees_are_refused_in_one_line(tmp_path: Path) -> None:
+    root = tree(tmp_path / "imagenet")
+    (root / "val" / "n99999999").mkdir()
+    with pytest.raises(AutoFormerError, match=r"val/n99999999: a class that train does not have"):
+        class_folders.read(root)
+    (root / "train" / "n99999999").mkdir()
+    with pytest.raises(AutoFormerError, match=r"n99999999: a class folder without images; fill it or remove it"):
+        class_folders.read(root)
+    lonely = tmp_path / "lonely"
+    write_images(lonely / "train" / "cat", 1)
+    with pytest.raises(AutoFormerError, match="lonely: fewer than two classes"):
+        class_folders.read(lonely)
+    (tmp_path / "pack").mkdir()
+    assert not class_folders.is_mine(tmp_path / "pack") and not class_folders.is_mine(tmp_path / "nowhere")

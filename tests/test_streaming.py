@@ -1,0 +1,138 @@
+"""Images that are decoded as they are evaluated: what comes out is what comes out of memory."""
+
+import json
+from argparse import Namespace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import perturb, small_space
+from torch import distributed
+from transfer_archives import jpeg, write_tar
+
+from autoformer.archives import EncodedImages, EncodedSplit
+from autoformer.checkpoint import Preprocessing, SubnetCard, save_subnet
+from autoformer.dataset import DatasetCard, Images, Split, hash_split, write_split
+from autoformer.errors import AutoFormerError
+from autoformer.evaluation import gather_logits, predict_batches, predict_logits
+from autoformer.files import hash_file, write_json
+from autoformer.images import model_pixels
+from autoformer.ranks import Ranks
+from autoformer.streaming import StreamedPixels
+from autoformer.supernet import Supernet
+from components.config import load_config
+from components.evaluate_subnet.measure import measure
+from components.evaluate_subnet.results import Model, Results
+from components.inputs import read_images_to_evaluate
+from components.prepare_data.tars import as_split, read_tar
+
+IMAGES, SIZE, MEAN, STD = 11, 16, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+PIXELS_OF = partial(model_pixels, channels=3, image_size=SIZE)
+
+
+def rows(folder: Path, *more: bytes) -> Split:
+    contents = [jpeg(seed, 30 + seed, 20 + seed % 3) for seed in range(IMAGES)] + list(more)
+    members = read_tar(write_tar(folder / "images.tar", {f"{i:02d}.jpg": c for i, c in enumerate(contents)})).members
+    return as_split(["images.tar"] * len(members), members, [0] * len(members))
+
+
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE * SIZE, 5)).eval()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [4, 11, 100])
+def test_logits_equal_those_of_images_in_memory(workers: int, batch_size: int, tmp_path: Path) -> None:
+    encoded = EncodedImages(tmp_path, rows(tmp_path), 3)
+    pixels = np.stack([PIXELS_OF(encoded.image(index)) for index in range(IMAGES)])
+    forward = model()
+    streamed = StreamedPixels(encoded, PIXELS_OF, batch_size, workers)
+    told: list[int] = []
+    first, second = predict_batches([forward, lambda x: -forward(x)], streamed, MEAN, STD, watch=told.append)
+    assert streamed.images == told[-1] == IMAGES
+    assert torch.equal(first, predict_logits(forward, pixels, MEAN, STD, batch_size))
+    assert torch.equal(second, -first)
+
+
+def evaluate_as(rank: int, count: int, folder: Path, split: Split) -> None:
+    """One of several processes that evaluate together."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
+    ranks = Ranks(rank, count)
+    streamed = StreamedPixels(EncodedImages(folder, split, 3), PIXELS_OF, 2, ranks=ranks)
+    share = predict_batches([model()], streamed, MEAN, STD)[0]
+    torch.save((len(share), gather_logits(share, ranks)), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_ranks_see_each_image_once_and_bring_the_whole_together(tmp_path: Path) -> None:
+    """Of 11 images no rank is given one twice to fill its share up, as samplers of torch and timm would."""
+    split = rows(tmp_path)
+    whole = predict_batches([model()], StreamedPixels(EncodedImages(tmp_path, split, 3), PIXELS_OF, 4), MEAN, STD)[0]
+    processes = [get_context("fork").Process(target=evaluate_as, args=(rank, 3, tmp_path, split)) for rank in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    assert [images for images, _ in found] == [4, 4, 3]
+    for _, gathered in found:
+        torch.testing.assert_close(gathered, whole)
+
+
+def test_the_first_images_only(tmp_path: Path) -> None:
+    encoded = EncodedImages(tmp_path, rows(tmp_path), 3)
+    batches = list(StreamedPixels(encoded, PIXELS_OF, 4, limit=5))
+    assert [len(batch) for batch in batches] == [4, 1]
+    assert np.array_equal(batches[1][0].numpy(), PIXELS_OF(encoded.image(4)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_decoded_is_one_line(workers: int, tmp_path: Path) -> None:
+    encoded = EncodedImages(tmp_path, rows(tmp_path, jpeg(0)[:200]), 3)
+    with pytest.raises(AutoFormerError, match=r"^image of 200 bytes: a damaged image") as error:
+        list(StreamedPixels(encoded, PIXELS_OF, 4, workers))
+    assert "Traceback" not in str(error.value)
+
+
+def test_evaluate_subnet_gives_the_same_whether_its_images_fit_into_memory(tmp_path: Path) -> None:
+    """Figures, predictions and the pictures of mistakes, through the step's own reading."""
+    split = rows(tmp_path / "data")
+    split = split._replace(labels=np.arange(IMAGES, dtype=np.int32) % 5)
+    write_split(tmp_path / "test.parquet", split)
+    space = small_space()
+    card = DatasetCard(
+        name="noise", classes=tuple("abcde"), image_size=None, channels=3, encoding="image", mean=MEAN, std=STD,
+        counts={"test": IMAGES}, licence="none", source="none",
+        archives={"images.tar": hash_file(tmp_path / "data" / "images.tar")},
+        split_hashes={"test": hash_split(split.checksums, split.labels)},
+    )  # fmt: skip
+    write_json(tmp_path / "card.json", card.model_dump(mode="json"))
+    preprocessing = Preprocessing(mean=MEAN, std=STD, classes=card.classes)
+    models: dict[Model, Path] = {"retrained": tmp_path / "model", "inherited": tmp_path / "inherited"}
+    for seed, folder in enumerate(models.values()):
+        subnet = perturb(Supernet(space), seed).extract(space.largest).float()
+        save_subnet(
+            folder, subnet, SubnetCard(space=space, preprocessing=preprocessing, provenance={}, subnet=space.largest)
+        )
+    arguments = Namespace(card=tmp_path / "card.json", data=tmp_path / "data", test_split=tmp_path / "test.parquet")
+    text = {"name": "t", "seed": 0, "dataset": "noise", "space": space.model_dump(mode="json"), "evaluate_subnet": {}}
+    config = load_config(json.dumps(text), steps=["evaluate_subnet"])
+    nothing: Any = None
+    results = Results(card, space, nothing, "scratch", models, nothing, {}, {}, {}, {})
+    found = []
+    for megabytes, kind in ((2000, Images), (0, EncodedSplit)):
+        _, images = read_images_to_evaluate(arguments, config, "test", megabytes)
+        assert isinstance(images, kind)
+        found.append(measure(results, images, batch_size=4, mistakes=3))
+    kept, streamed = found
+    assert kept.scores == streamed.scores and kept.differences == streamed.differences
+    assert np.array_equal(kept.predicted, streamed.predicted) and len(kept.mistakes) == 3
+    for one, other in zip(kept.mistakes, streamed.mistakes, strict=True):
+        assert np.array_equal(one.pixels, other.pixels) and one[1:] == other[1:]
