@@ -29,7 +29,7 @@ class Section(BaseModel):
 
 class PrepareData(Section):
     search_images: int | None = Field(
-        None, gt=0, description="held out of training to score candidates on, equally many a class (fashion-mnist)"
+        None, gt=0, description="held out of training to score candidates on, equally many a class; null for a share"
     )
     search_percent: float = Field(
         15.0, gt=0, lt=50, description="of each class, held out to score candidates on, where your images have no val"

@@ -93,7 +93,7 @@ def make_plan(config: Config, data: Path) -> Plan:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = find_device(config.device)
-    card, pictures, images = _delivered(config, data)
+    card, pictures, images = look_at(config, data)
     training, scoring = _measure(config, card, pictures)
     search = config.search_subnet
     candidates = search.budget
@@ -142,7 +142,7 @@ def _training_stage(name: str, section: TrainingSection, images: int, times: int
     return Stage(name, work, steps * section.batch_size, rate)
 
 
-def _delivered(config: Config, data: Path) -> tuple[DatasetCard, Pixels | EncodedSplit, Images]:
+def look_at(config: Config, data: Path) -> tuple[DatasetCard, Pixels | EncodedSplit, Images]:
     """A card, images that stand for the train split, and the size of each split."""
     section, space = config.prepare_data, config.space
     assert section is not None and config.train_supernet is not None

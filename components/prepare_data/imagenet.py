@@ -93,12 +93,13 @@ def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] =
     devkit = _read_devkit(folder / DEVKIT, source.archives[DEVKIT])
     if len(devkit.words) != published.classes:
         raise AutoFormerError(f"{folder / DEVKIT}: {len(devkit.words)} classes, not {published.classes}")
-    rows, sha256 = {}, {DEVKIT: devkit.sha256}
+    rows: dict[str, Split] = {}
+    sha256 = {DEVKIT: devkit.sha256}
     for split, rows_of in (("val", _val_rows), ("train", _train_rows)):  # the small archive first: its faults show soon
         if split in archive_of:
             name = archive_of[split]
             index = _index(folder / name, source.archives[name])
-            sha256[name], rows[split] = index.sha256, rows_of(index, devkit, folder / name, published)
+            rows[split], sha256[name] = rows_of(index, devkit, folder / name, published), index.sha256
     parts = [rows[split] for split in archive_of]
     return Delivered(
         title=TITLE,

@@ -6,6 +6,7 @@ stream are then its own. Nothing is sought, and nothing is unpacked.
 """
 
 import hashlib
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -129,9 +130,13 @@ def members(stream: HashedStream, end: int) -> Iterator[Member]:
 
 
 def _size(header: bytes, stream: HashedStream) -> int:
-    """Bytes of a member's content, once its header is known to be one by the sum of its bytes."""
+    """Bytes of a member's content, once its header is known to be one by the sum of its bytes.
+
+    The low half of an Adler checksum is that sum but for multiples of 65521, a hundred times as fast as `sum`.
+    """
     try:
-        if int(header[_SIGN].strip(b" \0"), 8) == sum(header) - sum(header[_SIGN]) + 8 * ord(" "):
+        stated = int(header[_SIGN].strip(b" \0"), 8) + sum(header[_SIGN]) - 8 * ord(" ")
+        if stated % 65521 == zlib.adler32(header, 0) & 0xFFFF:
             field = header[124:136]
             return int.from_bytes(field[1:]) if field[0] == 0x80 else int(field.strip(b" \0"), 8)
     except ValueError:
