@@ -1,5 +1,6 @@
 """The official transfer sets, a few images large: every row against another program's reading of the same files."""
 
+import gzip
 import os
 import tarfile
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torchvision.datasets
-from transfer_archives import cifar, harmful_pickle, make, mat, md5s, python2_pickle, write_tar
+from transfer_archives import cifar, cifar_binary, harmful_pickle, make, mat, md5s, python2_pickle, write_tar
 from user_images import write_images
 
 from autoformer.archives import EncodedImages
@@ -101,6 +102,27 @@ def test_every_row_is_what_torchvision_reads(name: str, tmp_path: Path, monkeypa
         assert len({image for image, _ in ours}) == len(ours) > 1
         assert list(found.classes) == list(classes)
     assert set(found.archives) == set(found.rows.archives.tolist())
+
+
+@pytest.mark.parametrize("fine", [False, True])
+def test_the_binary_version_of_cifar(fine: bool, tmp_path: Path) -> None:
+    """Each record against the bytes that the tar holds, one at a time."""
+    archive = cifar_binary(tmp_path, fine)
+    found = cifar_reader.read(tmp_path)
+    expected = {"train": [], "test": []}  # type: Any
+    with tarfile.open(archive) as tar:
+        for info in tar:
+            if info.name.endswith(".bin"):
+                file = tar.extractfile(info)
+                while label := file.read(1 + fine):  # type: ignore[union-attr]
+                    planes = np.frombuffer(file.read(3072), np.uint8).reshape(3, 32, 32)  # type: ignore[union-attr]
+                    image = planes.transpose(1, 2, 0).tobytes()
+                    expected["test" if "test" in info.name else "train"].append((image, label[-1]))
+    assert {split: seen(tmp_path, found, split) for split in expected} == expected
+    assert found.classes == ("apple", "bear", "chair")
+    archive.write_bytes(gzip.compress(gzip.decompress(archive.read_bytes()).replace(b".bin", b".bon")))
+    with pytest.raises(AutoFormerError, match=r"holds no|not readable as a tar"):
+        cifar_reader.read(tmp_path)
 
 
 def test_rows_of_an_archive_that_was_uncompressed_are_what_tarfile_finds(tmp_path: Path) -> None:
