@@ -19,6 +19,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.kept import Facts, Kept
 from autoformer.loader import training_images
 from autoformer.recipe import Augmentation, Recipe
+from components.trainers import kept_bytes
 
 SIDE = 32
 File = tuple[Image.Image, str, dict[str, Any]]  # picture, format, options
@@ -60,10 +61,10 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> EncodedSplit:
     return EncodedSplit(pictures, np.arange(len(files)))
 
 
-def batches(split: EncodedSplit, fast: bool, workers: int, kept_bytes: int, numbers: int = 6) -> list[torch.Tensor]:
+def batches(split: EncodedSplit, fast: bool, workers: int, budget: int, numbers: int = 6) -> list[torch.Tensor]:
     augmentation = Augmentation(crop_scale=(0.1, 1), flip=True, rand_augment="rand-m9-mstd0.5-inc1", fast=fast)
     recipe = Recipe(epochs=1, batch_size=4, learning_rate=1, augmentation=augmentation)
-    images = training_images(split, recipe, 0, SIDE, (0.5,) * 3, 1, workers, kept_bytes=kept_bytes)
+    images = training_images(split, recipe, 0, SIDE, (0.5,) * 3, 1, workers, kept_bytes=budget)
     found = [images.batch(number).pixels for number in range(numbers)]
     images.close()
     return found
@@ -73,9 +74,9 @@ def batches(split: EncodedSplit, fast: bool, workers: int, kept_bytes: int, numb
 def test_no_batch_depends_on_the_budget(split: EncodedSplit, fast: bool) -> None:
     """All are kept, a few, or none; by this process, or by two that share."""
     wanted = batches(split, fast, 0, 0)
-    for workers, kept_bytes in ((0, 10**7), (0, 200_000), (2, 10**7), (2, 200_000)):
-        found = batches(split, fast, workers, kept_bytes)
-        assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True)), (workers, kept_bytes)
+    for workers, budget in ((0, 10**7), (0, 200_000), (2, 10**7), (2, 200_000)):
+        found = batches(split, fast, workers, budget)
+        assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True)), (workers, budget)
 
 
 def test_what_is_kept_is_not_read_again(split: EncodedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,3 +137,18 @@ def test_a_budget_that_cannot_be_is_refused() -> None:
         Kept(10**6, 3, 1000)
     with pytest.raises(AutoFormerError, match=r"no 9.31e\+09 GiB to keep images in: .*; give less"):
         Kept(10, 3, 10**19)
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, 0), ("0", 0), ("1.5", 1_500_000_000)])
+def test_the_budget_comes_from_the_environment(given: str | None, found: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUTOFORMER_CACHE_GB", raising=False)
+    if given is not None:
+        monkeypatch.setenv("AUTOFORMER_CACHE_GB", given)
+    assert kept_bytes() == found
+
+
+@pytest.mark.parametrize("given", ["", "much", "-1", "nan", "inf"])
+def test_a_budget_that_is_no_number_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOFORMER_CACHE_GB", given)
+    with pytest.raises(AutoFormerError, match=f"^AUTOFORMER_CACHE_GB = {given}: expected gigabytes, 0 or more$"):
+        kept_bytes()
