@@ -119,6 +119,9 @@ class RetrainSubnet(TrainingSection):
     mode: Literal["scratch", "finetune", "inherited"] = Field(
         description="train from random weights, from the supernet's, or keep the supernet's as they are"
     )
+    compile: bool = Field(
+        False, description="the model with torch.compile; needs a C++ compiler, and minutes before the first step"
+    )
     scratch_reference: bool = Field(
         False, description="also train the chosen subnet from random weights with the same recipe, for comparison"
     )

@@ -23,6 +23,7 @@ from components.inputs import (
     read_train_images,
 )
 from components.opening import OpenStep, open_step
+from components.retrain_subnet.compiler import require_compiler
 from components.tables import write_table
 
 STEP = "retrain_subnet"
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
     assert config.retrain_subnet is not None
+    if config.retrain_subnet.compile:
+        require_compiler()
     card, (search_images,) = read_data(arguments, config, "search")
     train_images = read_train_images(arguments, config, card, config.retrain_subnet, STEP)
     chosen = NamedSubnet.from_yaml(existing(arguments.search, "search_subnet") / "chosen.yaml")
@@ -139,6 +142,8 @@ class _Retraining:
         from components.trainers import make_trainer, out_of_memory
         from components.training import Job, Row, train
 
+        if self.section.compile:
+            model.compile()  # its forward alone: the names of its weights stay, and a copy of it is not compiled
         found = self.opened.workspace.file(f"{name}-found.json")
         trainer = make_trainer(
             STEP,
