@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from timm.layers import drop_path
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
 from autoformer.layers import (
@@ -128,6 +129,7 @@ class Supernet(nn.Module):
     def __init__(self, space: SearchSpace, drop_path: float = 0.0, bias_rule: BiasRule = "aligned") -> None:
         super().__init__()
         self.space = space
+        self.grad_checkpointing = False
         embed_dim, depth = space.supernet.embed_dim, space.supernet.depth
         self.patch_embed = SupernetPatchEmbed(space)
         self.cls_token = normal_parameter(1, 1, embed_dim)
@@ -154,10 +156,18 @@ class Supernet(nn.Module):
         class_token = self.cls_token[..., : spec.embed_dim].expand(len(x), -1, -1)
         x = torch.cat([class_token, x], dim=1) + self.pos_embed[..., : spec.embed_dim]
         for block, heads in enumerate(spec.num_heads):
-            x = self.blocks[block](x, heads, spec.hidden_dim(block), self.features)
+            arguments = x, heads, spec.hidden_dim(block), self.features
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(self.blocks[block], *arguments, use_reentrant=False)
+            else:
+                x = self.blocks[block](*arguments)
         x = self.norm(x)
         x = x[:, 1:].mean(dim=1) if self.space.pooling == "mean" else x[:, 0]
         return self.head(x, self.space.num_classes)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep each block's input alone for the backward pass, which computes the rest again; timm's name for it."""
+        self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that AdamW leaves undecayed, beside all 1-D ones: tokens, positions, tables."""

@@ -147,6 +147,9 @@ class RetrainSubnet(TrainingSection):
         "train",
         description="images to train on; train_full: those of the search split too, once the choice is made",
     )
+    compile: bool = Field(
+        False, description="the model with torch.compile; needs a C++ compiler, and minutes before the first step"
+    )
     scratch_reference: bool = Field(
         False, description="also train the chosen subnet from random weights with the same recipe, for comparison"
     )

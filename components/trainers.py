@@ -52,6 +52,7 @@ def make_trainer(
     device = find_device(config.device)
     model.to(device)
     space, recipe = config.space, section.recipe()
+    model.set_grad_checkpointing(recipe.activation_checkpointing)
     teacher = None
     if recipe.distillation is not None:
         teacher = Teacher(recipe.distillation, card.mean, card.std, space.num_classes, device)

@@ -24,6 +24,7 @@ from components.inputs import (
 )
 from components.opening import OpenStep, open_step
 from components.ranks import joined
+from components.retrain_subnet.compiler import require_compiler
 from components.tables import write_table
 
 STEP = "retrain_subnet"
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace, config: Config) -> None:
     assert config.retrain_subnet is not None
     section = config.retrain_subnet
+    if section.compile:
+        require_compiler()
     with joined(config) as ranks:
         card, (search_images,) = read_data(arguments, config, "search")
         train_images = read_train_images(arguments, config, card, section, STEP, section.split)
@@ -153,6 +156,8 @@ class _Retraining:
         from components.trainers import make_trainer, out_of_memory
         from components.training import Job, Row, train
 
+        if self.section.compile:
+            model.compile()  # its forward alone: the names of its weights stay, and a copy of it is not compiled
         found = self.opened.workspace.file(f"{name}-found.json")
         trainer = make_trainer(
             STEP,
