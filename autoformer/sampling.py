@@ -15,13 +15,13 @@ from random import Random
 from typing import Literal, NamedTuple
 
 from autoformer.complexity import count_params
+from autoformer.limits import Limits, towards
 from autoformer.randomness import derived_rng
-from autoformer.search import Limits, towards
 from autoformer.space import SearchSpace, SubnetSpec
 
 FAIR_BINS = 32  # of the range of parameters, each trained once in as many steps
 FAIR_DRAWS = 16  # uniform draws for one that lies in the bin as it is
-FAIR_MOVES = 4  # of these, the nearest ones, that are moved towards it
+FAIR_MOVES = 6  # walks towards it, to and fro
 Sampling = Literal["uniform", "sandwich", "fair"]
 
 
@@ -93,29 +93,20 @@ def subnet_within(space: SearchSpace, low: int, high: int, rng: Random) -> Subne
     """A random subnet with `low` to `high` parameters, or, where none is found, one near that.
 
     The first of some uniform draws that lies there, so that every subnet can come. Near the ends of a space hardly
-    any draw does; then the nearest draws are moved towards it by single choices.
+    any draw does; then the nearest of them is moved there by single choices, and back where it was moved past.
     """
-    draws: list[tuple[int, SubnetSpec]] = []
+
+    def distance(subnet: SubnetSpec) -> int:
+        params = count_params(space, subnet)
+        return max(low - params, params - high, 0)
+
+    draws: list[SubnetSpec] = []
     for _ in range(FAIR_DRAWS):
-        subnet = space.sample(rng)
-        distance = _distance(count_params(space, subnet), low, high)
-        if not distance:
-            return subnet
-        draws.append((distance, subnet))
-    draws.sort(key=_first)  # a stable sort: the earlier of two
+        draws.append(space.sample(rng))
+        if not distance(draws[-1]):
+            return draws[-1]
+    moved = [min(draws, key=distance)]
     limits = Limits(min_params=low, max_params=high)
-    for _, draw in draws[:FAIR_MOVES]:
-        subnet = towards(space, draw, limits, rng)
-        draws.append((_distance(count_params(space, subnet), low, high), subnet))
-        if not draws[-1][0]:
-            return subnet
-    return min(draws, key=_first)[1]
-
-
-def _first(of: tuple[int, SubnetSpec]) -> int:
-    return of[0]
-
-
-def _distance(params: int, low: int, high: int) -> int:
-    """0 within both ends."""
-    return max(low - params, params - high, 0)
+    while distance(moved[-1]) and len(moved) <= FAIR_MOVES:
+        moved.append(towards(space, moved[-1], limits, rng))
+    return min(moved, key=distance)

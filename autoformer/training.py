@@ -143,9 +143,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] *= self.learning_rate_scale
         loss_of_step = torch.zeros((), device=self.device)
-        turns = self.parts // self.ranks.count
+        lessons, turns = self.lessons(self.step), self.parts // self.ranks.count
         for turn in range(turns):
-            loss_of_step += self._one_part(turn, last=turn == turns - 1)
+            loss_of_step += self._one_part(lessons, turn, last=turn == turns - 1)
         if self.recipe.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             dispatch_clip_grad(self.model.parameters(), self.recipe.clip_grad)
@@ -156,7 +156,7 @@ class Trainer:
             self.ema.update(self.model, self.step)
         return loss_of_step
 
-    def _one_part(self, turn: int, last: bool) -> Tensor:
+    def _one_part(self, lessons: Sequence[Lesson], turn: int, last: bool) -> Tensor:
         """Forward and backward passes of one part, one subnet after the other; its share of the loss, detached.
 
         Subnets count alike: the loss is the mean over them. BigNAS adds them up, which AdamW cannot tell from the
@@ -164,7 +164,6 @@ class Trainer:
         """
         part = turn * self.ranks.count + self.ranks.rank
         images, targets = self._batch(turn, part)
-        lessons = self.lessons(self.step)
         loss_of_part = torch.zeros((), device=self.device)
         answers: Tensor | None = None  # of the first subnet (B, K)
         for number, lesson in enumerate(lessons):

@@ -47,6 +47,7 @@ GRACE_SECONDS = 30  # for a checkpoint, after which a rank that was told to end 
 TIMEOUT = timedelta(minutes=30)  # of a word between ranks: longer than rank 0 scores or writes while others wait
 BAD_INPUT = 2
 LOST = 75  # exit code of a rank whose connection to another is gone
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, that of Windows' subsystem, AMD's
 _SAYS_LOST = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe")
 
 
@@ -105,14 +106,19 @@ def processes(config: Config) -> int:
                 f"AUTOFORMER_PROCESSES = {wanted}: device = {config.device} is one device; set device to cuda or cpu"
             )
         return 1
-    if wanted == 1:
-        return 1
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = 0 if wanted == 1 else _gpus()
     if wanted > gpus > 0:
         raise AutoFormerError(f"AUTOFORMER_PROCESSES = {wanted}: this machine has {gpus} GPUs, one for each process")
     return wanted or max(1, gpus)
+
+
+def _gpus() -> int:
+    """GPUs of this machine. Where it has no driver, torch is not imported to hear so: bad input is told at once."""
+    if not any(Path(driver).exists() for driver in DRIVERS):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def check_parts(step: str, config: Config, count: int) -> None:
@@ -148,7 +154,7 @@ def joined(config: Config) -> Iterator[Ranks]:
     import torch
     from torch import distributed
 
-    torch.set_num_threads(_threads())  # torchrun itself leaves one to each
+    torch.set_num_threads(_threads())
     try:
         distributed.init_process_group(_backend(config), timeout=TIMEOUT)
     except (ValueError, RuntimeError) as error:
@@ -170,7 +176,7 @@ def _backend(config: Config) -> str:
     import torch
 
     place = _number("LOCAL_RANK", 0)
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = _gpus()
     if config.device == "cpu" or (config.device == "auto" and not gpus):
         return "gloo"
     if config.device not in ("auto", "cuda") or place >= gpus:

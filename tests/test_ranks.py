@@ -229,6 +229,7 @@ def test_retraining_in_ranks_goes_on(place: Place, tmp_path: Path) -> None:
     assert contents(Path(given["--out"])) == contents(Path(whole["--out"]))
 
 
+@pytest.mark.slow
 def test_a_launched_step_survives_a_killed_rank_and_passes_signals_on(place: Place, tmp_path: Path) -> None:
     """Real processes throughout: started again by themselves after SIGKILL, stopped by SIGTERM, gone on with."""
     config = config_of(STEP, epochs=12, seed=4)
@@ -315,6 +316,7 @@ def test_a_gpu_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return edge.processes(load_config("smoke", [f"device={device}"], [STEP]))
 
     assert (processes("cpu"), processes("auto")) == (1, 1)
+    monkeypatch.setattr(edge, "DRIVERS", ("/",))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [processes(device) for device in ("cpu", "auto", "cuda", "cuda:1")] == [1, 4, 4, 1]
