@@ -40,7 +40,6 @@ FOLLOWED_OTHERWISE = {
     "components.inputs": "checks, and arguments",
     "components.locks": "one run at a time",
     "components.opening": "where work lies, and what is told",
-    "components.ranks": "how processes are started and find each other",
     "components.stopping": "when a step stops",
     "components.tables": "how a table is written, not what is in it",
     "components.tracking": "what MLflow is told",
