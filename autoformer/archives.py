@@ -33,7 +33,7 @@ class FileReader:
 
     def __call__(self, archive: str, offset: int, size: int) -> bytes:
         """Fewer bytes than `size` where the archive ends before them."""
-        file = self._file(self._folder / archive)  # held, or it might be closed before it is read
+        file = self._file(self._folder / archive)  # held until it is read
         return os.pread(file.descriptor, size, offset)
 
     def __reduce__(self) -> tuple[type[Self], tuple[Path, int]]:
