@@ -127,6 +127,9 @@ class Recipe(BaseModel):
     precision: Precision = Field(
         "auto", description="of the forward pass; auto for bfloat16 or float16 on a GPU, float32 on a CPU"
     )
+    activation_checkpointing: bool = Field(
+        False, description="keep a block's input alone and compute the rest again: less memory, a slower step"
+    )
     init_gain: float | None = Field(
         None, gt=0, description="new linear weights have deviation gain / sqrt(inputs); null for the official 0.02"
     )

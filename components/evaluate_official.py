@@ -157,7 +157,6 @@ def read_task(arguments: argparse.Namespace) -> Task:
 
 def _described(arguments: argparse.Namespace, task: Task, device: str) -> dict[str, Any]:
     """What was evaluated, on what, and what others have found."""
-    whole = len(task.rows.labels) == int((task.delivered.splits == task.split).sum())
     comparable = task.image_size == task.space.image_size and task.subnet.published is not None
     return {
         "subnet": task.subnet.name,
@@ -168,7 +167,7 @@ def _described(arguments: argparse.Namespace, task: Task, device: str) -> dict[s
         "split": task.split,
         "split_hash": hash_split(task.rows.checksums, task.rows.labels),
         "images": len(task.rows.labels),
-        "all_images": whole,
+        "split_images": int((task.delivered.splits == task.split).sum()),
         "image_size": task.image_size,
         "shorter_side": published_shorter_side(task.image_size),
         "offsets": arguments.offsets,
@@ -181,7 +180,7 @@ def _described(arguments: argparse.Namespace, task: Task, device: str) -> dict[s
 def summary(found: dict[str, Any]) -> list[str]:
     """The figures in a few lines."""
     low, high = found["top1_low_percent"], found["top1_high_percent"]
-    part = "" if found["all_images"] else " of all"
+    part = "" if found["images"] == found["split_images"] else f" of {found['split_images']:,}"
     lines = [
         f"{found['subnet']}: {found['params']:,} parameters, inherited from {found['checkpoint']['file']}",
         f"{found['data']}: {found['images']:,}{part} {found['split']} images at {found['image_size']} pixels, "

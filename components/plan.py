@@ -103,7 +103,12 @@ def make_plan(config: Config, data: Path) -> Plan:
     stages = [
         Stage("prepare_data", "", images.train_full + images.test, 2000.0),
         _training_stage("train_supernet", config.train_supernet, images.train, 1, training),
-        Stage("search_subnet", f"{candidates:,} candidates on {scored:,} images", candidates * scored, scoring),
+        Stage(
+            "search_subnet",
+            f"{candidates:,} candidates on {'at most ' if search.racing else ''}{scored:,} images",
+            candidates * scored,
+            scoring,
+        ),
         _training_stage("retrain_subnet", retrained, getattr(images, retrained.split), trainings, training),
         Stage("evaluate_subnet", f"{images.test:,} images", 3 * images.test, scoring),
         Stage("register_model", "", 0, 1.0),
@@ -187,7 +192,6 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
     from autoformer.evaluation import predict_logits
     from autoformer.loader import AHEAD
     from autoformer.supernet import Supernet
-    from autoformer.training import supernet_forward
     from components.trainers import make_trainer
     from components.workers import worker_count
 
@@ -197,7 +201,7 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
     model = Supernet(space, section.drop_path)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
-            "train_supernet", model, supernet_forward(space, config.seed), lambda batch: model(batch, space.largest),
+            "train_supernet", model, section.lessons(space, config.seed), lambda batch: model(batch, space.largest),
             images, card, config, section, config.seed, Path(folder) / "found.json",
         )  # fmt: skip
     trainer.total_steps = sys.maxsize

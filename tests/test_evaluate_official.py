@@ -138,7 +138,7 @@ def test_figures_equal_those_of_a_plain_loop(
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
     low, high = wilson_interval(right, 28)
     assert (found["top1_low_percent"], found["top1_high_percent"]) == pytest.approx((100 * low, 100 * high))
-    assert (found["images"], found["all_images"], found["shorter_side"]) == (28, True, 54)
+    assert (found["images"], found["split_images"], found["shorter_side"]) == (28, 28, 54)
     printed = capsys.readouterr().out
     assert f"top-1 {100 * right / 28:.2f} % (95 % interval" in printed
     assert "published: top-1 99.00 %, top-5 99.90 %, outside the interval (nowhere)" in printed
@@ -157,7 +157,7 @@ def test_a_part_of_the_images_is_of_all_classes(home: Path, tmp_path: Path) -> N
     logits, labels = plain_logits(home, SIZE)
     every_fourth = slice(0, None, 4)
     right = (logits[every_fourth].argmax(1) == labels[every_fourth]).sum().item()
-    assert (found["images"], found["all_images"]) == (7, False)
+    assert (found["images"], found["split_images"]) == (7, 28)
     assert found["top1_percent"] == pytest.approx(100 * right / 7)
     assert labels[every_fourth].tolist() == list(range(7))
 

@@ -1,5 +1,6 @@
 """The official transfer sets, a few images large: every row against another program's reading of the same files."""
 
+import gzip
 import os
 import tarfile
 from collections.abc import Iterator
@@ -9,16 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torchvision.datasets
-from transfer_archives import cifar, harmful_pickle, make, mat, md5s, python2_pickle, write_tar
+from transfer_archives import cifar, cifar_binary, harmful_pickle, make, mat, md5s, python2_pickle, write_tar
 from user_images import write_images
 
 from autoformer.archives import EncodedImages
-from autoformer.dataset import read_archive
+from autoformer.dataset import DatasetCard, load_images, read_archive, read_card, read_rows
 from autoformer.errors import AutoFormerError
+from components.config import PrepareData
 from components.prepare_data import cars, class_folders, flowers, pets, webdataset
 from components.prepare_data import cifar as cifar_reader
 from components.prepare_data.deliver import PUBLISHED, deliver, main
 from components.prepare_data.delivered import Delivered
+from components.prepare_data.readers import read_delivered
+from components.prepare_data.step import prepare, write_prepared
 
 READERS: dict[str, Any] = {
     "cifar-10": cifar_reader,
@@ -100,6 +104,27 @@ def test_every_row_is_what_torchvision_reads(name: str, tmp_path: Path, monkeypa
     assert set(found.archives) == set(found.rows.archives.tolist())
 
 
+@pytest.mark.parametrize("fine", [False, True])
+def test_the_binary_version_of_cifar(fine: bool, tmp_path: Path) -> None:
+    """Each record against the bytes that the tar holds, one at a time."""
+    archive = cifar_binary(tmp_path, fine)
+    found = cifar_reader.read(tmp_path)
+    expected = {"train": [], "test": []}  # type: Any
+    with tarfile.open(archive) as tar:
+        for info in tar:
+            if info.name.endswith(".bin"):
+                file = tar.extractfile(info)
+                while label := file.read(1 + fine):  # type: ignore[union-attr]
+                    planes = np.frombuffer(file.read(3072), np.uint8).reshape(3, 32, 32)  # type: ignore[union-attr]
+                    image = planes.transpose(1, 2, 0).tobytes()
+                    expected["test" if "test" in info.name else "train"].append((image, label[-1]))
+    assert {split: seen(tmp_path, found, split) for split in expected} == expected
+    assert found.classes == ("apple", "bear", "chair")
+    archive.write_bytes(gzip.compress(gzip.decompress(archive.read_bytes()).replace(b".bin", b".bon")))
+    with pytest.raises(AutoFormerError, match=r"holds no|not readable as a tar"):
+        cifar_reader.read(tmp_path)
+
+
 def test_rows_of_an_archive_that_was_uncompressed_are_what_tarfile_finds(tmp_path: Path) -> None:
     data = delivered("flowers-102", tmp_path)
     rows = flowers.read(data).rows
@@ -107,6 +132,46 @@ def test_rows_of_an_archive_that_was_uncompressed_are_what_tarfile_finds(tmp_pat
     with tarfile.open(tmp_path / "downloads" / "102flowers.tgz") as tar:
         files = sorted(tar.extractfile(info).read() for info in tar)  # type: ignore[union-attr]
     assert sorted(content[o : o + s] for o, s in zip(rows.offsets, rows.sizes, strict=True)) == files
+
+
+# --- from there on it is a data set as any other ---
+
+
+def prepared(data: Path, section: PrepareData, tmp_path: Path) -> tuple[DatasetCard, dict[str, Path]]:
+    made = prepare(data, read_delivered(data, "any"), section, seed=0)
+    paths = {name: tmp_path / f"{name}.parquet" for name in made.splits}
+    write_prepared(made, tmp_path / "card.json", paths)
+    return read_card(tmp_path / "card.json"), paths
+
+
+def test_cifar_goes_into_memory_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = delivered("cifar-10", tmp_path)
+    card, paths = prepared(data, PrepareData(search_images=3), tmp_path)
+    assert card.counts == {"train": 32, "search": 3, "test": 7, "train_full": 35} and card.image_size == 32
+    images = load_images(paths["test"], data, card, name="test")
+    twin, _ = torchvision_twin("cifar-10", tmp_path / "downloads", tmp_path / "twin", "test", monkeypatch)
+    pixels = [image.transpose(1, 2, 0).tobytes() for image in images.pixels]
+    assert sorted(zip(pixels, images.labels.tolist(), strict=True)) == sorted(twin)
+    train = load_images(paths["train"], data, card)
+    np.testing.assert_allclose(card.mean, train.pixels.mean(axis=(0, 2, 3)) / 255)
+
+
+def test_flowers_trains_on_its_train_and_val_images_together(tmp_path: Path) -> None:
+    """One, one and two images of each class here, where the real set has ten, ten and the rest."""
+    labels = np.tile(np.arange(1, 103), 4)
+    numbers = np.arange(1, len(labels) + 1).reshape(4, 102)
+    splits = {"trnid": numbers[2], "valid": numbers[0], "tstid": numbers[[1, 3]].reshape(-1)}
+    data = tmp_path / "data"
+    write_tar(data / "102flowers.tar", {f"jpg/image_{n:05d}.jpg": b"%d" % n for n in range(1, len(labels) + 1)})
+    (data / "imagelabels.mat").write_bytes(mat(labels=labels))
+    (data / "setid.mat").write_bytes(mat(**splits))
+    card, paths = prepared(data, PrepareData(), tmp_path)
+    assert card.counts == {"train": 102, "search": 102, "test": 204, "train_full": 204}
+    assert card.mean == (0.485, 0.456, 0.406)  # what the models that are moved to it were fed with
+    content = (data / "102flowers.tar").read_bytes()
+    rows = read_rows(paths["train_full"], data, card, "train_full")
+    names = {int(content[o : o + s]) for o, s in zip(rows.offsets, rows.sizes, strict=True)}
+    assert names == {*splits["trnid"].tolist(), *splits["valid"].tolist()}
 
 
 # --- the door ---

@@ -99,6 +99,20 @@ def cifar(folder: Path, fine: bool = False, images: int = 7, seed: int = 0) -> P
     return write_tar(folder / f"cifar-{100 if fine else 10}-python.tar.gz", files, "w:gz")
 
 
+def cifar_binary(folder: Path, fine: bool = False, images: int = 5) -> Path:
+    """The binary version: on each image's pixels its label, in CIFAR-100 behind that of its coarse class."""
+    rng = np.random.default_rng(1)
+    inside = "cifar-100-binary" if fine else "cifar-10-batches-bin"
+    batches = ["train", "test"] if fine else [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
+    files: Files = {}
+    for batch in batches:
+        records = rng.integers(0, 256, (images, 3072 + 1 + fine), dtype=np.uint8)
+        records[:, : 1 + fine] = rng.integers(0, 3, (images, 1 + fine))
+        files[f"{inside}/{batch}.bin"] = records.tobytes()
+    files[f"{inside}/{'fine_label_names' if fine else 'batches.meta'}.txt"] = b"apple\nbear\nchair\n\n"
+    return write_tar(folder / f"cifar-{100 if fine else 10}-binary.tar.gz", files, "w:gz")
+
+
 def flowers(folder: Path) -> None:
     labels = np.array([1, 102, 7, 7, 102, 1, 3, 3])
     write_tar(folder / "102flowers.tgz", {f"jpg/image_{n:05d}.jpg": jpeg(n) for n in range(1, 9)}, "w:gz")

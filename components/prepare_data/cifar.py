@@ -3,6 +3,7 @@
 Each batch is a pickled dictionary of Python 2: labels, and pixels as one numpy array, whose bytes lie in the pickle as
 they are. So an image is 3,072 bytes at an offset of the decompressed archive, and no pickle is needed to read it. The
 pickles are read once, for labels and for where the pixels are, by a reader that can make plain values and nothing else.
+The binary version, which has the same images as records of label and pixels, is read too.
 """
 
 import io
@@ -47,23 +48,51 @@ LAYOUTS = {
 }  # fmt: skip
 
 
+class _Binary(NamedTuple):
+    title: str
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    label_bytes: int  # before each image, of which the last is the label
+    classes: str
+
+
+BINARY = {
+    "cifar-10-binary.tar.gz": _Binary(
+        "CIFAR-10", "cifar-10-batches-bin", tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        ("test_batch.bin",), 1, "batches.meta.txt",
+    ),
+    "cifar-100-binary.tar.gz": _Binary(
+        "CIFAR-100", "cifar-100-binary", ("train.bin",), ("test.bin",), 2, "fine_label_names.txt"
+    ),
+}  # fmt: skip
+
+
 def is_mine(data: Path) -> bool:
-    return any((data / name).is_file() for name in LAYOUTS)
+    return any((data / name).is_file() for name in (*LAYOUTS, *BINARY))
 
 
 def read(data: Path) -> Delivered:
     """Raises `AutoFormerError` where the archive is damaged, or not laid out as the published one."""
-    archive = next(name for name in LAYOUTS if (data / name).is_file())
-    layout, file = LAYOUTS[archive], data / archive
+    archive = next(name for name in (*LAYOUTS, *BINARY) if (data / name).is_file())
+    layout, file = LAYOUTS.get(archive) or BINARY[archive], data / archive
     content = read_archive(file)
     places = _places(content, file)
     rows, splits = [], []
     for split, batches in (("train", layout.train), ("test", layout.test)):
         for batch in batches:
-            rows.append(_batch(content, places, archive, f"{layout.folder}/{batch}", layout.labels, file))
+            name = f"{layout.folder}/{batch}"
+            if isinstance(layout, _Binary):
+                rows.append(_records(content, places, archive, name, layout.label_bytes, file))
+            else:
+                rows.append(_batch(content, places, archive, name, layout.labels, file))
             splits += [split] * len(rows[-1].labels)
-    meta = _unpickled(content, places, f"{layout.folder}/{layout.meta}", file)
-    classes = _texts(meta.get(layout.classes), file)
+    if isinstance(layout, _Binary):
+        names = _member(content, places, f"{layout.folder}/{layout.classes}", file).decode("utf-8", "replace")
+        classes = tuple(names.split())
+    else:
+        meta = _unpickled(content, places, f"{layout.folder}/{layout.meta}", file)
+        classes = _texts(meta.get(layout.classes), file)
     images = Split(*(np.concatenate(columns) for columns in zip(*rows, strict=True)))
     if len(classes) < 2 or images.labels.min() < 0 or images.labels.max() >= len(classes):
         raise AutoFormerError(f"{file}: its labels do not fit its {len(classes)} classes; `make data` brings it again")
@@ -79,6 +108,28 @@ def read(data: Path) -> Delivered:
         licence="not stated by the authors; they ask to cite Krizhevsky, Learning Multiple Layers of Features (2009)",
         source="https://www.cs.toronto.edu/~kriz/cifar.html",
     )
+
+
+def _records(content: bytes, places: dict[str, slice], archive: str, name: str, label_bytes: int, file: Path) -> Split:
+    """A batch of the binary version: labels and pixels of one image, then of the next."""
+    batch = np.frombuffer(_member(content, places, name, file), dtype=np.uint8)
+    length = label_bytes + _IMAGE_BYTES
+    if not len(batch) or len(batch) % length:
+        raise AutoFormerError(f"{file}: {name} has other pixels than images of 32 x 32 x 3 bytes")
+    records = batch.reshape(-1, length)
+    return Split(
+        archives=np.full(len(records), archive, dtype=object),
+        offsets=places[name].start + label_bytes + length * np.arange(len(records), dtype=np.int64),
+        sizes=np.full(len(records), _IMAGE_BYTES, dtype=np.int32),
+        labels=records[:, label_bytes - 1].astype(np.int32),
+        checksums=image_checksums(records[:, label_bytes:]),
+    )
+
+
+def _member(content: bytes, places: dict[str, slice], name: str, file: Path) -> bytes:
+    if name not in places:
+        raise AutoFormerError(f"{file}: holds no {name}; `make data` brings it again")
+    return content[places[name]]
 
 
 def _places(content: bytes, file: Path) -> dict[str, slice]:
@@ -101,7 +152,10 @@ def _batch(content: bytes, places: dict[str, slice], archive: str, name: str, la
         raise AutoFormerError(f"{file}: {name} has no pixels or no labels; `make data` brings it again")
     raw = pixels.values((len(labels), _IMAGE_BYTES))
     if raw is None:
-        raise AutoFormerError(f"{file}: {name} has other pixels than {len(labels)} images of 32 x 32 x 3 bytes")
+        raise AutoFormerError(
+            f"{file}: {name} has other pixels than {len(labels)} images of 32 x 32 x 3 bytes, one behind the other; "
+            "give the binary version of the archive"
+        )
     start = places[name].start + _find(content[places[name]], raw, f"{file}: {name}")
     return Split(
         archives=np.full(len(labels), archive, dtype=object),
@@ -127,10 +181,9 @@ def _find(pickled: bytes, raw: bytes, where: str) -> int:
 
 
 def _unpickled(content: bytes, places: dict[str, slice], name: str, file: Path) -> dict[bytes, Any]:
-    if name not in places:
-        raise AutoFormerError(f"{file}: holds no {name}; `make data` brings it again")
+    pickled = _member(content, places, name, file)
     try:
-        values = _PlainUnpickler(io.BytesIO(content[places[name]]), encoding="bytes").load()
+        values = _PlainUnpickler(io.BytesIO(pickled), encoding="bytes").load()
     except Exception as error:  # a pickle that is damaged, or made to harm, may raise anything
         raise AutoFormerError(f"{file}: {name} is not readable ({error}); `make data` brings it again") from None
     if not isinstance(values, dict):

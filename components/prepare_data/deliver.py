@@ -41,6 +41,11 @@ PUBLISHED: dict[str, dict[str, str]] = {
         "cars_test_annos_withlabels.mat": "b0a2b23655a3edd16d84508592a98d10",
     },
 }
+# The same images in another form, md5 sums as on https://www.cs.toronto.edu/~kriz/cifar.html.
+INSTEAD: dict[str, dict[str, str]] = {
+    "cifar-10": {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
+    "cifar-100": {"cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"},
+}
 UNCOMPRESSED = {
     "102flowers.tgz": "102flowers.tar",
     "images.tar.gz": "images.tar",
@@ -93,7 +98,9 @@ def bring(dataset: str, archives: Path, data: Path) -> str:
     Raises `AutoFormerError` where `archives` holds no data set of that name, nor one in a known layout.
     """
     if dataset in PUBLISHED:
-        return ", ".join(deliver(archives, data, PUBLISHED[dataset]))
+        other = INSTEAD.get(dataset, {})
+        has_other = other and all((archives / name).is_file() for name in other)
+        return ", ".join(deliver(archives, data, other if has_other else PUBLISHED[dataset]))
     if class_folders.is_mine(archives) or webdataset.is_mine(archives):
         link.link_folder(archives, data)
         return f"{SOURCE}, which names {archives}"

@@ -23,6 +23,8 @@ from components.inputs import (
     read_train_images,
 )
 from components.opening import OpenStep, open_step
+from components.ranks import joined
+from components.retrain_subnet.compiler import require_compiler
 from components.tables import write_table
 
 STEP = "retrain_subnet"
@@ -40,23 +42,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_step(STEP, parser(), run, argv)
+    return run_step(STEP, parser(), run, argv, shared=True)
 
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
     assert config.retrain_subnet is not None
-    card, (search_images,) = read_data(arguments, config, "search")
     section = config.retrain_subnet
-    train_images = read_train_images(arguments, config, card, section, STEP, section.split)
-    chosen = NamedSubnet.from_yaml(existing(arguments.search, "search_subnet") / "chosen.yaml")
-    chosen.check(config.space)
-    weights = _scored_weights(arguments.search)
-    preprocessing = read_supernet(arguments.supernet, config, weights).preprocessing
-    start = Start(chosen.subnet, weights, preprocessing)
-    data = ("card", f"{section.split}_split", "search_split")
-    with open_step(STEP, arguments, config, *data, "supernet", "search") as opened:
-        opened.tracked.subnet(chosen.subnet)
-        _Retraining(opened, card, train_images, search_images, start).run()
+    if section.compile:
+        require_compiler()
+    with joined(config) as ranks:
+        card, (search_images,) = read_data(arguments, config, "search")
+        train_images = read_train_images(arguments, config, card, section, STEP, section.split)
+        chosen = NamedSubnet.from_yaml(existing(arguments.search, "search_subnet") / "chosen.yaml")
+        chosen.check(config.space)
+        weights = _scored_weights(arguments.search)
+        preprocessing = read_supernet(arguments.supernet, config, weights).preprocessing
+        start = Start(chosen.subnet, weights, preprocessing)
+        data = ("card", f"{section.split}_split", "search_split")
+        with open_step(STEP, arguments, config, *data, "supernet", "search", ranks=ranks) as opened:
+            opened.tracked.subnet(chosen.subnet)
+            _Retraining(opened, card, train_images, search_images, start).run()
 
 
 def _scored_weights(search: Path) -> Weights:
@@ -112,6 +117,8 @@ class _Retraining:
             models["model"], histories["history"] = self._train(start, "model")
         if self.section.scratch_reference and self.section.mode != "scratch":
             models["scratch"], histories["scratch_history"] = self._train(self._fresh(), "scratch")
+        if not self.opened.ranks.leads:
+            return
         trained_on = self.section.split == "train_full" and bool(histories)  # whether the search images were
         metrics: dict[str, float] = {
             f"{_METRIC[name]}_top1_percent": self._top1_percent(model)
@@ -145,15 +152,17 @@ class _Retraining:
         """Train `model` with the step's recipe; return it, averaged, and its history."""
         import torch
 
-        from autoformer.training import subnet_forward
+        from autoformer.sampling import whole_model
         from components.trainers import make_trainer, out_of_memory
         from components.training import Job, Row, train
 
+        if self.section.compile:
+            model.compile()  # its forward alone: the names of its weights stay, and a copy of it is not compiled
         found = self.opened.workspace.file(f"{name}-found.json")
         trainer = make_trainer(
             STEP,
             model,
-            subnet_forward,
+            whole_model,
             model,
             self.train_images,
             self.card,
@@ -161,6 +170,7 @@ class _Retraining:
             self.section,
             self.config.seed + 1,  # another order of the images than the supernet has seen
             found,
+            self.opened.ranks,
         )
 
         def score(averaged: torch.nn.Module) -> Row:
