@@ -6,6 +6,9 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 SET ?=
 DATASET ?= fashion-mnist
+# What the preset is about; only Fashion-MNIST can be fetched.
+PRESET_DATASET = $(shell sed -n 's/^dataset: *\([^ \#]*\).*/\1/p' configs/presets/$(PRESET).yaml 2>/dev/null)
+IMAGES = $(if $(filter-out fashion-mnist,$(PRESET_DATASET)),$(STAMP),data)
 SETTINGS = $(if $(PRESET),--preset '$(PRESET)') $(if $(SET),--set '$(SET)')
 VENV := .venv
 BIN := $(VENV)/bin
@@ -52,11 +55,11 @@ else
 endif
 
 .PHONY: run
-run: $(if $(DATA),$(STAMP),data) ## run the whole pipeline here, through KFP: the demo, or DATA=path for your images
+run: $(if $(DATA),$(STAMP),$(IMAGES)) ## run the whole pipeline here, through KFP: the demo, or DATA=path for your images
 	$(BIN)/python -m pipeline.local $(SETTINGS) $(if $(DATA),--source '$(DATA)') $(if $(DRY_RUN),--dry-run) $(if $(FRESH),--fresh)
 
 .PHONY: repro
-repro: data ## the same steps through `dvc repro`
+repro: $(IMAGES) ## the same steps through `dvc repro`
 	$(BIN)/python -m pipeline.repro $(SETTINGS)
 
 .PHONY: compile
@@ -87,6 +90,10 @@ evaluate-official: $(STAMP) ## measure a published subnet again: CHECKPOINT=supe
 .PHONY: test
 test: data ## run the tests, on two workers of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+
+.PHONY: bench
+bench: $(STAMP) ## measure speed, into dist/bench; PARTS="engine loader" for some, QUICK=1 to see that it runs
+	$(BIN)/python -m benchmarks.bench $(PARTS) $(if $(QUICK),--quick)
 
 .PHONY: lint
 lint: $(STAMP) ## check style and types

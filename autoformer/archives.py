@@ -33,7 +33,8 @@ class FileReader:
 
     def __call__(self, archive: str, offset: int, size: int) -> bytes:
         """Fewer bytes than `size` where the archive ends before them."""
-        return os.pread(self._file(self._folder / archive).descriptor, size, offset)
+        file = self._file(self._folder / archive)  # held until it has been read, whoever else opens what
+        return os.pread(file.descriptor, size, offset)
 
     def __reduce__(self) -> tuple[type[Self], tuple[Path, int]]:
         return type(self), (self._folder, self._open_files)

@@ -46,9 +46,21 @@ class RelativePosition2D(nn.Module):
         self.table_v = normal_parameter(2 * max_relative_position + 2, head_dim)
         self.table_h = normal_parameter(2 * max_relative_position + 2, head_dim)
 
-    def forward(self, offsets: Tensor) -> Tensor:
-        """The vectors of all offsets, those of rows less c (L, d). `offsets`: `position_offsets`."""
-        return offsets @ torch.cat([self.table_v, self.table_h])
+    def forward(self, grid: int) -> Tensor:
+        """The vectors of all offsets (L, d): of rows from 1 - g to g - 1, less c; of columns likewise; c; zeros."""
+        class_token = self.table_v[:1] + self.table_h[:1]
+        rows, columns = self._offsets(self.table_v, grid) - class_token, self._offsets(self.table_h, grid)
+        padding = offset_columns(grid) - 2 * len(rows) - 1
+        return torch.cat([rows, columns, class_token, class_token.new_zeros(padding, class_token.shape[1])])
+
+    def _offsets(self, table: Tensor, grid: int) -> Tensor:
+        """The entries of offsets 1 - g to g - 1 (2g - 1, d)."""
+        limit, reach = self.max_relative_position, min(self.max_relative_position, grid - 1)
+        entries = table[limit + 1 - reach : limit + 2 + reach]
+        beyond = grid - 1 - reach
+        if not beyond:
+            return entries
+        return torch.cat([entries[:1].expand(beyond, -1), entries, entries[-1:].expand(beyond, -1)])
 
     def stretch(self, reach: int, new_reach: int) -> None:
         """Spread what is known of the offsets -reach to reach over -new_reach to new_reach; entry 0 stays.
@@ -66,6 +78,11 @@ class RelativePosition2D(nn.Module):
         self.max_relative_position = new_reach
 
 
+def offset_columns(grid: int) -> int:
+    """L: offsets of rows and of columns and one for c, padded to a multiple of 8."""
+    return -(-(2 * (2 * grid - 1) + 1) // 8) * 8
+
+
 def position_features(grid: int, head_dim: int) -> Tensor:
     """One-hot row and column of every token (N, W), W padded so that head_dim + W is a multiple of 8.
 
@@ -79,27 +96,6 @@ def position_features(grid: int, head_dim: int) -> Tensor:
     return features
 
 
-def position_offsets(grid: int, limit: int) -> Tensor:
-    """What makes the vectors of all offsets of a pair of tables, stacked: a matrix of 0, 1 and -1.
-
-    Args:
-        limit: R, the greatest offset that has an entry.
-
-    Returns:
-        (L, 2 (2R + 2)): from 1 - g to g - 1, rows less c; likewise columns; c; zeros.
-    """
-    reach, entries = 2 * grid - 1, 2 * limit + 2
-    offset = torch.arange(reach)
-    entry = (offset - grid + 1).clamp(-limit, limit) + limit + 1
-    matrix = torch.zeros(-(-(2 * reach + 1) // 8) * 8, 2 * entries)
-    matrix[offset, entry] = 1
-    matrix[reach + offset, entries + entry] = 1
-    class_token = [0, entries]
-    matrix[:reach, class_token] -= 1
-    matrix[2 * reach, class_token] = 1
-    return matrix
-
-
 def attend(qkv: Tensor) -> Tensor:
     """Plain attention. (B, N, H, 3, d) -> (B, N, H, d)."""
     q, k, v = qkv.transpose(1, 2).unbind(dim=3)
@@ -107,7 +103,7 @@ def attend(qkv: Tensor) -> Tensor:
 
 
 def attend_with_position(
-    qkv: Tensor, on_keys: RelativePosition2D, on_values: RelativePosition2D, features: Tensor, offsets: Tensor
+    qkv: Tensor, on_keys: RelativePosition2D, on_values: RelativePosition2D, features: Tensor
 ) -> Tensor:
     """Attention with relative position on keys and values (paper section 3.3; Shaw et al., 1803.02155).
 
@@ -115,16 +111,16 @@ def attend_with_position(
         qkv: (B, N, H, 3, d), token 0 the class token, then the patches row by row.
         on_keys, on_values: the tables of this block.
         features: `position_features` (N, W).
-        offsets: `position_offsets`.
 
     Returns:
         (B, N, H, d).
     """
-    extended: Tensor = _Extend.apply(qkv, on_keys(offsets).to(qkv.dtype), features)
+    grid = round((qkv.shape[1] - 1) ** 0.5)
+    extended: Tensor = _Extend.apply(qkv, on_keys(grid).to(qkv.dtype), features)
     q, k, v = extended.transpose(1, 2).unbind(dim=3)
     scale = qkv.shape[-1] ** -0.5  # of the head itself, not of the extended width
     out = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
-    return _Contract.apply(out, on_values(offsets).to(out.dtype))
+    return _Contract.apply(out, on_values(grid).to(out.dtype))
 
 
 class _Extend(Function):

@@ -36,8 +36,8 @@ def count_macs(space: SearchSpace, spec: SubnetSpec, relative_position: Relative
             "published": two (N, N, d) tables multiplied with queries and with attention weights, as the
                 official code executes them: 2 N^2 D a block.
             "ours": what our attention executes (see `autoformer.attention`): a head that is wider by W features,
-                2g one-hot rows and columns padded, hence 2 N^2 W for each head, and the products that make the
-                scores and the relative term of the output, 2 N W D.
+                2g one-hot rows and columns padded, hence 2 N^2 W for each head, and the products with the vectors
+                of all L offsets that make the scores and the relative term of the output, 2 N L D.
     """
     patches, tokens, embed = space.num_patches, space.num_patches + 1, spec.embed_dim
     macs = patches * space.in_channels * space.patch_size**2 * embed + embed * space.num_classes
@@ -51,7 +51,7 @@ def count_macs(space: SearchSpace, spec: SubnetSpec, relative_position: Relative
             macs += 2 * tokens**2 * width
         else:
             extra = attention_width(space) - space.head_dim
-            macs += 2 * tokens * extra * (tokens * heads + width)
+            macs += 2 * tokens * (tokens * heads * extra + attention_offsets(space) * width)
     return macs
 
 
@@ -60,6 +60,11 @@ def attention_width(space: SearchSpace) -> int:
     if not space.relative_position:
         return space.head_dim
     return -(-(space.head_dim + 2 * space.grid) // 8) * 8
+
+
+def attention_offsets(space: SearchSpace) -> int:
+    """Offsets of rows and of columns between patches, and one for the class token; a multiple of 8."""
+    return -(-(2 * (2 * space.grid - 1) + 1) // 8) * 8
 
 
 def official_complexity(space: SearchSpace, spec: SubnetSpec) -> float:

@@ -24,7 +24,7 @@ from autoformer.errors import AutoFormerError, validated
 from autoformer.files import hash_file, read_json, read_yaml, replacing
 from autoformer.images import model_pixels
 
-_SCHEMA = pa.schema(
+SPLIT_SCHEMA = pa.schema(
     [
         ("archive", pa.dictionary(pa.int32(), pa.string())),
         ("offset", pa.int64()),
@@ -183,6 +183,12 @@ def value_statistics(counts: Iterable[np.ndarray]) -> tuple[tuple[float, ...], t
 
 def write_split(path: Path, split: Split) -> None:
     """Write a split file, whole or not at all. Equal rows give equal bytes (with one version of pyarrow)."""
+    with replacing(path) as temporary:
+        pq.write_table(split_table(split), temporary, compression="zstd", use_dictionary=["archive", "label"])
+
+
+def split_table(split: Split) -> pa.Table:
+    """The rows as they stand in a split file."""
     columns = [
         _encode_names(split.archives),
         pa.array(split.offsets, pa.int64()),
@@ -190,9 +196,7 @@ def write_split(path: Path, split: Split) -> None:
         pa.array(split.labels, pa.int32()),
         _encode_checksums(split.checksums),
     ]
-    table = pa.Table.from_arrays(columns, schema=_SCHEMA)
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", use_dictionary=["archive", "label"])
+    return pa.Table.from_arrays(columns, schema=SPLIT_SCHEMA)
 
 
 def _encode_names(names: np.ndarray) -> pa.DictionaryArray:
@@ -212,31 +216,41 @@ def read_split(path: Path) -> Split:
     """Raises `AutoFormerError` where the file is missing, damaged or not a split."""
     if not path.is_file():
         raise AutoFormerError(f"{path}: no such split file; it is made by prepare_data")
+    names: dict[str, str] = {}
     try:
-        table = pq.read_table(path).select(_SCHEMA.names).cast(_SCHEMA).unify_dictionaries().combine_chunks()
-        checksums = table["checksum"].cast(pa.binary()).cast(_FIXED)
+        with pq.ParquetFile(path) as file:
+            rows, done = _room(file.metadata.num_rows), 0
+            for batch in file.iter_batches(_AT_A_TIME):  # twice all rows in memory would be most of what a step takes
+                for column, found in zip(rows, _columns(batch, names, path), strict=True):
+                    column[done : done + batch.num_rows] = found
+                done += batch.num_rows
     except (pa.ArrowException, OSError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise AutoFormerError(f"{path}: not readable as a split ({reason}); run prepare_data again") from None
-    empty = [name for name in table.column_names if table[name].null_count]
+    return rows
+
+
+def _room(rows: int) -> Split:
+    kinds = (np.dtype(object), np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.int32), CHECKSUM)
+    return Split(*(np.empty(rows, kind) for kind in kinds))
+
+
+def _columns(batch: pa.RecordBatch, names: dict[str, str], path: Path) -> Split:
+    """Some rows of a split file; `names` keeps one object for each name."""
+    batch = batch.select(SPLIT_SCHEMA.names).cast(SPLIT_SCHEMA)
+    empty = [name for name in batch.schema.names if batch[name].null_count]
     if empty:
         raise AutoFormerError(f"{path}: empty values in column '{empty[0]}'; run prepare_data again")
-    offsets, sizes, labels = (table[name].to_numpy() for name in ("offset", "size", "label"))
-    return Split(_decode_names(table["archive"]), offsets, sizes, labels, _decode_checksums(checksums))
-
-
-def _decode_names(column: pa.ChunkedArray) -> np.ndarray:
-    parts = [np.array(part.dictionary.to_pylist(), object)[part.indices.to_numpy()] for part in column.chunks]
-    return np.concatenate(parts) if parts else np.array([], object)
-
-
-def _decode_checksums(column: pa.ChunkedArray) -> np.ndarray:
-    parts = [
-        np.frombuffer(part.buffers()[1], CHECKSUM, len(part), part.offset * CHECKSUM.itemsize)
-        for part in column.chunks
-        if len(part)
-    ]
-    return np.concatenate(parts) if parts else np.array([], CHECKSUM)
+    archives, checksums = batch["archive"], batch["checksum"].cast(pa.binary()).cast(_FIXED)
+    shared = np.array([names.setdefault(name, name) for name in archives.dictionary.to_pylist()], object)
+    offsets, sizes, labels = (batch[name].to_numpy() for name in ("offset", "size", "label"))
+    return Split(
+        shared[archives.indices.to_numpy()],
+        offsets,
+        sizes,
+        labels,
+        np.frombuffer(checksums.buffers()[1], CHECKSUM, len(checksums), checksums.offset * CHECKSUM.itemsize),
+    )
 
 
 def read_archive(path: Path) -> bytes:

@@ -17,7 +17,7 @@ from autoformer.archives import EncodedImages
 from autoformer.images import MODES, one_line, open_header, open_image, to_channels
 from autoformer.kept import SCALES, Facts, Kept, Pixels
 
-GAP = 1.5  # pixels that a crop is decoded with, to a side, for each that it is resized to
+GAP = 2.0  # pixels that a crop has to a side, decoded at a part of its size, for each that it is resized to
 _ORIENTATION = 0x0112  # EXIF
 
 

@@ -2,9 +2,9 @@
 
 What is drawn is what timm draws: crop boxes, flips, RandAugment's operations and their strengths have the same
 distributions. They come from one cheap generator a picture instead of three global ones. The crop is drawn before the
-picture is decoded (`autoformer.decoding`), resized by torch's bicubic filter, which is Pillow's in vector instructions,
-and mirrored when its pixels are copied into the batch. Operations that take long in Pillow are computed on arrays
-(`autoformer.pixel_operations`); the others are timm's own functions.
+picture is decoded (`autoformer.decoding`) and resized by torch's bicubic filter, which is Pillow's in vector
+instructions. Operations that take long in Pillow are computed on arrays (`autoformer.pixel_operations`); the others are
+timm's own functions.
 Letters in shapes: C channels, S pixels on a side.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from autoformer.augmentation import rand_augment
 from autoformer.decoding import Box, Decoder
 from autoformer.kept import Pixels
-from autoformer.pixel_operations import ON_ARRAYS
+from autoformer.pixel_operations import ON_ARRAYS, mirrored
 from autoformer.recipe import Augmentation
 
 LEVELS = 10.0  # timm's magnitude at which an operation is at its strongest
@@ -46,7 +46,7 @@ class Operation(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """All that is random about one picture but its crop. Operations come first, then the picture is mirrored."""
+    """All that is random about one picture but its crop; it is mirrored first."""
 
     mirrored: bool
     operations: tuple[Operation, ...]
@@ -85,10 +85,12 @@ class FastAugmentation:
         return Draw(mirrored, tuple(operation for operation in drawn if operation))
 
     def finish(self, pixels: Pixels, draw: Draw, out: Pixels) -> None:
-        """Operations on pixels (S, S, C), then the mirror; written to `out`, (C, S, S)."""
+        """What is drawn, done to pixels (S, S, C) and written to `out`, (C, S, S)."""
+        if draw.mirrored:
+            pixels = mirrored(pixels)
         for operation in draw.operations:
             pixels = self._apply(operation, pixels)
-        out[:] = pixels[:, :: -1 if draw.mirrored else 1].transpose(2, 0, 1)
+        out[:] = pixels.transpose(2, 0, 1)
 
     def _apply(self, operation: Operation, pixels: Pixels) -> Pixels:
         assert self._timm is not None
@@ -143,7 +145,11 @@ def _strength(rng: Random, name: str, level: float) -> float | None:
     if name in _WHOLE:
         return _WHOLE[name](level)
     if name in _SIGNED:
-        return rng.choice((-1, 1)) * _SIGNED[name] * level
+        return _either_sign(rng, _SIGNED[name] * level)
     if name.endswith("Increasing"):  # colour, contrast, brightness, sharpness: 1 is no change
-        return max(0.1, 1 + rng.choice((-1, 1)) * 0.9 * level)
+        return max(0.1, 1 + _either_sign(rng, 0.9 * level))
     return 1.8 * level + 0.1
+
+
+def _either_sign(rng: Random, value: float) -> float:
+    return -value if rng.random() > 0.5 else value

@@ -1,8 +1,8 @@
 """RandAugment's slowest operations on arrays: Pillow's arithmetic, along one axis where Pillow goes along two.
 
-A shear or a translation moves each row (or column) by one distance, so that four neighbours in it decide a pixel; Pillow
-weighs sixteen. Sharpness needs sums of neighbours. Each equals timm's function to the last bit but for a pixel in ten
-thousand, which lies so near a whole number that 32 bits round it otherwise: held by a test.
+A shear or a translation moves each row (or column) by one distance, so that four neighbours in it decide a pixel;
+Pillow weighs sixteen. Sharpness needs sums of neighbours. Each equals timm's function to the last bit but for a pixel
+in ten thousand, which lies so near a whole number that 32 bits round it otherwise: held by a test.
 Letters in shapes: h, w pixels, C channels.
 """
 
@@ -37,11 +37,21 @@ def translate_y(pixels: Pixels, share: float, fill: Fill) -> Pixels:
     return _turned(translate_x(_turned(pixels), share, fill))
 
 
+def mirrored(pixels: Pixels) -> Pixels:
+    """Left becomes right."""
+    return _transposed(pixels, Image.Transpose.FLIP_LEFT_RIGHT)
+
+
 def _turned(pixels: Pixels) -> Pixels:
-    """Rows become columns; Pillow's way is four times as fast as numpy's where a pixel has three bytes."""
-    if pixels.shape[2] == 1:
-        return np.ascontiguousarray(pixels.transpose(1, 0, 2))
-    return np.asarray(Image.fromarray(pixels).transpose(Image.Transpose.TRANSPOSE))
+    """Rows become columns."""
+    return _transposed(pixels, Image.Transpose.TRANSPOSE)
+
+
+def _transposed(pixels: Pixels, way: Image.Transpose) -> Pixels:
+    """By Pillow, which takes a third of numpy's time where a pixel has three bytes."""
+    grey = pixels.shape[2] == 1
+    turned = np.asarray(Image.fromarray(pixels[:, :, 0] if grey else pixels).transpose(way))
+    return turned[:, :, None] if grey else turned
 
 
 def _moved(pixels: Pixels, distances: npt.NDArray[np.floating], fill: Fill) -> Pixels:

@@ -71,8 +71,8 @@ def repeated_order(seed: int, epoch: int, samples: int, repeats: int) -> tuple[I
     """The samples of an epoch with repeated augmentation, and which copy of its sample each is.
 
     An epoch is as long as ever, `samples`: its first samples / repeats of a shuffled order come `repeats` times each,
-    the copies next to each other, so that one process has them in one batch and several processes, which take turns,
-    have one each (Hoffer et al., arXiv 1901.09335; timm's sampler does the same, in a process group alone).
+    the copies next to each other, so that an optimiser step has all of them, however it is dealt out (Hoffer et al.,
+    arXiv 1901.09335; timm's sampler has this order too, in a process group alone, and deals it out image by image).
     """
     order = epoch_order(seed, epoch, samples)
     if repeats == 1:

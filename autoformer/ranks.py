@@ -5,7 +5,10 @@ The value is torch-free; what is said goes through the process group that the ca
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Item = TypeVar("Item")
 
@@ -45,6 +48,14 @@ class Ranks:
         heard: list[Item] = [value] * self.count
         distributed.all_gather_object(heard, value)
         return heard
+
+    def add(self, tensor: "Tensor") -> "Tensor":
+        """The sum of what each rank holds, in place, on its device. Every rank calls it."""
+        if self.count > 1:
+            from torch import distributed
+
+            distributed.all_reduce(tensor)
+        return tensor
 
 
 ALONE = Ranks()

@@ -14,7 +14,8 @@ class Augmentation(BaseModel):
     """What is done to training images.
 
     Padding, crops of the image's own size and flips alone are done on whole batches in memory; `crop_scale`,
-    `rand_augment` and `color_jitter` on one image at a time, by timm, in worker processes where there are some.
+    `rand_augment` and `color_jitter` on one image at a time, by timm (or `fast`), in worker processes where there are
+    some.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -126,6 +127,9 @@ class Recipe(BaseModel):
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; null for none")
     precision: Precision = Field(
         "auto", description="of the forward pass; auto for bfloat16 or float16 on a GPU, float32 on a CPU"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="keep a block's input alone and compute the rest again: less memory, a slower step"
     )
     init_gain: float | None = Field(
         None, gt=0, description="new linear weights have deviation gain / sqrt(inputs); null for the official 0.02"

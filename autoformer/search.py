@@ -3,44 +3,22 @@
 The official algorithm, without its faults: the initial population and every generation are ranked; a child is
 legal by construction, whatever its parents' depths; loops are bounded and end in an error that says why; a
 candidate is scored once. The caller scores: `ask` gives the next candidates, `tell` takes their scores, so the
-search itself is a function of the rng and the scores, and is resumed by telling it again what it knew.
+search itself is a function of the rng and the scores, and is resumed by telling it again what it knew. A candidate
+that was stopped before it was scored whole (`autoformer.racing`) becomes no parent, and is never the best.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
+from autoformer.limits import Limits as Limits
+from autoformer.limits import towards
 from autoformer.space import SearchSpace, SubnetSpec
 
 Origin = Literal["initial", "mutation", "crossover", "fill", "baseline"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a legal candidate may cost. Both ends are legal; None is no limit."""
-
-    min_params: int | None = None
-    max_params: int | None = None
-    min_macs: int | None = None
-    max_macs: int | None = None
-
-    def allow(self, params: int, macs: int) -> bool:
-        return _within(params, self.min_params, self.max_params) and _within(macs, self.min_macs, self.max_macs)
-
-    def __str__(self) -> str:
-        parts = []
-        for name, low, high in (
-            ("parameters", self.min_params, self.max_params),
-            ("multiply-adds", self.min_macs, self.max_macs),
-        ):
-            if low is not None:
-                parts.append(f"{name} >= {low:,}")
-            if high is not None:
-                parts.append(f"{name} <= {high:,}")
-        return " and ".join(parts) or "no limits"
 
 
 @dataclass(frozen=True)
@@ -58,15 +36,20 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate with its score, higher is better."""
+    """A candidate with its score, higher is better, and its loss, which decides between equal scores.
+
+    One that is not `complete` was stopped on the way: its score is an estimate, and it has no loss.
+    """
 
     candidate: Candidate
     score: float
+    loss: float = 0.0
+    complete: bool = True
 
     @property
-    def rank(self) -> tuple[float, int, int]:
-        """Sort key, best first: score, then fewer parameters, then the earlier candidate."""
-        return (-self.score, self.candidate.params, self.candidate.id)
+    def rank(self) -> tuple[bool, float, float, int, int]:
+        """Sort key, best first: complete ones, then by score, lower loss, fewer parameters, the earlier candidate."""
+        return (not self.complete, -self.score, self.loss, self.candidate.params, self.candidate.id)
 
 
 @dataclass(frozen=True)
@@ -121,49 +104,6 @@ def cross(first: SubnetSpec, second: SubnetSpec, rng: Random) -> SubnetSpec:
     mlp_ratio = tuple(block(first.mlp_ratio, second.mlp_ratio, index) for index in range(depth))
     num_heads = tuple(int(block(first.num_heads, second.num_heads, index)) for index in range(depth))
     return SubnetSpec(depth, rng.choice((first.embed_dim, second.embed_dim)), num_heads, mlp_ratio)
-
-
-def towards(space: SearchSpace, spec: SubnetSpec, limits: Limits, rng: Random) -> SubnetSpec:
-    """`spec` moved by single choices, drawn at random, until it is legal or was moved past the limits.
-
-    Near the ends of a space hardly any uniform draw is legal: the smallest subnet of AutoFormer-S is one of 10^13.
-    """
-    first = 0
-    while True:
-        params, macs = count_params(space, spec), count_macs(space, spec)
-        too_large = _above(params, limits.max_params) or _above(macs, limits.max_macs)
-        direction = -1 if too_large else 1
-        neighbours = _neighbours(space, spec, direction)
-        if limits.allow(params, macs) or not neighbours or direction == -first:
-            return spec
-        first, spec = direction, rng.choice(neighbours)
-
-
-def _neighbours(space: SearchSpace, spec: SubnetSpec, direction: int) -> list[SubnetSpec]:
-    """The subnets with one value one choice lower (-1) or higher (1)."""
-
-    def moved(value: float, choices: Sequence[float]) -> float | None:
-        index = choices.index(value) + direction
-        return choices[index] if 0 <= index < len(choices) else None
-
-    choices, found = space.choices, []
-    if (depth := moved(spec.depth, choices.depth)) is not None:
-        blocks = range(int(depth))
-        heads = tuple(spec.num_heads[block % spec.depth] for block in blocks)
-        ratios = tuple(spec.mlp_ratio[block % spec.depth] for block in blocks)
-        found.append(SubnetSpec(int(depth), spec.embed_dim, heads, ratios))
-    if (width := moved(spec.embed_dim, choices.embed_dim)) is not None:
-        found.append(replace(spec, embed_dim=int(width)))
-    for block in range(spec.depth):
-        if (heads_of := moved(spec.num_heads[block], choices.num_heads)) is not None:
-            found.append(replace(spec, num_heads=_with(spec.num_heads, block, int(heads_of))))
-        if (ratio := moved(spec.mlp_ratio[block], choices.mlp_ratio)) is not None:
-            found.append(replace(spec, mlp_ratio=_with(spec.mlp_ratio, block, ratio)))
-    return found
-
-
-def _with(values: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
-    return (*values[:index], value, *values[index + 1 :])
 
 
 @dataclass
@@ -246,13 +186,18 @@ class Evolution:
         return candidates + self._pool.random(settings.population - len(candidates), "fill", self.generation)
 
     def tell(self, candidates: Sequence[Candidate], scores: Sequence[float]) -> None:
-        """Take the scores of all candidates of the last `ask`."""
-        self.scored += [Scored(candidate, score) for candidate, score in zip(candidates, scores, strict=True)]
+        """Take the scores of all candidates of the last `ask`, all of them complete."""
+        self.take([Scored(candidate, score) for candidate, score in zip(candidates, scores, strict=True)])
+
+    def take(self, scored: Sequence[Scored]) -> None:
+        """Take what all candidates of the last `ask` have come to."""
+        self.scored += scored
         self.generation += 1
 
     def best(self, count: int) -> list[Scored]:
-        """The best of all generations so far, best first."""
-        return sorted(self.scored, key=lambda scored: scored.rank)[:count]
+        """The best complete candidates of all generations so far, best first."""
+        complete = [scored for scored in self.scored if scored.complete]
+        return sorted(complete, key=lambda scored: scored.rank)[:count]
 
     def _mutants(self, best: Sequence[Scored]) -> list[Candidate]:
         mutants: list[Candidate] = []
@@ -291,11 +236,3 @@ def random_baseline(space: SearchSpace, limits: Limits, count: int, tries: int, 
     if not candidates:
         raise pool.impossible()
     return candidates
-
-
-def _within(value: int, low: int | None, high: int | None) -> bool:
-    return (low is None or value >= low) and not _above(value, high)
-
-
-def _above(value: int, high: int | None) -> bool:
-    return high is not None and value > high

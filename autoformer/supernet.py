@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from timm.layers import drop_path
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features, position_offsets
+from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
 from autoformer.layers import (
     SlicedLayerNorm,
     SlicedLinear,
@@ -64,13 +65,13 @@ class SupernetAttention(nn.Module):
             self.rel_pos_k = RelativePosition2D(space.max_relative_position, space.head_dim)
             self.rel_pos_v = RelativePosition2D(space.max_relative_position, space.head_dim)
 
-    def forward(self, x: Tensor, num_heads: int, features: Tensor, offsets: Tensor) -> Tensor:
+    def forward(self, x: Tensor, num_heads: int, features: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
         qkv = self.qkv(x, num_heads)
         if self.rel_pos_k is None or self.rel_pos_v is None:
             out = attend(qkv)
         else:
-            out = attend_with_position(qkv, self.rel_pos_k, self.rel_pos_v, features, offsets)
+            out = attend_with_position(qkv, self.rel_pos_k, self.rel_pos_v, features)
         return self.proj(out.flatten(2), x.shape[-1])
 
 
@@ -94,8 +95,8 @@ class SupernetBlock(nn.Module):
         self.norm2 = SlicedLayerNorm(size.embed_dim, eps=EPS)
         self.mlp = SupernetMlp(size.embed_dim, int(size.embed_dim * size.mlp_ratio))
 
-    def forward(self, x: Tensor, num_heads: int, hidden_dim: int, features: Tensor, offsets: Tensor) -> Tensor:
-        x = x + drop_path(self.attn(self.norm1(x), num_heads, features, offsets), self.drop_path, self.training)
+    def forward(self, x: Tensor, num_heads: int, hidden_dim: int, features: Tensor) -> Tensor:
+        x = x + drop_path(self.attn(self.norm1(x), num_heads, features), self.drop_path, self.training)
         return x + drop_path(self.mlp(self.norm2(x), hidden_dim), self.drop_path, self.training)
 
 
@@ -128,6 +129,7 @@ class Supernet(nn.Module):
     def __init__(self, space: SearchSpace, drop_path: float = 0.0, bias_rule: BiasRule = "aligned") -> None:
         super().__init__()
         self.space = space
+        self.grad_checkpointing = False
         embed_dim, depth = space.supernet.embed_dim, space.supernet.depth
         self.patch_embed = SupernetPatchEmbed(space)
         self.cls_token = normal_parameter(1, 1, embed_dim)
@@ -136,12 +138,8 @@ class Supernet(nn.Module):
         self.blocks = nn.ModuleList(SupernetBlock(space, rate, bias_rule) for rate in self.drop_path_rates)
         self.norm = SlicedLayerNorm(embed_dim, eps=EPS)
         self.head = SlicedLinear(embed_dim, space.num_classes)
-        features, offsets = (
-            position_features(space.grid, space.head_dim),
-            position_offsets(space.grid, space.max_relative_position),
-        )
+        features = position_features(space.grid, space.head_dim)
         self.register_buffer("features", features, persistent=False)
-        self.register_buffer("offsets", offsets, persistent=False)
         initialise(self)
 
     def forward(self, images: Tensor, spec: SubnetSpec) -> Tensor:
@@ -158,10 +156,18 @@ class Supernet(nn.Module):
         class_token = self.cls_token[..., : spec.embed_dim].expand(len(x), -1, -1)
         x = torch.cat([class_token, x], dim=1) + self.pos_embed[..., : spec.embed_dim]
         for block, heads in enumerate(spec.num_heads):
-            x = self.blocks[block](x, heads, spec.hidden_dim(block), self.features, self.offsets)
+            arguments = x, heads, spec.hidden_dim(block), self.features
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(self.blocks[block], *arguments, use_reentrant=False)
+            else:
+                x = self.blocks[block](*arguments)
         x = self.norm(x)
         x = x[:, 1:].mean(dim=1) if self.space.pooling == "mean" else x[:, 0]
         return self.head(x, self.space.num_classes)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep each block's input alone for the backward pass, which computes the rest again; timm's name for it."""
+        self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that AdamW leaves undecayed, beside all 1-D ones: tokens, positions, tables."""

@@ -8,9 +8,13 @@ What AdamW does to weights that a step did not use (decided here, held by tests)
   step count stay as they are. (Under torch 1.7 the official code moved them; under today's torch it skips them.)
 
 Randomness is a function of (seed, step) and (seed, epoch, sample), so a checkpoint holds no generator state.
+
+A step is split into parts, the same ones however many ranks share them: W ranks with A parts each train what one rank
+with A x W parts trains, up to the rounding of a sum, whatever is augmented or dropped. Gradients are summed over ranks
+at the end of a step (`autoformer.gradients`); clipping, loss scale and average then are the same everywhere.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,32 +28,13 @@ from autoformer.augmentation import BatchAugmentation
 from autoformer.batches import normalise
 from autoformer.devices import find_precision
 from autoformer.distillation import Teacher
+from autoformer.gradients import SharedGradients
 from autoformer.loader import TrainingImages
-from autoformer.randomness import derived_rng, derived_seed
+from autoformer.randomness import derived_seed
 from autoformer.recipe import Recipe
-from autoformer.space import SearchSpace, SubnetSpec
+from autoformer.sampling import Lesson, Lessons
 from autoformer.supernet import Supernet
 from autoformer.vit import AutoFormer
-
-Forward = Callable[[nn.Module, Tensor, int], Tensor]
-
-
-def sampled_subnet(space: SearchSpace, seed: int, step: int) -> SubnetSpec:
-    """The subnet that optimiser step `step` trains: uniform single-path sampling (paper section 3.3).
-
-    A function of its arguments alone, so every rank of a job draws the same one.
-    """
-    return space.sample(derived_rng("subnet", seed, step))
-
-
-def supernet_forward(space: SearchSpace, seed: int) -> Forward:
-    """Forward passes that train one sampled subnet a step."""
-    return lambda model, images, step: model(images, sampled_subnet(space, seed, step))
-
-
-def subnet_forward(model: nn.Module, images: Tensor, step: int) -> Tensor:
-    """Forward passes that train the whole model."""
-    return model(images)
 
 
 class Trainer:
@@ -57,9 +42,9 @@ class Trainer:
 
     Args:
         model: a `Supernet` or an `AutoFormer`; its `no_weight_decay()` names parameters that are not decayed.
-        forward: (model, images, step) -> logits; see `supernet_forward` and `subnet_forward`.
-        images: training images by batch number. Its order says how many images an optimiser step takes, and how
-            many a forward pass.
+        lessons: which subnets each step trains, and what each learns from; see `autoformer.sampling`.
+        images: training images by batch number. Its order says how many images an optimiser step takes, how many a
+            forward pass, and which of the ranks that train together this is.
         num_classes: K.
         mean, std: of pixels in [0, 1], one a channel.
         recipe: the training recipe.
@@ -67,13 +52,13 @@ class Trainer:
         teacher: whose answers are learned too.
 
     Raises:
-        ValueError: if there are fewer images than one optimiser step takes.
+        ValueError: if there are fewer images than one optimiser step takes, or parts than ranks.
     """
 
     def __init__(
         self,
         model: Supernet | AutoFormer,
-        forward: Forward,
+        lessons: Lessons,
         images: TrainingImages,
         num_classes: int,
         mean: Sequence[float],
@@ -82,10 +67,13 @@ class Trainer:
         seed: int,
         teacher: Teacher | None = None,
     ) -> None:
-        self.model, self.forward, self.recipe, self.seed = model, forward, recipe, seed
+        self.model, self.lessons, self.recipe, self.seed = model, lessons, recipe, seed
         self.images, self.mean, self.std, self.teacher = images, mean, std, teacher
         self.images_per_step = images.order.images_per_step
-        self.parts = self.images_per_step // images.order.batch_size
+        self.ranks = images.order.ranks
+        self.parts = self.images_per_step // images.order.batch_size  # of all ranks together
+        if self.parts % self.ranks.count:
+            raise ValueError(f"{self.parts} parts of a step cannot be shared by {self.ranks.count} ranks")
         self.steps_per_epoch = images.order.samples // self.images_per_step
         if not self.steps_per_epoch:
             raise ValueError(
@@ -110,6 +98,8 @@ class Trainer:
         self.loss: nn.Module = (
             SoftTargetCrossEntropy() if self.augmentation.mixes else LabelSmoothingCrossEntropy(recipe.label_smoothing)
         )
+        self.from_first = SoftTargetCrossEntropy()
+        self.gradients = SharedGradients(model, self.ranks)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
         self.ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
 
@@ -128,7 +118,7 @@ class Trainer:
         return self.model if self.ema is None else self.ema.module
 
     def advance(self, steps: int) -> float:
-        """Take `steps` optimiser steps, at most to the end of training; return their mean loss.
+        """Take `steps` optimiser steps, at most to the end of training; return their mean loss, over all ranks.
 
         The loss stays on the device until the end of the call.
         """
@@ -137,29 +127,25 @@ class Trainer:
         taken = last - self.step
         while self.step < last:
             total += self.take_step()
-        return total.item() / max(taken, 1)
+        return self.ranks.add(total).item() / max(taken, 1)
 
     def take_step(self) -> Tensor:
-        """Take one optimiser step; return the mean loss of its images, a scalar that stays on the device."""
-        if not self.model.training:
-            self.model.train()
+        """Take one optimiser step; return this rank's share of the mean loss of its images.
+
+        A scalar that stays on the device; the shares of all ranks add up to the mean.
+        """
         loss = self._one_step()
         self.step += 1
         return loss
 
     def _one_step(self) -> Tensor:
-        """One optimiser step on one subnet; returns the mean loss of its images, detached."""
         self.scheduler.step_update(self.step)  # a function of the step: the scheduler itself holds no state
         for group in self.optimizer.param_groups:
             group["lr"] *= self.learning_rate_scale
         loss_of_step = torch.zeros((), device=self.device)
-        for part in range(self.parts):
-            images, targets = self._batch(part)
-            # after the batch: augmentation and a loader's start draw from the same generators
-            torch.manual_seed(derived_seed("stochastic depth", self.seed, self.step, part))
-            loss = self._loss(images, targets) / self.parts
-            self.scaler.scale(loss).backward()
-            loss_of_step += loss.detach()
+        lessons, turns = self.lessons(self.step), self.parts // self.ranks.count
+        for turn in range(turns):
+            loss_of_step += self._one_part(lessons, turn, last=turn == turns - 1)
         if self.recipe.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             dispatch_clip_grad(self.model.parameters(), self.recipe.clip_grad)
@@ -170,16 +156,48 @@ class Trainer:
             self.ema.update(self.model, self.step)
         return loss_of_step
 
-    def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32"):
-            logits = self.forward(self.model, images, self.step)
-            if self.teacher is None:
-                return self.loss(logits.float(), targets)
-            return self.teacher.loss(logits.float(), self.loss(logits.float(), targets), images)
+    def _one_part(self, lessons: Sequence[Lesson], turn: int, last: bool) -> Tensor:
+        """Forward and backward passes of one part, one subnet after the other; its share of the loss, detached.
 
-    def _batch(self, part: int) -> tuple[Tensor, Tensor]:
-        """Images (B, C, S, S) of one forward pass of the present step, and labels (B,) or mixed targets (B, K)."""
-        pixels, labels = self.images.batch(self.step * self.parts + part)
+        Subnets count alike: the loss is the mean over them. BigNAS adds them up, which AdamW cannot tell from the
+        mean; clipping can, and so it means the same whatever is sampled.
+        """
+        part = turn * self.ranks.count + self.ranks.rank
+        images, targets = self._batch(turn, part)
+        loss_of_part = torch.zeros((), device=self.device)
+        answers: Tensor | None = None  # of the first subnet (B, K)
+        for number, lesson in enumerate(lessons):
+            # after the batch: augmentation and a loader's start draw from the same generators
+            drawn = (self.step, part, number) if number else (self.step, part)
+            torch.manual_seed(derived_seed("stochastic depth", self.seed, *drawn))
+            logits, loss = self._loss(images, targets, lesson, answers)
+            answers = logits.detach() if number == 0 else answers
+            loss = loss / (self.parts * len(lessons))
+            with self.gradients.of_last_pass(last and number == len(lessons) - 1):
+                self.scaler.scale(loss).backward()
+            loss_of_part += loss.detach()
+        return loss_of_part
+
+    def _loss(self, images: Tensor, targets: Tensor, lesson: Lesson, answers: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) of one subnet, and its mean loss, a scalar.
+
+        One that learns from the first learns its probabilities alone, without stochastic depth (BigNAS, section 3.1:
+        labels and regularisation are for the largest).
+        """
+        learns_labels = not lesson.from_first
+        if self.model.training != learns_labels:
+            self.model.train(learns_labels)
+        with torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32"):
+            logits = (self.model(images) if lesson.subnet is None else self.model(images, lesson.subnet)).float()
+            if lesson.from_first:
+                assert answers is not None
+                return logits, self.from_first(logits, answers.softmax(dim=1))
+            loss = self.loss(logits, targets)
+            return logits, loss if self.teacher is None else self.teacher.loss(logits, loss, images)
+
+    def _batch(self, turn: int, part: int) -> tuple[Tensor, Tensor]:
+        """Images (B, C, S, S) of one part of the present step, and labels (B,) or mixed targets (B, K)."""
+        pixels, labels = self.images.batch(self.step * (self.parts // self.ranks.count) + turn)
         images = normalise(pixels.to(self.device, non_blocking=True), self.mean, self.std)
         labels = labels.to(self.device, non_blocking=True)
         return self.augmentation(images, labels, self.seed, self.step, part)

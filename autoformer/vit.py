@@ -12,7 +12,7 @@ from timm.layers import DropPath, Mlp, to_2tuple
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features, position_offsets
+from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
 from autoformer.errors import AutoFormerError
 from autoformer.images import resized_side
 from autoformer.layers import drop_path_rates, initialise
@@ -25,7 +25,6 @@ class Attention(nn.Module):
     """Multi-head attention with a width of its own (heads * head_dim) and 2-D relative position."""
 
     features: Tensor
-    offsets: Tensor
 
     def __init__(self, dim: int, num_heads: int, head_dim: int, grid: int, max_relative_position: int | None) -> None:
         super().__init__()
@@ -38,14 +37,12 @@ class Attention(nn.Module):
             self.rel_pos_v = RelativePosition2D(max_relative_position, head_dim)
         self.max_relative_position = max_relative_position
         self.register_buffer("features", torch.empty(0), persistent=False)
-        self.register_buffer("offsets", torch.empty(0), persistent=False)
         self.set_grid(grid)
 
     def set_grid(self, grid: int) -> None:
         """Be ready for images of grid * grid patches. Nothing that is learned depends on the grid."""
         self.grid = grid
         self.features = position_features(grid, self.head_dim).to(self.features)
-        self.offsets = position_offsets(grid, self.max_relative_position or 0).to(self.offsets)
 
     def stretch(self, grid: int) -> None:
         """Spread the relative tables over a grid of another size."""
@@ -69,7 +66,7 @@ class Attention(nn.Module):
         if self.rel_pos_k is None or self.rel_pos_v is None:
             out = attend(qkv)
         else:
-            out = attend_with_position(qkv, self.rel_pos_k, self.rel_pos_v, self.features, self.offsets)
+            out = attend_with_position(qkv, self.rel_pos_k, self.rel_pos_v, self.features)
         return self.proj(out.flatten(2))
 
 

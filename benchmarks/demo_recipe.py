@@ -25,9 +25,10 @@ from autoformer.files import write_json
 from autoformer.layers import drop_path_rates, initialise
 from autoformer.loader import training_images
 from autoformer.recipe import Recipe
+from autoformer.sampling import Lessons, uniform, whole_model
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
-from autoformer.training import Forward, Trainer, subnet_forward, supernet_forward
+from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
 from components.config import Config, load_config
 from components.prepare_data import fashion_mnist
@@ -97,9 +98,9 @@ class Bench:
         torch.manual_seed(seed)
         data = self.data
         model: torch.nn.Module
-        forward: Forward = subnet_forward
+        lessons: Lessons = whole_model
         if self.stage == "supernet":
-            model, forward = Supernet(self.space, recipe.drop_path), supernet_forward(self.space, seed)
+            model, lessons = Supernet(self.space, recipe.drop_path), uniform(self.space, seed)
             initialise(model, recipe.init_gain)
         elif self.stage == "finetune":
             assert self.supernet is not None
@@ -110,7 +111,7 @@ class Bench:
             initialise(model, recipe.init_gain)
         split = Images(data.pixels.numpy(), data.labels.numpy(), [])
         images = training_images(split, recipe, seed, self.space.image_size, data.mean)
-        return Trainer(model, forward, images, self.space.num_classes, data.mean, data.std, recipe, seed)
+        return Trainer(model, lessons, images, self.space.num_classes, data.mean, data.std, recipe, seed)
 
     def rates(self, variants: Mapping[str, Recipe], rounds: int, steps: int = 8) -> dict[str, float]:
         """Images a second of each variant: the best of `rounds` windows, the variants in turn."""

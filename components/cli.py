@@ -6,6 +6,8 @@
 | 1 | a fault of the program, with its traceback |
 | 2 | bad input, a place that another run is at work in, a full or read-only disk: one line on stderr |
 | 130, 143, 129 | stopped by SIGINT (Ctrl-C), SIGTERM, SIGHUP: one line on stderr; the same command goes on |
+| 137, … | one of several processes was killed by a signal, 128 and its number: one line on stderr |
+| 75 | of several processes one is gone that another has waited for |
 
 `make run` and `make repro` end with the code of the step that failed.
 """
@@ -23,10 +25,11 @@ from typing import Any, NoReturn, TextIO
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import unwritable, write_json
+from components import ranks
 from components.config import Config, load_config
 from components.stopping import Stopped, stoppable
 
-BAD_INPUT = 2
+BAD_INPUT = ranks.BAD_INPUT
 SHELLS = ("sh", "dash", "bash", "zsh", "fish")  # what may stand between a runner and its step
 GRACE_SECONDS = 30.0  # for a checkpoint and the end of the MLflow run, after which a step without a runner ends
 
@@ -53,18 +56,33 @@ def run_step(
     parser: argparse.ArgumentParser,
     body: Callable[[argparse.Namespace, Config], None],
     argv: Sequence[str] | None,
+    shared: bool = False,
 ) -> int:
-    """Parse, validate, run. What ends the step early is one line on stderr and an exit code; see above."""
+    """Parse, validate, run. What ends the step early is one line on stderr and an exit code; see above.
+
+    Args:
+        shared: `body` works inside of `components.ranks.joined`, and so is run in as many processes as there are GPUs.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     try:
         arguments = parser.parse_args(argv)
         with stoppable():
             _end_with_the_runner()
             config = load_config(arguments.config, arguments.overrides, [step])
-            body(arguments, config)
+            count = ranks.processes(config) if shared else 1
+            ranks.check_parts(step, config, count)
+            if count > 1 and not ranks.is_rank():
+                ranks.launch(step, argv, count)
+            else:
+                body(arguments, config)
     except (AutoFormerError, OSError) as error:
         return end_early(step, in_one_line(error), BAD_INPUT)
     except Stopped as stopped:
         return end_early(step, f"{stopped}; the same command goes on from there", int(str(stopped.code)))
+    except ranks.LostRank as lost:
+        return end_early(step, str(lost), ranks.LOST)
+    except ranks.Fallen as fallen:
+        return end_early(step, str(fallen), fallen.exit_code)
     return 0
 
 
@@ -83,22 +101,34 @@ def in_one_line(error: AutoFormerError | OSError) -> str:
 
 
 def end_early(step: str, message: str, code: int) -> int:
-    """Say in one line why a step ends, on stderr and to the runner; the exit code."""
+    """Say in one line why a step ends, on stderr and to the runner; the exit code.
+
+    One of several processes tells the one that has started them all, which says it once.
+    """
+    folder = os.environ.get(ranks.FOLDER)
+    if folder and ranks.is_rank():
+        _tell(Path(folder) / f"{os.environ['RANK']}.json", step, message, code)
+        return code
     say(f"{step}: {message}", sys.stderr)
-    _tell_the_runner(step, message, code)
+    file = os.environ.get("AUTOFORMER_FAILURE")
+    if file and ranks.leads():
+        _tell(Path(file), step, message, code)
     return code
 
 
-def _tell_the_runner(step: str, message: str, code: int) -> None:
-    """The local runner hears of a failed step only that it failed; this file tells it why."""
-    file = os.environ.get("AUTOFORMER_FAILURE")
-    if file:
-        with contextlib.suppress(AutoFormerError):  # the disk may be what is full
-            write_json(Path(file), {"step": step, "message": message, "code": code})
+def _tell(file: Path, step: str, message: str, code: int) -> None:
+    """The local runner hears of a failed step only that it failed; a file tells it why."""
+    with contextlib.suppress(AutoFormerError):  # the disk may be what is full
+        write_json(file, {"step": step, "message": message, "code": code})
 
 
 def say(line: str, file: TextIO | None = None) -> None:
-    """Print a line. Where its reader is gone, as with a runner that was killed, the work goes on without one."""
+    """Print a line. Where its reader is gone, as with a runner that was killed, the work goes on without one.
+
+    Of several processes rank 0 alone speaks, but for what goes to stderr.
+    """
+    if file is None and not ranks.leads():
+        return
     file = file or sys.stdout
     try:
         print(line, file=file, flush=True)
@@ -162,6 +192,8 @@ class Progress:
 
 
 def _open_terminal() -> Any:
+    if not ranks.leads():
+        return None
     if sys.stderr.isatty():
         return sys.stderr
     try:

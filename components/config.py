@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from autoformer.errors import AutoFormerError, nearest, validated
 from autoformer.files import canonical_json, hash_file, hash_value, read_yaml
 from autoformer.named import CONFIGS, load_space
-from autoformer.recipe import Recipe
+from autoformer.recipe import Precision, Recipe
+from autoformer.sampling import Lessons, Sampling, sampler
 from autoformer.space import SearchSpace
 
 STEPS = ("prepare_data", "train_supernet", "search_subnet", "retrain_subnet", "evaluate_subnet", "register_model")
@@ -28,7 +29,7 @@ class Section(BaseModel):
 
 class PrepareData(Section):
     search_images: int | None = Field(
-        None, gt=0, description="held out of training to score candidates on, equally many a class (fashion-mnist)"
+        None, gt=0, description="held out of training to score candidates on, equally many a class; null for a share"
     )
     search_percent: float = Field(
         15.0, gt=0, lt=50, description="of each class, held out to score candidates on, where your images have no val"
@@ -62,7 +63,16 @@ class TrainingSection(Recipe):
 
 
 class TrainSupernet(TrainingSection):
-    pass
+    sampling: Sampling = Field(
+        "uniform",
+        description="subnets of a step: one, every choice uniform; sandwich: the largest, which teaches the smallest "
+        "and some random ones; fair: one, uniform in its number of parameters",
+    )
+    sandwich_random: int = Field(2, ge=0, description="random subnets of a sandwich, each as dear as a step of uniform")
+
+    def lessons(self, space: SearchSpace, seed: int) -> Lessons:
+        """What each step trains."""
+        return sampler(self.sampling, space, seed, self.sandwich_random)
 
 
 class Limits(Section):
@@ -82,6 +92,14 @@ class Limits(Section):
         return self
 
 
+class Racing(Section):
+    """Hopeless candidates are stopped on growing parts of the search split (`autoformer.racing`)."""
+
+    confidence: float = Field(0.99, gt=0.5, lt=1, description="that a stopped candidate is not among the best")
+    first_images: int = Field(500, gt=0, description="search images that every candidate is scored on")
+    growth: float = Field(1.5, gt=1, description="of the images from one look to the next")
+
+
 class SearchSubnet(Section):
     """Evolution (paper section 3.4). Scored in all: population + generations x population, at most."""
 
@@ -97,6 +115,12 @@ class SearchSubnet(Section):
     weights: Literal["ema", "raw"] = Field("ema", description="the supernet weights that candidates inherit")
     images: int | None = Field(None, gt=0, description="search images that score a candidate; null for all")
     batch_size: int = Field(500, gt=0, description="images of a forward pass; moves no score but by rounding")
+    precision: Precision = Field(
+        "auto", description="of the forward pass; auto for bfloat16 or float16 on a GPU, float32 on a CPU"
+    )
+    racing: Racing | None = Field(
+        Racing(), description="stop hopeless candidates early; null to score each on all search images"
+    )
     limits: Limits = Limits()
 
     @model_validator(mode="after")
@@ -122,6 +146,9 @@ class RetrainSubnet(TrainingSection):
     split: Literal["train", "train_full"] = Field(
         "train",
         description="images to train on; train_full: those of the search split too, once the choice is made",
+    )
+    compile: bool = Field(
+        False, description="the model with torch.compile; needs a C++ compiler, and minutes before the first step"
     )
     scratch_reference: bool = Field(
         False, description="also train the chosen subnet from random weights with the same recipe, for comparison"

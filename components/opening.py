@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from autoformer.ranks import ALONE, Ranks
 from components import tracking
 from components.config import Config
 from components.locks import alone
@@ -20,27 +21,40 @@ class OpenStep:
     workspace: Workspace
     record: Record
     tracked: tracking.StepRun
+    ranks: Ranks = ALONE
 
 
 @contextlib.contextmanager
-def open_step(step: str, arguments: argparse.Namespace, config: Config, *inputs: str) -> Iterator[OpenStep]:
+def open_step(
+    step: str, arguments: argparse.Namespace, config: Config, *inputs: str, ranks: Ranks = ALONE
+) -> Iterator[OpenStep]:
     """Open the step's work in progress, record and MLflow run; forget the work once the step has succeeded.
+
+    Of several processes rank 0 holds the locks, writes the record and logs; the others have a record and a run that
+    go nowhere.
 
     Args:
         step: the step's name.
         arguments: of its command line, with `out`, `record` and a path for each of `inputs`.
         config: the configuration.
         inputs: names of the arguments that the step reads; their content is part of what its work is keyed by.
+        ranks: which of the processes that do the step together this is.
 
     Raises:
         AutoFormerError: another process does the same work, or is to publish to the same place.
         OSError: a place of work in progress, output or record cannot be written to.
     """
     workspace = Workspace(step, config, {name: getattr(arguments, name) for name in inputs})
+    record = Record(arguments.record, step)
+    record.values["ranks"] = ranks.count
+    if not ranks.leads:
+        with tracking.step_run(step, config, record.values) as silent:
+            yield OpenStep(arguments, config, workspace, record, silent, ranks)
+        return
     with alone(workspace.folder, "work folder"), alone(arguments.out, "output"):
         with (
-            Record(arguments.record, step) as record,
+            record,
             tracking.step_run(step, config, record.values, workspace.provenance) as tracked,
         ):
-            yield OpenStep(arguments, config, workspace, record, tracked)
+            yield OpenStep(arguments, config, workspace, record, tracked, ranks)
         workspace.clear()

@@ -93,7 +93,7 @@ def make_plan(config: Config, data: Path) -> Plan:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = find_device(config.device)
-    card, pictures, images = _delivered(config, data)
+    card, pictures, images = look_at(config, data)
     training, scoring = _measure(config, card, pictures)
     search = config.search_subnet
     candidates = search.budget
@@ -103,7 +103,12 @@ def make_plan(config: Config, data: Path) -> Plan:
     stages = [
         Stage("prepare_data", "", images.train_full + images.test, 2000.0),
         _training_stage("train_supernet", config.train_supernet, images.train, 1, training),
-        Stage("search_subnet", f"{candidates:,} candidates on {scored:,} images", candidates * scored, scoring),
+        Stage(
+            "search_subnet",
+            f"{candidates:,} candidates on {'at most ' if search.racing else ''}{scored:,} images",
+            candidates * scored,
+            scoring,
+        ),
         _training_stage("retrain_subnet", retrained, getattr(images, retrained.split), trainings, training),
         Stage("evaluate_subnet", f"{images.test:,} images", 3 * images.test, scoring),
         Stage("register_model", "", 0, 1.0),
@@ -137,7 +142,7 @@ def _training_stage(name: str, section: TrainingSection, images: int, times: int
     return Stage(name, work, steps * section.batch_size, rate)
 
 
-def _delivered(config: Config, data: Path) -> tuple[DatasetCard, Pixels | EncodedSplit, Images]:
+def look_at(config: Config, data: Path) -> tuple[DatasetCard, Pixels | EncodedSplit, Images]:
     """A card, images that stand for the train split, and the size of each split."""
     section, space = config.prepare_data, config.space
     assert section is not None and config.train_supernet is not None
@@ -187,7 +192,6 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
     from autoformer.evaluation import predict_logits
     from autoformer.loader import AHEAD
     from autoformer.supernet import Supernet
-    from autoformer.training import supernet_forward
     from components.trainers import make_trainer
     from components.workers import worker_count
 
@@ -197,7 +201,7 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
     model = Supernet(space, section.drop_path)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
-            "train_supernet", model, supernet_forward(space, config.seed), lambda batch: model(batch, space.largest),
+            "train_supernet", model, section.lessons(space, config.seed), lambda batch: model(batch, space.largest),
             images, card, config, section, config.seed, Path(folder) / "found.json",
         )  # fmt: skip
     trainer.total_steps = sys.maxsize

@@ -72,6 +72,17 @@ def between_steps() -> Iterator[Callable[[], bool]]:
         raise Stopped(_State.told)
 
 
+def heard() -> int | None:
+    """The signal that has come, if one has."""
+    return _State.told
+
+
+def hear(number: int) -> None:
+    """Take a signal that another process has had for one of our own; inside of `between_steps`."""
+    if _State.told is None:
+        _State.told = number
+
+
 def _hear(number: int, frame: FrameType | None) -> None:
     if _State.told is None:
         _State.told = number

@@ -1,6 +1,5 @@
 """From a configuration to a trainer: device, memory, workers and teacher are found here."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,17 +13,19 @@ from autoformer.distillation import Teacher
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json, write_json
 from autoformer.loader import training_images
+from autoformer.ranks import ALONE, Ranks
+from autoformer.sampling import Lessons
 from autoformer.supernet import Supernet
-from autoformer.training import Forward, Trainer
+from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
 from components.config import Config, TrainingSection
-from components.workers import worker_count
+from components.workers import kept_bytes, worker_count
 
 
 def make_trainer(
     step: str,
     model: Supernet | AutoFormer,
-    forward: Forward,
+    lessons: Lessons,
     largest: Callable[[Tensor], Tensor],
     images: Images | EncodedSplit,
     card: DatasetCard,
@@ -32,15 +33,18 @@ def make_trainer(
     section: TrainingSection,
     seed: int,
     found: Path,
+    ranks: Ranks = ALONE,
 ) -> Trainer:
     """A trainer of `model` on the configured device.
 
     Args:
         step: whose section of the configuration `section` is.
+        lessons: which subnets a step trains.
         largest: a forward pass of the largest subnet that a training step may take.
         images: the train split.
         seed: of order, augmentation and stochastic depth.
         found: file that remembers how many forward passes the memory asks for, so that a resumed run takes as many.
+        ranks: which of the processes that train together this is; a step has `accumulation` parts for each of them.
 
     Raises:
         AutoFormerError: one line: no such device, a teacher that does not fit, or not memory enough for one image.
@@ -48,36 +52,30 @@ def make_trainer(
     device = find_device(config.device)
     model.to(device)
     space, recipe = config.space, section.recipe()
+    model.set_grad_checkpointing(recipe.activation_checkpointing)
     teacher = None
     if recipe.distillation is not None:
         teacher = Teacher(recipe.distillation, card.mean, card.std, space.num_classes, device)
-    parts = recipe.accumulation if isinstance(recipe.accumulation, int) else _remembered(found)
-    if parts is None:
-        parts = (
-            1
-            if device.type == "cpu"
-            else _find_parts(model, _trial(model, largest, teacher, config, section, device), section, device)
-        )
-        write_json(found, {"accumulation": parts})
+    passes = recipe.accumulation
+    if not isinstance(passes, int):
+        trial = _trial(model, largest, teacher, config, section, device)
+        passes = _agreed_passes(found, section, ranks, lambda: _find_passes(model, trial, section, device, ranks))
     source = training_images(
-        images, recipe, seed, space.image_size, card.mean, parts, worker_count(device), kept_bytes=kept_bytes()
-    )
-    return Trainer(model, forward, source, space.num_classes, card.mean, card.std, recipe, seed, teacher)
+        images, recipe, seed, space.image_size, card.mean, passes * ranks.count, worker_count(device), ranks,
+        kept_bytes(),
+    )  # fmt: skip
+    return Trainer(model, lessons, source, space.num_classes, card.mean, card.std, recipe, seed, teacher)
 
 
-def kept_bytes() -> int:
-    """Memory in which decoded training images are kept: `AUTOFORMER_CACHE_GB`, else none.
-
-    It changes no result, and so is no part of the configuration. Of each process that trains: its workers share it.
-    """
-    given = os.environ.get("AUTOFORMER_CACHE_GB", "0")
-    try:
-        gigabytes = float(given)
-    except ValueError:
-        gigabytes = -1.0
-    if not 0 <= gigabytes < float("inf"):
-        raise AutoFormerError(f"AUTOFORMER_CACHE_GB = {given}: expected gigabytes, 0 or more")
-    return int(gigabytes * 1e9)
+def _agreed_passes(found: Path, section: TrainingSection, ranks: Ranks, find: Callable[[], int]) -> int:
+    """Forward passes of each rank to a step: what was remembered, else as many as the neediest rank finds."""
+    remembered = ranks.broadcast(_remembered(found) if ranks.leads else None)
+    if remembered is not None and section.batch_size % (remembered * ranks.count) == 0:
+        return remembered
+    passes = max(ranks.gather(find()))
+    if ranks.leads:
+        write_json(found, {"accumulation": passes})
+    return passes
 
 
 def _trial(
@@ -106,18 +104,22 @@ def _trial(
     return run
 
 
-def _find_parts(
+def _find_passes(
     model: Supernet | AutoFormer,
     trial: Callable[[int], None],
     section: TrainingSection,
     device: torch.device,
+    ranks: Ranks,
 ) -> int:
+    """Into how many forward passes this rank's share of a step must be split. On a CPU one, without a trial."""
+    if device.type == "cpu":
+        return 1
     kept = [torch.empty_like(weights) for weights in model.parameters() for _ in range(3)]  # two moments, an average
-    parts = fewest_parts(trial, section.batch_size, section.augmentation.mixes)
+    passes = fewest_parts(trial, section.batch_size // ranks.count, section.augmentation.mixes)
     del kept
-    if parts is None:
+    if passes is None:
         raise AutoFormerError(f"not even one image at a time fits {_memory(device)}; choose a smaller space")
-    return parts
+    return passes
 
 
 def _memory(device: torch.device) -> str:
@@ -150,15 +152,13 @@ def out_of_memory(
     memory = _memory(trainer.device)
     if more is None:
         return AutoFormerError(f"not even one image at a time fits {memory}; choose a smaller space")
-    parts = more * trainer.parts
+    passes = more * trainer.parts // trainer.ranks.count
     if section.accumulation == "auto":
-        write_json(found, {"accumulation": parts})
-        answer = f"the same command goes on with accumulation {parts}"
+        write_json(found, {"accumulation": passes})  # by whichever rank: the others cannot be asked any more
+        answer = f"the same command goes on with accumulation {passes}"
     else:
-        answer = f"set {step}.accumulation={parts}, which changes nothing else of the recipe, and start it again"
-    return AutoFormerError(
-        f"a forward pass of {images} images does not fit {memory}; {trainer.images_per_step // parts} fit: {answer}"
-    )
+        answer = f"set {step}.accumulation={passes}, which changes nothing else of the recipe, and start it again"
+    return AutoFormerError(f"a forward pass of {images} images does not fit {memory}; {images // more} fit: {answer}")
 
 
 def findings(trainer: Trainer) -> dict[str, str | int]:
@@ -166,6 +166,7 @@ def findings(trainer: Trainer) -> dict[str, str | int]:
     return {
         "device": str(trainer.device),
         "precision": trainer.precision,
-        "accumulation": trainer.parts,
+        "accumulation": trainer.parts // trainer.ranks.count,
+        "ranks": trainer.ranks.count,
         "workers": worker_count(trainer.device),
     }

@@ -9,9 +9,16 @@ A loss that is NaN or infinite, or such a weight, sends training back to the las
 beginning, and its learning rates are from there on `rollback_factor` times what they were. After `max_rollbacks`
 of these the step ends. With float16 a step of that kind is skipped by the gradient scaler, which is no reason to
 go back as long as one step of the row is sound.
+
+Several ranks train in step. Each keeps its share of the losses on its device; they are added up once a row, so that
+all ranks decide alike whether to go back. Rank 0 alone scores, writes and tells; the others go on meanwhile, to the
+next word that needs rank 0. A checkpoint is read by all. Whether a signal has come is a number that every rank adds to
+at each step, through gloo, beside the GPUs, and hears one step later: all stop at the same step, and no device is
+waited for.
 """
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +33,13 @@ from autoformer.devices import is_out_of_memory
 from autoformer.errors import AutoFormerError
 from autoformer.evaluation import predict_logits
 from autoformer.files import replacing
+from autoformer.ranks import Ranks
 from autoformer.space import SubnetSpec
 from autoformer.training import Trainer
 from components.cli import Progress, say
 from components.config import TrainingSection
 from components.opening import OpenStep
-from components.stopping import Stopped, between_steps
+from components.stopping import Stopped, between_steps, hear, heard
 from components.trainers import findings
 
 Row = dict[str, float | int]
@@ -61,7 +69,8 @@ class Job(NamedTuple):
     """What one training is called.
 
     `checkpoint`: file name in the work folder, without ending. `what`: before its lines. `prefix`: of its metrics.
-    `subnet_of`: step, from 0 -> the subnet that it trains. `out_of_memory`: makes the line for a step that ran out.
+    `subnet_of`: step, from 0 -> the subnet that it trains, the first of several.
+    `out_of_memory`: makes the line for a step that ran out.
     """
 
     checkpoint: str
@@ -97,12 +106,42 @@ def train(
     start = time.monotonic()
     images, total = trainer.images_per_step, trainer.total_steps * trainer.images_per_step
     with Progress(job.what, total, "images", first * images) as progress, contextlib.closing(trainer.images):
-        fits = loop.run(lambda note: progress.update(trainer.step * images, note))
+        # a rank that follows stops where all do, never by itself
+        with contextlib.nullcontext() if trainer.ranks.leads else between_steps():
+            fits = loop.run(lambda note: progress.update(trainer.step * images, note))
     if not fits:
         raise job.out_of_memory()
     rate = loop.steps_taken * images / max(time.monotonic() - start, 1e-9)
     opened.record.values["images_per_second"] = round(rate)
     return Trained(loop.history, loop.rollbacks)
+
+
+class _Agreement:
+    """Whether all ranks shall stop, asked once a step: the highest signal that any of them had at the last asking."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self._asked: tuple[Tensor, torch.distributed.Work] | None = None
+
+    def __call__(self) -> bool:
+        if self.ranks.count == 1:
+            return heard() is not None
+        answer = self._answer()
+        if answer:
+            hear(answer)
+            return True
+        number = torch.tensor(heard() or 0)
+        work = torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, async_op=True)
+        assert work is not None
+        self._asked = number, work
+        return False
+
+    def _answer(self) -> int:
+        if self._asked is None:
+            return 0
+        (number, work), self._asked = self._asked, None
+        work.wait()
+        return int(number)
 
 
 class _Loop:
@@ -118,7 +157,9 @@ class _Loop:
     ) -> None:
         self.opened, self.trainer, self.section, self.score, self.job = opened, trainer, section, score, job
         self.history: list[Row] = []
-        self.losses: list[Tensor] = []  # of the steps since the last row; they stay on the device until it is full
+        self.ranks = trainer.ranks
+        self.told_to_stop = _Agreement(trainer.ranks)
+        self.losses = self._no_losses()  # of the steps since the last row; they stay on the device until it is full
         self.rollbacks: list[Rollback] = []
         self.steps_taken = 0  # by this process
         self.regular = opened.workspace.file(f"{job.checkpoint}.pt")
@@ -127,17 +168,21 @@ class _Loop:
 
     def resume(self) -> int:
         """Load what an earlier try has left, if anything; returns its step."""
-        found = next((file for file in (self.interrupted, self.regular) if file.exists()), None)
+        found = self.ranks.broadcast(self._newest())
         if found is not None:
             self._load(found)
-        elif not self.beginning.exists():
+        elif self.ranks.leads and not self.beginning.exists():
             self._save(self.beginning)
+        self.ranks.gather(None)  # all have read before anything is replaced
         return self.trainer.step
+
+    def _newest(self) -> Path | None:
+        return next((file for file in (self.interrupted, self.regular) if file.exists()), None)
 
     def run(self, tell: Callable[[str], None]) -> bool:
         """Train to the end; `tell` hears of each row. False where the memory has run out."""
         try:
-            while self.trainer.step < self.trainer.total_steps or self.losses:
+            while self.trainer.step < self.trainer.total_steps or len(self.losses):
                 row = self.next_row()
                 tell(f"loss {row['train_loss']:.3f}" if row else "back at the last checkpoint")
         except Stopped as stopped:
@@ -156,13 +201,18 @@ class _Loop:
 
     def next_row(self) -> Row | None:
         """Train up to the next row of the history; None where training has gone back instead."""
-        with between_steps() as told_to_stop:
+        with between_steps():
             wanted = self.section.log_steps - len(self.losses)
             last = min(self.trainer.step + wanted, self.trainer.total_steps)
-            while self.trainer.step < last and not told_to_stop():
-                self.losses.append(self.trainer.take_step())
+            stopping, shares = False, []
+            while self.trainer.step < last and not (stopping := self.told_to_stop()):
+                shares.append(self.trainer.take_step())
                 self.steps_taken += 1
-        losses = torch.stack(self.losses).cpu()
+            if shares:
+                self.losses = torch.cat([self.losses, self.ranks.add(torch.stack(shares))])
+        if stopping:  # of a rank that follows, for which the signal waits
+            raise Stopped(heard() or signal.SIGTERM)
+        losses = self.losses.cpu()
         unsound = self._unsound(losses)
         if unsound:
             with between_steps():
@@ -171,9 +221,9 @@ class _Loop:
         row = self._row(losses)
         with between_steps():
             self.history.append(row)
-            self.losses = []
+            self.losses = self._no_losses()
             self.opened.tracked.row(row, self.job.prefix)
-            if self._is_due(self.section.checkpoint_steps):
+            if self.ranks.leads and self._is_due(self.section.checkpoint_steps):
                 self._save(self.regular)
                 for file in (self.interrupted, self.beginning):
                     file.unlink(missing_ok=True)
@@ -181,11 +231,18 @@ class _Loop:
 
     def stop(self) -> int:
         """Keep what has been done, unless it is unsound; returns the step that the same command goes on from."""
-        losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
-        if self._unsound(losses, check_weights=True) is None:
-            self._save(self.interrupted)
+        if self._unsound(self.losses.cpu(), check_weights=True) is None:
+            if self.ranks.leads:
+                self._save(self.interrupted)
             return self.trainer.step
-        return self.resume() if self.interrupted.exists() or self.regular.exists() else 0
+        found = self._newest()
+        if found is None:
+            return 0
+        self._load(found)
+        return self.trainer.step
+
+    def _no_losses(self) -> Tensor:
+        return torch.zeros(0, device=self.trainer.device)
 
     def _row(self, losses: Tensor) -> Row:
         row: Row = {
@@ -194,7 +251,7 @@ class _Loop:
             "learning_rate": self.trainer.learning_rate,
             "train_loss": float(losses[losses.isfinite()].double().mean()),
         }
-        if self._is_due(self.section.score_steps):
+        if self.ranks.leads and self._is_due(self.section.score_steps):
             row |= self.score(self.trainer.averaged)
         return row
 
@@ -245,7 +302,7 @@ class _Loop:
         state = {
             "trainer": self.trainer.state_dict(),
             "history": self.history,
-            "losses": torch.stack(self.losses) if self.losses else torch.zeros(0),
+            "losses": self.losses,
             "rollbacks": self.rollbacks,
         }
         with replacing(file) as temporary, temporary.open("wb") as opened:
@@ -258,7 +315,7 @@ class _Loop:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)  # or a GPU would hold all of it twice
             self.trainer.load_state_dict(state["trainer"])
-            self.losses = list(state["losses"].to(self.trainer.device))
+            self.losses = state["losses"].to(self.trainer.device)
             self.history, self.rollbacks = state["history"], state["rollbacks"]
         except Exception as error:  # torch raises many kinds for a damaged file
             if isinstance(error, OSError) or is_out_of_memory(error):

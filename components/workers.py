@@ -1,9 +1,10 @@
-"""How many processes decode images ahead of those that use them."""
+"""What of a machine goes to reading images: processes that decode ahead, and memory in which images are kept."""
 
 import os
 from typing import TYPE_CHECKING
 
 from autoformer.errors import AutoFormerError
+from components.ranks import machine_share
 
 if TYPE_CHECKING:
     import torch
@@ -22,4 +23,20 @@ def worker_count(device: "torch.device") -> int:
             raise AutoFormerError(f"AUTOFORMER_WORKERS = {given}: expected a number of processes, 0 or more")
         return int(given)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= machine_share()
     return min(MOST_WORKERS, cores // 2 if device.type == "cpu" else max(1, cores - 1))
+
+
+def kept_bytes() -> int:
+    """Memory in which decoded training images are kept: `AUTOFORMER_CACHE_GB`, else none.
+
+    It changes no result, and so is no part of the configuration. The ranks of a machine share it out.
+    """
+    given = os.environ.get("AUTOFORMER_CACHE_GB", "0")
+    try:
+        gigabytes = float(given)
+    except ValueError:
+        gigabytes = -1.0
+    if not 0 <= gigabytes < float("inf"):
+        raise AutoFormerError(f"AUTOFORMER_CACHE_GB = {given}: expected gigabytes, 0 or more")
+    return int(gigabytes * 1e9) // machine_share()

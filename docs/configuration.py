@@ -157,6 +157,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     default = field.get_default(call_default_factory=True)
+    default = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
     text = yaml.safe_dump(list(default) if isinstance(default, tuple) else default, default_flow_style=True)
     return f"`{text.removesuffix(chr(10)).removesuffix('...').strip()}`"
 

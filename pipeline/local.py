@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace, steps: Steps) -> int:
     config = resolve(preset, shlex.join(overrides))
     data = (given or ROOT / "data" / config.dataset).resolve()
     if not data.is_dir():
-        raise AutoFormerError(f"{data}: no such folder; `make data` fetches the images of '{config.dataset}'")
+        raise AutoFormerError(f"{data}: no such folder; {_how_to_get(config.dataset)}")
     if arguments.source is not None or arguments.dry_run:
         code = _print_plan(config, data)
         if code or arguments.dry_run:
@@ -91,6 +91,12 @@ def _run(arguments: argparse.Namespace, steps: Steps) -> int:
         tracking.close_pipeline_run(run_id, status)
     _show(config, results, time.monotonic() - started, run_id)
     return 0
+
+
+def _how_to_get(dataset: str) -> str:
+    if dataset == "fashion-mnist":
+        return "`make data` fetches the images of 'fashion-mnist'"
+    return f"`make data DATASET={dataset} ARCHIVES=…` fills it, or `make data NAME={dataset} DATA=…` with your images"
 
 
 def _print_plan(config: Config, data: Path) -> int:

@@ -43,10 +43,11 @@ def _runs(values: tuple[float, ...]) -> str:
 
 
 def _search_scores(searched: Mapping[str, float], retrained: Mapping[str, float]) -> str:
-    parts = [
-        f"inherited {retrained['inherited_top1_percent']:.2f} %",
-        f"retrained {retrained['retrained_top1_percent']:.2f} %",
-    ]
+    parts = [f"inherited {retrained['inherited_top1_percent']:.2f} %"]
+    if "retrained_top1_percent" in retrained:
+        parts.append(f"retrained {retrained['retrained_top1_percent']:.2f} %")
+    if retrained.get("search_split_trained_on"):
+        parts.append("then trained on: no score of the retrained subnet")
     if "scratch_top1_percent" in retrained:
         parts.append(f"from scratch {retrained['scratch_top1_percent']:.2f} %")
     if "random_best_top1_percent" in searched:

@@ -95,12 +95,15 @@ def write_search(
         {
             "generation": generation,
             "scored": end,
+            "images_scored": 3000 * end,
             "evolution_best_top1_percent": max(value for _, value in table[:end]),
             "random_best_top1_percent": max(value for _, value in baseline[:end]),
         }
         for generation, end in enumerate(ends)
     ]
-    write_table(folder / "candidates.csv", COLUMNS, [_row(*row) for row in table + baseline])
+    bar = sorted(value for _, value in table)[len(table) // 4]  # the worst quarter was stopped early
+    rows = [_row(candidate, value, value < bar) for candidate, value in table + baseline]
+    write_table(folder / "candidates.csv", COLUMNS, rows)
     write_table(folder / "progress.csv", PROGRESS, progress)
     spec = best.candidate.spec
     chosen = {"name": "sample-chosen", "space": space.name, "source": "search_subnet, seed 7", "subnet": spec.to_dict()}
@@ -168,12 +171,13 @@ def write_models(
         )  # fmt: skip
 
 
-def _row(candidate: Candidate, top1_percent: float) -> dict[str, Any]:
+def _row(candidate: Candidate, top1_percent: float, stopped: bool) -> dict[str, Any]:
     spec = candidate.spec
     return {
         "id": candidate.id, "origin": candidate.origin, "generation": candidate.generation,
         "parents": ";".join(map(str, candidate.parents)), "depth": spec.depth, "embed_dim": spec.embed_dim,
         "num_heads": ";".join(map(str, spec.num_heads)), 
         "mlp_ratio": ";".join(f"{ratio:g}" for ratio in spec.mlp_ratio),
-        "params": candidate.params, "macs": candidate.macs, "top1_percent": top1_percent, "loss": 2 - top1_percent / 60,
+        "params": candidate.params, "macs": candidate.macs, "top1_percent": top1_percent,
+        "loss": "" if stopped else 2 - top1_percent / 60, "images": 500 if stopped else 3000,
     }  # fmt: skip

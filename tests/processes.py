@@ -4,6 +4,7 @@ What happens to such a process is real (a signal, a real death); when it happens
 optimiser step or of a candidate, never by a clock.
 """
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -45,18 +46,28 @@ def at_step(number: int, do: Callable[[], None], training: int = 0) -> None:
 
 def at_candidate(number: int, do: Callable[[], None]) -> None:
     """When so many candidates have been scored by this process, do something in the midst of the next one's line."""
-    from components.search_subnet.step import ScoreMemory
+    _in_a_line(number, do, lambda memory: memory.scored_now)
 
-    score = ScoreMemory.__call__
 
-    def armed(self: Any, spec: Any) -> Any:
-        if self.scored_now == number:
+def at_answer(number: int, do: Callable[[], None]) -> None:
+    """The same, when so many lines have been written."""
+    lines = itertools.count()
+    _in_a_line(number, do, lambda _: next(lines))
+
+
+def _in_a_line(number: int, do: Callable[[], None], count: Callable[[Any], int]) -> None:
+    from components.search_subnet.memory import ScoreMemory
+
+    keep = ScoreMemory._keep
+
+    def armed(self: Any, task: Any, answers: Any) -> None:
+        if count(self) == number:
             with self._file.open("a") as file:
                 file.write('{"subnet": {"depth": 2, "embe')
             do()
-        return score(self, spec)
+        keep(self, task, answers)
 
-    ScoreMemory.__call__ = armed  # type: ignore[method-assign]
+    ScoreMemory._keep = armed  # type: ignore[method-assign]
 
 
 def poison(number: int) -> None:

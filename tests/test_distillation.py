@@ -18,8 +18,9 @@ from autoformer.files import hash_file
 from autoformer.loader import training_images
 from autoformer.named import load_space
 from autoformer.recipe import Distillation, Recipe
+from autoformer.sampling import uniform
 from autoformer.supernet import Supernet
-from autoformer.training import Trainer, supernet_forward
+from autoformer.training import Trainer
 from components.config import load_config
 
 CPU = torch.device("cpu")
@@ -88,7 +89,7 @@ def test_a_student_comes_to_agree_with_its_teacher(checkpoint: Path) -> None:
     master = Teacher(settings(checkpoint, weight=1.0, kind="soft"), (0.5,), (0.3,), 10, CPU)
     split = Images(pixels.numpy(), labels.numpy(), [])
     trainer = Trainer(
-        model, supernet_forward(space, 0), training_images(split, recipe, 0, 28, (0.5,)), 10, (0.5,), (0.3,), recipe, 0,
+        model, uniform(space, 0), training_images(split, recipe, 0, 28, (0.5,)), 10, (0.5,), (0.3,), recipe, 0,
         master,
     )  # fmt: skip
     before = {name: value.clone() for name, value in master.model.state_dict().items()}

@@ -15,12 +15,14 @@ from torch import Tensor
 from autoformer.augmentation import BatchAugmentation, picture_transform
 from autoformer.dataset import Images
 from autoformer.decoding import Decoder
-from autoformer.loader import ArrayPictures, Order, PictureImages, exactly, training_images
+from autoformer.loader import ArrayPictures, Batch, Order, PictureImages, exactly, training_images
 from autoformer.named import load_space
 from autoformer.randomness import repeated_order, seeded
+from autoformer.ranks import Ranks
 from autoformer.recipe import Augmentation, Recipe
+from autoformer.sampling import uniform
 from autoformer.supernet import Supernet
-from autoformer.training import Trainer, supernet_forward
+from autoformer.training import Trainer
 
 FULL: dict[str, Any] = {
     "crop_scale": (0.3, 1.0),
@@ -46,18 +48,19 @@ def source(workers: int = 0, images: Images | None = None, seed: int = 4, **augm
     return training_images(images, recipe(**augmentation), seed, images.pixels.shape[2], mean, 1, workers)
 
 
-def test_batches_are_the_same_whatever_the_workers_and_the_moment() -> None:
+@pytest.mark.parametrize("options", [FULL, FULL | {"color_jitter": 0, "fast": True}], ids=["exact", "fast"])
+def test_batches_are_the_same_whatever_the_workers_and_the_moment(options: dict[str, Any]) -> None:
     """Worker processes decode ahead and out of step with each other; none of it may show."""
-    plain = source(**FULL)
+    plain = source(**options)
     wanted = [plain.batch(number) for number in range(7)]  # two epochs of three batches, and one more
     for workers in (1, 2):
-        ahead = source(workers, **FULL)
+        ahead = source(workers, **options)
         for number in (0, 1, 2, 5, 6, 1, 2):  # in order, then on from elsewhere, as after a resume or a rollback
             batch = ahead.batch(number)
             assert torch.equal(batch.pixels, wanted[number].pixels), (workers, number)
             assert torch.equal(batch.labels, wanted[number].labels)
         ahead.close()
-    assert not torch.equal(wanted[0].pixels, source(seed=5, **FULL).batch(0).pixels)
+    assert not torch.equal(wanted[0].pixels, source(seed=5, **options).batch(0).pixels)
     assert wanted[0].pixels.dtype == torch.uint8 and wanted[0].pixels.shape == (8, 3, 20, 20)
 
 
@@ -124,6 +127,49 @@ def test_the_tail_of_an_epoch_that_fills_no_step_is_left_out() -> None:
     assert len(torch.cat(batches).unique()) == 24  # of 30
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("augmentation", [FULL, FULL | {"repeats": 1}, {"crop_padding": 2, "flip": True, "repeats": 3}])
+def test_ranks_see_together_what_one_alone_sees(count: int, augmentation: dict[str, Any]) -> None:
+    """W ranks with A batches a step each, and one rank with W x A: the same batches in turns, to the last byte."""
+    images, parts = split(60), 12 // count * count
+    options = Recipe(epochs=1, batch_size=parts * 2, learning_rate=1, augmentation=Augmentation(**augmentation))
+
+    def batches(ranks: Ranks, first: int, last: int) -> list[Batch]:
+        source = training_images(images, options, 0, 20, (0.5,) * 3, parts, ranks=ranks)
+        return [source.batch(number) for number in range(first, last)]
+
+    alone = batches(Ranks(0, 1), 0, 3 * parts)  # a step of the second epoch too
+    for rank in range(count):
+        own = batches(Ranks(rank, count), 0, 3 * parts // count)
+        for ours, wanted in zip(own, alone[rank::count], strict=True):
+            assert torch.equal(ours.pixels, wanted.pixels) and torch.equal(ours.labels, wanted.labels)
+        from_there_on = batches(Ranks(rank, count), 5, 3 * parts // count)[0]  # as after a resume
+        assert torch.equal(from_there_on.pixels, own[5].pixels)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_each_sample_comes_once_an_epoch_whoever_has_it(count: int) -> None:
+    """But for those that fill no step: of 100 samples, 96."""
+    orders = [Order(0, 100, 12, 12 // count, ranks=Ranks(rank, count)) for rank in range(count)]
+    for epoch in (0, 1):
+        numbers = range(epoch * 8, (epoch + 1) * 8)
+        seen = np.concatenate([order.batch(number)[1] for order in orders for number in numbers])
+        assert len(seen) == 96 == len(np.unique(seen))
+        assert {order.batch(number)[0] for order in orders for number in numbers} == {epoch}
+
+
+def test_copies_of_a_sample_are_in_one_step_and_mostly_on_one_rank() -> None:
+    """Ranks take turns by batch, so the copies, which stand side by side, share a batch unless it ends between them.
+
+    timm's sampler deals them out one by one. The gradient of a step is the same: it is the mean over all ranks.
+    """
+    orders = [Order(0, 96, 24, 12, 3, Ranks(rank, 2)) for rank in range(2)]
+    for number in range(4):
+        for order in orders:
+            _, samples, copies = order.batch(number)
+            assert (np.bincount(samples)[np.unique(samples)] == 3).all() and copies.tolist() == [0, 1, 2] * 4
+
+
 def test_weights_are_the_same_whatever_the_workers_and_the_interruption() -> None:
     """Stochastic depth draws from the generator that augmentation and the start of a loader draw from."""
     space = load_space("photos-32").model_copy(update={"num_classes": 30})
@@ -136,7 +182,7 @@ def test_weights_are_the_same_whatever_the_workers_and_the_interruption() -> Non
         torch.manual_seed(0)
         images = training_images(split(size=32), options, 0, 32, (0.5,) * 3, workers=workers)
         model = Supernet(space, options.drop_path)
-        return Trainer(model, supernet_forward(space, 0), images, 30, (0.5,) * 3, (0.2,) * 3, options, 0)
+        return Trainer(model, uniform(space, 0), images, 30, (0.5,) * 3, (0.2,) * 3, options, 0)
 
     def ended(training: Trainer) -> dict[str, Tensor]:
         training.images.close()

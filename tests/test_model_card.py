@@ -93,6 +93,13 @@ def test_the_figures_are_those_of_the_files() -> None:
     assert architecture["MLP ratio of each block"] == "1 2.5"
 
 
+def test_a_search_split_that_was_trained_on_scores_inherited_weights_alone() -> None:
+    card = render(facts(retrained={"inherited_top1_percent": 80.125, "search_split_trained_on": True}))
+    accuracy = {row[0]: row[1:] for row in rows(section(card, "Accuracy"))}
+    assert accuracy["search split, inherited weights"][0] == "80.12 %" and "search split" not in accuracy
+    assert "trained on them too: not an estimate" in accuracy["search split, inherited weights"][1]
+
+
 def test_the_data_its_hash_and_its_licence() -> None:
     card = render(facts())
     assert rows(section(card, "Data"))[1:] == [

@@ -299,6 +299,7 @@ def test_the_plan_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["retrain_subnet"] == 3 * 6 * 8  # it is the reference itself
     assert stages("retrain_subnet.scratch_reference=true")["retrain_subnet"] == 2 * 3 * 6 * 8
     assert stages("retrain_subnet.mode=inherited")["retrain_subnet"] == 0
+    assert stages("retrain_subnet.split=train_full")["retrain_subnet"] == 3 * (70 // 8) * 8
 
 
 def test_the_report_names_what_was_left_out(tmp_path: Path) -> None:

@@ -183,6 +183,15 @@ def test_what_is_not_there_is_left_out(search_folder: Path) -> None:
     assert "mistakes" not in text.split("configuration and inputs")[0]
 
 
+def test_a_search_split_that_was_trained_on_is_said_to_be(search_folder: Path, html: str) -> None:
+    results, evaluation = example(search_folder, CLASSES)
+    provenance = results.provenance["retrain_subnet"] | {"search_split_trained_on": True}
+    changed = results._replace(provenance=results.provenance | {"retrain_subnet": provenance})
+    sentence = "it was trained on the search split too (train_full)"
+    assert sentence in "".join(Page(render(changed, evaluation, CONFIG)).text)
+    assert sentence not in "".join(Page(html).text)
+
+
 def test_the_subnet_is_drawn_within_the_supernet(search_folder: Path) -> None:
     results, _ = example(search_folder, CLASSES)
     space, spec = results.space, results.subnet.subnet

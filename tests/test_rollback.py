@@ -14,8 +14,9 @@ from run_steps import SPACE, config_of, contents, run
 
 from autoformer.checkpoint import first_not_finite, load_subnet, load_supernet, save_subnet
 from autoformer.errors import AutoFormerError
+from autoformer.sampling import sampled_subnet
 from autoformer.space import SearchSpace
-from autoformer.training import Trainer, sampled_subnet
+from autoformer.training import Trainer
 from components.tables import read_table
 
 __all__ = ["place"]

@@ -157,6 +157,7 @@ def test_every_candidate_is_in_the_table_with_true_figures(
         top1, loss = figures(supernet, scored, spec)
         assert float(row["top1_percent"]) == top1
         assert float(row["loss"]) == pytest.approx(loss, rel=1e-5)
+        assert int(row["images"]) == 80  # fewer than the first round of a race: all are scored whole
     assert count_params(card.space, card.space.largest) > LIMIT  # the limit excludes something
 
 
@@ -175,7 +176,10 @@ def test_candidates_say_where_they_came_from(runs: Runs) -> None:
 def test_the_chosen_subnet_is_the_best_that_evolution_found(runs: Runs) -> None:
     rows = read_table(runs.first.search / "candidates.csv")
     evolved, baseline = rows[:18], rows[18:]
-    best = min(evolved, key=lambda row: (-float(row["top1_percent"]), int(row["params"]), int(row["id"])))
+    best = min(
+        evolved,
+        key=lambda row: (-float(row["top1_percent"]), float(row["loss"]), int(row["params"]), int(row["id"])),
+    )
     assert chosen_of(runs.first) == spec_of(best)
     assert metrics(runs.first.search) == {
         "chosen_top1_percent": float(best["top1_percent"]),
@@ -183,6 +187,9 @@ def test_the_chosen_subnet_is_the_best_that_evolution_found(runs: Runs) -> None:
         "chosen_params_m": int(best["params"]) / 1e6,
         "chosen_macs_g": int(best["macs"]) / 1e9,
         "candidates_scored": len({spec_of(row) for row in rows}),
+        "images_scored": 18 * 80,
+        "images_scored_percent": 100.0,
+        "random_images_scored": 80 * (len({spec_of(row) for row in rows}) - 18),
         "random_best_top1_percent": max(float(row["top1_percent"]) for row in baseline),
     }
     assert len({spec_of(row) for row in evolved}) == 18  # evolution proposes no subnet twice
@@ -194,6 +201,7 @@ def test_progress_is_the_best_so_far_of_either_search(runs: Runs) -> None:
     for generation, row in enumerate(read_table(runs.first.search / "progress.csv")):
         end = 6 * (generation + 1)
         assert (int(row["generation"]), int(row["scored"])) == (generation, end)
+        assert int(row["images_scored"]) == end * 80
         assert float(row["evolution_best_top1_percent"]) == max(top1[:end])
         assert float(row["random_best_top1_percent"]) == max(top1[18 : 18 + end])
 
@@ -256,6 +264,27 @@ def test_the_retrained_subnet_inherits_the_weights_that_the_search_scored(
 
 
 KINDS = ("safetensors", "json")
+
+
+def test_retrained_on_all_images_the_search_split_scores_nothing_that_was_trained(
+    runs: Runs, tiny_data: TinyData, tmp_path: Path
+) -> None:
+    """600 images instead of 500: 12 steps an epoch, not 10; and the choice is not scored on what it learnt from."""
+    made = retrain(runs, tiny_data, tmp_path / "retrain", split="train_full")
+    found, before = metrics(made), metrics(runs.first.retrain)
+    assert found == {
+        "inherited_top1_percent": before["inherited_top1_percent"],
+        "search_split_trained_on": True,
+    }
+    for name in ("history", "scratch_history"):
+        rows = read_table(made / f"{name}.csv")
+        assert [row["search_top1_percent"] for row in rows] == [""] * len(rows)
+        assert int(rows[-1]["step"]) == 36
+    told = {name: load_subnet(made / name).card.provenance for name in ("model", "scratch", "inherited")}
+    assert [card.get("search_split_trained_on") for card in told.values()] == [True, True, None]
+    assert told["model"]["inputs"].keys() == {"card", "train_full_split", "search_split", "supernet", "search"}
+    kept = retrain(runs, tiny_data, tmp_path / "kept", split="train_full", mode="inherited", scratch_reference=False)
+    assert "search_split_trained_on" not in metrics(kept) and metrics(kept)["retrained_top1_percent"]
 
 
 def retrain(runs: Runs, data: TinyData, out: Path, search: Path | None = None, **changes: Any) -> Path:

@@ -1,7 +1,6 @@
 """The training loop: what AdamW does beyond the slice, accumulation, resume, schedule, augmentation."""
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from autoformer.loader import training_images
 from autoformer.named import load_space
 from autoformer.randomness import derived_seed, epoch_order, sample_uniform
 from autoformer.recipe import Augmentation, Recipe
+from autoformer.sampling import Lesson, Lessons, sampled_subnet, uniform, whole_model
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
-from autoformer.training import Trainer, sampled_subnet, subnet_forward, supernet_forward
+from autoformer.training import Trainer
 
 SPACE = load_space("fashion-mnist")
 RECIPE: dict[str, Any] = {
@@ -46,7 +46,7 @@ def supernet_trainer(forward: Any = None, seed: int = 0, **changes: Any) -> Trai
     torch.manual_seed(1)
     recipe = Recipe.model_validate(RECIPE | changes)
     model = Supernet(SPACE, recipe.drop_path)
-    return make_trainer(model, forward or supernet_forward(SPACE, seed), images(), recipe, seed)
+    return make_trainer(model, forward or uniform(SPACE, seed), images(), recipe, seed)
 
 
 def make_trainer(model: Any, forward: Any, data: tuple[Tensor, Tensor], recipe: Recipe, seed: int = 0) -> Trainer:
@@ -54,8 +54,8 @@ def make_trainer(model: Any, forward: Any, data: tuple[Tensor, Tensor], recipe: 
     return Trainer(model, forward, training_images(split, recipe, seed, 28, (0.3,)), 10, (0.3,), (0.3,), recipe, seed)
 
 
-def always(spec: SubnetSpec) -> Callable[[Any, Tensor, int], Tensor]:
-    return lambda model, batch, step: model(batch, spec)
+def always(spec: SubnetSpec) -> Lessons:
+    return lambda step: (Lesson(spec),)
 
 
 def test_the_subnet_of_a_step_is_a_function_of_seed_and_step() -> None:
@@ -69,7 +69,7 @@ def test_the_subnet_of_a_step_is_a_function_of_seed_and_step() -> None:
 def test_weights_beyond_the_slice_get_zero_gradient_and_move_by_momentum_and_decay_alone() -> None:
     largest, smallest = SPACE.largest, SPACE.smallest
     steps = [largest, smallest]
-    trainer = supernet_trainer(lambda model, batch, step: model(batch, steps[step]), **PLAIN, ema_decay=None)
+    trainer = supernet_trainer(lambda step: (Lesson(steps[step]),), **PLAIN, ema_decay=None)
     weight = trainer.model.get_parameter("blocks.0.attn.proj.weight")
     beyond = weight[smallest.embed_dim :, :]
     trainer.advance(1)  # the whole tensor has a gradient once, hence momentum
@@ -87,7 +87,7 @@ def test_weights_beyond_the_slice_get_zero_gradient_and_move_by_momentum_and_dec
 def test_blocks_beyond_the_depth_stay_as_they_are_with_their_moments() -> None:
     largest, smallest = SPACE.largest, SPACE.smallest
     steps = [largest, smallest, smallest]
-    trainer = supernet_trainer(lambda model, batch, step: model(batch, steps[step]), **PLAIN)
+    trainer = supernet_trainer(lambda step: (Lesson(steps[step]),), **PLAIN)
     trainer.advance(1)
     last = SPACE.supernet.depth - 1
     names = [name for name, _ in trainer.model.named_parameters() if name.startswith(f"blocks.{last}.")]
@@ -154,7 +154,7 @@ def test_one_loop_trains_the_extracted_subnet_as_the_supernet_trains_it_alone() 
     entangled = supernet_trainer(always(spec), **changes)
     alone = entangled.model.extract(spec)
     recipe = entangled.recipe
-    separate = make_trainer(alone, subnet_forward, images(), recipe)
+    separate = make_trainer(alone, whole_model, images(), recipe)
     for trainer in (entangled, separate):
         trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.05)
         trainer.scheduler.step_update = lambda step: None
@@ -204,7 +204,7 @@ def test_learning_really_happens() -> None:
     pixels = (labels.view(-1, 1, 1, 1) * 25).expand(-1, 1, 28, 28).to(torch.uint8)
     recipe = Recipe(epochs=25, batch_size=16, learning_rate=2e-3, warmup_epochs=2)
     torch.manual_seed(0)
-    trainer = make_trainer(Supernet(SPACE), supernet_forward(SPACE, 0), (pixels, labels), recipe)
+    trainer = make_trainer(Supernet(SPACE), uniform(SPACE, 0), (pixels, labels), recipe)
     first = trainer.advance(5)
     trainer.advance(90)
     assert first > 2.0

@@ -68,14 +68,20 @@ def _dot(frame: Frame, point: Point, css: str) -> str:
 
 
 def scatter(candidates: Sequence[Candidate], front: Sequence[int], chosen: int) -> str:
-    """Accuracy against parameters: one mark a candidate, `data-candidate` its index; the front as steps."""
+    """Accuracy against parameters: one mark a candidate, `data-candidate` its index; the front as steps.
+
+    Candidates that were stopped early are drawn faint and below the others.
+    """
     params = [candidate.params / 1e6 for candidate in candidates]
     accuracy = [candidate.top1_percent for candidate in candidates]
     margin = 0.03 * (max(params) - min(params))
     frame = Frame(scale([min(params) - margin, max(params) + margin], tight=True), scale(accuracy), SCATTER_HEIGHT)
     marks = []
-    for index in sorted(range(len(candidates)), key=lambda i: (i == chosen, not candidates[i].is_baseline)):
+    for index in sorted(
+        range(len(candidates)), key=lambda i: (i == chosen, candidates[i].complete, not candidates[i].is_baseline)
+    ):
         css = "baseline" if candidates[index].is_baseline else "evolved"
+        css += "" if candidates[index].complete else " stopped"
         css += " chosen" if index == chosen else ""
         x, y, radius = frame.left(params[index]), frame.top(accuracy[index]), 8 if index == chosen else 4
         marks.append(element("circle", class_=f"candidate {css}", data_candidate=str(index), cx=x, cy=y, r=radius))

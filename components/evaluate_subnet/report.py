@@ -99,6 +99,11 @@ def _findings(results: Results, evaluation: Evaluation) -> list[str]:
             f"(95 % interval {low:+.2f} to {high:+.2f}): it gains {difference.gained:,} images "
             f"and loses {difference.lost:,}."
         )
+    if results.provenance["retrain_subnet"].get("search_split_trained_on"):
+        lines.append(
+            "Once the subnet was chosen, it was trained on the search split too (train_full): accuracy on those images "
+            "says nothing of it, and is shown for inherited weights alone."
+        )
     metrics, chosen = results.search.metrics, results.search.candidates[results.search.chosen]
     random_best = metrics.get("random_best_top1_percent")
     if random_best is not None:

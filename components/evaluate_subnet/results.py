@@ -22,14 +22,17 @@ SUPERNET_CURVES = ("smallest_top1_percent", "middle_top1_percent", "largest_top1
 PROGRESS_CURVES = ("evolution_best_top1_percent", "random_best_top1_percent")
 CANDIDATE = (
     "id", "origin", "generation", "parents", "depth", "embed_dim", "num_heads", "mlp_ratio", "params", "macs",
-    "top1_percent", "loss",
+    "top1_percent", "loss", "images",
 )  # fmt: skip
 
 Point = tuple[float, float]
 
 
 class Candidate(NamedTuple):
-    """A row of the search's candidates.csv. `id` is that of the search; the baseline may count from 0 again."""
+    """A row of the search's candidates.csv. `id` is that of the search; the baseline may count from 0 again.
+
+    A candidate without a loss was stopped after `images` of the search split, and its score is an estimate.
+    """
 
     id: str
     origin: str
@@ -39,11 +42,16 @@ class Candidate(NamedTuple):
     params: int
     macs: int
     top1_percent: float
-    loss: float
+    loss: float | None
+    images: int
 
     @property
     def is_baseline(self) -> bool:
         return self.origin == "baseline"
+
+    @property
+    def complete(self) -> bool:
+        return self.loss is not None
 
 
 class Search(NamedTuple):
@@ -185,7 +193,8 @@ def _candidate(file: Path, row: dict[str, str]) -> Candidate:
             params=int(row["params"]),
             macs=int(row["macs"]),
             top1_percent=float(row["top1_percent"]),
-            loss=float(row["loss"]),
+            loss=float(row["loss"]) if row["loss"] else None,
+            images=int(row["images"]),
         )
     except ValueError as error:
         raise AutoFormerError(f"{file}: candidate {row['id']}: {error}; run search_subnet again") from None

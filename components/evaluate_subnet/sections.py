@@ -91,6 +91,9 @@ def search_progress(results: Results) -> str:
         series, "candidates scored", "best top-1 accuracy so far on the search split, %", steps=True, digits=2
     )
     note = "All candidates are scored with weights inherited from the supernet."
+    stopped = sum(not candidate.complete for candidate in results.search.candidates)
+    if stopped:
+        note += f" {stopped:,} of {len(results.search.candidates):,} were stopped before they were scored whole."
     if results.search.images:
         low, high = wilson_interval(round(ends[0] / 100 * results.search.images), results.search.images)
         note += (
@@ -102,14 +105,18 @@ def search_progress(results: Results) -> str:
 
 def candidates(results: Results) -> str:
     found, chosen, size = results.search.candidates, results.search.chosen, results.space.supernet
-    front = pareto_front([(candidate.params, -candidate.top1_percent) for candidate in found])
-    at_most = [c for c in found if c.params <= found[chosen].params]
+    whole = [index for index, candidate in enumerate(found) if candidate.complete]
+    front = [whole[i] for i in pareto_front([(found[index].params, -found[index].top1_percent) for index in whole])]
+    at_most = [found[index] for index in whole if found[index].params <= found[chosen].params]
     better = sum(c.top1_percent > found[chosen].top1_percent for c in at_most)
+    of_all = f"{len(whole):,}" + ("" if len(whole) == len(found) else " that were scored whole")
     title = (
-        f"No candidate as small beats the chosen subnet; {len(front)} of {len(found):,} are on the Pareto front"
+        f"No candidate as small beats the chosen subnet; {len(front)} of {of_all} are on the Pareto front"
         if not better
-        else f"{better} of {len(found):,} candidates beat the chosen subnet and are no larger"
+        else f"{better} of {of_all} candidates beat the chosen subnet and are no larger"
     )
+    stopped = len(found) - len(whole)
+    note = f" {stopped:,} faint marks were stopped early: their scores are estimates." if stopped else ""
     data = json.dumps(
         [_described(c, index == chosen) for index, c in enumerate(found)], ensure_ascii=False, separators=(",", ":")
     )
@@ -126,7 +133,9 @@ def candidates(results: Results) -> str:
     picture = element("div", drawings.scatter(found, front, chosen) + _key(any(c.is_baseline for c in found)))
     return section(
         title,
-        prose("Point at a mark, or tap it, to see the candidate; a click pins it. Keys: arrows, Home, End, Escape."),
+        prose(
+            "Point at a mark, or tap it, to see the candidate; a click pins it. Keys: arrows, Home, End, Escape." + note
+        ),
         element("div", picture + panel, class_="columns wide-narrow"),
         element(
             "details",
@@ -140,7 +149,7 @@ def _key(baseline: bool) -> str:
     marks = (
         ('<circle class="evolved" cx="11" cy="7" r="5"/>', "evolution"),
         ('<circle class="baseline" cx="11" cy="7" r="4.5" stroke-width="1.6"/>', "random search"),
-        ('<line class="line front" x1="0" x2="22" y1="7" y2="7"/>', "Pareto front of all"),
+        ('<line class="line front" x1="0" x2="22" y1="7" y2="7"/>', "Pareto front of those scored whole"),
     )
     keys = (
         f'<span class="key"><svg aria-hidden="true">{mark}</svg>{text}</span>'
@@ -163,9 +172,12 @@ def _described(candidate: Candidate, chosen: bool) -> dict[str, Any]:
     if candidate.parents:
         born += f", from {' and '.join(candidate.parents)}"
     return {
-        "score": f"{candidate.top1_percent:.2f} %{' · chosen' if chosen else ''}",
+        "score": f"{candidate.top1_percent:.2f} %{' · chosen' if chosen else ''}"
+        if candidate.complete
+        else f"about {candidate.top1_percent:.1f} % · stopped after {candidate.images:,} images",
         "cost": f"{amount(candidate.params)} parameters, {amount(candidate.macs)} multiply-adds",
-        "shape": f"depth {candidate.spec.depth}, width {candidate.spec.embed_dim}, loss {candidate.loss:.3f}",
+        "shape": f"depth {candidate.spec.depth}, width {candidate.spec.embed_dim}"
+        + ("" if candidate.loss is None else f", loss {candidate.loss:.3f}"),
         "origin": f"candidate {candidate.id}: {born}",
         "heads": list(candidate.spec.num_heads),
         "ratios": [f"{ratio:g}" for ratio in candidate.spec.mlp_ratio],

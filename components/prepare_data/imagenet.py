@@ -11,6 +11,7 @@ beginning to end; its index is kept in the work folder, so that no second run re
 
 import hashlib
 import io
+import json
 import tarfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -22,7 +23,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autoformer.dataset import CHECKSUM, SOURCE, SourceArchive, Split, archive_folder, read_source
+from autoformer.dataset import (
+    CHECKSUM,
+    SOURCE,
+    SPLIT_SCHEMA,
+    SourceArchive,
+    Split,
+    archive_folder,
+    read_source,
+    read_split,
+    split_table,
+)
 from autoformer.errors import AutoFormerError
 from autoformer.files import FileState, hash_value, replacing
 from components.cli import Progress
@@ -35,17 +46,8 @@ TITLE = "ImageNet-1k"
 LICENCE = "for research and education that are not commercial, by the terms of https://www.image-net.org/download"
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 
-_INDEX = pa.schema(
-    [
-        ("folder", pa.dictionary(pa.int32(), pa.string())),  # the inner tar's name without its ending; "" for none
-        ("name", pa.string()),
-        ("offset", pa.int64()),
-        ("size", pa.int32()),
-        ("checksum", pa.binary(CHECKSUM.itemsize)),
-    ]
-)
 _FORMAT = 1  # of a kept index
-_AT_A_TIME = 65536  # rows that are Python objects at once
+_AT_A_TIME = 16384  # rows that are Python objects at once
 _DAMAGED = (tarfile.TarError, KeyError, IndexError, TypeError, ValueError, OSError, EOFError, zlib.error)
 
 
@@ -91,12 +93,13 @@ def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] =
     devkit = _read_devkit(folder / DEVKIT, source.archives[DEVKIT])
     if len(devkit.words) != published.classes:
         raise AutoFormerError(f"{folder / DEVKIT}: {len(devkit.words)} classes, not {published.classes}")
-    rows, sha256 = {}, {DEVKIT: devkit.sha256}
+    rows: dict[str, Split] = {}
+    sha256 = {DEVKIT: devkit.sha256}
     for split, rows_of in (("val", _val_rows), ("train", _train_rows)):  # the small archive first: its faults show soon
         if split in archive_of:
             name = archive_of[split]
-            table, sha256[name] = _index(folder / name, source.archives[name])
-            rows[split] = rows_of(table, devkit, folder / name, published)
+            index = _index(folder / name, source.archives[name])
+            rows[split], sha256[name] = rows_of(index, devkit, folder / name, published), index.sha256
     parts = [rows[split] for split in archive_of]
     return Delivered(
         title=TITLE,
@@ -203,54 +206,47 @@ def _check_md5(path: Path, found: str, stated: SourceArchive) -> None:
         raise AutoFormerError(f"{path}: md5 is {found}, not {stated.md5} as published; copy or download it again")
 
 
-def _train_rows(table: pa.Table, devkit: _Devkit, path: Path, published: Published) -> Split:
+class _Index(NamedTuple):
+    """The images of one archive.
+
+    Their labels are as they stand there: the number of the inner tar, or, where there is none, that in the name.
+    """
+
+    rows: Split
+    folders: list[str]  # names of the inner tars without their ending, by number
+    sha256: str  # of the archive
+
+
+def _train_rows(index: _Index, devkit: _Devkit, path: Path, published: Published) -> Split:
     label_of = devkit.label_of()
-    column = table["folder"].combine_chunks()
-    folders = column.dictionary.to_pylist()
-    unknown = [folder for folder in folders if folder not in label_of]
-    if unknown or len(set(folders)) != published.classes:
-        what = f"'{unknown[0]}.tar' is no class of the devkit" if unknown else f"{len(set(folders))} classes"
+    unknown = [folder for folder in index.folders if folder not in label_of]
+    if unknown or len(index.folders) != published.classes:
+        what = f"'{unknown[0]}.tar' is no class of the devkit" if unknown else f"{len(index.folders)} classes"
         raise AutoFormerError(f"{path}: {what}, where {published.classes} are published; download it again")
-    _check_count(path, table.num_rows, published.train_images)
-    labels = np.array([label_of[folder] for folder in folders], np.int32)[column.indices.to_numpy()]
-    return _rows(table, path.name, labels)
+    _check_count(path, len(index.rows.labels), published.train_images)
+    labels = np.array([label_of[folder] for folder in index.folders], np.int32)
+    return index.rows._replace(labels=labels[index.rows.labels])
 
 
-def _val_rows(table: pa.Table, devkit: _Devkit, path: Path, published: Published) -> Split:
-    _check_count(path, table.num_rows, published.val_images)
-    if len(devkit.truth) != published.val_images:
-        raise AutoFormerError(f"{path.with_name(DEVKIT)}: labels of {len(devkit.truth)} val images, not {len(table)}")
-    try:  # ILSVRC2012_val_00000001.JPEG
-        numbers = np.array([int(name.rpartition("_")[2].partition(".")[0]) for name in table["name"].to_pylist()])
-    except ValueError as error:
-        raise AutoFormerError(f"{path}: a name without a number ({error}); download it again") from None
-    if not np.array_equal(np.sort(numbers), np.arange(1, published.val_images + 1)):
-        raise AutoFormerError(
-            f"{path}: the images are not numbered from 1 to {published.val_images}; download it again"
-        )
+def _val_rows(index: _Index, devkit: _Devkit, path: Path, published: Published) -> Split:
+    numbers, count = index.rows.labels, published.val_images
+    _check_count(path, len(numbers), count)
+    if not np.array_equal(np.sort(numbers), np.arange(1, count + 1)):
+        raise AutoFormerError(f"{path}: the images are not numbered from 1 to {count}; download it again")
+    if len(devkit.truth) != count:
+        raise AutoFormerError(f"{path.with_name(DEVKIT)}: labels of {len(devkit.truth)} val images, not {count}")
     label_of = devkit.label_of()
     try:
         label_of_number = {number: label_of[wnid] for number, wnid in devkit.wnid_of.items()}
         truth = np.array([label_of_number[number] for number in devkit.truth], np.int32)
     except KeyError as error:
         raise AutoFormerError(f"{path.with_name(DEVKIT)}: no class has the number {error}; download it again") from None
-    return _rows(table, path.name, truth[numbers - 1])
+    return index.rows._replace(labels=truth[numbers - 1])
 
 
 def _check_count(path: Path, found: int, wanted: int) -> None:
     if found != wanted:
         raise AutoFormerError(f"{path}: {found} images, where {wanted} are published; download it again")
-
-
-def _rows(table: pa.Table, archive: str, labels: np.ndarray) -> Split:
-    checksums = table["checksum"].combine_chunks()
-    return Split(
-        archives=_repeated(archive, len(labels)),
-        offsets=table["offset"].to_numpy(),
-        sizes=table["size"].to_numpy(),
-        labels=labels,
-        checksums=np.frombuffer(checksums.buffers()[1], CHECKSUM, len(checksums), checksums.offset * CHECKSUM.itemsize),
-    )
 
 
 def _repeated(name: str, count: int) -> np.ndarray:
@@ -260,8 +256,8 @@ def _repeated(name: str, count: int) -> np.ndarray:
     return rows
 
 
-def _index(path: Path, stated: SourceArchive) -> tuple[pa.Table, str]:
-    """Every image in an archive, and the archive's sha256: kept from an earlier run, or read now.
+def _index(path: Path, stated: SourceArchive) -> _Index:
+    """Every image in an archive: as an earlier run has kept it, or read now.
 
     Raises `AutoFormerError` where the archive is damaged, another than the stated one, or changes meanwhile.
     """
@@ -274,9 +270,9 @@ def _index(path: Path, stated: SourceArchive) -> tuple[pa.Table, str]:
                 raise AutoFormerError(f"{path}: was changed while it was read; give the same command again")
         known_hashes().remember(state, sha256)
     try:
-        sha256 = pq.read_metadata(kept).metadata[b"sha256"].decode()
-        return pq.read_table(kept).unify_dictionaries().combine_chunks(), sha256
-    except (pa.ArrowException, OSError, KeyError) as error:
+        told = pq.read_metadata(kept).metadata
+        return _Index(read_split(kept), json.loads(told[b"folders"]), told[b"sha256"].decode())
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise AutoFormerError(f"{kept}: a damaged index ({reason}); remove that file") from None
 
@@ -284,20 +280,26 @@ def _index(path: Path, stated: SourceArchive) -> tuple[pa.Table, str]:
 def _write_index(path: Path, stated: SourceArchive, out: Path) -> str:
     """Read an archive, write its index; its sha256, once its md5 is the stated one."""
     size = path.stat().st_size
+    folders: dict[str, int] = {}
     with (
         Progress(f"reading {path.name}", size >> 20, "MB") as progress,
         HashedStream(path, lambda done: progress.update(done >> 20)) as stream,
-        pq.ParquetWriter(out, _INDEX, compression="zstd", use_dictionary=["folder"]) as writer,
+        pq.ParquetWriter(out, SPLIT_SCHEMA, compression="zstd", use_dictionary=["archive", "label"]) as writer,
     ):
-        found = (_row(folder, member, stream) for folder, member in _walk(stream, size))
+        found = (_row(folder, member, stream, folders) for folder, member in _walk(stream, size))
         while rows := list(islice(found, _AT_A_TIME)):
-            columns = [
-                pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), _INDEX.types, strict=True)
-            ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=_INDEX))
+            offsets, sizes, numbers, checksums = (list(column) for column in zip(*rows, strict=True))
+            split = Split(
+                _repeated(path.name, len(rows)),
+                np.array(offsets, np.int64),
+                np.array(sizes, np.int32),
+                np.array(numbers, np.int32),
+                np.array(checksums, CHECKSUM),
+            )
+            writer.write_table(split_table(split))
         md5, sha256 = stream.finish()
         _check_md5(path, md5, stated)
-        writer.add_key_value_metadata({"sha256": sha256})
+        writer.add_key_value_metadata({"sha256": sha256, "folders": json.dumps(list(folders))})
     return sha256
 
 
@@ -312,6 +314,13 @@ def _walk(stream: HashedStream, end: int) -> Iterator[tuple[str, Member]]:
             yield folder, inner
 
 
-def _row(folder: str, member: Member, stream: HashedStream) -> tuple[str, str, int, int, bytes]:
-    checksum = hashlib.sha256(stream.read(member.size)).hexdigest().encode()
-    return folder, member.name.rpartition("/")[2], member.offset, member.size, checksum
+def _row(folder: str, member: Member, stream: HashedStream, folders: dict[str, int]) -> tuple[int, int, int, str]:
+    """Offset, size, number of the folder or in the name (ILSVRC2012_val_00000001.JPEG), checksum."""
+    if folder:
+        number = folders.setdefault(folder, len(folders))
+    else:
+        digits = member.name.rpartition("_")[2].partition(".")[0]
+        if not digits.isdecimal():
+            raise AutoFormerError(f"{stream.path}: '{member.name}' is a name without a number; download it again")
+        number = int(digits)
+    return member.offset, member.size, number, hashlib.sha256(stream.read(member.size)).hexdigest()

@@ -17,7 +17,7 @@ from components import tracking
 from components.cli import existing, run_step, step_parser
 from components.config import Config, PrepareData
 from components.locks import alone
-from components.prepare_data.delivered import Delivered
+from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
 from components.prepare_data.readers import read_delivered
 from components.prepare_data.splitting import describe, split, statistics
 from components.workspace import Record, code_version
@@ -96,5 +96,6 @@ def summary(prepared: Prepared) -> list[str]:
         by_class = np.bincount(rows.labels, minlength=len(card.classes))
         lines.append(f"  {name:<11}{len(rows.labels):>9} images, {by_class.min()} to {by_class.max()} of a class")
     means, deviations = (", ".join(f"{value:.4f}" for value in values) for values in (card.mean, card.std))
-    lines.append(f"  train pixels: mean {means}, standard deviation {deviations}")
+    what = "normalised as ImageNet's" if (card.mean, card.std) == IMAGENET_STATISTICS else "train"
+    lines.append(f"  {what} pixels: mean {means}, standard deviation {deviations}")
     return lines + [f"  {note}" for note in prepared.notes]

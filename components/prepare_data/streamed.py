@@ -6,6 +6,7 @@ stream are then its own. Nothing is sought, and nothing is unpacked.
 """
 
 import hashlib
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -113,11 +114,11 @@ def members(stream: HashedStream, end: int) -> Iterator[Member]:
     Raises `AutoFormerError` where that is no tar, or is cut off.
     """
     while stream.position < end:
-        header = stream.read(BLOCK)
+        header = bytes(stream.read(BLOCK))
         if header[:1] == b"\0":  # blocks of zeros end a tar
             break
         size = _size(header, stream)
-        member = Member(bytes(header[:100]).partition(b"\0")[0].decode(errors="replace"), stream.position, size)
+        member = Member(header[:100].partition(b"\0")[0].decode(errors="replace"), stream.position, size)
         if member.end > end:
             raise AutoFormerError(
                 f"{stream.path}: ends within '{member.name}', which goes on to byte {member.end}; "
@@ -128,11 +129,15 @@ def members(stream: HashedStream, end: int) -> Iterator[Member]:
         stream.skip_to(min(end, member.end + -size % BLOCK))
 
 
-def _size(header: bytes | memoryview, stream: HashedStream) -> int:
-    """Bytes of a member's content, once its header is known to be one by the sum of its bytes."""
+def _size(header: bytes, stream: HashedStream) -> int:
+    """Bytes of a member's content, once its header is known to be one by the sum of its bytes.
+
+    The low half of an Adler checksum is that sum but for multiples of 65521, a hundred times as fast as `sum`.
+    """
     try:
-        if int(bytes(header[_SIGN]).strip(b" \0"), 8) == sum(header) - sum(header[_SIGN]) + 8 * ord(" "):
-            field = bytes(header[124:136])
+        stated = int(header[_SIGN].strip(b" \0"), 8) + sum(header[_SIGN]) - 8 * ord(" ")
+        if stated % 65521 == zlib.adler32(header, 0) & 0xFFFF:
+            field = header[124:136]
             return int.from_bytes(field[1:]) if field[0] == 0x80 else int(field.strip(b" \0"), 8)
     except ValueError:
         pass

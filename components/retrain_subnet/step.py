@@ -1,7 +1,7 @@
 """Retrain the chosen subnet: from scratch, fine-tuned from what it inherited, or kept as it was inherited."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,10 +23,13 @@ from components.inputs import (
     read_train_images,
 )
 from components.opening import OpenStep, open_step
+from components.ranks import joined
+from components.retrain_subnet.compiler import require_compiler
 from components.tables import write_table
 
 STEP = "retrain_subnet"
 Weights = Literal["ema", "raw"]
+TRAINED_ON = "search_split_trained_on"  # said where it is so: then no accuracy on it is that of unseen images
 HISTORY = ("step", "epoch", "learning_rate", "train_loss", "search_top1_percent")
 
 
@@ -39,23 +42,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_step(STEP, parser(), run, argv)
+    return run_step(STEP, parser(), run, argv, shared=True)
 
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
     assert config.retrain_subnet is not None
-    card, (search_images,) = read_data(arguments, config, "search")
     section = config.retrain_subnet
-    train_images = read_train_images(arguments, config, card, section, STEP, section.split)
-    chosen = NamedSubnet.from_yaml(existing(arguments.search, "search_subnet") / "chosen.yaml")
-    chosen.check(config.space)
-    weights = _scored_weights(arguments.search)
-    preprocessing = read_supernet(arguments.supernet, config, weights).preprocessing
-    start = Start(chosen.subnet, weights, preprocessing)
-    data = ("card", f"{section.split}_split", "search_split")
-    with open_step(STEP, arguments, config, *data, "supernet", "search") as opened:
-        opened.tracked.subnet(chosen.subnet)
-        _Retraining(opened, card, train_images, search_images, start).run()
+    if section.compile:
+        require_compiler()
+    with joined(config) as ranks:
+        card, (search_images,) = read_data(arguments, config, "search")
+        train_images = read_train_images(arguments, config, card, section, STEP, section.split)
+        chosen = NamedSubnet.from_yaml(existing(arguments.search, "search_subnet") / "chosen.yaml")
+        chosen.check(config.space)
+        weights = _scored_weights(arguments.search)
+        preprocessing = read_supernet(arguments.supernet, config, weights).preprocessing
+        start = Start(chosen.subnet, weights, preprocessing)
+        data = ("card", f"{section.split}_split", "search_split")
+        with open_step(STEP, arguments, config, *data, "supernet", "search", ranks=ranks) as opened:
+            opened.tracked.subnet(chosen.subnet)
+            _Retraining(opened, card, train_images, search_images, start).run()
 
 
 def _scored_weights(search: Path) -> Weights:
@@ -111,10 +117,19 @@ class _Retraining:
             models["model"], histories["history"] = self._train(start, "model")
         if self.section.scratch_reference and self.section.mode != "scratch":
             models["scratch"], histories["scratch_history"] = self._train(self._fresh(), "scratch")
-        metrics = {f"{_METRIC[name]}_top1_percent": self._top1_percent(model) for name, model in models.items()}
+        if not self.opened.ranks.leads:
+            return
+        trained_on = self.section.split == "train_full" and bool(histories)  # whether the search images were
+        metrics: dict[str, float] = {
+            f"{_METRIC[name]}_top1_percent": self._top1_percent(model)
+            for name, model in models.items()
+            if not (trained_on and self._is_trained(name))
+        }
+        if trained_on:
+            metrics[TRAINED_ON] = True
         self._write(models, histories, metrics)
         self.opened.tracked.metrics(metrics)
-        print(f"{STEP}: " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()), flush=True)
+        print(f"{STEP}: " + told(metrics), flush=True)
 
     def _inherited(self) -> Any:
         from autoformer.checkpoint import load_supernet
@@ -137,15 +152,17 @@ class _Retraining:
         """Train `model` with the step's recipe; return it, averaged, and its history."""
         import torch
 
-        from autoformer.training import subnet_forward
+        from autoformer.sampling import whole_model
         from components.trainers import make_trainer, out_of_memory
         from components.training import Job, Row, train
 
+        if self.section.compile:
+            model.compile()  # its forward alone: the names of its weights stay, and a copy of it is not compiled
         found = self.opened.workspace.file(f"{name}-found.json")
         trainer = make_trainer(
             STEP,
             model,
-            subnet_forward,
+            whole_model,
             model,
             self.train_images,
             self.card,
@@ -153,9 +170,12 @@ class _Retraining:
             self.section,
             self.config.seed + 1,  # another order of the images than the supernet has seen
             found,
+            self.opened.ranks,
         )
 
         def score(averaged: torch.nn.Module) -> Row:
+            if self.section.split == "train_full":  # on images that it is trained on, which tells nothing
+                return {}
             return {"search_top1_percent": self.watcher.top1_percent(averaged.eval())}
 
         what = f"{STEP} ({self.section.mode if name == 'model' else name})"
@@ -163,6 +183,9 @@ class _Retraining:
         prefix = "" if name == "model" else f"{name}/"
         job = Job(name, what, lambda step: self.start.subnet, memory, prefix)
         return trainer.averaged, train(self.opened, trainer, self.section, score, job)
+
+    def _is_trained(self, name: str) -> bool:
+        return name == "scratch" or (name == "model" and self.section.mode != "inherited")
 
     def _top1_percent(self, model: Any) -> float:
         return self.scorer.top1_percent(model.to(self.device).eval())
@@ -174,6 +197,8 @@ class _Retraining:
             folder.mkdir()
             for name, model in models.items():
                 provenance = self.opened.workspace.provenance | {"weights": self._origin(name)}
+                if TRAINED_ON in metrics and self._is_trained(name):
+                    provenance[TRAINED_ON] = True
                 card = SubnetCard(
                     space=self.config.space,
                     preprocessing=self.start.preprocessing,
@@ -189,6 +214,12 @@ class _Retraining:
 
     def _origin(self, name: str) -> str:
         return self.section.mode if name == "model" else name
+
+
+def told(metrics: Mapping[str, float]) -> str:
+    """The accuracies on the search split, and whether the split was trained on."""
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if name != TRAINED_ON)
+    return scores + (f", {TRAINED_ON}: no score of what was trained" if TRAINED_ON in metrics else "")
 
 
 _METRIC = {"model": "retrained", "inherited": "inherited", "scratch": "scratch"}

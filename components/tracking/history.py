@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 MOST_LISTED = 1000
 SHORTEST_PREFIX = 4  # characters of a run id
-DATA = ("card", "train_split", "search_split", "test_split")  # inputs of steps that are data, not earlier results
+DATA = (
+    "card",
+    "train_split",
+    "train_full_split",
+    "search_split",
+    "test_split",
+)  # inputs of steps that are data, not earlier results
 _PARENT = "mlflow.parentRunId"
 
 

@@ -13,6 +13,7 @@ from components.cli import run_step, step_parser
 from components.config import Config
 from components.inputs import add_data_arguments, add_output_arguments, read_data, read_train_images
 from components.opening import OpenStep, open_step
+from components.ranks import joined
 from components.tables import write_table
 
 STEP = "train_supernet"
@@ -28,15 +29,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_step(STEP, parser(), run, argv)
+    return run_step(STEP, parser(), run, argv, shared=True)
 
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
     assert config.train_supernet is not None
-    card, (search_images,) = read_data(arguments, config, "search")
-    train_images = read_train_images(arguments, config, card, config.train_supernet, STEP)
-    with open_step(STEP, arguments, config, "card", "train_split", "search_split") as opened:
-        _train(opened, card, train_images, search_images)
+    with joined(config) as ranks:
+        card, (search_images,) = read_data(arguments, config, "search")
+        train_images = read_train_images(arguments, config, card, config.train_supernet, STEP)
+        with open_step(STEP, arguments, config, "card", "train_split", "search_split", ranks=ranks) as opened:
+            _train(opened, card, train_images, search_images)
 
 
 def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSplit, search_images: Images) -> None:
@@ -45,7 +47,6 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
     from autoformer.checkpoint import Preprocessing, SupernetCard, save_supernet
     from autoformer.layers import initialise
     from autoformer.supernet import Supernet
-    from autoformer.training import sampled_subnet, supernet_forward
     from components.trainers import make_trainer, out_of_memory
     from components.training import Job, Row, Scorer, set_threads, train
 
@@ -58,10 +59,11 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
     initialise(supernet, section.init_gain)
     largest = partial(_classify, supernet, config.space.largest)
     found = opened.workspace.file("found.json")
+    lessons = section.lessons(config.space, config.seed)
     trainer = make_trainer(
         STEP,
         supernet,
-        supernet_forward(config.space, config.seed),
+        lessons,
         largest,
         train_images,
         card,
@@ -69,6 +71,7 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
         section,
         config.seed,
         found,
+        opened.ranks,
     )
     scorer = Scorer(search_images, card, trainer.device, section.score_images)
 
@@ -82,10 +85,12 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
     job = Job(
         "checkpoint",
         STEP,
-        partial(sampled_subnet, config.space, config.seed),
+        lambda step: lessons(step)[0].subnet or config.space.largest,
         partial(out_of_memory, STEP, trainer, largest, config, section, found),
     )
     history, rollbacks = train(opened, trainer, section, score, job)
+    if not opened.ranks.leads:
+        return
     preprocessing = Preprocessing(mean=card.mean, std=card.std, classes=card.classes)
     provenance = opened.workspace.provenance
     supernet_card = SupernetCard(space=config.space, preprocessing=preprocessing, provenance=provenance)

@@ -1,0 +1,85 @@
+"""What a subnet may cost, and how one that costs more or less is moved there. Torch-free."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+from autoformer.complexity import count_macs, count_params
+from autoformer.space import SearchSpace, SubnetSpec
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a legal candidate may cost. Both ends are legal; None is no limit."""
+
+    min_params: int | None = None
+    max_params: int | None = None
+    min_macs: int | None = None
+    max_macs: int | None = None
+
+    def allow(self, params: int, macs: int) -> bool:
+        return _within(params, self.min_params, self.max_params) and _within(macs, self.min_macs, self.max_macs)
+
+    def __str__(self) -> str:
+        parts = []
+        for name, low, high in (
+            ("parameters", self.min_params, self.max_params),
+            ("multiply-adds", self.min_macs, self.max_macs),
+        ):
+            if low is not None:
+                parts.append(f"{name} >= {low:,}")
+            if high is not None:
+                parts.append(f"{name} <= {high:,}")
+        return " and ".join(parts) or "no limits"
+
+
+def towards(space: SearchSpace, spec: SubnetSpec, limits: Limits, rng: Random) -> SubnetSpec:
+    """`spec` moved by single choices, drawn at random, until it is legal or was moved past the limits.
+
+    Near the ends of a space hardly any uniform draw is legal: the smallest subnet of AutoFormer-S is one of 10^13.
+    """
+    first = 0
+    while True:
+        params, macs = count_params(space, spec), count_macs(space, spec)
+        too_large = _above(params, limits.max_params) or _above(macs, limits.max_macs)
+        direction = -1 if too_large else 1
+        neighbours = _neighbours(space, spec, direction)
+        if limits.allow(params, macs) or not neighbours or direction == -first:
+            return spec
+        first, spec = direction, rng.choice(neighbours)
+
+
+def _neighbours(space: SearchSpace, spec: SubnetSpec, direction: int) -> list[SubnetSpec]:
+    """The subnets with one value one choice lower (-1) or higher (1)."""
+
+    def moved(value: float, choices: Sequence[float]) -> float | None:
+        index = choices.index(value) + direction
+        return choices[index] if 0 <= index < len(choices) else None
+
+    choices, found = space.choices, []
+    if (depth := moved(spec.depth, choices.depth)) is not None:
+        blocks = range(int(depth))
+        heads = tuple(spec.num_heads[block % spec.depth] for block in blocks)
+        ratios = tuple(spec.mlp_ratio[block % spec.depth] for block in blocks)
+        found.append(SubnetSpec(int(depth), spec.embed_dim, heads, ratios))
+    if (width := moved(spec.embed_dim, choices.embed_dim)) is not None:
+        found.append(replace(spec, embed_dim=int(width)))
+    for block in range(spec.depth):
+        if (heads_of := moved(spec.num_heads[block], choices.num_heads)) is not None:
+            found.append(replace(spec, num_heads=_with(spec.num_heads, block, int(heads_of))))
+        if (ratio := moved(spec.mlp_ratio[block], choices.mlp_ratio)) is not None:
+            found.append(replace(spec, mlp_ratio=_with(spec.mlp_ratio, block, ratio)))
+    return found
+
+
+def _with(values: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
+    return (*values[:index], value, *values[index + 1 :])
+
+
+def _within(value: int, low: int | None, high: int | None) -> bool:
+    return (low is None or value >= low) and not _above(value, high)
+
+
+def _above(value: int, high: int | None) -> bool:
+    return high is not None and value > high

@@ -1,0 +1,329 @@
+"""Several ranks train what one would: gradients, weights, unused blocks, and steps that are stopped and go on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from interrupted import Place, place
+from processes import at_step, ended, poison, signal_self, wait_until
+from run_steps import SPACE as FORTY
+from run_steps import argv, config_of, contents, run
+from together import call_together, run_ranks, start_ranks
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.nn.parallel import DistributedDataParallel
+
+from autoformer.dataset import Images
+from autoformer.gradients import SharedGradients
+from autoformer.loader import training_images
+from autoformer.ranks import ALONE, Ranks
+from autoformer.recipe import Recipe
+from autoformer.sampling import Lesson, Lessons, sandwich, uniform
+from autoformer.space import SearchSpace
+from autoformer.supernet import Supernet
+from autoformer.training import Trainer
+from components import ranks as edge
+from components.config import load_config
+
+__all__ = ["place"]
+SPACE = SearchSpace.model_validate(FORTY)
+STEP = "train_supernet"
+PLAIN: dict[str, Any] = {"epochs": 4, "batch_size": 16, "learning_rate": 0.1}
+EVERYTHING: dict[str, Any] = PLAIN | {
+    "label_smoothing": 0.1, "drop_path": 0.3, "clip_grad": 1.0, "ema_decay": 0.9,
+    "augmentation": {
+        "crop_padding": 2, "flip": True, "erase_probability": 0.5, "mixup": 0.8, "cutmix": 1.0, "repeats": 2,
+    },
+}  # fmt: skip
+STEPS = 6
+SHALLOW = uniform(SPACE.model_copy(update={"choices": SPACE.choices.model_copy(update={"depth": (1,)})}), 0)
+
+
+class Watched(torch.optim.SGD):
+    """Keeps the gradients of its last step, by parameter. AdamW would amplify the rounding of key biases."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        self.gradients = [None if p.grad is None else p.grad.clone() for p in parameters]
+        super().step()
+
+
+def make_trainer(ranks: Ranks, settings: dict[str, Any], parts: int, lessons: Lessons, sgd: bool = True) -> Trainer:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (96, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    split = Images(pixels.numpy(), torch.randint(0, 10, (96,), generator=generator).numpy(), [])
+    recipe = Recipe.model_validate(settings)
+    torch.manual_seed(1 + ranks.rank)  # rank 0's weights are those that count
+    model = Supernet(SPACE, recipe.drop_path)
+    images = training_images(split, recipe, 0, 28, (0.3,), parts, ranks=ranks)
+    trainer = Trainer(model, lessons, images, 10, (0.3,), (0.3,), recipe, 0)
+    if sgd:
+        trainer.optimizer = Watched(model.parameters(), lr=0.05, momentum=0.9)  # type: ignore[assignment]
+        trainer.scheduler.step_update = lambda step: None
+    return trainer
+
+
+def trained(ranks: Ranks, settings: dict[str, Any], parts: int, lessons: Lessons) -> dict[str, Any]:
+    """Gradients of the first step, weights after some more, the average of these, and the mean loss."""
+    trainer = make_trainer(ranks, settings, parts, lessons)
+    first = trainer.advance(1)
+    gradients = trainer.optimizer.gradients  # type: ignore[attr-defined]
+    loss = (first + trainer.advance(STEPS - 1) * (STEPS - 1)) / STEPS
+    weights = [weight.detach() for weight in trainer.model.parameters()]
+    averages = [weight.detach() for weight in trainer.averaged.parameters()]
+    return {"loss": loss, "gradients": gradients, "weights": weights, "averages": averages}
+
+
+CASES: dict[str, tuple[dict[str, Any], Lessons]] = {
+    "plain": (PLAIN, uniform(SPACE, 0)),
+    "everything": (EVERYTHING, uniform(SPACE, 0)),
+    "sandwich": (EVERYTHING, sandwich(SPACE, 0)),
+}
+
+
+def train_together(ranks: Ranks, folder: Path) -> None:
+    """In each rank: every case, and what is asked of gradients that nobody has."""
+    result = {name: trained(ranks, settings, 2, lessons) for name, (settings, lessons) in CASES.items()}
+    result["ddp"] = beside_ddp(ranks)
+    result["unused"] = unused_blocks(ranks)
+    torch.save(result, folder / f"{ranks.rank}.pt")
+
+
+def beside_ddp(ranks: Ranks) -> list[Any]:
+    """Gradients, ours and torch's own, of a shallow subnet after a deep one: the last pass alone is shared."""
+    found = []
+    for shared in (True, False):
+        torch.manual_seed(3)
+        model = Supernet(SPACE)
+        images = torch.randn(2, 2, 4, 1, 28, 28)[ranks.rank]
+        ours = SharedGradients(model, ranks, bucket_bytes=4096) if shared else None
+        ddp = None if shared else DistributedDataParallel(model, find_unused_parameters=True)
+        for number, spec in enumerate((SPACE.largest, SPACE.smallest)):
+            if ours is not None:
+                with ours.of_last_pass(number == 1):
+                    (model(images[number], spec).square().mean() / 2).backward()
+            elif ddp is not None and number == 0:
+                with ddp.no_sync():
+                    ddp(images[number], spec).square().mean().backward()
+            elif ddp is not None:
+                ddp(images[number], spec).square().mean().backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    return found
+
+
+def unused_blocks(ranks: Ranks) -> bool:
+    """AdamW: a block that no rank uses keeps its weights and moments, and has no gradient to clip."""
+    deep_once: Lessons = lambda step: (Lesson(SPACE.largest),) if step == 0 else SHALLOW(step)  # noqa: E731
+    trainer = make_trainer(ranks, PLAIN | {"clip_grad": 1.0}, 2, deep_once, sgd=False)
+    trainer.advance(1)
+    block = list(trainer.model.get_submodule("blocks.1").parameters())
+    before = [parameter.detach().clone() for parameter in block]
+    trainer.advance(3)
+    state = trainer.optimizer.state
+    return all(torch.equal(p, old) and state[p]["step"] == 1 for p, old in zip(block, before, strict=True))
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("together")
+    call_together(train_together, folder)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def same(ours: list[Any], theirs: list[Any], tolerance: float) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_two_ranks_are_one_with_twice_the_batch(together: list[dict[str, Any]]) -> None:
+    """Nothing random but the subnets: one pass over the whole batch gives the same."""
+    one, two = trained(ALONE, PLAIN, 1, CASES["plain"][1]), together[0]["plain"]
+    same(two["gradients"], one["gradients"], 1e-5)
+    same(two["weights"], one["weights"], 1e-5)
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("case", ["everything", "sandwich"])
+def test_two_ranks_are_one_with_two_parts_whatever_is_random(together: list[dict[str, Any]], case: str) -> None:
+    one, two = trained(ALONE, CASES[case][0], 2, CASES[case][1]), together[0][case]
+    for what in ("gradients", "weights", "averages"):
+        same(two[what], one[what], 1e-5)
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    other = trained(ALONE, CASES[case][0], 1, CASES[case][1])  # the parts are what is augmented by
+    assert abs(other["loss"] - one["loss"]) > 1e-4
+
+
+def test_all_ranks_hold_the_same_weights_to_the_bit(together: list[dict[str, Any]]) -> None:
+    for case in CASES:
+        for what in ("weights", "averages"):
+            assert all(map(torch.equal, together[0][case][what], together[1][case][what]))
+
+
+def test_gradients_are_those_of_torchs_own_ddp(together: list[dict[str, Any]]) -> None:
+    """Also of weights that only the earlier pass has used."""
+    for rank in together:
+        ours, theirs = rank["ddp"]
+        same(ours, theirs, 1e-7)
+        assert all(gradient is not None for gradient in ours)
+
+
+def test_blocks_that_no_rank_uses_stay_as_they_are(together: list[dict[str, Any]]) -> None:
+    assert [rank["unused"] for rank in together] == [True, True]
+
+
+def test_parts_that_ranks_cannot_share_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 parts of a step cannot be shared by 2 ranks"):
+        make_trainer(Ranks(0, 2), PLAIN | {"batch_size": 24}, 3, uniform(SPACE, 0))
+
+
+# --- steps ---
+
+KILL, TERM = (partial(signal_self, number) for number in (signal.SIGKILL, signal.SIGTERM))
+
+
+def test_ranks_that_were_killed_stopped_and_thrown_back_end_in_the_same_weights(place: Place, tmp_path: Path) -> None:
+    """A weight is infinite before step 24. Rank 1 is killed after step 22; then it alone is told to stop after 33."""
+    log, spoilt = tmp_path / "log", {rank: [(poison, 23)] for rank in range(2)}
+    whole = place.given(STEP, "whole")
+    assert run_ranks(STEP, whole, log, spoilt) == [0, 0]
+    assert (tmp_path / "log1").read_text() == ""
+    assert place.record(whole)["ranks"] == 2
+    assert '"back_to_step": 20' in (Path(whole["--out"]) / "rollbacks.json").read_text()
+
+    given = place.given(STEP, "disturbed")
+    began = time.monotonic()
+    codes = run_ranks(STEP, given, log, {0: spoilt[0], 1: [*spoilt[1], (at_step, 22, KILL)]})
+    assert codes == [edge.LOST, -signal.SIGKILL]
+    assert time.monotonic() - began < 60
+    assert (tmp_path / "log0").read_text().endswith("rank 0 of 2 has lost its connection to the others\n")
+    assert not place.work(STEP, "checkpoint-interrupted.pt")
+
+    assert run_ranks(STEP, given, log, {0: spoilt[0], 1: [*spoilt[1], (at_step, 33, TERM)]}) == [143, 143]
+    stopped = torch.load(place.work(STEP, "checkpoint-interrupted.pt")[0], weights_only=True)
+    step = stopped["trainer"]["step"]
+    assert 33 <= step <= 35 and len(stopped["losses"]) == step - 30
+    assert f"stopped by SIGTERM at step {step} of 60" in (tmp_path / "log0").read_text()
+
+    assert run_ranks(STEP, given, log, spoilt) == [0, 0]
+    assert place.record(given)["resumed_from_step"] == step
+    assert contents(Path(given["--out"])) == contents(Path(whole["--out"]))
+    assert place.work(STEP, "*") == []
+
+
+def test_retraining_in_ranks_goes_on(place: Place, tmp_path: Path) -> None:
+    """Two trainings after each other, rank 0 alone scores between them; told to stop in the second."""
+    step, log = "retrain_subnet", tmp_path / "log"
+    whole, given = place.given(step, "whole"), place.given(step, "stopped")
+    assert run_ranks(step, whole, log) == [0, 0]
+    assert run_ranks(step, given, log, {0: [(at_step, 17, TERM, 1)]}) == [143, 143]
+    assert run_ranks(step, given, log) == [0, 0]
+    assert contents(Path(given["--out"])) == contents(Path(whole["--out"]))
+
+
+@pytest.mark.slow
+def test_a_launched_step_survives_a_killed_rank_and_passes_signals_on(place: Place, tmp_path: Path) -> None:
+    """Real processes throughout: started again by themselves after SIGKILL, stopped by SIGTERM, gone on with."""
+    config = config_of(STEP, epochs=12, seed=4)
+    whole, given = place.given(STEP, "whole-4", config), place.given(STEP, "launched", config)
+    assert run_ranks(STEP, whole, tmp_path / "log") == [0, 0]
+    told = {"AUTOFORMER_PROCESSES": "2", "AUTOFORMER_MAX_RESTARTS": "1", "AUTOFORMER_WORKERS": "0"}
+    command = [sys.executable, "-m", f"components.{STEP}", *argv(given)]
+    with subprocess.Popen(
+        command, env=os.environ | told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as launcher:
+        wait_until(lambda: place.work(STEP, "checkpoint.pt"))
+        (checkpoint,) = place.work(STEP, "checkpoint.pt")
+        (rank,) = [child for child in psutil.Process(launcher.pid).children() if child.environ().get("RANK") == "1"]
+        rank.kill()
+        gone = psutil.Process(launcher.pid).children()
+        psutil.wait_procs(gone)
+        before = checkpoint.stat().st_mtime_ns
+        wait_until(lambda: checkpoint.stat().st_mtime_ns != before)
+        ranks = psutil.Process(launcher.pid).children()
+        launcher.send_signal(signal.SIGTERM)
+        lines = launcher.communicate(timeout=120)[0].splitlines()
+    assert launcher.returncode == 143
+    first, *_, last = [line for line in lines if "images, " not in line]
+    assert first == (
+        f"{STEP}: rank 1 of 2 was killed by SIGKILL, as where memory runs out; the same command goes on from the last "
+        "checkpoint; starting again, 1 of 1"
+    )
+    assert last.startswith(f"{STEP}: stopped by SIGTERM at step ") and last.endswith(
+        "the same command goes on from there"
+    )
+    assert not any(child.is_running() for child in ranks)
+    assert run_ranks(STEP, given, tmp_path / "log") == [0, 0]
+    assert contents(Path(given["--out"])) == contents(Path(whole["--out"]))
+
+
+def test_what_cannot_be_shared_is_said_before_any_process_starts(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = place.given(STEP, "odd", config_of(STEP, accumulation=2))
+    for processes, line in (
+        ("3", f"{STEP}.batch_size = 50: not a multiple of 6, for 2 forward passes of each of 3 processes; "
+              "choose another, or set AUTOFORMER_PROCESSES"),
+        ("two", "AUTOFORMER_PROCESSES = two: expected a whole number, 0 or more"),
+    ):  # fmt: skip
+        monkeypatch.setenv("AUTOFORMER_PROCESSES", processes)
+        assert run(STEP, given) == 2
+        assert capsys.readouterr().err == f"{STEP}: {line}\n"
+
+
+def test_bad_input_that_ranks_find_is_told_to_who_has_started_them(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(edge.FOLDER, str(tmp_path))
+    given = place.given(STEP, "bad") | {"--card": str(tmp_path / "none.json")}
+    assert [ended(process) for process in start_ranks(STEP, given, tmp_path / "log")] == [2, 2]
+    told = edge._read(tmp_path)
+    assert [word["code"] for word in told] == [2, 2]
+    assert (tmp_path / "log0").read_text() == (tmp_path / "log1").read_text() == ""
+    fallen = edge._fallen({0: failure(0, 2), 1: failure(1, 143)}, told, 2)
+    assert str(fallen) == f"{tmp_path}/none.json: no such file or folder; it is made by prepare_data"
+    assert fallen.exit_code == 2
+
+
+def failure(rank: int, code: int) -> ProcessFailure:
+    return ProcessFailure(rank, 1, code, "")
+
+
+def test_the_first_cause_is_named_and_not_those_that_ended_for_its_sake() -> None:
+    stopped = {"step": STEP, "message": "stopped by SIGTERM at step 5 of 9", "code": 143}
+    lost = {"step": STEP, "message": "rank 0 of 3 has lost its connection to the others", "code": edge.LOST}
+    for codes, told, line, code in (
+        ([edge.LOST, -9, -15], [lost], "rank 1 of 3 was killed by SIGKILL, as", 137),
+        ([143, -11, edge.LOST], [stopped], "rank 1 of 3 was killed by SIGSEGV; ", 139),
+        ([143, 143, 1], [stopped], "rank 2 of 3 failed; its traceback stands above", 1),
+        ([143, edge.LOST, edge.LOST], [stopped, lost], "stopped by SIGTERM at step 5 of 9", 143),
+        ([edge.LOST] * 3, [lost] * 3, "the 3 ranks have lost their connections", edge.LOST),
+    ):
+        fallen = edge._fallen({rank: failure(rank, code) for rank, code in enumerate(codes)}, told, 3)
+        assert str(fallen).startswith(line) and fallen.exit_code == code
+
+
+def test_a_gpu_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def processes(device: str) -> int:
+        return edge.processes(load_config("smoke", [f"device={device}"], [STEP]))
+
+    assert (processes("cpu"), processes("auto")) == (1, 1)
+    monkeypatch.setattr(edge, "DRIVERS", ("/",))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [processes(device) for device in ("cpu", "auto", "cuda", "cuda:1")] == [1, 4, 4, 1]
+    monkeypatch.setenv("AUTOFORMER_PROCESSES", "2")
+    assert [processes(device) for device in ("cpu", "auto", "cuda")] == [2, 2, 2]
+    with pytest.raises(ValueError, match="AUTOFORMER_PROCESSES = 2: device = cuda:1 is one device"):
+        processes("cuda:1")
+    monkeypatch.setenv("AUTOFORMER_PROCESSES", "5")
+    with pytest.raises(ValueError, match="AUTOFORMER_PROCESSES = 5: this machine has 4 GPUs, one for each process"):
+        processes("auto")

@@ -1,0 +1,146 @@
+"""Ways to sample the subnets of a step: what comes how often, who teaches whom, and what stays as it was."""
+
+from collections import Counter
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from run_steps import SPACE as FORTY
+from scipy.stats import chi2
+from small import small_space
+from torch.nn.functional import cross_entropy
+
+from autoformer.batches import normalise
+from autoformer.complexity import count_params
+from autoformer.dataset import Images
+from autoformer.loader import training_images
+from autoformer.named import load_space
+from autoformer.recipe import Recipe
+from autoformer.sampling import FAIR_BINS, Lesson, Lessons, fair, sampler, sandwich, subnet_within, uniform
+from autoformer.space import SearchSpace, SubnetSpec
+from autoformer.supernet import Supernet
+from autoformer.training import Trainer
+
+SPACES = {name: load_space(name) for name in ("fashion-mnist", "autoformer-tiny", "autoformer-small")}
+
+
+def drawn(lessons: Lessons, steps: int) -> list[SubnetSpec]:
+    return [subnet for step in range(steps) for subnet, _ in lessons(step) if subnet is not None]
+
+
+def shares(space: SearchSpace, subnets: list[SubnetSpec], bins: int) -> np.ndarray:
+    """How many of the subnets lie in each of some equal parts of the range of parameters."""
+    ends = [count_params(space, space.smallest), count_params(space, space.largest)]
+    return np.histogram([count_params(space, subnet) for subnet in subnets], bins, ends)[0]
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_fair_is_flat_in_parameters_where_uniform_is_a_heap(name: str) -> None:
+    """Chi-square against a flat histogram of 16 bins: below the 99.9 % point for the one, far above for the other."""
+    space, bins, steps = SPACES[name], 16, 20 * FAIR_BINS
+    limit, wanted = chi2.ppf(0.999, bins - 1), steps / bins
+
+    def distance(lessons: Lessons) -> float:
+        return float(((shares(space, drawn(lessons, steps), bins) - wanted) ** 2 / wanted).sum())
+
+    assert distance(fair(space, 0)) < limit
+    assert distance(uniform(space, 0)) > 3 * limit
+
+
+def test_fair_visits_every_part_of_the_range_in_so_many_steps() -> None:
+    space = SPACES["autoformer-tiny"]
+    lessons = fair(space, 3)
+    subnets = drawn(lessons, 3 * FAIR_BINS)
+    for cycle in range(3):
+        found = shares(space, subnets[cycle * FAIR_BINS : (cycle + 1) * FAIR_BINS], FAIR_BINS)
+        assert max(found) <= 2 and sum(found == 1) > 0.9 * FAIR_BINS  # a whole block may be too large a move
+    assert lessons(17) == lessons(17) == fair(space, 3)(17) != fair(space, 4)(17)
+
+
+def test_every_choice_and_every_subnet_can_come() -> None:
+    space = SPACES["autoformer-tiny"]
+    subnets = drawn(fair(space, 0), 10 * FAIR_BINS)
+    for subnet in subnets:
+        space.check(subnet)
+    assert {subnet.depth for subnet in subnets} == set(space.choices.depth)
+    assert {subnet.embed_dim for subnet in subnets} == set(space.choices.embed_dim)
+    for block in range(min(space.choices.depth)):
+        for field in ("num_heads", "mlp_ratio"):
+            assert {getattr(subnet, field)[block] for subnet in subnets} == set(getattr(space.choices, field))
+    forty = SearchSpace.model_validate(FORTY)
+    assert len(Counter(drawn(fair(forty, 0), 2000))) == forty.count() == 40
+
+
+def test_a_range_that_no_subnet_has_gives_the_nearest() -> None:
+    space = small_space()
+    high = count_params(space, space.largest)
+    assert subnet_within(space, high + 10, high + 20, Random(0)) == space.largest
+
+
+def test_a_sandwich_is_the_largest_the_smallest_and_random_ones() -> None:
+    space = SPACES["fashion-mnist"]
+    lessons = sandwich(space, 0, random=3)
+    largest, smallest, *others = lessons(5)
+    assert (largest, smallest) == (Lesson(space.largest), Lesson(space.smallest, from_first=True))
+    assert len(others) == 3 and all(from_first for _, from_first in others)
+    assert lessons(5) == sandwich(space, 0, random=3)(5) != lessons(6)
+
+
+def test_the_name_of_a_sampler_is_what_the_configuration_says() -> None:
+    space = SPACES["fashion-mnist"]
+    for kind, made in (("uniform", uniform(space, 1)), ("sandwich", sandwich(space, 1, 4)), ("fair", fair(space, 1))):
+        assert sampler(kind, space, 1, 4)(7) == made(7)  # type: ignore[arg-type]
+
+
+def test_the_gradient_of_a_sandwich_is_the_mean_of_its_lessons() -> None:
+    """Against a plain loop: labels for the largest; its probabilities, as they are, for the others."""
+    space = SearchSpace.model_validate(FORTY)
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1, "label_smoothing": 0.1}
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    split = Images(pixels.numpy(), np.arange(8), [])
+    recipe = Recipe.model_validate(settings)
+    images = training_images(split, recipe, 0, 28, (0.3,))
+    torch.manual_seed(0)
+    model = Supernet(space, drop_path=0.0)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    trainer = Trainer(model, sandwich(space, 0), images, 10, (0.3,), (0.3,), recipe, 0)
+    trainer.optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer.scheduler.step_update = lambda step: None
+    loss = trainer.advance(1)
+
+    twin = Supernet(space)
+    twin.load_state_dict(before)
+    batch, labels = images.batch(0)
+    inputs = normalise(batch, (0.3,), (0.3,))
+    answers = twin(inputs, space.largest)
+    losses = [cross_entropy(answers, labels, label_smoothing=0.1)]
+    for subnet, _ in sandwich(space, 0)(0)[1:]:
+        log_probabilities = twin(inputs, subnet).log_softmax(dim=1)
+        losses.append(-(answers.detach().softmax(dim=1) * log_probabilities).sum(dim=1).mean())
+    mean = torch.stack(losses).mean()
+    mean.backward()
+    assert loss == pytest.approx(mean.item(), abs=1e-6)
+    for name, weight in twin.named_parameters():
+        assert weight.grad is not None
+        torch.testing.assert_close(model.get_parameter(name), before[name] - weight.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_stochastic_depth_is_for_the_largest_alone() -> None:
+    """With a rate that leaves out nearly every deep block, a pupil's pass is none the less the whole subnet."""
+    space = SearchSpace.model_validate(FORTY)
+    modes: list[tuple[SubnetSpec, bool]] = []
+
+    class Seen(Supernet):
+        def forward(self, images: torch.Tensor, spec: SubnetSpec) -> torch.Tensor:
+            modes.append((spec, self.training))
+            return super().forward(images, spec)
+
+    recipe = Recipe(epochs=2, batch_size=8, learning_rate=0.1, drop_path=0.9)
+    split = Images(np.zeros((8, 1, 28, 28), dtype=np.uint8), np.arange(8), [])
+    images = training_images(split, recipe, 0, 28, (0.3,))
+    trainer = Trainer(Seen(space, 0.9), sandwich(space, 0), images, 10, (0.3,), (0.3,), recipe, 0)
+    trainer.advance(2)
+    assert [training for _, training in modes] == [True, False, False, False] * 2

@@ -1,0 +1,72 @@
+"""Ranks that talk through gloo, forked from a server that has torch already: two processes that start in a moment."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from processes import PRELOADED, Event, ForkServerProcess, ended, start
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+@contextmanager
+def as_torchrun(rank: int, count: int, port: int) -> Iterator[None]:
+    """The environment that torchrun gives to a rank."""
+    given = {
+        "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": 1,
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in given.items():
+            patch.setenv(name, str(value))
+        yield
+
+
+def start_ranks(
+    step: str, given: dict[str, str], log: Path, events: Mapping[int, Sequence[Event]] | None = None, count: int = 2
+) -> list[ForkServerProcess]:
+    """A step in so many ranks; what rank r prints is in `log` with its number. `events`: by rank."""
+    port, started = free_port(), []
+    for rank in range(count):
+        with as_torchrun(rank, count, port):
+            started.append(start(step, given, log.with_name(f"{log.name}{rank}"), *(events or {}).get(rank, ())))
+    return started
+
+
+def run_ranks(
+    step: str, given: dict[str, str], log: Path, events: Mapping[int, Sequence[Event]] | None = None, count: int = 2
+) -> list[int]:
+    """The exit codes of the ranks."""
+    return [ended(process) for process in start_ranks(step, given, log, events, count)]
+
+
+def call_together(function: Callable[..., None], *arguments: object, count: int = 2) -> None:
+    """Call a function of a test's module in so many ranks that have found each other."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    port, started = free_port(), []
+    for rank in range(count):
+        process = context.Process(target=_call, args=(rank, count, port, function, arguments))
+        process.start()
+        started.append(process)
+    assert [ended(process) for process in started] == [0] * count
+
+
+def _call(rank: int, count: int, port: int, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    from run_steps import config_of
+
+    from components.config import load_config
+    from components.ranks import joined
+
+    with as_torchrun(rank, count, port), joined(load_config(config_of("train_supernet"), steps=[])) as ranks:
+        function(ranks, *arguments)
+    os._exit(0)
