@@ -14,7 +14,8 @@ class Augmentation(BaseModel):
     """What is done to training images.
 
     Padding, crops of the image's own size and flips alone are done on whole batches in memory; `crop_scale`,
-    `rand_augment` and `color_jitter` on one image at a time, by timm, in worker processes where there are some.
+    `rand_augment` and `color_jitter` on one image at a time, by timm (or `fast`), in worker processes where there are
+    some.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -126,6 +126,12 @@ def test_damaged_and_foreign_trees_are_refused_in_one_line(tmp_path: Path) -> No
     (root / "train" / "n99999999").mkdir()
     with pytest.raises(AutoFormerError, match=r"n99999999: a class folder without images; fill it or remove it"):
         class_folders.read(root)
+    link = root / "train" / WNIDS[0] / "broken.png"
+    link.symlink_to(tmp_path / "gone.png")
+    (root / "val" / "n99999999").rmdir()
+    (root / "train" / "n99999999").rmdir()
+    with pytest.raises(AutoFormerError, match=r"broken\.png: cannot be read \(No such file"):
+        class_folders.read(root)
     lonely = tmp_path / "lonely"
     write_images(lonely / "train" / "cat", 1)
     with pytest.raises(AutoFormerError, match="lonely: fewer than two classes"):

@@ -85,7 +85,10 @@ def _class_names(folder: Path) -> list[str]:
 def _rows(root: Path, folder: Path, label: int, kept: KeptIndex, pool: ThreadPoolExecutor) -> Split:
     """The images of one class in one split."""
     place = folder.relative_to(root).as_posix()
-    listing = sorted(_images(folder, place))
+    try:
+        listing = sorted(_images(folder, place))
+    except OSError as error:
+        raise _unreadable(error.filename, error) from None
     if not listing:
         raise AutoFormerError(f"{folder}: a class folder without images; fill it or remove it")
 
@@ -123,6 +126,8 @@ def _checksum(file: Path) -> str:
         with file.open("rb") as opened:
             return file_digest(opened, "sha256").hexdigest()
     except OSError as error:
-        raise AutoFormerError(
-            f"{file}: cannot be read ({error.strerror}); change its permissions or remove it"
-        ) from None
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(path: Path | str, error: OSError) -> AutoFormerError:
+    return AutoFormerError(f"{path}: cannot be read ({error.strerror}); change its permissions or remove it")

@@ -18,6 +18,7 @@ import numpy as np
 
 from autoformer.dataset import CHECKSUM, Split, archive_folder
 from autoformer.errors import AutoFormerError
+from autoformer.files import FileState
 from components.cli import Progress
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.kept import KeptIndex
@@ -111,15 +112,13 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _read_shard(path: Path, kept: KeptIndex) -> _Shard:
-    status = path.stat()
-
     def index() -> dict[str, Any]:
         tar = read_tar(path, keep=lambda name: _parts(name)[1] in _LABELS)
         images = _samples(tar.members, path)
         named = all(_IMAGENET_KEY.fullmatch(PurePosixPath(key).name) for key in images)
         return {"checksum": tar.checksum, "samples": list(images.values()), "imagenet": named}
 
-    part = kept.part(path.name, [status.st_size, status.st_mtime_ns], index)
+    part = kept.part(path.name, FileState.of(path), index)
     offsets, sizes, labels, checksums = zip(*part["samples"], strict=True)
     rows = Split(
         archives=np.full(len(labels), path.name, dtype=object),
