@@ -180,7 +180,7 @@ def gemms(space: SearchSpace, spec: SubnetSpec, batch: int, kind: Kind) -> Run:
 def measure(quick: bool = False, threads: int = THREADS) -> dict[str, Any]:
     """Rows, and the median seconds that they come from."""
     torch.set_num_threads(threads)
-    batch, rounds = (2, 2) if quick else (16, 7)
+    batch, rounds = (1, 2) if quick else (16, 7)
     rows: list[Row] = []
     seconds: dict[str, float] = {}
     for letter, subnet in SUBNETS.items():

@@ -1,0 +1,54 @@
+"""What the benchmarks compare with what: limits of a row, turns of the runs, and the engine's opponents."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from autoformer.complexity import count_macs, count_params
+from autoformer.named import load_space, load_subnet
+from benchmarks.bench import draw
+from benchmarks.engine import make_twin, products
+from benchmarks.rows import Row, interleaved, measured, ratio, table
+
+SUBNET = load_subnet("autoformer-tiny")
+SPACE = load_space(SUBNET.space)
+
+
+def test_a_row_knows_whether_it_holds() -> None:
+    assert Row("a / b", 1.2, "x", 1.25).holds is True
+    assert Row("a / b", 1.3, "x", 1.25).holds is False
+    assert Row("share", 80.0, "%", 75.0, "at least").holds is True
+    assert Row("share", 70.0, "%", 75.0, "at least").holds is False
+    assert Row("rate", 3.0, "s").holds is None
+
+
+def test_the_table_shows_what_misses(tmp_path: Path) -> None:
+    result = measured([Row("a / b", 1.2, "x", 1.25), Row("share", 70.0, "%", 75.0, "at least"), Row("c", 2.0, "s")])
+    lines = table(result["rows"]).splitlines()
+    assert [line.split()[-1] for line in lines[1:]] == ["holds", "MISSED", "s"]
+    assert "at least 75" in lines[2]
+    draw(tmp_path / "bench.png", {"part": result})
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_take_turns_and_ratios_are_of_one_round() -> None:
+    order: list[str] = []
+    taken = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, time.perf_counter)
+    assert order[2:] == ["a", "b", "b", "a", "a", "b"]  # the first two are warm-up
+    assert {name: len(seconds) for name, seconds in taken.items()} == {"a": 3, "b": 3}
+    assert ratio([2.0, 8.0, 9.0], [1.0, 2.0, 3.0]) == 3.0
+
+
+def test_the_products_are_those_of_the_model_without_relative_position() -> None:
+    macs = sum(one.times * one.m * one.k * one.n for one in products(SPACE, SUBNET.subnet, batch=3))
+    assert macs == 3 * count_macs(SPACE, SUBNET.subnet, "none")
+    assert all(one.m * one.k * one.n == two.m * two.k * two.n for one in products(SPACE, SUBNET.subnet, 1)
+               for two in one.backward)  # fmt: skip
+
+
+def test_timms_twin_has_the_subnet_s_shape_less_the_tables() -> None:
+    with torch.device("meta"):
+        twin = make_twin(SPACE, SUBNET.subnet)
+    plain = SPACE.model_copy(update={"relative_position": False})
+    assert sum(one.numel() for one in twin.parameters()) == count_params(plain, SUBNET.subnet)
