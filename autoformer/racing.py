@@ -58,9 +58,9 @@ class Answers(NamedTuple):
 class Racing:
     """How a race goes: how sure a stop must be, the images of its first round, and how much longer each next one is."""
 
-    confidence: float = 0.99
-    first_images: int = 500
-    growth: float = 1.5
+    confidence: float = 0.98
+    first_images: int = 250
+    growth: float = 1.25
 
     def rounds(self, images: int) -> list[int]:
         """Images that have been answered after each round; the last one is the whole split."""

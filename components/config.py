@@ -95,9 +95,9 @@ class Limits(Section):
 class Racing(Section):
     """Hopeless candidates are stopped on growing parts of the search split (`autoformer.racing`)."""
 
-    confidence: float = Field(0.99, gt=0.5, lt=1, description="that a stopped candidate is not among the best")
-    first_images: int = Field(500, gt=0, description="search images that every candidate is scored on")
-    growth: float = Field(1.5, gt=1, description="of the images from one look to the next")
+    confidence: float = Field(0.98, gt=0.5, lt=1, description="that a stopped candidate is not among the best")
+    first_images: int = Field(250, gt=0, description="search images that every candidate is scored on")
+    growth: float = Field(1.25, gt=1, description="of the images from one look to the next")
 
 
 class SearchSubnet(Section):
