@@ -30,6 +30,7 @@ import numpy as np
 
 from autoformer.dataset import SOURCE, Source, SourceArchive, read_rows, read_source
 from autoformer.files import write_json
+from benchmarks.rows import Row, measured
 from components.config import ROOT, PrepareData
 from components.prepare_data import imagenet
 from components.prepare_data.imagenet import DEVKIT, PUBLISHED, TRAIN, VAL, Published
@@ -156,7 +157,25 @@ def reading_seconds(paths: Sequence[Path], hashing: bool) -> float:
     return time.perf_counter() - start
 
 
-def measure(images: int = PUBLISHED.train_images) -> dict[str, Any]:
+def measure(quick: bool = False) -> dict[str, Any]:
+    """Rows, with the seconds that they come from. `quick`: a fiftieth of the images, to see it run."""
+    found = measure_images(PUBLISHED.train_images // 50 if quick else PUBLISHED.train_images)
+    plain = found["reading_and_hashing_seconds"]
+    hashing = "md5 and sha256 of the same bytes, in one thread"
+    rows = [
+        Row("index and split: most memory", found["most_memory_gb"], "GB", _MOST_GB, note="all imports with it"),
+        Row("index, split and write / reading and hashing", found["index_and_split_to_reading_and_hashing"], "x",
+            note=hashing),
+        Row("index / reading and hashing", found["index_to_reading_and_hashing"], "x", note=hashing),
+        Row("index, split and write / reading alone", found["index_and_split_to_reading_and_hashing"] * plain
+            / found["reading_seconds"], "x", note="from a warm page cache"),
+        Row("index a second time", found["index_again_seconds"], "s"),
+        Row("rows of train in a later step", found["rows_in_a_later_step_seconds"], "s"),
+    ]  # fmt: skip
+    return measured(rows, **found)
+
+
+def measure_images(images: int = PUBLISHED.train_images) -> dict[str, Any]:
     """All of it at so many training images; seconds, GB, and the multiples."""
     share = images / PUBLISHED.train_images
     classes = max(10, round(PUBLISHED.classes * min(1.0, 10 * share)))
@@ -210,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         search = arguments.classes_ * min(10, arguments.images // arguments.classes_ - 1)
         write_json(arguments.in_ / "found.json", index_and_split(data, arguments.in_ / "splits", published, search))
         return
-    print(table(measure(arguments.images)))
+    print(table(measure_images(arguments.images)))
 
 
 def table(found: dict[str, Any]) -> str:

@@ -43,6 +43,7 @@ from autoformer.files import write_json
 from autoformer.loader import AHEAD, TrainingImages, training_images
 from autoformer.randomness import derived_rng
 from autoformer.recipe import Augmentation, Recipe
+from benchmarks.rows import Row, measured
 
 SIDE, CLASSES = 224, 10
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
@@ -292,7 +293,25 @@ def _sent_ms(batch: Tensor, copies: bool) -> float:
 # --- all of it ---
 
 
-def measure(
+def measure(quick: bool = False, workers: int = 2) -> dict[str, Any]:
+    """Rows, with the rates, ratios and profiles that they come from. `quick`: few images and rounds, to see it run."""
+    if quick:
+        found = measure_shapes([s._replace(images=40) for s in SHAPES], 1, batches=3, batch_size=16, workers=workers)
+    else:
+        found = measure_shapes(workers=workers)
+    rows = []
+    for of in found["shapes"]:
+        for name in ("exact", "fast", "fast, kept"):
+            limit = of["goal_ratio"] if name == "fast" else None
+            what = f"{of['shape']}, {name}: images a second / ImageFolder with timm's transforms"
+            rows.append(Row(what, of["ratio"][name], "x", limit, "at least", note=f"{found['workers']} workers each"))
+        alone = of["processor_ms"]
+        what = f"{of['shape']}, fast: the same by processor time, in one process"
+        rows.append(Row(what, alone["ImageFolder + timm"] / alone["fast"], "x"))
+    return measured(rows, **found)
+
+
+def measure_shapes(
     shapes: Sequence[Shape] = SHAPES, rounds: int = 5, batches: int = 10, batch_size: int = 32, workers: int = 2
 ) -> dict[str, Any]:
     """Rates, ratios and profiles of each shape of images, as JSON takes them."""
@@ -374,11 +393,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="of each loader (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="to write: all figures (JSON)")
     arguments = parser.parse_args(argv)
-    if arguments.quick:
-        shapes = [shape._replace(images=40) for shape in SHAPES]
-        result = measure(shapes, rounds=1, batches=3, batch_size=16, workers=arguments.workers)
-    else:
-        result = measure(workers=arguments.workers)
+    result = measure(arguments.quick, arguments.workers)
     print(table(result))
     if arguments.out:
         write_json(arguments.out, result)

@@ -41,7 +41,12 @@ SPACE, IMAGES, STEPS, ROUNDS = "autoformer-tiny", 8, 2, 7  # images of a rank an
 QUICK = (2, 1, 2)
 
 
-def measure(space: str = SPACE, images: int = IMAGES, steps: int = STEPS, rounds: int = ROUNDS) -> dict[str, Any]:
+def measure(quick: bool = False) -> dict[str, Any]:
+    """Rows, with all seconds. `quick`: fewer of everything, to see it run."""
+    return measure_space(SPACE, *(QUICK if quick else (IMAGES, STEPS, ROUNDS)))
+
+
+def measure_space(space: str, images: int, steps: int, rounds: int) -> dict[str, Any]:
     """Start the two ranks, and work out rows from what they have timed."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "seconds.json"
@@ -174,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_json(given.rank_writes, seconds)
         distributed.destroy_process_group()
         return 0
-    result = measure(given.space, *sizes)
+    result = measure_space(given.space, *sizes)
     print(table(result["rows"]))
     if given.out:
         write_json(given.out, result)

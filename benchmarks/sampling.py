@@ -1,6 +1,6 @@
 """Uniform sampling, the sandwich and fair sampling on the demo: one budget, counted in images through a forward pass.
 
-    python -m benchmarks.sampling --data data/fashion-mnist [--quick] [--out sampling.json]
+    python -m benchmarks.sampling [--quick] [--seed N] [--out sampling.json]
 
 The recipe is the demo's, with its schedule stretched over the steps that the budget allows: a sandwich of four subnets
 takes a quarter of the steps of the others. Told are top-1 on the search split of averaged weights, for three named
@@ -30,15 +30,26 @@ from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from benchmarks.demo_recipe import Data, read
 from benchmarks.rows import Row, measured, table
-from components.config import Config, load_config
+from components.config import ROOT, Config, load_config
 
 KINDS: tuple[Sampling, ...] = get_args(Sampling)
 EPOCHS, QUICK_EPOCHS = 8.0, 0.6  # images through a forward pass, in passes over the train split
 SUBNETS, QUICK_SUBNETS = 20, 4
+THREADS = 2
 SCORED = ("smallest", "middle", "largest")
 
 
-def measure(
+def measure(quick: bool = False, seed: int = 0) -> dict[str, Any]:
+    """Of the demo, with its images. `quick`: a shorter budget, fewer subnets and images, to see it run."""
+    torch.set_num_threads(THREADS)
+    config = load_config("demo")
+    data = read(ROOT / "data" / "fashion-mnist", config)
+    if quick:
+        return compare(data, config, QUICK_EPOCHS, QUICK_SUBNETS, 2000, seed)
+    return compare(data, config, seed=seed)
+
+
+def compare(
     data: Data, config: Config, epochs: float = EPOCHS, subnets: int = SUBNETS, images: int | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """Train with each kind of sampling and score. `images`: of the search split; None for all."""
@@ -88,21 +99,11 @@ def top1_percent(model: torch.nn.Module, spec: SubnetSpec, data: Data, images: i
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("data/fashion-mnist"), help="folder of the four IDX files")
-    parser.add_argument("--config", default="demo", help="preset or YAML file (default: %(default)s)")
-    parser.add_argument("--epochs", type=float, default=EPOCHS, help="of the budget (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of training (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of torch (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a shorter budget, and fewer subnets and images")
     parser.add_argument("--out", type=Path, help="to write: rows and details (JSON)")
     given = parser.parse_args(argv)
-    torch.set_num_threads(given.threads)
-    config = load_config(given.config, steps=["train_supernet", "prepare_data"])
-    data = read(given.data, config)
-    if given.quick:
-        result = measure(data, config, QUICK_EPOCHS, QUICK_SUBNETS, 2000, given.seed)
-    else:
-        result = measure(data, config, given.epochs, seed=given.seed)
+    result = measure(given.quick, given.seed)
     print(table(result["rows"]))
     for kind, details in result["trainings"].items():
         print(f"{kind}: " + ", ".join(f"{key} {value:,}" for key, value in details.items()))

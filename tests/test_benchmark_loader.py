@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.loader import Shape, make_images, measure, table
+from benchmarks.loader import Shape, make_images, measure_shapes, table
 
 TINY = Shape(250, 240, 90, 8, 1.0)
 
@@ -19,7 +19,7 @@ def test_both_sides_read_the_same_images(tmp_path: Path) -> None:
 
 
 def test_every_figure_is_measured() -> None:
-    result = measure([TINY], rounds=1, batches=1, batch_size=4, workers=1)
+    result = measure_shapes([TINY], rounds=1, batches=1, batch_size=4, workers=1)
     (of,) = result["shapes"]
     names = ["ImageFolder + timm", "exact", "fast", "fast, kept"]
     assert list(of["images_per_second"]) == list(of["ratio"]) == list(of["processor_ms"]) == names
