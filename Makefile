@@ -20,7 +20,7 @@ export DVC_NO_ANALYTICS := true
 
 .PHONY: help
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
 	@echo
 	@echo '  PRESET=smoke            a file of configs/presets/ (default: params.yaml, the demo)'
 	@echo '  SET="section.key=value" overrides, separated by spaces'
@@ -42,7 +42,7 @@ lock: ## resolve the dependencies of pyproject.toml into requirements.lock
 	  --no-emit-index-url --no-emit-find-links --quiet --upgrade --output-file requirements.lock
 
 .PHONY: data
-data: $(STAMP) ## fetch the images into data/, verified; or put yours there (DATA=path NAME=name), or official archives (DATASET=imagenet-1k, cifar-10, flowers-102 … ARCHIVES=path)
+data: $(STAMP) ## fetch the images into data/, verified; yours with DATA=path NAME=name, official archives with DATASET=name ARCHIVES=path
 ifdef DATA
 	$(BIN)/python -m pipeline.own_images --source '$(DATA)' --name '$(NAME)' $(SETTINGS)
 	$(BIN)/dvc commit --quiet --force data.dvc
@@ -83,7 +83,7 @@ predict: $(STAMP) ## name the class of an image: make predict IMAGE=path [MODEL=
 	$(BIN)/python -m components.predict $(if $(MODEL),--model '$(MODEL)') '$(IMAGE)'
 
 .PHONY: evaluate-official
-evaluate-official: $(STAMP) ## measure a published subnet again: CHECKPOINT=supernet-tiny.pth SUBNET=autoformer-tiny DATA=data/imagenet-1k [SIZE= BATCH= LIMIT= OUT=]
+evaluate-official: $(STAMP) ## measure a published subnet: CHECKPOINT=path SUBNET=name DATA=folder, and perhaps SIZE, BATCH, LIMIT, OUT
 	$(BIN)/python -m components.evaluate_official --checkpoint '$(CHECKPOINT)' --subnet '$(SUBNET)' --data '$(DATA)' \
 	  $(if $(SIZE),--size $(SIZE)) $(if $(BATCH),--batch-size $(BATCH)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(OUT),--out '$(OUT)')
 
