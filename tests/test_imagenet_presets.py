@@ -1,0 +1,60 @@
+"""The presets of ImageNet fit what they are about: published subnets, published hardware, each other."""
+
+import pytest
+
+from autoformer.complexity import count_macs, count_params
+from autoformer.named import CONFIGS, load_subnet
+from components.config import Config, load_config
+from components.ranks import check_parts
+from components.search_subnet.searching import limits
+
+PUBLISHED = {
+    "imagenet-tiny": "autoformer-tiny",
+    "imagenet-small": "autoformer-small",
+    "imagenet-base": "autoformer-base",
+    "mmrazor-base": "mmrazor-base",
+}
+
+
+@pytest.fixture(params=PUBLISHED)
+def preset(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def config(preset: str) -> Config:
+    return load_config(preset)
+
+
+def test_the_published_subnet_can_be_found(preset: str) -> None:
+    published, found = load_subnet(PUBLISHED[preset]), config(preset)
+    found.space.check_fits(published.subnet)
+    params, macs = count_params(found.space, published.subnet), count_macs(found.space, published.subnet)
+    assert found.search_subnet is not None
+    assert limits(found.search_subnet).allow(params, macs)
+    assert not limits(found.search_subnet).allow(count_params(found.space, found.space.largest), macs)
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8, 16])
+def test_a_step_can_be_shared_by_the_usual_numbers_of_gpus(preset: str, gpus: int) -> None:
+    for step in ("train_supernet", "retrain_subnet"):
+        check_parts(step, config(preset), gpus)
+
+
+def test_each_opens_with_where_it_is_from_and_says_that_it_was_not_run(preset: str) -> None:
+    opening = (CONFIGS / "presets" / f"{preset}.yaml").read_text().partition("\nname:")[0]
+    assert all(f"# {word} " in opening for word in ("Source", "Command", "Hardware", "Expected", "Time"))
+    assert "NOT RUN ON A GPU YET" in opening and "None measured here".lower() in opening.lower()
+
+
+def test_one_recipe_for_the_three_official_sizes() -> None:
+    tiny, *others = (config(preset) for preset in PUBLISHED if preset != "mmrazor-base")
+    for other in others:
+        assert other.train_supernet == tiny.train_supernet and other.retrain_subnet == tiny.retrain_subnet
+        assert other.prepare_data == tiny.prepare_data
+
+
+def test_training_and_retraining_see_images_in_the_same_way(preset: str) -> None:
+    found = config(preset)
+    assert found.train_supernet is not None and found.retrain_subnet is not None
+    assert found.train_supernet.augmentation == found.retrain_subnet.augmentation
+    assert found.prepare_data is not None and found.prepare_data.search_images == 10 * found.space.num_classes
