@@ -5,6 +5,7 @@ around each use. Dimensions: B images, C channels, S pixels on a side, K classes
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from PIL import Image
@@ -29,11 +30,12 @@ def picture_transform(
         mean: of pixels in [0, 1], one a channel: what RandAugment fills with where it has moved a picture.
 
     Returns:
-        a function from a grey or RGB picture to uint8 (C, S, S), which draws from the global generators.
+        a function from a grey or RGB picture to uint8 (C, S, S), which draws from the global generators. It can be
+        pickled, for worker processes that are not forked.
     """
     steps: list[Callable[[Image.Image], Image.Image]] = []
     if augmentation.crop_scale is None:
-        steps.append(lambda image: centre(with_shorter_side(image, resized_side(image_size)), image_size))
+        steps.append(partial(_middle, image_size))
         if augmentation.crop_padding:
             steps.append(transforms.RandomCrop(image_size, padding=augmentation.crop_padding))
     else:
@@ -45,8 +47,16 @@ def picture_transform(
         steps.append(rand_augment(augmentation.rand_augment, image_size, mean))
     if augmentation.color_jitter:
         steps.append(transforms.ColorJitter(*[augmentation.color_jitter] * 3))
-    whole = transforms.Compose(steps)
-    return lambda image: torch.from_numpy(to_pixels(whole(image)))
+    whole: Callable[[Image.Image], Tensor] = transforms.Compose([*steps, _as_tensor])
+    return whole
+
+
+def _middle(image_size: int, image: Image.Image) -> Image.Image:
+    return centre(with_shorter_side(image, resized_side(image_size)), image_size)
+
+
+def _as_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(to_pixels(image))
 
 
 def rand_augment(config: str, image_size: int, mean: Sequence[float]) -> RandAugment:

@@ -6,6 +6,7 @@ Dimensions: n images, B images of a batch, C channels, S pixels on a side.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -172,18 +173,30 @@ class _Decoded(Dataset[Tensor]):
 
 def exactly(transform: Callable[[Image.Image], Tensor]) -> Augment:
     """By a transform that draws from the global generators, which are seeded around it."""
+    return partial(_exactly, transform)
 
-    def augment(decoder: Decoder, index: int, seed: tuple[object, ...], out: npt.NDArray[np.uint8]) -> None:
-        picture = decoder.image(index)
-        with seeded(*seed):
-            out[:] = transform(picture).numpy()
 
-    return augment
+def _exactly(
+    transform: Callable[[Image.Image], Tensor],
+    decoder: Decoder,
+    index: int,
+    seed: tuple[object, ...],
+    out: npt.NDArray[np.uint8],
+) -> None:
+    picture = decoder.image(index)
+    with seeded(*seed):
+        out[:] = transform(picture).numpy()
 
 
 def quickly(fast: FastAugmentation) -> Augment:
     """By the fast path, whose draws come from one generator an image."""
-    return lambda decoder, index, seed, out: fast(decoder, index, derived_rng(*seed), out)
+    return partial(_quickly, fast)
+
+
+def _quickly(
+    fast: FastAugmentation, decoder: Decoder, index: int, seed: tuple[object, ...], out: npt.NDArray[np.uint8]
+) -> None:
+    fast(decoder, index, derived_rng(*seed), out)
 
 
 class ArrayPictures:

@@ -32,6 +32,8 @@ PARTS = ("engine", "loader", "index", "ranks", "search", "sampling")
 
 def run_part(part: str, quick: bool) -> dict[str, Any]:
     """What the part's `measure` returns; called in a process of its own."""
+    if "fork" in multiprocessing.get_all_start_methods():
+        multiprocessing.set_start_method("fork", force=True)  # Linux's own; this process has been spawned
     result: dict[str, Any] = importlib.import_module(f"benchmarks.{part}").measure(quick=quick)
     return result
 

@@ -1,5 +1,6 @@
 """Batches as a function of their number: order, copies, augmentation, whatever the workers and the moment."""
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,17 @@ def test_batches_are_the_same_whatever_the_workers_and_the_moment(options: dict[
         ahead.close()
     assert not torch.equal(wanted[0].pixels, source(seed=5, **options).batch(0).pixels)
     assert wanted[0].pixels.dtype == torch.uint8 and wanted[0].pixels.shape == (8, 3, 20, 20)
+
+
+@pytest.mark.parametrize(
+    "options", [FULL, FULL | {"color_jitter": 0, "fast": True}, {"rand_augment": FULL["rand_augment"]}],
+    ids=["exact", "fast", "middle"],
+)  # fmt: skip
+def test_worker_processes_need_not_be_forked(options: dict[str, Any]) -> None:
+    """Where they are spawned, what they work with is sent to them."""
+    plain = source(**options)
+    sent = pickle.loads(pickle.dumps(plain))
+    assert torch.equal(sent.batch(2).pixels, plain.batch(2).pixels)
 
 
 def test_an_image_is_augmented_alike_in_whichever_batch_it_comes() -> None:
