@@ -119,20 +119,14 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(MODES[channels])
 
 
-def with_shorter_side(image: Image.Image, pixels: int, truncate: bool = False) -> Image.Image:
-    """The whole image, resized so that its shorter side has so many pixels.
-
-    `truncate`: cut off the fraction of a pixel that the longer side has, as torchvision's Resize does, not round it.
-    """
+def with_shorter_side(image: Image.Image, pixels: int) -> Image.Image:
+    """The whole image, resized so that its shorter side has so many pixels; the longer loses its fraction of one, as in
+    torchvision's Resize."""
     if min(image.size) == pixels:
         return image
-    scale = pixels / min(image.size)
-    if truncate:
-        longer = int(pixels * max(image.size) / min(image.size))
-        upright = image.width < image.height
-        return image.resize((pixels, longer) if upright else (longer, pixels), Image.Resampling.BICUBIC)
-    size = tuple(pixels if side == min(image.size) else max(pixels, round(side * scale)) for side in image.size)
-    return image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+    longer = int(pixels * max(image.size) / min(image.size))
+    upright = image.width < image.height
+    return image.resize((pixels, longer) if upright else (longer, pixels), Image.Resampling.BICUBIC)
 
 
 def centre(image: Image.Image, size: int) -> Image.Image:
@@ -155,5 +149,5 @@ def model_pixels(
     Pixel by pixel what torchvision's Resize (bicubic) and CenterCrop make of it, by which the published accuracies are.
     `shorter_side`: before the crop, in pixels; `resized_side` unless it is given.
     """
-    resized = with_shorter_side(to_channels(image, channels), shorter_side or resized_side(image_size), truncate=True)
+    resized = with_shorter_side(to_channels(image, channels), shorter_side or resized_side(image_size))
     return to_pixels(centre(resized, image_size))

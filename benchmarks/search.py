@@ -79,7 +79,9 @@ def train(folder: Path, epochs: float) -> Supernet:
 
     os.environ |= {"AUTOFORMER_TRACKING": "off", "AUTOFORMER_WORK": str(folder / "work")}
     paths = [
-        part for name in ("train", "search", "test") for part in (f"--{name}-split", str(folder / f"{name}.parquet"))
+        part
+        for name in ("train", "search", "train-full", "test")
+        for part in (f"--{name}-split", str(folder / f"{name}.parquet"))
     ]
     shared = ["--config", "demo", "--data", str(DATA), "--card", str(folder / "card.json")]
     code = prepare_data([*shared, *paths, "--record", str(folder / "prepare.json")])

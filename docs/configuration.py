@@ -96,7 +96,7 @@ def tables() -> dict[str, list[Row]]:
     for step in STEPS:
         section = _nested(Config.model_fields[step].annotation)
         assert section is not None
-        own = [row for row in rows(section) if step == "train_supernet" or row not in common]
+        own = [row for row in rows(section) if step != "retrain_subnet" or row not in common]
         found[step] = own
     return found | {"Search spaces": list(rows(SearchSpace))}
 

@@ -45,7 +45,9 @@ def test_a_row_says_type_default_and_range() -> None:
     assert training["epochs"][1:4] == ("number", "required", "> 0")
     assert training["augmentation.flip"][1:4] == ("true or false", "`false`", "")
     assert training["precision"].type.startswith("`auto` or `float32`")
-    assert {row.key for row in tables()["retrain_subnet"]} == {"mode", "scratch_reference"}
+    assert {row.key for row in tables()["retrain_subnet"]} == {
+        *("mode", "scratch_reference", "split", "compile"),
+    }
     assert "choices.num_heads" in {row.key for row in tables()["Search spaces"]}
 
 

@@ -27,7 +27,7 @@ from components.locks import alone
 from components.prepare_data.sources import Source, SourceImage, discover
 from components.tables import read_table, write_table
 
-FORMAT = 1
+FORMAT = 2  # 1 rounded the longer side; such packs are read as they are
 SHARD_IMAGES = 4000  # open files are one a tar: a million images stay far below their usual limit
 CARD = "dataset.json"
 INDEX = "index.csv"
@@ -43,7 +43,7 @@ class PackCard(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     name: str
     hash: str
     layout: str
