@@ -156,7 +156,11 @@ def joined(config: Config) -> Iterator[Ranks]:
 
     torch.set_num_threads(_threads())
     try:
-        distributed.init_process_group(_backend(config), timeout=TIMEOUT)
+        store, rank, count = next(distributed.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
+        # torchrun keeps its store when it starts ranks again, and with it the addresses of the former ones
+        start = f"start {_number('TORCHELASTIC_RESTART_COUNT', 0)}"
+        store = distributed.PrefixStore(start, store)  # type: ignore[attr-defined]
+        distributed.init_process_group(_backend(config), store=store, rank=rank, world_size=count, timeout=TIMEOUT)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()[:20])
         raise AutoFormerError(f"rank {ranks.rank} of {ranks.count} does not find the others ({reason})") from None

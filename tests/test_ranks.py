@@ -265,6 +265,32 @@ def test_a_launched_step_survives_a_killed_rank_and_passes_signals_on(place: Pla
     assert contents(Path(given["--out"])) == contents(Path(whole["--out"]))
 
 
+@pytest.mark.slow
+def test_torchrun_starts_ranks_again_that_find_each_other(tmp_path: Path) -> None:
+    """Its store outlives a start, and has the addresses of processes that are gone."""
+    (tmp_path / "told.py").write_text(
+        """
+import os, pathlib, signal
+from components.config import load_config
+from components.ranks import joined
+
+with joined(load_config("smoke", ["device=cpu"])) as ranks:
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    assert ranks.gather(ranks.rank) == [0, 1]
+    if first and ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    heard = ranks.gather(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    pathlib.Path("heard", str(ranks.rank)).write_text(" ".join(heard))
+"""
+    )
+    (tmp_path / "heard").mkdir()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    environment = os.environ | {"PYTHONPATH": str(edge.__file__).removesuffix("components/ranks.py")}
+    environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    subprocess.run([*torchrun, "told.py"], cwd=tmp_path, env=environment, check=True, timeout=240)
+    assert [(tmp_path / "heard" / str(rank)).read_text() for rank in (0, 1)] == ["1 1", "1 1"]
+
+
 def test_what_cannot_be_shared_is_said_before_any_process_starts(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
