@@ -256,7 +256,7 @@ def _environment(told: Path, count: int) -> Iterator[None]:
     """What the ranks inherit."""
     former = dict(os.environ)
     os.environ |= {FOLDER: str(told), "AUTOFORMER_RUNNER_PID": str(os.getpid())}
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a container's own name need not resolve
     try:
@@ -323,10 +323,11 @@ def _read(folder: Path) -> list[dict[str, Any]]:
 
 def _threads() -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) > 0 else max(1, _cores() // machine_share())
+    return int(given) if given.isdecimal() and int(given) > 0 else max(1, cores() // machine_share())
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from autoformer.errors import AutoFormerError
-from components.ranks import machine_share
+from components.ranks import cores, machine_share
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +22,8 @@ def worker_count(device: "torch.device") -> int:
         if not given.isdecimal():
             raise AutoFormerError(f"AUTOFORMER_WORKERS = {given}: expected a number of processes, 0 or more")
         return int(given)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores //= machine_share()
-    return min(MOST_WORKERS, cores // 2 if device.type == "cpu" else max(1, cores - 1))
+    mine = cores() // machine_share()
+    return min(MOST_WORKERS, mine // 2 if device.type == "cpu" else max(1, mine - 1))
 
 
 def kept_bytes() -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from autoformer.errors import AutoFormerError
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.labels import read_mat
-from components.prepare_data.tars import as_split, read_member, read_tar
+from components.prepare_data.tars import Member, as_split, pick, read_member, read_tar
 
 ARCHIVES = {"train": "cars_train.tar", "test": "cars_test.tar"}
 DEVKIT = "car_devkit.tgz"
@@ -33,18 +33,16 @@ def read(data: Path) -> Delivered:
         "train": _labelled(_of_devkit(devkit, "cars_train_annos.mat", "annotations"), devkit),
         "test": _labelled(read_mat(data / TEST_LABELS, str(data / TEST_LABELS), "annotations"), data / TEST_LABELS),
     }
-    archives, members, labels, splits, checksums = [], [], [], [], {}
+    archives, labels, splits, checksums = [], [], [], {}
+    members: list[Member] = []
     for split, archive in ARCHIVES.items():
         tar = read_tar(data / archive)
         checksums[archive] = tar.checksum
-        found = {Path(member.name).name: member for member in tar.members}
+        members += pick(data / archive, tar, [entry.name for entry in labelled[split]])
         for entry in labelled[split]:
-            if entry.name not in found:
-                raise AutoFormerError(f"{data / archive}: holds no {entry.name}; `make data` brings it again")
             if not 0 <= entry.label < len(classes):
                 raise AutoFormerError(f"{data}: the label of {entry.name} lies outside the {len(classes)} classes")
             archives.append(archive)
-            members.append(found[entry.name])
             labels.append(entry.label)
             splits.append(split)
     return Delivered(

@@ -19,9 +19,8 @@ from autoformer.errors import AutoFormerError
 from components.cli import Progress
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.kept import KeptIndex
-from components.prepare_data.sources import SPLIT_NAMES, SUFFIXES
+from components.prepare_data.sources import SPLIT_NAMES, SPLIT_OF, SUFFIXES
 
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _WNID = re.compile(r"n\d{8}")  # a synset of WordNet, as ImageNet names its classes
 _THREADS = min(16, 2 * (os.cpu_count() or 1))  # they wait for the disk
 
@@ -72,7 +71,7 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Deli
 def _split_folders(root: Path) -> dict[str, Path]:
     """split -> its folder, train first."""
     try:
-        found = {_SPLIT_OF[item.name.lower()]: item for item in root.iterdir() if item.name.lower() in _SPLIT_OF}
+        found = {SPLIT_OF[item.name.lower()]: item for item in root.iterdir() if item.name.lower() in SPLIT_OF}
     except OSError:
         return {}
     return {split: found[split] for split in SPLIT_NAMES if split in found and found[split].is_dir()}

@@ -11,7 +11,7 @@ import numpy as np
 from autoformer.errors import AutoFormerError
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.labels import read_mat
-from components.prepare_data.tars import as_split, read_tar
+from components.prepare_data.tars import as_split, pick, read_tar
 
 ARCHIVE = "102flowers.tar"
 SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
@@ -51,18 +51,14 @@ def read(data: Path) -> Delivered:
                 raise AutoFormerError(f"{data / 'setid.mat'}: image {number} has no label, or two splits")
             split_of[number] = split
     tar = read_tar(data / ARCHIVE)
-    found = {Path(member.name).name: member for member in tar.members}
     numbers = sorted(split_of)
-    names = [f"image_{number:05d}.jpg" for number in numbers]
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise AutoFormerError(f"{data / ARCHIVE}: holds no {missing[0]}; `make data` brings it again")
+    members = pick(data / ARCHIVE, tar, [f"image_{number:05d}.jpg" for number in numbers])
     return Delivered(
         title="Oxford Flowers-102",
         classes=CLASSES,
         rows=as_split(
-            [ARCHIVE] * len(names),
-            [found[name] for name in names],
+            [ARCHIVE] * len(members),
+            members,
             [int(labels[number - 1]) - 1 for number in numbers],
         ),
         splits=np.array([split_of[number] for number in numbers]),

@@ -7,7 +7,7 @@ import numpy as np
 
 from autoformer.errors import AutoFormerError
 from components.prepare_data.delivered import Delivered
-from components.prepare_data.tars import as_split, read_member, read_tar
+from components.prepare_data.tars import as_split, pick, read_member, read_tar
 
 ARCHIVE = "images.tar"
 ANNOTATIONS = "annotations.tar.gz"
@@ -28,16 +28,13 @@ def read(data: Path) -> Delivered:
     """Raises `AutoFormerError` where a file is missing or damaged, or an image that is listed is not there."""
     listed = _read_lists(data / ANNOTATIONS)
     tar = read_tar(data / ARCHIVE)
-    found = {Path(member.name).name: member for member in tar.members}
-    missing = [entry.name for entry in listed if f"{entry.name}.jpg" not in found]
-    if missing:
-        raise AutoFormerError(f"{data / ARCHIVE}: holds no {missing[0]}.jpg; `make data` brings it again")
+    members = pick(data / ARCHIVE, tar, [f"{entry.name}.jpg" for entry in listed])
     return Delivered(
         title="Oxford-IIIT Pets",
         classes=_classes(listed, data / ANNOTATIONS),
         rows=as_split(
             [ARCHIVE] * len(listed),
-            [found[f"{entry.name}.jpg"] for entry in listed],
+            members,
             [entry.label for entry in listed],
         ),
         splits=np.array([entry.split for entry in listed]),

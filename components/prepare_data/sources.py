@@ -18,7 +18,7 @@ SPLIT_NAMES = {
 }
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "filepath")
 LABEL_COLUMNS = ("label", "class", "class_name", "category")
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 
 class SourceImage(NamedTuple):
@@ -63,7 +63,7 @@ def discover(path: Path) -> Source:
 
 def _read_folder(root: Path) -> Source:
     below = _folders(root)
-    splits = {_SPLIT_OF[folder.name.lower()]: folder for folder in below if folder.name.lower() in _SPLIT_OF}
+    splits = {SPLIT_OF[folder.name.lower()]: folder for folder in below if folder.name.lower() in SPLIT_OF}
     if _are_splits(root, below):
         layout = f"{', '.join(splits[name].name for name in SPLIT_NAMES if name in splits)} folders of class folders"
         parts = [(split, folder) for split, folder in splits.items()]
@@ -90,7 +90,7 @@ def _are_splits(root: Path, below: list[Path]) -> bool:
 
     Raises `AutoFormerError` for a mixture that nobody means to be classes side by side.
     """
-    named = [_SPLIT_OF.get(folder.name.lower(), "") for folder in below]
+    named = [SPLIT_OF.get(folder.name.lower(), "") for folder in below]
     if "train" not in named or (len(below) > 1 and not {"val", "test"} & set(named)):
         return False
     for folder, split in zip(below, named, strict=True):
@@ -185,9 +185,9 @@ def _label(file: Path, line: int, text: str | None) -> str:
 
 def _split(file: Path, line: int, text: str | None) -> str:
     name = (text or "").strip().lower()
-    if name and name not in _SPLIT_OF:
+    if name and name not in SPLIT_OF:
         raise AutoFormerError(f"{file}, line {line}: split '{name}' is none of train, val, test")
-    return _SPLIT_OF.get(name, "")
+    return SPLIT_OF.get(name, "")
 
 
 def _check(source: Source, path: Path) -> None:

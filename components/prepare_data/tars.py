@@ -2,7 +2,7 @@
 
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -94,6 +94,15 @@ class _Hashed:
         block = self._file.read(size)
         self.hash.update(block)
         return block
+
+
+def pick(path: Path, tar: Tar, names: Sequence[str]) -> list[Member]:
+    """The files of these names in a tar, whatever folders they lie in. Raises `AutoFormerError` naming one it lacks."""
+    found = {Path(member.name).name: member for member in tar.members}
+    missing = next((name for name in names if name not in found), None)
+    if missing is not None:
+        raise AutoFormerError(f"{path}: holds no {missing}; `make data` brings it again")
+    return [found[name] for name in names]
 
 
 def as_split(archives: list[str], members: list[Member], labels: list[int]) -> Split:

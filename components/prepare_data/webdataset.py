@@ -22,12 +22,11 @@ from autoformer.files import FileState
 from components.cli import Progress
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.kept import KeptIndex
-from components.prepare_data.sources import SPLIT_NAMES, SUFFIXES
+from components.prepare_data.sources import SPLIT_OF, SUFFIXES
 from components.prepare_data.tars import Member, read_tar
 
 CLASS_NAMES = "classes.txt"
 _LABELS = ("cls", "json")
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _IMAGENET_KEY = re.compile(r"(n\d{8}|ILSVRC2012_val)_\d+")  # as ImageNet names its images
 _LOOKED_AT = 8  # files of a first shard, among which is a sample's label
 _THREADS = min(8, os.cpu_count() or 1)
@@ -101,7 +100,7 @@ def _shards(root: Path) -> list[Path]:
 def _split_of(name: str) -> str:
     """The split that a word of a shard's name says; "" for none."""
     words = re.split(r"[^a-z]+", name.lower())
-    return next((_SPLIT_OF[word] for word in words if word in _SPLIT_OF), "")
+    return next((SPLIT_OF[word] for word in words if word in SPLIT_OF), "")
 
 
 def _parts(name: str) -> tuple[str, str]:
