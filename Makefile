@@ -92,7 +92,7 @@ test: data ## run the tests, on two workers of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
 
 .PHONY: bench
-bench: $(STAMP) ## measure speed, into dist/bench; PARTS="engine loader" for some, QUICK=1 to see that it runs
+bench: data ## measure speed, into dist/bench; PARTS="engine loader" for some, QUICK=1 to see that it runs
 	$(BIN)/python -m benchmarks.bench $(PARTS) $(if $(QUICK),--quick)
 
 .PHONY: lint

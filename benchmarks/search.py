@@ -86,11 +86,11 @@ def train(folder: Path, epochs: float) -> Supernet:
     shared = ["--config", "demo", "--data", str(DATA), "--card", str(folder / "card.json")]
     code = prepare_data([*shared, *paths, "--record", str(folder / "prepare.json")])
     code = code or train_supernet(
-        [*shared, *paths[:4], "--set", f"train_supernet.epochs={epochs}", "--out", str(folder / "supernet"),
+        [*shared, *paths[:4], "--set", f"train_supernet.epochs={epochs}", "--set", f"train_supernet.warmup_epochs={min(0.5, epochs / 4)}", "--out", str(folder / "supernet"),
          "--record", str(folder / "train.json")]
     )  # fmt: skip
     if code:
-        raise SystemExit(code)
+        raise RuntimeError(f"the supernet was not trained: code {code}")
     return Supernet(folder / "supernet", folder)
 
 
