@@ -85,8 +85,10 @@ def train(folder: Path, epochs: float) -> Supernet:
     ]
     shared = ["--config", "demo", "--data", str(DATA), "--card", str(folder / "card.json")]
     code = prepare_data([*shared, *paths, "--record", str(folder / "prepare.json")])
+    section = {"epochs": epochs, "warmup_epochs": min(0.5, epochs / 4)}
+    shorter = [part for key, value in section.items() for part in ("--set", f"train_supernet.{key}={value}")]
     code = code or train_supernet(
-        [*shared, *paths[:4], "--set", f"train_supernet.epochs={epochs}", "--set", f"train_supernet.warmup_epochs={min(0.5, epochs / 4)}", "--out", str(folder / "supernet"),
+        [*shared, *paths[:4], *shorter, "--out", str(folder / "supernet"),
          "--record", str(folder / "train.json")]
     )  # fmt: skip
     if code:
