@@ -9,7 +9,8 @@
 7. register_model   past its gate, into the MLflow registry; never cached
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from kfp import dsl
 from kfp.dsl import Artifact, Model
@@ -40,68 +41,85 @@ Results = NamedTuple(  # noqa: UP014 - kfp reads this form
 )
 
 
-@dsl.pipeline(
-    name="autoformer",
-    description="Find a vision transformer for your images and your budget: one-shot search by AutoFormer.",
-)
-def autoformer(
-    preset: str = "demo",
-    data: str = "data/fashion-mnist",
-    data_hash: str = "",
-    max_params_m: float = 0.0,
-    seed: int = -1,
-    overrides: str = "",
-) -> Results:  # type: ignore[valid-type]
-    """One AutoFormer search, from images to a registered model.
+Configure = Callable[[str, dsl.PipelineTask], Any]
+"""Is told the name of each step and its task, while the DAG is built: what a cluster gives it to run on."""
 
-    Args:
-        preset: a file of configs/presets/, or the path of a params file.
-        data: folder with the delivered archives, as the steps see it.
-        data_hash: hash of those archives; a changed one misses the cache.
-        max_params_m: most parameters of the subnet, in millions; 0 for the preset's limit.
-        seed: of everything that is drawn; -1 for the preset's.
-        overrides: section.key=value, separated by spaces, applied last.
+
+def build(configure: Configure = lambda step, task: None) -> Any:
+    """The pipeline, each of its tasks handed to `configure`.
+
+    The DAG is the same wherever it runs: `configure` may say on what a task runs, never what it does.
     """
-    configs = resolve_config(
-        preset=preset, overrides=overrides, seed=seed, max_params_m=max_params_m, compiled_from=source_version()
-    )
-    configs.set_caching_options(False)  # a params file may have changed under the same name
-    source = {"data": data, "data_hash": data_hash}
 
-    prepared = prepare_data(config=configs.outputs["prepare_data"], **source)
-    card = prepared.outputs["card"]
-    train_split, search_split = prepared.outputs["train_split"], prepared.outputs["search_split"]
+    @dsl.pipeline(
+        name="autoformer",
+        description="Find a vision transformer for your images and your budget: one-shot search by AutoFormer.",
+    )
+    def autoformer(
+        preset: str = "demo",
+        data: str = "data/fashion-mnist",
+        data_hash: str = "",
+        max_params_m: float = 0.0,
+        seed: int = -1,
+        overrides: str = "",
+    ) -> Results:  # type: ignore[valid-type]
+        """One AutoFormer search, from images to a registered model.
 
-    trained = train_supernet(
-        config=configs.outputs["train_supernet"],
-        **source,
-        card=card,
-        train_split=train_split,
-        search_split=search_split,
-    )
-    supernet = trained.outputs["supernet"]
-    searched = search_subnet(
-        config=configs.outputs["search_subnet"], **source, card=card, search_split=search_split, supernet=supernet
-    )
-    search = searched.outputs["search"]
-    retrained = retrain_subnet(
-        config=configs.outputs["retrain_subnet"], **source, card=card, train_split=train_split,
-        train_full_split=prepared.outputs["train_full_split"], search_split=search_split, supernet=supernet,
-        search=search,
-    )  # fmt: skip
-    retrain = retrained.outputs["retrain"]
-    evaluated = evaluate_subnet(
-        config=configs.outputs["evaluate_subnet"], **source, card=card, test_split=prepared.outputs["test_split"],
-        supernet=supernet, search=search, retrain=retrain,
-    )  # fmt: skip
-    evaluation = evaluated.outputs["evaluation"]
-    registered = register_model(
-        config=configs.outputs["register_model"], card=card, supernet=supernet, search=search, retrain=retrain,
-        evaluation=evaluation,
-    )  # fmt: skip
-    registered.set_caching_options(False)  # the registry may have changed since
+        Args:
+            preset: a file of configs/presets/, or the path of a params file.
+            data: folder with the delivered archives, as the steps see it.
+            data_hash: hash of those archives; a changed one misses the cache.
+            max_params_m: most parameters of the subnet, in millions; 0 for the preset's limit.
+            seed: of everything that is drawn; -1 for the preset's.
+            overrides: section.key=value, separated by spaces, applied last.
+        """
+        configs = resolve_config(
+            preset=preset, overrides=overrides, seed=seed, max_params_m=max_params_m, compiled_from=source_version()
+        )
+        configs.set_caching_options(False)  # a params file may have changed under the same name
+        source = {"data": data, "data_hash": data_hash}
 
-    tasks = (prepared, trained, searched, retrained, evaluated, registered)
-    return Results(
-        search, retrain, evaluation, registered.outputs["registration"], *(task.outputs["record"] for task in tasks)
-    )
+        prepared = prepare_data(config=configs.outputs["prepare_data"], **source)
+        card = prepared.outputs["card"]
+        train_split, search_split = prepared.outputs["train_split"], prepared.outputs["search_split"]
+
+        trained = train_supernet(
+            config=configs.outputs["train_supernet"],
+            **source,
+            card=card,
+            train_split=train_split,
+            search_split=search_split,
+        )
+        supernet = trained.outputs["supernet"]
+        searched = search_subnet(
+            config=configs.outputs["search_subnet"], **source, card=card, search_split=search_split, supernet=supernet
+        )
+        search = searched.outputs["search"]
+        retrained = retrain_subnet(
+            config=configs.outputs["retrain_subnet"], **source, card=card, train_split=train_split,
+            train_full_split=prepared.outputs["train_full_split"], search_split=search_split, supernet=supernet,
+            search=search,
+        )  # fmt: skip
+        retrain = retrained.outputs["retrain"]
+        evaluated = evaluate_subnet(
+            config=configs.outputs["evaluate_subnet"], **source, card=card, test_split=prepared.outputs["test_split"],
+            supernet=supernet, search=search, retrain=retrain,
+        )  # fmt: skip
+        evaluation = evaluated.outputs["evaluation"]
+        registered = register_model(
+            config=configs.outputs["register_model"], card=card, supernet=supernet, search=search, retrain=retrain,
+            evaluation=evaluation,
+        )  # fmt: skip
+        registered.set_caching_options(False)  # the registry may have changed since
+
+        tasks = (prepared, trained, searched, retrained, evaluated, registered)
+        for task in (configs, *tasks):
+            configure(task.name.replace("-", "_"), task)
+        return Results(
+            search, retrain, evaluation, registered.outputs["registration"], *(task.outputs["record"] for task in tasks)
+        )
+
+    return autoformer
+
+
+autoformer = build()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from browser_store import Store, make_store
+from s3_server import S3Server, s3_server
 from tiny import TinyData, make_tiny_data
 from tracking_fixtures import make_empty_store
 from whole_run import WholeRun, check_out, whole_run
@@ -51,6 +52,25 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: TinyData) -> S
     """An MLflow store with two pipeline runs on tiny data, their folders beside it."""
     empty = make_empty_store(tmp_path_factory.getbasetemp() / "mlflow-store")
     return make_store(tmp_path_factory.mktemp("two-runs"), empty, tiny_data)
+
+
+@pytest.fixture(scope="session")
+def s3_process() -> Iterator[S3Server]:
+    """moto's server, one a worker; tests share its bucket, each in a folder of its own name."""
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The same, with the AWS environment of this process turned to it."""
+    from components.storage import client
+
+    for name, value in s3_process.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    client._connect.cache_clear()
+    return s3_process
 
 
 @pytest.fixture(scope="session")

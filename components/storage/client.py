@@ -1,0 +1,38 @@
+"""How S3 is reached: the standard AWS environment says where it is and who asks."""
+
+import os
+from functools import cache
+from typing import Any
+
+CONNECT_SECONDS = 10
+READ_SECONDS = 60
+ATTEMPTS = 6  # of one request: the first and its repetitions, each after a longer pause with jitter
+
+
+def connect() -> Any:
+    """A boto3 client, one a process; safe to share between threads, never between processes.
+
+    Credentials, region and endpoint are those of the AWS environment (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`,
+    `AWS_ENDPOINT_URL_S3`, web identities, …). A server of its own address is asked by path, `endpoint/bucket/key`,
+    unless the AWS configuration has another `addressing_style`: few answer for `bucket.endpoint`.
+    """
+    return _connect(os.getpid())
+
+
+@cache
+def _connect(process: int) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    session = boto3.session.Session()
+    own_server = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+    scoped = session._session.get_scoped_config().get("s3") or {}
+    style = scoped.get("addressing_style") if isinstance(scoped, dict) else None
+    config = Config(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        max_pool_connections=32,
+        s3={"addressing_style": style or ("path" if own_server else "auto")},
+    )
+    return session.client("s3", config=config)
