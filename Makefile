@@ -66,6 +66,13 @@ repro: $(IMAGES) ## the same steps through `dvc repro`
 compile: $(STAMP) ## compile the DAG to dist/autoformer.yaml, for a KFP cluster (IMAGE=… names the image)
 	$(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.compile --out dist/autoformer.yaml
 
+.PHONY: submit
+submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… DATA=s3://…, and perhaps PRESET, SET, WAIT=1, EVERY="0 3 * * 1"
+	$(BIN)/python -m pipeline.submit $(if $(HOST),--host '$(HOST)') $(SETTINGS) $(if $(DATA),--data '$(DATA)') \
+	  $(if $(DATA_HASH),--data-hash '$(DATA_HASH)') $(if $(EXPERIMENT),--experiment '$(EXPERIMENT)') \
+	  $(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(WAIT),--wait) $(if $(EVERY),--every '$(EVERY)') \
+	  $(if $(RUN),--run '$(RUN)') $(if $(TERMINATE),--terminate '$(TERMINATE)')
+
 .PHONY: ui
 ui: $(STAMP) ## open the MLflow UI on http://127.0.0.1:5000
 	$(BIN)/python -m components.tracking.ui --port $(or $(PORT),5000)
