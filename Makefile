@@ -63,8 +63,9 @@ repro: $(IMAGES) ## the same steps through `dvc repro`
 	$(BIN)/python -m pipeline.repro $(SETTINGS)
 
 .PHONY: compile
-compile: $(STAMP) ## compile the DAG to dist/autoformer.yaml, for a KFP cluster (IMAGE=… names the image)
-	$(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.compile --out dist/autoformer.yaml
+compile: $(STAMP) ## compile the DAG to dist/autoformer.yaml, for any KFP cluster (IMAGE=… names the image) or for CLUSTER=name
+	$(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.compile $(if $(CLUSTER),--cluster '$(CLUSTER)') \
+	  $(if $(SET),--set '$(SET)') $(if $(KUBERNETES),--manifests dist/autoformer-kubernetes.yaml)
 
 .PHONY: ui
 ui: $(STAMP) ## open the MLflow UI on http://127.0.0.1:5000
