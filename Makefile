@@ -63,7 +63,7 @@ repro: $(IMAGES) ## the same steps through `dvc repro`
 	$(BIN)/python -m pipeline.repro $(SETTINGS)
 
 .PHONY: compile
-compile: $(STAMP) ## compile the DAG to dist/autoformer.yaml, for any KFP cluster (IMAGE=… names the image) or for CLUSTER=name
+compile: $(STAMP) ## compile the DAG to dist/autoformer.yaml, for a KFP cluster: CLUSTER=name, or IMAGE=… for any
 	$(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.compile $(if $(CLUSTER),--cluster '$(CLUSTER)') \
 	  $(if $(SET),--set '$(SET)') $(if $(KUBERNETES),--manifests dist/autoformer-kubernetes.yaml)
 

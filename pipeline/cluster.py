@@ -280,7 +280,8 @@ def _refuse_secrets(data: dict[str, Any], where: str) -> None:
     for name in data["env"] if isinstance(data.get("env"), dict) else ():
         if _is_secret_name(str(name)):
             raise AutoFormerError(
-                f"{where}: env.{name} looks like a secret; put it into a Secret of the cluster, and name that in secrets"
+                f"{where}: env.{name} looks like a secret; "
+                "put it into a Secret of the cluster, and name that in secrets"
             )
     for key, text in _texts(data):
         if _SECRET_VALUES.search(text):

@@ -78,11 +78,11 @@ def write_manifests(out: Path, pipeline: Any, namespace: str | None) -> str:
 
     KFP changes no version that is there, so its name is by its content: the same pipeline is applied twice as one.
     """
-    from google.protobuf.json_format import MessageToDict
     from kfp import compiler
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
-    content = [MessageToDict(part) for part in (pipeline.pipeline_spec, pipeline.platform_spec)]
+    specifications = (pipeline.pipeline_spec, pipeline.platform_spec)
+    content = [specification.SerializeToString(deterministic=True).hex() for specification in specifications]
     version = f"autoformer-{hash_value(content)[:12]}"
     options = KubernetesManifestOptions(
         pipeline_name="autoformer",
