@@ -8,7 +8,7 @@ import autoformer
 import components
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_value
+from autoformer.files import canonical_json, hash_value
 from components.cli import BAD_INPUT, end_early
 from components.config import STEPS, Config, load_config
 
@@ -36,7 +36,10 @@ def resolve(preset: str, overrides: str = "", seed: int = -1, max_params_m: floa
 
 
 def for_each_step(preset: str, overrides: str, seed: int, max_params_m: float, compiled_from: str) -> tuple[str, ...]:
-    """The configuration of each step, in the order of `STEPS`; see `resolve`.
+    """The configuration of each step, in the order of `STEPS`; see `resolve`. That of register_model is whole.
+
+    No result of register_model is ever taken from a cache, so that more than decides its result may be in its key; and
+    on a cluster it is the step that tells MLflow the configuration of the whole run.
 
     Bad input, and a package of other source than is here, are one line on stderr, and end the process with code 2.
     """
@@ -45,7 +48,8 @@ def for_each_step(preset: str, overrides: str, seed: int, max_params_m: float, c
         config = resolve(preset, overrides, seed, max_params_m)
     except AutoFormerError as error:
         raise SystemExit(end_early("resolve_config", str(error), BAD_INPUT)) from None
-    return tuple(config.step_json(step) for step in STEPS)
+    parts = {step: config.step_json(step) for step in STEPS}
+    return tuple((parts | {"register_model": canonical_json(config.model_dump(mode="json"))}).values())
 
 
 def _check_version(compiled_from: str) -> None:
