@@ -9,8 +9,9 @@ from components.kfp_edge import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def prepare_data(
     config: str,
+    lineage: str,  # decides the result, as the data's hash does, so it is part of the cache key
     data: str,
-    data_hash: str,  # decides the result, so it is part of the cache key
+    data_hash: str,
     card: Output[Artifact],
     train_split: Output[Dataset],
     search_split: Output[Dataset],

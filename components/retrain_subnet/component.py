@@ -9,6 +9,7 @@ from components.kfp_edge import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def retrain_subnet(
     config: str,
+    lineage: str,
     data: str,
     data_hash: str,
     card: Input[Artifact],
