@@ -204,9 +204,9 @@ class Cluster(Section):
         given = [*self.env, *(variable for secret in self.secrets for variable in secret.keys.values())]
         for variable in given:
             if variable in ours:
-                raise ValueError(f"{variable} is set for each pod; leave it out")
+                raise ValueError(f"the variable {variable} is set for each pod; leave it out")
             if given.count(variable) > 1:
-                raise ValueError(f"{variable} is given more than once, in env or by secrets")
+                raise ValueError(f"the variable {variable} is given more than once, in env or by secrets")
 
     @property
     def environment(self) -> dict[str, str]:
