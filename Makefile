@@ -80,8 +80,9 @@ images: $(STAMP) ## build the container images, for RUNNER=docker and for a clus
 	  $(if $(PUSH),--push) $(if $(BUILD),--build='$(BUILD)')
 
 .PHONY: submit
-submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… DATA=s3://…, and perhaps PRESET, SET, WAIT=1, EVERY="0 3 * * 1"
-	$(BIN)/python -m pipeline.submit $(if $(HOST),--host '$(HOST)') $(SETTINGS) $(if $(DATA),--data '$(DATA)') \
+submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=name DATA=s3://…, and perhaps PRESET, SET, WAIT=1, EVERY="0 3 * * 1"
+	$(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.submit $(if $(HOST),--host '$(HOST)') \
+	  $(if $(CLUSTER),--cluster '$(CLUSTER)') $(SETTINGS) $(if $(DATA),--data '$(DATA)') \
 	  $(if $(DATA_HASH),--data-hash '$(DATA_HASH)') $(if $(EXPERIMENT),--experiment '$(EXPERIMENT)') \
 	  $(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(WAIT),--wait) $(if $(EVERY),--every '$(EVERY)') \
 	  $(if $(RUN),--run '$(RUN)') $(if $(TERMINATE),--terminate '$(TERMINATE)')

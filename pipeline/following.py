@@ -88,7 +88,7 @@ def _end(run: Any, server: Server) -> str:
         return f"the run failed: {_message([run])}; {server.page(run.run_id)}"
     parts = [failed[0], *_below(failed[0], known)]
     pod = next((part.pod_name for part in reversed(parts) if part.state == "FAILED" and part.pod_name), None)
-    log = f"; its log: kubectl -n {server.namespace or 'kubeflow'} logs {pod} -c main" if pod else ""
+    log = f"; its log: kubectl -n {server.pods} logs {pod} -c main" if pod else ""
     return f"{failed[0].display_name} failed: {_message([run, *parts])}{log}; {server.page(run.run_id)}"
 
 

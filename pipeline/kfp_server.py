@@ -49,6 +49,28 @@ class Version(NamedTuple):
     is_new: bool
 
 
+class Start(NamedTuple):
+    """What is started: a run, or each of a recurring one."""
+
+    version: Version
+    experiment: str  # its id
+    parameters: dict[str, Any]
+    service_account: str  # of its pods; empty for KFP's own
+
+    def body(self) -> dict[str, Any]:
+        """What the models of a run and of a recurring run have in common."""
+        import kfp_server_api as api
+
+        return {
+            "experiment_id": self.experiment,
+            "service_account": self.service_account or None,
+            "runtime_config": api.V2beta1RuntimeConfig(parameters=self.parameters),
+            "pipeline_version_reference": api.V2beta1PipelineVersionReference(
+                pipeline_id=self.version.pipeline_id, pipeline_version_id=self.version.version_id
+            ),
+        }
+
+
 class Server:
     """A KFP server and the place in it that runs belong to."""
 
@@ -79,6 +101,7 @@ class Server:
         if health.multi_user and not namespace:
             raise AutoFormerError(f"{self.host}: several users share this server; name your namespace, NAMESPACE=…")
         self.namespace = namespace if health.multi_user else ""
+        self.pods = namespace or "kubeflow"  # the Kubernetes namespace that those of a run are in
 
     def version(self) -> tuple[int, int] | None:
         """Major and minor version, where the server tells."""
@@ -121,19 +144,18 @@ class Server:
         made = self._found_or_made(lambda: self._experiment(name), lambda: self._ask(create, body))
         return str(made.experiment_id)
 
-    def start(self, name: str, experiment: str, version: Version, parameters: dict[str, Any], account: str) -> str:
+    def start(self, name: str, start: Start) -> str:
         """Start a run; its id. Its name must be its own: by it a run is known whose creation nobody confirmed."""
         import kfp_server_api as api
 
+        listed, create = self._runs.run_service_list_runs, self._runs.run_service_create_run
+
         def find() -> Any:
-            found = self._ask(self._runs.run_service_list_runs, experiment_id=experiment, filter=_named(name)).runs
+            found = self._ask(listed, experiment_id=start.experiment, filter=_named(name)).runs
             return found[0] if found else None
 
-        body = api.V2beta1Run(
-            display_name=name, experiment_id=experiment, service_account=account or None, **_what(version, parameters)
-        )
-        made = self._found_or_made(find, lambda: self._ask(self._runs.run_service_create_run, body), look_first=False)
-        return str(made.run_id)
+        body = api.V2beta1Run(display_name=name, **start.body())
+        return str(self._found_or_made(find, lambda: self._ask(create, body), look_first=False).run_id)
 
     def run(self, run_id: str) -> Any:
         """What the server knows of a run: a `V2beta1Run`."""
@@ -151,21 +173,13 @@ class Server:
         found = self._ask(listed, experiment_id=place.experiment_id, filter=_named(name))
         return [str(each.recurring_run_id) for each in found.recurring_runs or []]
 
-    def schedule(
-        self,
-        name: str,
-        experiment: str,
-        version: Version,
-        parameters: dict[str, Any],
-        account: str,
-        trigger: dict[str, Any],
-    ) -> str:
+    def schedule(self, name: str, start: Start, trigger: dict[str, Any]) -> str:
         """Make a recurring run; its id. One at a time, and what was missed is not made up for."""
         import kfp_server_api as api
 
         body = api.V2beta1RecurringRun(
-            display_name=name, experiment_id=experiment, service_account=account or None, max_concurrency="1",
-            mode="ENABLE", no_catchup=True, trigger=trigger, **self._place(), **_what(version, parameters),
+            display_name=name, max_concurrency="1", mode="ENABLE", no_catchup=True, trigger=trigger,
+            **self._place(), **start.body(),
         )  # fmt: skip
         return str(self._ask(self._recurring.recurring_run_service_create_recurring_run, body).recurring_run_id)
 
@@ -339,17 +353,6 @@ def _renew(configuration: Any) -> None:
 def _named(name: str) -> str:
     """A filter for the things of one name."""
     return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
-
-
-def _what(version: Version, parameters: dict[str, Any]) -> dict[str, Any]:
-    import kfp_server_api as api
-
-    return {
-        "pipeline_version_reference": api.V2beta1PipelineVersionReference(
-            pipeline_id=version.pipeline_id, pipeline_version_id=version.version_id
-        ),
-        "runtime_config": api.V2beta1RuntimeConfig(parameters=parameters),
-    }
 
 
 def _is_object(text: str) -> bool:

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from compiled import on_a_short_stack
 from kfp_api_server import V2, KfpServer, page, reset, slow, status, task
 
 from autoformer.errors import AutoFormerError
 from components.config import ROOT, load_config
 from pipeline import following, kfp_server, schedules, submit
+from pipeline.cluster import Cluster
+from pipeline.compile import write_package
 
 SECRET = "planted-token-8c1f"
 DATA = ["--data", "s3://bucket/images"]
@@ -30,22 +34,23 @@ def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
     monkeypatch.setattr(kfp_server, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(following, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(submit, "write_package", _package)
+    monkeypatch.setenv("AUTOFORMER_IMAGE", "autoformer:test")
     with KfpServer().serving() as server:
         yield server
 
 
-_compiled: dict[str, str] = {}
+_compiled: dict[str | None, tuple[str, str]] = {}
 
 
-def _package(out: Path) -> str:
+def _package(out: Path, cluster: Cluster | None = None) -> str:
     """The real package, compiled once for all tests."""
-    if not _compiled:
-        from pipeline.compile import write_package
-
-        image = write_package(out)
-        _compiled.update(text=out.read_text(), image=image)
-    out.write_text(_compiled["text"])
-    return _compiled["image"]
+    key = cluster.model_dump_json() if cluster else None
+    if key not in _compiled:
+        image = on_a_short_stack(write_package, out, cluster)
+        _compiled[key] = (out.read_text(), image)
+    text, image = _compiled[key]
+    out.write_text(text)
+    return image
 
 
 def run(kfp: KfpServer, *arguments: str) -> int:
@@ -118,6 +123,54 @@ def refused_with_token(kfp: KfpServer, capsys: Capture, namespace: str) -> str:
 
 def test_one_user_has_none(kfp: KfpServer) -> None:
     assert run(kfp, "--namespace", "mine", *DATA) == 0  # the server would refuse one
+
+
+def a_cluster(folder: Path, **other: Any) -> str:
+    """A file of settings like a user's own."""
+    text = (ROOT / "configs/cluster/gpu.yaml").read_text().replace("0" * 64, "1" * 64).replace("example", "lab")
+    settings = yaml.safe_load(text) | {"namespace": "mine", "service_account": "runner"} | other
+    file = folder / "lab.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return str(file)
+
+
+def test_a_clusters_settings_go_along(kfp: KfpServer, capsys: Capture, tmp_path: Path) -> None:
+    kfp.namespaces = {"mine"}
+    kfp.story = [FAILED]
+    cluster = a_cluster(tmp_path)
+    assert run(kfp, "--cluster", cluster, "--data", "/data/images", "--wait") == 1
+    assert "kubectl -n mine logs pod-2 -c main" in capsys.readouterr().err
+    (started,) = kfp.runs.values()
+    assert started.service_account == "runner"
+    (version,) = kfp.versions.values()
+    executor = version.pipeline_spec["deploymentSpec"]["executors"]["exec-train-supernet"]["container"]
+    assert executor["image"].startswith("registry.lab.com/autoformer-training@sha256:1111")
+    assert run(kfp, "--cluster", cluster, "--every", "1d", *DATA) == 0
+    (recurring,) = kfp.recurring.values()
+    assert (recurring.service_account, recurring.namespace) == ("runner", "mine")
+
+
+def test_the_settings_of_a_cluster_are_looked_at_first(kfp: KfpServer, capsys: Capture, tmp_path: Path,
+                                                       monkeypatch: Any) -> None:  # fmt: skip
+    assert "CLUSTER=gpu: still the example's: namespace, " in refused(kfp, capsys, "--cluster", "gpu", *DATA)
+    line = refused(kfp, capsys, "--cluster", a_cluster(tmp_path), "--data", "/images")
+    assert "DATA=/images: on no volume of" in line and "they are at /data" in line
+    monkeypatch.delenv("AUTOFORMER_IMAGE")
+    assert "CLUSTER is missing" in refused(kfp, capsys, *DATA)
+    assert kfp.requests == []
+
+
+def test_the_order_of_a_packages_keys_makes_no_other_version(kfp: KfpServer, monkeypatch: Any) -> None:
+    def turned(out: Path, cluster: Cluster | None = None) -> str:
+        image = _package(out, cluster)
+        documents = list(yaml.load_all(out.read_text(), yaml.CSafeLoader))
+        out.write_text(yaml.dump_all([dict(reversed(each.items())) for each in documents], sort_keys=False))
+        return image
+
+    assert run(kfp, *DATA) == 0
+    monkeypatch.setattr(submit, "write_package", turned)
+    assert run(kfp, *DATA) == 0
+    assert len(kfp.versions) == 1
 
 
 # Tokens
