@@ -16,7 +16,7 @@ import mmap
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
@@ -157,8 +157,8 @@ class LocalCopy:
             os.close(self._content)
 
     @property
-    def archives(self) -> list[str]:
-        return list(self._spans)
+    def archives(self) -> Collection[str]:
+        return self._spans.keys()
 
     def missing(self, archives: Iterable[str]) -> list[Place]:
         """The pieces of some archives that are not here."""
@@ -245,7 +245,9 @@ class Writer:
         return self._full
 
     def keep(self, piece: Place, content: bytes) -> bool:
-        """Put a piece into the copy; False where there is no room for it."""
+        """Put a piece into the copy; False where there is no room for it, or it is none of a tar."""
+        if piece.archive not in self._copy.archives:
+            return False
         with self._counting:
             if self._full or self._room < len(content):
                 self._full = True
