@@ -196,7 +196,10 @@ def test_a_step_on_several_machines_is_launched_by_a_light_pod(multi_node: Packa
         assert (job.cpu, job.memory, job.shm, job.deadline_seconds) == ("48", "256Gi", "32Gi", 864000)
         assert (job.runtime, job.service_account) == ("autoformer-training", "autoformer-launcher")
         assert {secret.env for secret in job.secret_env} == SECRETS
-        assert job.env == multi_node.cluster.env and job.volumes == multi_node.cluster.volumes
+        assert job.env == multi_node.cluster.env
+        assert [(each.claim, each.read_only) for each in job.volumes] == [
+            ("example-shared", False), ("example-data", True),
+        ]  # fmt: skip
         assert [toleration.key for toleration in job.tolerations] == ["nvidia.com/gpu"]
         resources, pod = multi_node.containers[step]["resources"], multi_node.pods[step]
         assert "accelerator" not in resources  # those are the job's
