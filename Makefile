@@ -36,10 +36,16 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 
+COMPILE = uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+  --quiet --upgrade
+
 .PHONY: lock
-lock: ## resolve the dependencies of pyproject.toml into requirements.lock
-	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --quiet --upgrade --output-file requirements.lock
+lock: ## resolve the dependencies into requirements.lock, and those of the images, of the same versions, into docker/
+	$(COMPILE) pyproject.toml --all-extras --output-file requirements.lock
+	$(COMPILE) docker/uv.in --output-file docker/uv.lock
+	$(COMPILE) docker/launcher.in --constraint requirements.lock --output-file docker/launcher.lock
+	$(COMPILE) pyproject.toml docker/training.in --constraint requirements.lock --output-file docker/training.lock
+	$(COMPILE) docker/executor.in --no-deps --constraint requirements.lock --output-file docker/executor.lock
 
 .PHONY: data
 data: $(STAMP) ## fetch the images into data/, verified; yours with DATA=path NAME=name, official archives with DATASET=name ARCHIVES=path
@@ -56,7 +62,8 @@ endif
 
 .PHONY: run
 run: $(if $(DATA),$(STAMP),$(IMAGES)) ## run the whole pipeline here, through KFP: the demo, or DATA=path for your images
-	$(BIN)/python -m pipeline.local $(SETTINGS) $(if $(DATA),--source '$(DATA)') $(if $(DRY_RUN),--dry-run) $(if $(FRESH),--fresh)
+	$(BIN)/python -m pipeline.local $(SETTINGS) $(if $(DATA),--source '$(DATA)') $(if $(RUNNER),--runner '$(RUNNER)') \
+	  $(if $(DRY_RUN),--dry-run) $(if $(FRESH),--fresh)
 
 .PHONY: repro
 repro: $(IMAGES) ## the same steps through `dvc repro`
@@ -66,6 +73,11 @@ repro: $(IMAGES) ## the same steps through `dvc repro`
 compile: $(STAMP) ## compile the DAG to dist/autoformer.yaml, for a KFP cluster: CLUSTER=name, or IMAGE=… for any
 	$(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.compile $(if $(CLUSTER),--cluster '$(CLUSTER)') \
 	  $(if $(SET),--set '$(SET)') $(if $(KUBERNETES),--manifests dist/autoformer-kubernetes.yaml)
+
+.PHONY: images
+images: $(STAMP) ## build the container images, for RUNNER=docker and for a cluster (TAG=…, REGISTRY=… [PUSH=1], BUILD="…")
+	$(BIN)/python -m pipeline.images $(if $(TAG),--tag '$(TAG)') $(if $(REGISTRY),--registry '$(REGISTRY)') \
+	  $(if $(PUSH),--push) $(if $(BUILD),--build='$(BUILD)')
 
 .PHONY: ui
 ui: $(STAMP) ## open the MLflow UI on http://127.0.0.1:5000

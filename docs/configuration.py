@@ -25,6 +25,9 @@ ENVIRONMENT = {
     "MLFLOW_TRACKING_URI": "where runs and models are kept; `mlflow.db` in the repository by default",
     "MLFLOW_EXPERIMENT_NAME": "the experiment; `autoformer` by default",
     "MLFLOW_RUN_ID": "the run that a step logs to, and leaves for its owner to end; KFP's own integration sets it",
+    "KFP_RUN_ID": "set on a cluster: the KFP run, whose pipeline run in MLflow the steps find, or make, by it",
+    "AUTOFORMER_TRACKING_PATIENCE": "seconds for which a step waits for an MLflow server that is away, before its work "
+    "and after it; 300 by default",
     "AUTOFORMER_TRACKING": "`off`: steps log nothing; `register_model` needs MLflow all the same",
     "AUTOFORMER_WORK": "where work in progress lies; `work/` in the repository by default",
     "AUTOFORMER_WORKERS": "processes that decode and augment images; by default as many cores as training leaves over",

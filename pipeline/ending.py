@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import psutil
 
@@ -18,10 +18,20 @@ class Steps:
 
     def __init__(self) -> None:
         self._told: set[int] = set()
+        self._beside: list[psutil.Process] = []
+
+    @contextlib.contextmanager
+    def beside(self, processes: Sequence[psutil.Process]) -> Iterator[None]:
+        """While entered, these are among them too, as the processes of a container: Docker's children, not ours."""
+        self._beside += processes
+        try:
+            yield
+        finally:
+            self._beside.clear()
 
     def tell(self) -> None:
         """Tell each of them once to stop."""
-        for process, number in _to_tell(psutil.Process()):
+        for process, number in _to_tell([*psutil.Process().children(), *self._beside]):
             if process.pid not in self._told:
                 self._told.add(process.pid)
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -30,31 +40,29 @@ class Steps:
     def end(self, seconds: float = 2 * GRACE_SECONDS) -> None:
         """Tell them, and wait until all have ended; after so many seconds they are killed."""
         give_up = time.monotonic() + seconds
-        while _alive() and time.monotonic() < give_up:
+        while self._alive() and time.monotonic() < give_up:
             self.tell()
             time.sleep(0.1)
-        for process in _alive():
+        for process in self._alive():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
-
-def _to_tell(process: psutil.Process) -> Iterator[tuple[psutil.Process, signal.Signals]]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for child in process.children():
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                is_dvc = "dvc" in child.cmdline()[1:3]
-                if is_dvc:  # it does not mind Ctrl-C while a stage runs, and ends when that has failed
-                    yield child, signal.SIGINT
-                if is_dvc or child.name() in SHELLS:
-                    yield from _to_tell(child)
-                else:
-                    yield child, signal.SIGTERM
+    def _alive(self) -> list[psutil.Process]:
+        found = []
+        for process in [*psutil.Process().children(recursive=True), *self._beside]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
 
 
-def _alive() -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+def _to_tell(processes: Sequence[psutil.Process]) -> Iterator[tuple[psutil.Process, signal.Signals]]:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            is_dvc = "dvc" in process.cmdline()[1:3]
+            if is_dvc:  # it does not mind Ctrl-C while a stage runs, and ends when that has failed
+                yield process, signal.SIGINT
+            if is_dvc or process.name() in SHELLS:
+                yield from _to_tell(process.children())
+            else:
+                yield process, signal.SIGTERM

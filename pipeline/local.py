@@ -1,4 +1,7 @@
-"""Run the pipeline on this machine: the same DAG through `kfp.local`, no Docker, no server, no cluster."""
+"""Run the pipeline on this machine: the same DAG through `kfp.local`, no server, no cluster.
+
+Each step is a process of this environment or, with `--runner docker`, a container of the images that clusters run.
+"""
 
 import argparse
 import os
@@ -7,9 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_path, hash_value, read_json
@@ -20,9 +23,13 @@ from components.locks import alone
 from components.resolve_config.step import resolve, split_overrides
 from components.stopping import Stopped, stoppable
 from pipeline.console import Console
+from pipeline.containers import Containers, places
 from pipeline.ending import Steps
 from pipeline.own_images import adopt, short, told
 from pipeline.summary import summary
+
+if TYPE_CHECKING:
+    from kfp import local
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--data", type=Path, help="folder with the delivered archives (default: data/<dataset>)")
     result.add_argument(
         "--source", type=Path, help="your own images: class folders, train/val/test folders of them, or a CSV"
+    )
+    result.add_argument(
+        "--runner",
+        choices=("subprocess", "docker"),
+        default="subprocess",
+        help="what a step runs in (default: %(default)s)",
     )
     result.add_argument("--dry-run", action="store_true", help="print what the run would take, from measured steps")
     result.add_argument("--fresh", action="store_true", help="run every step, also where its result is in the cache")
@@ -69,14 +82,18 @@ def _run(arguments: argparse.Namespace, steps: Steps) -> int:
         code = _print_plan(config, data)
         if code or arguments.dry_run:
             return code
+    containers = Containers(steps) if arguments.runner == "docker" else None
     data_hash = hash_path(data)
-    run_id = tracking.open_pipeline_run(config, {"data_hash": data_hash, "runner": "kfp.local"})
+    runner_name = "kfp.local, docker" if containers else "kfp.local"
+    run_id = tracking.open_pipeline_run(config, {"data_hash": data_hash, "runner": runner_name})
     failure = ROOT / "runs" / f".failure-{os.getpid()}.json"
     _prepare_environment(run_id, failure)
     started = time.monotonic()
     status: tracking.Status = "FAILED"
     try:
-        results = _run_dag(arguments.fresh, preset, overrides, data, data_hash)
+        runner = containers.runner(places(config, data, preset)) if containers else None
+        parameters = {"preset": preset, "data": str(data), "data_hash": data_hash, "overrides": shlex.join(overrides)}
+        results = _run_dag(parameters, arguments.fresh, runner, containers.images if containers else None)
         status = "FINISHED"
     except RuntimeError:
         return _explain(failure)
@@ -135,16 +152,24 @@ def patient_threads() -> dict[str, str]:
     return {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 
 
-def _run_dag(fresh: bool, preset: str, overrides: list[str], data: Path, data_hash: str) -> dict[str, Any]:
-    """Run the DAG; returns its outputs by name. Raises RuntimeError where a task fails."""
+def _run_dag(
+    parameters: Mapping[str, Any], fresh: bool, runner: "local.DockerRunner | None", images: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """Run the DAG, in processes where no runner for containers is given; returns its outputs by name.
+
+    Raises RuntimeError where a task fails.
+    """
     from kfp import local
 
     from pipeline.dag import autoformer
 
-    name_sources(autoformer)
+    if images is None:
+        name_sources(autoformer)
+    else:
+        name_images(autoformer, images)
     root = ROOT / "runs"
     local.init(
-        runner=local.SubprocessRunner(use_venv=False),
+        runner=runner or local.SubprocessRunner(use_venv=False),
         pipeline_root=str(root),
         enable_caching=not fresh,
         cache_root=str(root / ".kfp_cache"),
@@ -152,9 +177,16 @@ def _run_dag(fresh: bool, preset: str, overrides: list[str], data: Path, data_ha
     log = root / "logs" / f"{time.strftime('%Y-%m-%d-%H-%M-%S')}.log"
     print(f"running the pipeline; all that KFP says is in {short(log)}", flush=True)
     with Console(log):
-        task = autoformer(preset=preset, data=str(data), data_hash=data_hash, overrides=shlex.join(overrides))
+        task = autoformer(**parameters)
     outputs: dict[str, Any] = task.outputs
     return outputs
+
+
+def name_images(pipeline: Any, images: Mapping[str, str]) -> None:
+    """Name the image of each step: the light one for what needs no torch, by a tag that says what is in it."""
+    for name, executor in pipeline.pipeline_spec.deployment_spec["executors"].items():
+        kind = "launcher" if name == "exec-resolve-config" else "training"
+        executor["container"]["image"] = images[kind]
 
 
 def name_sources(pipeline: Any) -> None:

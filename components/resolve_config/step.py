@@ -8,7 +8,7 @@ import autoformer
 import components
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_path, hash_value
+from autoformer.files import canonical_json, hash_path, hash_value
 from components.cli import BAD_INPUT, end_early
 from components.config import STEPS, Config, load_config
 from components.storage.listing import listing_hash
@@ -51,6 +51,9 @@ def for_each_step(
 ) -> tuple[str, ...]:
     """What decides the steps' results, for their cache keys; see `resolve`, `identity_of` and `lineages`.
 
+    The configuration of register_model is whole: no result of that step is ever taken from a cache, so that more than
+    decides it may be in its key; and on a cluster it is the step that tells MLflow the configuration of the whole run.
+
     Bad input, and a package of other source than is here, are one line on stderr, and end the process with code 2.
 
     Args:
@@ -68,8 +71,9 @@ def for_each_step(
         known = data_hash or identity_of(data)
     except AutoFormerError as error:
         raise SystemExit(end_early("resolve_config", str(error), BAD_INPUT)) from None
-    configs = (config.step_json(step) for step in STEPS)
-    return *configs, known, *lineages(config, f"{image} {compiled_from}" if image else "")
+    parts = {step: config.step_json(step) for step in STEPS}
+    parts["register_model"] = canonical_json(config.model_dump(mode="json"))
+    return *parts.values(), known, *lineages(config, f"{image} {compiled_from}" if image else "")
 
 
 def lineages(config: Config, made_by: str) -> tuple[str, ...]:

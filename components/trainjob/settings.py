@@ -55,6 +55,12 @@ class Toleration(Part):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(None, description="null for any")
     toleration_seconds: int | None = Field(None, ge=0, description="that a pod stays after NoExecute; null for ever")
 
+    def manifest(self) -> dict[str, Any]:
+        """As Kubernetes writes it."""
+        values = self.model_dump(exclude_none=True)
+        seconds = values.pop("toleration_seconds", None)
+        return values if seconds is None else values | {"tolerationSeconds": seconds}
+
 
 class SecretVariable(Part):
     secret: Name = Field(description="name of the secret")
@@ -94,6 +100,11 @@ class JobSettings(Part):
         if both:
             raise ValueError(f"{min(both)} stands in env and in secret_env")
         return self
+
+    @property
+    def processes(self) -> int:
+        """Of each machine."""
+        return max(1, self.gpus)
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -1,0 +1,189 @@
+"""The images of the pipeline: build them from this checkout, and find those that were.
+
+Their tag says what is in them, since KFP's cache goes by the tag: a rebuilt image of the same layers, as after a commit
+of documents, keeps its tag and its results; one of other layers has another.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import autoformer
+from autoformer.errors import AutoFormerError
+from autoformer.files import hash_file, hash_value
+from components.cli import Parser, refuse
+from components.config import ROOT
+from components.tracking.provenance import git_commit
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+NAMES = ("launcher", "training")
+SOURCE_LABEL = "autoformer.source"
+# What an image is made of; a test holds that the Dockerfile copies this, and that the builder is sent no more.
+CODE = ("LICENSE", "THIRD_PARTY_NOTICES.md", "params.yaml", "configs", "autoformer", "components", "pipeline")
+RECIPE = ("docker/Dockerfile", *(f"docker/{name}.lock" for name in ("uv", "launcher", "training", "executor")))
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+# Where packages come from on this machine. A secret of the build: an address may hold a password.
+INDEX = (
+    "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST",
+    "UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_INSECURE_HOST",
+)  # fmt: skip
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m pipeline.images", description="Build the images of the pipeline.")
+    parser.add_argument("--tag", help="a tag beside the one that says what is in the image")
+    parser.add_argument("--registry", default="", help="what stands before the names: registry.example.com/team")
+    parser.add_argument(
+        "--push", action="store_true", help="push the images to their registry, and print their digests"
+    )
+    parser.add_argument("--build", default="", metavar="ARGUMENTS", help="more arguments of `docker build`")
+    try:
+        arguments = parser.parse_args(argv)
+        client = connect()
+        for name in NAMES:
+            image = build(client, name, arguments.registry, shlex.split(arguments.build), arguments.tag)
+            size = client.images.get(image).attrs["Size"]
+            print(f"{image}  {client.images.get(image).id}  {size / 1e9:.2f} GB", flush=True)
+            if arguments.push:
+                print(f"  {_push(client, image)}", flush=True)
+    except (AutoFormerError, OSError) as error:
+        return refuse("images", error)
+    return 0
+
+
+def connect() -> "DockerClient":
+    """The Docker daemon that `DOCKER_HOST` names, else this machine's."""
+    import docker
+    from requests.exceptions import RequestException
+
+    try:
+        client = docker.from_env()
+        client.ping()
+    except (docker.errors.DockerException, RequestException):
+        raise AutoFormerError(
+            f"no Docker daemon answers at {_host()}; start one that this user may use, or name it in DOCKER_HOST"
+        ) from None
+    return client
+
+
+def _host() -> str:
+    return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+
+
+def build(client: "DockerClient", name: str, registry: str, more: Sequence[str], tag: str | None) -> str:
+    """Build one image, and tag it with what is in it; its full name.
+
+    Raises:
+        AutoFormerError: one line, where there is no `docker`, or the build fails: what it said is above.
+    """
+    program = shutil.which("docker")
+    if program is None:
+        raise AutoFormerError("there is no `docker` on the PATH, which builds images; install it (Debian: docker.io)")
+    repository = f"{registry.rstrip('/')}/autoformer-{name}".lstrip("/")
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "id"
+        command = [program, "build", "--file", "docker/Dockerfile", "--target", name, "--iidfile", str(written)]
+        for argument, value in _labels().items():
+            command += ["--build-arg", f"{argument}={value}"]
+        for proxy in PROXIES:  # by name: Docker leaves these out of the image and of its history
+            command += ["--build-arg", proxy] if proxy in os.environ else []
+        command += [*_secrets(Path(folder)), *more, "."]
+        environment = os.environ | {"DOCKER_BUILDKIT": "1", "DOCKER_HOST": _host()}
+        if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode:
+            raise AutoFormerError(f"the image '{name}' could not be built; what Docker says of it is above")
+        image = client.images.get(written.read_text().strip())
+    for each in filter(None, (content_tag(image.attrs), tag)):
+        image.tag(repository, each)
+    return f"{repository}:{content_tag(image.attrs)}"
+
+
+def _labels() -> dict[str, str]:
+    return {"VERSION": autoformer.__version__, "REVISION": git_commit(), "SOURCE": source_hash()}
+
+
+def _secrets(folder: Path) -> Iterator[str]:
+    """This machine's certificates and package index, for the build alone."""
+    certificates = Path(os.environ.get("SSL_CERT_FILE") or CERTIFICATES)
+    if certificates.is_file():
+        yield from ("--secret", f"id=ca,src={certificates}")
+    lines = [f"{name}={shlex.quote(os.environ[name])}\n" for name in INDEX if os.environ.get(name)]
+    if lines:
+        file = folder / "index"
+        file.write_text("".join(lines))
+        yield from ("--secret", f"id=index,src={file}")
+
+
+def _push(client: "DockerClient", image: str) -> str:
+    """Push an image; its name by digest, as `configs/cluster/` wants it."""
+    repository, _, tag = image.rpartition(":")
+    for line in client.images.push(repository, tag=tag, stream=True, decode=True):
+        if "error" in line:
+            raise AutoFormerError(f"{image} could not be pushed ({line['error']}); see `docker login`, or the registry")
+    digests: list[str] = client.images.get(image).attrs["RepoDigests"]
+    return next(digest for digest in digests if digest.startswith(f"{repository}@"))
+
+
+def content_tag(attributes: Mapping[str, Any]) -> str:
+    """What a container of the image finds, as twelve digits: its layers and settings, not its labels and commit.
+
+    Args:
+        attributes: of the image, as Docker's API has them.
+    """
+    config = attributes["Config"]
+    settings = {key: config.get(key) for key in ("User", "WorkingDir", "Entrypoint", "Cmd")}
+    variables = [variable for variable in config["Env"] if not variable.startswith("GIT_COMMIT=")]
+    return hash_value([attributes["RootFS"]["Layers"], settings, variables])[:12]
+
+
+def source_hash() -> str:
+    """Hash of all that the images are made of."""
+    files = [file for name in (*CODE, *RECIPE) for file in _files(ROOT / name)]
+    return hash_value([[file.relative_to(ROOT).as_posix(), hash_file(file)] for file in files])[:16]
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file()
+        and file.suffix != ".pyc"
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+
+
+def images_of_checkout(client: "DockerClient") -> dict[str, str]:
+    """The images that were built from this very source, by name.
+
+    Raises:
+        AutoFormerError: one line, where there is none, or only such as were built from other source.
+    """
+    return {name: _newest(client, name) for name in NAMES}
+
+
+def _newest(client: "DockerClient", name: str) -> str:
+    labels = [SOURCE_LABEL, f"org.opencontainers.image.title=autoformer-{name}"]
+    built = [image for image in client.images.list(filters={"label": labels}) if image.tags]
+    if not built:
+        raise AutoFormerError(f"there is no image 'autoformer-{name}' at {_host()}; `make images` builds it")
+    ours = [image for image in built if image.labels[SOURCE_LABEL] == source_hash()]
+    if not ours:
+        raise AutoFormerError(
+            f"the image '{built[0].tags[0]}' was built from other source than this checkout holds; "
+            "`make images` builds it again, in seconds where only code has changed"
+        )
+    newest = max(ours, key=lambda image: image.attrs["Created"])
+    return next(tag for tag in newest.tags if tag.endswith(f":{content_tag(newest.attrs)}"))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
