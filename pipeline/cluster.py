@@ -14,7 +14,8 @@ from autoformer.errors import AutoFormerError, nearest, validated
 from autoformer.files import read_yaml
 from autoformer.named import CONFIGS
 from components.config import STEPS, Section, override
-from components.trainjob.settings import VARIABLE, JobSettings, Name, SecretVariable, Toleration, Variable, Volume
+from components.trainjob import settings as job_settings
+from components.trainjob.settings import VARIABLE, JobSettings, Name, SecretVariable, Toleration, Variable
 from components.trainjob.settings import Path as Mount
 
 SHARED = ("train_supernet", "search_subnet", "retrain_subnet")  # steps that several machines can share
@@ -99,7 +100,7 @@ class Pod(Section):
     node_selector: dict[LabelKey, Label] = Field({}, description="labels that a node must have")
     tolerations: tuple[Toleration, ...] = Field((), description="taints that a node may have")
     deadline_seconds: int | None = Field(
-        None, gt=0, lt=2**31, description="after which the pod, or the job of several machines, is ended"
+        None, gt=0, le=10**8, description="after which the pod, or the job of several machines, is ended"
     )
     retries: Retries = Retries()
 
@@ -135,15 +136,23 @@ class Secret(Section):
     optional: bool = Field(False, description="whether a pod starts where the secret is not there")
 
 
+class Volume(job_settings.Volume):
+    claim: Name = Field(description="a PersistentVolumeClaim; of access mode ReadWriteMany where several pods write")
+    mount: Mount = Field(description="where pods find it")
+    read_only: bool = Field(
+        False, description="in the pods of jobs; KFP mounts all claims so that they may be written to"
+    )
+
+
 class Cluster(Section):
     """Where a pipeline runs."""
 
     namespace: Name = Field(description="of the runs")
     service_account: Name | None = Field(None, description="of the pods; null for the one that KFP gives them")
     runtime: Name = Field("autoformer-training", description="the TrainingRuntime of jobs of several machines")
-    deadline_seconds: int | None = Field(None, gt=0, lt=2**31, description="of a whole run; null for none")
+    deadline_seconds: int | None = Field(None, gt=0, le=10**8, description="of a whole run; null for none")
     keep_seconds: int | None = Field(
-        None, gt=0, lt=2**31, description="that the pods of a run are kept after its end; null for KFP's own rule"
+        None, gt=0, le=10**8, description="that the pods of a run are kept after its end; null for KFP's own rule"
     )
     run_as_user: int | None = Field(None, gt=0, description="of the pods; null for the image's, which is not root")
     run_as_group: int | None = Field(None, gt=0, description="of the pods, for volumes that belong to one")
@@ -204,9 +213,9 @@ class Cluster(Section):
         given = [*self.env, *(variable for secret in self.secrets for variable in secret.keys.values())]
         for variable in given:
             if variable in ours:
-                raise ValueError(f"{variable} is set for each pod; leave it out")
+                raise ValueError(f"the variable {variable} is set for each pod; leave it out")
             if given.count(variable) > 1:
-                raise ValueError(f"{variable} is given more than once, in env or by secrets")
+                raise ValueError(f"the variable {variable} is given more than once, in env or by secrets")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -229,7 +238,7 @@ class Cluster(Section):
             memory=settings.memory,
             node_selector=settings.node_selector,
             tolerations=settings.tolerations,
-            volumes=self.volumes,
+            volumes=tuple(job_settings.Volume(**volume.model_dump()) for volume in self.volumes),
             env=self.env,
             secret_env=tuple(
                 SecretVariable(secret=secret.secret, key=key, env=variable)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value, replacing
@@ -12,11 +12,7 @@ from components.resolve_config.step import split_overrides
 from pipeline.cluster import Cluster, Step, load_cluster
 
 OUT = Path("dist/autoformer.yaml")
-
-
-class Compiled(NamedTuple):
-    pipeline: Any  # KFP's compiled pipeline
-    images: str  # in words
+PIPELINE = "autoformer"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,12 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if file.is_dir():
                 raise AutoFormerError(f"{file}: a folder; name the file to write")
         cluster = load_cluster(arguments.cluster, overrides) if arguments.cluster else None
-        compiled = compiled_for(cluster)
-        write_package(out, compiled.pipeline)
-        print(f"{out}: the pipeline 'autoformer', {compiled.images}")
+        print(f"{out}: the pipeline '{PIPELINE}', its steps on the image {write_package(out, cluster)}")
         if arguments.manifests:
-            version = write_manifests(arguments.manifests, compiled.pipeline, cluster.namespace if cluster else None)
-            print(f"{arguments.manifests}: Pipeline 'autoformer' and PipelineVersion '{version}', for kubectl apply")
+            version = write_manifests(arguments.manifests, cluster)
+            print(f"{arguments.manifests}: Pipeline '{PIPELINE}' and PipelineVersion '{version}', for kubectl apply")
         for line in told(cluster) if cluster else ():
             print(line)
     except (AutoFormerError, OSError) as error:
@@ -52,42 +46,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def compiled_for(cluster: Cluster | None) -> Compiled:
-    """The pipeline for a cluster; without one, for any, each step on the image of `AUTOFORMER_IMAGE`."""
-    from components.kfp_edge import IMAGE
-    from pipeline.dag import build
-
-    if cluster is None:
-        return Compiled(build(image=IMAGE), f"its steps on the image {IMAGE}")
-    from pipeline.placement import configure, pipeline_config
-
-    images = cluster.images
-    pipeline = build(configure(cluster), images.training, pipeline_config(cluster))
-    return Compiled(pipeline, f"its steps on the image {images.training}, the light pods on {images.launcher}")
-
-
-def write_package(out: Path, pipeline: Any) -> None:
-    """Write the package: KFP's intermediate representation and, for a known cluster, the platform's part."""
+def write_package(out: Path, cluster: Cluster | None = None) -> str:
+    """Write the package: what KFP runs and, for a known cluster, on what. Returns the image that its steps run on."""
     from kfp import compiler
 
+    pipeline, image = _built(cluster)
     _write(out, lambda file: compiler.Compiler().compile(pipeline, file))
+    return image
 
 
-def write_manifests(out: Path, pipeline: Any, namespace: str | None) -> str:
-    """Write the Kubernetes objects Pipeline and PipelineVersion; the name of the version.
+def write_manifests(out: Path, cluster: Cluster | None = None) -> str:
+    """Write the Kubernetes objects Pipeline and PipelineVersion; returns the name of the version.
 
     KFP changes no version that is there, so its name is by its content: the same pipeline is applied twice as one.
     """
     from kfp import compiler
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
+    pipeline, _ = _built(cluster)
     specifications = (pipeline.pipeline_spec, pipeline.platform_spec)
     content = [specification.SerializeToString(deterministic=True).hex() for specification in specifications]
-    version = f"autoformer-{hash_value(content)[:12]}"
+    version = f"{PIPELINE}-{hash_value(content)[:12]}"
     options = KubernetesManifestOptions(
-        pipeline_name="autoformer",
+        pipeline_name=PIPELINE,
         pipeline_version_name=version,
-        namespace=namespace,
+        namespace=cluster.namespace if cluster else None,
         include_pipeline_manifest=True,
     )
     _write(
@@ -99,10 +82,24 @@ def write_manifests(out: Path, pipeline: Any, namespace: str | None) -> str:
     return version
 
 
+def _built(cluster: Cluster | None) -> tuple[Any, str]:
+    """The pipeline for a cluster, or for any; and the image of its steps."""
+    from components.kfp_edge import IMAGE
+    from pipeline.dag import build
+
+    if cluster is None:
+        return build(image=IMAGE), IMAGE
+    from pipeline.placement import configure, pipeline_config
+
+    image = cluster.images.training
+    return build(configure(cluster), image, pipeline_config(cluster)), image
+
+
 def told(cluster: Cluster) -> list[str]:
     """What a person may want to see before it is submitted."""
     steps: dict[str, Step] = {name: getattr(cluster.steps, name) for name in STEPS}
-    lines = [
+    lines = [f"  light pods, as those of resolve_config and of launched jobs, on the image {cluster.images.launcher}"]
+    lines += [
         f"  {name}: {f'{step.nodes} machines, each ' if step.nodes > 1 else ''}"
         f"{f'{step.gpus} x {step.gpu_type}, ' if step.gpus else ''}{step.cpu} cores, {step.memory}"
         for name, step in steps.items()
