@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing
@@ -29,12 +29,13 @@ class Place(NamedTuple):
     root: str
 
     @classmethod
-    def of_job(cls, settings: JobSettings, job: str, store: str | None = os.environ.get("AUTOFORMER_STORE")) -> "Place":
+    def of_job(cls, settings: JobSettings, job: str) -> Self:
         """Where this job's files go: the store where there is one, else the volume that all pods mount.
 
         Raises:
             AutoFormerError: there is neither, or the volume is not mounted here.
         """
+        store = os.environ.get("AUTOFORMER_STORE")
         if store:
             return cls(f"{store.rstrip('/')}/jobs/{job}")
         shared = shared_folder(settings)
