@@ -105,6 +105,6 @@ def _fetch(folder: Path, found: Pointer, copy: Path) -> None:
             )
 
     try:
-        bring(found.files, found.uri, copy, complete)
+        bring({file: found.uri / file.name for file in found.files}, copy, complete)
     except MissingError as error:
         raise AutoFormerError(f"{folder}: {error}; run the step that makes it again, not from a cache") from None

@@ -38,7 +38,9 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     with joined(config) as ranks:
         card, (search_images,) = read_data(arguments, config, "search")
         train_images = read_train_images(arguments, config, card, config.train_supernet, STEP)
-        with open_step(STEP, arguments, config, "card", "train_split", "search_split", ranks=ranks) as opened:
+        with open_step(
+            STEP, arguments, config, "card", "train_split", "search_split", ranks=ranks, has_checkpoints=True
+        ) as opened:
             _train(opened, card, train_images, search_images)
 
 
