@@ -367,8 +367,12 @@ def test_what_only_looks_like_a_secret_is_let_through() -> None:
 
 
 def test_machines_of_one_job_need_a_place_to_meet() -> None:
-    with pytest.raises(AutoFormerError, match=r"nodes = 4: machines of one job meet on a volume .* ReadWriteMany"):
-        load_cluster("multi-node", ["volumes=[{claim: a, mount: /data, read_only: true}]"])
+    """Either is enough; of volumes, one that is not for reading alone."""
+    read_only, store = "volumes=[{claim: a, mount: /data, read_only: true}]", "env={AUTOFORMER_STORE: s3://a/b}"
+    assert load_cluster("multi-node", [read_only, store]).job("train_supernet")
+    assert load_cluster("multi-node", ["env={}"]).job("train_supernet")
+    with pytest.raises(AutoFormerError, match=r"nodes = 4: machines of one job need a place .* env.AUTOFORMER_STORE"):
+        load_cluster("multi-node", [read_only, "env={}"])
 
 
 def test_tags_pass_where_the_file_lets_them() -> None:
