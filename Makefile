@@ -79,6 +79,14 @@ images: $(STAMP) ## build the container images, for RUNNER=docker and for a clus
 	$(BIN)/python -m pipeline.images $(if $(TAG),--tag '$(TAG)') $(if $(REGISTRY),--registry '$(REGISTRY)') \
 	  $(if $(PUSH),--push) $(if $(BUILD),--build='$(BUILD)')
 
+.PHONY: submit
+submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=name DATA=s3://…, and perhaps PRESET, SET, WAIT=1, EVERY="0 3 * * 1"
+	$(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.submit $(if $(HOST),--host '$(HOST)') \
+	  $(if $(CLUSTER),--cluster '$(CLUSTER)') $(SETTINGS) $(if $(DATA),--data '$(DATA)') \
+	  $(if $(DATA_HASH),--data-hash '$(DATA_HASH)') $(if $(EXPERIMENT),--experiment '$(EXPERIMENT)') \
+	  $(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(WAIT),--wait) $(if $(EVERY),--every '$(EVERY)') \
+	  $(if $(RUN),--run '$(RUN)') $(if $(TERMINATE),--terminate '$(TERMINATE)')
+
 .PHONY: ui
 ui: $(STAMP) ## open the MLflow UI on http://127.0.0.1:5000
 	$(BIN)/python -m components.tracking.ui --port $(or $(PORT),5000)

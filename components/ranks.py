@@ -259,9 +259,28 @@ def launch_on(machine: Machine, step: str, argv: Sequence[str]) -> None:
         if not _is_lost(error):
             raise
         reason = " ".join(str(error).split()[:20])
-        raise Fallen(
-            f"machine {machine.number} of {machine.machines} does not find the others ({reason})", LOST
-        ) from None
+        where = f"machine {machine.number} of {machine.machines}"
+        raise Fallen(f"{where} does not find the others ({reason})", LOST) from None
+
+
+@contextlib.contextmanager
+def as_only_rank_of(machine: Machine) -> Iterator[None]:
+    """While entered, this process is the one rank of its machine, and needs nobody to start it."""
+    told = {
+        "RANK": machine.number,
+        "WORLD_SIZE": machine.machines,
+        "LOCAL_RANK": 0,
+        "LOCAL_WORLD_SIZE": 1,
+        "MASTER_ADDR": machine.address,
+        "MASTER_PORT": machine.port,
+    }
+    former = dict(os.environ)
+    os.environ |= {name: str(value) for name, value in told.items()}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(former)
 
 
 def _launch_once(step: str, argv: Sequence[str], count: int, machine: Machine | None = None) -> None:

@@ -67,8 +67,9 @@ def places(config: Config, data: Path, preset: str) -> list[Place]:
 
 
 def _named_files() -> dict[str, Path]:
-    paths = {name: Path(os.environ.get(name) or usual).expanduser() for name, usual in NAMED_FILES.items()}
-    return {name: path.absolute() for name, path in paths.items() if path.is_file()}
+    named = {name: os.environ.get(name) or usual for name, usual in NAMED_FILES.items()}
+    paths = {name: Path(file).expanduser() for name, file in named.items() if file}
+    return {name: path.absolute() for name, path in paths.items() if os.access(path, os.R_OK)}
 
 
 def environment() -> dict[str, str]:
