@@ -39,6 +39,7 @@ _SECRET_VALUES = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|^(Bearer|Basic) \S"
 )
+_EXAMPLE = re.compile(r"(^|/)example-|\.example\.|0{64}")
 _VARIABLE_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
 
 
@@ -251,7 +252,7 @@ class Cluster(Section):
 
     def placeholders(self) -> list[str]:
         """Keys whose values are still those of an example."""
-        return [key for key, value in _texts(self.model_dump(mode="json")) if "example" in value or "0" * 64 in value]
+        return [key for key, value in _texts(self.model_dump(mode="json")) if _EXAMPLE.search(value)]
 
 
 def load_cluster(source: str, overrides: Sequence[str] = ()) -> Cluster:

@@ -21,6 +21,7 @@ from pipeline.placement import TEMPORARY
 GPU = ROOT / "configs" / "cluster" / "gpu.yaml"
 TASKS = ("resolve_config", *STEPS)
 SECRETS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
+OTHER = "registry.company.com/autoformer-training@sha256:" + "1" * 64
 SELECTOR = 'steps.train_supernet.node_selector={"example.com/gpu": "large"}'
 
 
@@ -398,3 +399,5 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 def test_the_examples_are_to_be_replaced(name: str) -> None:
     found = load_cluster(name).placeholders()
     assert {"namespace", "images.training", "images.launcher", "env.AUTOFORMER_STORE"} <= set(found)
+    named = load_cluster(name, ["namespace=kubeflow-user-example-com", f"images.training={OTHER}"]).placeholders()
+    assert set(found) - set(named) == {"namespace", "images.training"}  # KFP's own first profile has that name
