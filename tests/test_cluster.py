@@ -401,3 +401,19 @@ def test_the_examples_are_to_be_replaced(name: str) -> None:
     assert {"namespace", "images.training", "images.launcher", "env.AUTOFORMER_STORE"} <= set(found)
     named = load_cluster(name, ["namespace=kubeflow-user-example-com", f"images.training={OTHER}"]).placeholders()
     assert set(found) - set(named) == {"namespace", "images.training"}  # KFP's own first profile has that name
+
+
+# --- who moves what ---
+
+
+def test_the_table_of_who_moves_what_has_every_output_of_every_step(gpu: Package) -> None:
+    text = (ROOT / "docs" / "who-moves-what.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE)
+    components = read_all(gpu.text)[0]["components"]
+    outputs = [
+        (step, output)
+        for step in STEPS
+        for output in components[f"comp-{step.replace('_', '-')}"]["outputDefinitions"]["artifacts"]
+    ]
+    assert sorted((step, output) for step, output, _ in rows) == sorted(outputs)
+    assert {carrier for _, _, carrier in rows} == {"KFP", "storage: its weights; KFP: the rest"}
