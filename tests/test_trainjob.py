@@ -4,12 +4,13 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from kubernetes_api_server import ApiServer, Fault, Pod, api_server
-from processes import PRELOADED, ForkServerProcess, ended, wait_until
+from processes import PRELOADED, ended, wait_until
 from run_steps import config_of, contents
 
 from components.trainjob.cluster import Patience
@@ -241,8 +242,7 @@ def test_machines_that_are_started_again_are_followed(desk: Desk, capsys: pytest
         desk.server.complete()
 
     printed: list[str] = []
-    waited = [lambda: wait_until(lambda: _has_read(desk, 1))]
-    desk.server.script = [begin, lambda: None, *waited, again, lambda: None, finish]
+    desk.server.script = [begin, lambda: _has_read(desk, 1), again, lambda: None, finish]
     assert desk.launch() == 0
     printed += capsys.readouterr().out.splitlines()
     again_line = f"{STEP}: the machines are started again; the work goes on from its last checkpoint"
@@ -276,7 +276,7 @@ def test_no_line_of_a_log_is_lost_or_printed_twice(desk: Desk, capsys: pytest.Ca
     def begin() -> None:
         first, _ = desk.server.start()
         first.say(*lines[:10])
-        first.say(*lines[10:20], at=10**10)
+        first.say(*lines[10:20], at=5 * 10**9)
         first.say(*lines[20:], "not \udcff text")
         first.rest = "the last words"
 
@@ -285,7 +285,7 @@ def test_no_line_of_a_log_is_lost_or_printed_twice(desk: Desk, capsys: pytest.Ca
         desk.server.complete()
 
     desk.server.breaks = [3, 1, 9, 2, 12]
-    desk.server.script = [begin, lambda: wait_until(lambda: _has_read(desk, 4)), finish]
+    desk.server.script = [begin, lambda: _has_read(desk, 4), finish]
     assert desk.launch() == 0
     printed = capsys.readouterr().out.splitlines()[1:]
     assert printed == [*lines, "not \N{REPLACEMENT CHARACTER} text", "the last words"]
