@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from autoformer.files import hash_file, put_in_place, write_json
 from components.locks import in_turn
@@ -86,7 +86,11 @@ def bring(
         if not (place.is_file() and hash_file(place) == file.sha256):  # of an earlier try
             downloads.download(uri / file.name, place, file.sha256)
 
-    _each(list(files), downloads.RANGE_BYTES, fetch)
+    files = list(files)
+    _each(files, downloads.RANGE_BYTES, fetch)
+    for file in set(partial.rglob("*")) - {partial / file.name for file in files}:
+        if file.is_file():  # what a try that was killed has left
+            file.unlink()
     besides(partial)
     put_in_place(partial, folder)
 
@@ -106,9 +110,14 @@ def manifest(uri: S3Uri) -> list[File]:
     except MissingError:
         raise MissingError(f"{uri}: there is no such folder, or not all of it ({MANIFEST} is missing)") from None
     try:
-        return [_checked(File(**file)) for file in json.loads(text)["files"]]
+        return read_files(json.loads(text))
     except (ValueError, TypeError, KeyError):
         raise StorageError(f"{place}: not a list of files; remove the folder and make it again") from None
+
+
+def read_files(found: Any) -> list[File]:
+    """The files that a manifest names. Raises ValueError, TypeError or KeyError where it is none."""
+    return [_checked(File(**file)) for file in found["files"]]
 
 
 def _checked(file: File) -> File:

@@ -14,6 +14,7 @@ from components.config import Config
 from components.inputs import add_data_arguments, add_output_arguments, read_data, read_train_images
 from components.opening import OpenStep, open_step
 from components.ranks import joined
+from components.storage.artifacts import publish
 from components.tables import write_table
 
 STEP = "train_supernet"
@@ -102,6 +103,7 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
         if rollbacks:
             write_json(folder / "rollbacks.json", rollbacks)
         write_json(folder / "metrics.json", metrics)
+        publish(folder, STEP)
     opened.tracked.artifact(out / "history.csv")
     print(f"{STEP}: {trainer.total_steps} steps, " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()), flush=True)
 
