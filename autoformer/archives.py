@@ -1,11 +1,11 @@
 """Random access to image files inside uncompressed archives, at the offsets that an index gives. Torch-free."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,38 @@ from autoformer.dataset import Split, archive_folder
 from autoformer.errors import AutoFormerError
 from autoformer.images import open_image, to_channels
 
+TOGETHER = 512  # images that are fetched side by side, where they come from afar
 OPEN_FILES = 128  # of a process at once: a tree of loose images is one archive an image
 
 Reader = Callable[[str, int, int], bytes]  # archive name, offset and size in bytes -> what lies there
+
+
+class Place(NamedTuple):
+    """Where an image file lies."""
+
+    archive: str
+    offset: int
+    size: int
+
+
+@runtime_checkable
+class RemoteReader(Protocol):
+    """A reader of archives that lie elsewhere, each reading of which takes its time.
+
+    Picklable, and safe to share between threads and forked processes.
+    """
+
+    def __call__(self, archive: str, offset: int, size: int, /) -> bytes:
+        """What lies there. Raises `AutoFormerError` where it cannot be had."""
+
+    def size_of(self, archive: str) -> int:
+        """Bytes of an archive. Raises `AutoFormerError` where there is none of that name."""
+
+    def prefetch(self, places: Sequence[Place]) -> None:
+        """These are read before the next such call: begin to fetch them, side by side."""
+
+    def reread(self, archive: str, offset: int, size: int) -> bytes:
+        """As a call, but from where the archive really lies, whatever copies of it there are nearer by."""
 
 
 class FileReader:
@@ -67,6 +96,7 @@ class EncodedImages:
         channels: 1 for grey, 3 for RGB; other modes are converted.
         upright: whether an image is turned as its camera noted.
         verify: hold each file's bytes against its row's checksum, as is right where no archive's checksum vouches.
+            Always so with a `RemoteReader`: an archive that lies elsewhere is not hashed as a whole.
         reader: of archives that lie elsewhere; by default files in that folder are read.
     """
 
@@ -83,28 +113,51 @@ class EncodedImages:
         self._names = np.array([str(name).encode() for name in names])  # a quarter of what numpy's own text takes
         self._archive = archive.astype(np.int32)
         self._offsets, self._sizes = rows.offsets.astype(np.int64), rows.sizes.astype(np.int32)
-        self._checksums = rows.checksums if verify else None
         self.channels, self.upright = channels, upright
         self._reader = reader or FileReader(archive_folder(data))
+        self._checksums = rows.checksums if verify or isinstance(reader, RemoteReader) else None
 
     def __len__(self) -> int:
         return len(self._sizes)
 
+    @property
+    def archives(self) -> list[str]:
+        """The archives that hold them, by name, sorted."""
+        return [name.decode() for name in self._names.tolist()]
+
     def read(self, index: int) -> bytes:
         """The bytes of one image file. Raises `AutoFormerError` where the archive ends before them."""
-        name = self._names[self._archive[index]].decode()
-        offset, size = int(self._offsets[index]), int(self._sizes[index])
-        content = self._reader(name, offset, size)
-        if len(content) != size:
+        place = self._place(index)
+        content = self._reader(*place)
+        if self._is_right(index, content):
+            return content
+        if isinstance(self._reader, RemoteReader):  # a copy nearer by may be what is damaged
+            content = self._reader.reread(*place)
+        if len(content) != place.size:
             raise AutoFormerError(
-                f"{name}: no {size} bytes at offset {offset}; the archive and the split do not belong together, "
-                "run prepare_data again"
+                f"{place.archive}: no {place.size} bytes at offset {place.offset}; the archive and the split do not "
+                "belong together, run prepare_data again"
             )
-        if self._checksums is not None and sha256(content).hexdigest().encode() != self._checksums[index]:
+        if not self._is_right(index, content):
             raise AutoFormerError(
-                f"{name}: another image than the one that was indexed; put that back, or run prepare_data again"
+                f"{place.archive}: another image than the one that was indexed; put that back, or run prepare_data "
+                "again"
             )
         return content
+
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Say which images are read next, so that those from afar come side by side. It changes nothing else."""
+        if isinstance(self._reader, RemoteReader):
+            self._reader.prefetch([self._place(index) for index in indices])
+
+    def _place(self, index: int) -> Place:
+        name = self._names[self._archive[index]].decode()
+        return Place(name, int(self._offsets[index]), int(self._sizes[index]))
+
+    def _is_right(self, index: int, content: bytes) -> bool:
+        if len(content) != self._sizes[index]:
+            return False
+        return self._checksums is None or sha256(content).hexdigest().encode() == self._checksums[index]
 
     def image(self, index: int) -> Image.Image:
         """One image, grey or RGB, as large as it is stored."""

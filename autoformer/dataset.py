@@ -13,16 +13,19 @@ import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import hash_file, read_json, read_yaml, replacing
 from autoformer.images import model_pixels
+
+if TYPE_CHECKING:
+    from autoformer.archives import RemoteReader
 
 SPLIT_SCHEMA = pa.schema(
     [
@@ -94,21 +97,37 @@ class SourceArchive(BaseModel):
     bytes: int | None = Field(None, gt=0)
 
 
+def _location(value: Any) -> Any:
+    return Path(value) if isinstance(value, str) and not value.startswith(REMOTE) else value
+
+
 class Source(BaseModel):
     """`source.yaml` of a data folder whose archives are too large to lie in it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    location: Path = Field(description="the folder of the archives; a relative one is seen from the data folder")
+    location: Annotated[Path | str, BeforeValidator(_location)] = Field(
+        description="the folder of the archives, a relative one as seen from the data folder; or s3://bucket/folder"
+    )
     archives: dict[str, SourceArchive] = Field({}, description="by file name, where they are published ones")
 
 
 SOURCE = "source.yaml"
+REMOTE = "s3://"  # begins a location that is no folder
 
 
 def archive_folder(data: Path) -> Path:
-    """Where the archives of a data folder lie: in it, or where its `source.yaml` says."""
-    return data / read_source(data).location if (data / SOURCE).is_file() else data
+    """Where the archives of a data folder lie: in it, or where its `source.yaml` says.
+
+    Raises `AutoFormerError` where that is no folder: then a reader of that place has to be given.
+    """
+    location = read_source(data).location if (data / SOURCE).is_file() else data
+    if isinstance(location, str):
+        raise AutoFormerError(
+            f"{data / SOURCE}: the archives lie at {location}, which is no folder; the steps read from there, "
+            "for anything else copy them to a disk"
+        )
+    return data / location
 
 
 def read_source(data: Path) -> Source:
@@ -286,6 +305,7 @@ def load_images(
     image_size: int | None = None,
     name: str | None = None,
     hash_of: HashOf = hash_file,
+    reader: "RemoteReader | None" = None,
 ) -> Images:
     """Read the images of a split into memory, in the order of its rows.
 
@@ -298,12 +318,14 @@ def load_images(
             the card's. Raw images have one size.
         name: which of the card's splits it must be; None for any.
         hash_of: sha256 of an archive; one that remembers it spares reading a large one each time.
+        reader: of archives that lie elsewhere than in files. Instead of a whole archive each image is then held
+            against its checksum.
 
     Raises:
         AutoFormerError: one line, where the split is missing, damaged or not of this card, an archive is
             missing or has another checksum than on the card, or a row points outside its archive.
     """
-    rows = read_rows(split, data, card, name, hash_of)
+    rows = read_rows(split, data, card, name, hash_of, reader)
     if limit is not None:
         if not 0 < limit <= len(rows.labels):
             raise AutoFormerError(f"{split}: {limit} images wanted, but it holds {len(rows.labels)}")
@@ -312,14 +334,21 @@ def load_images(
         assert card.image_size is not None
         pixels = raw_pixels(rows, data, card.channels, card.image_size, split)
     else:
-        pixels = _decoded(rows, data, card, image_size)
+        pixels = _decoded(rows, data, card, image_size, reader)
     return Images(pixels, rows.labels.astype(np.int64), [checksum.decode() for checksum in rows.checksums.tolist()])
 
 
 def read_rows(
-    split: Path, data: Path, card: DatasetCard, name: str | None = None, hash_of: HashOf = hash_file
+    split: Path,
+    data: Path,
+    card: DatasetCard,
+    name: str | None = None,
+    hash_of: HashOf = hash_file,
+    reader: "RemoteReader | None" = None,
 ) -> Split:
     """The rows of a split, after checking them against the card, and the archives too.
+
+    Of archives that lie elsewhere (`reader`) it is seen only that they are there and large enough.
 
     Raises `AutoFormerError` as `load_images` does.
     """
@@ -332,9 +361,10 @@ def read_rows(
             raise AutoFormerError(
                 f"{split}: names the archive '{archive}', which the card does not; run prepare_data again"
             )
-        check_archive(archive_folder(data) / archive, card.archives[archive], hash_of)
+        if reader is None:
+            check_archive(archive_folder(data) / archive, card.archives[archive], hash_of)
     if card.encoding == "image":
-        check_places(rows, split, data)
+        check_places(rows, split, data, reader)
     return rows
 
 
@@ -343,11 +373,11 @@ def archive_names(rows: Split) -> list[str]:
     return sorted(set(rows.archives.tolist()))
 
 
-def check_places(rows: Split, split: Path, data: Path) -> None:
+def check_places(rows: Split, split: Path, data: Path, reader: "RemoteReader | None" = None) -> None:
     """Raise `AutoFormerError` where a row of `split` points outside its archive, a file that is not compressed."""
-    folder = archive_folder(data)
+    size_of = reader.size_of if reader else lambda name: (archive_folder(data) / name).stat().st_size
     for name in archive_names(rows):
-        here, end = rows.archives == name, (folder / name).stat().st_size
+        here, end = rows.archives == name, size_of(name)
         offsets, sizes = rows.offsets[here], rows.sizes[here].astype(np.int64)
         if offsets.min() < 0 or sizes.min() <= 0 or (sizes > end).any() or (offsets > end - sizes).any():
             raise AutoFormerError(f"{split}: an image lies outside {name} ({end} bytes); run prepare_data again")
@@ -374,22 +404,27 @@ def raw_pixels(rows: Split, data: Path, channels: int, image_size: int, split: P
     return flat.reshape(-1, channels, image_size, image_size)
 
 
-def _decoded(rows: Split, data: Path, card: DatasetCard, image_size: int | None) -> np.ndarray:
+def _decoded(
+    rows: Split, data: Path, card: DatasetCard, image_size: int | None, reader: "RemoteReader | None"
+) -> np.ndarray:
     """Decode on all cores: Pillow lets go of the interpreter meanwhile."""
-    from autoformer.archives import EncodedImages
+    from autoformer.archives import TOGETHER, EncodedImages
 
     size = image_size or card.image_size
     if size is None:
         raise AutoFormerError(f"{card.name}: its images are of any size; say to which they are resized")
-    encoded = EncodedImages(data, rows, card.channels, card.upright, card.files)
+    encoded = EncodedImages(data, rows, card.channels, card.upright, card.files, reader)
     pixels = np.empty((len(encoded), card.channels, size, size), dtype=np.uint8)
 
     def decode(index: int) -> None:
         pixels[index] = model_pixels(encoded.image(index), card.channels, size)
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(decode, range(len(encoded))):
-            pass
+        for first in range(0, len(encoded), TOGETHER):
+            here = range(first, min(first + TOGETHER, len(encoded)))
+            encoded.prefetch(here)
+            for _ in pool.map(decode, here):
+                pass
     return pixels
 
 

@@ -4,7 +4,7 @@ Letters in shapes: C channels, S pixels on a side of what the model sees, h and 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -55,6 +55,11 @@ class Decoder:
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_kept": None}  # another machine, or a process that is not forked: none shared
+
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Say which pictures are wanted next: see `EncodedImages.prefetch`."""
+        if isinstance(self._pictures, EncodedImages):
+            self._pictures.prefetch(index for index in indices if not (self._kept and self._kept.has(index)))
 
     def image(self, index: int) -> Image.Image:
         """A whole picture, grey or RGB."""

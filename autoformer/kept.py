@@ -86,6 +86,11 @@ class Kept:
             place = int(self._places[index, SCALES.index(scale)])
         return self._at(place, *self._shape(index, scale)) if place else None
 
+    def has(self, index: int) -> bool:
+        """Whether an image is kept, at one scale or several."""
+        with self._locked():
+            return bool(self._places[index].any())
+
     def put(self, index: int, scale: int, pixels: Pixels) -> None:
         """Keep the pixels of an image whose facts are noted, where there is room."""
         size = pixels.size + -pixels.size % 64

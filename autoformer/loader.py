@@ -21,6 +21,7 @@ from autoformer.augmentation import picture_transform
 from autoformer.batches import augment
 from autoformer.dataset import Images
 from autoformer.decoding import Decoder
+from autoformer.errors import AutoFormerError
 from autoformer.fast_augmentation import FastAugmentation
 from autoformer.randomness import IntArray, derived_rng, repeated_order, seeded
 from autoformer.ranks import ALONE, Ranks
@@ -113,20 +114,20 @@ class PictureImages:
         self._labels, self.order, self._workers = labels, order, workers
         self._dataset = _Decoded(decoder, augment, shape, order.seed)
         self._next = 0
-        self._stream: Iterator[Tensor] | None = None
+        self._stream: Iterator[Tensor | str] | None = None
 
     def batch(self, number: int) -> Batch:
         _, samples, _ = self.order.batch(number)
         labels = self._labels[torch.from_numpy(samples)]
         if not self._workers:
-            return Batch(self._dataset[self.order.batch(number)], labels)
+            return Batch(_value(self._dataset[self.order.batch(number)]), labels)
         if self._stream is None or self._next != number:
             self.close()
             self._stream = self._read_from(number)
         self._next = number + 1
-        return Batch(next(self._stream), labels)
+        return Batch(_value(next(self._stream)), labels)
 
-    def _read_from(self, first: int) -> Iterator[Tensor]:
+    def _read_from(self, first: int) -> Iterator[Tensor | str]:
         loader = DataLoader(
             self._dataset,
             batch_size=None,
@@ -156,19 +157,31 @@ class _Numbers:
             number += 1
 
 
-class _Decoded(Dataset[Tensor]):
-    """Batches, by what `Order.batch` says of them."""
+class _Decoded(Dataset[Tensor | str]):
+    """Batches, by what `Order.batch` says of them. An error is a value, or its line would come with a traceback."""
 
     def __init__(self, decoder: Decoder, augment: Augment, shape: tuple[int, int, int], seed: int) -> None:
         self._decoder, self._augment, self._shape, self._seed = decoder, augment, shape, seed
 
-    def __getitem__(self, batch: tuple[int, IntArray, IntArray]) -> Tensor:
+    def __getitem__(self, batch: tuple[int, IntArray, IntArray]) -> Tensor | str:
         """uint8 (B, C, S, S)."""
-        epoch, samples, copies = batch
+        try:
+            return self._decode(*batch)
+        except AutoFormerError as error:
+            return str(error)
+
+    def _decode(self, epoch: int, samples: IntArray, copies: IntArray) -> Tensor:
+        self._decoder.prefetch(dict.fromkeys(samples.tolist()))
         pixels = np.empty((len(samples), *self._shape), dtype=np.uint8)
         for out, sample, copy in zip(pixels, samples.tolist(), copies.tolist(), strict=True):
             self._augment(self._decoder, sample, ("augmentation", self._seed, epoch, sample, copy), out)
         return torch.from_numpy(pixels)
+
+
+def _value(batch: Tensor | str) -> Tensor:
+    if isinstance(batch, str):
+        raise AutoFormerError(batch)
+    return batch
 
 
 def exactly(transform: Callable[[Image.Image], Tensor]) -> Augment:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from autoformer.archives import EncodedImages
 from autoformer.errors import AutoFormerError
 from autoformer.ranks import ALONE, Ranks
 
@@ -78,6 +79,8 @@ class _Decoded(Dataset[Tensor | str]):
         self._pictures, self._pixels_of = pictures, pixels_of
 
     def __getitem__(self, indices: Sequence[int]) -> Tensor | str:
+        if isinstance(self._pictures, EncodedImages):
+            self._pictures.prefetch(indices)
         try:
             return torch.from_numpy(np.stack([self._pixels_of(self._pictures.image(index)) for index in indices]))
         except AutoFormerError as error:

@@ -7,7 +7,8 @@
 | 2 | bad input, a place that another run is at work in, a full or read-only disk: one line on stderr |
 | 130, 143, 129 | stopped by SIGINT (Ctrl-C), SIGTERM, SIGHUP: one line on stderr; the same command goes on |
 | 137, … | one of several processes was killed by a signal, 128 and its number: one line on stderr |
-| 75 | of several processes one is gone that another has waited for |
+| 75 | of several processes one is gone that another has waited for, or the job on several machines is |
+| 124 | the job on several machines has exceeded its deadline |
 
 `make run` and `make repro` end with the code of the step that failed.
 """
@@ -64,7 +65,8 @@ def run_step(
         shared: `body` works inside of `components.ranks.joined`, and so is run in as many processes as there are GPUs.
     """
     argv = sys.argv[1:] if argv is None else argv
-    try:
+
+    def work() -> None:
         arguments = parser.parse_args(argv)
         with stoppable():
             _end_with_the_runner()
@@ -75,6 +77,14 @@ def run_step(
                 ranks.launch(step, argv, count)
             else:
                 body(arguments, config)
+
+    return exit_code(step, work)
+
+
+def exit_code(step: str, work: Callable[[], None]) -> int:
+    """Do a step's work. What ends it early is one line on stderr and the exit code; see above."""
+    try:
+        work()
     except (AutoFormerError, OSError) as error:
         return end_early(step, in_one_line(error), BAD_INPUT)
     except Stopped as stopped:
@@ -113,6 +123,10 @@ def end_early(step: str, message: str, code: int) -> int:
     file = os.environ.get("AUTOFORMER_FAILURE")
     if file and ranks.leads():
         _tell(Path(file), step, message, code)
+    pod = os.environ.get("AUTOFORMER_TERMINATION")
+    if pod:
+        with contextlib.suppress(OSError):  # a file that Kubernetes has made, and reads when the container has ended
+            Path(pod).write_text(message, encoding="utf-8")
     return code
 
 

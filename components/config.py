@@ -221,8 +221,8 @@ def load_config(source: str, overrides: Sequence[str] = (), steps: Sequence[str]
         AutoFormerError: one line naming the file or key and what to do.
     """
     data, where = _read(source)
-    for override in overrides:
-        _apply(data, override)
+    for text in overrides:
+        override(data, text)
     _name_teachers(data)
     config = validated(Config, data, where)
     for step in steps:
@@ -270,21 +270,22 @@ def preset_path(source: str) -> Path:
     return path
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+def override(data: dict[str, Any], text: str) -> None:
+    """Put `section.key=value` into what was read of a file, the value as YAML."""
+    key, equals, value_text = text.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
-        raise AutoFormerError(f"--set {override}: expected section.key=value")
+        raise AutoFormerError(f"--set {text}: expected section.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.safe_load(value_text)
     except yaml.YAMLError:
-        raise AutoFormerError(f"--set {override}: the value is not readable as YAML") from None
+        raise AutoFormerError(f"--set {text}: the value is not readable as YAML") from None
     for part in path[:-1]:
         below = data.setdefault(part, {})
         if part == "space" and isinstance(below, str):
             below = data["space"] = load_space(below).model_dump(mode="json")
         if not isinstance(below, Mapping):
-            raise AutoFormerError(f"--set {override}: '{part}' is a value, not a section")
+            raise AutoFormerError(f"--set {text}: '{part}' is a value, not a section")
         data[part] = dict(below)
         data = data[part]
     data[path[-1]] = value

@@ -17,7 +17,8 @@ What went wrong is told in one line, once, by the process that was started first
 `components.cli`: a rank writes its own line to a file (`AUTOFORMER_RANKS` names the folder), and says nothing.
 A rank that was killed is named, and the others, which wait for it, are ended by torch's agent. With
 `AUTOFORMER_MAX_RESTARTS=n` all are started again, n times at most, and go on from the last checkpoint; bad input is
-not tried twice. Work folder and output must be places that all machines see, where there are several.
+not tried twice. Of several machines each starts its own ranks, which meet at the first one (`Machine`); who starts
+the machines again has to do so with all of them. Work folder and output must then be places that all of them see.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 FOLDER = "AUTOFORMER_RANKS"
 GRACE_SECONDS = 30  # for a checkpoint, after which a rank that was told to end is killed
 TIMEOUT = timedelta(minutes=30)  # of a word between ranks: longer than rank 0 scores or writes while others wait
+MEETING_SECONDS = 900  # that a machine waits for the others, which may still pull their image
 BAD_INPUT = 2
 LOST = 75  # exit code of a rank whose connection to another is gone
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, that of Windows' subsystem, AMD's
@@ -198,6 +200,33 @@ def _is_lost(error: BaseException) -> bool:
     return isinstance(error, distributed.DistError) or any(words in str(error).lower() for words in _SAYS_LOST)
 
 
+class Machine(NamedTuple):
+    """One of several machines that do a step together: its number from 0, how many there are, and where they meet.
+
+    `processes`: of each machine. `job`: the same word on all of them, and another one for each job.
+    """
+
+    number: int
+    machines: int
+    processes: int
+    address: str
+    port: int
+    job: str
+
+    @classmethod
+    def of_environment(cls, job: str) -> Self:
+        """This one, as Kubeflow's Trainer tells torchrun of it. Raises `AutoFormerError` where it does not."""
+        names = ("NODE_RANK", "NNODES", "NPROC_PER_NODE", "MASTER_PORT")
+        number, machines, processes, port = (_number(f"PET_{name}", -1) for name in names)
+        address = os.environ.get("PET_MASTER_ADDR")
+        if not (0 <= number < machines and processes > 0 and port > 0 and address):
+            raise AutoFormerError(
+                "the environment does not say which machine of a job this is; Kubeflow's Trainer sets PET_MASTER_ADDR, "
+                + ", ".join(f"PET_{name}" for name in names)
+            )
+        return cls(number, machines, processes, address, port, job)
+
+
 def launch(step: str, argv: Sequence[str], count: int) -> None:
     """Run `python -m components.<step>` with these arguments in `count` processes of this machine, and wait for them.
 
@@ -218,7 +247,43 @@ def launch(step: str, argv: Sequence[str], count: int) -> None:
             return
 
 
-def _launch_once(step: str, argv: Sequence[str], count: int) -> None:
+def launch_on(machine: Machine, step: str, argv: Sequence[str]) -> None:
+    """The same for the processes of one of several machines; the others must do so too. Without restarts.
+
+    Raises:
+        Fallen: the line and the exit code of what went wrong first on this machine.
+    """
+    try:
+        _launch_once(step, argv, machine.processes, machine)
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        reason = " ".join(str(error).split()[:20])
+        where = f"machine {machine.number} of {machine.machines}"
+        raise Fallen(f"{where} does not find the others ({reason})", LOST) from None
+
+
+@contextlib.contextmanager
+def as_only_rank_of(machine: Machine) -> Iterator[None]:
+    """While entered, this process is the one rank of its machine, and needs nobody to start it."""
+    told = {
+        "RANK": machine.number,
+        "WORLD_SIZE": machine.machines,
+        "LOCAL_RANK": 0,
+        "LOCAL_WORLD_SIZE": 1,
+        "MASTER_ADDR": machine.address,
+        "MASTER_PORT": machine.port,
+    }
+    former = dict(os.environ)
+    os.environ |= {name: str(value) for name, value in told.items()}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(former)
+
+
+def _launch_once(step: str, argv: Sequence[str], count: int, machine: Machine | None = None) -> None:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -228,13 +293,8 @@ def _launch_once(step: str, argv: Sequence[str], count: int) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say, one line will say
     with tempfile.TemporaryDirectory(prefix="autoformer-ranks-") as folder:
         settings = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
+            **(_meeting_here() if machine is None else _meeting_at(machine)),
             nproc_per_node=count,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
             max_restarts=0,  # restarts are counted by the caller, which knows what is worth one
             logs_specs=DefaultLogsSpecs(log_dir=folder),
             shutdown_timeout=GRACE_SECONDS,
@@ -242,22 +302,46 @@ def _launch_once(step: str, argv: Sequence[str], count: int) -> None:
         told = Path(folder) / "told"
         told.mkdir()
         try:
-            with _environment(told, count):
+            with _environment(told, count, alone=machine is None):
                 elastic_launch(settings, sys.executable)("-m", f"components.{step}", *argv)
         except ChildFailedError as error:
-            raise _fallen(error.failures, _read(told), count) from None
+            raise _fallen(error.failures, _read(told), count * (machine.machines if machine else 1)) from None
         except SignalException as error:
             _wait_for_children()
             raise _stopped(error.sigval, _read(told)) from None
 
 
+def _meeting_here() -> dict[str, Any]:
+    """How ranks of one machine find each other."""
+    return {
+        "min_nodes": 1,
+        "max_nodes": 1,
+        "run_id": uuid.uuid4().hex,
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": "localhost:0",
+        "local_addr": "localhost",
+    }
+
+
+def _meeting_at(machine: Machine) -> dict[str, Any]:
+    """How those of several machines do: at the first of them, each with the number that it was given."""
+    return {
+        "min_nodes": machine.machines,
+        "max_nodes": machine.machines,
+        "run_id": machine.job,
+        "rdzv_backend": "static",
+        "rdzv_endpoint": f"{machine.address}:{machine.port}",
+        "rdzv_configs": {"rank": machine.number, "timeout": MEETING_SECONDS},
+    }
+
+
 @contextlib.contextmanager
-def _environment(told: Path, count: int) -> Iterator[None]:
-    """What the ranks inherit."""
+def _environment(told: Path, count: int, alone: bool) -> Iterator[None]:
+    """What the ranks inherit. `alone`: all of them are on this machine."""
     former = dict(os.environ)
     os.environ |= {FOLDER: str(told), "AUTOFORMER_RUNNER_PID": str(os.getpid())}
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
-    if sys.platform == "linux":
+    if alone and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a container's own name need not resolve
     try:
         yield

@@ -171,6 +171,8 @@ class _Loop:
         found = self.ranks.broadcast(self._newest())
         if found is not None:
             self._load(found)
+            for row in self.history:  # of which MLflow may lack the last, where it was away when the step was killed
+                self.opened.tracked.row(row, self.job.prefix)
         elif self.ranks.leads and not self.beginning.exists():
             self._save(self.beginning)
         self.ranks.gather(None)  # all have read before anything is replaced

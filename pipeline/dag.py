@@ -45,15 +45,22 @@ Configure = Callable[[str, dsl.PipelineTask], Any]
 """Is told the name of each step and its task, while the DAG is built: what a cluster gives it to run on."""
 
 
-def build(configure: Configure = lambda step, task: None) -> Any:
+def build(
+    configure: Configure = lambda step, task: None, image: str = "", settings: dsl.PipelineConfig | None = None
+) -> Any:
     """The pipeline, each of its tasks handed to `configure`.
 
     The DAG is the same wherever it runs: `configure` may say on what a task runs, never what it does.
+
+    Args:
+        image: that the steps run on, for the cache; empty where the runner itself names the source of each step.
+        settings: what holds for a whole run.
     """
 
     @dsl.pipeline(
         name="autoformer",
         description="Find a vision transformer for your images and your budget: one-shot search by AutoFormer.",
+        pipeline_config=settings,
     )
     def autoformer(
         preset: str = "demo",
@@ -68,41 +75,42 @@ def build(configure: Configure = lambda step, task: None) -> Any:
         Args:
             preset: a file of configs/presets/, or the path of a params file.
             data: folder with the delivered archives, as the steps see it.
-            data_hash: hash of those archives; a changed one misses the cache.
+            data_hash: hash of those archives; a changed one misses the cache. Empty: taken by resolve_config.
             max_params_m: most parameters of the subnet, in millions; 0 for the preset's limit.
             seed: of everything that is drawn; -1 for the preset's.
             overrides: section.key=value, separated by spaces, applied last.
         """
         configs = resolve_config(
-            preset=preset, overrides=overrides, seed=seed, max_params_m=max_params_m, compiled_from=source_version()
-        )
+            preset=preset, overrides=overrides, seed=seed, max_params_m=max_params_m, compiled_from=source_version(),
+            image=image, data=data, data_hash=data_hash,
+        )  # fmt: skip
         configs.set_caching_options(False)  # a params file may have changed under the same name
-        source = {"data": data, "data_hash": data_hash}
+        source = {"data": data, "data_hash": configs.outputs["data_hash"]}
 
-        prepared = prepare_data(config=configs.outputs["prepare_data"], **source)
+        def decided(step: str) -> dict[str, Any]:
+            """What decides a step's result beside its own code and inputs."""
+            return {"config": configs.outputs[step], "lineage": configs.outputs[f"{step}_lineage"]}
+
+        prepared = prepare_data(**decided("prepare_data"), **source)
         card = prepared.outputs["card"]
         train_split, search_split = prepared.outputs["train_split"], prepared.outputs["search_split"]
 
         trained = train_supernet(
-            config=configs.outputs["train_supernet"],
-            **source,
-            card=card,
-            train_split=train_split,
-            search_split=search_split,
+            **decided("train_supernet"), **source, card=card, train_split=train_split, search_split=search_split
         )
         supernet = trained.outputs["supernet"]
         searched = search_subnet(
-            config=configs.outputs["search_subnet"], **source, card=card, search_split=search_split, supernet=supernet
+            **decided("search_subnet"), **source, card=card, search_split=search_split, supernet=supernet
         )
         search = searched.outputs["search"]
         retrained = retrain_subnet(
-            config=configs.outputs["retrain_subnet"], **source, card=card, train_split=train_split,
+            **decided("retrain_subnet"), **source, card=card, train_split=train_split,
             train_full_split=prepared.outputs["train_full_split"], search_split=search_split, supernet=supernet,
             search=search,
         )  # fmt: skip
         retrain = retrained.outputs["retrain"]
         evaluated = evaluate_subnet(
-            config=configs.outputs["evaluate_subnet"], **source, card=card, test_split=prepared.outputs["test_split"],
+            **decided("evaluate_subnet"), **source, card=card, test_split=prepared.outputs["test_split"],
             supernet=supernet, search=search, retrain=retrain,
         )  # fmt: skip
         evaluation = evaluated.outputs["evaluation"]

@@ -22,7 +22,7 @@ from kfp import compiler, dsl
 
 from components.config import ROOT, STEPS, load_config
 from components.kfp_edge import IMAGE, call
-from components.resolve_config.step import source_version
+from components.resolve_config.step import CACHED, lineages, source_version
 from pipeline.dag import autoformer
 
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -41,6 +41,7 @@ FOLLOWED_OTHERWISE = {
     "components.locks": "one run at a time",
     "components.opening": "where work lies, and what is told",
     "components.stopping": "when a step stops",
+    "components.storage": "where bytes lie, not what they are",
     "components.tables": "how a table is written, not what is in it",
     "components.tracking": "what MLflow is told",
     "components.workers": "how many processes decode, which changes no result",
@@ -231,11 +232,12 @@ def test_components_run_our_image_as_it_is(package: dict[str, Any]) -> None:
         assert "pip install" not in json.dumps(executor), name
 
 
-def test_a_failed_step_fails_its_task() -> None:
+def test_a_failed_step_fails_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module("prepare_data"), "main", lambda argv: len(argv))
     with pytest.raises(SystemExit) as ended:
-        call(lambda argv: 2, [])
+        call("prepare_data", ["two", "words"])
     assert ended.value.code == 2
-    call(lambda argv: 0, [])
+    call("prepare_data", [])
 
 
 def test_a_component_works_when_its_source_is_shipped_alone(package: dict[str, Any], tmp_path: Path) -> None:
@@ -244,7 +246,8 @@ def test_a_component_works_when_its_source_is_shipped_alone(package: dict[str, A
     source = container["command"][-1]
     assert "def resolve_config" in source
     (tmp_path / "ephemeral_component.py").write_text(source)
-    files = {step: str(tmp_path / step) for step in STEPS}
+    outputs = package["components"]["comp-resolve-config"]["outputDefinitions"]["parameters"]
+    files = {name: str(tmp_path / name) for name in outputs}
     told = {
         "inputs": {
             "parameterValues": {
@@ -253,10 +256,13 @@ def test_a_component_works_when_its_source_is_shipped_alone(package: dict[str, A
                 "seed": 3,
                 "max_params_m": 0.3,
                 "compiled_from": source_version(),
+                "image": "",
+                "data": "",
+                "data_hash": "0123",
             }
         },
         "outputs": {
-            "parameters": {step: {"outputFile": file} for step, file in files.items()},
+            "parameters": {name: {"outputFile": file} for name, file in files.items()},
             "outputFile": str(tmp_path / "executor_output.json"),
         },
     }
@@ -275,7 +281,9 @@ def test_a_component_works_when_its_source_is_shipped_alone(package: dict[str, A
     assert "Traceback" not in refused.stderr
     expected = load_config("demo", ["seed=5", "threads=1", "search_subnet.limits.max_params_m=0.3"])
     values = json.loads((tmp_path / "executor_output.json").read_text())["parameterValues"]
-    assert values == {step: expected.step_json(step) for step in STEPS}
+    assert list(values) == [*STEPS, "data_hash", *(f"{step}_lineage" for step in CACHED)]
+    assert {step: values[step] for step in STEPS} == {step: expected.step_json(step) for step in STEPS}
+    assert [values["data_hash"], *(values[f"{step}_lineage"] for step in CACHED)] == ["0123", *lineages(expected, "")]
     assert load_config(values["search_subnet"], steps=["search_subnet"]).search_subnet == expected.search_subnet
 
 

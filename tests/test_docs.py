@@ -99,7 +99,7 @@ def test_what_is_true_is_let_through(tmp_path: Path) -> None:
 `train_supernet.*`, `prepare_data.search_images`, `artifacts/search/nothing`, `autoformer/search.py`, `gate.py`
 
 ```
-make compile     compile the DAG to dist/autoformer.yaml, for a KFP cluster (IMAGE=… names the image)
+make compile     compile the DAG to dist/autoformer.yaml, for a KFP cluster: CLUSTER=name, or IMAGE=… for any
 ```
 
 ```text

@@ -229,6 +229,7 @@ def test_a_server_that_is_not_there_is_one_clear_line(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_store(f"http://somebody:secret@127.0.0.1:{free_port()}", tmp_path, monkeypatch)
+    monkeypatch.setenv("AUTOFORMER_TRACKING_PATIENCE", "0")
     started = time.monotonic()
     with pytest.raises(AutoFormerError) as caught, tracking.step_run("train_supernet", config, {}):
         pytest.fail("the step must not start")
@@ -249,7 +250,7 @@ from components.config import load_config
 record = {}
 with tracking.step_run(sys.argv[1], load_config("smoke"), record) as run:
     run.metrics({"loss": 1.0}, 1)
-    run.flush()
+    run.flush(wait_seconds=60)
     print(record["mlflow_run_id"], flush=True)
     time.sleep(600)
 """
@@ -306,7 +307,7 @@ def test_a_server_that_goes_away_in_mid_run_loses_nothing(
         with tracking.step_run("train_supernet", config, patient, patience_seconds=300) as waits:
             with tracking.step_run("search_subnet", config, hasty, patience_seconds=0.1) as leaves:
                 waits.metrics({"loss": 3.0}, 1)
-                waits.flush()
+                waits.flush(wait_seconds=60)
                 stop(first)
                 started = time.monotonic()
                 for step in range(2, 200):

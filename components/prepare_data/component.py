@@ -9,8 +9,9 @@ from components.kfp_edge import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def prepare_data(
     config: str,
+    lineage: str,  # decides the result, as the data's hash does, so it is part of the cache key
     data: str,
-    data_hash: str,  # decides the result, so it is part of the cache key
+    data_hash: str,
     card: Output[Artifact],
     train_split: Output[Dataset],
     search_split: Output[Dataset],
@@ -19,11 +20,10 @@ def prepare_data(
     record: Output[Artifact],
 ) -> None:
     from components.kfp_edge import call
-    from components.prepare_data.step import main
 
     arguments = ["--config", config, "--data", data, "--card", card.path]
     arguments += ["--train-split", train_split.path, "--search-split", search_split.path]
     arguments += ["--test-split", test_split.path, "--train-full-split", train_full_split.path]
-    call(main, [*arguments, "--record", record.path])
+    call("prepare_data", [*arguments, "--record", record.path])
     for split in (train_split, search_split, test_split, train_full_split):
         split.metadata["data_hash"] = data_hash

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         tracked.headline({**candidate.metrics, **facts.searched}, candidate.subnet)
         if not tracked.run_id:
             raise AutoFormerError("the model registry is part of MLflow, which AUTOFORMER_TRACKING=off switches off")
-        tracked.flush()
+        tracked.flush(wait_seconds=60)
         champion = tracking.aliased_version(section.model_name, section.alias)
         present = Measured.from_tags(champion.tags) if champion else None
         facts = facts._replace(decision=decide(candidate.tested, section.min_top1_percent, present))

@@ -9,7 +9,14 @@ from components.kfp_edge import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def resolve_config(  # type: ignore[valid-type]
-    preset: str, overrides: str, seed: int, max_params_m: float, compiled_from: str
+    preset: str,
+    overrides: str,
+    seed: int,
+    max_params_m: float,
+    compiled_from: str,
+    image: str,
+    data: str,
+    data_hash: str,
 ) -> NamedTuple(
     "Configs",
     [
@@ -19,8 +26,14 @@ def resolve_config(  # type: ignore[valid-type]
         ("retrain_subnet", str),
         ("evaluate_subnet", str),
         ("register_model", str),
+        ("data_hash", str),
+        ("prepare_data_lineage", str),
+        ("train_supernet_lineage", str),
+        ("search_subnet_lineage", str),
+        ("retrain_subnet_lineage", str),
+        ("evaluate_subnet_lineage", str),
     ],
 ):
     from components.resolve_config.step import for_each_step
 
-    return for_each_step(preset, overrides, seed, max_params_m, compiled_from)
+    return for_each_step(preset, overrides, seed, max_params_m, compiled_from, image, data, data_hash)

@@ -8,9 +8,13 @@ import autoformer
 import components
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_value
+from autoformer.files import canonical_json, hash_path, hash_value
 from components.cli import BAD_INPUT, end_early
 from components.config import STEPS, Config, load_config
+from components.storage.listing import listing_hash
+from components.storage.uris import S3Uri, is_uri
+
+CACHED = STEPS[:-1]  # register_model runs always
 
 
 def resolve(preset: str, overrides: str = "", seed: int = -1, max_params_m: float = 0.0) -> Config:
@@ -35,17 +39,63 @@ def resolve(preset: str, overrides: str = "", seed: int = -1, max_params_m: floa
     return config
 
 
-def for_each_step(preset: str, overrides: str, seed: int, max_params_m: float, compiled_from: str) -> tuple[str, ...]:
-    """The configuration of each step, in the order of `STEPS`; see `resolve`.
+def for_each_step(
+    preset: str,
+    overrides: str,
+    seed: int,
+    max_params_m: float,
+    compiled_from: str,
+    image: str,
+    data: str,
+    data_hash: str,
+) -> tuple[str, ...]:
+    """What decides the steps' results, for their cache keys; see `resolve`, `identity_of` and `lineages`.
+
+    The configuration of register_model is whole: no result of that step is ever taken from a cache, so that more than
+    decides it may be in its key; and on a cluster it is the step that tells MLflow the configuration of the whole run.
 
     Bad input, and a package of other source than is here, are one line on stderr, and end the process with code 2.
+
+    Args:
+        compiled_from: the source that the package was compiled from.
+        image: of the steps; empty where the runner itself names the source of each.
+        data: what the run form says, as the steps see it.
+        data_hash: of the data; empty to take it here.
+
+    Returns:
+        The configuration of each of `STEPS`, the hash of the data, and the lineage of each of `CACHED`.
     """
     try:
         _check_version(compiled_from)
         config = resolve(preset, overrides, seed, max_params_m)
+        known = data_hash or identity_of(data)
     except AutoFormerError as error:
         raise SystemExit(end_early("resolve_config", str(error), BAD_INPUT)) from None
-    return tuple(config.step_json(step) for step in STEPS)
+    parts = {step: config.step_json(step) for step in STEPS}
+    parts["register_model"] = canonical_json(config.model_dump(mode="json"))
+    return *parts.values(), known, *lineages(config, f"{image} {compiled_from}" if image else "")
+
+
+def lineages(config: Config, made_by: str) -> tuple[str, ...]:
+    """For each of `CACHED`, a hash of what made its inputs: the steps before it, as they are configured.
+
+    KFP's backend keys its cache by the names of a task's input artifacts, not by what they hold. Without this, a search
+    would be found in the cache for another supernet.
+
+    Args:
+        made_by: image and source of the steps, which the key of a step that launches a job does not have.
+    """
+    configs = [config.step_json(step) for step in STEPS]
+    return tuple(hash_value([made_by, *configs[: STEPS.index(step)]])[:16] for step in CACHED)
+
+
+def identity_of(data: str) -> str:
+    """By what changed data is told: what the files of a folder hold, or what S3 says of its objects."""
+    if is_uri(data):
+        return listing_hash(S3Uri.parse(data))
+    if not Path(data).is_dir():
+        raise AutoFormerError(f"{data}: no such folder in this pod; mount its volume in every step, or give data_hash")
+    return hash_path(Path(data))
 
 
 def _check_version(compiled_from: str) -> None:

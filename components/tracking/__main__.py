@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import read_json
+from autoformer.files import read_json, write_json
 from components.cli import BAD_INPUT
-from components.tracking.outbox import sender
-from components.tracking.store import connect, reason
+from components.tracking.outbox import Operation, sender
+from components.tracking.store import connect, is_refusal, reason
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,16 +27,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def resend(file: Path) -> None:
-    """Send each message of a backlog file, in order, and delete it. Raises `AutoFormerError` where one fails."""
-    operations = read_json(file)
+    """Send the messages of a backlog file, in order, and delete it.
+
+    Raises:
+        AutoFormerError: MLflow does not answer, or has refused some; the file holds those that are left.
+    """
+    waiting: list[Operation] = read_json(file)
+    refused: list[Operation] = []
     send = sender(connect())
-    for operation in operations:
+    while waiting:
         try:
-            send(operation)
+            send(waiting[0])
         except Exception as error:  # MLflow, SQLAlchemy, requests and the file system each raise kinds of their own
-            raise AutoFormerError(
-                f"{file}: MLflow did not take {operation['kind']} ({reason(error)}); try again"
-            ) from None
+            if not is_refusal(error):
+                write_json(file, [*waiting, *refused])
+                raise AutoFormerError(
+                    f"{file}: MLflow did not take {waiting[0]['kind']} ({reason(error)}); try again"
+                ) from None
+            refused.append(waiting[0] | {"refused": reason(error)})
+        waiting.pop(0)
+    if refused:
+        write_json(file, refused)
+        raise AutoFormerError(
+            f"{file}: MLflow refused {len(refused)} messages, the first, {refused[0]['kind']}, with: "
+            f"{refused[0]['refused']}; the rest is delivered; delete the file where these can be done without"
+        )
     file.unlink()
 
 

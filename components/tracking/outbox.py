@@ -1,26 +1,33 @@
 """What a step has to say to MLflow, kept until it is said: a store that is away stops no training and loses nothing.
 
+A thread of its own sends: a server that hangs, or a slow upload, holds no training up, nor the ranks that would wait
+for this one. It draws no random number (see `store.ENVIRONMENT`), so that it moves no result.
+
 An operation is plain data, so that what could not be sent can be written to a file and sent another day. Sending
 one twice changes nothing, so a lost answer does no harm.
 """
 
 import json
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoformer.files import write_json
-from components.tracking.store import reason
+from autoformer.files import read_json, write_json
+from components.cli import say
+from components.tracking.store import is_refusal, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Operation = dict[str, Any]  # {"kind": …, "run_id": …} and what that kind needs; see `_SENDERS`
-RETRY_SECONDS = 15.0  # between two attempts while the step works: each may cost a time-out
+RETRY_SECONDS = 15.0  # between two attempts while the step works
 FINAL_RETRY_SECONDS = 1.0
+TOLD_AFTER_SECONDS = 3.0  # that a step which is done waits for the store
+UPLOADS = ("artifact", "table", "dict")  # go to another place than the rest, which may be away by itself
 METRICS_PER_BATCH = 1000  # MLflow's limit
 PARAMS_PER_BATCH = 100
 LONGEST_PARAM = 6000
@@ -28,79 +35,150 @@ LONGEST_DIGEST = 36
 
 
 class Outbox:
-    """Operations in order, sent when they can be.
+    """Operations in order, sent when they can be. An upload that fails lets what comes after it pass.
 
     Args:
         send: sends one operation; raises where that failed.
-        backlog: the file for what is left undelivered at the end.
+        backlog: the file for what is left undelivered at the end. What an earlier try has left there comes first.
     """
 
     def __init__(self, send: Callable[[Operation], None], backlog: Path) -> None:
         self._send, self._backlog = send, backlog
-        self._waiting: deque[Operation] = deque()
+        self._waiting: deque[Operation] = deque(left_over(backlog))
+        self._aside: deque[Operation] = deque()  # uploads that have failed
         self._refused: list[Operation] = []
-        self._retry_at = 0.0
-        self._warned = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._sending: Operation | None = None
+        self._due = False
+        self._away = False
+        self._closing = False
+        self._ended = False
 
     def put(self, operation: Operation) -> None:
         """Queue an operation; metrics of one run that follow one another become one."""
-        last = self._waiting[-1] if self._waiting else None
-        if last and last["kind"] == operation["kind"] == "metrics" and last["run_id"] == operation["run_id"]:
-            last["metrics"] += operation["metrics"]
-        else:
-            self._waiting.append(operation)
+        with self._changed:
+            last = self._waiting[-1] if self._waiting and self._waiting[-1] is not self._sending else None
+            if last and last["kind"] == operation["kind"] == "metrics" and last["run_id"] == operation["run_id"]:
+                last["metrics"] += operation["metrics"]
+            else:
+                self._waiting.append(operation)
 
-    def flush(self, at_once: bool = False) -> bool:
-        """Send what waits; True where nothing is left. Never raises, and pauses after a failure unless `at_once`."""
-        if not at_once and time.monotonic() < self._retry_at:
-            return False
-        while self._waiting:
-            try:
-                self._send(self._waiting[0])
-            except Exception as error:  # whatever it is, it must not stop the step
-                if not _is_refusal(error):
-                    self._retry_at = time.monotonic() + RETRY_SECONDS
-                    self._warn(f"MLflow does not answer ({reason(error)}); kept, and tried again later")
-                    return False
-                self._refused.append(self._waiting[0] | {"refused": reason(error)})
-                print(
-                    f"tracking: MLflow refused {self._waiting[0]['kind']}: {reason(error)}", file=sys.stderr, flush=True
-                )
-            self._waiting.popleft()
-        return True
+    def flush(self, wait_seconds: float = 0.0) -> bool:
+        """Let what waits be sent; True where nothing is left after so many seconds. Never raises."""
+        with self._changed:
+            if not self._waiting and not self._aside:
+                return True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+                self._thread.start()
+            self._due = True
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: not self._waiting and not self._aside, wait_seconds)
 
     def close(self, patience_seconds: float) -> None:
         """Send all that is left, trying for so long; what stays undelivered goes to the backlog file."""
         give_up = time.monotonic() + patience_seconds
-        while not self.flush(at_once=True) and time.monotonic() < give_up:
-            time.sleep(FINAL_RETRY_SECONDS)
-        left = [*self._refused, *self._waiting]
-        if left:
-            write_json(self._backlog, left)
-            print(
-                f"tracking: {len(left)} messages to MLflow were not delivered; they are in {self._backlog}: "
-                f"send them with `python -m components.tracking {self._backlog}`",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+        try:
+            with self._changed:
+                self._closing = True
+                self._changed.notify_all()
+            if not self.flush(min(patience_seconds, TOLD_AFTER_SECONDS)) and time.monotonic() < give_up:
+                say(f"tracking: waiting for MLflow to take what is left, up to {patience_seconds:.0f} s", sys.stderr)
+                self.flush(give_up - time.monotonic())
+        finally:  # also where the wait is cut short by a signal
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+                left = [*self._refused, *self._waiting, *self._aside]
+            self._keep(left)
 
-    def _warn(self, line: str) -> None:
-        if not self._warned:
-            self._warned = True
-            print(f"tracking: {line}", file=sys.stderr, flush=True)
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether trying again is useless: the store, or the disk, has answered, and the answer is no."""
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, MlflowException):
-        return error.error_code in (
-            "INVALID_PARAMETER_VALUE",
-            "RESOURCE_DOES_NOT_EXIST",
-            "BAD_REQUEST",
-            "INVALID_STATE",
+    def _keep(self, left: list[Operation]) -> None:
+        if not left:
+            self._backlog.unlink(missing_ok=True)
+            return
+        write_json(self._backlog, left)
+        say(
+            f"tracking: {len(left)} messages to MLflow were not delivered; they are in {self._backlog}: "
+            f"send them with `python -m components.tracking {self._backlog}`",
+            sys.stderr,
         )
-    return isinstance(error, FileNotFoundError | TypeError | KeyError)
+
+    def _work(self) -> None:
+        """The thread: send one operation after another, with a pause after one that failed."""
+        while (operation := self._next()) is not None:
+            error: Exception | None = None
+            try:
+                self._send(operation)
+            except Exception as raised:  # whatever it is, it must not stop the step
+                error = raised
+            with self._changed:
+                self._sending = None
+                if self._ended:  # it is in the backlog file
+                    return
+                self._settle(operation, error)
+                self._changed.notify_all()
+
+    def _next(self) -> Operation | None:
+        """Wait for something to send; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._due)
+            if self._ended:
+                return None
+            self._sending = self._waiting[0] if self._waiting else self._aside[0]
+            return self._sending
+
+    def _settle(self, operation: Operation, error: Exception | None) -> None:
+        """Take an operation from its queue, or leave it there and pause; the lock is held."""
+        queue = self._waiting if self._waiting and self._waiting[0] is operation else self._aside
+        if error is not None and not is_refusal(error):
+            self._say_away(operation, error)
+            if operation["kind"] in UPLOADS:
+                self._aside.append(queue.popleft())
+                if queue is self._waiting:  # what is no upload may get through
+                    return
+            self._pause()
+            return
+        queue.popleft()
+        if error is not None:
+            self._refused.append(operation | {"refused": reason(error)})
+            say(f"tracking: MLflow refused {operation['kind']}: {reason(error)}", sys.stderr)
+        elif self._away and not self._waiting and not self._aside:
+            self._away = False
+            say("tracking: MLflow answers again, and has all that was kept", sys.stderr)
+        self._due = bool(self._waiting or self._aside)
+
+    def _pause(self) -> None:
+        """Until it is time to try again; a step that ends is in more of a hurry."""
+        since = time.monotonic()
+        while not self._ended:
+            seconds = since + (FINAL_RETRY_SECONDS if self._closing else RETRY_SECONDS) - time.monotonic()
+            if seconds <= 0:
+                return
+            self._changed.wait(seconds)
+
+    def _say_away(self, operation: Operation, error: Exception) -> None:
+        if not self._away:
+            self._away = True
+            what = f"takes no {operation['kind']}" if operation["kind"] in UPLOADS else "does not answer"
+            say(f"tracking: MLflow {what} ({reason(error)}); kept, and tried again later", sys.stderr)
+
+
+def left_over(backlog: Path) -> list[Operation]:
+    """What an earlier try of the same run could not deliver, but for how that try has ended."""
+    if not backlog.is_file():
+        return []
+    return [
+        operation
+        for operation in read_json(backlog)
+        if operation["kind"] != "status" and "error" not in operation.get("tags", ())
+    ]
+
+
+def last_steps(backlog: Path) -> dict[str, int]:
+    """Metric -> the last step of it that the backlog file holds."""
+    points = [point for operation in left_over(backlog) for point in operation.get("metrics", ())]
+    return {point[0]: point[3] for point in points}
 
 
 def sender(client: "MlflowClient") -> Callable[[Operation], None]:
@@ -136,6 +214,10 @@ def _send_artifact(client: "MlflowClient", operation: Operation) -> None:
         client.log_artifacts(operation["run_id"], str(path), operation["folder"])
     else:
         client.log_artifact(operation["run_id"], str(path), operation["folder"])
+
+
+def _send_dict(client: "MlflowClient", operation: Operation) -> None:
+    client.log_dict(operation["run_id"], operation["content"], operation["name"])
 
 
 def _send_table(client: "MlflowClient", operation: Operation) -> None:
@@ -193,13 +275,25 @@ def _send_status(client: "MlflowClient", operation: Operation) -> None:
         client.set_terminated(operation["run_id"], operation["status"], operation["time"])
 
 
+def _send_close(client: "MlflowClient", operation: Operation) -> None:
+    """End a parent run, and those of its steps that were killed before they could."""
+    run_id = operation["run_id"]
+    experiment = client.get_run(run_id).info.experiment_id
+    at_work = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
+    for step in client.search_runs([experiment], at_work):
+        client.set_terminated(step.info.run_id, "KILLED", operation["time"])
+    _send_status(client, operation)
+
+
 _SENDERS: dict[str, Callable[["MlflowClient", Operation], None]] = {
     "metrics": _send_metrics,
     "params": _send_params,
     "tags": _send_tags,
     "artifact": _send_artifact,
+    "dict": _send_dict,
     "table": _send_table,
     "dataset": _send_dataset,
     "children": _send_children,
     "status": _send_status,
+    "close": _send_close,
 }

@@ -29,17 +29,17 @@ _HEADLINE: dict[str, tuple[str, float]] = {
 
 
 class StepRun:
-    """Logs to the run of a step. Nothing here raises, or waits long, when the store is away.
+    """Logs to the run of a step. Nothing here raises, or waits, when the store is away.
 
     Args:
         run_id: MLflow's; empty where nothing is logged.
-        outbox: takes what is logged, and sends it when it can.
+        outbox: takes what is logged, and sends it when it can; None where nothing is logged.
         logged: metric -> last step that the run already holds, where work is resumed.
         parent_id: the pipeline run that the step belongs to; empty where there is none, as under KFP's own run.
     """
 
     def __init__(
-        self, run_id: str, outbox: Outbox, logged: Mapping[str, int] | None = None, parent_id: str | None = None
+        self, run_id: str, outbox: Outbox | None, logged: Mapping[str, int] | None = None, parent_id: str | None = None
     ) -> None:
         self.run_id = run_id
         self._parent_id = parent_id
@@ -78,7 +78,7 @@ class StepRun:
         Args:
             found: figures by the names of evaluation/metrics.json or search/metrics.json; others are left out.
         """
-        if not self._parent_id:
+        if not self._parent_id or self._outbox is None:
             return
         now = milliseconds()
         points = [[name, found[key] / size, now, 0] for key, (name, size) in _HEADLINE.items() if key in found]
@@ -114,13 +114,15 @@ class StepRun:
         self._put("children", children=children, user=user(), time=milliseconds())
         self.flush()
 
-    def flush(self) -> None:
-        """Send what waits, unless the store has just failed."""
-        self._outbox.flush()
+    def flush(self, wait_seconds: float = 0.0) -> None:
+        """Let what waits be sent, in the background; wait so long for it to be delivered."""
+        if self._outbox is not None:
+            self._outbox.flush(wait_seconds)
         self._flush_at = time.monotonic() + FLUSH_SECONDS
 
     def _put(self, kind: str, **content: Any) -> None:
-        self._outbox.put({"kind": kind, "run_id": self.run_id, **content})
+        if self._outbox is not None:
+            self._outbox.put({"kind": kind, "run_id": self.run_id, **content})
 
 
 def arch_params(spec: SubnetSpec) -> dict[str, str | float]:

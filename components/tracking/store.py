@@ -5,26 +5,36 @@ import fcntl
 import hashlib
 import os
 import re
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from autoformer.errors import AutoFormerError
+from components.cli import say
 from components.config import ROOT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
+Answer = TypeVar("Answer")
 EXPERIMENT = "autoformer"
 LOCK_SECONDS = 120
-# MLflow's own defaults are 7 retries of 120 s: a server that is away would hold training up for a quarter of an hour.
-_ENVIRONMENT = {
+PATIENCE_SECONDS = 300.0  # a server that is restarted, or moved to another machine, is back by then
+FILE_PATIENCE_SECONDS = 60.0  # with a sqlite file that another process writes to
+ASK_AGAIN_SECONDS = 5.0
+# MLflow's own defaults are 7 retries of 120 s each, after a pause that the server may choose. Its jitter is drawn from
+# Python's one generator, from which augmentation draws too: requests of another thread would move a training's result.
+ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
@@ -62,7 +72,7 @@ def initialise(uri: str) -> "MlflowClient":
     Raises:
         AutoFormerError: the store does not answer, within about 20 seconds.
     """
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow
 
@@ -79,6 +89,14 @@ def initialise(uri: str) -> "MlflowClient":
     return client
 
 
+class NoAnswerError(AutoFormerError):
+    """The server does not answer, or not now: asking again may help."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(f"{told}; see that it is there, or set MLFLOW_TRACKING_URI")
+        self.told = told
+
+
 @contextlib.contextmanager
 def answering(uri: str) -> Iterator[None]:
     """Say it in one line where the store does not do what it is asked."""
@@ -87,9 +105,66 @@ def answering(uri: str) -> Iterator[None]:
     except AutoFormerError:
         raise
     except Exception as error:  # MLflow, SQLAlchemy, requests and the file system each raise kinds of their own
-        raise AutoFormerError(
-            f"MLflow at {shown(uri)} cannot be used ({reason(error)}); see that it is there, or set MLFLOW_TRACKING_URI"
-        ) from error
+        no_answer = NoAnswerError(f"MLflow at {shown(uri)} cannot be used ({reason(error)})")
+        if uri.startswith("http") and not is_refusal(error) and not _is_unauthorised(error):
+            raise no_answer from error
+        raise AutoFormerError(str(no_answer)) from error
+
+
+def usual_patience_seconds() -> float:
+    """How long a step waits for a store that is away, before its work and after it."""
+    text = os.environ.get("AUTOFORMER_TRACKING_PATIENCE", "")
+    if not text:
+        return PATIENCE_SECONDS if tracking_uri().startswith("http") else FILE_PATIENCE_SECONDS
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        raise AutoFormerError(f"AUTOFORMER_TRACKING_PATIENCE={text}: expected a number of seconds") from None
+
+
+def patiently(ask: Callable[[], Answer], seconds: float | None = None) -> Answer:
+    """The answer of `ask`, which is called again while a server is away.
+
+    Raises:
+        AutoFormerError: the server said no, or nothing for so many seconds (the usual time where that is None).
+    """
+    seconds = usual_patience_seconds() if seconds is None else seconds
+    give_up, told = time.monotonic() + seconds, False
+    while True:
+        try:
+            return ask()
+        except NoAnswerError as error:
+            if time.monotonic() >= give_up:
+                raise
+            if not told:
+                say(f"tracking: {error.told}; waiting for it, up to {seconds:.0f} s", sys.stderr)
+            told = True
+        time.sleep(min(ASK_AGAIN_SECONDS, max(0.0, give_up - time.monotonic())))
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether trying again is useless: the store, or the disk, has answered, and the answer is no."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in (
+            "INVALID_PARAMETER_VALUE",
+            "RESOURCE_DOES_NOT_EXIST",
+            "RESOURCE_ALREADY_EXISTS",
+            "BAD_REQUEST",
+            "INVALID_STATE",
+        )
+    answer = getattr(error, "response", None)  # of requests, which uploads are made with
+    if getattr(answer, "status_code", None) in (400, 404, 413):
+        return True
+    return isinstance(error, FileNotFoundError | TypeError | KeyError | ImportError)
+
+
+def _is_unauthorised(error: Exception) -> bool:
+    """Waiting does not help a step that begins without a password; one that is at work may be let in again."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)
 
 
 @contextlib.contextmanager
@@ -126,12 +201,25 @@ def experiment_id(client: "MlflowClient") -> str:
     with locked(client.tracking_uri):
         found = client.get_experiment_by_name(name)
         if found is None:
-            return str(client.create_experiment(name, artifact_location=_artifact_location(client.tracking_uri, name)))
+            found = _make_experiment(client, name)
     if found.lifecycle_stage == "deleted":
         raise AutoFormerError(
             f"the MLflow experiment '{name}' was deleted; restore it, or name another: MLFLOW_EXPERIMENT_NAME"
         )
     return str(found.experiment_id)
+
+
+def _make_experiment(client: "MlflowClient", name: str) -> "Experiment":
+    from mlflow.exceptions import MlflowException
+
+    try:
+        made = client.create_experiment(name, artifact_location=_artifact_location(client.tracking_uri, name))
+    except MlflowException as error:  # a step on another machine was quicker
+        found = client.get_experiment_by_name(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
+        if found is None:
+            raise
+        return found
+    return client.get_experiment(made)
 
 
 def _artifact_location(uri: str, experiment: str) -> str | None:

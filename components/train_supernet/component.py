@@ -9,6 +9,7 @@ from components.kfp_edge import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def train_supernet(
     config: str,
+    lineage: str,
     data: str,
     data_hash: str,
     card: Input[Artifact],
@@ -19,10 +20,9 @@ def train_supernet(
     record: Output[Artifact],
 ) -> None:
     from components.kfp_edge import call, log_metrics
-    from components.train_supernet.step import main
 
     arguments = ["--config", config, "--data", data, "--card", card.path]
     arguments += ["--train-split", train_split.path, "--search-split", search_split.path]
-    call(main, [*arguments, "--out", supernet.path, "--record", record.path])
+    call("train_supernet", [*arguments, "--out", supernet.path, "--record", record.path])
     supernet.metadata["data_hash"] = data_hash
     log_metrics(metrics, supernet.path + "/metrics.json")

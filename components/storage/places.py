@@ -1,0 +1,145 @@
+"""Where data are: a folder, or `s3://bucket/folder`, which becomes one.
+
+A data folder that is not large comes to the local disk whole. Of a larger one the tars stay where they are, of which a
+part can be read: the local folder then has a `source.yaml` that names the place.
+"""
+
+import posixpath
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import yaml
+
+from autoformer.dataset import SOURCE, Source, archive_folder, read_source
+from autoformer.errors import AutoFormerError
+from autoformer.files import FileState, hash_path, hash_value, replacing, write_text
+from components.storage.archives import S3Archive, S3Archives, S3State, in_order
+from components.storage.copies import Hold, make_room, pieces_of, staging_bytes
+from components.storage.ranges import Facts, get_range, list_folder
+from components.storage.uris import S3Uri, is_uri
+
+WHOLE_GB = 4.0  # of a data folder that is brought whole
+_HELD: list[Hold] = []  # copies that this process reads
+
+ArchivePlace = Path | S3Archives
+ArchiveFile = Path | S3Archive
+
+
+def archive_place(data: Path) -> ArchivePlace:
+    """Where the archives of a data folder lie."""
+    return remote_archives(data) or archive_folder(data)
+
+
+def remote_archives(data: Path) -> S3Archives | None:
+    """The archives of a data folder whose `source.yaml` says that they lie in S3; None for all others."""
+    location = read_source(data).location if (data / SOURCE).is_file() else None
+    return S3Archives(location) if isinstance(location, str) else None
+
+
+def state_of(archive: ArchiveFile) -> FileState | S3State:
+    """By what a changed archive is told from the one that it was."""
+    return FileState.of(archive) if isinstance(archive, Path) else archive.state
+
+
+def size_of(archive: ArchiveFile) -> int:
+    """Bytes."""
+    return archive.stat().st_size if isinstance(archive, Path) else archive.size
+
+
+def hash_data(place: str | Path) -> str:
+    """What tells changed data from what they were: a folder's files, or what S3 says of its objects."""
+    if not is_uri(place):
+        return hash_path(Path(place))
+    return hash_value(sorted(_listed(S3Uri.parse(str(place))).items()))
+
+
+class Data(NamedTuple):
+    """A data folder, and the archives of it that lie in S3."""
+
+    folder: Path
+    remote: S3Archives | None
+
+
+def open_data(place: str | Path) -> Data:
+    """Data that lie in a folder, or in S3.
+
+    Raises `AutoFormerError` where nothing is there, it cannot be had, or would take more of the disk than it may.
+    """
+    folder = _brought(S3Uri.parse(str(place))) if is_uri(place) else Path(place)
+    if not folder.exists():
+        raise AutoFormerError(f"{folder}: no such file or folder; it is made by `make data`")
+    return Data(folder, remote_archives(folder))
+
+
+def _brought(uri: S3Uri) -> Path:
+    """The local folder for a folder in S3; of the same name, since a data set may be called by it."""
+    objects = _listed(uri)
+    whole = sum(facts.size for facts in objects.values()) <= WHOLE_GB * 1e9
+    named = SOURCE in objects
+    stay = {name for name in objects if name.endswith(".tar") and (named or not (whole or "/" in name))}
+    hold = Hold(hash_value(["files", str(uri), sorted(objects.items())])[:16])
+    folder = hold.folder / "files" / uri.bucket / uri.key
+    with hold.filling():
+        _bring(uri, {name: facts for name, facts in objects.items() if name not in stay}, folder)
+        if named or stay:
+            _name_source(uri, folder, named)
+    _HELD.append(hold)
+    return folder
+
+
+def _listed(uri: S3Uri) -> dict[str, Facts]:
+    objects = list_folder(uri, below=True)
+    if not objects:
+        raise AutoFormerError(f"{uri}: holds nothing; upload the data there, or name another place")
+    for name in (uri.key, *objects):
+        if ".." in PurePosixPath(name).parts:
+            raise AutoFormerError(f"{uri}: '{name}' is no name of a file; rename it")
+    return objects
+
+
+def _bring(uri: S3Uri, objects: Mapping[str, Facts], folder: Path) -> None:
+    """Fetch what the folder lacks; each file is written whole or not at all."""
+    from components.cli import Progress
+
+    missing = {name: facts for name, facts in objects.items() if name != SOURCE and not _is_there(folder / name, facts)}
+    wanted = sum(facts.size for facts in missing.values())
+    if wanted > make_room(wanted):
+        raise AutoFormerError(
+            f"{uri}: {wanted / 1e9:.3g} GB have to come to the local disk, where AUTOFORMER_STAGING_GB = "
+            f"{staging_bytes() / 1e9:g} leaves less; raise it, or put the images into plain tars (WebDataset shards), "
+            "which are read where they lie"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if not missing:
+        return
+    pieces = in_order(
+        lambda piece: get_range(uri / piece.archive, piece.offset, piece.size, objects[piece.archive].etag),
+        (piece for name, facts in missing.items() for piece in pieces_of(name, facts.size)),
+    )
+    done = 0
+    with Progress(f"bringing {uri}", wanted >> 20, "MB") as progress:
+        for name, facts in missing.items():
+            with replacing(folder / name) as temporary, temporary.open("wb") as file:
+                while file.tell() < facts.size:
+                    done += file.write(next(pieces))
+                    progress.update(done >> 20)
+
+
+def _is_there(file: Path, facts: Facts) -> bool:
+    return file.is_file() and file.stat().st_size == facts.size
+
+
+def _name_source(uri: S3Uri, folder: Path, delivered: bool) -> None:
+    """Write the `source.yaml` of a folder whose archives stay in S3, or see to that which was delivered there."""
+    if delivered:
+        write_text(folder / SOURCE, (S3Archives(str(uri)) / SOURCE).read_text())
+        source = read_source(folder)
+        if not isinstance(source.location, Path) or source.location.is_absolute():
+            return
+        seen_from_there = posixpath.normpath(f"{uri.key}/{source.location.as_posix()}")
+        source = source.model_copy(update={"location": str(S3Uri(uri.bucket, seen_from_there.strip("./")))})
+    else:
+        source = Source(location=str(uri))
+    text = yaml.safe_dump(source.model_dump(mode="json", exclude_defaults=True, exclude_none=True), sort_keys=False)
+    write_text(folder / SOURCE, text)

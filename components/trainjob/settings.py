@@ -1,0 +1,126 @@
+"""What `AUTOFORMER_JOB` says: on how many machines of which kind a step runs, as one line of JSON.
+
+The cluster's settings write it into the environment of the tasks with more than one machine; the task's pod then
+launches a `TrainJob` in place of the step. No secret stands in it, only names of secrets.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from autoformer.errors import AutoFormerError, validated
+from autoformer.files import canonical_json
+
+VARIABLE = "AUTOFORMER_JOB"
+RESERVED = "PET_"  # Trainer sets these for torchrun, and refuses a job that does
+
+
+def _absolute(path: str) -> str:
+    pure = PurePosixPath(path)
+    if not pure.is_absolute() or ".." in pure.parts or str(pure) == "/":
+        raise ValueError("expected an absolute path below /")
+    return str(pure)
+
+
+def _ours(name: str) -> str:
+    if name.startswith(RESERVED):
+        raise ValueError(f"names that begin with {RESERVED} are Trainer's own")
+    return name
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|[MGTPE]i?)?$")]
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_ours)]
+Path = Annotated[str, AfterValidator(_absolute)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Volume(Part):
+    claim: Name = Field(description="a PersistentVolumeClaim that several machines may mount at once")
+    mount: Path = Field(description="where it is mounted, in the pods of the job and in the one that launches it")
+    read_only: bool = Field(False, description="for volumes of data")
+
+
+class Toleration(Part):
+    key: str | None = Field(None, description="of the taint; null with operator Exists for any")
+    operator: Literal["Exists", "Equal"] = Field("Equal", description="whether the value counts")
+    value: str | None = Field(None, description="of the taint, with operator Equal")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(None, description="null for any")
+    toleration_seconds: int | None = Field(None, ge=0, description="that a pod stays after NoExecute; null for ever")
+
+    def manifest(self) -> dict[str, Any]:
+        """As Kubernetes writes it."""
+        values = self.model_dump(exclude_none=True)
+        seconds = values.pop("toleration_seconds", None)
+        return values if seconds is None else values | {"tolerationSeconds": seconds}
+
+
+class SecretVariable(Part):
+    secret: Name = Field(description="name of the secret")
+    key: str = Field(min_length=1, description="in the secret")
+    env: Variable = Field(description="variable that gets its value")
+
+
+class JobSettings(Part):
+    """The machines of one step."""
+
+    nodes: int = Field(ge=1, description="machines")
+    gpus: int = Field(ge=0, description="GPUs of each machine, one process each; 0 for one process on its CPUs")
+    image: str = Field(min_length=1, description="of the steps, by digest")
+    runtime: Name = Field("autoformer-training", description="TrainingRuntime of the namespace")
+    deadline_seconds: int = Field(86_400, gt=0, lt=2**31, description="after which the job is ended")
+    cpu: Quantity | None = Field(None, description="cores of each machine that are asked for")
+    memory: Quantity | None = Field(None, description="of each machine, asked for and at most")
+    gpu_type: str = Field("nvidia.com/gpu", min_length=1, description="the resource that a GPU is")
+    node_selector: dict[str, str] = Field({}, description="labels that a machine must have")
+    tolerations: tuple[Toleration, ...] = Field((), description="taints that a machine may have")
+    volumes: tuple[Volume, ...] = Field((), description="claims to mount")
+    env: dict[Variable, str] = Field({}, description="variables of the step; nothing secret")
+    secret_env: tuple[SecretVariable, ...] = Field((), description="variables that come from secrets")
+    shm: Quantity = Field("16Gi", description="shared memory of each machine, /dev/shm, of its memory")
+    service_account: Name | None = Field(None, description="of the job's pods, for a store that knows pods by it")
+    shared: Path | None = Field(
+        None, description="folder on a volume that all see; null for the first volume that is not read-only"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        mounts = [volume.mount for volume in self.volumes]
+        twice = {mount for mount in mounts if mounts.count(mount) > 1}
+        if twice:
+            raise ValueError(f"two volumes are mounted at {min(twice)}")
+        both = {secret.env for secret in self.secret_env} & set(self.env)
+        if both:
+            raise ValueError(f"{min(both)} stands in env and in secret_env")
+        return self
+
+    @property
+    def processes(self) -> int:
+        """Of each machine."""
+        return max(1, self.gpus)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what `to_json` has written. Raises `AutoFormerError` naming the key."""
+        try:
+            data: Any = json.loads(text)
+        except ValueError as error:
+            raise AutoFormerError(f"{VARIABLE}: not readable as JSON: {error}") from None
+        return validated(cls, data, VARIABLE)
+
+    def to_json(self) -> str:
+        """One line, the same for the same settings; what is not set is left out."""
+        return canonical_json(self.model_dump(mode="json", exclude_defaults=True))
+
+
+def job_settings(environment: Mapping[str, str] = os.environ) -> JobSettings | None:
+    """The settings of this task's job, or None where its step runs in the task's own pod."""
+    text = environment.get(VARIABLE)
+    return JobSettings.parse(text) if text else None

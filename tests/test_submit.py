@@ -1,0 +1,530 @@
+"""`make submit` against a server that speaks the real paths of KFP's API, over HTTP, with what goes wrong there."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from compiled import on_a_short_stack
+from kfp_api_server import V2, KfpServer, page, reset, slow, status, task
+
+from autoformer.errors import AutoFormerError
+from components.config import ROOT, load_config
+from pipeline import following, kfp_server, schedules, submit
+from pipeline.cluster import Cluster
+from pipeline.compile import write_package
+
+SECRET = "planted-token-8c1f"
+DATA = ["--data", "s3://bucket/images"]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
+    """A server of one user, that wants no token; the client pauses for no time."""
+    for name in ("KFP_TOKEN", "KFP_TOKEN_FILE", "KFP_HOST", "KF_PIPELINES_UI_ENDPOINT", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(kfp_server, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(following, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(submit, "write_package", _package)
+    monkeypatch.setenv("AUTOFORMER_IMAGE", "autoformer:test")
+    with KfpServer().serving() as server:
+        yield server
+
+
+_compiled: dict[str | None, tuple[str, str]] = {}
+
+
+def _package(out: Path, cluster: Cluster | None = None) -> str:
+    """The real package, compiled once for all tests."""
+    key = cluster.model_dump_json() if cluster else None
+    if key not in _compiled:
+        image = on_a_short_stack(write_package, out, cluster)
+        _compiled[key] = (out.read_text(), image)
+    text, image = _compiled[key]
+    out.write_text(text)
+    return image
+
+
+def run(kfp: KfpServer, *arguments: str) -> int:
+    return submit.main(["--host", kfp.host, *arguments])
+
+
+def refused(kfp: KfpServer, capsys: Capture, *arguments: str, host: str | None = None) -> str:
+    """The one line of a refusal."""
+    assert submit.main(["--host", host or kfp.host, *arguments]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "Traceback" not in line, line
+    return line
+
+
+# Starting a run
+
+
+def test_a_run_is_started_with_the_presets_parameters(kfp: KfpServer, capsys: Capture) -> None:
+    overrides = "seed=3 search_subnet.limits.max_params_m=0.3"
+    assert run(kfp, "--preset", "smoke", "--set", overrides, *DATA) == 0
+    (started,) = kfp.runs.values()
+    assert started.runtime_config.parameters == {
+        "preset": "smoke", "data": "s3://bucket/images", "data_hash": "", "overrides": overrides,
+    }  # fmt: skip
+    assert kfp.experiments[started.experiment_id].display_name == "autoformer"
+    version = kfp.versions[started.pipeline_version_reference.pipeline_version_id]
+    assert re.fullmatch(r"autoformer-[0-9a-f]{12}", version.name) and version.description.startswith("source ")
+    assert kfp.pipelines[version.pipeline_id].name == "autoformer"
+    told = capsys.readouterr().out
+    assert f"{kfp.host}/#/runs/details/{started.run_id}" in told.splitlines()
+    assert version.name in told and "was there already" not in told
+
+
+def test_an_equal_version_is_used_again(kfp: KfpServer, capsys: Capture) -> None:
+    assert run(kfp, *DATA) == 0 and run(kfp, *DATA) == 0
+    assert len(kfp.pipelines) == len(kfp.versions) == len(kfp.experiments) == 1 and len(kfp.runs) == 2
+    assert "which was there already" in capsys.readouterr().out
+    assert len({each.display_name for each in kfp.runs.values()}) == 2
+
+
+def test_a_params_file_goes_along_whole(kfp: KfpServer, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((ROOT / "configs/presets/smoke.yaml").read_text().replace("name: smoke", "name: mine"))
+    assert run(kfp, "--preset", str(mine), "--set", "seed=7", *DATA) == 0
+    (started,) = kfp.runs.values()
+    parameters = started.runtime_config.parameters
+    assert parameters["overrides"] == "" and started.display_name.startswith("mine ")
+    assert load_config(parameters["preset"]) == load_config(str(mine), ["seed=7"])
+
+
+def test_the_address_of_a_browser_and_of_another_ui(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+    monkeypatch.setenv("KF_PIPELINES_UI_ENDPOINT", "https://kfp.example.org/")
+    assert submit.main(["--host", f"{kfp.host}/#/pipelines", *DATA]) == 0
+    assert "\nhttps://kfp.example.org/#/runs/details/" in capsys.readouterr().out
+
+
+def test_several_users_need_a_namespace(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.namespaces = {"mine"}
+    assert "name your namespace, NAMESPACE=" in refused(kfp, capsys, *DATA)
+    assert "does not let this token do that in the namespace 'other' (403)" in refused_with_token(kfp, capsys, "other")
+    assert run(kfp, "--namespace", "mine", *DATA) == 0
+    assert {each.namespace for each in (*kfp.pipelines.values(), *kfp.experiments.values())} == {"mine"}
+
+
+def refused_with_token(kfp: KfpServer, capsys: Capture, namespace: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KFP_TOKEN", SECRET)
+        return refused(kfp, capsys, "--namespace", namespace, *DATA)
+
+
+def test_one_user_has_none(kfp: KfpServer) -> None:
+    assert run(kfp, "--namespace", "mine", *DATA) == 0  # the server would refuse one
+
+
+def a_cluster(folder: Path, **other: Any) -> str:
+    """A file of settings like a user's own."""
+    text = (ROOT / "configs/cluster/gpu.yaml").read_text().replace("0" * 64, "1" * 64).replace("example", "lab")
+    settings = yaml.safe_load(text) | {"namespace": "mine", "service_account": "runner"} | other
+    file = folder / "lab.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return str(file)
+
+
+def test_a_clusters_settings_go_along(kfp: KfpServer, capsys: Capture, tmp_path: Path) -> None:
+    kfp.namespaces = {"mine"}
+    kfp.story = [FAILED]
+    cluster = a_cluster(tmp_path)
+    assert run(kfp, "--cluster", cluster, "--data", "/data/images", "--wait") == 1
+    assert "kubectl -n mine logs pod-2 -c main" in capsys.readouterr().err
+    (started,) = kfp.runs.values()
+    assert started.service_account == "runner"
+    (version,) = kfp.versions.values()
+    executor = version.pipeline_spec["deploymentSpec"]["executors"]["exec-train-supernet"]["container"]
+    assert executor["image"].startswith("registry.lab.com/autoformer-training@sha256:1111")
+    assert run(kfp, "--cluster", cluster, "--every", "1d", *DATA) == 0
+    (recurring,) = kfp.recurring.values()
+    assert (recurring.service_account, recurring.namespace) == ("runner", "mine")
+
+
+def test_the_settings_of_a_cluster_are_looked_at_first(kfp: KfpServer, capsys: Capture, tmp_path: Path,
+                                                       monkeypatch: Any) -> None:  # fmt: skip
+    assert "CLUSTER=gpu: still the example's: namespace, " in refused(kfp, capsys, "--cluster", "gpu", *DATA)
+    line = refused(kfp, capsys, "--cluster", a_cluster(tmp_path), "--data", "/images")
+    assert "DATA=/images: on no volume of" in line and "they are at /data" in line
+    monkeypatch.delenv("AUTOFORMER_IMAGE")
+    assert "CLUSTER is missing" in refused(kfp, capsys, *DATA)
+    assert kfp.requests == []
+
+
+def test_the_order_of_a_packages_keys_makes_no_other_version(kfp: KfpServer, monkeypatch: Any) -> None:
+    def turned(out: Path, cluster: Cluster | None = None) -> str:
+        image = _package(out, cluster)
+        documents = list(yaml.load_all(out.read_text(), yaml.CSafeLoader))
+        out.write_text(yaml.dump_all([dict(reversed(each.items())) for each in documents], sort_keys=False))
+        return image
+
+    assert run(kfp, *DATA) == 0
+    monkeypatch.setattr(submit, "write_package", turned)
+    assert run(kfp, *DATA) == 0
+    assert len(kfp.versions) == 1
+
+
+# Tokens
+
+
+def test_a_token_comes_from_the_environment_or_a_file(kfp: KfpServer, monkeypatch: Any, tmp_path: Path) -> None:
+    kfp.token = SECRET
+    monkeypatch.setenv("KFP_TOKEN", f" {SECRET}\n")
+    assert run(kfp, *DATA) == 0
+    monkeypatch.delenv("KFP_TOKEN")
+    (tmp_path / "token").write_text(f"{SECRET}\n")
+    monkeypatch.setenv("KFP_TOKEN_FILE", str(tmp_path / "token"))
+    assert run(kfp, *DATA) == 0
+    monkeypatch.delenv("KFP_TOKEN_FILE")
+    monkeypatch.setattr(kfp_server, "TOKEN_FILE", str(tmp_path / "token"))
+    assert run(kfp, *DATA) == 0
+    assert set(kfp.authorizations) == {f"Bearer {SECRET}"}
+
+
+def test_a_projected_token_that_was_renewed_is_read_again(kfp: KfpServer, monkeypatch: Any, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("first")
+    monkeypatch.setenv("KFP_TOKEN_FILE", str(file))
+    server = kfp_server.Server(kfp.host)
+    file.write_text("second")
+    server.experiment("autoformer")
+    assert kfp.authorizations[0] == "Bearer first" and kfp.authorizations[-1] == "Bearer second"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "the token cannot be read"), ("", "not a token"), (f"{SECRET}\nX-Header: 1", "not a token")],
+)
+def test_what_is_no_token(content: str | None, says: str, kfp: KfpServer, capsys: Capture, tmp_path: Path,
+                          monkeypatch: Any) -> None:  # fmt: skip
+    if content is not None:
+        (tmp_path / "token").write_text(content)
+    monkeypatch.setenv("KFP_TOKEN_FILE", str(tmp_path / "token"))
+    line = refused(kfp, capsys, *DATA)
+    assert says in line and str(tmp_path / "token") in line and SECRET not in line
+    assert kfp.requests == []
+
+
+def test_a_token_is_told_to_nobody(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+    monkeypatch.setenv("KFP_TOKEN", SECRET)
+    kfp.token = "another"
+    line = refused(kfp, capsys, *DATA)
+    assert "refuses the token (401)" in line and "may have expired" in line and SECRET not in line
+    kfp.token = None
+    kfp.fail("POST", f"{V2}/runs", status(400, json.dumps({"message": f"no such user: {SECRET}"})))
+    line = refused(kfp, capsys, *DATA)
+    assert "no such user: …" in line and SECRET not in line
+
+
+# Servers that are none
+
+
+def test_a_token_is_wanted(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.token = SECRET
+    assert "wants a token (401); put one into KFP_TOKEN" in refused(kfp, capsys, *DATA)
+
+
+def test_nobody_is_there(kfp: KfpServer, capsys: Capture) -> None:
+    line = refused(kfp, capsys, *DATA, host="http://127.0.0.1:9")
+    assert "http://127.0.0.1:9: nothing answers there" in line and "port-forward" in line
+    assert "no host of that name" in refused(kfp, capsys, *DATA, host="http://kfp.invalid")
+
+
+def test_no_kfp(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.speaks_v2 = False
+    assert "no KFP API: /apis/v2beta1/healthz is not there (404)" in refused(kfp, capsys, *DATA)
+    kfp.old_version = "1.8.5"
+    assert "KFP 1.8, without the API v2beta1; 2.17 or later is needed" in refused(kfp, capsys, *DATA)
+
+
+def test_a_login_page(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.fail("GET", f"{V2}/healthz", page)
+    assert "a web page answers, not KFP's API: a login page" in refused(kfp, capsys, *DATA)
+    kfp.fail("GET", f"{V2}/healthz", status(302, Location=f"{kfp.host}/login"))
+    kfp.fail("GET", "/login", page)
+    assert "a web page answers" in refused(kfp, capsys, *DATA)
+
+
+def test_an_answer_that_is_none(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.fail("GET", f"{V2}/healthz", status(200, "[1, 2"))
+    kfp.fail("GET", f"{V2}/healthz", status(500, "<html>Internal error</html>", "text/html"))
+    assert "is not one of KFP's API" in refused(kfp, capsys, *DATA)
+    assert "answers 500: INTERNAL SERVER ERROR" in refused(kfp, capsys, *DATA)
+
+
+def test_tls(kfp: KfpServer, capsys: Capture) -> None:
+    line = refused(kfp, capsys, *DATA, host=kfp.host.replace("http://", "https://"))
+    assert "TLS fails ([SSL: " in line and "http:// is for a server without TLS" in line
+
+
+def test_an_older_server_is_told_of(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.old_version = "2.4.1"
+    assert run(kfp, *DATA) == 0
+    assert "KFP 2.4; the package is made for 2.17" in capsys.readouterr().err
+
+
+def test_a_server_that_is_slow(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+    monkeypatch.setattr(kfp_server, "TIMEOUT_SECONDS", (1, 0.1))
+    monkeypatch.setattr(kfp_server, "REPETITIONS", 0)
+    kfp.fail("GET", f"{V2}/healthz", slow(0.5))
+    assert "no answer within 0.1 s" in refused(kfp, capsys, *DATA)
+
+
+# Blips
+
+
+def test_questions_are_repeated(kfp: KfpServer) -> None:
+    kfp.fail("GET", f"{V2}/healthz", status(503), times=2)
+    kfp.fail("GET", f"{V2}/pipelines", reset)
+    assert run(kfp, *DATA) == 0
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it was read", "after it was done"])
+@pytest.mark.parametrize("path", ["/pipelines", "/pipelines/upload_version", "/experiments", "/runs"])
+def test_a_broken_connection_makes_nothing_twice(kfp: KfpServer, path: str, after: bool) -> None:
+    kfp.fail("POST", f"{V2}{path}", reset, after=after)
+    assert run(kfp, *DATA) == 0
+    for made in (kfp.pipelines, kfp.versions, kfp.experiments, kfp.runs):
+        assert len(made) == 1
+    assert kfp.asked("POST", f"{V2}{path}") == (1 if after else 2)
+
+
+def test_a_server_that_stays_away(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.fail("POST", f"{V2}/runs", reset, times=2)
+    assert "the connection broke off" in refused(kfp, capsys, *DATA)
+    assert kfp.runs == {}
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--data", "data/fashion-mnist"], "the steps run elsewhere, and know no folder of this machine"),
+        ([], "DATA is missing"),
+        (["--data", "s3://"], "expected s3://bucket/folder"),
+        (["--preset", "smokee", *DATA], "did you mean 'smoke'?"),
+        (["--set", "train_supernet.epochz=3", *DATA], "unknown key 'train_supernet.epochz'"),
+        (["--set", "search_subnet.limits.max_params_m=0.001", *DATA], "less than the smallest subnet"),
+        (["--every", "0 3 * *", *DATA], "minute, hour, day, month, weekday"),
+        (["--every", "6h", "--wait", *DATA], "a recurring run has no end to wait for"),
+        (["--hst", "x"], "unrecognized arguments: --hst"),
+    ],
+)
+def test_bad_input_asks_nobody(arguments: list[str], says: str, kfp: KfpServer, capsys: Capture) -> None:
+    assert says in refused(kfp, capsys, *arguments)
+    assert kfp.requests == []
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("127.0.0.1:8080", "expected http://… or https://…"),
+        ("ftp://kfp", "expected http"),
+        ("http://", "expected http"),
+        ("https://me:secret@kfp", "an address without user, password"),
+        ("", "HOST is missing"),
+    ],
+)
+def test_bad_addresses(host: str, says: str, capsys: Capture, monkeypatch: Any) -> None:
+    monkeypatch.delenv("KFP_HOST", raising=False)
+    assert submit.main(["--host", host, *DATA]) == 2
+    line = capsys.readouterr().err
+    assert says in line and line.count("\n") == 1 and "secret" not in line
+
+
+# Following
+
+
+def story(*looks: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(looks)
+
+
+GOOD = story(
+    {"state": "PENDING"},
+    {"state": "RUNNING", "tasks": [task("root", "RUNNING"), task("resolve-config", "RUNNING")]},
+    {"state": "RUNNING", "tasks": [task("resolve-config", "SUCCEEDED", 4), task("prepare-data-driver", "RUNNING")]},
+    {
+        "state": "RUNNING",
+        "tasks": [
+            task("resolve-config", "SUCCEEDED", 4),
+            task("prepare-data", "SKIPPED"),
+            task("train-supernet", "RUNNING"),
+        ],
+    },
+    {"state": "SUCCEEDED", "tasks": [task("resolve-config", "SUCCEEDED", 4), task("train-supernet", "SUCCEEDED", 61)]},
+)
+
+
+def test_a_run_is_followed_to_its_end(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.story = GOOD
+    assert run(kfp, "--wait", *DATA) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3:-1] == [
+        "resolve-config: runs",
+        "resolve-config: done, 4 s",
+        "prepare-data: taken from the cache",
+        "train-supernet: runs",
+        "train-supernet: done, 61 s",
+    ]
+    assert lines[-1].startswith("the run succeeded: http")
+
+
+FAILED = {
+    "state": "FAILED",
+    "error": {"code": 13, "message": "the run as a whole"},
+    "tasks": [
+        task("resolve-config", "SUCCEEDED", 4),
+        task("train-supernet", "FAILED", 9, driver="pod-1", attempt="pod-2"),
+        task("driver", "SUCCEEDED", 1, of="train-supernet-driver", pod="pod-1"),
+        task("attempt", "FAILED", 8, of="executor", pod="pod-2", message="Error (exit code 2)\n"),
+    ],
+}
+
+
+def test_a_failed_task_is_named_with_its_message_and_log(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.story = [FAILED]
+    assert run(kfp, "--wait", *DATA) == 1
+    told = capsys.readouterr()
+    assert "train-supernet: failed" in told.out.splitlines()
+    (run_id,) = kfp.runs
+    assert told.err == (
+        "submit: train-supernet failed: Error (exit code 2); its log: kubectl -n kubeflow logs pod-2 -c main; "
+        f"{kfp.host}/#/runs/details/{run_id}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("look", "says"),
+    [
+        ({"state": "FAILED", "error": {"code": 13, "message": "no\nquota"}}, "the run failed: no quota"),
+        ({"state": "FAILED"}, "the run failed: no reason given"),
+        ({"state": "CANCELED", "tasks": [task("train-supernet", "CANCELED")]}, "the run was terminated"),
+    ],
+)
+def test_a_run_that_does_not_succeed(look: dict[str, Any], says: str, kfp: KfpServer, capsys: Capture) -> None:
+    kfp.story = [look]
+    assert run(kfp, "--wait", *DATA) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+    monkeypatch.setattr(kfp_server, "REPETITIONS", 0)
+    kfp.story = GOOD
+    for what in (reset, status(503), status(500), reset):
+        kfp.fail("GET", f"{V2}/runs/.*", what)
+    assert run(kfp, "--wait", *DATA) == 0
+    assert capsys.readouterr().out.count("the run goes on, and is asked for again") == 1
+
+
+def test_a_server_that_is_away_for_too_long(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+    monkeypatch.setattr(kfp_server, "REPETITIONS", 0)
+    monkeypatch.setattr(following, "PATIENCE_SECONDS", 0.05)
+    kfp.story = GOOD
+    kfp.fail("GET", f"{V2}/runs/.*", reset, times=1000)
+    assert "the connection broke off; the run goes on without it" in refused(kfp, capsys, "--wait", *DATA)
+
+
+def test_a_run_is_followed_again_and_ended(kfp: KfpServer, capsys: Capture) -> None:
+    assert run(kfp, *DATA) == 0
+    (run_id,) = kfp.runs
+    kfp.story = GOOD
+    assert run(kfp, "--run", run_id) == 0
+    assert "train-supernet: done, 61 s" in capsys.readouterr().out
+    assert run(kfp, "--terminate", run_id) == 0 and kfp.terminated == [run_id]
+    assert "Run gone not found" in refused(kfp, capsys, "--run", "gone")
+    assert "Run gone not found" in refused(kfp, capsys, "--terminate", "gone")
+
+
+def test_ctrl_c_leaves_the_run_running(kfp: KfpServer) -> None:
+    assert run(kfp, *DATA) == 0
+    (run_id,) = kfp.runs
+    kfp.story = [{"state": "RUNNING", "tasks": [task("train-supernet", "RUNNING")]}]
+    command = [sys.executable, "-m", "pipeline.submit", "--host", kfp.host, "--run", run_id]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "train-supernet: runs\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors == (
+        f"submit: stopped by SIGINT; the run goes on: {kfp.host}/#/runs/details/{run_id}; "
+        f"`make submit HOST={kfp.host} RUN={run_id}` follows it, TERMINATE={run_id} ends it\n"
+    )
+    assert kfp.terminated == []
+
+
+# Recurring runs
+
+
+def test_a_recurring_run_takes_the_place_of_the_former(kfp: KfpServer, capsys: Capture) -> None:
+    assert run(kfp, "--every", "0 3 * * 1", *DATA) == 0
+    (first,) = kfp.recurring.values()
+    assert first.trigger.cron_schedule.cron == "0 0 3 * * 1"  # seconds in front: at 3, not once an hour
+    assert (first.display_name, first.mode, first.max_concurrency, first.no_catchup) == ("demo", "ENABLE", "1", True)
+    assert first.runtime_config.parameters["data_hash"] == ""  # each run takes it anew, or none would see new images
+    assert run(kfp, "--every", "6h", "--preset", "smoke", *DATA) == 0
+    assert run(kfp, "--every", "6h", *DATA) == 0
+    assert {each.display_name for each in kfp.recurring.values()} == {"demo", "smoke"} and len(kfp.recurring) == 2
+    assert f"EVERY=6h, in place of {first.recurring_run_id}\n" in capsys.readouterr().out
+    assert kfp.runs == {}
+
+
+def test_a_recurring_run_that_cannot_be_made_leaves_the_former(kfp: KfpServer, capsys: Capture) -> None:
+    assert run(kfp, "--every", "6h", *DATA) == 0
+    kfp.fail("POST", f"{V2}/recurringruns", status(500, json.dumps({"message": "no room"})))
+    assert "answers 500: no room" in refused(kfp, capsys, "--every", "1h", *DATA)
+    (left,) = kfp.recurring.values()
+    assert left.trigger.periodic_schedule.interval_second == "21600"
+
+
+def test_a_recurring_run_is_ended(kfp: KfpServer, capsys: Capture) -> None:
+    assert "no recurring run 'demo' in the experiment 'autoformer'" in refused(kfp, capsys, "--every", "never")
+    assert kfp.experiments == {}
+    assert run(kfp, "--every", "6h", *DATA) == 0 and run(kfp, "--every", "never") == 0
+    assert kfp.recurring == {}
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [
+        ("0 3 * * 1", {"cron_schedule": {"cron": "0 0 3 * * 1"}}),
+        ("*/15 0-6,22 1 JAN-mar mon", {"cron_schedule": {"cron": "0 */15 0-6,22 1 JAN-mar mon"}}),
+        ("90m", {"periodic_schedule": {"interval_second": "5400"}}),
+        ("2d", {"periodic_schedule": {"interval_second": "172800"}}),
+    ],
+)
+def test_triggers(every: str, expected: dict[str, Any]) -> None:
+    assert schedules.trigger(every) == expected
+
+
+@pytest.mark.parametrize(
+    ("every", "says"),
+    [
+        ("60 3 * * 1", "'60' is no minute, 0 to 59"),
+        ("0 24 * * 1", "'24' is no hour"),
+        ("0 3 0 * *", "'0' is no day of the month, 1 to 31"),
+        ("0 3 * 13 *", "'13' is no month"),
+        ("0 3 * * 7", "'7' is no day of the week, 0 to 6"),
+        ("0 3 * * 5-1", "'5-1' is no day"),
+        ("*/0 * * * *", "'*/0' is no minute"),
+        ("0 3 * * x", "'x' is no day"),
+        ("0 0 3 * * 1", "minute, hour, day, month, weekday"),
+        ("0h", "an interval of nothing"),
+        ("weekly", "EVERY=6h"),
+        ("", "EVERY=never"),
+    ],
+)
+def test_what_is_no_trigger(every: str, says: str) -> None:
+    with pytest.raises(AutoFormerError, match=re.escape(says)):
+        schedules.trigger(every)
