@@ -2,25 +2,20 @@
 
 # ruff: noqa: F401, F811 - fixtures are imported, and then asked for by name
 
-import contextlib
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow_server import free_port
 from tracking_fixtures import empty_store, store, use_store
 
 from autoformer.errors import AutoFormerError
 from components import tracking
 from components.config import Config, load_config
-from components.tracking.__main__ import main as resend
 from components.tracking.step_run import child_run
 from components.tracking.store import shown
 
@@ -285,89 +280,3 @@ def test_two_first_users_of_a_fresh_store_and_both_ways_to_be_killed(
         assert history(run_id, "loss") == [(1, 1.0), (2, 0.5)]
     assert {run.info.status for run in runs()} == {"FINISHED"}
     assert len(runs()) == 3
-
-
-@pytest.mark.slow
-def test_a_server_that_goes_away_in_mid_run_loses_nothing(
-    empty_store: Path,
-    config: Config,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
-    port = free_port()
-    use_store(f"http://127.0.0.1:{port}", tmp_path / "work", monkeypatch)
-    patient: dict[str, Any] = {}
-    hasty: dict[str, Any] = {}
-    file = tmp_path / "candidates.csv"
-    file.write_text("id,top1_percent\n0,80.5\n")
-    with contextlib.ExitStack() as servers:
-        first = servers.enter_context(server(tmp_path, port))
-        wait_for(port)
-        with tracking.step_run("train_supernet", config, patient, patience_seconds=300) as waits:
-            with tracking.step_run("search_subnet", config, hasty, patience_seconds=0.1) as leaves:
-                waits.metrics({"loss": 3.0}, 1)
-                waits.flush(wait_seconds=60)
-                stop(first)
-                started = time.monotonic()
-                for step in range(2, 200):
-                    waits.metrics({"loss": 1.0 / step}, step)
-                    leaves.metrics({"score": float(step)}, step)
-                waits.table(file)
-                waits.children([CANDIDATE])
-                leaves.children([CANDIDATE])
-                assert time.monotonic() - started < 30  # the step went on
-            assert time.monotonic() - started < 60
-            backlog = tmp_path / "work" / "tracking" / f"{hasty['mlflow_run_id']}.json"
-            assert backlog.exists()
-            servers.enter_context(server(tmp_path, port))  # comes back while the step waits for it to end
-        assert history(patient["mlflow_run_id"], "loss") == [(1, 3.0), *((step, 1.0 / step) for step in range(2, 200))]
-        names = {artifact.path for artifact in client().list_artifacts(patient["mlflow_run_id"])}
-        assert names == {"candidates.csv", "candidates.json"}
-        assert client().get_run(patient["mlflow_run_id"]).info.status == "FINISHED"
-        assert client().get_run(hasty["mlflow_run_id"]).info.status == "RUNNING"
-        assert resend([str(backlog)]) == 0
-        assert history(hasty["mlflow_run_id"], "score") == [(step, float(step)) for step in range(2, 200)]
-        assert client().get_run(hasty["mlflow_run_id"]).info.status == "FINISHED"
-        assert len(runs("tags.stage = 'candidate'")) == 2
-        assert not backlog.exists()
-
-
-@contextlib.contextmanager
-def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn by name
-    with (folder / "server.log").open("ab") as log:
-        environment = os.environ | {"PATH": path, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
-    try:
-        yield process
-    finally:
-        stop(process)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """At once, with all its workers."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def wait_for(port: int, path: str = "health") -> None:
-    give_up = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5).close()
-            return
-        except OSError:
-            assert time.monotonic() < give_up, "the server did not start"
-            time.sleep(0.3)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
