@@ -15,7 +15,9 @@ from tracking_fixtures import empty_store, store, use_store
 
 from autoformer.errors import AutoFormerError
 from components import tracking
-from components.config import Config, load_config
+from components.config import STEPS, Config, load_config
+from components.resolve_config.step import for_each_step, source_version
+from components.stopping import Stopped
 from components.tracking.step_run import child_run
 from components.tracking.store import shown
 
@@ -168,6 +170,66 @@ def test_steps_of_dvc_find_one_parent_by_config_and_data(store: str, config: Con
     assert tracking.find_pipeline_run(config, "other data") != parent
     assert tracking.find_pipeline_run(load_config("smoke", ["seed=5"]), "other data") != parent
     assert len(runs("tags.stage = 'pipeline'")) == 3
+
+
+def on_a_cluster(monkeypatch: pytest.MonkeyPatch, kfp_run: str) -> dict[str, Config]:
+    """What the steps of a KFP run have: its id, no parent of ours, and of the configuration their own part."""
+    monkeypatch.setenv("KFP_RUN_ID", kfp_run)
+    monkeypatch.delenv("AUTOFORMER_PARENT_RUN_ID", raising=False)
+    parts = for_each_step("smoke", "", -1, 0.0, source_version())
+    return {step: load_config(part, steps=[step]) for step, part in zip(STEPS, parts, strict=True)}
+
+
+def test_the_steps_of_a_kfp_run_find_one_parent_by_its_id(
+    store: str, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says what a run of this machine's runner says, though no step but the last is given all of it."""
+    local = tracking.open_pipeline_run(config, {"data_hash": "d4ta", "runner": "kfp.local"})
+    tracking.close_pipeline_run(local, "FINISHED")
+    nested, parents = {}, set()
+    for step, part in on_a_cluster(monkeypatch, "kfp-1").items():
+        record: dict[str, Any] = {}
+        inputs = {"data": "d4ta"} if step == "prepare_data" else {"card": "c4rd"}
+        with tracking.step_run(step, part, record, {"inputs": inputs}):
+            parents.add(record["mlflow_parent_run_id"])
+            assert client().get_run(record["mlflow_parent_run_id"]).info.status == "RUNNING"
+        assert client().get_run(record["mlflow_parent_run_id"]).info.status == "FINISHED"
+        nested[step] = client().get_run(record["mlflow_run_id"])
+    (parent,) = parents
+    ours, theirs = (client().get_run(run_id) for run_id in (parent, local))
+    assert (ours.info.run_name, ours.data.params) == (theirs.info.run_name, theirs.data.params)
+    different = {"pipeline", "opened_by", "runner"}
+    assert {key: value for key, value in ours.data.tags.items() if key not in different} == {
+        **{key: value for key, value in theirs.data.tags.items() if key not in different},
+        "kfp_run_id": "kfp-1",
+    }
+    assert [file.path for file in client().list_artifacts(parent)] == ["config.yaml"]
+    assert all(run.data.tags["mlflow.parentRunId"] == parent for run in nested.values())
+    assert {run.info.status for run in nested.values()} == {"FINISHED"}
+
+
+def test_a_kfp_run_that_failed_leaves_no_run_at_work_and_a_retry_goes_on(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = on_a_cluster(monkeypatch, "kfp-2")["train_supernet"]
+    records: list[dict[str, Any]] = [{}, {}, {}]
+    with pytest.raises(AutoFormerError), tracking.step_run("train_supernet", part, records[0]):
+        raise AutoFormerError("the loss is nan")
+    assert [run.info.status for run in runs()] == ["FAILED", "FAILED"]
+    with pytest.raises(Stopped), tracking.step_run("train_supernet", part, records[1]):
+        raise Stopped(signal.SIGTERM)  # as a pod that is evicted is told
+    assert [run.info.status for run in runs()] == ["KILLED", "KILLED"]
+    with tracking.step_run("train_supernet", part, records[2]):
+        pass
+    assert records[0] == records[1] == records[2]
+    assert [run.info.status for run in runs()] == ["FINISHED", "FINISHED"]
+    # another KFP run of the same parameters, whose other steps came from the cache
+    last = on_a_cluster(monkeypatch, "kfp-3")["register_model"]
+    with tracking.step_run("register_model", last, records[0]):
+        pass
+    assert records[0]["mlflow_parent_run_id"] != records[1]["mlflow_parent_run_id"]
+    params = client().get_run(records[0]["mlflow_parent_run_id"]).data.params
+    assert params["cfg/train_supernet.epochs"] and params["cfg/search_subnet.population"]
 
 
 def test_the_run_that_kfp_gives_is_used_and_left_for_kfp_to_end(
