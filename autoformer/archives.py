@@ -15,6 +15,7 @@ from autoformer.dataset import Split, archive_folder
 from autoformer.errors import AutoFormerError
 from autoformer.images import open_image, to_channels
 
+TOGETHER = 512  # images that are fetched side by side, where they come from afar
 OPEN_FILES = 128  # of a process at once: a tree of loose images is one archive an image
 
 Reader = Callable[[str, int, int], bytes]  # archive name, offset and size in bytes -> what lies there
@@ -118,6 +119,11 @@ class EncodedImages:
 
     def __len__(self) -> int:
         return len(self._sizes)
+
+    @property
+    def archives(self) -> list[str]:
+        """The archives that hold them, by name, sorted."""
+        return [name.decode() for name in self._names.tolist()]
 
     def read(self, index: int) -> bytes:
         """The bytes of one image file. Raises `AutoFormerError` where the archive ends before them."""

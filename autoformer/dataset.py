@@ -41,7 +41,6 @@ _FIXED = pa.binary(64)
 
 CHECKSUM = np.dtype("S64")  # of `Split.checksums`
 _AT_A_TIME = 65536  # rows that are Python objects at once
-_TOGETHER = 512  # images that are fetched side by side, where they come from afar
 HashOf = Callable[[Path], str]  # sha256 of a file
 
 
@@ -409,7 +408,7 @@ def _decoded(
     rows: Split, data: Path, card: DatasetCard, image_size: int | None, reader: "RemoteReader | None"
 ) -> np.ndarray:
     """Decode on all cores: Pillow lets go of the interpreter meanwhile."""
-    from autoformer.archives import EncodedImages
+    from autoformer.archives import TOGETHER, EncodedImages
 
     size = image_size or card.image_size
     if size is None:
@@ -421,8 +420,8 @@ def _decoded(
         pixels[index] = model_pixels(encoded.image(index), card.channels, size)
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for first in range(0, len(encoded), _TOGETHER):
-            here = range(first, min(first + _TOGETHER, len(encoded)))
+        for first in range(0, len(encoded), TOGETHER):
+            here = range(first, min(first + TOGETHER, len(encoded)))
             encoded.prefetch(here)
             for _ in pool.map(decode, here):
                 pass

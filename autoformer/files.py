@@ -54,11 +54,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _flush(temporary)
-        if temporary.is_dir():
-            _replace_folder(temporary, path)
-        else:
-            temporary.replace(path)
+        put_in_place(temporary, path)
     except (OSError, UnwritableError) as error:
         where, number = (
             (error.path, error.number) if isinstance(error, UnwritableError) else (error.filename, error.errno)
@@ -72,6 +68,15 @@ def replacing(path: Path) -> Iterator[Path]:
         else:
             with contextlib.suppress(NotADirectoryError):  # its parent is a file, which the error above says
                 temporary.unlink(missing_ok=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Let a file or folder, once it is on the disk, take the place of `path`, beside it, by one rename."""
+    _flush(temporary)
+    if temporary.is_dir():
+        _replace_folder(temporary, path)
+    else:
+        temporary.replace(path)
 
 
 def _flush(path: Path) -> None:

@@ -23,6 +23,7 @@ from autoformer.space import NamedSubnet, Offsets, SearchSpace
 from components.cli import Parser, Progress, existing, refuse, say
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
 from components.prepare_data.readers import read_to_test
+from components.storage.places import Data, open_data
 
 COMMAND = "evaluate-official"
 
@@ -33,6 +34,7 @@ class Task(NamedTuple):
     subnet: NamedSubnet
     space: SearchSpace
     image_size: int
+    source: Data
     delivered: Delivered
     rows: Split
     split: str
@@ -45,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--checkpoint", type=Path, required=True, help="an official supernet, supernet-tiny.pth say")
     result.add_argument("--subnet", required=True, help="a file of configs/subnets/, or the path of such a file")
-    result.add_argument("--data", type=Path, required=True, help="a data folder, made by `make data`, or a tree")
+    result.add_argument("--data", required=True, help="a data folder, made by `make data`, a tree, or s3://…")
     result.add_argument("--size", type=_positive, help="pixels in height and in width (default: the space's)")
     result.add_argument(
         "--offsets",
@@ -95,7 +97,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     model.set_input_size((size, size), offsets=arguments.offsets)
     model.to(device)
     delivered = task.delivered
-    encoded = EncodedImages(arguments.data, task.rows, delivered.channels, delivered.upright, delivered.files)
+    encoded = EncodedImages(
+        task.source.folder, task.rows, delivered.channels, delivered.upright, delivered.files, task.source.remote
+    )
     pixels_of = partial(
         model_pixels, channels=delivered.channels, image_size=size, shorter_side=published_shorter_side(size)
     )
@@ -132,7 +136,8 @@ def read_task(arguments: argparse.Namespace) -> Task:
     space = load_space(subnet.space)
     size = arguments.size or space.image_size
     space.resized(size)  # refuses a size that the patches do not divide
-    delivered = read_to_test(existing(arguments.data, "`make data`"), arguments.data.name)
+    data = open_data(arguments.data)
+    delivered = read_to_test(data.folder, data.folder.name)
     if delivered.encoding != "image":
         raise AutoFormerError(
             f"{arguments.data}: raw images of {delivered.image_size} pixels; the protocol is for files"
@@ -152,7 +157,7 @@ def read_task(arguments: argparse.Namespace) -> Task:
     numbers = np.flatnonzero(delivered.splits == split)
     if arguments.limit is not None and arguments.limit < len(numbers):
         numbers = numbers[np.arange(arguments.limit) * len(numbers) // arguments.limit]
-    return Task(subnet, space, size, delivered, delivered.rows.take(numbers), split)
+    return Task(subnet, space, size, data, delivered, delivered.rows.take(numbers), split)
 
 
 def _described(arguments: argparse.Namespace, task: Task, device: str) -> dict[str, Any]:

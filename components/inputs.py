@@ -14,12 +14,16 @@ from autoformer.recipe import Recipe
 from autoformer.space import SearchSpace
 from components.cli import existing
 from components.config import Config
+from components.storage.places import Data, open_data
+from components.storage.staging import stage
 from components.workspace import known_hashes
+
+DATA = "folder with the delivered archives, or s3://bucket/folder"
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
     """`--data`, `--card` and an argument for each split that the step may see."""
-    parser.add_argument("--data", type=Path, required=True, help="folder with the delivered archives")
+    parser.add_argument("--data", required=True, help=DATA)
     parser.add_argument("--card", type=Path, required=True, help="the data set's card, made by prepare_data")
     for split in splits:
         help_text = f"manifest of the {split} split, made by prepare_data"
@@ -35,6 +39,7 @@ def add_folder_arguments(parser: argparse.ArgumentParser, *made: str) -> None:
     """An argument for each folder of an earlier step: `--supernet`, `--search`, `--retrain`, `--evaluation`."""
     for name in made:
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder made by {MADE_BY[name]}")
+    parser.set_defaults(made=made)  # folders whose large files a store may have: `run_step` completes them
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,11 +51,23 @@ def read_data(arguments: argparse.Namespace, config: Config, *splits: str) -> tu
     """The card and the images of each split, after checking that they suit the search space."""
     card = read_card(existing(arguments.card, "prepare_data"))
     check_space(card, config.space)
-    loaded = []
+    data, loaded = open_data(arguments.data), []
     for split in splits:
         path = existing(getattr(arguments, f"{split}_split"), "prepare_data")
-        loaded.append(load_images(path, arguments.data, card, None, config.space.image_size, split, known_hashes()))
+        loaded.append(_in_memory(path, data, card, config, split))
     return card, loaded
+
+
+def _in_memory(path: Path, data: Data, card: DatasetCard, config: Config, split: str) -> Images:
+    size = config.space.image_size
+    return load_images(path, data.folder, card, None, size, split, known_hashes(), data.remote)
+
+
+def _encoded(path: Path, data: Data, card: DatasetCard, split: str) -> EncodedSplit:
+    """Files to decode on the way."""
+    rows = read_rows(path, data.folder, card, split, known_hashes(), data.remote)
+    pictures = EncodedImages(data.folder, rows, card.channels, card.upright, card.files, data.remote)
+    return EncodedSplit(pictures, rows.labels.astype("int64"))
 
 
 def check_space(card: DatasetCard, space: SearchSpace) -> None:
@@ -79,15 +96,15 @@ def read_train_images(
 
     `split`: train or train_full. Raises `AutoFormerError` where there are not images enough for one optimiser step.
     """
-    path = existing(getattr(arguments, f"{split}_split"), "prepare_data")
+    path, data = existing(getattr(arguments, f"{split}_split"), "prepare_data"), open_data(arguments.data)
     images: Images | EncodedSplit
     if card.encoding == "image" and recipe.augmentation.by_image:
-        rows = read_rows(path, arguments.data, card, split, known_hashes())
-        encoded = EncodedImages(arguments.data, rows, card.channels, card.upright, card.files)
-        images = EncodedSplit(encoded, rows.labels.astype("int64"))
+        images = _encoded(path, data, card, split)
     else:
-        images = load_images(path, arguments.data, card, None, config.space.image_size, split, known_hashes())
+        images = _in_memory(path, data, card, config, split)
     check_batch(recipe, len(images.labels), step)
+    if data.remote and isinstance(images, EncodedSplit):  # each is read once an epoch
+        stage(data.remote, images.pictures.archives)
     return images
 
 
@@ -98,12 +115,10 @@ def read_images_to_evaluate(
     card = read_card(existing(arguments.card, "prepare_data"))
     check_space(card, config.space)
     needed = card.counts.get(split, 0) * card.channels * config.space.image_size**2
-    path = existing(getattr(arguments, f"{split}_split"), "prepare_data")
+    path, data = existing(getattr(arguments, f"{split}_split"), "prepare_data"), open_data(arguments.data)
     if card.encoding == "image" and needed > decoded_mb * 10**6:
-        rows = read_rows(path, arguments.data, card, split, known_hashes())
-        encoded = EncodedImages(arguments.data, rows, card.channels, card.upright, card.files)
-        return card, EncodedSplit(encoded, rows.labels.astype("int64"))
-    return card, load_images(path, arguments.data, card, None, config.space.image_size, split, known_hashes())
+        return card, _encoded(path, data, card, split)
+    return card, _in_memory(path, data, card, config, split)
 
 
 def check_batch(recipe: Recipe, images: int, step: str) -> None:

@@ -1,20 +1,37 @@
 """What the bodies of the KFP components share. No torch, and no kfp: an image without kfp can run it."""
 
+import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from autoformer.errors import AutoFormerError
+from components.cli import refuse
+from components.trainjob.launch import launch
+from components.trainjob.settings import job_settings
 
 IMAGE = os.environ.get("AUTOFORMER_IMAGE", "autoformer:dev")
 """The image that the components name when the pipeline is compiled: by digest on a cluster, or a cached result
 of other code is served. The local runner puts the hash of the source in its place."""
 
 
-def call(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> None:
-    """Run a step as its command line would, and fail the task with the step's exit code."""
-    code = main(list(arguments))
+def call(step: str, arguments: Sequence[str]) -> None:
+    """Run a step as its command line would, and fail the task with the step's exit code.
+
+    Where the task's environment says so (`AUTOFORMER_JOB`), the step runs on several machines, and this process
+    follows it; the step itself is then not imported, which a light image could not.
+    """
+    try:
+        job = job_settings()
+    except AutoFormerError as error:
+        raise SystemExit(refuse(step, error)) from None
+    if job is None:
+        code = importlib.import_module(f"components.{step}.step").main(list(arguments))
+    else:
+        code = launch(step, arguments, job)
     if code:
         raise SystemExit(code)
 
@@ -29,3 +46,10 @@ def log_metrics(artifact: Any, file: str | Path) -> None:
         if isinstance(value, int | float):
             artifact.log_metric(name, value)
     shutil.copyfile(file, artifact.path)
+
+
+def log_uri(artifact: Any) -> None:
+    """Show in the KFP UI where the large files of a step's folder are, where they are not in the folder."""
+    file = Path(artifact.path) / "stored.json"
+    if file.is_file():
+        artifact.metadata["uri"] = json.loads(file.read_text())["uri"]

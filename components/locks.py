@@ -26,6 +26,19 @@ def alone(path: Path, what: str) -> Iterator[None]:
         AutoFormerError: another process holds it; the line names that process.
         OSError: the place cannot be written to.
     """
+    with _holding(path, what):
+        yield
+
+
+@contextlib.contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """The same, but wait for another process that holds it: for what one brings and all of a machine then use."""
+    with _holding(path, None):
+        yield
+
+
+@contextlib.contextmanager
+def _holding(path: Path, what: str | None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.parent / f".{path.name}.lock"
     lock = _locked(name, path, what)
@@ -38,11 +51,12 @@ def alone(path: Path, what: str) -> Iterator[None]:
         lock.close()
 
 
-def _locked(name: Path, path: Path, what: str) -> IO[bytes]:
+def _locked(name: Path, path: Path, what: str | None) -> IO[bytes]:
+    """The lock file, held; `what` is None for one to wait for."""
     while True:
         lock = name.open("a+b", buffering=0)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if what is None else fcntl.LOCK_NB))
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read().decode() or "its process is not known"

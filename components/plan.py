@@ -22,11 +22,12 @@ from autoformer.errors import AutoFormerError
 from autoformer.images import model_pixels
 from components.cli import Parser, existing, refuse
 from components.config import Config, PrepareData, RetrainSubnet, TrainingSection, load_config
-from components.inputs import check_batch, check_space
+from components.inputs import DATA, check_batch, check_space
 from components.prepare_data import imagenet
 from components.prepare_data.readers import read_delivered
 from components.prepare_data.splitting import Splits, describe, split
 from components.stopping import Stopped, stoppable
+from components.storage.places import open_data, remote_archives
 
 STEP_SECONDS = 20  # what a step's process takes to start and to end
 _ENOUGH_SECONDS = 5.0
@@ -70,11 +71,11 @@ class Plan(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m components.plan", description="Estimate what a run will take.")
     parser.add_argument("--config", required=True, help="a preset's name, a params file, or the same as JSON text")
-    parser.add_argument("--data", type=Path, required=True, help="folder with the delivered images")
+    parser.add_argument("--data", required=True, help=DATA)
     try:
         arguments = parser.parse_args(argv)
         with stoppable():
-            print(shown(make_plan(load_config(arguments.config), arguments.data)), flush=True)
+            print(shown(make_plan(load_config(arguments.config), open_data(arguments.data).folder)), flush=True)
     except (AutoFormerError, OSError) as error:
         return refuse("plan", error)
     except Stopped as stopped:
@@ -161,7 +162,8 @@ def look_at(config: Config, data: Path) -> tuple[DatasetCard, Pixels | EncodedSp
     if card.encoding == "raw":
         return card, _noise(card, min(len(train.labels), _NOISE)), counts
     encoded = EncodedSplit(
-        EncodedImages(data, train, card.channels, card.upright, card.files), train.labels.astype(np.int64)
+        EncodedImages(data, train, card.channels, card.upright, card.files, remote_archives(data)),
+        train.labels.astype(np.int64),
     )
     if config.train_supernet.augmentation.by_image:
         return card, encoded, counts

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from components.config import STEPS
-from docs.configuration import ENVIRONMENT, PAGE, page, tables, undescribed
+from docs.configuration import CLUSTERS, ENVIRONMENT, ON_A_CLUSTER, PAGE, page, tables, undescribed
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "THIRD_PARTY_NOTICES.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -149,10 +149,13 @@ def python_commands(found: Page) -> Iterator[Problem]:
 
 @cache
 def known_keys() -> frozenset[str]:
-    """All dotted keys of a parameter file, with the sections and parts that they lie in."""
+    """All dotted keys of a parameter file and of a cluster's, with the sections and parts that they lie in."""
     every: set[str] = set()
     for title, rows in tables().items():
-        prefixes = {"Shared by all steps": [""], "Search spaces": ["space."]}.get(title, [f"{title}."])
+        prefixes = {
+            "Shared by all steps": [""], "Search spaces": ["space."], CLUSTERS: [""],
+            ON_A_CLUSTER: ["launcher.", *(f"steps.{step}." for step in STEPS)],
+        }.get(title, [f"{title}."])  # fmt: skip
         if title == "train_supernet":
             prefixes.append("retrain_subnet.")
         every |= {f"{prefix}{row.key}" for prefix in prefixes for row in rows}

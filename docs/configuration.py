@@ -1,4 +1,4 @@
-"""Make docs/configuration.md: every key of a parameter file and of a space file, from the models that validate them.
+"""Make docs/configuration.md: every key of a file of configs/, from the models that validate them.
 
 `python -m docs.configuration` (or `make docs`) writes it; a test holds that the file is what this makes.
 """
@@ -6,7 +6,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -15,6 +15,8 @@ from pydantic.fields import FieldInfo
 from autoformer.files import write_text
 from autoformer.space import SearchSpace
 from components.config import STEPS, Config, TrainingSection
+from components.trainjob.settings import Name
+from pipeline.cluster import ON_GPUS, SHARED, Cluster, Pod, Step
 
 PAGE = Path(__file__).with_suffix(".md")
 
@@ -28,10 +30,12 @@ ENVIRONMENT = {
     "and after it; 300 by default",
     "AUTOFORMER_TRACKING": "`off`: steps log nothing; `register_model` needs MLflow all the same",
     "AUTOFORMER_WORK": "where work in progress lies; `work/` in the repository by default",
+    "AUTOFORMER_STORE": "`s3://bucket/folder`: where weights and checkpoints go; unset, they stay in files",
     "AUTOFORMER_WORKERS": "processes that decode and augment images; by default as many cores as training leaves over",
     "AUTOFORMER_CACHE_GB": "memory in which decoded training images are kept, of the whole machine; 0 by default",
     "AUTOFORMER_PROCESSES": "processes of a step that can be shared; by default one for each GPU, 1 without",
     "AUTOFORMER_MAX_RESTARTS": "how often all of them are started again when one has died; 0 by default",
+    "AUTOFORMER_JOB": "set by `make compile CLUSTER=…` for a step on several machines: the settings of its TrainJob",
     "AUTOFORMER_IMAGE": "the image that `make compile` writes into the package; `make compile IMAGE=…` sets it",
     "KFP_HOST": "the KFP server of `make submit`, where HOST is not given",
     "KFP_TOKEN": "what proves to that server who asks; better from a file",
@@ -48,8 +52,9 @@ ENVIRONMENT = {
 _OPENING = """\
 # Configuration
 
-Every key of a parameter file (`params.yaml`, a file of [configs/presets](../configs/presets)) and of a
-[space file](#search-spaces). This page is made from the models that validate them, by `make docs`.
+Every key of a parameter file (`params.yaml`, a file of [configs/presets](../configs/presets)), of a
+[space file](#search-spaces) and of a [cluster's](#clusters). This page is made from the models that validate them, by
+`make docs`.
 
 A preset is complete: what a step needs is in its section, what all steps share is at the top. An unknown key, a value
 of another type or out of its range is refused in one line before anything runs. Single values are overridden by dotted
@@ -60,6 +65,12 @@ value is read as YAML: `null`, `true`, `[8, 12]`, `{flip: true}`.
 """
 
 
+def _named(names: Iterable[str]) -> str:
+    *first, last = (f"`{name}`" for name in names)
+    return f"{', '.join(first)} and {last}"
+
+
+CLUSTERS, ON_A_CLUSTER = "Clusters", "Steps on a cluster"
 _SAID = {
     "train_supernet": "`retrain_subnet` takes all of these keys too, for the training of the chosen subnet.\n",
     "retrain_subnet": "Beside [those of train_supernet](#train_supernet), for the chosen subnet:\n",
@@ -68,8 +79,23 @@ _SAID = {
 One file each in [configs/spaces](../configs/spaces): the images that it is for, the supernet, and what a subnet's
 dimensions are chosen from. No choice may be larger than the supernet's dimension of that name.
 """,
+    CLUSTERS: """\
+One file each in [configs/cluster](../configs/cluster): where the pipeline runs, and on what. `make compile CLUSTER=gpu`
+takes it by name or by path; single values are overridden there by `SET="namespace=vision"`. Nothing of it decides a
+result. No secret stands in it: what looks like one, in a value or by the name of a variable, is refused and not
+repeated.
+""",
+    ON_A_CLUSTER: f"""\
+Keys of each section of `steps`, which are {_named(STEPS)}.
+
+GPUs are for {_named(ON_GPUS)}; several machines for {_named(SHARED)}. The section `launcher`, for `resolve_config` and
+for pods that launch a job of several machines, takes {_named(Pod.model_fields)} of these keys.
+""",
     "Environment": "What a process reads from its environment. None of it decides a result.\n",
 }
+
+
+_WORDS = {get_args(Name)[1].pattern: "a name of Kubernetes"}  # of patterns that say less than they
 
 
 class Row(NamedTuple):
@@ -105,7 +131,11 @@ def tables() -> dict[str, list[Row]]:
         assert section is not None
         own = [row for row in rows(section) if step != "retrain_subnet" or row not in common]
         found[step] = own
-    return found | {"Search spaces": list(rows(SearchSpace))}
+    return found | {
+        "Search spaces": list(rows(SearchSpace)),
+        CLUSTERS: [row for row in rows(Cluster) if not row.key.startswith(("steps.", "launcher."))],
+        ON_A_CLUSTER: list(rows(Step)),
+    }
 
 
 def rows(model: type[BaseModel], prefix: str = "") -> Iterator[Row]:
@@ -117,6 +147,9 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[Row]:
             yield Row(key, _type(field, nested), _default(field), _range(field), field.description or "")
         if nested is not None and nested is not SearchSpace:
             yield from rows(nested, f"{key}.")
+        several = _nested_in_list(field.annotation)
+        if several is not None:
+            yield from rows(several, f"{key}[].")
 
 
 def undescribed() -> list[str]:
@@ -138,11 +171,18 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
+def _nested_in_list(annotation: Any) -> type[BaseModel] | None:
+    """The model that each value of a list is."""
+    return _nested(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
+
+
 def _type(field: FieldInfo, nested: type[BaseModel] | None) -> str:
     if nested is SearchSpace:
         return "name of a file of `configs/spaces/`, or the keys of [one](#search-spaces)"
     if nested is not None:
         return "the keys below, or null"
+    if _nested_in_list(field.annotation) is not None:
+        return "list, each with the keys below"
     return _plain(field.annotation)
 
 
@@ -152,6 +192,10 @@ def _plain(annotation: Any) -> str:
     if annotation in words:
         return words[annotation]
     origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _plain(parts[0])
+    if origin is dict:
+        return f"mapping of {' to '.join(_plain(part) for part in parts)}"
     if origin is Literal:
         return " or ".join(f"`{choice}`" for choice in parts)
     if origin in (Union, UnionType):
@@ -177,7 +221,10 @@ def _range(field: FieldInfo) -> str:
     found = []
     for name, text in signs.items():
         values = [getattr(bound, name) for bound in field.metadata if getattr(bound, name, None) is not None]
-        found += [text.format(f"{value:g}" if isinstance(value, int | float) else value) for value in values]
+        found += [
+            _WORDS.get(value) or text.format(f"{value:g}" if isinstance(value, int | float) else value)
+            for value in values
+        ]
     if any(getattr(bound, "min_length", None) for bound in field.metadata):
         found.append("not empty")
     return ", ".join(found)

@@ -14,12 +14,13 @@ from autoformer.errors import AutoFormerError, nearest, validated
 from autoformer.files import read_yaml
 from autoformer.named import CONFIGS
 from components.config import STEPS, Section, override
-from components.trainjob.settings import VARIABLE, JobSettings, Name, SecretVariable, Toleration, Variable, Volume
+from components.trainjob import settings as job_settings
+from components.trainjob.settings import VARIABLE, JobSettings, Name, SecretVariable, Toleration, Variable
 from components.trainjob.settings import Path as Mount
 
 SHARED = ("train_supernet", "search_subnet", "retrain_subnet")  # steps that several machines can share
 ON_GPUS = (*SHARED, "evaluate_subnet")
-WORK = "AUTOFORMER_WORK"
+WORK, STORE = "AUTOFORMER_WORK", "AUTOFORMER_STORE"
 POD = {  # what a pod knows of itself: variable -> where Kubernetes has it
     "KFP_RUN_ID": "metadata.labels['pipeline/runid']",
     "KFP_POD_NAME": "metadata.name",
@@ -38,6 +39,7 @@ _SECRET_VALUES = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|^(Bearer|Basic) \S"
 )
+_EXAMPLE = re.compile(r"(^|/)example-|\.example\.|0{64}")
 _VARIABLE_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
 
 
@@ -99,7 +101,7 @@ class Pod(Section):
     node_selector: dict[LabelKey, Label] = Field({}, description="labels that a node must have")
     tolerations: tuple[Toleration, ...] = Field((), description="taints that a node may have")
     deadline_seconds: int | None = Field(
-        None, gt=0, lt=2**31, description="after which the pod, or the job of several machines, is ended"
+        None, gt=0, le=10**8, description="after which the pod, or the job of several machines, is ended"
     )
     retries: Retries = Retries()
 
@@ -135,15 +137,23 @@ class Secret(Section):
     optional: bool = Field(False, description="whether a pod starts where the secret is not there")
 
 
+class Volume(job_settings.Volume):
+    claim: Name = Field(description="a PersistentVolumeClaim; of access mode ReadWriteMany where several pods write")
+    mount: Mount = Field(description="where pods find it")
+    read_only: bool = Field(
+        False, description="in the pods of jobs; KFP mounts all claims so that they may be written to"
+    )
+
+
 class Cluster(Section):
     """Where a pipeline runs."""
 
     namespace: Name = Field(description="of the runs")
     service_account: Name | None = Field(None, description="of the pods; null for the one that KFP gives them")
     runtime: Name = Field("autoformer-training", description="the TrainingRuntime of jobs of several machines")
-    deadline_seconds: int | None = Field(None, gt=0, lt=2**31, description="of a whole run; null for none")
+    deadline_seconds: int | None = Field(None, gt=0, le=10**8, description="of a whole run; null for none")
     keep_seconds: int | None = Field(
-        None, gt=0, lt=2**31, description="that the pods of a run are kept after its end; null for KFP's own rule"
+        None, gt=0, le=10**8, description="that the pods of a run are kept after its end; null for KFP's own rule"
     )
     run_as_user: int | None = Field(None, gt=0, description="of the pods; null for the image's, which is not root")
     run_as_group: int | None = Field(None, gt=0, description="of the pods, for volumes that belong to one")
@@ -182,10 +192,10 @@ class Cluster(Section):
                 raise ValueError(
                     f"steps.{name}.nodes = {step.nodes}: one machine does this step; several share {', '.join(SHARED)}"
                 )
-            if step.nodes > 1 and all(volume.read_only for volume in self.volumes):
+            if step.nodes > 1 and STORE not in self.env and all(volume.read_only for volume in self.volumes):
                 raise ValueError(
-                    f"steps.{name}.nodes = {step.nodes}: machines of one job meet on a volume that all may write to; "
-                    "add one to volumes, of a claim with access mode ReadWriteMany"
+                    f"steps.{name}.nodes = {step.nodes}: machines of one job need a place that all of them see; "
+                    f"set env.{STORE}, or give a volume that all may write to"
                 )
             if step.shm and _in_bytes(step.shm) >= _in_bytes(step.memory):
                 raise ValueError(f"steps.{name}.shm = {step.shm} leaves nothing of memory = {step.memory}")
@@ -229,7 +239,7 @@ class Cluster(Section):
             memory=settings.memory,
             node_selector=settings.node_selector,
             tolerations=settings.tolerations,
-            volumes=self.volumes,
+            volumes=tuple(job_settings.Volume(**volume.model_dump()) for volume in self.volumes),
             env=self.env,
             secret_env=tuple(
                 SecretVariable(secret=secret.secret, key=key, env=variable)
@@ -242,7 +252,7 @@ class Cluster(Section):
 
     def placeholders(self) -> list[str]:
         """Keys whose values are still those of an example."""
-        return [key for key, value in _texts(self.model_dump(mode="json")) if "example" in value or "0" * 64 in value]
+        return [key for key, value in _texts(self.model_dump(mode="json")) if _EXAMPLE.search(value)]
 
 
 def load_cluster(source: str, overrides: Sequence[str] = ()) -> Cluster:

@@ -28,12 +28,11 @@ def evaluate_subnet(
     import shutil
 
     from components.evaluate_subnet.confusions import matrix_for_kfp, top_confusions_markdown
-    from components.evaluate_subnet.step import main
     from components.kfp_edge import call, log_metrics
 
     arguments = ["--config", config, "--data", data, "--card", card.path, "--test-split", test_split.path]
     arguments += ["--supernet", supernet.path, "--search", search.path, "--retrain", retrain.path]
-    call(main, [*arguments, "--out", evaluation.path, "--record", record.path])
+    call("evaluate_subnet", [*arguments, "--out", evaluation.path, "--record", record.path])
     evaluation.metadata["data_hash"] = data_hash
     log_metrics(metrics, evaluation.path + "/metrics.json")
     with open(evaluation.path + "/confusion.json") as file:

@@ -20,13 +20,15 @@ from components.cli import Progress
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.kept import KeptIndex
 from components.prepare_data.sources import SPLIT_NAMES, SPLIT_OF, SUFFIXES
+from components.storage.places import archive_place
 
 _WNID = re.compile(r"n\d{8}")  # a synset of WordNet, as ImageNet names its classes
 _THREADS = min(16, 2 * (os.cpu_count() or 1))  # they wait for the disk
 
 
 def is_mine(data: Path) -> bool:
-    return "train" in _split_folders(archive_folder(data))
+    place = archive_place(data)
+    return isinstance(place, Path) and "train" in _split_folders(place)
 
 
 def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Delivered:

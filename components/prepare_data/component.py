@@ -20,11 +20,10 @@ def prepare_data(
     record: Output[Artifact],
 ) -> None:
     from components.kfp_edge import call
-    from components.prepare_data.step import main
 
     arguments = ["--config", config, "--data", data, "--card", card.path]
     arguments += ["--train-split", train_split.path, "--search-split", search_split.path]
     arguments += ["--test-split", test_split.path, "--train-full-split", train_full_split.path]
-    call(main, [*arguments, "--record", record.path])
+    call("prepare_data", [*arguments, "--record", record.path])
     for split in (train_split, search_split, test_split, train_full_split):
         split.metadata["data_hash"] = data_hash

@@ -29,7 +29,6 @@ from autoformer.dataset import (
     SPLIT_SCHEMA,
     SourceArchive,
     Split,
-    archive_folder,
     read_source,
     read_split,
     split_table,
@@ -39,6 +38,7 @@ from autoformer.files import FileState, hash_value, replacing
 from components.cli import Progress
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.streamed import HashedStream, Member, members
+from components.storage.places import ArchiveFile, ArchivePlace, archive_place, size_of, state_of
 from components.workspace import known_hashes, work_root
 
 NAME = "imagenet-1k"
@@ -73,7 +73,14 @@ PUBLISHED = Published(
 
 
 def is_mine(data: Path) -> bool:
-    return (data / SOURCE).is_file() and TRAIN in read_source(data).archives
+    return TRAIN in _stated(data, PUBLISHED)
+
+
+def _stated(data: Path, published: Published) -> Mapping[str, SourceArchive]:
+    """What the archives are by `source.yaml`; where that says nothing of them they are to be the published ones."""
+    if (data / SOURCE).is_file() and (stated := read_source(data).archives):
+        return stated
+    return published.archives if (archive_place(data) / TRAIN).is_file() else {}
 
 
 def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] = ("train", "val")) -> Delivered:
@@ -86,11 +93,11 @@ def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] =
     Raises:
         AutoFormerError: one line, where an archive is missing, another one or damaged, or holds other images.
     """
-    folder, source = archive_folder(data), read_source(data)
+    folder, stated = archive_place(data), _stated(data, published)
     archive_of = {split: name for split, name in (("train", TRAIN), ("val", VAL)) if split in splits}
     needed = {name: published.archives[name] for name in (*archive_of.values(), DEVKIT)}
-    check_sizes(folder, source.archives, published._replace(archives=needed))
-    devkit = _read_devkit(folder / DEVKIT, source.archives[DEVKIT])
+    check_sizes(folder, stated, published._replace(archives=needed))
+    devkit = _read_devkit(folder / DEVKIT, stated[DEVKIT])
     if len(devkit.words) != published.classes:
         raise AutoFormerError(f"{folder / DEVKIT}: {len(devkit.words)} classes, not {published.classes}")
     rows: dict[str, Split] = {}
@@ -98,7 +105,7 @@ def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] =
     for split, rows_of in (("val", _val_rows), ("train", _train_rows)):  # the small archive first: its faults show soon
         if split in archive_of:
             name = archive_of[split]
-            index = _index(folder / name, source.archives[name])
+            index = _index(folder / name, stated[name])
             rows[split], sha256[name] = rows_of(index, devkit, folder / name, published), index.sha256
     parts = [rows[split] for split in archive_of]
     return Delivered(
@@ -111,17 +118,17 @@ def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] =
         channels=3,
         archives={name: sha256[name] for name in needed},
         licence=LICENCE,
-        source=", ".join(f"{name} (md5 {archive.md5})" for name, archive in source.archives.items()),
+        source=", ".join(f"{name} (md5 {archive.md5})" for name, archive in stated.items()),
         upright=False,  # as for the published accuracies; a few images have a note of their camera
     )
 
 
 def glance(data: Path, images: int = 2048) -> Delivered:
     """The first training images, unverified and all of the first class: enough to see how long one takes."""
-    folder = archive_folder(data)
-    check_sizes(folder, read_source(data).archives, PUBLISHED)
+    folder = archive_place(data)
+    check_sizes(folder, _stated(data, PUBLISHED), PUBLISHED)
     with HashedStream(folder / TRAIN) as stream:
-        found = [member for _, member in islice(_walk(stream, (folder / TRAIN).stat().st_size), images)]
+        found = [member for _, member in islice(_walk(stream, size_of(folder / TRAIN)), images)]
     count = len(found)
     return Delivered(
         title=TITLE,
@@ -144,7 +151,7 @@ def glance(data: Path, images: int = 2048) -> Delivered:
     )
 
 
-def check_sizes(folder: Path, archives: Mapping[str, SourceArchive], published: Published) -> None:
+def check_sizes(folder: ArchivePlace, archives: Mapping[str, SourceArchive], published: Published) -> None:
     """Raise `AutoFormerError` unless all archives are there, by name and size: what can be seen without reading."""
     for name, expected in published.archives.items():
         path, stated = folder / name, archives.get(name)
@@ -157,7 +164,7 @@ def check_sizes(folder: Path, archives: Mapping[str, SourceArchive], published: 
             raise AutoFormerError(
                 f"{path}: no such archive; `make data DATASET={NAME} ARCHIVES=…` names the folder that holds it"
             )
-        wanted, found = stated.bytes or expected.bytes, path.stat().st_size
+        wanted, found = stated.bytes or expected.bytes, size_of(path)
         if wanted is not None and found != wanted:
             raise AutoFormerError(f"{path}: {found} bytes, not {wanted} as published; copy or download it again")
 
@@ -177,7 +184,7 @@ class _Devkit(NamedTuple):
         return {wnid: label for label, wnid in enumerate(sorted(self.words))}
 
 
-def _read_devkit(path: Path, stated: SourceArchive) -> _Devkit:
+def _read_devkit(path: ArchiveFile, stated: SourceArchive) -> _Devkit:
     content = path.read_bytes()
     _check_md5(path, hashlib.md5(content, usedforsecurity=False).hexdigest(), stated)
     try:
@@ -201,7 +208,7 @@ def _synsets(meta: bytes) -> Any:
     return loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
 
 
-def _check_md5(path: Path, found: str, stated: SourceArchive) -> None:
+def _check_md5(path: ArchiveFile, found: str, stated: SourceArchive) -> None:
     if found != stated.md5:
         raise AutoFormerError(f"{path}: md5 is {found}, not {stated.md5} as published; copy or download it again")
 
@@ -217,7 +224,7 @@ class _Index(NamedTuple):
     sha256: str  # of the archive
 
 
-def _train_rows(index: _Index, devkit: _Devkit, path: Path, published: Published) -> Split:
+def _train_rows(index: _Index, devkit: _Devkit, path: ArchiveFile, published: Published) -> Split:
     label_of = devkit.label_of()
     unknown = [folder for folder in index.folders if folder not in label_of]
     if unknown or len(index.folders) != published.classes:
@@ -228,7 +235,7 @@ def _train_rows(index: _Index, devkit: _Devkit, path: Path, published: Published
     return index.rows._replace(labels=labels[index.rows.labels])
 
 
-def _val_rows(index: _Index, devkit: _Devkit, path: Path, published: Published) -> Split:
+def _val_rows(index: _Index, devkit: _Devkit, path: ArchiveFile, published: Published) -> Split:
     numbers, count = index.rows.labels, published.val_images
     _check_count(path, len(numbers), count)
     if not np.array_equal(np.sort(numbers), np.arange(1, count + 1)):
@@ -244,7 +251,7 @@ def _val_rows(index: _Index, devkit: _Devkit, path: Path, published: Published) 
     return index.rows._replace(labels=truth[numbers - 1])
 
 
-def _check_count(path: Path, found: int, wanted: int) -> None:
+def _check_count(path: ArchiveFile, found: int, wanted: int) -> None:
     if found != wanted:
         raise AutoFormerError(f"{path}: {found} images, where {wanted} are published; download it again")
 
@@ -256,19 +263,20 @@ def _repeated(name: str, count: int) -> np.ndarray:
     return rows
 
 
-def _index(path: Path, stated: SourceArchive) -> _Index:
+def _index(path: ArchiveFile, stated: SourceArchive) -> _Index:
     """Every image in an archive: as an earlier run has kept it, or read now.
 
     Raises `AutoFormerError` where the archive is damaged, another than the stated one, or changes meanwhile.
     """
-    state = FileState.of(path)
+    state = state_of(path)
     kept = work_root() / "prepare_data" / f"index-{hash_value([_FORMAT, state, stated.md5])[:16]}.parquet"
     if not kept.is_file():
         with replacing(kept) as temporary:
             sha256 = _write_index(path, stated, temporary)
-            if FileState.of(path) != state:
+            if state_of(path) != state:
                 raise AutoFormerError(f"{path}: was changed while it was read; give the same command again")
-        known_hashes().remember(state, sha256)
+        if isinstance(state, FileState):
+            known_hashes().remember(state, sha256)
     try:
         told = pq.read_metadata(kept).metadata
         return _Index(read_split(kept), json.loads(told[b"folders"]), told[b"sha256"].decode())
@@ -277,9 +285,9 @@ def _index(path: Path, stated: SourceArchive) -> _Index:
         raise AutoFormerError(f"{kept}: a damaged index ({reason}); remove that file") from None
 
 
-def _write_index(path: Path, stated: SourceArchive, out: Path) -> str:
+def _write_index(path: ArchiveFile, stated: SourceArchive, out: Path) -> str:
     """Read an archive, write its index; its sha256, once its md5 is the stated one."""
-    size = path.stat().st_size
+    size = size_of(path)
     folders: dict[str, int] = {}
     with (
         Progress(f"reading {path.name}", size >> 20, "MB") as progress,

@@ -6,6 +6,7 @@ from typing import Any
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value, read_json, write_json
+from components.storage.places import ArchivePlace
 from components.workspace import work_root
 
 
@@ -16,8 +17,9 @@ class KeptIndex:
         source: where the source lies.
     """
 
-    def __init__(self, source: Path) -> None:
-        self._folder = work_root() / "prepare_data" / f"index-{hash_value(str(source.resolve()))[:16]}"
+    def __init__(self, source: ArchivePlace) -> None:
+        place = source.resolve() if isinstance(source, Path) else source
+        self._folder = work_root() / "prepare_data" / f"index-{hash_value(str(place))[:16]}"
 
     def part(self, name: str, made_of: Any, make: Callable[[], Any]) -> Any:
         """A part as it was kept, or made and kept now. Both values are plain data, as JSON has it.

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from autoformer.archives import EncodedImages
+from autoformer.archives import TOGETHER, EncodedImages, RemoteReader
 from autoformer.dataset import Split, check_archive, check_places
 from autoformer.errors import AutoFormerError
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.pack import CARD, INDEX, PackCard, read_pack
+from components.storage.places import remote_archives
 from components.tables import read_table
 
 _OWN = "your own images"
@@ -25,8 +26,10 @@ def read(data: Path) -> Delivered:
     outside = [name for name in card.archives if Path(name).name != name]
     if outside:
         raise AutoFormerError(f"{data / CARD}: the archive '{outside[0]}' lies outside the pack; pack the images again")
-    for name, checksum in card.archives.items():
-        check_archive(data / name, checksum)
+    remote = remote_archives(data)
+    if remote is None:
+        for name, checksum in card.archives.items():
+            check_archive(data / name, checksum)
     table = read_table(data / INDEX)
     if len(table) != sum(card.counts.values()):
         raise AutoFormerError(f"{data / INDEX}: {len(table)} rows, but {CARD} counts {sum(card.counts.values())}")
@@ -42,8 +45,8 @@ def read(data: Path) -> Delivered:
         )
     except (KeyError, ValueError, OverflowError) as error:
         raise AutoFormerError(f"{data / INDEX}: not the index of a pack ({error}); pack the images again") from None
-    check_places(rows, data / INDEX, data)
-    _check_content(rows, data)
+    check_places(rows, data / INDEX, data, remote)
+    _check_content(rows, data, remote)
     return Delivered(
         title=card.name,
         classes=card.classes,
@@ -69,9 +72,12 @@ def _check_table(table: list[dict[str, str]], card: PackCard, data: Path) -> Non
             raise AutoFormerError(f"{where}: '{row.get('split')}' is no split of the pack; pack the images again")
 
 
-def _check_content(rows: Split, data: Path) -> None:
+def _check_content(rows: Split, data: Path, remote: RemoteReader | None) -> None:
     """Refuse an index that does not say where the images are: the archives are as they were packed, it may not be."""
-    encoded = EncodedImages(data, rows, 3)
-    for line, checksum in enumerate(rows.checksums.tolist(), start=2):
-        if sha256(encoded.read(line - 2)).hexdigest() != checksum:
+    encoded = EncodedImages(data, rows, 3, reader=remote)
+    for index, checksum in enumerate(rows.checksums.tolist()):
+        if index % TOGETHER == 0:
+            encoded.prefetch(range(index, min(index + TOGETHER, len(encoded))))
+        if sha256(encoded.read(index)).hexdigest() != checksum:
+            line = index + 2
             raise AutoFormerError(f"{data / INDEX}, line {line}: another image lies there; pack the images again")

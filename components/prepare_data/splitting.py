@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoformer.archives import EncodedImages
+from autoformer.archives import TOGETHER, EncodedImages
 from autoformer.dataset import DatasetCard, Split, hash_split, pixel_statistics, raw_pixels, value_statistics
 from autoformer.errors import AutoFormerError
 from autoformer.images import to_pixels
@@ -13,6 +13,7 @@ from autoformer.randomness import derived_rng
 from autoformer.splits import Shares, hold_out, split_by_share
 from components.config import PrepareData
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered, Statistics
+from components.storage.places import remote_archives
 
 
 class Splits(NamedTuple):
@@ -107,8 +108,10 @@ def statistics(delivered: Delivered, train: Split, data: Path) -> Statistics:
 def _encoded_statistics(delivered: Delivered, train: Split, data: Path) -> Statistics:
     """Of the images as they are stored."""
     counts = np.zeros((delivered.channels, 256), dtype=np.int64)
-    encoded = EncodedImages(data, train, delivered.channels, delivered.upright, delivered.files)
+    encoded = EncodedImages(data, train, delivered.channels, delivered.upright, delivered.files, remote_archives(data))
     for index in range(len(encoded)):
+        if index % TOGETHER == 0:
+            encoded.prefetch(range(index, min(index + TOGETHER, len(encoded))))
         pixels = to_pixels(encoded.image(index))
         for channel in range(delivered.channels):
             counts[channel] += np.bincount(pixels[channel].reshape(-1), minlength=256)

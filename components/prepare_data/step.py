@@ -14,12 +14,14 @@ import numpy as np
 from autoformer.dataset import DatasetCard, Split, write_split
 from autoformer.files import hash_path, write_json
 from components import tracking
-from components.cli import existing, run_step, step_parser
+from components.cli import run_step, step_parser
 from components.config import Config, PrepareData
+from components.inputs import DATA
 from components.locks import alone
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
 from components.prepare_data.readers import read_delivered
 from components.prepare_data.splitting import describe, split, statistics
+from components.storage.places import open_data
 from components.workspace import Record, code_version
 
 STEP = "prepare_data"
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The step's command line."""
     step = step_parser(STEP, "Index the delivered images, split them into train, search and test, describe them.")
-    step.add_argument("--data", type=Path, required=True, help="folder of the delivered archives")
+    step.add_argument("--data", required=True, help=DATA)
     step.add_argument("--card", type=Path, required=True, help="to write: the data set's card (JSON)")
     for name, images in SPLITS.items():
         argument = f"--{name.replace('_', '-')}-split"
@@ -71,11 +73,11 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     """Check the delivered files, prepare, write, and print a summary."""
     section = config.prepare_data
     assert section is not None  # load_config has checked it
-    existing(arguments.data, "`make data`")
     record = Record(arguments.record, STEP)  # its clock begins here
-    prepared = prepare(arguments.data, read_delivered(arguments.data, config.dataset), section, config.seed)
+    data = open_data(arguments.data).folder
+    prepared = prepare(data, read_delivered(data, config.dataset), section, config.seed)
     with alone(arguments.card, "output"), record:
-        provenance = {"code": code_version(), "inputs": {"data": hash_path(arguments.data)}}
+        provenance = {"code": code_version(), "inputs": {"data": hash_path(data)}}
         with tracking.step_run(STEP, config, record.values, provenance) as tracked:
             paths = {name: getattr(arguments, f"{name}_split") for name in SPLITS}
             write_prepared(prepared, arguments.card, paths)

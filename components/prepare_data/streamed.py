@@ -10,10 +10,10 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from autoformer.errors import AutoFormerError
+from components.storage.places import ArchiveFile
 
 BLOCK = 512  # bytes of a header, and what a member's content is filled up to
 CHUNK_BYTES = 4 << 20  # that are read at once
@@ -39,7 +39,7 @@ class HashedStream:
         watch: told how many bytes have gone by.
     """
 
-    def __init__(self, path: Path, watch: Callable[[int], None] = lambda done: None) -> None:
+    def __init__(self, path: ArchiveFile, watch: Callable[[int], None] = lambda done: None) -> None:
         self.path, self.position = path, 0
         self._watch = watch
         self._md5, self._sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()

@@ -11,6 +11,7 @@ import numpy as np
 
 from autoformer.dataset import CHECKSUM, Split
 from autoformer.errors import AutoFormerError
+from components.storage.places import ArchiveFile
 
 _BLOCK = 1 << 20  # bytes read at a time
 
@@ -28,7 +29,7 @@ class Tar(NamedTuple):
     checksum: str  # sha256 of the whole file
 
 
-def read_tar(path: Path, keep: Callable[[str], bool] = lambda name: False) -> Tar:
+def read_tar(path: ArchiveFile, keep: Callable[[str], bool] = lambda name: False) -> Tar:
     """Every file in a tar, in its order; folders, links and special files are passed over.
 
     Args:

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autoformer.dataset import CHECKSUM, Split, archive_folder
+from autoformer.dataset import CHECKSUM, Split
 from autoformer.errors import AutoFormerError
-from autoformer.files import FileState
 from components.cli import Progress
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.kept import KeptIndex
 from components.prepare_data.sources import SPLIT_OF, SUFFIXES
 from components.prepare_data.tars import Member, read_tar
+from components.storage.places import ArchiveFile, ArchivePlace, archive_place, state_of
 
 CLASS_NAMES = "classes.txt"
 _LABELS = ("cls", "json")
@@ -42,12 +42,16 @@ class _Shard(NamedTuple):
 
 
 def is_mine(data: Path) -> bool:
+    return holds_shards(archive_place(data))
+
+
+def holds_shards(place: ArchivePlace) -> bool:
     """Whether the first tar begins with a sample that has a label."""
-    shards = _shards(archive_folder(data))
+    shards = _shards(place)
     if not shards:
         return False
     try:
-        with tarfile.open(shards[0], "r:") as tar:
+        with _opened(shards[0]) as tar:
             return any(_parts(info.name)[1] in _LABELS for info in islice(tar, _LOOKED_AT))
     except (tarfile.TarError, OSError):
         return False
@@ -58,7 +62,7 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test", "")) -> 
 
     Raises `AutoFormerError` where a shard is damaged, an image has no label or two, or labels do not go together.
     """
-    root = archive_folder(data)
+    root = archive_place(data)
     paths = [path for path in _shards(root) if _split_of(path.name) in splits]
     if not paths:
         raise AutoFormerError(f"{root}: no shards of {' or '.join(filter(None, splits))}")
@@ -93,8 +97,17 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test", "")) -> 
     )
 
 
-def _shards(root: Path) -> list[Path]:
-    return sorted(root.glob("*.tar")) if root.is_dir() else []
+def _shards(root: ArchivePlace) -> list[ArchiveFile]:
+    if isinstance(root, Path):
+        return [*sorted(root.glob("*.tar"))]
+    return [root / name for name in sorted(root.entries) if name.endswith(".tar")]
+
+
+def _opened(shard: ArchiveFile) -> tarfile.TarFile:
+    """To look at its first files; of one in S3 all bytes up to there are read."""
+    if isinstance(shard, Path):
+        return tarfile.open(shard, "r:")
+    return tarfile.open(fileobj=shard.open(), mode="r|")
 
 
 def _split_of(name: str) -> str:
@@ -110,14 +123,14 @@ def _parts(name: str) -> tuple[str, str]:
     return str(path.parent / stem), extension.lower()
 
 
-def _read_shard(path: Path, kept: KeptIndex) -> _Shard:
+def _read_shard(path: ArchiveFile, kept: KeptIndex) -> _Shard:
     def index() -> dict[str, Any]:
         tar = read_tar(path, keep=lambda name: _parts(name)[1] in _LABELS)
         images = _samples(tar.members, path)
         named = all(_IMAGENET_KEY.fullmatch(PurePosixPath(key).name) for key in images)
         return {"checksum": tar.checksum, "samples": list(images.values()), "imagenet": named}
 
-    part = kept.part(path.name, FileState.of(path), index)
+    part = kept.part(path.name, state_of(path), index)
     offsets, sizes, labels, checksums = zip(*part["samples"], strict=True)
     rows = Split(
         archives=np.full(len(labels), path.name, dtype=object),
@@ -129,7 +142,7 @@ def _read_shard(path: Path, kept: KeptIndex) -> _Shard:
     return _Shard(path.name, _split_of(path.name), rows, list(labels), part["checksum"], part["imagenet"])
 
 
-def _samples(members: list[Member], path: Path) -> dict[str, tuple[int, int, int | str, str]]:
+def _samples(members: list[Member], path: ArchiveFile) -> dict[str, tuple[int, int, int | str, str]]:
     """Offset, size, label and checksum of each sample's image by its key, in the order of the shard."""
     images: dict[str, Member] = {}
     labels: dict[str, int | str] = {}
@@ -150,7 +163,7 @@ def _samples(members: list[Member], path: Path) -> dict[str, tuple[int, int, int
     return {key: (image.offset, image.size, labels[key], image.checksum) for key, image in images.items()}
 
 
-def _label(member: Member, extension: str, path: Path) -> int | str | None:
+def _label(member: Member, extension: str, path: ArchiveFile) -> int | str | None:
     """The class that a label file says; None where its JSON says none."""
     try:
         text = member.content.decode().strip()
@@ -173,7 +186,7 @@ def _label(member: Member, extension: str, path: Path) -> int | str | None:
     return value
 
 
-def _classes(labels: list[int | str], root: Path) -> tuple[str, ...]:
+def _classes(labels: list[int | str], root: ArchivePlace) -> tuple[str, ...]:
     """The names of the classes, by label."""
     found = set(labels)
     if len({type(label) for label in found}) > 1:

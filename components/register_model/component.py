@@ -19,8 +19,7 @@ def register_model(
     record: Output[Artifact],
 ) -> None:
     from components.kfp_edge import call
-    from components.register_model.step import main
 
     arguments = ["--config", config, "--card", card.path, "--supernet", supernet.path, "--search", search.path]
     arguments += ["--retrain", retrain.path, "--evaluation", evaluation.path, "--model-card", model_card.path]
-    call(main, [*arguments, "--out", registration.path, "--record", record.path])
+    call("register_model", [*arguments, "--out", registration.path, "--record", record.path])

@@ -23,12 +23,11 @@ def retrain_subnet(
     record: Output[Artifact],
 ) -> None:
     from components.kfp_edge import call, log_metrics
-    from components.retrain_subnet.step import main
 
     arguments = ["--config", config, "--data", data, "--card", card.path]
     arguments += ["--train-split", train_split.path, "--train-full-split", train_full_split.path]
     arguments += ["--search-split", search_split.path]
     arguments += ["--supernet", supernet.path, "--search", search.path]
-    call(main, [*arguments, "--out", retrain.path, "--record", record.path])
+    call("retrain_subnet", [*arguments, "--out", retrain.path, "--record", record.path])
     retrain.metadata["data_hash"] = data_hash
     log_metrics(metrics, retrain.path + "/metrics.json")

@@ -20,9 +20,8 @@ def search_subnet(
     record: Output[Artifact],
 ) -> None:
     from components.kfp_edge import call, log_metrics
-    from components.search_subnet.step import main
 
     arguments = ["--config", config, "--data", data, "--card", card.path, "--search-split", search_split.path]
-    call(main, [*arguments, "--supernet", supernet.path, "--out", search.path, "--record", record.path])
+    call("search_subnet", [*arguments, "--supernet", supernet.path, "--out", search.path, "--record", record.path])
     search.metadata["data_hash"] = data_hash
     log_metrics(metrics, search.path + "/metrics.json")

@@ -1,9 +1,38 @@
 """S3: data archives, artifacts and checkpoints. The only package that imports boto3, and then inside functions.
 
 `AUTOFORMER_STORE`, `s3://bucket/folder`, names the place of what a run makes; without it everything stays in files.
+
+| Module | |
+|---|---|
+| `uris`, `client` | what things are called, and how S3 is reached |
+| `failures` | what can go wrong, in one line each |
+| `objects` | what is there |
+| `uploads`, `downloads`, `folders` | files and folders to S3 and back: whole or not at all, checked, resumable |
 """
 
 from components.storage.client import connect
+from components.storage.downloads import download
+from components.storage.failures import ChangedError, DeniedError, MissingError, StorageError
+from components.storage.folders import download_folder, upload_folder
+from components.storage.objects import Entry, delete_folder, exists, listing, listing_hash
+from components.storage.uploads import upload
 from components.storage.uris import S3Uri, is_uri
 
-__all__ = ["S3Uri", "connect", "is_uri"]
+__all__ = [
+    "ChangedError",
+    "DeniedError",
+    "Entry",
+    "MissingError",
+    "S3Uri",
+    "StorageError",
+    "connect",
+    "delete_folder",
+    "download",
+    "download_folder",
+    "exists",
+    "is_uri",
+    "listing",
+    "listing_hash",
+    "upload",
+    "upload_folder",
+]

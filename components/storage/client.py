@@ -4,6 +4,8 @@ import os
 from functools import cache
 from typing import Any
 
+from autoformer.errors import AutoFormerError
+
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
 ATTEMPTS = 6  # of one request: the first and its repetitions, each after a longer pause with jitter
@@ -15,6 +17,9 @@ def connect() -> Any:
     Credentials, region and endpoint are those of the AWS environment (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`,
     `AWS_ENDPOINT_URL_S3`, web identities, …). A server of its own address is asked by path, `endpoint/bucket/key`,
     unless the AWS configuration has another `addressing_style`: few answer for `bucket.endpoint`.
+
+    Raises:
+        AutoFormerError: the endpoint is no URL.
     """
     return _connect(os.getpid())
 
@@ -28,11 +33,17 @@ def _connect(process: int) -> Any:
     own_server = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
     scoped = session._session.get_scoped_config().get("s3") or {}
     style = scoped.get("addressing_style") if isinstance(scoped, dict) else None
+    retries: Any = {"mode": "standard"}
+    if "AWS_MAX_ATTEMPTS" not in os.environ:
+        retries["total_max_attempts"] = ATTEMPTS
     config = Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        retries=retries,
         max_pool_connections=32,
         s3={"addressing_style": style or ("path" if own_server else "auto")},
     )
-    return session.client("s3", config=config)
+    try:
+        return session.client("s3", config=config)
+    except ValueError:  # whose text has the endpoint, and so what may be secret in it
+        raise AutoFormerError("AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: expected http://host:port") from None

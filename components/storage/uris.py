@@ -21,6 +21,11 @@ class S3Uri(NamedTuple):
             raise AutoFormerError(f"{text}: expected s3://bucket/folder")
         return cls(bucket, key.strip("/"))
 
+    @classmethod
+    def of(cls, uri: "S3Uri | str") -> "S3Uri":
+        """The same, or its text parsed."""
+        return cls.parse(uri) if isinstance(uri, str) else uri
+
     def __str__(self) -> str:
         return f"{SCHEME}{self.bucket}/{self.key}".rstrip("/")
 

@@ -1,15 +1,17 @@
 """What a pod of the job runs: `python -m components.trainjob.node --job … --place … <step> <arguments>`.
 
-Once a machine it fetches what the step reads, starts a rank for each GPU, and waits for them. The first machine's
-rank 0 writes the results; where their place is not a folder that all see, this process sends them there.
+Once a machine it fetches what the step reads, starts a rank for each GPU, and waits for them; the only rank of a
+machine it is itself. Rank 0 writes the results; where their place is not a folder that all see, the first machine
+sends them there.
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
 from components.cli import Parser, exit_code
-from components.ranks import Machine, launch_on
+from components.ranks import Machine, as_only_rank_of, launch_on
 from components.stopping import stoppable
 from components.trainjob.job import STEPS
 from components.trainjob.place import Place
@@ -33,11 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stoppable():
             machine = Machine.of_environment(given.job)
             with Place(given.place).seen_from_here(given.arguments) as (arguments, publish):
-                launch_on(machine, given.step, arguments)
+                _run(machine, given.step, arguments)
                 if machine.number == 0:
                     publish()
 
     return exit_code(step, work)
+
+
+def _run(machine: Machine, step: str, arguments: Sequence[str]) -> None:
+    if machine.processes > 1:
+        launch_on(machine, step, arguments)
+        return
+    with as_only_rank_of(machine):
+        code = importlib.import_module(f"components.{step}.step").main(arguments)
+    if code:  # and why has been said
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":

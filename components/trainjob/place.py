@@ -12,11 +12,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing
 from components import storage
+from components.storage.folders import MANIFEST
 from components.trainjob.settings import VARIABLE, JobSettings
 
 OUTPUTS = ("--out", "--record")
@@ -29,12 +30,13 @@ class Place(NamedTuple):
     root: str
 
     @classmethod
-    def of_job(cls, settings: JobSettings, job: str, store: str | None = os.environ.get("AUTOFORMER_STORE")) -> "Place":
+    def of_job(cls, settings: JobSettings, job: str) -> Self:
         """Where this job's files go: the store where there is one, else the volume that all pods mount.
 
         Raises:
             AutoFormerError: there is neither, or the volume is not mounted here.
         """
+        store = os.environ.get("AUTOFORMER_STORE")
         if store:
             return cls(f"{store.rstrip('/')}/jobs/{job}")
         shared = shared_folder(settings)
@@ -57,28 +59,33 @@ class Place(NamedTuple):
 
     def give(self, argv: Sequence[str]) -> list[str]:
         """Copy what the step reads; returns the arguments as the job's pods are to have them."""
-        given = []
+        given: list[str] = []
+        read: dict[str, Path] = {}
         for name, value in pairs(argv):
-            if name in SAME_EVERYWHERE:
-                given += [name, value]
-            elif name in OUTPUTS:
-                given += [name, f"{self.root}/{output(name, value)}"]
-            else:
-                there = f"inputs/{name.removeprefix('--')}{Path(value).suffix}"
-                self._put(Path(value), there)
-                given += [name, f"{self.root}/{there}"]
+            if name not in SAME_EVERYWHERE:
+                kind, called = ("outputs" if name in OUTPUTS else "inputs"), _called(name, value)
+                if kind == "inputs":
+                    read[called] = Path(value)
+                value = f"{self.root}/{kind}/{called}"
+            given += [name, value]
+        with self._sent("inputs") as folder:
+            folder.mkdir()
+            for called, source in read.items():
+                _copy(source, folder / called)
         return given
 
     def has_results(self, argv: Sequence[str]) -> bool:
         """Whether all that the step makes is there."""
-        return all(self._holds(output(name, value)) for name, value in pairs(argv) if name in OUTPUTS)
+        if self.in_store:
+            return storage.exists(f"{self.root}/outputs/{MANIFEST}")
+        return all(Path(self.root, "outputs", called).exists() for called, _ in _made(argv))
 
     def take(self, argv: Sequence[str]) -> None:
         """Bring what the step has made to where its arguments say, each whole or not at all."""
-        for name, value in pairs(argv):
-            if name in OUTPUTS:
-                self._get(output(name, value), Path(value))
-        self._forget("inputs")
+        with self._brought("outputs") as folder:
+            for called, target in _made(argv):
+                with replacing(target) as temporary:
+                    _copy(folder / called, temporary)
 
     # --- the pods' side ---
 
@@ -88,33 +95,35 @@ class Place(NamedTuple):
         if not self.in_store:
             yield list(arguments), lambda: None
             return
-        with tempfile.TemporaryDirectory(prefix="autoformer-job-") as here:
-            self._get("inputs", Path(here, "inputs"))
-            local = [word.replace(f"{self.root}/", f"{here}/", 1) for word in arguments]
-            made = [value.removeprefix(f"{self.root}/") for name, value in pairs(arguments) if name in OUTPUTS]
+        with self._brought("inputs") as inputs, tempfile.TemporaryDirectory(prefix="autoformer-job-") as made:
+            here = {f"{self.root}/inputs/": f"{inputs}/", f"{self.root}/outputs/": f"{made}/"}
+            local = list(arguments)
+            for there, folder in here.items():
+                local = [folder + word.removeprefix(there) if word.startswith(there) else word for word in local]
+            yield local, lambda: _send(Path(made), f"{self.root}/outputs")
 
-            def publish() -> None:
-                for name in made:
-                    self._put(Path(here, name), name)
+    # --- a folder of the place, whole or not at all ---
 
-            yield local, publish
+    @contextlib.contextmanager
+    def _sent(self, name: str) -> Iterator[Path]:
+        """A folder for the caller to make, which then is in the place."""
+        if not self.in_store:
+            with replacing(Path(self.root, name)) as temporary:
+                yield temporary
+            return
+        with tempfile.TemporaryDirectory(prefix="autoformer-job-") as scratch:
+            yield Path(scratch, name)
+            _send(Path(scratch, name), f"{self.root}/{name}")
 
-    # --- one file or folder, whole or not at all ---
-
-    def _put(self, source: Path, name: str) -> None:
-        if not source.exists():
-            raise AutoFormerError(f"{source}: no such file or folder; run the step that makes it")
-        if not self._holds(name):  # a try before this one may have got as far
-            _copy(source, Path(self.root, name))
-
-    def _get(self, name: str, target: Path) -> None:
-        _copy(Path(self.root, name), target)
-
-    def _holds(self, name: str) -> bool:
-        return Path(self.root, name).exists()
-
-    def _forget(self, name: str) -> None:
-        shutil.rmtree(Path(self.root, name), ignore_errors=True)
+    @contextlib.contextmanager
+    def _brought(self, name: str) -> Iterator[Path]:
+        """A folder of the place, as one that can be read here."""
+        if not self.in_store:
+            yield Path(self.root, name)
+            return
+        with tempfile.TemporaryDirectory(prefix="autoformer-job-") as scratch:
+            storage.download_folder(f"{self.root}/{name}", Path(scratch, name))
+            yield Path(scratch, name)
 
 
 def shared_folder(settings: JobSettings) -> str | None:
@@ -131,14 +140,24 @@ def pairs(argv: Sequence[str]) -> list[tuple[str, str]]:
     return list(zip(names, values, strict=True))
 
 
-def output(name: str, value: str) -> str:
-    """Where in the place an output lies; its ending stays."""
-    return f"outputs/{name.removeprefix('--')}{Path(value).suffix}"
+def _called(name: str, value: str) -> str:
+    """What a file or folder is called in the place; its ending stays."""
+    return name.removeprefix("--") + Path(value).suffix
+
+
+def _made(argv: Sequence[str]) -> list[tuple[str, Path]]:
+    """The step's outputs: what each is called in the place, and where its argument says."""
+    return [(_called(name, value), Path(value)) for name, value in pairs(argv) if name in OUTPUTS]
 
 
 def _copy(source: Path, target: Path) -> None:
-    with replacing(target) as temporary:
-        if source.is_dir():
-            shutil.copytree(source, temporary, copy_function=shutil.copyfile)
-        else:
-            shutil.copyfile(source, temporary)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=shutil.copyfile)
+    elif source.is_file():
+        shutil.copyfile(source, target)
+    else:
+        raise AutoFormerError(f"{source}: no such file or folder; run the step that makes it")
+
+
+def _send(folder: Path, uri: str) -> None:
+    storage.upload_folder(folder, uri)

@@ -1,0 +1,529 @@
+"""A step on several machines: launched, followed, cancelled, and brought back, against a server that speaks the API."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from kubernetes_api_server import ApiServer, Fault, Kubelet, Pod, api_server
+from processes import PRELOADED, ended, wait_until
+from run_steps import arguments, argv, config_of, contents
+from tiny import TinyData
+from together import free_port, run_ranks
+
+from components.kfp_edge import call
+from components.trainjob.cluster import Patience
+from components.trainjob.launch import launch
+from components.trainjob.settings import JobSettings
+
+STEP = "train_supernet"
+QUICK = Patience(poll_seconds=0.01, pause_seconds=0.005, outage_seconds=5, silent_seconds=5, drain_seconds=5)
+IMAGE = "registry.example/autoformer-training@sha256:" + "0" * 64
+WORK = "out"
+
+
+class Desk(NamedTuple):
+    """A launcher's surroundings: the cluster, the volume that all see, and a pod's own folder as KFP gives it."""
+
+    server: ApiServer
+    shared: Path
+    own: Path
+
+    def settings(self, **changes: Any) -> JobSettings:
+        volumes = [{"claim": "shared", "mount": str(self.shared)}]
+        return JobSettings.model_validate({"nodes": 2, "gpus": 8, "image": IMAGE, "volumes": volumes} | changes)
+
+    def argv(self, **changes: Any) -> list[str]:
+        given = {
+            "config": config_of(STEP, batch_size=64), "data": "/data/tiny", "card": self.own / "card.json",
+            "train-split": self.own / "train.parquet", "search-split": self.own / "search.parquet",
+            "out": self.own / "out", "record": self.own / "record.json",
+        }  # fmt: skip
+        return [str(part) for name, value in (given | changes).items() for part in (f"--{name}", value)]
+
+    def launch(self, patience: Patience = QUICK, **changes: Any) -> int:
+        return launch(STEP, self.argv(), self.settings(**changes), patience)
+
+    def given(self) -> dict[str, str]:
+        """The step's arguments as the newest job's pods have them."""
+        command = self.server.job["spec"]["trainer"]["command"]
+        words = command[command.index(STEP) + 1 :]
+        return dict(zip(words[::2], words[1::2], strict=True))
+
+    def make_results(self) -> None:
+        """What rank 0 would write."""
+        out = Path(self.given()["--out"])
+        out.mkdir(parents=True)
+        (out / "weights").write_text("trained")
+        Path(self.given()["--record"]).write_text('{"ranks": 16}')
+
+    def work(self, *lines: str) -> None:
+        """The pods start, say something, and all ends well."""
+        first, _ = self.server.start()
+        first.say(*lines)
+        self.make_results()
+        self.server.complete()
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    for name in ("AUTOFORMER_STORE", "KFP_NAMESPACE", "KFP_RUN_ID", "KFP_POD_UID", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    with api_server() as server:
+        made = Desk(server, tmp_path / "shared", tmp_path / "own")
+        made.shared.mkdir()
+        made.own.mkdir()
+        for name in ("card.json", "train.parquet", "search.parquet"):
+            (made.own / name).write_text(f"content of {name}")
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path)))
+        yield made
+
+
+# --- ends ---
+
+
+def test_a_job_is_launched_followed_and_brought_back(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    desk.server.script = [lambda: None, lambda: desk.work("epoch 1", "epoch 2")]
+    assert desk.launch() == 0
+    assert contents(desk.own / "out") == {"weights": b"trained"}
+    assert json.loads((desk.own / "record.json").read_text()) == {"ranks": 16}
+    for name in ("card", "train-split", "search-split"):
+        there = Path(desk.given()[f"--{name}"])
+        assert there.is_relative_to(desk.shared / "jobs" / desk.server.job["metadata"]["name"] / "inputs")
+        assert there.read_text().startswith("content of ")
+    assert desk.given()["--data"] == "/data/tiny"
+    assert json.loads(desk.given()["--config"])["train_supernet"]["batch_size"] == 64
+    name = desk.server.job["metadata"]["name"]
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        f"{STEP}: launched the job {name} on 2 machines with 8 GPUs each", "epoch 1", "epoch 2",
+    ]  # fmt: skip
+    assert err == ""
+    assert desk.server.verbs() == ["POST"]
+    assert {path.name for path in desk.own.iterdir()} == {
+        "card.json", "train.parquet", "search.parquet", "out", "record.json",
+    }  # fmt: skip
+
+
+def test_bad_input_that_a_machine_finds_is_told_as_it_is(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        first, second = desk.server.start()
+        first.say("rank 0 has lost its connection")
+        first.end(75, "the ranks have lost their connections", at="2026-01-01T02:00:00Z")
+        second.say("one line", "another line")
+        second.end(2, "/data/tiny: no such folder; run make data", at="2026-01-01T02:00:01Z")
+        desk.server.event(second.name, "Pulled", "Successfully pulled image", "Normal")
+        desk.server.event("another", "Killing", "not about this one")
+        desk.server.fail()
+
+    desk.server.script = [fail]
+    assert desk.launch() == 2
+    err = capsys.readouterr().err.splitlines()
+    pod = desk.server.pods[1].name
+    assert err == [
+        f"last lines of {pod}:", "  one line", "  another line",
+        f"events of {pod}:", "  Normal Pulled: Successfully pulled image",
+        f"{STEP}: machine 1 of 2: /data/tiny: no such folder; run make data",
+    ]  # fmt: skip
+    assert not (desk.own / "out").exists()
+
+
+FULL = "its memory was full; give it more, or take smaller batches"
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "line"),
+    [
+        ([(143, "", "Error", 1), (137, "", "OOMKilled", 2)], 137, f"machine 1 of 2: {FULL}"),
+        ([(1, "traceback\nrank 3 of 16 failed", "Error", 2), (75, "lost", "Error", 1)], 1,
+         "machine 0 of 2: rank 3 of 16 failed"),
+        ([(139, "", "Error", 2), (1, "", "Error", 1)], 1, "machine 1 of 2: its container ended with code 1 (Error)"),
+        ([(75, "lost", "Error", 2), (75, "lost first", "Error", 1)], 75, "machine 1 of 2: lost first"),
+    ],
+)  # fmt: skip
+def test_the_first_cause_is_named(
+    desk: Desk, capsys: pytest.CaptureFixture[str], ends: list[Any], code: int, line: str
+) -> None:
+    def fail() -> None:
+        for pod, (number, message, reason, second) in zip(desk.server.start(), ends, strict=True):
+            pod.end(number, message, reason, f"2026-01-01T02:00:0{second}Z")
+        desk.server.fail()
+
+    desk.server.script = [fail]
+    assert desk.launch() == code
+    assert capsys.readouterr().err.splitlines()[-1] == f"{STEP}: {line}"
+
+
+def test_an_evicted_pod_and_one_that_is_gone(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    def evict() -> None:
+        _, second = desk.server.start()
+        second.state = {}
+        second.status = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on memory."}
+        desk.server.fail()
+
+    desk.server.script = [evict]
+    assert desk.launch() == 75
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"{STEP}: machine 1 of 2: its pod failed (Evicted: The node was low on memory.)"
+
+    def vanish() -> None:
+        desk.server.pods.clear()
+        desk.server.event(desk.server.job["metadata"]["name"], "FailedCreate", "exceeded quota: gpus")
+        desk.server.fail()
+
+    desk.server.script = [vanish]
+    assert desk.launch() == 1
+    *report, line = capsys.readouterr().err.splitlines()
+    assert report[-1] == "  Warning FailedCreate: exceeded quota: gpus"
+    assert line.endswith("failed (FailedJobs: jobset failed due to one or more job failures); none of its pods is left "
+                         "to say more")  # fmt: skip
+
+
+def test_a_deadline_has_a_code_of_its_own(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    late = "TrainJob exceeded its active deadline"
+    desk.server.script = [lambda: desk.server.set("Failed", reason="DeadlineExceeded", message=late)]
+    assert desk.launch(deadline_seconds=600) == 124
+    assert desk.server.job["spec"]["activeDeadlineSeconds"] == 600
+    assert "has taken more than its 600 seconds; raise its deadline_seconds" in capsys.readouterr().err
+
+
+def test_a_job_that_somebody_deletes(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    desk.server.script = [desk.server.start, desk.server.jobs.clear]
+    assert desk.launch() == 75
+    assert " was deleted; the same command goes on from the last checkpoint" in capsys.readouterr().err
+
+
+# --- on the way ---
+
+
+def test_what_a_job_waits_for_is_said_once(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    server, pods = desk.server, list[Pod]()
+
+    def pend() -> None:
+        pods.extend(server.start())
+        for pod in pods:
+            pod.state = {}
+            pod.status = {"phase": "Pending", "conditions": [
+                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no GPU is free"},
+            ]}  # fmt: skip
+
+    def pull() -> None:
+        for pod in pods:
+            pod.status = {"phase": "Pending"}
+            pod.state = {"waiting": {"reason": "ContainerCreating"}}
+        pods[1].state = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+
+    server.script = [
+        lambda: server.set("Suspended"), lambda: None, lambda: server.set("Suspended", False, "Resumed"),
+        pend, lambda: None, pull, lambda: None, lambda: desk.work("epoch 1"),
+    ]  # fmt: skip
+    assert desk.launch() == 0
+    name = server.job["metadata"]["name"]
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"{STEP}: the job {name} is suspended, as by a queue that has no room yet; waiting",
+        f"{STEP}: the job {name} is resumed",
+        f"{STEP}: machine 0 waits: Unschedulable: no GPU is free",
+        f"{STEP}: machine 1 waits: ImagePullBackOff: no such image",
+        "epoch 1",
+    ]
+
+
+def test_machines_that_are_started_again_are_followed(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    def begin() -> None:
+        desk.server.start()[0].say("epoch 1", "epoch 2")
+
+    def again() -> None:
+        printed.extend(capsys.readouterr().out.splitlines())
+        desk.server.start()[0].say("epoch 2", "epoch 3")
+
+    def finish() -> None:
+        desk.make_results()
+        desk.server.complete()
+
+    printed: list[str] = []
+    desk.server.script = [begin, lambda: _has_read(desk, 1), again, lambda: None, finish]
+    assert desk.launch() == 0
+    printed += capsys.readouterr().out.splitlines()
+    again_line = f"{STEP}: the machines are started again; the work goes on from its last checkpoint"
+    assert sorted(printed[1:]) == sorted(["epoch 1", "epoch 2", again_line, "epoch 2", "epoch 3"])
+
+
+def _has_read(desk: Desk, times: int) -> bool:
+    return sum(path.endswith("/log") for _, path, _ in desk.server.asked) >= times
+
+
+def test_blips_of_the_api_change_nothing(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    """A request that is done and whose answer is lost, too: the job is not made twice."""
+    jobs, pods = "/trainjobs", "/pods"
+    desk.server.faults = [
+        Fault("GET", jobs, 500), Fault("GET", jobs, "reset"), Fault("POST", jobs, 503), Fault("POST", jobs, "lost"),
+        Fault("GET", jobs, 410), Fault("GET", jobs, "lost"), Fault("GET", pods, 503), Fault("GET", pods, 429),
+        Fault("GET", "/log", 500), Fault("GET", "/log", "reset"),
+    ]  # fmt: skip
+    desk.server.script = [lambda: None, lambda: None, lambda: desk.work("epoch 1", "epoch 2")]
+    assert desk.launch() == 0
+    assert desk.server.faults == []
+    assert list(desk.server.jobs) == [desk.server.job["metadata"]["name"]]
+    out = capsys.readouterr().out.splitlines()
+    assert out[-2:] == ["epoch 1", "epoch 2"]
+
+
+def test_no_line_of_a_log_is_lost_or_printed_twice(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    """Connections break within a second, between lines of one time, in mid-line; one line has no end, one no UTF-8."""
+    lines = [f"step {number}" for number in range(40)]
+
+    def begin() -> None:
+        first, _ = desk.server.start()
+        first.say(*lines[:10])
+        first.say(*lines[10:20], at=5 * 10**9)
+        first.say(*lines[20:], "not \udcff text")
+        first.rest = "the last words"
+
+    def finish() -> None:
+        desk.make_results()
+        desk.server.complete()
+
+    desk.server.breaks = [3, 1, 9, 2, 12]
+    desk.server.script = [begin, lambda: _has_read(desk, 4), finish]
+    assert desk.launch() == 0
+    printed = capsys.readouterr().out.splitlines()[1:]
+    assert printed == [*lines, "not \N{REPLACEMENT CHARACTER} text", "the last words"]
+
+
+# --- refusals ---
+
+
+def test_no_permission_names_the_manifest(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    desk.server.forbidden = {"create"}
+    assert desk.launch() == 2
+    assert capsys.readouterr().err == (
+        f"{STEP}: not allowed to create trainjobs.trainer.kubeflow.org in namespace kubeflow-tests; apply the Role and "
+        "the RoleBinding of pipeline/manifests/training: trainjobs.trainer.kubeflow.org is forbidden: User "
+        '"system:serviceaccount:kubeflow-tests:pipeline-runner" cannot create resource "trainjobs"\n'
+    )
+
+
+def test_other_refusals_are_one_line_each(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def line() -> str:
+        assert desk.launch() == 2
+        (found,) = capsys.readouterr().err.splitlines()
+        return str(found)
+
+    desk.server.refuses = "spec.runtimeRef: specified trainingRuntime must be created before the TrainJob is created"
+    assert "the cluster refuses to create trainjobs" in line() and desk.server.jobs == {}
+    desk.server.installed = False
+    assert "install Kubeflow Trainer, and apply pipeline/manifests/training" in line()
+    config = Path(os.environ["KUBECONFIG"])
+    config.write_text(config.read_text().replace("a-token", "another-token"))
+    assert "the cluster does not know who asks to list trainjobs" in line()
+    monkeypatch.setenv("KUBECONFIG", str(desk.own / "none"))
+    assert "no cluster to launch a job in" in line()
+
+
+def test_an_api_that_stays_away_leaves_the_job_alone(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    def leave() -> None:
+        desk.server.start()
+        desk.server.faults = [Fault("GET", "/trainjobs", 503)] * 1000
+
+    desk.server.script = [leave]
+    assert desk.launch(QUICK._replace(outage_seconds=0.1)) == 75
+    told, ending = capsys.readouterr().err.splitlines()
+    assert told.startswith("the Kubernetes API does not answer (503 ") and told.endswith("; asking again")
+    assert ending.endswith("the job goes on without this process, and the same command follows it again")
+    assert desk.server.verbs() == ["POST"]
+
+
+def test_what_needs_no_machine_is_checked_before_one_is_asked_for(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def line(step: str = STEP, argv: list[str] | None = None, **changes: Any) -> str:
+        assert launch(step, desk.argv() if argv is None else argv, desk.settings(**changes), QUICK) == 2
+        (found,) = capsys.readouterr().err.splitlines()
+        return str(found).removeprefix(f"{step}: ")
+
+    assert line(nodes=3).startswith("train_supernet.batch_size = 64: not a multiple of 24, for 24 processes")
+    assert line("evaluate_subnet").startswith("one process does this step; a job on several machines is for train_")
+    assert line(argv=desk.argv(config="{}")).startswith("--config: 'name' is missing")
+    assert line(argv=["--config"]) == "expected the step's arguments as --name value --name value …"
+    assert line(argv=desk.argv(card="/none/card.json")).startswith("/none/card.json: no such file or folder")
+    assert line(volumes=[]).startswith("AUTOFORMER_JOB: machines need a place that all of them see; give a volume")
+    assert line(shared="/nowhere").startswith("AUTOFORMER_JOB: /nowhere: no such folder here; mount the volume")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example")
+    found = line()
+    assert found == "MLFLOW_TRACKING_URI holds a password; give it to the job by secret_env"
+    assert desk.server.verbs() == []
+
+
+# --- a launcher that ends ---
+
+
+def _launch(words: list[str], settings: str, environment: dict[str, str], log: str) -> None:
+    """In a process of its own."""
+    os.environ.clear()
+    os.environ.update(environment)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    raise SystemExit(launch(STEP, words, JobSettings.parse(settings), QUICK))
+
+
+def started(desk: Desk, log: Path) -> ForkServerProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_launch, args=(desk.argv(), desk.settings().to_json(), dict(os.environ), str(log)))
+    process.start()
+    return process
+
+
+def test_a_launcher_that_was_killed_comes_back_to_its_job(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The job belongs to the new pod from then on. Two pods of one run: KFP has tried the task again."""
+    monkeypatch.setenv("KFP_RUN_ID", "0b0fa0e6-7d3f-4b4e-9d0d-000000000000")
+    monkeypatch.setenv("KFP_POD_NAME", "first")
+    monkeypatch.setenv("KFP_POD_UID", "uid-of-first")
+    killed = started(desk, tmp_path / "log")
+    wait_until(lambda: desk.server.jobs and len(desk.server.asked) > 4)
+    os.kill(killed.pid or 0, signal.SIGKILL)
+    assert ended(killed) == -signal.SIGKILL
+    assert desk.server.job["metadata"]["ownerReferences"] == [
+        {"apiVersion": "v1", "kind": "Pod", "name": "first", "uid": "uid-of-first", "blockOwnerDeletion": False}
+    ]
+    monkeypatch.setenv("KFP_POD_NAME", "second")
+    monkeypatch.setenv("KFP_POD_UID", "uid-of-second")
+    desk.server.script = [lambda: desk.work("epoch 1")]
+    assert desk.launch() == 0
+    name = desk.server.job["metadata"]["name"]
+    assert capsys.readouterr().out.splitlines() == [f"{STEP}: goes on with the job {name}", "epoch 1"]
+    assert [owner["uid"] for owner in desk.server.job["metadata"]["ownerReferences"]] == ["uid-of-second"]
+    assert desk.server.verbs() == ["POST", "PATCH"]
+    assert contents(desk.own / "out") == {"weights": b"trained"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_launcher_that_is_told_to_stop_takes_its_job_with_it(
+    desk: Desk, tmp_path: Path, number: int, code: int
+) -> None:
+    process = started(desk, tmp_path / "log")
+    wait_until(lambda: desk.server.jobs and len(desk.server.asked) > 4)
+    name = desk.server.job["metadata"]["name"]
+    desk.server.faults = [Fault("DELETE", "/trainjobs", 503)]
+    os.kill(process.pid or 0, number)
+    assert ended(process) == code
+    assert desk.server.deletions == [{"name": name, "propagationPolicy": "Foreground"}]
+    told = (tmp_path / "log").read_text().splitlines()[-1]
+    word = signal.Signals(number).name
+    assert told == f"{STEP}: stopped by {word}, and the job {name} with it; the same command goes on from there"
+
+
+def test_attempts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    """What has failed is tried again under the next name, what is complete is taken, what is going is waited for."""
+
+    def fail() -> None:
+        desk.server.start()[0].end(1, "rank 0 of 16 failed")
+        desk.server.fail()
+
+    desk.server.script = [fail]
+    assert desk.launch() == 1
+    first = desk.server.job["metadata"]["name"]
+    assert first.endswith("-1")
+
+    desk.server.script = [desk.work]
+    assert desk.launch() == 0
+    second = desk.server.job["metadata"]["name"]
+    assert second == f"{first[:-2]}-2"
+
+    (desk.own / "record.json").unlink()
+    assert desk.launch() == 0
+    assert desk.server.job["metadata"]["name"] == second and (desk.own / "record.json").exists()
+
+    desk.server.lingers = [second] * 2
+    desk.server.job["metadata"]["deletionTimestamp"] = "2026-01-01T01:00:00Z"
+    desk.server.script = [lambda: None, lambda: None, desk.work]
+    assert desk.launch() == 0
+    assert f"{STEP}: waits until the job {second} has ended" in capsys.readouterr().out
+    assert list(desk.server.jobs) == [first, f"{first[:-2]}-3"]
+
+
+# --- really run ---
+
+
+def _node(argv: list[str], environment: dict[str, str], log: str) -> None:
+    """A pod's container: the environment that it is given, and its output in a file."""
+    from components.trainjob import node
+
+    os.environ.clear()
+    os.environ.update(environment)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    raise SystemExit(node.main(argv))
+
+
+def start_node(argv: list[str], environment: dict[str, str], log: Path) -> ForkServerProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_node, args=(argv, environment, str(log)))
+    process.start()
+    return process
+
+
+def as_kfp_calls(data: TinyData, folder: Path, config: str) -> list[str]:
+    """The arguments with which a component calls the step."""
+    return argv(arguments(STEP, data, folder, folder / "supernet", config))
+
+
+@pytest.mark.parametrize("where", ["volume", "store"])
+def test_two_machines_train_what_two_processes_of_one_do(
+    desk: Desk, tiny_data: TinyData, tmp_path: Path, where: str, request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """From the component's call to the files that KFP expects; the job's pods really run, and talk through gloo."""
+    settings: dict[str, Any] = {"gpus": 0, "env": {"AUTOFORMER_TRACKING": "off", "OMP_NUM_THREADS": "1"}}
+    if where == "store":
+        s3 = request.getfixturevalue("s3")
+        monkeypatch.setenv("AUTOFORMER_STORE", s3.uri(f"{tmp_path.name}/store"))
+        settings |= {"volumes": []}
+        settings["env"] |= {"AUTOFORMER_WORK": str(tmp_path / "work")}
+    config = config_of(STEP, epochs=1)
+    monkeypatch.setenv("AUTOFORMER_JOB", desk.settings(**settings).to_json())
+    kubelet = Kubelet(desk.server, tmp_path, start_node, ended, free_port())
+    call(STEP, as_kfp_calls(tiny_data, desk.own, config))
+    for thread in kubelet.threads:
+        thread.join()
+
+    monkeypatch.setenv("AUTOFORMER_TRACKING", "off")
+    monkeypatch.setenv("AUTOFORMER_WORK", str(tmp_path / "work-of-one"))
+    together = arguments(STEP, tiny_data, tmp_path, tmp_path / "of-one", config)
+    assert run_ranks(STEP, together, tmp_path / "ranks") == [0, 0]
+    assert contents(desk.own / "supernet") == contents(tmp_path / "of-one")
+    assert json.loads((desk.own / "supernet.record.json").read_text())["ranks"] == 2
+    assert f"{STEP}: 10 steps, train_loss" in capsys.readouterr().out
+
+
+def test_bad_input_of_a_real_pod_comes_back_as_its_line(
+    desk: Desk, tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = desk.settings(gpus=0, env={"AUTOFORMER_TRACKING": "off"})
+    monkeypatch.setenv("AUTOFORMER_JOB", settings.to_json())
+    kubelet = Kubelet(desk.server, tmp_path, start_node, ended, free_port())
+    given = arguments(STEP, tiny_data, desk.own, desk.own / "supernet", config_of(STEP, batch_size=5000))
+    with pytest.raises(SystemExit) as failed:
+        call(STEP, argv(given))
+    for thread in kubelet.threads:
+        thread.join()
+    assert failed.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    told = f"{STEP}.batch_size = 5000: an optimiser step takes 5000 images, but the train split has 500; choose a"
+    assert re.fullmatch(f"{STEP}: machine [01] of 2: {told} smaller one", line)
+    assert not (desk.own / "supernet").exists()
