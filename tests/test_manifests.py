@@ -18,6 +18,7 @@ from s3_server import S3Server
 from autoformer.errors import AutoFormerError
 from components.config import ROOT
 from components.storage import connect
+from pipeline.cluster import load_cluster
 from pipeline.new_secrets import MANIFESTS, main, write_secrets
 
 RELEASES = {"kubeflow/pipelines": "2.17.2", "kubeflow/trainer": "v2.3.0"}
@@ -230,6 +231,23 @@ def test_the_job_makes_its_bucket_once(s3: S3Server, monkeypatch: Any, capsys: p
         exec(job["command"][2], {})
         assert told in capsys.readouterr().out
     assert "made-by-the-job" in [each["Name"] for each in connect().list_buckets()["Buckets"]]
+
+
+def test_the_settings_of_that_cluster_fit_the_manifests() -> None:
+    """`configs/cluster/standalone.yaml` asks for services, secrets and a bucket that are there, and for your images."""
+    cluster = load_cluster("standalone")
+    assert cluster.placeholders() == ["images.training", "images.launcher"]
+    ours, settings = OURS["mlflow"], {}
+    for line in ours.content["configMapGenerator"][0]["literals"]:
+        settings.update([line.split("=", 1)])
+    assert cluster.namespace == ours.content["namespace"] == "kubeflow"
+    assert cluster.env["AWS_ENDPOINT_URL"] == settings["AWS_ENDPOINT_URL"]
+    assert cluster.env["AUTOFORMER_STORE"].startswith(f"s3://{settings['BUCKET']}/")
+    (port,) = (each["spec"]["ports"][0]["port"] for each in ours.objects if each["kind"] == "Service"
+               and each["metadata"]["name"] == "mlflow")  # fmt: skip
+    assert cluster.env["MLFLOW_TRACKING_URI"] == f"http://mlflow.kubeflow.svc.cluster.local:{port}"
+    for secret in cluster.secrets:
+        assert set(secret.keys) <= ours.generated("secret")[secret.secret]
 
 
 @pytest.fixture
