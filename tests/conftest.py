@@ -126,7 +126,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests stay on one worker, for its fixtures' sake; so do files that share what is dear to make."""
-    shared = {"kfp_run": "whole run", "dvc_repro": "whole run", "two_runs": "two runs"}
+    shared = {"kfp_run": "whole run", "dvc_checkout": "whole run", "two_runs": "two runs"}
     for item in items:
         names = getattr(item, "fixturenames", ())
         group = next((group for fixture, group in shared.items() if fixture in names), item.path.stem)
