@@ -87,6 +87,10 @@ submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=
 	  $(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(WAIT),--wait) $(if $(EVERY),--every '$(EVERY)') \
 	  $(if $(RUN),--run '$(RUN)') $(if $(TERMINATE),--terminate '$(TERMINATE)')
 
+.PHONY: secrets
+secrets: $(STAMP) ## draw the passwords of a new cluster, into files that git ignores (docs/cluster.md)
+	$(BIN)/python -m pipeline.new_secrets
+
 .PHONY: ui
 ui: $(STAMP) ## open the MLflow UI on http://127.0.0.1:5000
 	$(BIN)/python -m components.tracking.ui --port $(or $(PORT),5000)
