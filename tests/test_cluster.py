@@ -195,7 +195,7 @@ def test_a_step_on_several_machines_is_launched_by_a_light_pod(multi_node: Packa
         assert job == multi_node.cluster.job(step)
         assert (job.nodes, job.gpus, job.image) == (4, 8, multi_node.cluster.images.training)
         assert (job.cpu, job.memory, job.shm, job.deadline_seconds) == ("48", "256Gi", "32Gi", 864000)
-        assert (job.runtime, job.service_account) == ("autoformer-training", "autoformer-launcher")
+        assert (job.runtime, job.service_account) == ("autoformer-training", "pipeline-runner")
         assert {secret.env for secret in job.secret_env} == SECRETS
         assert job.env == multi_node.cluster.env
         assert [(each.claim, each.read_only) for each in job.volumes] == [
