@@ -61,12 +61,17 @@ def build(root: Path = ROOT, environment: dict[str, str] | None = None) -> tuple
 
 
 @pytest.fixture(scope="session")
-def built(client: "DockerClient") -> Built:
+def built(client: "DockerClient", measured: list[str]) -> Built:
     """Both images, from a builder whose package index holds a secret."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PIP_TRUSTED_HOST": f"{MARKER}.invalid"}
     printed, seconds = build(environment=environment)
-    print(f"\nbuilt in {seconds:.0f} s:\n{printed}")
+    measured += [f"the images, built in {seconds:.0f} s:", *printed_lines(printed)]
     return Built(images_of_checkout(client), printed)
+
+
+def printed_lines(printed: str) -> list[str]:
+    """Those of the command itself: name, id and size."""
+    return [line for line in printed.splitlines() if line.startswith("autoformer-")]
 
 
 def said(client: "DockerClient", image: str, *command: str, **options: object) -> str:
@@ -78,7 +83,7 @@ def said(client: "DockerClient", image: str, *command: str, **options: object) -
 
 
 def test_names_ids_and_sizes_are_printed(built: Built, client: "DockerClient") -> None:
-    lines = [line for line in built.printed.splitlines() if line.startswith("autoformer-")]
+    lines = printed_lines(built.printed)
     assert [line.split()[0] for line in lines] == [built.images["launcher"], built.images["training"]]
     for line, most_gb in zip(lines, (0.7, 8.0), strict=True):
         name, identity, size, unit = line.split()
@@ -246,7 +251,7 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def runs(checkouts: dict[str, Checkout], built: Built) -> dict[str, Run]:
+def runs(checkouts: dict[str, Checkout], built: Built, measured: list[str]) -> dict[str, Run]:
     """The same pipeline by both runners, at the same time: each has one thread."""
     started = time.monotonic()
     command = [sys.executable, "-m", "pipeline.local", "--preset"]
@@ -260,7 +265,7 @@ def runs(checkouts: dict[str, Checkout], built: Built) -> dict[str, Run]:
         assert process.returncode == 0, f"{name}: {out}\n{err}"
         folder = only(checkouts[name].root.glob("runs/autoformer-*"))
         found[name] = Run(checkouts[name], folder, out, time.monotonic() - started)
-    print(f"\nthe pipeline by both runners side by side: {time.monotonic() - started:.0f} s")
+    measured += [f"the pipeline by both runners side by side: {time.monotonic() - started:.0f} s"]
     return found
 
 
@@ -311,7 +316,7 @@ def test_a_step_that_refuses_says_why_in_one_line(runs: dict[str, Run], client: 
 
 
 def test_changed_code_is_refused_until_it_is_built_which_takes_seconds(
-    runs: dict[str, Run], built: Built, client: "DockerClient"
+    runs: dict[str, Run], built: Built, client: "DockerClient", measured: list[str]
 ) -> None:
     checkout = runs["containers"].checkout
     edited = checkout.root / "components" / "train_supernet" / "step.py"
@@ -321,9 +326,9 @@ def test_changed_code_is_refused_until_it_is_built_which_takes_seconds(
     assert "was built from other source than this checkout holds; `make images` builds it again" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     printed, seconds = build(checkout.root, checkout.environment)
-    print(f"\nbuilt again after a change of code in {seconds:.1f} s")
+    measured += [f"the images, built again after a change of code: {seconds:.0f} s"]
     assert seconds < REBUILD_SECONDS
-    after = {line.split()[0] for line in printed.splitlines() if line.startswith("autoformer-")}
+    after = {line.split()[0] for line in printed_lines(printed)}
     assert after.isdisjoint(built.images.values()), "another tag, and so another key of KFP's cache"
     edited.write_text(text)
     build(checkout.root, checkout.environment)
