@@ -1,6 +1,7 @@
 """Data that several tests read. Nothing may be written into it."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from browser_store import Store, make_store
 from s3_server import S3Server, s3_server
 from tiny import TinyData, make_tiny_data
 from tracking_fixtures import make_empty_store
-from whole_run import WholeRun, check_out, whole_run
+from whole_run import Checkout, WholeRun, check_out, whole_run
 
 from components.config import ROOT
 from components.prepare_data.fetch import fetch
@@ -45,6 +46,19 @@ def kfp_run(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> Wh
     """The pipeline, run through `kfp.local` on real images: killed on the way, and given the same command again."""
     store = make_empty_store(tmp_path_factory.getbasetemp() / "mlflow-store")
     return whole_run(check_out(tmp_path_factory.mktemp("kfp"), fashion_mnist, store))
+
+
+@pytest.fixture(scope="session")
+def dvc_checkout(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> Checkout:
+    """A git and DVC repository in which nothing has run."""
+    store = make_empty_store(tmp_path_factory.getbasetemp() / "mlflow-store")
+    return check_out(tmp_path_factory.mktemp("dvc"), fashion_mnist, store)
+
+
+@pytest.fixture(scope="session")
+def dvc_repro(dvc_checkout: Checkout) -> "subprocess.CompletedProcess[str]":
+    """`make repro` with the tiny preset in it, to the end."""
+    return dvc_checkout.python("pipeline.repro", "--preset", str(dvc_checkout.preset))
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +110,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests stay on one worker, for its fixtures' sake; so do files that share what is dear to make."""
-    shared = {"kfp_run": "whole run", "two_runs": "two runs"}
+    shared = {"kfp_run": "whole run", "dvc_checkout": "whole run", "two_runs": "two runs"}
     for item in items:
         names = getattr(item, "fixturenames", ())
         group = next((group for fixture, group in shared.items() if fixture in names), item.path.stem)

@@ -4,21 +4,26 @@ Not part of `make test`: it downloads gigabytes and takes minutes. What it needs
 `tests/containers/with-docker.sh` gives it one.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import socketserver
 import stat
 import subprocess
 import sys
 import time
 import traceback
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import boto3
 import pytest
+from s3_server import S3Server
 from tracking_fixtures import make_empty_store
 from whole_run import LIMIT_SECONDS, Checkout, bytes_below, check_out, only
 
@@ -298,6 +303,103 @@ def test_nothing_is_written_but_what_a_run_writes(runs: dict[str, Run]) -> None:
     } - ({"dvc"} if not (checkout.root.parent / "dvc").exists() else set())  # fmt: skip
     everything = [path for path in checkout.root.parent.rglob("*") if not path.is_symlink()]
     assert {(path.stat().st_uid, path.stat().st_gid) for path in everything} == {(os.getuid(), os.getgid())}
+
+
+@pytest.fixture(scope="session")
+def remote(
+    checkouts: dict[str, Checkout],
+    runs: dict[str, Run],
+    built: Built,
+    s3_process: S3Server,
+    fashion_mnist: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    measured: list[str],
+) -> Iterator[Run]:
+    """In containers, as on a cluster: data in S3, weights and checkpoints in S3, and MLflow behind a server.
+
+    No container is given a folder but `runs/` and the one for work: what else it has comes by the network.
+    """
+    given = checkouts["containers"]
+    for file in fashion_mnist.iterdir():
+        s3_client(s3_process).upload_file(str(file), s3_process.bucket, f"data/fashion-mnist/{file.name}")
+    folder = tmp_path_factory.mktemp("remote")
+    with mlflow_server(folder, s3_process) as address:
+        environment = given.environment | s3_process.environment | {
+            "MLFLOW_TRACKING_URI": address,
+            "AUTOFORMER_STORE": s3_process.uri("store"),
+            "AUTOFORMER_WORK": str(folder / "work"),
+        }  # fmt: skip
+        checkout = Checkout(given.root, environment)
+        before, started = set(checkout.root.glob("runs/autoformer-*")), time.monotonic()
+        output = checkout.run("--runner", "docker", "--data", s3_process.uri("data/fashion-mnist")).stdout
+        seconds = time.monotonic() - started
+        measured += [f"the pipeline in containers, with S3 and an MLflow server: {seconds:.0f} s"]
+        found = only(set(checkout.root.glob("runs/autoformer-*")) - before)
+        yield Run(checkout, found, output, seconds)
+
+
+def s3_client(s3: S3Server) -> Any:
+    told = s3.environment
+    keys = {"aws_access_key_id": told["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": told["AWS_SECRET_ACCESS_KEY"]}
+    return boto3.client("s3", endpoint_url=s3.endpoint, region_name=told["AWS_DEFAULT_REGION"], **keys)
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path, s3: S3Server) -> Iterator[str]:
+    """MLflow's server on a port of its own, its artifacts in S3; the address."""
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as free:
+        port = free.server_address[1]
+    address = f"http://127.0.0.1:{port}"
+    command = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", s3.uri("mlflow")]
+    environment = os.environ | s3.environment
+    log = (folder / "mlflow.log").open("w")
+    with subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, stdout=log, stderr=log) as server:
+        try:
+            give_up = time.monotonic() + 180
+            while not answers(f"{address}/health"):
+                assert server.poll() is None and time.monotonic() < give_up, (folder / "mlflow.log").read_text()
+                time.sleep(0.2)
+            yield address
+        finally:
+            server.terminate()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def test_with_s3_and_a_server_they_choose_the_same(remote: Run, runs: dict[str, Run]) -> None:
+    """As the processes did with files and sqlite: every candidate and its score, the subnet, and its weights."""
+    theirs = runs["processes"].folder / "search-subnet" / "search"
+    ours = remote.folder / "search-subnet" / "search"
+    for name in ("candidates.csv", "chosen.yaml"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    tested = "evaluate-subnet/evaluation/metrics.json"
+    assert (remote.folder / tested).read_bytes() == (runs["processes"].folder / tested).read_bytes()
+
+
+def test_large_things_are_in_the_store_and_the_rest_in_mlflow(remote: Run, s3_process: S3Server) -> None:
+    import mlflow
+
+    pages = s3_client(s3_process).get_paginator("list_objects_v2").paginate(Bucket=s3_process.bucket)
+    keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+    stored = {Path(key).name for key in keys if key.startswith("store/")}
+    assert "ema.safetensors" in stored
+    assert any(key.startswith("mlflow/") for key in keys)
+    assert not list(remote.folder.rglob("train-supernet/**/*.safetensors")), "of the supernet KFP has the address"
+    client = mlflow.MlflowClient(remote.checkout.store, remote.checkout.store)
+    experiment = client.get_experiment_by_name("autoformer")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    names = {run.info.run_name for run in found}
+    assert set(STEPS) <= names
+    assert {run.info.status for run in found} == {"FINISHED"}
+    assert client.get_model_version_by_alias("fashion-mnist-tiny", "champion").version == "1"
 
 
 def test_the_same_run_again_is_taken_from_the_cache(runs: dict[str, Run]) -> None:
