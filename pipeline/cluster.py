@@ -20,7 +20,7 @@ from components.trainjob.settings import Path as Mount
 
 SHARED = ("train_supernet", "search_subnet", "retrain_subnet")  # steps that several machines can share
 ON_GPUS = (*SHARED, "evaluate_subnet")
-WORK = "AUTOFORMER_WORK"
+WORK, STORE = "AUTOFORMER_WORK", "AUTOFORMER_STORE"
 POD = {  # what a pod knows of itself: variable -> where Kubernetes has it
     "KFP_RUN_ID": "metadata.labels['pipeline/runid']",
     "KFP_POD_NAME": "metadata.name",
@@ -39,6 +39,7 @@ _SECRET_VALUES = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|^(Bearer|Basic) \S"
 )
+_EXAMPLE = re.compile(r"(^|/)example-|\.example\.|0{64}")
 _VARIABLE_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
 
 
@@ -191,10 +192,10 @@ class Cluster(Section):
                 raise ValueError(
                     f"steps.{name}.nodes = {step.nodes}: one machine does this step; several share {', '.join(SHARED)}"
                 )
-            if step.nodes > 1 and all(volume.read_only for volume in self.volumes):
+            if step.nodes > 1 and STORE not in self.env and all(volume.read_only for volume in self.volumes):
                 raise ValueError(
-                    f"steps.{name}.nodes = {step.nodes}: machines of one job meet on a volume that all may write to; "
-                    "add one to volumes, of a claim with access mode ReadWriteMany"
+                    f"steps.{name}.nodes = {step.nodes}: machines of one job need a place that all of them see; "
+                    f"set env.{STORE}, or give a volume that all may write to"
                 )
             if step.shm and _in_bytes(step.shm) >= _in_bytes(step.memory):
                 raise ValueError(f"steps.{name}.shm = {step.shm} leaves nothing of memory = {step.memory}")
@@ -251,7 +252,7 @@ class Cluster(Section):
 
     def placeholders(self) -> list[str]:
         """Keys whose values are still those of an example."""
-        return [key for key, value in _texts(self.model_dump(mode="json")) if "example" in value or "0" * 64 in value]
+        return [key for key, value in _texts(self.model_dump(mode="json")) if _EXAMPLE.search(value)]
 
 
 def load_cluster(source: str, overrides: Sequence[str] = ()) -> Cluster:

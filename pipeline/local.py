@@ -21,6 +21,7 @@ from components.cli import Parser, refuse
 from components.config import ROOT, STEPS, Config
 from components.locks import alone
 from components.resolve_config.step import resolve, split_overrides
+from components.secrets import hide_in_tracebacks
 from components.stopping import Stopped, stoppable
 from components.storage import is_uri
 from components.storage.places import hash_data
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     steps = Steps()
+    hide_in_tracebacks()
     try:
         arguments = parser().parse_args(argv)
         with stoppable(steps.tell), alone(ROOT / "runs" / "pipeline", "checkout"):

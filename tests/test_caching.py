@@ -265,7 +265,7 @@ def test_data_that_are_nowhere_are_one_line(
     package = for_cluster("gpu")
     for data, says in (
         (str(tmp_path / "nowhere"), "no such folder in this pod; mount its volume in every step, or give data_hash"),
-        (s3.uri("caching-nowhere"), "nothing is there"),
+        (s3.uri("caching-nowhere"), "there is no such object"),
     ):
         with pytest.raises(SystemExit) as ended:
             parameters(package, FORM | {"data": data, "data_hash": ""})

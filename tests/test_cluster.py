@@ -21,6 +21,7 @@ from pipeline.placement import TEMPORARY
 GPU = ROOT / "configs" / "cluster" / "gpu.yaml"
 TASKS = ("resolve_config", *STEPS)
 SECRETS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
+OTHER = "registry.company.com/autoformer-training@sha256:" + "1" * 64
 SELECTOR = 'steps.train_supernet.node_selector={"example.com/gpu": "large"}'
 
 
@@ -367,8 +368,12 @@ def test_what_only_looks_like_a_secret_is_let_through() -> None:
 
 
 def test_machines_of_one_job_need_a_place_to_meet() -> None:
-    with pytest.raises(AutoFormerError, match=r"nodes = 4: machines of one job meet on a volume .* ReadWriteMany"):
-        load_cluster("multi-node", ["volumes=[{claim: a, mount: /data, read_only: true}]"])
+    """Either is enough; of volumes, one that is not for reading alone."""
+    read_only, store = "volumes=[{claim: a, mount: /data, read_only: true}]", "env={AUTOFORMER_STORE: s3://a/b}"
+    assert load_cluster("multi-node", [read_only, store]).job("train_supernet")
+    assert load_cluster("multi-node", ["env={}"]).job("train_supernet")
+    with pytest.raises(AutoFormerError, match=r"nodes = 4: machines of one job need a place .* env.AUTOFORMER_STORE"):
+        load_cluster("multi-node", [read_only, "env={}"])
 
 
 def test_tags_pass_where_the_file_lets_them() -> None:
@@ -394,3 +399,21 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 def test_the_examples_are_to_be_replaced(name: str) -> None:
     found = load_cluster(name).placeholders()
     assert {"namespace", "images.training", "images.launcher", "env.AUTOFORMER_STORE"} <= set(found)
+    named = load_cluster(name, ["namespace=kubeflow-user-example-com", f"images.training={OTHER}"]).placeholders()
+    assert set(found) - set(named) == {"namespace", "images.training"}  # KFP's own first profile has that name
+
+
+# --- who moves what ---
+
+
+def test_the_table_of_who_moves_what_has_every_output_of_every_step(gpu: Package) -> None:
+    text = (ROOT / "docs" / "who-moves-what.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE)
+    components = read_all(gpu.text)[0]["components"]
+    outputs = [
+        (step, output)
+        for step in STEPS
+        for output in components[f"comp-{step.replace('_', '-')}"]["outputDefinitions"]["artifacts"]
+    ]
+    assert sorted((step, output) for step, output, _ in rows) == sorted(outputs)
+    assert {carrier for _, _, carrier in rows} == {"KFP", "storage: its weights; KFP: the rest"}

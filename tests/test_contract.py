@@ -20,6 +20,7 @@ import pytest
 import yaml
 from kfp import compiler, dsl
 
+from autoformer.files import canonical_json
 from components.config import ROOT, STEPS, load_config
 from components.kfp_edge import IMAGE, call
 from components.resolve_config.step import CACHED, lineages, source_version
@@ -41,7 +42,7 @@ FOLLOWED_OTHERWISE = {
     "components.locks": "one run at a time",
     "components.opening": "where work lies, and what is told",
     "components.stopping": "when a step stops",
-    "components.storage": "where bytes lie, not what they are",
+    "components.storage": "what goes over the network, checked against its hash",
     "components.tables": "how a table is written, not what is in it",
     "components.tracking": "what MLflow is told",
     "components.workers": "how many processes decode, which changes no result",
@@ -282,7 +283,9 @@ def test_a_component_works_when_its_source_is_shipped_alone(package: dict[str, A
     expected = load_config("demo", ["seed=5", "threads=1", "search_subnet.limits.max_params_m=0.3"])
     values = json.loads((tmp_path / "executor_output.json").read_text())["parameterValues"]
     assert list(values) == [*STEPS, "data_hash", *(f"{step}_lineage" for step in CACHED)]
-    assert {step: values[step] for step in STEPS} == {step: expected.step_json(step) for step in STEPS}
+    parts = {step: expected.step_json(step) for step in STEPS}
+    parts["register_model"] = canonical_json(expected.model_dump(mode="json"))  # tells MLflow of the whole run
+    assert {step: values[step] for step in STEPS} == parts
     assert [values["data_hash"], *(values[f"{step}_lineage"] for step in CACHED)] == ["0123", *lineages(expected, "")]
     assert load_config(values["search_subnet"], steps=["search_subnet"]).search_subnet == expected.search_subnet
 

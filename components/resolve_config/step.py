@@ -11,7 +11,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import canonical_json, hash_path, hash_value
 from components.cli import BAD_INPUT, end_early
 from components.config import STEPS, Config, load_config
-from components.storage.listing import listing_hash
+from components.storage.objects import listing_hash
 from components.storage.uris import S3Uri, is_uri
 
 CACHED = STEPS[:-1]  # register_model runs always

@@ -4,25 +4,23 @@ Not part of `make test`: it downloads gigabytes and takes minutes. What it needs
 `tests/containers/with-docker.sh` gives it one.
 """
 
-import contextlib
 import json
 import os
 import re
 import shutil
 import signal
-import socketserver
 import stat
 import subprocess
 import sys
 import time
 import traceback
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import boto3
 import pytest
+from mlflow_server import free_port, server, wait_for
 from s3_server import S3Server
 from tracking_fixtures import make_empty_store
 from whole_run import LIMIT_SECONDS, Checkout, bytes_below, check_out, only
@@ -323,9 +321,11 @@ def remote(
     for file in fashion_mnist.iterdir():
         s3_client(s3_process).upload_file(str(file), s3_process.bucket, f"data/fashion-mnist/{file.name}")
     folder = tmp_path_factory.mktemp("remote")
-    with mlflow_server(folder, s3_process) as address:
+    port = free_port()
+    with server(folder, port, s3_process.uri("mlflow"), s3_process.environment):
+        wait_for(port)
         environment = given.environment | s3_process.environment | {
-            "MLFLOW_TRACKING_URI": address,
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
             "AUTOFORMER_STORE": s3_process.uri("store"),
             "AUTOFORMER_WORK": str(folder / "work"),
         }  # fmt: skip
@@ -342,35 +342,6 @@ def s3_client(s3: S3Server) -> Any:
     told = s3.environment
     keys = {"aws_access_key_id": told["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": told["AWS_SECRET_ACCESS_KEY"]}
     return boto3.client("s3", endpoint_url=s3.endpoint, region_name=told["AWS_DEFAULT_REGION"], **keys)
-
-
-@contextlib.contextmanager
-def mlflow_server(folder: Path, s3: S3Server) -> Iterator[str]:
-    """MLflow's server on a port of its own, its artifacts in S3; the address."""
-    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as free:
-        port = free.server_address[1]
-    address = f"http://127.0.0.1:{port}"
-    command = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", s3.uri("mlflow")]
-    environment = os.environ | s3.environment
-    log = (folder / "mlflow.log").open("w")
-    with subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, stdout=log, stderr=log) as server:
-        try:
-            give_up = time.monotonic() + 180
-            while not answers(f"{address}/health"):
-                assert server.poll() is None and time.monotonic() < give_up, (folder / "mlflow.log").read_text()
-                time.sleep(0.2)
-            yield address
-        finally:
-            server.terminate()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def test_with_s3_and_a_server_they_choose_the_same(remote: Run, runs: dict[str, Run]) -> None:
