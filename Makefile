@@ -89,7 +89,7 @@ evaluate-official: $(STAMP) ## measure a published subnet: CHECKPOINT=path SUBNE
 
 .PHONY: test
 test: data ## run the tests, on two workers of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(PYTEST)
 
 .PHONY: bench
 bench: data ## measure speed, into dist/bench; PARTS="engine loader" for some, QUICK=1 to see that it runs
