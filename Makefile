@@ -114,7 +114,7 @@ evaluate-official: $(STAMP) ## measure a published subnet: CHECKPOINT=path SUBNE
 
 .PHONY: test
 test: data ## run the tests, on two workers of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(PYTEST)
 
 .PHONY: test-containers
 test-containers: data ## build the images, and run the pipeline in containers: as root on Debian, or with DOCKER_HOST
