@@ -66,7 +66,7 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-Cores = Annotated[str, AfterValidator(_cores)]
+Cores = Annotated[str, BeforeValidator(_as_text), AfterValidator(_cores)]
 Bytes = Annotated[str, AfterValidator(_bytes)]
 Image = Annotated[str, AfterValidator(_image)]
 Text = Annotated[str, BeforeValidator(_as_text)]
@@ -128,7 +128,7 @@ class Scratch(Section):
     """Where pods may write: the images' own file system may be read-only."""
 
     mount: Mount = Field("/scratch", description="an empty folder of each pod; work in progress lies in its `work`")
-    size: Bytes = Field("50Gi", description="of it; a pod that writes more is ended")
+    size: Bytes = Field("50Gi", description="of it, and of /tmp; a pod that writes more is ended")
 
 
 class Secret(Section):

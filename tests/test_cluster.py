@@ -16,7 +16,6 @@ from components.config import ROOT, STEPS
 from components.trainjob.settings import VARIABLE, JobSettings
 from pipeline.cluster import ON_GPUS, SHARED, Cluster, load_cluster
 from pipeline.compile import main, write_manifests, write_package
-from pipeline.placement import TEMPORARY
 
 GPU = ROOT / "configs" / "cluster" / "gpu.yaml"
 TASKS = ("resolve_config", *STEPS)
@@ -67,7 +66,13 @@ def package_of(folder: Path, source: str, *overrides: str) -> Package:
 
 @pytest.fixture(scope="module")
 def gpu(tmp_path_factory: pytest.TempPathFactory) -> Package:
-    return package_of(tmp_path_factory.mktemp("gpu"), "gpu", SELECTOR, "images.pull_secrets=[registry]")
+    return package_of(
+        tmp_path_factory.mktemp("gpu"),
+        "gpu",
+        SELECTOR,
+        "images.pull_secrets=[registry]",
+        "launcher.deadline_seconds=3600",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +130,7 @@ def test_shared_memory_is_memory_and_the_rest_may_be_written_to(gpu: Package) ->
         shm = settings.shm if settings else None
         assert set(mounts) == {"/scratch", "/tmp", *(["/dev/shm"] if shm else [])}, step
         assert (mounts["/scratch"].medium, mounts["/scratch"].size_limit) == ("", "200Gi")
-        assert (mounts["/tmp"].medium, mounts["/tmp"].size_limit) == ("", TEMPORARY)
+        assert (mounts["/tmp"].medium, mounts["/tmp"].size_limit) == ("", "200Gi")
         if shm:
             assert (mounts["/dev/shm"].medium, mounts["/dev/shm"].size_limit) == ("Memory", shm)
         assert gpu.environment(step)["AUTOFORMER_WORK"] == "/scratch/work"
@@ -179,6 +184,8 @@ def test_deadlines_and_retries_are_as_said(gpu: Package, multi_node: Package) ->
         "maxRetryCount": 3, "backoffDuration": "60s", "backoffFactor": 2.0, "backoffMaxDuration": "3600s",
     }  # fmt: skip
     assert gpu.whole == {"activeDeadlineSeconds": 604800, "resourceTtlOnCompletion": 86400}
+    assert gpu.pods["resolve_config"].active_deadline_seconds == 3600
+    assert gpu.tasks["resolve_config"]["retryPolicy"]["maxRetryCount"] == 2
     assert multi_node.pods["train_supernet"].active_deadline_seconds == 0  # a job may wait for its machines
 
 
@@ -233,7 +240,7 @@ def test_secrets_are_there_by_reference_alone(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_package_is_the_same_twice(gpu: Package, tmp_path: Path) -> None:
-    again = package_of(tmp_path, "gpu", SELECTOR, "images.pull_secrets=[registry]")
+    again = package_of(tmp_path, "gpu", SELECTOR, "images.pull_secrets=[registry]", "launcher.deadline_seconds=3600")
     assert again.text == gpu.text
     other = load_cluster("gpu", ["steps.prepare_data.cpu='9'"])
     versions = [
