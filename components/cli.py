@@ -28,7 +28,9 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import unwritable, write_json
 from components import ranks
 from components.config import Config, load_config
+from components.secrets import hide, hide_in_tracebacks
 from components.stopping import Stopped, stoppable
+from components.storage.artifacts import whole
 
 BAD_INPUT = ranks.BAD_INPUT
 SHELLS = ("sh", "dash", "bash", "zsh", "fish")  # what may stand between a runner and its step
@@ -65,6 +67,7 @@ def run_step(
         shared: `body` works inside of `components.ranks.joined`, and so is run in as many processes as there are GPUs.
     """
     argv = sys.argv[1:] if argv is None else argv
+    hide_in_tracebacks()
 
     def work() -> None:
         arguments = parser.parse_args(argv)
@@ -76,6 +79,8 @@ def run_step(
             if count > 1 and not ranks.is_rank():
                 ranks.launch(step, argv, count)
             else:
+                for name in getattr(arguments, "made", ()):
+                    setattr(arguments, name, whole(getattr(arguments, name)))
                 body(arguments, config)
 
     return exit_code(step, work)
@@ -107,7 +112,7 @@ def in_one_line(error: AutoFormerError | OSError) -> str:
     told = unwritable(error) if isinstance(error, OSError) else error
     if told is None:
         raise error
-    return str(told)
+    return hide(str(told))
 
 
 def end_early(step: str, message: str, code: int) -> int:

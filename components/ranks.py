@@ -18,7 +18,8 @@ What went wrong is told in one line, once, by the process that was started first
 A rank that was killed is named, and the others, which wait for it, are ended by torch's agent. With
 `AUTOFORMER_MAX_RESTARTS=n` all are started again, n times at most, and go on from the last checkpoint; bad input is
 not tried twice. Of several machines each starts its own ranks, which meet at the first one (`Machine`); who starts
-the machines again has to do so with all of them. Work folder and output must then be places that all of them see.
+the machines again has to do so with all of them. Rank 0's machine has the work folder and the output; the others are
+handed the checkpoints that they shall go on from.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import read_json
+from autoformer.files import hash_file, read_json, replacing
 from autoformer.ranks import ALONE, Ranks
 from components.config import Config, TrainingSection
 from components.stopping import SIGNALS, Stopped, heard
@@ -50,6 +51,7 @@ MEETING_SECONDS = 900  # that a machine waits for the others, which may still pu
 BAD_INPUT = 2
 LOST = 75  # exit code of a rank whose connection to another is gone
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, that of Windows' subsystem, AMD's
+_CHUNK_BYTES = 2**26  # of a file that rank 0 hands out
 _SAYS_LOST = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe")
 
 
@@ -225,6 +227,32 @@ class Machine(NamedTuple):
                 + ", ".join(f"PET_{name}" for name in names)
             )
         return cls(number, machines, processes, address, port, job)
+
+
+def hand_out(ranks: Ranks, file: Path) -> Path:
+    """Let every machine have the file that rank 0 has at this path; the path. Every rank calls it.
+
+    Among ranks of one machine, and where machines share the folder, there is nothing to do.
+    """
+    if machine_share() == ranks.count:
+        return file
+    wanted = ranks.broadcast(hash_file(file) if ranks.leads else "")
+    lacks = _number("LOCAL_RANK", 0) == 0 and not (file.is_file() and hash_file(file) == wanted)
+    if any(ranks.gather(lacks)):
+        with replacing(file) if lacks else contextlib.nullcontext() as temporary:
+            for chunk in _chunks(ranks, file):
+                if temporary is not None:
+                    with temporary.open("ab") as copy:
+                        copy.write(chunk)
+    ranks.gather(None)  # all machines have it
+    return file
+
+
+def _chunks(ranks: Ranks, file: Path) -> Iterator[bytes]:
+    """The content of rank 0's file, for every rank."""
+    with file.open("rb") if ranks.leads else contextlib.nullcontext() as opened:
+        while chunk := ranks.broadcast(opened.read(_CHUNK_BYTES) if opened is not None else b""):
+            yield chunk
 
 
 def launch(step: str, argv: Sequence[str], count: int) -> None:

@@ -30,6 +30,7 @@ ENVIRONMENT = {
     "and after it; 300 by default",
     "AUTOFORMER_TRACKING": "`off`: steps log nothing; `register_model` needs MLflow all the same",
     "AUTOFORMER_WORK": "where work in progress lies; `work/` in the repository by default",
+    "AUTOFORMER_STORE": "`s3://bucket/folder`: where weights and checkpoints go; unset, they stay in files",
     "AUTOFORMER_WORKERS": "processes that decode and augment images; by default as many cores as training leaves over",
     "AUTOFORMER_CACHE_GB": "memory in which decoded training images are kept, of the whole machine; 0 by default",
     "AUTOFORMER_PROCESSES": "processes of a step that can be shared; by default one for each GPU, 1 without",

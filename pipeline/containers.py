@@ -15,6 +15,8 @@ from autoformer.dataset import archive_folder
 from autoformer.errors import AutoFormerError
 from components.config import ROOT, Config
 from components.stopping import Stopped
+from components.storage import is_uri
+from components.storage.places import remote_archives
 from components.tracking.provenance import user
 from components.tracking.store import sqlite_file, tracking_uri
 from components.workspace import work_root
@@ -48,14 +50,14 @@ class Place(NamedTuple):
     writable: bool = False
 
 
-def places(config: Config, data: Path, preset: str) -> list[Place]:
+def places(config: Config, data: str, preset: str) -> list[Place]:
     """What the steps read and write beside `runs/`, which KFP mounts itself. Folders to be written are made.
 
     The store's folder is among them, by default the checkout: sqlite writes its journal beside the file.
     """
     store = sqlite_file(tracking_uri())
     written = [work_root().absolute(), *([store.absolute().parent] if store else [])]
-    read = [data, archive_folder(data).absolute(), *_named_files().values()]
+    read = [*_data_folders(data), *_named_files().values()]
     read += [Path(preset)] if preset.endswith((".yaml", ".yml")) else []
     for section in (config.train_supernet, config.retrain_subnet):
         if section is not None and section.distillation is not None:
@@ -64,6 +66,14 @@ def places(config: Config, data: Path, preset: str) -> list[Place]:
         folder.mkdir(parents=True, exist_ok=True)
     found = {path: Place(path) for path in read} | {path: Place(path, writable=True) for path in written}
     return [place for path, place in found.items() if place.writable or path.exists()]
+
+
+def _data_folders(data: str) -> list[Path]:
+    """The data folder and that of its archives, as far as they are folders of this machine."""
+    if is_uri(data):
+        return []
+    folder = Path(data)
+    return [folder] if remote_archives(folder) else [folder, archive_folder(folder).absolute()]
 
 
 def _named_files() -> dict[str, Path]:

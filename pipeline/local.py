@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_path, hash_value, read_json
+from autoformer.files import hash_value, read_json
 from components import tracking
 from components.cli import Parser, refuse
 from components.config import ROOT, STEPS, Config
 from components.locks import alone
 from components.resolve_config.step import resolve, split_overrides
+from components.secrets import hide_in_tracebacks
 from components.stopping import Stopped, stoppable
+from components.storage import is_uri
+from components.storage.places import hash_data
 from pipeline.console import Console
 from pipeline.containers import Containers, places
 from pipeline.ending import Steps
@@ -36,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     result = Parser(prog="python -m pipeline.local", description="Run the pipeline on this machine.")
     result.add_argument("--preset", help="a preset's name or a params file (default: params.yaml; photos for --source)")
     result.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
-    result.add_argument("--data", type=Path, help="folder with the delivered archives (default: data/<dataset>)")
+    result.add_argument(
+        "--data", help="folder with the delivered archives, or s3://bucket/folder (default: data/<dataset>)"
+    )
     result.add_argument(
         "--source", type=Path, help="your own images: class folders, train/val/test folders of them, or a CSV"
     )
@@ -53,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     steps = Steps()
+    hide_in_tracebacks()
     try:
         arguments = parser().parse_args(argv)
         with stoppable(steps.tell), alone(ROOT / "runs" / "pipeline", "checkout"):
@@ -66,24 +72,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, steps: Steps) -> int:
     overrides = split_overrides(arguments.overrides)
-    given: Path | None = arguments.data
+    given: str | Path | None = arguments.data
     preset: str | None = arguments.preset
     if arguments.source is not None:
         adopted = adopt(arguments.source.expanduser(), preset, overrides)
         given, preset, overrides = adopted
-        print(told(given), flush=True)
+        print(told(adopted.data), flush=True)
     preset = preset or "params.yaml"
     preset = str(Path(preset).resolve()) if preset.endswith((".yaml", ".yml")) else preset
     config = resolve(preset, shlex.join(overrides))
-    data = (given or ROOT / "data" / config.dataset).resolve()
-    if not data.is_dir():
-        raise AutoFormerError(f"{data}: no such folder; {_how_to_get(config.dataset)}")
+    data = _place(given or ROOT / "data" / config.dataset, config.dataset)
     if arguments.source is not None or arguments.dry_run:
         code = _print_plan(config, data)
         if code or arguments.dry_run:
             return code
     containers = Containers(steps) if arguments.runner == "docker" else None
-    data_hash = hash_path(data)
+    data_hash = hash_data(data)
     runner_name = "kfp.local, docker" if containers else "kfp.local"
     run_id = tracking.open_pipeline_run(config, {"data_hash": data_hash, "runner": runner_name})
     failure = ROOT / "runs" / f".failure-{os.getpid()}.json"
@@ -110,15 +114,25 @@ def _run(arguments: argparse.Namespace, steps: Steps) -> int:
     return 0
 
 
+def _place(given: str | Path, dataset: str) -> str:
+    """Where the data are, as the steps are told it."""
+    if is_uri(given):
+        return str(given)
+    data = Path(given).resolve()
+    if not data.is_dir():
+        raise AutoFormerError(f"{data}: no such folder; {_how_to_get(dataset)}")
+    return str(data)
+
+
 def _how_to_get(dataset: str) -> str:
     if dataset == "fashion-mnist":
         return "`make data` fetches the images of 'fashion-mnist'"
     return f"`make data DATASET={dataset} ARCHIVES=…` fills it, or `make data NAME={dataset} DATA=…` with your images"
 
 
-def _print_plan(config: Config, data: Path) -> int:
+def _print_plan(config: Config, data: str) -> int:
     """What the run will take, measured in a process of its own, as every step is."""
-    command = [sys.executable, "-m", "components.plan", "--config", config.model_dump_json(), "--data", str(data)]
+    command = [sys.executable, "-m", "components.plan", "--config", config.model_dump_json(), "--data", data]
     code = subprocess.run(command, cwd=ROOT, env=os.environ | patient_threads(), check=False).returncode
     if code == -signal.SIGKILL:
         raise AutoFormerError(

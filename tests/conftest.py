@@ -1,16 +1,18 @@
 """Data that several tests read. Nothing may be written into it."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from browser_store import Store, make_store
+from faulty_proxy import FaultyProxy
 from s3_server import S3Server, s3_server
 from tiny import TinyData, make_tiny_data
 from tracking_fixtures import make_empty_store
-from whole_run import WholeRun, check_out, whole_run
+from whole_run import Checkout, WholeRun, check_out, whole_run
 
 from components.config import ROOT
 from components.prepare_data.fetch import fetch
@@ -48,6 +50,19 @@ def kfp_run(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> Wh
 
 
 @pytest.fixture(scope="session")
+def dvc_checkout(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> Checkout:
+    """A git and DVC repository in which nothing has run."""
+    store = make_empty_store(tmp_path_factory.getbasetemp() / "mlflow-store")
+    return check_out(tmp_path_factory.mktemp("dvc"), fashion_mnist, store)
+
+
+@pytest.fixture(scope="session")
+def dvc_repro(dvc_checkout: Checkout) -> "subprocess.CompletedProcess[str]":
+    """`make repro` with the tiny preset in it, to the end."""
+    return dvc_checkout.python("pipeline.repro", "--preset", str(dvc_checkout.preset))
+
+
+@pytest.fixture(scope="session")
 def two_runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: TinyData) -> Store:
     """An MLflow store with two pipeline runs on tiny data, their folders beside it."""
     empty = make_empty_store(tmp_path_factory.getbasetemp() / "mlflow-store")
@@ -73,6 +88,21 @@ def s3(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     return s3_process
 
 
+@pytest.fixture
+def faulty(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """The same server behind a proxy that does as it is told, with few tries and short pauses."""
+    from components.storage import client, failures
+
+    with FaultyProxy(s3).running() as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.server.endpoint)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+        monkeypatch.setattr(failures, "PAUSE_SECONDS", 0.01)
+        monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
+        client._connect.cache_clear()
+        yield proxy
+    client._connect.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def browser() -> "Iterator[Browser]":
     """Chromium. Where there is none its tests are skipped, unless `REQUIRE_BROWSER` says that there must be one."""
@@ -96,7 +126,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests stay on one worker, for its fixtures' sake; so do files that share what is dear to make."""
-    shared = {"kfp_run": "whole run", "two_runs": "two runs"}
+    shared = {"kfp_run": "whole run", "dvc_repro": "whole run", "two_runs": "two runs"}
     for item in items:
         names = getattr(item, "fixturenames", ())
         group = next((group for fixture, group in shared.items() if fixture in names), item.path.stem)

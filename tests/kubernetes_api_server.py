@@ -98,7 +98,7 @@ class ApiServer:
         self.installed = True  # whether the cluster knows TrainJobs
         self.refuses: str | None = None  # what Trainer's admission webhook says of a new job
         self.breaks: list[int] = []  # lines after which the next answers with a log are cut off
-        self.script: list[Callable[[], Any]] = []  # one each time that a job is looked at
+        self.script: list[Callable[[], Any]] = []  # one each time that a job is looked at; again where it is False
         self.created: Callable[[Object], Any] = lambda job: None
         self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.deletions: list[Object] = []
@@ -116,6 +116,9 @@ class ApiServer:
         """New pods for all machines of the newest job, in place of former ones."""
         name = self.job["metadata"]["name"]
         with self.lock:
+            for pod in self.pods:
+                if pod.job == name and not pod.ended:
+                    pod.end(143)
             self.pods = [pod for pod in self.pods if pod.job != name]
             number = len(self.asked) % 60
             self.pods += (pods := [Pod(name, index, number) for index in range(count)])
@@ -253,8 +256,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _look(self, name: str) -> None:
         """What happens between two looks at a job."""
-        if self.state.script:
-            self.state.script.pop(0)()
+        script = self.state.script
+        if script and script[0]() is not False:
+            script.pop(0)
         if name in self.state.lingers:
             self.state.lingers.remove(name)
             if name not in self.state.lingers:

@@ -8,25 +8,21 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tracking_fixtures import make_empty_store
-from whole_run import Checkout, WholeRun, bytes_below, check_out
+from whole_run import Checkout, WholeRun, bytes_below
 
 from components.config import STEPS
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> Checkout:
-    """A repository in which nothing has run."""
-    store = make_empty_store(tmp_path_factory.getbasetemp() / "mlflow-store")
-    return check_out(tmp_path_factory.mktemp("dvc"), fashion_mnist, store)
+@pytest.fixture
+def checkout(dvc_checkout: Checkout) -> Checkout:
+    return dvc_checkout
 
 
-@pytest.fixture(scope="module")
-def repro(checkout: Checkout) -> "subprocess.CompletedProcess[str]":
-    """`make repro` with the tiny preset, to the end."""
-    return checkout.python("pipeline.repro", "--preset", str(checkout.preset))
+@pytest.fixture
+def repro(dvc_repro: "subprocess.CompletedProcess[str]") -> "subprocess.CompletedProcess[str]":
+    return dvc_repro
 
 
 @pytest.fixture

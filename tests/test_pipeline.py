@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from planted import leaks, told
 from whole_run import Checkout, WholeRun, only
 
 from components.config import STEPS
@@ -241,6 +242,18 @@ def test_a_step_that_refuses_says_why_in_one_line(kfp_run: WholeRun, client: "Ml
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith("search_subnet: no legal candidate in")
     assert pipeline_runs(client)[-1].info.status == "FAILED"
+
+
+def test_no_secret_of_the_environment_is_written_anywhere(kfp_run: WholeRun) -> None:
+    """Its records, logs, KFP's inputs and cache, the report, the model and its card, MLflow's store, the package."""
+    checkout = kfp_run.checkout
+    checkout.python("pipeline.compile", "--out", "dist/autoformer.yaml")
+    written = [checkout.root / name for name in ("runs", "dist")] + [checkout.work]
+    written += [Path(checkout.store.removeprefix("sqlite:///")), checkout.root.parent / "mlruns"]
+    assert all(path.exists() for path in written)
+    assert (checkout.root / "runs" / "logs").exists() and (checkout.root / "runs" / ".kfp_cache").exists()
+    assert leaks(*written) == []
+    assert not told([kfp_run.first_output, kfp_run.output])
 
 
 def test_the_copy_is_what_runs(kfp_run: WholeRun) -> None:

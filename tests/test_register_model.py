@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from mlflow_server import free_port, stop, wait_for
 from PIL import Image
-from test_tracking import free_port, stop, wait_for
 from tracking_fixtures import CLASSES, MEAN, STD, empty_store, save_random_subnet, store, use_store
 
 from autoformer.cards import Preprocessing, SupernetCard

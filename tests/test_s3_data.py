@@ -4,7 +4,6 @@ import json
 import pickle
 from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,16 @@ from imagenet_archives import write_archives
 from run_steps import contents
 from s3_data import SPACE, prepare_argv, prepared, shards, source, upload
 from s3_server import S3Server
-from transfer_archives import cifar
+from transfer_archives import cifar, md5s
 from user_images import class_folders
 
-from autoformer.archives import EncodedImages, EncodedSplit, Place
-from autoformer.dataset import archive_folder, load_images, read_card, read_rows
+from autoformer.archives import EncodedImages, EncodedSplit
+from autoformer.dataset import archive_folder, load_images, read_card, read_rows, read_source
 from autoformer.errors import AutoFormerError
 from autoformer.loader import training_images
 from autoformer.recipe import Augmentation, Recipe
 from components.config import PrepareData
-from components.prepare_data import imagenet, step
+from components.prepare_data import deliver, imagenet, link, step
 from components.prepare_data.pack import pack
 from components.storage import connect, places
 from components.storage.archives import S3Archives
@@ -197,7 +196,7 @@ def test_a_supernet_trains_to_the_same_bytes(linked: Linked, tmp_path: Path, mon
     """The step itself, with its staging in a process of its own beside it."""
     monkeypatch.setenv("AUTOFORMER_STAGING_GB", "0.1")
     section = {
-        "epochs": 2, "batch_size": 6, "learning_rate": 0.001, "score_images": 4,
+        "epochs": 1, "batch_size": 6, "learning_rate": 0.001, "score_images": 4,
         "augmentation": {"crop_scale": [0.3, 1.0], "flip": True, "fast": True},
     }  # fmt: skip
     config = {
@@ -275,7 +274,7 @@ def test_an_empty_prefix_and_a_bucket_that_is_not_there(
 ) -> None:
     for uri, told in (
         (s3.uri(name), f"{s3.uri(name)}: holds nothing; upload the data there, or name another place"),
-        ("s3://no-such-bucket/data", "s3://no-such-bucket/data: no such bucket"),
+        ("s3://no-such-bucket/data", "s3://no-such-bucket: there is no such bucket; make it, or correct its name"),
         ("s3://", "s3://: expected s3://bucket/folder"),
     ):
         assert step.main(prepare_argv(uri, tmp_path / "out")) == 2
@@ -296,4 +295,22 @@ def test_the_library_reads_no_s3_by_itself(linked: Linked) -> None:
     with pytest.raises(AutoFormerError, match=r"source.yaml: the archives lie at s3://.*, which is no folder"):
         archive_folder(linked.data)
     assert S3Archives(str(open_data(linked.data).remote))("train-0000.tar", 10**9, 5) == b""
-    assert SimpleNamespace and Place("a", 0, 1).archive == "a"
+
+
+# --- `make data` ---
+
+
+def test_official_archives_in_s3_are_named_or_brought(
+    name: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = write_archives(tmp_path / "archives")
+    large, small = upload(s3, tmp_path / "archives", f"{name}/large"), f"{name}/small"
+    link.link(large, tmp_path / "linked", published)
+    stated = read_source(tmp_path / "linked")
+    assert (stated.location, stated.archives) == (large, published.archives)
+    wds = upload(s3, shards(tmp_path / "mine"), f"{name}/shards")
+    assert deliver.bring("mine", wds, tmp_path / "shards") == f"source.yaml, which names {wds}"
+    archive = cifar(tmp_path / "downloaded")
+    monkeypatch.setitem(deliver.PUBLISHED, "cifar-10", md5s(archive.parent))
+    assert deliver.bring("cifar-10", upload(s3, archive.parent, small), tmp_path / "cifar-10") == archive.name
+    assert contents(tmp_path / "cifar-10") == contents(archive.parent)

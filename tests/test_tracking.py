@@ -2,25 +2,22 @@
 
 # ruff: noqa: F401, F811 - fixtures are imported, and then asked for by name
 
-import contextlib
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow_server import free_port
 from tracking_fixtures import empty_store, store, use_store
 
 from autoformer.errors import AutoFormerError
 from components import tracking
-from components.config import Config, load_config
-from components.tracking.__main__ import main as resend
+from components.config import STEPS, Config, load_config
+from components.resolve_config.step import for_each_step, source_version
+from components.stopping import Stopped
 from components.tracking.step_run import child_run
 from components.tracking.store import shown
 
@@ -175,6 +172,66 @@ def test_steps_of_dvc_find_one_parent_by_config_and_data(store: str, config: Con
     assert len(runs("tags.stage = 'pipeline'")) == 3
 
 
+def on_a_cluster(monkeypatch: pytest.MonkeyPatch, kfp_run: str) -> dict[str, Config]:
+    """What the steps of a KFP run have: its id, no parent of ours, and of the configuration their own part."""
+    monkeypatch.setenv("KFP_RUN_ID", kfp_run)
+    monkeypatch.delenv("AUTOFORMER_PARENT_RUN_ID", raising=False)
+    parts = for_each_step("smoke", "", -1, 0.0, source_version())
+    return {step: load_config(part, steps=[step]) for step, part in zip(STEPS, parts, strict=True)}
+
+
+def test_the_steps_of_a_kfp_run_find_one_parent_by_its_id(
+    store: str, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says what a run of this machine's runner says, though no step but the last is given all of it."""
+    local = tracking.open_pipeline_run(config, {"data_hash": "d4ta", "runner": "kfp.local"})
+    tracking.close_pipeline_run(local, "FINISHED")
+    nested, parents = {}, set()
+    for step, part in on_a_cluster(monkeypatch, "kfp-1").items():
+        record: dict[str, Any] = {}
+        inputs = {"data": "d4ta"} if step == "prepare_data" else {"card": "c4rd"}
+        with tracking.step_run(step, part, record, {"inputs": inputs}):
+            parents.add(record["mlflow_parent_run_id"])
+            assert client().get_run(record["mlflow_parent_run_id"]).info.status == "RUNNING"
+        assert client().get_run(record["mlflow_parent_run_id"]).info.status == "FINISHED"
+        nested[step] = client().get_run(record["mlflow_run_id"])
+    (parent,) = parents
+    ours, theirs = (client().get_run(run_id) for run_id in (parent, local))
+    assert (ours.info.run_name, ours.data.params) == (theirs.info.run_name, theirs.data.params)
+    different = {"pipeline", "opened_by", "runner"}
+    assert {key: value for key, value in ours.data.tags.items() if key not in different} == {
+        **{key: value for key, value in theirs.data.tags.items() if key not in different},
+        "kfp_run_id": "kfp-1",
+    }
+    assert [file.path for file in client().list_artifacts(parent)] == ["config.yaml"]
+    assert all(run.data.tags["mlflow.parentRunId"] == parent for run in nested.values())
+    assert {run.info.status for run in nested.values()} == {"FINISHED"}
+
+
+def test_a_kfp_run_that_failed_leaves_no_run_at_work_and_a_retry_goes_on(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = on_a_cluster(monkeypatch, "kfp-2")["train_supernet"]
+    records: list[dict[str, Any]] = [{}, {}, {}]
+    with pytest.raises(AutoFormerError), tracking.step_run("train_supernet", part, records[0]):
+        raise AutoFormerError("the loss is nan")
+    assert [run.info.status for run in runs()] == ["FAILED", "FAILED"]
+    with pytest.raises(Stopped), tracking.step_run("train_supernet", part, records[1]):
+        raise Stopped(signal.SIGTERM)  # as a pod that is evicted is told
+    assert [run.info.status for run in runs()] == ["KILLED", "KILLED"]
+    with tracking.step_run("train_supernet", part, records[2]):
+        pass
+    assert records[0] == records[1] == records[2]
+    assert [run.info.status for run in runs()] == ["FINISHED", "FINISHED"]
+    # another KFP run of the same parameters, whose other steps came from the cache
+    last = on_a_cluster(monkeypatch, "kfp-3")["register_model"]
+    with tracking.step_run("register_model", last, records[0]):
+        pass
+    assert records[0]["mlflow_parent_run_id"] != records[1]["mlflow_parent_run_id"]
+    params = client().get_run(records[0]["mlflow_parent_run_id"]).data.params
+    assert params["cfg/train_supernet.epochs"] and params["cfg/search_subnet.population"]
+
+
 def test_the_run_that_kfp_gives_is_used_and_left_for_kfp_to_end(
     store: str,
     config: Config,
@@ -285,89 +342,3 @@ def test_two_first_users_of_a_fresh_store_and_both_ways_to_be_killed(
         assert history(run_id, "loss") == [(1, 1.0), (2, 0.5)]
     assert {run.info.status for run in runs()} == {"FINISHED"}
     assert len(runs()) == 3
-
-
-@pytest.mark.slow
-def test_a_server_that_goes_away_in_mid_run_loses_nothing(
-    empty_store: Path,
-    config: Config,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
-    port = free_port()
-    use_store(f"http://127.0.0.1:{port}", tmp_path / "work", monkeypatch)
-    patient: dict[str, Any] = {}
-    hasty: dict[str, Any] = {}
-    file = tmp_path / "candidates.csv"
-    file.write_text("id,top1_percent\n0,80.5\n")
-    with contextlib.ExitStack() as servers:
-        first = servers.enter_context(server(tmp_path, port))
-        wait_for(port)
-        with tracking.step_run("train_supernet", config, patient, patience_seconds=300) as waits:
-            with tracking.step_run("search_subnet", config, hasty, patience_seconds=0.1) as leaves:
-                waits.metrics({"loss": 3.0}, 1)
-                waits.flush(wait_seconds=60)
-                stop(first)
-                started = time.monotonic()
-                for step in range(2, 200):
-                    waits.metrics({"loss": 1.0 / step}, step)
-                    leaves.metrics({"score": float(step)}, step)
-                waits.table(file)
-                waits.children([CANDIDATE])
-                leaves.children([CANDIDATE])
-                assert time.monotonic() - started < 30  # the step went on
-            assert time.monotonic() - started < 60
-            backlog = tmp_path / "work" / "tracking" / f"{hasty['mlflow_run_id']}.json"
-            assert backlog.exists()
-            servers.enter_context(server(tmp_path, port))  # comes back while the step waits for it to end
-        assert history(patient["mlflow_run_id"], "loss") == [(1, 3.0), *((step, 1.0 / step) for step in range(2, 200))]
-        names = {artifact.path for artifact in client().list_artifacts(patient["mlflow_run_id"])}
-        assert names == {"candidates.csv", "candidates.json"}
-        assert client().get_run(patient["mlflow_run_id"]).info.status == "FINISHED"
-        assert client().get_run(hasty["mlflow_run_id"]).info.status == "RUNNING"
-        assert resend([str(backlog)]) == 0
-        assert history(hasty["mlflow_run_id"], "score") == [(step, float(step)) for step in range(2, 200)]
-        assert client().get_run(hasty["mlflow_run_id"]).info.status == "FINISHED"
-        assert len(runs("tags.stage = 'candidate'")) == 2
-        assert not backlog.exists()
-
-
-@contextlib.contextmanager
-def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn by name
-    with (folder / "server.log").open("ab") as log:
-        environment = os.environ | {"PATH": path, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
-    try:
-        yield process
-    finally:
-        stop(process)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """At once, with all its workers."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def wait_for(port: int, path: str = "health") -> None:
-    give_up = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5).close()
-            return
-        except OSError:
-            assert time.monotonic() < give_up, "the server did not start"
-            time.sleep(0.3)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -1,17 +1,24 @@
 """A step on several machines: launched, followed, cancelled, and brought back, against a server that speaks the API."""
 
 import json
+import multiprocessing
 import os
+import re
 import signal
+import sys
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from kubernetes_api_server import ApiServer, Fault, Pod, api_server
-from processes import PRELOADED, ForkServerProcess, ended, wait_until
-from run_steps import config_of, contents
+from kubernetes_api_server import ApiServer, Fault, Kubelet, Pod, api_server
+from processes import PRELOADED, ended, wait_until
+from run_steps import arguments, argv, config_of, contents
+from tiny import TinyData
+from together import free_port, run_ranks
 
+from components.kfp_edge import call
 from components.trainjob.cluster import Patience
 from components.trainjob.launch import launch
 from components.trainjob.settings import JobSettings
@@ -241,8 +248,7 @@ def test_machines_that_are_started_again_are_followed(desk: Desk, capsys: pytest
         desk.server.complete()
 
     printed: list[str] = []
-    waited = [lambda: wait_until(lambda: _has_read(desk, 1))]
-    desk.server.script = [begin, lambda: None, *waited, again, lambda: None, finish]
+    desk.server.script = [begin, lambda: _has_read(desk, 1), again, lambda: None, finish]
     assert desk.launch() == 0
     printed += capsys.readouterr().out.splitlines()
     again_line = f"{STEP}: the machines are started again; the work goes on from its last checkpoint"
@@ -276,7 +282,7 @@ def test_no_line_of_a_log_is_lost_or_printed_twice(desk: Desk, capsys: pytest.Ca
     def begin() -> None:
         first, _ = desk.server.start()
         first.say(*lines[:10])
-        first.say(*lines[10:20], at=10**10)
+        first.say(*lines[10:20], at=5 * 10**9)
         first.say(*lines[20:], "not \udcff text")
         first.rest = "the last words"
 
@@ -285,7 +291,7 @@ def test_no_line_of_a_log_is_lost_or_printed_twice(desk: Desk, capsys: pytest.Ca
         desk.server.complete()
 
     desk.server.breaks = [3, 1, 9, 2, 12]
-    desk.server.script = [begin, lambda: wait_until(lambda: _has_read(desk, 4)), finish]
+    desk.server.script = [begin, lambda: _has_read(desk, 4), finish]
     assert desk.launch() == 0
     printed = capsys.readouterr().out.splitlines()[1:]
     assert printed == [*lines, "not \N{REPLACEMENT CHARACTER} text", "the last words"]
@@ -360,21 +366,19 @@ def test_what_needs_no_machine_is_checked_before_one_is_asked_for(
 # --- a launcher that ends ---
 
 
-def _launch(desk_argv: list[str], settings: str, environment: dict[str, str], log: str) -> None:
+def _launch(words: list[str], settings: str, environment: dict[str, str], log: str) -> None:
     """In a process of its own."""
     os.environ.clear()
     os.environ.update(environment)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    raise SystemExit(launch(STEP, desk_argv, JobSettings.parse(settings), QUICK))
+    raise SystemExit(launch(STEP, words, JobSettings.parse(settings), QUICK))
 
 
 def started(desk: Desk, log: Path) -> ForkServerProcess:
-    import multiprocessing
-
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED, "kubernetes.client"])
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_launch, args=(desk.argv(), desk.settings().to_json(), dict(os.environ), str(log)))
     process.start()
     return process
@@ -448,3 +452,78 @@ def test_attempts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     assert desk.launch() == 0
     assert f"{STEP}: waits until the job {second} has ended" in capsys.readouterr().out
     assert list(desk.server.jobs) == [first, f"{first[:-2]}-3"]
+
+
+# --- really run ---
+
+
+def _node(argv: list[str], environment: dict[str, str], log: str) -> None:
+    """A pod's container: the environment that it is given, and its output in a file."""
+    from components.trainjob import node
+
+    os.environ.clear()
+    os.environ.update(environment)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    raise SystemExit(node.main(argv))
+
+
+def start_node(argv: list[str], environment: dict[str, str], log: Path) -> ForkServerProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_node, args=(argv, environment, str(log)))
+    process.start()
+    return process
+
+
+def as_kfp_calls(data: TinyData, folder: Path, config: str) -> list[str]:
+    """The arguments with which a component calls the step."""
+    return argv(arguments(STEP, data, folder, folder / "supernet", config))
+
+
+@pytest.mark.parametrize("where", ["volume", "store"])
+def test_two_machines_train_what_two_processes_of_one_do(
+    desk: Desk, tiny_data: TinyData, tmp_path: Path, where: str, request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """From the component's call to the files that KFP expects; the job's pods really run, and talk through gloo."""
+    settings: dict[str, Any] = {"gpus": 0, "env": {"AUTOFORMER_TRACKING": "off", "OMP_NUM_THREADS": "1"}}
+    if where == "store":
+        s3 = request.getfixturevalue("s3")
+        monkeypatch.setenv("AUTOFORMER_STORE", s3.uri(f"{tmp_path.name}/store"))
+        settings |= {"volumes": []}
+        settings["env"] |= {"AUTOFORMER_WORK": str(tmp_path / "work")}
+    config = config_of(STEP, epochs=1)
+    monkeypatch.setenv("AUTOFORMER_JOB", desk.settings(**settings).to_json())
+    kubelet = Kubelet(desk.server, tmp_path, start_node, ended, free_port())
+    call(STEP, as_kfp_calls(tiny_data, desk.own, config))
+    for thread in kubelet.threads:
+        thread.join()
+
+    monkeypatch.setenv("AUTOFORMER_TRACKING", "off")
+    monkeypatch.setenv("AUTOFORMER_WORK", str(tmp_path / "work-of-one"))
+    together = arguments(STEP, tiny_data, tmp_path, tmp_path / "of-one", config)
+    assert run_ranks(STEP, together, tmp_path / "ranks") == [0, 0]
+    assert contents(desk.own / "supernet") == contents(tmp_path / "of-one")
+    assert json.loads((desk.own / "supernet.record.json").read_text())["ranks"] == 2
+    assert f"{STEP}: 10 steps, train_loss" in capsys.readouterr().out
+
+
+def test_bad_input_of_a_real_pod_comes_back_as_its_line(
+    desk: Desk, tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = desk.settings(gpus=0, env={"AUTOFORMER_TRACKING": "off"})
+    monkeypatch.setenv("AUTOFORMER_JOB", settings.to_json())
+    kubelet = Kubelet(desk.server, tmp_path, start_node, ended, free_port())
+    given = arguments(STEP, tiny_data, desk.own, desk.own / "supernet", config_of(STEP, batch_size=5000))
+    with pytest.raises(SystemExit) as failed:
+        call(STEP, argv(given))
+    for thread in kubelet.threads:
+        thread.join()
+    assert failed.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    told = f"{STEP}.batch_size = 5000: an optimiser step takes 5000 images, but the train split has 500; choose a"
+    assert re.fullmatch(f"{STEP}: machine [01] of 2: {told} smaller one", line)
+    assert not (desk.own / "supernet").exists()

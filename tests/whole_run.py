@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from planted import SECRETS
 from tracking_fixtures import VARIABLES
 
 from components.config import ROOT
@@ -141,7 +142,7 @@ def _environment(parent: Path, root: Path) -> dict[str, str]:
     ours = (*VARIABLES, "AUTOFORMER_TRACKING", "AUTOFORMER_TTY", "AUTOFORMER_IMAGE", "GIT_COMMIT", "GIT_DIR")
     inherited = {key: value for key, value in os.environ.items() if key not in ours}
     who = {f"GIT_{role}_{what}": "tests" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    return inherited | who | {
+    return inherited | who | SECRETS | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(root),  # before the installed project, which is the repository itself
         "MLFLOW_TRACKING_URI": f"sqlite:///{parent / 'mlflow.db'}",

@@ -19,6 +19,8 @@ from autoformer.errors import AutoFormerError, nearest
 from autoformer.files import replacing
 from components.cli import Parser, Progress, refuse
 from components.prepare_data import class_folders, imagenet, link, webdataset
+from components.storage import is_uri
+from components.storage.places import open_data
 
 # md5 of each file as published, which torchvision.datasets (BSD-3) has too: cifar, flowers102, oxford_iiit_pet, and
 # stanford_cars up to its release 0.17.
@@ -92,16 +94,23 @@ def _further(bar: Progress, before: int, size: int) -> None:
     bar.update(before + size)
 
 
-def bring(dataset: str, archives: Path, data: Path) -> str:
+def bring(dataset: str, archives: str | Path, data: Path) -> str:
     """Fill `data` in the way that suits the data set; what it holds, in words.
+
+    Args:
+        archives: a folder, or s3://bucket/folder.
 
     Raises `AutoFormerError` where `archives` holds no data set of that name, nor one in a known layout.
     """
     if dataset in PUBLISHED:
+        archives = open_data(archives).folder if is_uri(archives) else Path(archives)
         other = INSTEAD.get(dataset, {})
         has_other = other and all((archives / name).is_file() for name in other)
         return ", ".join(deliver(archives, data, other if has_other else PUBLISHED[dataset]))
-    if class_folders.is_mine(archives) or webdataset.is_mine(archives):
+    place = link.located(archives)
+    official = dataset == imagenet.NAME and (place / imagenet.TRAIN).is_file()  # which no look into it has to say
+    folders = isinstance(place, Path) and class_folders.is_mine(place)
+    if not official and (folders or webdataset.holds_shards(place)):
         link.link_folder(archives, data)
         return f"{SOURCE}, which names {archives}"
     if dataset == imagenet.NAME:
@@ -140,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m components.prepare_data.deliver", description=__doc__.splitlines()[0])
     known = ", ".join([imagenet.NAME, *PUBLISHED])
     parser.add_argument("--dataset", required=True, help=f"{known}; or a name for class folders or shards")
-    parser.add_argument("--archives", type=Path, required=True, help="folder of the downloaded files")
+    parser.add_argument("--archives", required=True, help="folder of the downloaded files, or s3://bucket/folder")
     parser.add_argument("--data", type=Path, required=True, help="folder to fill")
     try:
         arguments = parser.parse_args(argv)

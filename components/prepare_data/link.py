@@ -13,21 +13,33 @@ from autoformer.dataset import SOURCE, Source
 from autoformer.errors import AutoFormerError
 from autoformer.files import write_text
 from components.prepare_data import imagenet
+from components.storage import is_uri
+from components.storage.archives import S3Archives
+from components.storage.places import ArchivePlace
 
 
-def link(archives: Path, data: Path, published: imagenet.Published = imagenet.PUBLISHED) -> None:
+def located(archives: str | Path) -> ArchivePlace:
+    """The place that a command line names."""
+    return S3Archives(str(archives)) if is_uri(archives) else Path(archives).expanduser().resolve()
+
+
+def _text(location: ArchivePlace) -> Path | str:
+    return location if isinstance(location, Path) else str(location)
+
+
+def link(archives: str | Path, data: Path, published: imagenet.Published = imagenet.PUBLISHED) -> None:
     """Write the `source.yaml` of `data`. Raises `AutoFormerError` where an archive is missing or of another size."""
-    location = archives.expanduser().resolve()
-    if not location.is_dir():
+    location = located(archives)
+    if isinstance(location, Path) and not location.is_dir():
         raise AutoFormerError(f"{archives}: no such folder; name the one that holds {', '.join(published.archives)}")
     imagenet.check_sizes(location, published.archives, published)
-    source = Source(location=location, archives=dict(published.archives))
+    source = Source(location=_text(location), archives=dict(published.archives))
     text = yaml.safe_dump(source.model_dump(mode="json", exclude_none=True), sort_keys=False)
     write_text(data / SOURCE, f"# Where the archives of {imagenet.TITLE} are, and what they must be.\n{text}")
 
 
-def link_folder(folder: Path, data: Path) -> None:
+def link_folder(folder: str | Path, data: Path) -> None:
     """Write the `source.yaml` of a folder of class folders or of WebDataset shards."""
-    source = Source(location=folder.expanduser().resolve())
+    source = Source(location=_text(located(folder)))
     text = yaml.safe_dump(source.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
     write_text(data / SOURCE, f"# Where the images are: in train/<class>/ and so on, or in WebDataset shards.\n{text}")

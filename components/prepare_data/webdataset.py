@@ -42,8 +42,12 @@ class _Shard(NamedTuple):
 
 
 def is_mine(data: Path) -> bool:
+    return holds_shards(archive_place(data))
+
+
+def holds_shards(place: ArchivePlace) -> bool:
     """Whether the first tar begins with a sample that has a label."""
-    shards = _shards(archive_place(data))
+    shards = _shards(place)
     if not shards:
         return False
     try:
@@ -96,7 +100,7 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test", "")) -> 
 def _shards(root: ArchivePlace) -> list[ArchiveFile]:
     if isinstance(root, Path):
         return [*sorted(root.glob("*.tar"))]
-    return [root / name for name in sorted(root.facts) if name.endswith(".tar")]
+    return [root / name for name in sorted(root.entries) if name.endswith(".tar")]
 
 
 def _opened(shard: ArchiveFile) -> tarfile.TarFile:

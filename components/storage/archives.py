@@ -15,9 +15,10 @@ from functools import cache
 from typing import Any, NamedTuple, Self
 
 from autoformer.archives import Place
-from autoformer.errors import AutoFormerError
 from components.storage.copies import LocalCopy, Writer, pieces_of, staging_bytes
-from components.storage.ranges import Facts, get_range, list_folder
+from components.storage.failures import MissingError
+from components.storage.objects import Entry, listing
+from components.storage.ranges import get_range
 from components.storage.uris import S3Uri
 
 _REQUESTS = 16  # of a process at once
@@ -31,14 +32,14 @@ class S3Archives:
     wanted, and given on; connections and threads are each process's own.
     """
 
-    def __init__(self, folder: str, facts: dict[str, Facts] | None = None) -> None:
+    def __init__(self, folder: str, entries: dict[str, Entry] | None = None) -> None:
         self.uri = S3Uri.parse(folder)
-        self._facts, self._copy = facts, None if facts is None else _copy(folder, facts)
+        self._entries, self._copy = entries, None if entries is None else _copy(folder, entries)
         self._waiting: tuple[int, dict[Place, Future[bytes]]] = 0, {}
         self._writer: Writer | None = None
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, Facts] | None]]:
-        return type(self), (str(self.uri), self._facts)
+    def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, Entry] | None]]:
+        return type(self), (str(self.uri), self._entries)
 
     def __str__(self) -> str:
         return str(self.uri)
@@ -47,27 +48,27 @@ class S3Archives:
         return S3Archive(self, name)
 
     @property
-    def facts(self) -> dict[str, Facts]:
-        """What lies in the folder, by name. Raises `AutoFormerError` where it cannot be listed."""
-        if self._facts is None:
-            facts = list_folder(self.uri)
-            self._copy = _copy(str(self.uri), facts)
-            self._facts = facts
-        return self._facts
+    def entries(self) -> dict[str, Entry]:
+        """What lies in the folder, by name. Raises `StorageError` where it cannot be listed."""
+        if self._entries is None:
+            entries = {entry.name: entry for entry in listing(self.uri) if "/" not in entry.name}
+            self._copy = _copy(str(self.uri), entries)
+            self._entries = entries
+        return self._entries
+
+    def entry(self, archive: str) -> Entry:
+        found = self.entries.get(archive)
+        if found is None:
+            raise MissingError(f"{self.uri / archive}: no such archive; upload it, or mend the location")
+        return found
 
     @property
     def copy(self) -> LocalCopy | None:
         """What the local disk has of the archives; None where nothing may be staged."""
-        return self._copy if self.facts else None
+        return self._copy if self.entries else None
 
     def size_of(self, archive: str) -> int:
-        return self._fact(archive).size
-
-    def _fact(self, archive: str) -> Facts:
-        found = self.facts.get(archive)
-        if found is None:
-            raise AutoFormerError(f"{self.uri / archive}: no such archive; upload it, or mend the location")
-        return found
+        return self.entry(archive).bytes
 
     def __call__(self, archive: str, offset: int, size: int, /) -> bytes:
         """Fewer bytes than `size` where the archive ends before them."""
@@ -96,9 +97,9 @@ class S3Archives:
         return self._fetch(place) if found is None else found
 
     def _fetch(self, place: Place) -> bytes:
-        facts = self._fact(place.archive)
-        size = min(place.size, facts.size - place.offset)
-        return get_range(self.uri / place.archive, place.offset, size, facts.etag) if size > 0 else b""
+        entry = self.entry(place.archive)
+        size = min(place.size, entry.bytes - place.offset)
+        return get_range(self.uri / place.archive, place.offset, size, entry) if size > 0 else b""
 
     def pieces(self, archive: str) -> Iterator[bytes]:
         """An archive from beginning to end, read ahead; what the local disk has room for stays there."""
@@ -117,8 +118,8 @@ class S3Archives:
         return found
 
 
-def _copy(folder: str, facts: dict[str, Facts]) -> LocalCopy | None:
-    archives = {name: fact for name, fact in facts.items() if name.endswith(".tar")}
+def _copy(folder: str, entries: dict[str, Entry]) -> LocalCopy | None:
+    archives = [entry for name, entry in entries.items() if name.endswith(".tar")]
     return LocalCopy.open(folder, archives) if archives and staging_bytes() else None
 
 
@@ -143,7 +144,7 @@ class S3Archive:
         return S3Archive(self._archives, name)
 
     def is_file(self) -> bool:
-        return self.name in self._archives.facts
+        return self.name in self._archives.entries
 
     @property
     def size(self) -> int:
@@ -151,7 +152,8 @@ class S3Archive:
 
     @property
     def state(self) -> S3State:
-        return S3State(str(self), *self._archives._fact(self.name))
+        entry = self._archives.entry(self.name)
+        return S3State(str(self), entry.bytes, entry.etag)
 
     def open(self, mode: str = "rb", buffering: int = -1) -> io.BufferedReader:
         """To be read from beginning to end. Raises `AutoFormerError` where there is none."""

@@ -16,14 +16,14 @@ import mmap
 import os
 import shutil
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
 from autoformer.archives import Place
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value
-from components.storage.ranges import Facts
+from components.storage.objects import Entry
 from components.workspace import work_root
 
 PIECE = 8 << 20  # bytes
@@ -137,20 +137,20 @@ class _Span(NamedTuple):
 class LocalCopy:
     """What a local disk has of some archives, in pieces. Shared by threads, and by processes that are forked."""
 
-    def __init__(self, hold: Hold, archives: Mapping[str, Facts]) -> None:
+    def __init__(self, hold: Hold, archives: Iterable[Entry]) -> None:
         self._hold, self._spans, pieces = hold, {}, 0
-        for name, facts in sorted(archives.items()):
-            self._spans[name] = _Span(pieces, facts.size)
-            pieces += -(-facts.size // PIECE)
+        for entry in archives:
+            self._spans[entry.name] = _Span(pieces, entry.bytes)
+            pieces += -(-entry.bytes // PIECE)
         self._content = _sized(hold.folder / "content", pieces * PIECE)
         have = _sized(hold.folder / "have", max(pieces, 1))
         self._have = mmap.mmap(have, max(pieces, 1))
         os.close(have)
 
     @classmethod
-    def open(cls, folder: str, archives: Mapping[str, Facts]) -> Self:
+    def open(cls, folder: str, archives: Sequence[Entry]) -> Self:
         """The copy of some archives of a folder, as they are now."""
-        return cls(Hold(hash_value(["archives", folder, sorted(archives.items())])[:16]), archives)
+        return cls(Hold(hash_value(["archives", folder, archives])[:16]), archives)
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):

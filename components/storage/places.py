@@ -5,7 +5,8 @@ part can be read: the local folder then has a `source.yaml` that names the place
 """
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -13,13 +14,16 @@ import yaml
 
 from autoformer.dataset import SOURCE, Source, archive_folder, read_source
 from autoformer.errors import AutoFormerError
-from autoformer.files import FileState, hash_path, hash_value, replacing, write_text
-from components.storage.archives import S3Archive, S3Archives, S3State, in_order
-from components.storage.copies import Hold, make_room, pieces_of, staging_bytes
-from components.storage.ranges import Facts, get_range, list_folder
+from autoformer.files import FileState, hash_path, hash_value, write_text
+from components.storage.archives import S3Archive, S3Archives, S3State
+from components.storage.copies import Hold, make_room, staging_bytes
+from components.storage.downloads import download
+from components.storage.failures import MissingError
+from components.storage.objects import Entry, listing, listing_hash
 from components.storage.uris import S3Uri, is_uri
 
 WHOLE_GB = 4.0  # of a data folder that is brought whole
+_FILES = 4  # that are brought at once
 _HELD: list[Hold] = []  # copies that this process reads
 
 ArchivePlace = Path | S3Archives
@@ -51,7 +55,7 @@ def hash_data(place: str | Path) -> str:
     """What tells changed data from what they were: a folder's files, or what S3 says of its objects."""
     if not is_uri(place):
         return hash_path(Path(place))
-    return hash_value(sorted(_listed(S3Uri.parse(str(place))).items()))
+    return listing_hash(str(place))
 
 
 class Data(NamedTuple):
@@ -75,59 +79,61 @@ def open_data(place: str | Path) -> Data:
 def _brought(uri: S3Uri) -> Path:
     """The local folder for a folder in S3; of the same name, since a data set may be called by it."""
     objects = _listed(uri)
-    whole = sum(facts.size for facts in objects.values()) <= WHOLE_GB * 1e9
-    named = SOURCE in objects
-    stay = {name for name in objects if name.endswith(".tar") and (named or not (whole or "/" in name))}
-    hold = Hold(hash_value(["files", str(uri), sorted(objects.items())])[:16])
+    whole = sum(entry.bytes for entry in objects) <= WHOLE_GB * 1e9
+    named = any(entry.name == SOURCE for entry in objects)
+    stay = [entry for entry in objects if entry.name.endswith(".tar") and (named or not (whole or "/" in entry.name))]
+    hold = Hold(hash_value(["files", str(uri), objects])[:16])
     folder = hold.folder / "files" / uri.bucket / uri.key
     with hold.filling():
-        _bring(uri, {name: facts for name, facts in objects.items() if name not in stay}, folder)
+        _bring(uri, [entry for entry in objects if entry not in stay and entry.name != SOURCE], folder)
         if named or stay:
             _name_source(uri, folder, named)
     _HELD.append(hold)
     return folder
 
 
-def _listed(uri: S3Uri) -> dict[str, Facts]:
-    objects = list_folder(uri, below=True)
+def _listed(uri: S3Uri) -> list[Entry]:
+    objects = listing(uri)
     if not objects:
-        raise AutoFormerError(f"{uri}: holds nothing; upload the data there, or name another place")
-    for name in (uri.key, *objects):
+        raise MissingError(f"{uri}: holds nothing; upload the data there, or name another place")
+    for name in (uri.key, *(entry.name for entry in objects)):
         if ".." in PurePosixPath(name).parts:
             raise AutoFormerError(f"{uri}: '{name}' is no name of a file; rename it")
     return objects
 
 
-def _bring(uri: S3Uri, objects: Mapping[str, Facts], folder: Path) -> None:
+def _bring(uri: S3Uri, objects: Sequence[Entry], folder: Path) -> None:
     """Fetch what the folder lacks; each file is written whole or not at all."""
     from components.cli import Progress
 
-    missing = {name: facts for name, facts in objects.items() if name != SOURCE and not _is_there(folder / name, facts)}
-    wanted = sum(facts.size for facts in missing.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [entry for entry in objects if not _is_there(folder / entry.name, entry)]
+    wanted = sum(entry.bytes for entry in missing)
     if wanted > make_room(wanted):
         raise AutoFormerError(
             f"{uri}: {wanted / 1e9:.3g} GB have to come to the local disk, where AUTOFORMER_STAGING_GB = "
             f"{staging_bytes() / 1e9:g} leaves less; raise it, or put the images into plain tars (WebDataset shards), "
             "which are read where they lie"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     if not missing:
         return
-    pieces = in_order(
-        lambda piece: get_range(uri / piece.archive, piece.offset, piece.size, objects[piece.archive].etag),
-        (piece for name, facts in missing.items() for piece in pieces_of(name, facts.size)),
-    )
-    done = 0
-    with Progress(f"bringing {uri}", wanted >> 20, "MB") as progress:
-        for name, facts in missing.items():
-            with replacing(folder / name) as temporary, temporary.open("wb") as file:
-                while file.tell() < facts.size:
-                    done += file.write(next(pieces))
-                    progress.update(done >> 20)
+
+    def fetch(entry: Entry) -> int:
+        download(uri / entry.name, folder / entry.name)
+        return entry.bytes
+
+    with Progress(f"bringing {uri}", wanted >> 20, "MB") as progress, ThreadPoolExecutor(_FILES) as pool:
+        waiting, done = [pool.submit(fetch, entry) for entry in missing], 0
+        try:
+            for fetched in as_completed(waiting):
+                done += fetched.result()
+                progress.update(done >> 20)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _is_there(file: Path, facts: Facts) -> bool:
-    return file.is_file() and file.stat().st_size == facts.size
+def _is_there(file: Path, entry: Entry) -> bool:
+    return file.is_file() and file.stat().st_size == entry.bytes
 
 
 def _name_source(uri: S3Uri, folder: Path, delivered: bool) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json, write_json
 from components.cli import BAD_INPUT
+from components.secrets import hide_in_tracebacks
 from components.tracking.outbox import Operation, sender
 from components.tracking.store import connect, is_refusal, reason
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    hide_in_tracebacks()
     parser = argparse.ArgumentParser(
         prog="python -m components.tracking", description="Send undelivered messages to MLflow."
     )

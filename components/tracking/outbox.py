@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Operation = dict[str, Any]  # {"kind": …, "run_id": …} and what that kind needs; see `_SENDERS`
 RETRY_SECONDS = 15.0  # between two attempts while the step works
 FINAL_RETRY_SECONDS = 1.0
+BUSY_SECONDS = 5.0  # that a store which has not failed is given for one operation, however little patience there is
 TOLD_AFTER_SECONDS = 3.0  # that a step which is done waits for the store
 UPLOADS = ("artifact", "table", "dict")  # go to another place than the rest, which may be away by itself
 METRICS_PER_BATCH = 1000  # MLflow's limit
@@ -50,6 +51,7 @@ class Outbox:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._sending: Operation | None = None
+        self._taken_at = 0.0
         self._due = False
         self._away = False
         self._closing = False
@@ -77,21 +79,36 @@ class Outbox:
             return self._changed.wait_for(lambda: not self._waiting and not self._aside, wait_seconds)
 
     def close(self, patience_seconds: float) -> None:
-        """Send all that is left, trying for so long; what stays undelivered goes to the backlog file."""
-        give_up = time.monotonic() + patience_seconds
+        """Send all that is left; what stays undelivered goes to the backlog file.
+
+        Args:
+            patience_seconds: after which a store that takes nothing is given up.
+        """
         try:
+            self.flush()
             with self._changed:
                 self._closing = True
                 self._changed.notify_all()
-            if not self.flush(min(patience_seconds, TOLD_AFTER_SECONDS)) and time.monotonic() < give_up:
-                say(f"tracking: waiting for MLflow to take what is left, up to {patience_seconds:.0f} s", sys.stderr)
-                self.flush(give_up - time.monotonic())
+                self._wait(patience_seconds)
         finally:  # also where the wait is cut short by a signal
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
                 left = [*self._refused, *self._waiting, *self._aside]
             self._keep(left)
+
+    def _wait(self, patience_seconds: float) -> None:
+        """Until all is sent, or the store has taken nothing for so long; the lock is held."""
+        since, told = time.monotonic(), False
+        while self._waiting or self._aside:
+            patience = patience_seconds if self._away else max(patience_seconds, BUSY_SECONDS)
+            idle = time.monotonic() - max(since, self._taken_at)
+            if idle >= patience:
+                return
+            if not told and idle >= TOLD_AFTER_SECONDS:
+                told = True
+                say(f"tracking: waiting for MLflow to take what is left, up to {patience:.0f} s", sys.stderr)
+            self._changed.wait(min(patience - idle, TOLD_AFTER_SECONDS))
 
     def _keep(self, left: list[Operation]) -> None:
         if not left:
@@ -140,6 +157,7 @@ class Outbox:
             self._pause()
             return
         queue.popleft()
+        self._taken_at = time.monotonic()
         if error is not None:
             self._refused.append(operation | {"refused": reason(error)})
             say(f"tracking: MLflow refused {operation['kind']}: {reason(error)}", sys.stderr)

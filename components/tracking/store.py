@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import re
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 from autoformer.errors import AutoFormerError
 from components.cli import say
 from components.config import ROOT
+from components.secrets import hide
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,6 +74,7 @@ def initialise(uri: str) -> "MlflowClient":
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the password of an address is in it
     import mlflow
 
     mlflow.set_tracking_uri(uri)
@@ -240,6 +241,15 @@ def _short_requests() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """An error as the short part of one line, without the password of an address in it."""
-    text = re.sub(r"://[^/@\s]+@", "://", " ".join(str(error).split())) or type(error).__name__
+    """An error as the short part of one line, without what is secret in it."""
+    text = str(error)
+    if text.startswith("API request to http"):  # what the request was for, three times over, before what went wrong
+        text = str(_innermost(error))
+    text = hide(" ".join(text.split())) or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
+    return error

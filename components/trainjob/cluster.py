@@ -69,7 +69,7 @@ class Cluster:
             if "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
                 config.load_incluster_config(client_configuration=configuration)
             else:
-                config.load_kube_config(client_configuration=configuration)
+                config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
         except (config.ConfigException, OSError) as error:
             raise AutoFormerError(
                 f"no cluster to launch a job in ({error}); run it in a pod, or set KUBECONFIG"
@@ -258,6 +258,6 @@ def _namespace() -> str:
     from kubernetes import config
 
     try:
-        return str(config.list_kube_config_contexts()[1]["context"]["namespace"])
+        return str(config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))[1]["context"]["namespace"])
     except (config.ConfigException, OSError, KeyError, TypeError):
         raise AutoFormerError("in which namespace? set KFP_NAMESPACE") from None

@@ -35,25 +35,33 @@ def follow(cluster: Cluster, name: str, step: str, patience: Patience) -> None:
     Raises:
         Fallen: why it has not come so far, with the exit code of the container that failed first.
     """
-    watch = _Watch(step, name)
     log = LogThread(cluster, name, patience)
     log.start()
     try:
-        while True:
-            job = cluster.get(name)
-            if job is None or job["metadata"].get("deletionTimestamp"):
-                raise Fallen(f"the job {name} was deleted; the same command goes on from the last checkpoint", LOST)
-            pods = cluster.pods(name)
-            log.see(pods)
-            if has_ended(job):
-                break
-            watch.tell(job, pods)
-            time.sleep(patience.poll_seconds)
-    finally:
-        log.end()
+        job, pods = _watched(cluster, name, _Watch(step, name), log, patience)
+    except BaseException:
+        log.stop()
+        raise
+    log.end()
     failed = condition(job, "Failed")
     if failed:
         raise _failure(cluster, job, failed, pods)
+
+
+def _watched(
+    cluster: Cluster, name: str, watch: "_Watch", log: LogThread, patience: Patience
+) -> tuple[Object, list[Object]]:
+    """The job and its pods, once it has ended."""
+    while True:
+        job = cluster.get(name)
+        if job is None or job["metadata"].get("deletionTimestamp"):
+            raise Fallen(f"the job {name} was deleted; the same command goes on from the last checkpoint", LOST)
+        pods = cluster.pods(name)
+        log.see(pods)
+        if has_ended(job):
+            return job, pods
+        watch.tell(job, pods)
+        time.sleep(patience.poll_seconds)
 
 
 class _Watch:

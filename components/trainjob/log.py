@@ -76,7 +76,7 @@ class LogThread(threading.Thread):
     def __init__(self, cluster: Cluster, job: str, patience: Patience) -> None:
         super().__init__(daemon=True, name=f"log of {job}")
         self._cluster, self._job, self._patience = cluster, job, patience
-        self._ending = threading.Event()
+        self._ending, self._stopping = threading.Event(), threading.Event()
         self._readers: dict[str, Reader] = {}  # by pod
         self._current: dict[str, Any] | None = None
 
@@ -86,29 +86,37 @@ class LogThread(threading.Thread):
         if begun:
             self._current = begun[-1]
 
+    def stop(self) -> None:
+        """Print nothing more than what is being read."""
+        self._stopping.set()
+
     def end(self) -> None:
-        """Print what is left, and stop; not for ever."""
+        """Print what is left, once the containers have ended; not for ever."""
         self._ending.set()
         if self.is_alive():
             self.join(self._patience.drain_seconds)
 
     def run(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             ending, pod = self._ending.is_set(), self._current
-            if pod is not None:
-                self._read(pod, follow=not ending)
-            if ending:
+            done = pod is None or self._read(pod, follow=not ending)
+            if ending and done:
                 return
             self._ending.wait(self._patience.pause_seconds)
 
-    def _read(self, pod: dict[str, Any], follow: bool) -> None:
-        """Whatever breaks is tried again from where it broke: a log is no reason to end."""
+    def _read(self, pod: dict[str, Any], follow: bool) -> bool:
+        """Whether all has been read. Whatever breaks is tried again from where it broke: a log is no reason to end."""
         name = pod["metadata"]["name"]
         reader = self._readers.setdefault(pod["metadata"].get("uid", name), Reader())
-        with contextlib.suppress(OSError, RefusedError, _http_error()):
+        try:
             answer = self._cluster.log(name, CONTAINER, reader.since, follow=follow)
             for line in reader.new(lines_of(answer, whole=not follow)):
                 say(line)
+        except RefusedError as refused:
+            return refused.status == 404  # the pod is gone, and its log with it
+        except (OSError, _http_error()):
+            return False
+        return True
 
 
 def _http_error() -> type[Exception]:

@@ -17,6 +17,7 @@ from typing import NamedTuple, Self
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing
 from components import storage
+from components.storage.folders import MANIFEST
 from components.trainjob.settings import VARIABLE, JobSettings
 
 OUTPUTS = ("--out", "--record")
@@ -76,7 +77,7 @@ class Place(NamedTuple):
     def has_results(self, argv: Sequence[str]) -> bool:
         """Whether all that the step makes is there."""
         if self.in_store:
-            return storage.exists(f"{self.root}/outputs/{storage.MANIFEST}")
+            return storage.exists(f"{self.root}/outputs/{MANIFEST}")
         return all(Path(self.root, "outputs", called).exists() for called, _ in _made(argv))
 
     def take(self, argv: Sequence[str]) -> None:
