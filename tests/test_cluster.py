@@ -10,9 +10,11 @@ import yaml
 from compiled import on_a_short_stack, read_all
 from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes_pb
+from s3_server import S3Server
 
 from autoformer.errors import AutoFormerError
 from components.config import ROOT, STEPS
+from components.storage.artifacts import POINTER, publish
 from components.trainjob.settings import VARIABLE, JobSettings
 from pipeline.cluster import ON_GPUS, SHARED, Cluster, load_cluster
 from pipeline.compile import main, write_manifests, write_package
@@ -413,9 +415,11 @@ def test_the_examples_are_to_be_replaced(name: str) -> None:
 # --- who moves what ---
 
 
+WHO_MOVES_WHAT = (ROOT / "docs" / "who-moves-what.md").read_text()
+
+
 def test_the_table_of_who_moves_what_has_every_output_of_every_step(gpu: Package) -> None:
-    text = (ROOT / "docs" / "who-moves-what.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([^|]+) \|", WHO_MOVES_WHAT, re.MULTILINE)
     components = read_all(gpu.text)[0]["components"]
     outputs = [
         (step, output)
@@ -423,4 +427,28 @@ def test_the_table_of_who_moves_what_has_every_output_of_every_step(gpu: Package
         for output in components[f"comp-{step.replace('_', '-')}"]["outputDefinitions"]["artifacts"]
     ]
     assert sorted((step, output) for step, output, _ in rows) == sorted(outputs)
-    assert {carrier for _, _, carrier in rows} == {"KFP", "storage: its weights; KFP: the rest"}
+    by_storage = {(step, output) for step, output, carrier in rows if carrier != "KFP"}
+    assert by_storage == {(step, "supernet") for step in STEPS if "publish(" in source(step)}
+    assert by_storage == {("train_supernet", "supernet")} and f"`{POINTER}`" in WHO_MOVES_WHAT
+
+
+def test_the_table_of_who_moves_what_has_the_steps_that_keep_their_work_in_the_store() -> None:
+    (row,) = re.findall(r"^\| work in progress of (.*?) \| storage", WHO_MOVES_WHAT, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", row)) == {step for step in STEPS if "has_checkpoints=True" in source(step)}
+
+
+def test_no_large_file_is_left_to_kfp_where_there_is_a_store(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOFORMER_STORE", s3.uri("who-moves-what"))
+    for name in ("weights.safetensors", "ema.safetensors", "supernet.json", "metrics.json"):
+        (tmp_path / name).write_text(name)
+    publish(tmp_path, "train_supernet")
+    assert {file.name for file in tmp_path.iterdir()} == {"supernet.json", "metrics.json", POINTER}
+    place = json.loads((tmp_path / POINTER).read_text())["uri"].removeprefix(s3.uri("who-moves-what"))
+    (named,) = re.findall(r"`<store>(/artifacts/\S+)/`", WHO_MOVES_WHAT)
+    assert re.fullmatch(named.replace("<hash>", "[0-9a-f]{64}"), place)
+
+
+def source(step: str) -> str:
+    return (ROOT / "components" / step / "step.py").read_text()
