@@ -220,8 +220,13 @@ class Cluster(Section):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The plain variables of a pod."""
-        return {WORK: f"{self.scratch.mount}/work"} | self.env
+        """The plain variables of a pod. Copies of data are its own, whoever shares its work in progress."""
+        scratch = self.scratch
+        staged = {
+            "AUTOFORMER_STAGING": f"{scratch.mount}/staged",
+            "AUTOFORMER_STAGING_GB": str(_in_bytes(scratch.size) // 2 // 10**9),  # the other half is for the work
+        }
+        return {WORK: f"{scratch.mount}/work"} | staged | self.env
 
     def job(self, step: str) -> JobSettings | None:
         """The settings of a step's TrainJob; None where one pod does the step."""

@@ -79,7 +79,8 @@ def gpu(tmp_path_factory: pytest.TempPathFactory) -> Package:
 
 @pytest.fixture(scope="module")
 def multi_node(tmp_path_factory: pytest.TempPathFactory) -> Package:
-    return package_of(tmp_path_factory.mktemp("multi-node"), "multi-node")
+    volumes = "volumes=[{claim: autoformer-shared, mount: /shared}, {claim: images, mount: /data, read_only: true}]"
+    return package_of(tmp_path_factory.mktemp("multi-node"), "multi-node", volumes)
 
 
 @pytest.fixture(params=["gpu", "multi_node"])
@@ -135,7 +136,9 @@ def test_shared_memory_is_memory_and_the_rest_may_be_written_to(gpu: Package) ->
         assert (mounts["/tmp"].medium, mounts["/tmp"].size_limit) == ("", "200Gi")
         if shm:
             assert (mounts["/dev/shm"].medium, mounts["/dev/shm"].size_limit) == ("Memory", shm)
-        assert gpu.environment(step)["AUTOFORMER_WORK"] == "/scratch/work"
+        environment = gpu.environment(step)
+        assert environment["AUTOFORMER_WORK"] == "/scratch/work"
+        assert (environment["AUTOFORMER_STAGING"], environment["AUTOFORMER_STAGING_GB"]) == ("/scratch/staged", "107")
     assert {step for step in STEPS if getattr(gpu.cluster.steps, step).shm} == set(ON_GPUS)
 
 
@@ -204,11 +207,11 @@ def test_a_step_on_several_machines_is_launched_by_a_light_pod(multi_node: Packa
         assert job == multi_node.cluster.job(step)
         assert (job.nodes, job.gpus, job.image) == (4, 8, multi_node.cluster.images.training)
         assert (job.cpu, job.memory, job.shm, job.deadline_seconds) == ("48", "256Gi", "32Gi", 864000)
-        assert (job.runtime, job.service_account) == ("autoformer-training", "autoformer-launcher")
+        assert (job.runtime, job.service_account) == ("autoformer-training", None)
         assert {secret.env for secret in job.secret_env} == SECRETS
         assert job.env == multi_node.cluster.env
-        assert [(each.claim, each.read_only) for each in job.volumes] == [
-            ("example-shared", False), ("example-data", True),
+        assert [(each.claim, each.mount, each.read_only) for each in job.volumes] == [
+            ("autoformer-shared", "/shared", False), ("images", "/data", True),
         ]  # fmt: skip
         assert [toleration.key for toleration in job.tolerations] == ["nvidia.com/gpu"]
         resources, pod = multi_node.containers[step]["resources"], multi_node.pods[step]
@@ -407,9 +410,12 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gpu", "multi-node"])
 def test_the_examples_are_to_be_replaced(name: str) -> None:
     found = load_cluster(name).placeholders()
-    assert {"namespace", "images.training", "images.launcher", "env.AUTOFORMER_STORE"} <= set(found)
-    named = load_cluster(name, ["namespace=kubeflow-user-example-com", f"images.training={OTHER}"]).placeholders()
-    assert set(found) - set(named) == {"namespace", "images.training"}  # KFP's own first profile has that name
+    assert found == ["images.training", "images.launcher"]
+    profile = "kubeflow-user-example-com"  # KFP's own first profile has that name
+    assert load_cluster(name, [f"namespace={profile}", f"images.training={OTHER}"]).placeholders() == found[1:]
+    assert load_cluster(name, ["env.AUTOFORMER_STORE=s3://example-bucket/x"]).placeholders() == [
+        "env.AUTOFORMER_STORE", *found,
+    ]  # fmt: skip
 
 
 # --- who moves what ---
