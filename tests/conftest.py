@@ -26,8 +26,8 @@ TOGETHER = {
     "two runs": ("test_browser_mlflow", "test_compare", "test_locks"),
 }
 LONGEST = (
-    "test_dvc", "test_dvc_s3", "test_pipeline", "test_outages", "test_interrupt", "test_ranks", "test_register_model", "test_tracking",
-    "test_predict",
+    "test_dvc", "test_dvc_s3", "test_pipeline", "test_outages", "test_interrupt", "test_ranks", "test_register_model",
+    "test_tracking", "test_predict",
 )  # fmt: skip
 NO_BROWSER = "there is no Chromium on this machine: `make browser` installs it (as root, on Debian)"
 
