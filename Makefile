@@ -114,7 +114,11 @@ evaluate-official: $(STAMP) ## measure a published subnet: CHECKPOINT=path SUBNE
 
 .PHONY: test
 test: data ## run the tests, on two workers of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(PYTEST)
+
+.PHONY: test-containers
+test-containers: data ## build the images, and run the pipeline in containers: as root on Debian, or with DOCKER_HOST
+	OMP_NUM_THREADS=1 tests/containers/with-docker.sh $(BIN)/python -m pytest tests/containers/suite.py $(PYTEST)
 
 .PHONY: bench
 bench: data ## measure speed, into dist/bench; PARTS="engine loader" for some, QUICK=1 to see that it runs
