@@ -27,6 +27,8 @@ ENVIRONMENT = {
     "AUTOFORMER_WORK": "where work in progress lies; `work/` in the repository by default",
     "AUTOFORMER_WORKERS": "processes that decode and augment images; by default as many cores as training leaves over",
     "AUTOFORMER_CACHE_GB": "memory in which decoded training images are kept, of the whole machine; 0 by default",
+    "AUTOFORMER_STAGING": "where copies of data in S3 lie, on a local disk; `staged/` in the work folder by default",
+    "AUTOFORMER_STAGING_GB": "what these copies may take of the disk, of the whole machine; 10 by default, 0 for none",
     "AUTOFORMER_PROCESSES": "processes of a step that can be shared; by default one for each GPU, 1 without",
     "AUTOFORMER_MAX_RESTARTS": "how often all of them are started again when one has died; 0 by default",
     "AUTOFORMER_IMAGE": "the image that `make compile` writes into the package; `make compile IMAGE=…` sets it",
