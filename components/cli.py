@@ -28,6 +28,7 @@ from autoformer.files import unwritable, write_json
 from components import ranks
 from components.config import Config, load_config
 from components.stopping import Stopped, stoppable
+from components.storage.artifacts import whole
 
 BAD_INPUT = ranks.BAD_INPUT
 SHELLS = ("sh", "dash", "bash", "zsh", "fish")  # what may stand between a runner and its step
@@ -74,6 +75,8 @@ def run_step(
             if count > 1 and not ranks.is_rank():
                 ranks.launch(step, argv, count)
             else:
+                for name in getattr(arguments, "made", ()):
+                    setattr(arguments, name, whole(getattr(arguments, name)))
                 body(arguments, config)
     except (AutoFormerError, OSError) as error:
         return end_early(step, in_one_line(error), BAD_INPUT)

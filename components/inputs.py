@@ -39,6 +39,7 @@ def add_folder_arguments(parser: argparse.ArgumentParser, *made: str) -> None:
     """An argument for each folder of an earlier step: `--supernet`, `--search`, `--retrain`, `--evaluation`."""
     for name in made:
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder made by {MADE_BY[name]}")
+    parser.set_defaults(made=made)  # folders whose large files a store may have: `run_step` completes them
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:

@@ -29,3 +29,10 @@ def log_metrics(artifact: Any, file: str | Path) -> None:
         if isinstance(value, int | float):
             artifact.log_metric(name, value)
     shutil.copyfile(file, artifact.path)
+
+
+def log_uri(artifact: Any) -> None:
+    """Show in the KFP UI where the large files of a step's folder are, where they are not in the folder."""
+    file = Path(artifact.path) / "stored.json"
+    if file.is_file():
+        artifact.metadata["uri"] = json.loads(file.read_text())["uri"]

@@ -9,7 +9,10 @@ from autoformer.ranks import ALONE, Ranks
 from components import tracking
 from components.config import Config
 from components.locks import alone
+from components.storage.mirror import Mirror, mirrored
 from components.workspace import Record, Workspace
+
+NOWHERE = Mirror()
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,17 @@ class OpenStep:
     record: Record
     tracked: tracking.StepRun
     ranks: Ranks = ALONE
+    mirror: Mirror = NOWHERE  # is told when checkpoints change
 
 
 @contextlib.contextmanager
 def open_step(
-    step: str, arguments: argparse.Namespace, config: Config, *inputs: str, ranks: Ranks = ALONE
+    step: str,
+    arguments: argparse.Namespace,
+    config: Config,
+    *inputs: str,
+    ranks: Ranks = ALONE,
+    has_checkpoints: bool = False,
 ) -> Iterator[OpenStep]:
     """Open the step's work in progress, record and MLflow run; forget the work once the step has succeeded.
 
@@ -39,6 +48,7 @@ def open_step(
         config: the configuration.
         inputs: names of the arguments that the step reads; their content is part of what its work is keyed by.
         ranks: which of the processes that do the step together this is.
+        has_checkpoints: whether its work is worth keeping in the store too, where there is one.
 
     Raises:
         AutoFormerError: another process does the same work, or is to publish to the same place.
@@ -55,6 +65,8 @@ def open_step(
         with (
             record,
             tracking.step_run(step, config, record.values, workspace.provenance) as tracked,
+            mirrored(step, workspace.folder) if has_checkpoints else contextlib.nullcontext(NOWHERE) as mirror,
         ):
-            yield OpenStep(arguments, config, workspace, record, tracked, ranks)
+            yield OpenStep(arguments, config, workspace, record, tracked, ranks, mirror)
         workspace.clear()
+        mirror.clear()

@@ -17,7 +17,8 @@ What went wrong is told in one line, once, by the process that was started first
 `components.cli`: a rank writes its own line to a file (`AUTOFORMER_RANKS` names the folder), and says nothing.
 A rank that was killed is named, and the others, which wait for it, are ended by torch's agent. With
 `AUTOFORMER_MAX_RESTARTS=n` all are started again, n times at most, and go on from the last checkpoint; bad input is
-not tried twice. Work folder and output must be places that all machines see, where there are several.
+not tried twice. Where there are several machines, rank 0's has the work folder and the output; the others are handed
+the checkpoints that they shall go on from.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import read_json
+from autoformer.files import hash_file, read_json, replacing
 from autoformer.ranks import ALONE, Ranks
 from components.config import Config, TrainingSection
 from components.stopping import SIGNALS, Stopped, heard
@@ -48,6 +49,7 @@ TIMEOUT = timedelta(minutes=30)  # of a word between ranks: longer than rank 0 s
 BAD_INPUT = 2
 LOST = 75  # exit code of a rank whose connection to another is gone
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, that of Windows' subsystem, AMD's
+_CHUNK_BYTES = 2**26  # of a file that rank 0 hands out
 _SAYS_LOST = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe")
 
 
@@ -196,6 +198,32 @@ def _is_lost(error: BaseException) -> bool:
     from torch import distributed
 
     return isinstance(error, distributed.DistError) or any(words in str(error).lower() for words in _SAYS_LOST)
+
+
+def hand_out(ranks: Ranks, file: Path) -> Path:
+    """Let every machine have the file that rank 0 has at this path; the path. Every rank calls it.
+
+    Among ranks of one machine, and where machines share the folder, there is nothing to do.
+    """
+    if machine_share() == ranks.count:
+        return file
+    wanted = ranks.broadcast(hash_file(file) if ranks.leads else "")
+    lacks = _number("LOCAL_RANK", 0) == 0 and not (file.is_file() and hash_file(file) == wanted)
+    if any(ranks.gather(lacks)):
+        with replacing(file) if lacks else contextlib.nullcontext() as temporary:
+            for chunk in _chunks(ranks, file):
+                if temporary is not None:
+                    with temporary.open("ab") as copy:
+                        copy.write(chunk)
+    ranks.gather(None)  # all machines have it
+    return file
+
+
+def _chunks(ranks: Ranks, file: Path) -> Iterator[bytes]:
+    """The content of rank 0's file, for every rank."""
+    with file.open("rb") if ranks.leads else contextlib.nullcontext() as opened:
+        while chunk := ranks.broadcast(opened.read(_CHUNK_BYTES) if opened is not None else b""):
+            yield chunk
 
 
 def launch(step: str, argv: Sequence[str], count: int) -> None:

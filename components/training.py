@@ -12,9 +12,9 @@ go back as long as one step of the row is sound.
 
 Several ranks train in step. Each keeps its share of the losses on its device; they are added up once a row, so that
 all ranks decide alike whether to go back. Rank 0 alone scores, writes and tells; the others go on meanwhile, to the
-next word that needs rank 0. A checkpoint is read by all. Whether a signal has come is a number that every rank adds to
-at each step, through gloo, beside the GPUs, and hears one step later: all stop at the same step, and no device is
-waited for.
+next word that needs rank 0. A checkpoint is read by all, on other machines than rank 0's from a copy. Whether a signal
+has come is a number that every rank adds to at each step, through gloo, beside the GPUs, and hears one step later: all
+stop at the same step, and no device is waited for.
 """
 
 import contextlib
@@ -39,6 +39,7 @@ from autoformer.training import Trainer
 from components.cli import Progress, say
 from components.config import TrainingSection
 from components.opening import OpenStep
+from components.ranks import hand_out
 from components.stopping import Stopped, between_steps, hear, heard
 from components.trainers import findings
 
@@ -168,7 +169,7 @@ class _Loop:
 
     def resume(self) -> int:
         """Load what an earlier try has left, if anything; returns its step."""
-        found = self.ranks.broadcast(self._newest())
+        found = self._everywhere(self._newest() if self.ranks.leads else None)
         if found is not None:
             self._load(found)
         elif self.ranks.leads and not self.beginning.exists():
@@ -178,6 +179,11 @@ class _Loop:
 
     def _newest(self) -> Path | None:
         return next((file for file in (self.interrupted, self.regular) if file.exists()), None)
+
+    def _everywhere(self, file: Path | None) -> Path | None:
+        """The checkpoint that rank 0 names, on this machine too. Every rank calls it."""
+        name = self.ranks.broadcast(None if file is None else file.name)
+        return None if name is None else hand_out(self.ranks, self.opened.workspace.file(name))
 
     def run(self, tell: Callable[[str], None]) -> bool:
         """Train to the end; `tell` hears of each row. False where the memory has run out."""
@@ -227,6 +233,7 @@ class _Loop:
                 self._save(self.regular)
                 for file in (self.interrupted, self.beginning):
                     file.unlink(missing_ok=True)
+                self.opened.mirror.changed()
         return row
 
     def stop(self) -> int:
@@ -235,7 +242,7 @@ class _Loop:
             if self.ranks.leads:
                 self._save(self.interrupted)
             return self.trainer.step
-        found = self._newest()
+        found = self._newest() if self.ranks.leads else None
         if found is None:
             return 0
         self._load(found)
@@ -282,7 +289,9 @@ class _Loop:
             raise AutoFormerError(
                 f"{what}, after {len(rollbacks)} rollbacks; lower the learning_rate, or set clip_grad"
             )
-        self._load(self.regular if self.regular.exists() else self.beginning)
+        found = self._everywhere(self.regular if self.regular.exists() else self.beginning)
+        assert found is not None
+        self._load(found)
         self.trainer.learning_rate_scale = self.section.rollback_factor ** (len(rollbacks) + 1)
         rollback: Rollback = {
             "step": step + 1,
@@ -310,6 +319,7 @@ class _Loop:
                 torch.save(state, opened)
             except RuntimeError as error:  # torch's own, about the file's form; the reason lies below it
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        self.opened.mirror.changed()
 
     def _load(self, file: Path) -> None:
         try:

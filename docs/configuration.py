@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "MLFLOW_RUN_ID": "the run that a step logs to, and leaves for its owner to end; KFP's own integration sets it",
     "AUTOFORMER_TRACKING": "`off`: steps log nothing; `register_model` needs MLflow all the same",
     "AUTOFORMER_WORK": "where work in progress lies; `work/` in the repository by default",
+    "AUTOFORMER_STORE": "`s3://bucket/folder`: where weights and checkpoints go; unset, they stay in files",
     "AUTOFORMER_WORKERS": "processes that decode and augment images; by default as many cores as training leaves over",
     "AUTOFORMER_CACHE_GB": "memory in which decoded training images are kept, of the whole machine; 0 by default",
     "AUTOFORMER_STAGING": "where copies of data in S3 lie, on a local disk; `staged/` in the work folder by default",

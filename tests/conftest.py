@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from browser_store import Store, make_store
+from faulty_proxy import FaultyProxy
 from s3_server import S3Server, s3_server
 from tiny import TinyData, make_tiny_data
 from tracking_fixtures import make_empty_store
@@ -85,6 +86,21 @@ def s3(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     client._connect.cache_clear()
     return s3_process
+
+
+@pytest.fixture
+def faulty(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """The same server behind a proxy that does as it is told, with few tries and short pauses."""
+    from components.storage import client, failures
+
+    with FaultyProxy(s3).running() as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.server.endpoint)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+        monkeypatch.setattr(failures, "PAUSE_SECONDS", 0.01)
+        monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
+        client._connect.cache_clear()
+        yield proxy
+    client._connect.cache_clear()
 
 
 @pytest.fixture(scope="session")

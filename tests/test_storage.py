@@ -28,14 +28,14 @@ from components.storage import (
     uploads,
 )
 
-MIB = 2**20
-PART = 5 * MIB  # the least that S3 takes
+PART, RANGE = 2**16, 2**15
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "PART_BYTES", PART)
-    monkeypatch.setattr(downloads, "RANGE_BYTES", 2 * MIB)
+    monkeypatch.setattr(downloads, "RANGE_BYTES", RANGE)
+    monkeypatch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", 1)
 
 
 def content(size: int) -> bytes:
@@ -126,3 +126,12 @@ def test_a_hash_stands_for_what_a_folder_holds(s3: S3Server, tmp_path: Path) -> 
 def test_a_whole_bucket_is_never_emptied(s3: S3Server) -> None:
     with pytest.raises(StorageError, match="a whole bucket is never emptied"):
         delete_folder(f"s3://{s3.bucket}")
+
+
+def test_a_file_is_never_of_more_parts_than_s3_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10,000 parts; ImageNet's training archive, 138 GiB, goes in parts of the usual size, the largest object not."""
+    monkeypatch.undo()
+    gib = 2**30
+    assert uploads._part_bytes(138 * gib) == 16 * 2**20
+    assert uploads._part_bytes(160 * gib) == 17 * 2**20
+    assert uploads._part_bytes(5 * 2**40) == 525 * 2**20

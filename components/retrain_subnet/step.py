@@ -59,7 +59,9 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         preprocessing = read_supernet(arguments.supernet, config, weights).preprocessing
         start = Start(chosen.subnet, weights, preprocessing)
         data = ("card", f"{section.split}_split", "search_split")
-        with open_step(STEP, arguments, config, *data, "supernet", "search", ranks=ranks) as opened:
+        with open_step(
+            STEP, arguments, config, *data, "supernet", "search", ranks=ranks, has_checkpoints=True
+        ) as opened:
             opened.tracked.subnet(chosen.subnet)
             _Retraining(opened, card, train_images, search_images, start).run()
 

@@ -40,12 +40,17 @@ class ScoreMemory:
         file: of the answers.
         images: N.
         score: answers tasks, in any order.
+        kept: is called after each line.
     """
 
     def __init__(
-        self, file: Path, images: int, score: Callable[[Sequence[Task]], Iterable[tuple[Task, Answers]]]
+        self,
+        file: Path,
+        images: int,
+        score: Callable[[Sequence[Task]], Iterable[tuple[Task, Answers]]],
+        kept: Callable[[], None] = lambda: None,
     ) -> None:
-        self._file, self._images, self._score = file, images, score
+        self._file, self._images, self._score, self._kept = file, images, score, kept
         self._known: dict[SubnetSpec, Known] = {}
         self._scored_now: set[SubnetSpec] = set()
         self.images_now = 0  # that this process has scored, over all subnets
@@ -78,6 +83,7 @@ class ScoreMemory:
     def _keep(self, task: Task, answers: Answers) -> None:
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_line(task, answers, self._images)) + "\n")
+        self._kept()
         self[task.spec].add(task.images, answers)
         self._scored_now.add(task.spec)
         self.images_now += len(task.images)

@@ -75,7 +75,9 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     used = Images(images.pixels[:count], images.labels[:count], images.checksums[:count])
     with (
         joined(config) as ranks,
-        open_step(STEP, arguments, config, "card", "search_split", "supernet", ranks=ranks) as opened,
+        open_step(
+            STEP, arguments, config, "card", "search_split", "supernet", ranks=ranks, has_checkpoints=True
+        ) as opened,
     ):
         crew = Crew(ranks, _scorer(arguments.supernet, config, card, used), partial(_cost, config.space))
         if ranks.leads:
@@ -92,7 +94,7 @@ def _lead(opened: OpenStep, evolution: Evolution, first: list[Candidate], crew: 
     """Evolve, decide who is scored on what, and write the result: the work of rank 0."""
     config, tracked, out = opened.config, opened.tracked, opened.arguments.out
     assert config.search_subnet is not None
-    memory = ScoreMemory(opened.workspace.file("scores.jsonl"), images, crew)
+    memory = ScoreMemory(opened.workspace.file("scores.jsonl"), images, crew, opened.mirror.changed)
     with Progress(STEP, config.search_subnet.budget, "candidates") as progress:
         try:
             result = search(config, evolution, first, memory, images, progress.update, tracked.metrics)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from components.locks import in_turn
 from components.storage.client import connect
-from components.storage.failures import ChangedError, DamagedError, StorageError, body_of, patiently, told
+from components.storage.failures import BrokenError, ChangedError, DamagedError, body_of, patiently, told
 from components.storage.objects import Stored, look
 from components.storage.uris import S3Uri
 
@@ -130,7 +130,7 @@ class _Partial:
         with told(self.uri):
             answer = connect().get_object(Bucket=self.uri.bucket, Key=self.uri.key, IfMatch=self.found.etag, **asked)
         if answer["ContentLength"] != end - start:
-            raise StorageError(
+            raise BrokenError(
                 f"{self.uri}: S3 sends {answer['ContentLength']} bytes where {end - start} were asked for"
             )
         place = start

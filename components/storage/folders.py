@@ -1,13 +1,12 @@
 """Folders in S3, there whole or not at all: their manifest, which names every file, is written last and read first."""
 
 import json
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-from autoformer.files import hash_file, put_in_place, write_json
+from autoformer.files import hash_file, put_in_place
 from components.locks import in_turn
 from components.storage import downloads, uploads
 from components.storage.client import connect
@@ -45,16 +44,13 @@ def upload_folder(folder: Path, uri: S3Uri | str) -> list[File]:
     uri = S3Uri.of(uri)
     files = files_of(folder)
     try:
-        if manifest(uri) == files:
+        if read_files(read_manifest(uri)) == files:
             return files
         delete(uri / MANIFEST)  # of other content, which is about to be replaced
     except MissingError:
         pass
     _each(files, uploads.PART_BYTES, lambda file: uploads.upload(folder / file.name, uri / file.name))
-    with tempfile.TemporaryDirectory() as place:
-        written = Path(place) / MANIFEST
-        write_json(written, {"files": [file._asdict() for file in files]})
-        uploads.upload(written, uri / MANIFEST)
+    write_manifest(uri, {"files": [file._asdict() for file in files]})
     return files
 
 
@@ -67,15 +63,14 @@ def download_folder(uri: S3Uri | str, folder: Path) -> None:
     """
     uri = S3Uri.of(uri)
     with in_turn(folder):
-        bring(manifest(uri), uri, folder)
+        bring({file: uri / file.name for file in read_files(read_manifest(uri))}, folder)
 
 
-def bring(
-    files: Iterable[File], uri: S3Uri, folder: Path, besides: Callable[[Path], None] = lambda folder: None
-) -> None:
-    """Bring files that lie below `uri` into a folder which appears by one rename; the caller holds its lock.
+def bring(files: Mapping[File, S3Uri], folder: Path, besides: Callable[[Path], None] = lambda folder: None) -> None:
+    """Bring files into a folder which appears by one rename; the caller holds its lock.
 
     Args:
+        files: with the place of each.
         besides: puts what else the folder shall hold into it.
     """
     partial = folder.with_name(f".{folder.name}.part")
@@ -84,15 +79,23 @@ def bring(
     def fetch(file: File) -> None:
         place = partial / file.name
         if not (place.is_file() and hash_file(place) == file.sha256):  # of an earlier try
-            downloads.download(uri / file.name, place, file.sha256)
+            downloads.download(files[file], place, file.sha256)
 
     _each(list(files), downloads.RANGE_BYTES, fetch)
+    for found in set(partial.rglob("*")) - {partial / file.name for file in files}:
+        if found.is_file():  # what a try that was killed has left
+            found.unlink()
     besides(partial)
     put_in_place(partial, folder)
 
 
-def manifest(uri: S3Uri) -> list[File]:
-    """What a folder holds. Raises `MissingError` where there is none, or not all of it."""
+def write_manifest(uri: S3Uri, value: Mapping[str, Any]) -> None:
+    """Say what a folder holds, with which it is there. `files` of it is what `read_files` reads."""
+    uploads.put((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), uri / MANIFEST)
+
+
+def read_manifest(uri: S3Uri) -> Any:
+    """What a folder says of itself. Raises `MissingError` where there is none, or not all of it."""
     place = uri / MANIFEST
 
     def read() -> bytes:
@@ -106,9 +109,16 @@ def manifest(uri: S3Uri) -> list[File]:
     except MissingError:
         raise MissingError(f"{uri}: there is no such folder, or not all of it ({MANIFEST} is missing)") from None
     try:
-        return [_checked(File(**file)) for file in json.loads(text)["files"]]
+        found = json.loads(text)
+        read_files(found)
     except (ValueError, TypeError, KeyError):
         raise StorageError(f"{place}: not a list of files; remove the folder and make it again") from None
+    return found
+
+
+def read_files(found: Any) -> list[File]:
+    """The files that a manifest names. Raises ValueError, TypeError or KeyError where it is none."""
+    return [_checked(File(**file)) for file in found["files"]]
 
 
 def _checked(file: File) -> File:

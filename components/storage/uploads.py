@@ -70,41 +70,54 @@ def upload(file: Path, uri: S3Uri | str) -> str:
     Raises:
         StorageError: one line; an object of that name is then as it was before.
     """
-    uri = S3Uri.of(uri)
-    content = Content.of(file)
-    if _is_there(content, uri):
+    return send(Content.of(file), S3Uri.of(uri))
+
+
+def put(value: bytes, uri: S3Uri) -> None:
+    """Write a small object. Raises `StorageError`."""
+    sha256 = hashlib.sha256(value)
+    checksum = _base64(sha256.digest())
+
+    def write() -> None:
+        with told(uri):
+            connect().put_object(
+                Bucket=uri.bucket, Key=uri.key, Body=value, Metadata={"sha256": sha256.hexdigest()},
+                ChecksumAlgorithm="SHA256", ChecksumSHA256=checksum,
+            )  # fmt: skip
+
+    patiently(write)
+
+
+def send(content: Content, uri: S3Uri) -> str:
+    """`upload`, of a file that has been read for its hashes."""
+    if _is_there(content, uri, unseen=False):
         return content.sha256
     for _ in range(TRIES):
         try:
             if len(content.parts) > 1:
                 _send_parts(content, uri)
             else:
-                patiently(lambda: _put(content, uri))
+                put(content.read(1), uri)
         except GoneError as error:
             last: StorageError = error
             continue
-        if _is_there(content, uri):
+        if _is_there(content, uri, unseen=True):
             return content.sha256
         delete(uri)  # an earlier upload of other content, whose parts till then were the same, was gone on with
         last = BrokenError(f"{uri}: S3 has other content than was sent, in every try; let one alone write there")
     raise last
 
 
-def _is_there(content: Content, uri: S3Uri) -> bool:
+def _is_there(content: Content, uri: S3Uri, unseen: bool) -> bool:
+    """Whether S3 has it; `unseen` where these credentials may write, but not look."""
     try:
         found = look(uri)
     except MissingError:
         return False
+    except DeniedError:
+        return unseen
     same = (found.sha256, found.bytes) == (content.sha256, content.size)
     return same and (found.checksum or content.checksum) == content.checksum
-
-
-def _put(content: Content, uri: S3Uri) -> None:
-    with told(uri):
-        connect().put_object(
-            Bucket=uri.bucket, Key=uri.key, Body=content.read(1), Metadata={"sha256": content.sha256},
-            ChecksumAlgorithm="SHA256", ChecksumSHA256=content.checksum,
-        )  # fmt: skip
 
 
 def _send_parts(content: Content, uri: S3Uri) -> None:
@@ -190,9 +203,10 @@ def _is_part(content: Content, part: Any) -> bool:
 
 
 def _part_bytes(size: int) -> int:
-    """Of each part of so many bytes: a multiple of a MiB."""
-    least = -(-size // MOST_PARTS)
-    return max(PART_BYTES, -(-least // 2**20) * 2**20)
+    """Of each part of so many bytes: more than usual, a multiple of a MiB, where there would be too many parts."""
+    if size <= PART_BYTES * MOST_PARTS:
+        return PART_BYTES
+    return -(-size // (MOST_PARTS * 2**20)) * 2**20
 
 
 def _base64(digest: bytes) -> str:

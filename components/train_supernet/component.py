@@ -18,11 +18,12 @@ def train_supernet(
     metrics: Output[Metrics],
     record: Output[Artifact],
 ) -> None:
-    from components.kfp_edge import call, log_metrics
+    from components.kfp_edge import call, log_metrics, log_uri
     from components.train_supernet.step import main
 
     arguments = ["--config", config, "--data", data, "--card", card.path]
     arguments += ["--train-split", train_split.path, "--search-split", search_split.path]
     call(main, [*arguments, "--out", supernet.path, "--record", record.path])
     supernet.metadata["data_hash"] = data_hash
+    log_uri(supernet)
     log_metrics(metrics, supernet.path + "/metrics.json")

@@ -14,6 +14,7 @@ from components.config import Config
 from components.inputs import add_data_arguments, add_output_arguments, read_data, read_train_images
 from components.opening import OpenStep, open_step
 from components.ranks import joined
+from components.storage.artifacts import publish
 from components.tables import write_table
 
 STEP = "train_supernet"
@@ -37,7 +38,9 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     with joined(config) as ranks:
         card, (search_images,) = read_data(arguments, config, "search")
         train_images = read_train_images(arguments, config, card, config.train_supernet, STEP)
-        with open_step(STEP, arguments, config, "card", "train_split", "search_split", ranks=ranks) as opened:
+        with open_step(
+            STEP, arguments, config, "card", "train_split", "search_split", ranks=ranks, has_checkpoints=True
+        ) as opened:
             _train(opened, card, train_images, search_images)
 
 
@@ -102,6 +105,7 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
         if rollbacks:
             write_json(folder / "rollbacks.json", rollbacks)
         write_json(folder / "metrics.json", metrics)
+        publish(folder, STEP)
     opened.tracked.artifact(out / "history.csv")
     print(f"{STEP}: {trainer.total_steps} steps, " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()), flush=True)
 

@@ -1,0 +1,235 @@
+"""A step's work in progress in the store, so that a step whose machine is gone goes on at another one.
+
+    <store>/work/<step>/<key>/checkpoint.pt.<hash>   each file under a name of its own content
+                              _manifest.json         the files of the last round that was completed
+
+Rounds go on in the background while the step works: what has changed since the last one is sent, the manifest is
+written, and what it names no more is removed. So what is there is always the folder as it was at one moment. There is
+one round at a time, of the folder as it is then: work that goes faster than the network skips what lies between.
+
+S3 that is away stops no training: it is said in one line, and tried again. The work that is in files already goes on
+too; but a step that has none does not begin anew as long as it cannot ask.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from autoformer.files import FileState
+from components.storage.artifacts import store
+from components.storage.failures import AwayError, BrokenError, MissingError, StorageError
+from components.storage.folders import MANIFEST, File, bring, read_files, read_manifest, write_manifest
+from components.storage.objects import abort, delete, delete_folder, listing, unfinished
+from components.storage.uploads import Content, put, send
+from components.storage.uris import S3Uri
+
+EVERY_SECONDS = 30.0  # between the end of a round and the next
+AGAIN_SECONDS = 60.0  # after one that failed
+OPENED = "_opened.json"
+REPLACED_WHOLE = ".pt"  # ending of files that are never written to: a second name keeps their content
+_SNAPSHOT = ".sending"
+
+
+class Mirror:
+    """What keeps the store's copy of a work folder.
+
+    Args:
+        step: its name, for what is said.
+        folder: the work folder.
+        uri: of the copy; None for none, and then nothing happens.
+    """
+
+    def __init__(self, step: str = "", folder: Path = Path(), uri: S3Uri | None = None) -> None:
+        self.step, self.folder, self.uri = step, folder, uri
+        self._sent: dict[str, tuple[FileState, File]] = {}
+        self._condition = threading.Condition()
+        self._is_due = self._is_ending = False
+        self._problem: str | None = None
+        self._thread: threading.Thread | None = None
+
+    def recall(self) -> None:
+        """Fill the work folder from the store, where what is there is newer, or the only one.
+
+        Raises:
+            StorageError: one line: the store cannot be read or written to. One that is away is no error where the
+                folder has work.
+        """
+        if self.uri is None:
+            return
+        try:
+            self._recall(self.uri)
+            self._sign(self.uri)
+        except (AwayError, BrokenError) as error:
+            if not self._files():
+                raise
+            self._tell(f"{error}; the work that is in {self.folder} goes on")
+
+    def changed(self) -> None:
+        """Let there be a round, soon."""
+        if self.uri is None:
+            return
+        with self._condition:
+            self._is_due = True
+            self._condition.notify()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, args=(self.uri,), daemon=True)
+            self._thread.start()
+
+    def settle(self) -> None:
+        """Wait until the folder is in the store as it is now. Where that fails it is said."""
+        self._end()
+        if self._problem:
+            self._tell(f"{self._problem}; the last checkpoint is in {self.folder} alone")
+
+    def clear(self) -> None:
+        """Forget the copy, once the result is published."""
+        if self.uri is None:
+            return
+        with self._condition:
+            self._is_due = False
+        self._end()
+        try:
+            delete_folder(self.uri)
+        except StorageError as error:
+            self._tell(f"{error}; it holds work that is done with, and may be removed")
+
+    def _recall(self, uri: S3Uri) -> None:
+        try:
+            found = read_manifest(uri)
+        except MissingError:
+            return
+        newest = max((file.stat().st_mtime_ns for file in self._files()), default=0)
+        if int(found.get("newest_ns", 0)) <= newest:
+            return
+        bring({file: uri / _key(file) for file in read_files(found)}, self.folder)
+
+    def _sign(self, uri: S3Uri) -> None:
+        """Who is at work there: hours later is too late to find that it cannot be written to."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        put(f'{{"host": "{socket.gethostname()}", "process": {os.getpid()}, "time": "{now}"}}\n'.encode(), uri / OPENED)
+
+    def _end(self) -> None:
+        with self._condition:
+            self._is_ending = True
+            self._condition.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, uri: S3Uri) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._is_due or self._is_ending)
+                if not self._is_due:
+                    return
+                self._is_due, is_last = False, self._is_ending
+            problem = self._try(uri)
+            with self._condition:
+                if problem is None:
+                    pause = EVERY_SECONDS
+                elif is_last:
+                    return
+                else:
+                    self._is_due, pause = True, AGAIN_SECONDS
+                self._condition.wait_for(lambda: self._is_ending, pause)
+
+    def _try(self, uri: S3Uri) -> str | None:
+        """One round; what went wrong, which is said once, as is its end."""
+        before, self._problem = self._problem, None
+        try:
+            self._round(uri)
+        except Exception as error:  # whatever it is, the step's own work goes on
+            self._problem = str(error) if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"
+            if before is None:
+                self._tell(f"{self._problem}; the work goes on, and its checkpoints are sent later")
+        else:
+            if before is not None:
+                self._tell(f"{uri}: the checkpoints arrive again")
+        return self._problem
+
+    def _round(self, uri: S3Uri) -> None:
+        sent = {}
+        for file in self._files():
+            with contextlib.suppress(FileNotFoundError):  # it has just been removed
+                state = FileState.of(file)
+                former = self._sent.get(file.name)
+                sent[file.name] = former if former and former[0] == state else (state, self._send(uri, file))
+        newest = max((state.mtime_ns for state, _ in sent.values()), default=0)
+        files = [file for _, file in sent.values()]
+        if sent != self._sent:
+            write_manifest(uri, {"newest_ns": newest, "files": [file._asdict() for file in files]})
+        self._sent = sent
+        wanted = {MANIFEST, OPENED, *(_key(file) for file in files)}
+        for entry in listing(uri):
+            if entry.name not in wanted:
+                delete(uri / entry.name)
+        for key, upload_id in unfinished(uri, f"{uri.key}/"):
+            abort(S3Uri(uri.bucket, key), upload_id)
+
+    def _send(self, uri: S3Uri, file: Path) -> File:
+        with _snapshot(file) as still:
+            content = Content.of(still)
+            sent = File(file.name, content.size, content.sha256)
+            send(content, uri / _key(sent))
+        return sent
+
+    def _files(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(file for file in self.folder.iterdir() if file.is_file() and not file.name.startswith("."))
+
+    def _tell(self, line: str) -> None:
+        from components.cli import say
+
+        say(f"{self.step}: {line}", sys.stderr)
+
+
+def _key(file: File) -> str:
+    return f"{file.name}.{file.sha256[:16]}"
+
+
+@contextlib.contextmanager
+def _snapshot(file: Path) -> Iterator[Path]:
+    """The content of a file as it is now, whatever becomes of the file."""
+    still = file.with_name(f"{_SNAPSHOT}-{file.name}")
+    still.unlink(missing_ok=True)
+    try:
+        if file.suffix != REPLACED_WHOLE or not _linked(file, still):
+            shutil.copyfile(file, still)
+        yield still
+    finally:
+        still.unlink(missing_ok=True)
+
+
+def _linked(file: Path, still: Path) -> bool:
+    try:
+        still.hardlink_to(file)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without second names
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def mirrored(step: str, folder: Path) -> Iterator[Mirror]:
+    """A work folder that the store has a copy of, filled from there; without AUTOFORMER_STORE, of none.
+
+    Where the step ends early, its last checkpoint is waited for.
+
+    Raises:
+        StorageError: one line, before any work.
+    """
+    place = store()
+    mirror = Mirror(step, folder, place and place / f"work/{step}/{folder.name}")
+    mirror.recall()
+    try:
+        yield mirror
+    except BaseException:
+        mirror.settle()
+        raise
