@@ -43,6 +43,7 @@ ENVIRONMENT = {
     "KFP_TOKEN": "what proves to that server who asks; better from a file",
     "KFP_TOKEN_FILE": "that file; by default the token that KFP's documentation projects into a pod",
     "KF_PIPELINES_UI_ENDPOINT": "where the UI is, if not at HOST; KFP's own SDK reads it too",
+    "DOCKER_HOST": "the Docker daemon of `make images` and `make run RUNNER=docker`; this machine's by default",
     "GIT_COMMIT": "the commit of the code, where there is no git to ask, as in an image",
     "OMP_WAIT_POLICY": "`PASSIVE` where it is not set: torch's threads sleep while they wait for each other",
     "AUTOFORMER_PARENT_RUN_ID": "set by `make run` for its steps: the pipeline run in MLflow",
