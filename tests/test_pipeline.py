@@ -222,8 +222,8 @@ def test_an_edited_step_is_not_taken_from_the_cache(kfp_run: WholeRun) -> None:
 
 def test_bad_input_is_one_line(kfp_run: WholeRun) -> None:
     """Of the process itself; each kind of bad input is held in test_bad_input_doors."""
-    result = kfp_run.checkout.run("--set", "search_subnet.popul=4", code=2)
-    assert "unknown key 'search_subnet.popul'" in result.stderr
+    result = kfp_run.checkout.run("--data", "nowhere", code=2)
+    assert "nowhere: no such folder; `make data` fetches" in result.stderr
     assert len(result.stderr.splitlines()) == 1 and not result.stdout
 
 
