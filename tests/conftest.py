@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TOGETHER = {
     "whole run": ("test_dvc", "test_dvc_s3", "test_pipeline"),
-    "two runs": ("test_browser_mlflow", "test_compare", "test_locks"),
+    "two runs": ("test_browser_mlflow", "test_compare"),
 }
 LONGEST = (
     "test_dvc", "test_dvc_s3", "test_pipeline", "test_outages", "test_interrupt", "test_ranks", "test_register_model",
