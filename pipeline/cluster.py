@@ -247,10 +247,14 @@ class Cluster(Section):
             volumes=tuple(job_settings.Volume(**volume.model_dump()) for volume in self.volumes),
             env=self.env,
             secret_env=tuple(
-                SecretVariable(secret=secret.secret, key=key, env=variable)
+                SecretVariable(secret=secret.secret, key=key, env=variable, optional=secret.optional)
                 for secret in self.secrets
                 for key, variable in secret.keys.items()
             ),
+            labels=self.labels,
+            pull_secrets=self.images.pull_secrets,
+            run_as_user=self.run_as_user,
+            run_as_group=self.run_as_group,
             service_account=self.service_account,
             **{key: value for key, value in given.items() if value is not None},
         )
