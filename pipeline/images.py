@@ -182,7 +182,10 @@ def _newest(client: "DockerClient", name: str) -> str:
             "`make images` builds it again, in seconds where only code has changed"
         )
     newest = max(ours, key=lambda image: image.attrs["Created"])
-    return next(tag for tag in newest.tags if tag.endswith(f":{content_tag(newest.attrs)}"))
+    by_content = [tag for tag in newest.tags if tag.endswith(f":{content_tag(newest.attrs)}")]
+    if not by_content:
+        raise AutoFormerError(f"the image '{newest.tags[0]}' has lost the tag that says what is in it; `make images`")
+    return by_content[0]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from components.prepare_data import deliver, imagenet, link, step
 from components.prepare_data.pack import pack
 from components.storage import connect, places
 from components.storage.archives import S3Archives
-from components.storage.places import hash_data, open_data
+from components.storage.places import archive_place, hash_data, open_data
 from components.train_supernet.step import main as train_supernet
 
 
@@ -289,6 +289,14 @@ def test_more_than_the_disk_may_take(name: str, s3: S3Server, tmp_path: Path, mo
         AutoFormerError, match=r"GB have to come to the local disk, where AUTOFORMER_STAGING_GB = 0.0001"
     ):
         open_data(uri)
+
+
+def test_a_relative_folder_stays_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    assert archive_folder(Path("data")) == archive_place(Path("data")) == Path("data")
+    source(Path("linked"), "elsewhere")
+    assert archive_place(Path("linked")) == Path("linked/elsewhere")
 
 
 def test_the_library_reads_no_s3_by_itself(linked: Linked) -> None:
