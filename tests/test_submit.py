@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import yaml
 from compiled import on_a_short_stack
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from kfp_api_server import V2, KfpServer, page, reset, slow, status, task
+from werkzeug.serving import generate_adhoc_ssl_pair
 
 from autoformer.errors import AutoFormerError
 from components.config import ROOT, load_config
@@ -29,6 +31,8 @@ Capture = pytest.CaptureFixture[str]
 def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
     """A server of one user, that wants no token; the client pauses for no time."""
     for name in ("KFP_TOKEN", "KFP_TOKEN_FILE", "KFP_HOST", "KF_PIPELINES_UI_ENDPOINT", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("no_proxy", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(kfp_server, "PAUSE_SECONDS", 0.01)
@@ -263,7 +267,24 @@ def test_an_answer_that_is_none(kfp: KfpServer, capsys: Capture) -> None:
 
 def test_tls(kfp: KfpServer, capsys: Capture) -> None:
     line = refused(kfp, capsys, *DATA, host=kfp.host.replace("http://", "https://"))
-    assert "TLS fails ([SSL: " in line and "http:// is for a server without TLS" in line
+    assert "TLS fails (" in line and "http:// is for a server without TLS" in line
+
+
+def test_an_authority_of_ones_own(kfp: KfpServer, capsys: Capture, tmp_path: Path, monkeypatch: Any) -> None:
+    cert, key = generate_adhoc_ssl_pair("127.0.0.1")
+    (tmp_path / "cert.pem").write_bytes(cert.public_bytes(Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    with KfpServer().serving((str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))) as server:
+        line = refused(server, capsys, *DATA)
+        assert "TLS fails (certificate verify failed: " in line and "SSL_CERT_FILE names the certificate" in line
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        assert run(server, *DATA) == 0 and len(server.runs) == 1
+
+
+def test_the_way_through_a_proxy(kfp: KfpServer, monkeypatch: Any) -> None:
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("http_proxy", kfp.host)  # which is asked for whole addresses then
+    assert submit.main(["--host", "http://kfp.internal", *DATA]) == 0 and len(kfp.runs) == 1
 
 
 def test_an_older_server_is_told_of(kfp: KfpServer, capsys: Capture) -> None:
