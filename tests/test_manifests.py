@@ -233,21 +233,26 @@ def test_the_job_makes_its_bucket_once(s3: S3Server, monkeypatch: Any, capsys: p
     assert "made-by-the-job" in [each["Name"] for each in connect().list_buckets()["Buckets"]]
 
 
-def test_the_settings_of_that_cluster_fit_the_manifests() -> None:
-    """`configs/cluster/standalone.yaml` asks for services, secrets and a bucket that are there, and for your images."""
-    cluster = load_cluster("standalone")
+@pytest.mark.parametrize("name", ["gpu", "multi-node", "standalone"])
+def test_the_clusters_settings_fit_the_manifests(name: str) -> None:
+    """They ask for services, secrets, claims and a bucket that are there; nothing is left to fill in but your images."""
+    cluster = load_cluster(name)
     assert cluster.placeholders() == ["images.training", "images.launcher"]
-    ours, settings = OURS["mlflow"], {}
-    for line in ours.content["configMapGenerator"][0]["literals"]:
-        settings.update([line.split("=", 1)])
+    ours = OURS["mlflow"]
+    literals = ours.content["configMapGenerator"][0]["literals"]
+    s3: dict[str, str] = dict(each.split("=", 1) for each in literals)
     assert cluster.namespace == ours.content["namespace"] == "kubeflow"
-    assert cluster.env["AWS_ENDPOINT_URL"] == settings["AWS_ENDPOINT_URL"]
-    assert cluster.env["AUTOFORMER_STORE"].startswith(f"s3://{settings['BUCKET']}/")
-    (port,) = (each["spec"]["ports"][0]["port"] for each in ours.objects if each["kind"] == "Service"
-               and each["metadata"]["name"] == "mlflow")  # fmt: skip
+    assert cluster.env["AWS_ENDPOINT_URL"] == s3["AWS_ENDPOINT_URL"]
+    assert cluster.env["AWS_DEFAULT_REGION"] == s3["AWS_DEFAULT_REGION"]
+    assert cluster.env["AUTOFORMER_STORE"].startswith(f"s3://{s3['BUCKET']}/")
+    services = {each["metadata"]["name"]: each["spec"] for each in ours.objects if each["kind"] == "Service"}
+    port = services["mlflow"]["ports"][0]["port"]
     assert cluster.env["MLFLOW_TRACKING_URI"] == f"http://mlflow.kubeflow.svc.cluster.local:{port}"
     for secret in cluster.secrets:
-        assert set(secret.keys) <= ours.generated("secret")[secret.secret]
+        assert secret.optional or set(secret.keys) <= ours.generated("secret")[secret.secret]
+    names = {(each["kind"], each["metadata"]["name"]) for each in OBJECTS}
+    assert {("PersistentVolumeClaim", volume.claim) for volume in cluster.volumes} <= names
+    assert ("TrainingRuntime", cluster.runtime) in names
 
 
 @pytest.fixture
