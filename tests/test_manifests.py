@@ -235,7 +235,7 @@ def test_the_job_makes_its_bucket_once(s3: S3Server, monkeypatch: Any, capsys: p
 
 @pytest.mark.parametrize("name", ["gpu", "multi-node", "standalone"])
 def test_the_clusters_settings_fit_the_manifests(name: str) -> None:
-    """They ask for services, secrets, claims and a bucket that are there; nothing is left to fill in but your images."""
+    """They ask for services, secrets, claims and a bucket that exist; all that is left to fill in are your images."""
     cluster = load_cluster(name)
     assert cluster.placeholders() == ["images.training", "images.launcher"]
     ours = OURS["mlflow"]
