@@ -177,6 +177,9 @@ def test_pull_secrets_users_and_labels_are_passed_on(gpu: Package, tmp_path: Pat
     for pod in package_of(tmp_path, "gpu", *settings).pods.values():
         assert (pod.security_context.run_as_user, pod.security_context.run_as_group) == (1000, 2000)
         assert pod.pod_metadata.labels["team"] == "vision"
+    job = load_cluster("multi-node", [*settings, "images.pull_secrets=[registry]"]).job("train_supernet")
+    assert job is not None and (job.run_as_user, job.run_as_group) == (1000, 2000)
+    assert (job.labels, job.pull_secrets) == ({"team": "vision"}, ("registry",))
 
 
 def test_deadlines_and_retries_are_as_said(gpu: Package, multi_node: Package) -> None:
@@ -208,7 +211,9 @@ def test_a_step_on_several_machines_is_launched_by_a_light_pod(multi_node: Packa
         assert (job.nodes, job.gpus, job.image) == (4, 8, multi_node.cluster.images.training)
         assert (job.cpu, job.memory, job.shm, job.deadline_seconds) == ("48", "256Gi", "32Gi", 864000)
         assert (job.runtime, job.service_account) == ("autoformer-training", None)
-        assert {secret.env for secret in job.secret_env} == SECRETS
+        assert {secret.env: secret.optional for secret in job.secret_env} == {
+            name: name.startswith("MLFLOW") for name in SECRETS
+        }
         assert job.env == multi_node.cluster.env
         assert [(each.claim, each.mount, each.read_only) for each in job.volumes] == [
             ("autoformer-shared", "/shared", False), ("images", "/data", True),

@@ -260,3 +260,18 @@ def test_make_hands_on_what_it_is_given() -> None:
     given = says("images", "TAG=v1", "REGISTRY=registry.example.com/team", "PUSH=1", "BUILD=--pull --network host")
     assert "--tag 'v1' --registry 'registry.example.com/team'" in given
     assert "--push --build='--pull --network host'" in given
+
+
+@pytest.mark.parametrize(("required", "code"), [("", 0), ("1", 1)])
+def test_where_no_daemon_can_be_had_that_is_said_aloud(required: str, code: int, tmp_path: Path) -> None:
+    """To a user who is not root, as `id` has it; the command is left out."""
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    command = [ROOT / "tests" / "containers" / "with-docker.sh", "touch", tmp_path / "ran"]
+    told = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path), "REQUIRE_DOCKER": required}
+    result = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
+    assert result.returncode == code
+    assert "NOT TESTED: nothing was built or run in containers" in result.stderr and "!!!!!!!!" in result.stderr
+    assert not (tmp_path / "ran").exists()
+    subprocess.run(command, env=told | {"DOCKER_HOST": "unix:///named"}, check=True)
+    assert (tmp_path / "ran").exists(), "a daemon that is named is used as it is"

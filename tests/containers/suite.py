@@ -7,7 +7,6 @@ Not part of `make test`: it downloads gigabytes and takes minutes. What it needs
 import json
 import os
 import re
-import shutil
 import signal
 import stat
 import subprocess
@@ -303,39 +302,64 @@ def test_nothing_is_written_but_what_a_run_writes(runs: dict[str, Run]) -> None:
     assert {(path.stat().st_uid, path.stat().st_gid) for path in everything} == {(os.getuid(), os.getgid())}
 
 
+class Remote(NamedTuple):
+    """A run that was stopped by Ctrl-C while it trained the supernet, and the same command again."""
+
+    stopped: "subprocess.CompletedProcess[str]"
+    left: list[str]  # containers, once it had ended
+    checkpoints: list[Path]
+    run: Run
+
+
 @pytest.fixture(scope="session")
 def remote(
     checkouts: dict[str, Checkout],
     runs: dict[str, Run],
-    built: Built,
+    client: "DockerClient",
     s3_process: S3Server,
     fashion_mnist: Path,
     tmp_path_factory: pytest.TempPathFactory,
     measured: list[str],
-) -> Iterator[Run]:
+) -> Iterator[Remote]:
     """In containers, as on a cluster: data in S3, weights and checkpoints in S3, and MLflow behind a server.
 
     No container is given a folder but `runs/` and the one for work: what else it has comes by the network.
     """
-    given = checkouts["containers"]
     for file in fashion_mnist.iterdir():
         s3_client(s3_process).upload_file(str(file), s3_process.bucket, f"data/fashion-mnist/{file.name}")
-    folder = tmp_path_factory.mktemp("remote")
-    port = free_port()
+    folder, port = tmp_path_factory.mktemp("remote"), free_port()
+    environment = checkouts["containers"].environment | s3_process.environment | {
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
+        "AUTOFORMER_STORE": s3_process.uri("store"),
+        "AUTOFORMER_WORK": str(folder / "work"),
+    }  # fmt: skip
+    checkout = Checkout(checkouts["containers"].root, environment)
+    arguments = ["--runner", "docker", "--data", s3_process.uri("data/fashion-mnist")]
     with server(folder, port, s3_process.uri("mlflow"), s3_process.environment):
         wait_for(port)
-        environment = given.environment | s3_process.environment | {
-            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
-            "AUTOFORMER_STORE": s3_process.uri("store"),
-            "AUTOFORMER_WORK": str(folder / "work"),
-        }  # fmt: skip
-        checkout = Checkout(given.root, environment)
-        before, started = set(checkout.root.glob("runs/autoformer-*")), time.monotonic()
-        output = checkout.run("--runner", "docker", "--data", s3_process.uri("data/fashion-mnist")).stdout
+        started = time.monotonic()
+        stopped = stopped_in_training(checkout, arguments)
+        left, checkpoints = ours(client, checkout.root), list(checkout.work.glob("train_supernet/*/checkpoint*.pt"))
+        before = set(checkout.root.glob("runs/autoformer-*"))
+        output = checkout.run(*arguments).stdout
         seconds = time.monotonic() - started
-        measured += [f"the pipeline in containers, with S3 and an MLflow server: {seconds:.0f} s"]
+        measured += [f"the pipeline in containers with S3 and an MLflow server, stopped once: {seconds:.0f} s"]
         found = only(set(checkout.root.glob("runs/autoformer-*")) - before)
-        yield Run(checkout, found, output, seconds)
+        yield Remote(stopped, left, checkpoints, Run(checkout, found, output, seconds))
+
+
+def stopped_in_training(checkout: Checkout, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """Start the pipeline, and press Ctrl-C when the supernet has its first checkpoint."""
+    command = [sys.executable, "-m", "pipeline.local", "--preset", str(checkout.preset), *arguments]
+    runner = checkout.start(*command)
+    give_up = time.monotonic() + LIMIT_SECONDS
+    while not list(checkout.work.glob("train_supernet/*/checkpoint.pt")):
+        assert runner.poll() is None, runner.communicate()
+        assert time.monotonic() < give_up, "no checkpoint"
+        time.sleep(0.05)
+    runner.send_signal(signal.SIGINT)
+    out, err = runner.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, runner.returncode, out, err)
 
 
 def s3_client(s3: S3Server) -> Any:
@@ -344,17 +368,27 @@ def s3_client(s3: S3Server) -> Any:
     return boto3.client("s3", endpoint_url=s3.endpoint, region_name=told["AWS_DEFAULT_REGION"], **keys)
 
 
-def test_with_s3_and_a_server_they_choose_the_same(remote: Run, runs: dict[str, Run]) -> None:
+def test_ctrl_c_ends_the_container_with_a_checkpoint(remote: Remote) -> None:
+    lines = remote.stopped.stderr.splitlines()
+    assert remote.stopped.returncode == 130
+    assert re.match(r"train_supernet: stopped by SIGTERM at step \d+ of 47; the same command goes on", lines[-2])
+    assert lines[-1] == "pipeline: stopped by SIGINT; the same command goes on from there"
+    assert remote.left == []
+    assert "checkpoint-interrupted.pt" in {path.name for path in remote.checkpoints}
+    assert re.search(r"train_supernet: resumed from step \d+ of 47", remote.run.output)
+
+
+def test_with_s3_and_a_server_they_choose_the_same(remote: Remote, runs: dict[str, Run]) -> None:
     """As the processes did with files and sqlite: every candidate and its score, the subnet, and its weights."""
     theirs = runs["processes"].folder / "search-subnet" / "search"
-    ours = remote.folder / "search-subnet" / "search"
+    here = remote.run.folder / "search-subnet" / "search"
     for name in ("candidates.csv", "chosen.yaml"):
-        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+        assert (here / name).read_bytes() == (theirs / name).read_bytes()
     tested = "evaluate-subnet/evaluation/metrics.json"
-    assert (remote.folder / tested).read_bytes() == (runs["processes"].folder / tested).read_bytes()
+    assert (remote.run.folder / tested).read_bytes() == (runs["processes"].folder / tested).read_bytes()
 
 
-def test_large_things_are_in_the_store_and_the_rest_in_mlflow(remote: Run, s3_process: S3Server) -> None:
+def test_large_things_are_in_the_store_and_the_rest_in_mlflow(remote: Remote, s3_process: S3Server) -> None:
     import mlflow
 
     pages = s3_client(s3_process).get_paginator("list_objects_v2").paginate(Bucket=s3_process.bucket)
@@ -362,14 +396,15 @@ def test_large_things_are_in_the_store_and_the_rest_in_mlflow(remote: Run, s3_pr
     stored = {Path(key).name for key in keys if key.startswith("store/")}
     assert "ema.safetensors" in stored
     assert any(key.startswith("mlflow/") for key in keys)
-    assert not list(remote.folder.rglob("train-supernet/**/*.safetensors")), "of the supernet KFP has the address"
-    client = mlflow.MlflowClient(remote.checkout.store, remote.checkout.store)
+    assert not list(remote.run.folder.rglob("train-supernet/**/*.safetensors")), "of the supernet KFP has the address"
+    client = mlflow.MlflowClient(remote.run.checkout.store, remote.run.checkout.store)
     experiment = client.get_experiment_by_name("autoformer")
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id], max_results=1000)
     names = {run.info.run_name for run in found}
     assert set(STEPS) <= names
-    assert {run.info.status for run in found} == {"FINISHED"}
+    assert {run.info.status for run in found} == {"FINISHED", "KILLED"}, "the run that was stopped, and no other"
+    assert [run.info.run_name for run in found if run.info.status == "KILLED"] == ["tiny"]
     assert client.get_model_version_by_alias("fashion-mnist-tiny", "champion").version == "1"
 
 
@@ -406,29 +441,3 @@ def test_changed_code_is_refused_until_it_is_built_which_takes_seconds(
     edited.write_text(text)
     build(checkout.root, checkout.environment)
     assert images_of_checkout(client) == built.images, "the code of before has the tag of before"
-
-
-def test_ctrl_c_ends_the_container_with_a_checkpoint_and_the_same_command_goes_on(
-    runs: dict[str, Run], client: "DockerClient"
-) -> None:
-    checkout = runs["containers"].checkout
-    before = set(checkout.root.glob("runs/autoformer-*"))
-    shutil.rmtree(checkout.work)
-    command = ["-m", "pipeline.local", "--preset", str(checkout.preset), "--runner", "docker", "--fresh"]
-    runner = checkout.start(sys.executable, *command)
-    give_up = time.monotonic() + LIMIT_SECONDS
-    while not list(checkout.work.glob("train_supernet/*/checkpoint.pt")):
-        assert runner.poll() is None, runner.communicate()
-        assert time.monotonic() < give_up, "no checkpoint"
-        time.sleep(0.05)
-    runner.send_signal(signal.SIGINT)
-    out, err = runner.communicate(timeout=90)
-    assert runner.returncode == 130, f"{out}\n{err}"
-    assert re.search(r"^train_supernet: stopped by SIGTERM at step \d+ of 47; the same command goes on", err, re.M)
-    assert err.splitlines()[-1] == "pipeline: stopped by SIGINT; the same command goes on from there"
-    assert ours(client, checkout.root) == []
-    assert list(checkout.work.glob("train_supernet/*/checkpoint-interrupted.pt"))
-    output = checkout.run("--runner", "docker", "--fresh").stdout
-    assert re.search(r"train_supernet: resumed from step \d+ of 47", output)
-    folder = max(set(checkout.root.glob("runs/autoformer-*")) - before)
-    assert chosen(folder) == chosen(runs["processes"].folder)
