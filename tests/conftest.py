@@ -79,28 +79,30 @@ def s3_process() -> Iterator[S3Server]:
 @pytest.fixture
 def s3(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """The same, with the AWS environment of this process turned to it."""
-    from components.storage import client
-
     for name, value in s3_process.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    client._connect.cache_clear()
     return s3_process
 
 
-@pytest.fixture
-def faulty(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """The same server behind a proxy that does as it is told, with few tries and short pauses."""
-    from components.storage import client, failures
-
-    with FaultyProxy(s3).running() as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.server.endpoint)
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-        monkeypatch.setattr(failures, "PAUSE_SECONDS", 0.01)
-        monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
-        client._connect.cache_clear()
+@pytest.fixture(scope="session")
+def proxy_process(s3_process: S3Server) -> Iterator[FaultyProxy]:
+    """A proxy before that server, one a worker."""
+    with FaultyProxy(s3_process).running() as proxy:
         yield proxy
-    client._connect.cache_clear()
+
+
+@pytest.fixture
+def faulty(s3: S3Server, proxy_process: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """The same server behind a proxy that does as it is told, with few tries and short pauses."""
+    from components.storage import failures
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy_process.server.endpoint)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    monkeypatch.setattr(failures, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
+    yield proxy_process
+    proxy_process.forget()
 
 
 @pytest.fixture(scope="session")

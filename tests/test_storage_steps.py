@@ -14,7 +14,7 @@ import pytest
 from faulty_proxy import Fault, FaultyProxy
 from interrupted import CONFIGS, Place, place
 from processes import at_candidate, at_step, ended, killed, poison, signal_self, start, wait_until
-from run_steps import arguments, contents, run
+from run_steps import arguments, config_of, contents, run
 from s3_server import S3Server
 from together import run_ranks
 
@@ -38,15 +38,11 @@ class Artifact:
 @pytest.fixture(scope="module")
 def stored(place: Place, s3_process: S3Server) -> Path:
     """A supernet that was trained with a store, and nothing else of its run."""
-    from components.storage import client
-
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (s3_process.environment | {"AUTOFORMER_STORE": s3_process.uri("artifacts-test")}).items():
             patch.setenv(name, value)
-        client._connect.cache_clear()
         given = place.given("train_supernet", "small/supernet")
         assert run("train_supernet", given) == 0
-    client._connect.cache_clear()
     return place.root / "small" / "supernet"
 
 
@@ -164,26 +160,11 @@ def test_a_search_scores_no_candidate_again(place: Place, store: str, tmp_path: 
     assert contents(Path(given["--out"])) == place.undisturbed(step)
 
 
-def test_newer_work_wins(place: Place, store: str, tmp_path: Path) -> None:
-    """A machine that has an old checkpoint takes the store's; one that has a newer one keeps its own."""
-    step, given, log = "train_supernet", place.given("train_supernet", "stored-newer"), tmp_path / "log"
-    kill = partial(kill_once_stored, str(place.root / "work"), store, step)
-    killed(step, given, log, (hurry,), (at_step, 15, kill))
-    shutil.copytree(place.root / "work", tmp_path / "old")
-    killed(step, given, log, (hurry,), (at_step, 35, kill))
-    lose_the_disk(place)
-    shutil.copytree(tmp_path / "old", place.root / "work")
-    printed = killed(step, given, log, (at_step, 45, partial(signal_self, signal.SIGKILL)))
-    assert "resumed from step 30" in printed
-    assert run(step, given) == 0
-    assert place.record(given)["resumed_from_step"] == 40
-    assert contents(whole(Path(given["--out"]))) == place.undisturbed(step)
-
-
 def test_machines_that_share_no_disk_go_on_from_one_step(place: Place, store: str, tmp_path: Path) -> None:
     """A weight is infinite before step 24, which sends all back to 20: the second machine has that from the first."""
     step, log = "train_supernet", tmp_path / "log"
-    undisturbed, given = place.given(step, "ranks-undisturbed"), place.given(step, "ranks-stored")
+    config = config_of(step, epochs=3)
+    undisturbed, given = (place.given(step, name, config) for name in ("ranks-undisturbed", "ranks-stored"))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("AUTOFORMER_STORE")
         assert run_ranks(step, undisturbed, log, {rank: [(poison, 23)] for rank in range(2)}) == [0, 0]
