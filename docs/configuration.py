@@ -33,6 +33,8 @@ ENVIRONMENT = {
     "AUTOFORMER_STORE": "`s3://bucket/folder`: where weights and checkpoints go; unset, they stay in files",
     "AUTOFORMER_WORKERS": "processes that decode and augment images; by default as many cores as training leaves over",
     "AUTOFORMER_CACHE_GB": "memory in which decoded training images are kept, of the whole machine; 0 by default",
+    "AUTOFORMER_STAGING": "where copies of data in S3 lie, on a local disk; `staged/` in the work folder by default",
+    "AUTOFORMER_STAGING_GB": "what these copies may take of the disk, of the whole machine; 10 by default, 0 for none",
     "AUTOFORMER_PROCESSES": "processes of a step that can be shared; by default one for each GPU, 1 without",
     "AUTOFORMER_MAX_RESTARTS": "how often all of them are started again when one has died; 0 by default",
     "AUTOFORMER_JOB": "set by `make compile CLUSTER=…` for a step on several machines: the settings of its TrainJob",

@@ -122,17 +122,12 @@ class Server:
             found = self._ask(listed, pipeline, filter=_named(version)).pipeline_versions
             return found[0] if found else None
 
+        def make() -> Any:
+            upload = self._uploads.upload_pipeline_version
+            return self._ask(upload, str(package), name=version, pipelineid=pipeline, description=description)
+
         known = find()
-        made = known or self._found_or_made(
-            find,
-            lambda: self._ask(
-                self._uploads.upload_pipeline_version,
-                str(package),
-                name=version,
-                pipelineid=pipeline,
-                description=description,
-            ),
-        )
+        made = known or self._found_or_made(find, make, look_first=False)
         return Version(pipeline, made.pipeline_version_id, known is None)
 
     def experiment(self, name: str) -> str:
@@ -272,7 +267,7 @@ class Server:
     def _silence(self, error: exceptions.HTTPError) -> AutoFormerError:
         reason = getattr(error, "reason", None) or error
         if isinstance(reason, exceptions.SSLError):
-            found = re.search(r"(certificate verify failed: .*?|\[SSL: \w+\] .*?)( \(_ssl|\)|$)", str(reason))
+            found = re.search(r"\[SSL: \w+\] (.+?) \(_ssl", str(reason))
             return AutoFormerError(
                 f"{self.host}: TLS fails ({found[1] if found else reason}); "
                 "SSL_CERT_FILE names the certificate of its authority, and http:// is for a server without TLS"

@@ -13,9 +13,10 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
@@ -373,7 +374,8 @@ def _merge(target: Object, change: Object) -> None:
 class Kubelet:
     """Runs the pods of each job that is made, as Trainer would have them run, and tells how they end.
 
-    `start`: from arguments, environment and the file of the log to a process; `ended`: its exit code.
+    `start`: from arguments, environment and the file of the log to a process; `ended`: its exit code, negative where a
+    signal has killed it. `own`: a pod's variable -> the folder of that pod alone that it names.
     """
 
     def __init__(
@@ -382,24 +384,27 @@ class Kubelet:
         folder: Path,
         start: Callable[[list[str], dict[str, str], Path], Any],
         ended: Callable[[Any], int],
-        port: int,
+        port: Callable[[], int],
+        own: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self.own = own
         self.server, self.folder, self.start, self.ended, self.port = server, folder, start, ended, port
         self.threads: list[threading.Thread] = []
         server.created = self.run
 
     def run(self, job: Object) -> None:
         trainer = job["spec"]["trainer"]
-        count = trainer["numNodes"]
+        count, port = trainer["numNodes"], self.port()
         pods = self.server.start(count)
         left = list(pods)
         for pod in pods:
             torchrun = {
                 "PET_NNODES": count, "PET_NODE_RANK": pod.index, "PET_NPROC_PER_NODE": trainer["numProcPerNode"],
-                "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": self.port, "GLOO_SOCKET_IFNAME": "lo",
+                "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo",
                 "AUTOFORMER_TERMINATION": self.folder / f"{pod.name}.said",
             }  # fmt: skip
             given = {each["name"]: each["value"] for each in trainer["env"]}
+            given |= {name: str(self.folder / pod.name / folder) for name, folder in self.own.items()}
             environment = {**os.environ, **given, **{name: str(value) for name, value in torchrun.items()}}
             thread = threading.Thread(target=self._run, args=(pod, trainer["command"], environment, left), daemon=True)
             thread.start()
@@ -411,7 +416,7 @@ class Kubelet:
         code = self.ended(self.start(command[3:], environment, log))
         pod.say(*log.read_text().splitlines())
         with self.server.lock:
-            pod.end(code, said.read_text() if said.exists() else "")
+            pod.end(128 - code if code < 0 else code, said.read_text() if said.exists() else "")
             left.remove(pod)
             if not left:
                 ends = [each.state["terminated"]["exitCode"] for each in self.server.pods if each.job == pod.job]

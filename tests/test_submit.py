@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import yaml
 from compiled import on_a_short_stack
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from kfp_api_server import V2, KfpServer, page, reset, slow, status, task
+from werkzeug.serving import generate_adhoc_ssl_pair
 
 from autoformer.errors import AutoFormerError
 from components.config import ROOT, load_config
@@ -29,6 +31,8 @@ Capture = pytest.CaptureFixture[str]
 def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
     """A server of one user, that wants no token; the client pauses for no time."""
     for name in ("KFP_TOKEN", "KFP_TOKEN_FILE", "KFP_HOST", "KF_PIPELINES_UI_ENDPOINT", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("no_proxy", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(kfp_server, "PAUSE_SECONDS", 0.01)
@@ -125,12 +129,12 @@ def test_one_user_has_none(kfp: KfpServer) -> None:
     assert run(kfp, "--namespace", "mine", *DATA) == 0  # the server would refuse one
 
 
-def a_cluster(folder: Path, **other: Any) -> str:
+def a_cluster(folder: Path) -> str:
     """A file of settings like a user's own."""
     text = (ROOT / "configs/cluster/gpu.yaml").read_text().replace("0" * 64, "1" * 64).replace("example", "lab")
-    settings = yaml.safe_load(text) | {"namespace": "mine", "service_account": "runner"} | other
+    mine = {"namespace": "mine", "service_account": "runner", "volumes": [{"claim": "images", "mount": "/data"}]}
     file = folder / "lab.yaml"
-    file.write_text(yaml.safe_dump(settings))
+    file.write_text(yaml.safe_dump(yaml.safe_load(text) | mine))
     return str(file)
 
 
@@ -152,7 +156,9 @@ def test_a_clusters_settings_go_along(kfp: KfpServer, capsys: Capture, tmp_path:
 
 def test_the_settings_of_a_cluster_are_looked_at_first(kfp: KfpServer, capsys: Capture, tmp_path: Path,
                                                        monkeypatch: Any) -> None:  # fmt: skip
-    assert "CLUSTER=gpu: still the example's: namespace, " in refused(kfp, capsys, "--cluster", "gpu", *DATA)
+    assert "CLUSTER=gpu: still the example's: images.training, images.launcher" in refused(
+        kfp, capsys, "--cluster", "gpu", *DATA
+    )
     line = refused(kfp, capsys, "--cluster", a_cluster(tmp_path), "--data", "/images")
     assert "DATA=/images: on no volume of" in line and "they are at /data" in line
     monkeypatch.delenv("AUTOFORMER_IMAGE")
@@ -263,7 +269,25 @@ def test_an_answer_that_is_none(kfp: KfpServer, capsys: Capture) -> None:
 
 def test_tls(kfp: KfpServer, capsys: Capture) -> None:
     line = refused(kfp, capsys, *DATA, host=kfp.host.replace("http://", "https://"))
-    assert "TLS fails ([SSL: " in line and "http:// is for a server without TLS" in line
+    assert "TLS fails (" in line and "http:// is for a server without TLS" in line
+
+
+def test_an_authority_of_ones_own(kfp: KfpServer, capsys: Capture, tmp_path: Path, monkeypatch: Any) -> None:
+    cert, key = generate_adhoc_ssl_pair("localhost")
+    (tmp_path / "cert.pem").write_bytes(cert.public_bytes(Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    with KfpServer().serving((str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))) as server:
+        server.host = server.host.replace("127.0.0.1", "localhost")
+        line = refused(server, capsys, *DATA)
+        assert "TLS fails (certificate verify failed: " in line and "SSL_CERT_FILE names the certificate" in line
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        assert run(server, *DATA) == 0 and len(server.runs) == 1
+
+
+def test_the_way_through_a_proxy(kfp: KfpServer, monkeypatch: Any) -> None:
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("http_proxy", kfp.host)  # which is asked for whole addresses then
+    assert submit.main(["--host", "http://kfp.internal", *DATA]) == 0 and len(kfp.runs) == 1
 
 
 def test_an_older_server_is_told_of(kfp: KfpServer, capsys: Capture) -> None:
@@ -432,7 +456,17 @@ def test_a_server_that_is_away_for_too_long(kfp: KfpServer, capsys: Capture, mon
     monkeypatch.setattr(following, "PATIENCE_SECONDS", 0.05)
     kfp.story = GOOD
     kfp.fail("GET", f"{V2}/runs/.*", reset, times=1000)
-    assert "the connection broke off; the run goes on without it" in refused(kfp, capsys, "--wait", *DATA)
+    line = refused(kfp, capsys, "--wait", *DATA)
+    (run_id,) = kfp.runs
+    assert f"the connection broke off; the run goes on: {kfp.host}/#/runs/details/{run_id}; `make submit " in line
+
+
+def test_a_token_that_expires_meanwhile(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+    monkeypatch.setenv("KFP_TOKEN", SECRET)
+    kfp.story = GOOD
+    kfp.fail("GET", f"{V2}/runs/.*", status(401, json.dumps({"message": "token is expired"})))
+    line = refused(kfp, capsys, "--wait", *DATA)
+    assert "refuses the token (401); it may have expired" in line and "the run goes on: " in line
 
 
 def test_a_run_is_followed_again_and_ended(kfp: KfpServer, capsys: Capture) -> None:

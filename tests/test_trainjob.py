@@ -6,19 +6,22 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from kubernetes_api_server import ApiServer, Fault, Kubelet, Pod, api_server
-from processes import PRELOADED, ended, wait_until
+from processes import PRELOADED, at_step, ended, signal_self, wait_until
 from run_steps import arguments, argv, config_of, contents
+from s3_server import S3Server
 from tiny import TinyData
 from together import free_port, run_ranks
 
 from components.kfp_edge import call
+from components.storage.artifacts import whole
 from components.trainjob.cluster import Patience
 from components.trainjob.launch import launch
 from components.trainjob.settings import JobSettings
@@ -456,8 +459,11 @@ def test_attempts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
 
 # --- really run ---
 
+CONFIG = config_of(STEP, epochs=2)  # 20 steps, a checkpoint every 10
+KILL = partial(signal_self, signal.SIGKILL)
 
-def _node(argv: list[str], environment: dict[str, str], log: str) -> None:
+
+def _node(words: list[str], environment: dict[str, str], log: str, events: list[Any]) -> None:
     """A pod's container: the environment that it is given, and its output in a file."""
     from components.trainjob import node
 
@@ -467,48 +473,75 @@ def _node(argv: list[str], environment: dict[str, str], log: str) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    raise SystemExit(node.main(argv))
+    for do, *given in events:
+        do(*given)
+    raise SystemExit(node.main(words))
 
 
-def start_node(argv: list[str], environment: dict[str, str], log: Path) -> ForkServerProcess:
+def start_node(
+    words: list[str],
+    environment: dict[str, str],
+    log: Path,
+    killed: Callable[[str, str], bool] = lambda job, node: False,
+) -> ForkServerProcess:
+    """`killed`: of which job the machine of which number dies after step 12."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_node, args=(argv, environment, str(log)))
+    dies = killed(words[words.index("--job") + 1], environment["PET_NODE_RANK"])
+    process = context.Process(target=_node, args=(words, environment, str(log), [(at_step, 12, KILL)] if dies else []))
     process.start()
     return process
 
 
-def as_kfp_calls(data: TinyData, folder: Path, config: str) -> list[str]:
-    """The arguments with which a component calls the step."""
-    return argv(arguments(STEP, data, folder, folder / "supernet", config))
+@pytest.fixture(scope="module")
+def of_one_machine(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The supernet that two processes of one machine train."""
+    folder = tmp_path_factory.mktemp("of-one-machine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOFORMER_TRACKING", "off")
+        patch.setenv("AUTOFORMER_WORK", str(folder / "work"))
+        assert run_ranks(STEP, arguments(STEP, tiny_data, folder, folder / "out", CONFIG), folder / "log") == [0, 0]
+    return contents(folder / "out")
 
 
-@pytest.mark.parametrize("where", ["volume", "store"])
 def test_two_machines_train_what_two_processes_of_one_do(
-    desk: Desk, tiny_data: TinyData, tmp_path: Path, where: str, request: pytest.FixtureRequest,
+    desk: Desk, tiny_data: TinyData, tmp_path: Path, of_one_machine: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """From the component's call to the files that KFP expects; the job's pods really run, and talk through gloo."""
-    settings: dict[str, Any] = {"gpus": 0, "env": {"AUTOFORMER_TRACKING": "off", "OMP_NUM_THREADS": "1"}}
-    if where == "store":
-        s3 = request.getfixturevalue("s3")
-        monkeypatch.setenv("AUTOFORMER_STORE", s3.uri(f"{tmp_path.name}/store"))
-        settings |= {"volumes": []}
-        settings["env"] |= {"AUTOFORMER_WORK": str(tmp_path / "work")}
-    config = config_of(STEP, epochs=1)
-    monkeypatch.setenv("AUTOFORMER_JOB", desk.settings(**settings).to_json())
-    kubelet = Kubelet(desk.server, tmp_path, start_node, ended, free_port())
-    call(STEP, as_kfp_calls(tiny_data, desk.own, config))
-    for thread in kubelet.threads:
-        thread.join()
-
-    monkeypatch.setenv("AUTOFORMER_TRACKING", "off")
-    monkeypatch.setenv("AUTOFORMER_WORK", str(tmp_path / "work-of-one"))
-    together = arguments(STEP, tiny_data, tmp_path, tmp_path / "of-one", config)
-    assert run_ranks(STEP, together, tmp_path / "ranks") == [0, 0]
-    assert contents(desk.own / "supernet") == contents(tmp_path / "of-one")
+    """From the component's call to the files that KFP expects; the job's pods really run, and meet on a volume."""
+    settings = desk.settings(gpus=0, env={"AUTOFORMER_TRACKING": "off", "OMP_NUM_THREADS": "1"})
+    monkeypatch.setenv("AUTOFORMER_JOB", settings.to_json())
+    Kubelet(desk.server, tmp_path, start_node, ended, free_port)
+    call(STEP, argv(arguments(STEP, tiny_data, desk.own, desk.own / "supernet", CONFIG)))
+    assert contents(desk.own / "supernet") == of_one_machine
     assert json.loads((desk.own / "supernet.record.json").read_text())["ranks"] == 2
-    assert f"{STEP}: 10 steps, train_loss" in capsys.readouterr().out
+    assert f"{STEP}: 20 steps, train_loss" in capsys.readouterr().out
+
+
+def test_other_machines_go_on_from_the_store(
+    desk: Desk, tiny_data: TinyData, tmp_path: Path, of_one_machine: dict[str, bytes], s3: S3Server,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """No volume: each pod has disks of its own, which nobody sees after it. One is killed; KFP tries the task again."""
+    monkeypatch.setenv("AUTOFORMER_STORE", s3.uri(f"{tmp_path.name}/store"))
+    settings = desk.settings(gpus=0, volumes=[], env={"AUTOFORMER_TRACKING": "off", "OMP_NUM_THREADS": "1"})
+    monkeypatch.setenv("AUTOFORMER_JOB", settings.to_json())
+    start = partial(start_node, killed=lambda job, node: job.endswith("-1") and node == "1")
+    Kubelet(desk.server, tmp_path, start, ended, free_port, {"AUTOFORMER_WORK": "work"})
+    given = argv(arguments(STEP, tiny_data, desk.own, desk.own / "supernet", CONFIG))
+    with pytest.raises(SystemExit) as failed:
+        call(STEP, given)
+    assert failed.value.code == 137
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"{STEP}: machine 1 of 2: its container ended with code 137 (Error)"
+    assert not (desk.own / "supernet").exists()
+
+    call(STEP, given)
+    record = json.loads((desk.own / "supernet.record.json").read_text())
+    assert (record["ranks"], record["resumed_from_step"]) == (2, 10)
+    monkeypatch.setenv("AUTOFORMER_WORK", str(tmp_path / "work-of-the-reader"))
+    assert "weights.safetensors" not in contents(desk.own / "supernet")
+    assert contents(whole(desk.own / "supernet")) == of_one_machine
 
 
 def test_bad_input_of_a_real_pod_comes_back_as_its_line(
@@ -516,12 +549,10 @@ def test_bad_input_of_a_real_pod_comes_back_as_its_line(
 ) -> None:
     settings = desk.settings(gpus=0, env={"AUTOFORMER_TRACKING": "off"})
     monkeypatch.setenv("AUTOFORMER_JOB", settings.to_json())
-    kubelet = Kubelet(desk.server, tmp_path, start_node, ended, free_port())
+    Kubelet(desk.server, tmp_path, start_node, ended, free_port)
     given = arguments(STEP, tiny_data, desk.own, desk.own / "supernet", config_of(STEP, batch_size=5000))
     with pytest.raises(SystemExit) as failed:
         call(STEP, argv(given))
-    for thread in kubelet.threads:
-        thread.join()
     assert failed.value.code == 2
     line = capsys.readouterr().err.splitlines()[-1]
     told = f"{STEP}.batch_size = 5000: an optimiser step takes 5000 images, but the train split has 500; choose a"

@@ -44,7 +44,7 @@ def bring(archives: S3Archives, names: Sequence[str]) -> None:
     writer = Writer.take(copy) if copy else None
     if copy is None or writer is None:
         return
-    with contextlib.suppress(AutoFormerError):  # who reads the images is told
+    with contextlib.suppress(AutoFormerError), contextlib.closing(writer):  # who reads the images is told
         for _ in in_order(lambda piece: archives.piece(piece, writer), copy.missing(names)):
             if writer.full:
                 break

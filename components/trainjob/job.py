@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoformer.files import hash_value
-from components.trainjob.settings import JobSettings
+from components.trainjob.settings import JobSettings, SecretVariable
 
 STEPS = ("train_supernet", "search_subnet", "retrain_subnet")  # those that several ranks do together
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
@@ -114,12 +114,16 @@ def _resources(settings: JobSettings) -> dict[str, dict[str, str]]:
 
 
 def _variables(settings: JobSettings, environment: Mapping[str, str]) -> list[dict[str, Any]]:
-    secret = {one.env: {"secretKeyRef": {"name": one.secret, "key": one.key}} for one in settings.secret_env}
+    secret = {one.env: {"secretKeyRef": _key(one)} for one in settings.secret_env}
     plain = {name: value for name, value in {**environment, **settings.env}.items() if name not in secret}
     return [
         *({"name": name, "value": value} for name, value in sorted(plain.items())),
         *({"name": name, "valueFrom": source} for name, source in sorted(secret.items())),
     ]
+
+
+def _key(one: SecretVariable) -> dict[str, Any]:
+    return {"name": one.secret, "key": one.key} | ({"optional": True} if one.optional else {})
 
 
 def _patch(settings: JobSettings, labels: Mapping[str, str]) -> dict[str, Any]:
@@ -151,5 +155,10 @@ def _patch(settings: JobSettings, labels: Mapping[str, str]) -> dict[str, Any]:
         spec["tolerations"] = [toleration.manifest() for toleration in settings.tolerations]
     if settings.service_account:
         spec["serviceAccountName"] = settings.service_account
-    pods = {"metadata": {"labels": dict(labels)}, "spec": spec}
+    if settings.pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in settings.pull_secrets]
+    ids = {"runAsUser": settings.run_as_user, "runAsGroup": settings.run_as_group, "fsGroup": settings.run_as_group}
+    if set(ids.values()) != {None}:
+        spec["securityContext"] = {name: number for name, number in ids.items() if number is not None}
+    pods = {"metadata": {"labels": {**settings.labels, **labels}}, "spec": spec}
     return {"template": {"spec": {"replicatedJobs": [{"name": REPLICATED, "template": {"spec": {"template": pods}}}]}}}

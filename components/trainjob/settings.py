@@ -66,6 +66,7 @@ class SecretVariable(Part):
     secret: Name = Field(description="name of the secret")
     key: str = Field(min_length=1, description="in the secret")
     env: Variable = Field(description="variable that gets its value")
+    optional: bool = Field(False, description="whether a pod starts where the secret is not there")
 
 
 class JobSettings(Part):
@@ -85,6 +86,10 @@ class JobSettings(Part):
     env: dict[Variable, str] = Field({}, description="variables of the step; nothing secret")
     secret_env: tuple[SecretVariable, ...] = Field((), description="variables that come from secrets")
     shm: Quantity = Field("16Gi", description="shared memory of each machine, /dev/shm, of its memory")
+    labels: dict[str, str] = Field({}, description="of the pods, beside our own")
+    pull_secrets: tuple[Name, ...] = Field((), description="secrets with which nodes fetch the image")
+    run_as_user: int | None = Field(None, gt=0, description="of the pods; null for the image's, which is not root")
+    run_as_group: int | None = Field(None, gt=0, description="of the pods, for volumes that belong to one")
     service_account: Name | None = Field(None, description="of the job's pods, for a store that knows pods by it")
     shared: Path | None = Field(
         None, description="folder on a volume that all see; null for the first volume that is not read-only"
@@ -98,7 +103,7 @@ class JobSettings(Part):
             raise ValueError(f"two volumes are mounted at {min(twice)}")
         both = {secret.env for secret in self.secret_env} & set(self.env)
         if both:
-            raise ValueError(f"{min(both)} stands in env and in secret_env")
+            raise ValueError(f"the variable {min(both)} is given by env and by secret_env")
         return self
 
     @property
