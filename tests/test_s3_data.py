@@ -130,10 +130,11 @@ def test_imagenet_is_indexed_in_one_pass(
 
 def test_hashes_of_data_tell_them_apart(name: str, s3: S3Server, tmp_path: Path) -> None:
     uri = upload(s3, shards(tmp_path / "mine", 3), name)
-    first = hash_data(uri)
-    assert hash_data(uri) == first != hash_data(tmp_path / "mine")
+    places = (uri, source(tmp_path / "linked", uri))
+    first = list(map(hash_data, places))
+    assert first == list(map(hash_data, places)) and hash_data(tmp_path / "mine") not in first
     connect().put_object(Bucket=s3.bucket, Key=f"{name}/train-0000.tar", Body=b"other")
-    assert hash_data(uri) != first
+    assert not set(first) & set(map(hash_data, places))
 
 
 # --- training ---
@@ -161,7 +162,7 @@ def linked(name: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return Linked(s3, name, tmp_path)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_batches_from_s3_are_those_from_the_disk(linked: Linked, workers: int) -> None:
     augmentation = Augmentation(crop_scale=(0.3, 1.0), flip=True, fast=True, repeats=3)
     recipe = Recipe(epochs=1, batch_size=6, learning_rate=1, augmentation=augmentation)
