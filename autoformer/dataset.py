@@ -121,7 +121,7 @@ def archive_folder(data: Path) -> Path:
 
     Raises `AutoFormerError` where that is no folder: then a reader of that place has to be given.
     """
-    location = read_source(data).location if (data / SOURCE).is_file() else data
+    location = read_source(data).location if (data / SOURCE).is_file() else Path()
     if isinstance(location, str):
         raise AutoFormerError(
             f"{data / SOURCE}: the archives lie at {location}, which is no folder; the steps read from there, "

@@ -27,7 +27,7 @@ from autoformer.files import replacing, write_json
 from benchmarks.rows import table
 from components.config import ROOT
 
-PARTS = ("engine", "loader", "index", "ranks", "search", "sampling")
+PARTS = ("engine", "loader", "s3", "index", "ranks", "search", "sampling")
 
 
 def run_part(part: str, quick: bool) -> dict[str, Any]:

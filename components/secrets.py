@@ -7,7 +7,7 @@ import traceback
 from types import TracebackType
 
 _ADDRESS = re.compile(r"(?<=://)[^/\s'\"]+@")
-_SECRET_NAME = re.compile(r"SECRET|PASSWORD|TOKEN|CREDENTIAL|API_KEY")
+_SECRET_NAME = re.compile(r"(SECRET|PASSWORD|TOKEN|CREDENTIAL|API_KEY)(?!.*_FILE$)")  # a file's name is none
 SHORTEST = 8  # characters of a secret; "false" and "none" are values of variables that have such names
 
 

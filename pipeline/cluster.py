@@ -66,7 +66,7 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-Cores = Annotated[str, AfterValidator(_cores)]
+Cores = Annotated[str, BeforeValidator(_as_text), AfterValidator(_cores)]
 Bytes = Annotated[str, AfterValidator(_bytes)]
 Image = Annotated[str, AfterValidator(_image)]
 Text = Annotated[str, BeforeValidator(_as_text)]
@@ -128,7 +128,7 @@ class Scratch(Section):
     """Where pods may write: the images' own file system may be read-only."""
 
     mount: Mount = Field("/scratch", description="an empty folder of each pod; work in progress lies in its `work`")
-    size: Bytes = Field("50Gi", description="of it; a pod that writes more is ended")
+    size: Bytes = Field("50Gi", description="of it, and of /tmp; a pod that writes more is ended")
 
 
 class Secret(Section):
@@ -220,8 +220,13 @@ class Cluster(Section):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The plain variables of a pod."""
-        return {WORK: f"{self.scratch.mount}/work"} | self.env
+        """The plain variables of a pod. Copies of data are its own, whoever shares its work in progress."""
+        scratch = self.scratch
+        staged = {
+            "AUTOFORMER_STAGING": f"{scratch.mount}/staged",
+            "AUTOFORMER_STAGING_GB": str(_in_bytes(scratch.size) // 2 // 10**9),  # the other half is for the work
+        }
+        return {WORK: f"{scratch.mount}/work"} | staged | self.env
 
     def job(self, step: str) -> JobSettings | None:
         """The settings of a step's TrainJob; None where one pod does the step."""

@@ -23,6 +23,7 @@ class Console:
         self._shown: TextIO = sys.stdout
         self._line = ""
         self._inside_dump = False
+        self._inside_outputs = False
         # KFP has a handler of its own while a task runs; what it says of its cache, between tasks, comes here
         self._handler = logging.StreamHandler(self)
         self._level = logging.WARNING
@@ -62,6 +63,7 @@ class Console:
     def _visible(self, line: str) -> str | None:
         """The line as it is shown, or None where it is KFP's own."""
         if not line.startswith(_STREAMED):
+            self._inside_outputs = line.endswith(" outputs:")  # listed after a task, indented as its own lines are
             return self._task_line(line)
         content = line[len(_STREAMED) :]
         if "[KFP Executor" in content:
@@ -70,7 +72,7 @@ class Console:
         if self._inside_dump:  # the step's whole input as JSON, closed by a brace at its margin
             self._inside_dump = content != "}"
             return None
-        return f"  {content}" if content.strip() and not _is_output_listing(content) else None
+        return f"  {content}" if content.strip() and not self._inside_outputs else None
 
     def _task_line(self, line: str) -> str | None:
         found = _TASK.search(line)
@@ -81,11 +83,3 @@ class Console:
         if started:
             return f"{started}"
         return f"{ended}: failed" if status == "FAILURE" else None
-
-
-def _is_output_listing(content: str) -> bool:
-    """kfp.local lists a task's outputs after it, indented as the step's own lines are."""
-    return (
-        re.match(r"\s*(\w+: \w+\( name=|uri='|metadata=)", content) is not None
-        or re.match(r"\w+: '\{", content) is not None
-    )

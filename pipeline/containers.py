@@ -16,6 +16,7 @@ from autoformer.errors import AutoFormerError
 from components.config import ROOT, Config
 from components.stopping import Stopped
 from components.storage import is_uri
+from components.storage.copies import staging_root
 from components.storage.places import remote_archives
 from components.tracking.provenance import user
 from components.tracking.store import sqlite_file, tracking_uri
@@ -56,20 +57,27 @@ def places(config: Config, data: str, preset: str) -> list[Place]:
     The store's folder is among them, by default the checkout: sqlite writes its journal beside the file.
     """
     store = sqlite_file(tracking_uri())
-    written = [work_root().absolute(), *([store.absolute().parent] if store else [])]
-    read = [*_data_folders(data), *_named_files().values()]
+    written = [work_root().absolute(), staging_root().absolute(), *([store.absolute().parent] if store else [])]
+    read = [*_data_places(data), *_named_files().values()]
     read += [Path(preset)] if preset.endswith((".yaml", ".yml")) else []
     for section in (config.train_supernet, config.retrain_subnet):
         if section is not None and section.distillation is not None:
             read.append(Path(section.distillation.checkpoint))
+    written = _outermost(written)
     for folder in written:
         folder.mkdir(parents=True, exist_ok=True)
     found = {path: Place(path) for path in read} | {path: Place(path, writable=True) for path in written}
     return [place for path, place in found.items() if place.writable or path.exists()]
 
 
-def _data_folders(data: str) -> list[Path]:
-    """The data folder and that of its archives, as far as they are folders of this machine."""
+def _outermost(folders: Iterable[Path]) -> list[Path]:
+    """Without those that lie in another of them."""
+    real = {folder.resolve(): folder for folder in folders}
+    return [folder for place, folder in real.items() if not any(parent in real for parent in place.parents)]
+
+
+def _data_places(data: str) -> list[Path]:
+    """The data folder, and where its archives are; none of what lies in S3."""
     if is_uri(data):
         return []
     folder = Path(data)
@@ -89,6 +97,7 @@ def environment() -> dict[str, str]:
     return passed | {
         "USER": user(),
         "AUTOFORMER_WORK": str(work_root().absolute()),
+        "AUTOFORMER_STAGING": str(staging_root().absolute()),
         "MLFLOW_TRACKING_URI": f"sqlite:///{store.absolute()}" if store else tracking_uri(),
         **{name: str(path) for name, path in _named_files().items()},
     }

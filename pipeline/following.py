@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from autoformer.errors import AutoFormerError
 from components.cli import say
 from components.config import STEPS
 from pipeline.kfp_server import NoAnswerError, Server
@@ -54,7 +53,7 @@ def _looks(server: Server, run_id: str) -> Iterator[Any]:
             run = server.run(run_id)
         except NoAnswerError as error:
             if time.monotonic() - answered > PATIENCE_SECONDS:
-                raise AutoFormerError(f"{error}; the run goes on without it") from None
+                raise
             if not is_silent:
                 say(f"{error}; the run goes on, and is asked for again")
             is_silent = True

@@ -96,7 +96,7 @@ def _run(arguments: argparse.Namespace, steps: Steps) -> int:
     status: tracking.Status = "FAILED"
     try:
         runner = containers.runner(places(config, data, preset)) if containers else None
-        parameters = {"preset": preset, "data": str(data), "data_hash": data_hash, "overrides": shlex.join(overrides)}
+        parameters = {"preset": preset, "data": data, "data_hash": data_hash, "overrides": shlex.join(overrides)}
         results = _run_dag(parameters, arguments.fresh, runner, containers.images if containers else None)
         status = "FINISHED"
     except RuntimeError:

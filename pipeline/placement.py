@@ -10,9 +10,7 @@ from typing import Any
 from kfp import dsl, kubernetes
 
 from components.trainjob.settings import VARIABLE
-from pipeline.cluster import POD, Cluster, Pod, Step
-
-TEMPORARY = "1Gi"  # of /tmp, where KFP puts the source of a component
+from pipeline.cluster import POD, Cluster, Pod, Retries, Step
 
 
 def configure(cluster: Cluster) -> Callable[[str, Any], None]:
@@ -20,21 +18,17 @@ def configure(cluster: Cluster) -> Callable[[str, Any], None]:
 
     def place(step: str, task: dsl.PipelineTask) -> None:
         settings: Step | None = getattr(cluster.steps, step, None)  # resolve_config has none
-        job = cluster.job(step) if settings is not None else None
+        job = cluster.job(step) if settings else None
+        pod = settings if settings and not job else cluster.launcher
+        task.set_container_image(cluster.images.launcher if pod is cluster.launcher else cluster.images.training)
         for name, value in cluster.environment.items():
             task.set_env_variable(name, value)
-        if settings is None or job is not None:
-            task.set_container_image(cluster.images.launcher)
-            _resources(task, cluster.launcher)
-        else:
-            task.set_container_image(cluster.images.training)
-            _resources(task, settings)
-            _accelerators(task, settings)
-            if settings.deadline_seconds:
-                kubernetes.set_timeout(task, settings.deadline_seconds)
-        if job is not None:
+        if job:
             task.set_env_variable(VARIABLE, job.to_json())
-        _retries(task, settings or cluster.launcher)
+        elif pod.deadline_seconds:
+            kubernetes.set_timeout(task, pod.deadline_seconds)  # a job has its own, and may have to wait for machines
+        _resources(task, pod)
+        _retries(task, (settings or pod).retries)
         _identity(task, step, cluster)
         _files(task, cluster)
 
@@ -54,17 +48,13 @@ def _resources(task: dsl.PipelineTask, pod: Pod) -> None:
         kubernetes.add_node_selector(task, key, value)
     for toleration in pod.tolerations:
         kubernetes.add_toleration(task, **toleration.model_dump())
+    if isinstance(pod, Step) and pod.gpus:
+        task.set_accelerator_type(pod.gpu_type).set_accelerator_limit(pod.gpus)
+    if isinstance(pod, Step) and pod.shm:  # 64 MB by default, less than the batches that workers hand over
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=pod.shm)
 
 
-def _accelerators(task: dsl.PipelineTask, step: Step) -> None:
-    if step.gpus:
-        task.set_accelerator_type(step.gpu_type).set_accelerator_limit(step.gpus)
-    if step.shm:  # 64 MB by default, less than the batches that workers hand over
-        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=step.shm)
-
-
-def _retries(task: dsl.PipelineTask, pod: Pod) -> None:
-    retries = pod.retries
+def _retries(task: dsl.PipelineTask, retries: Retries) -> None:
     if retries.count:
         task.set_retry(
             retries.count,
@@ -94,6 +84,6 @@ def _identity(task: dsl.PipelineTask, step: str, cluster: Cluster) -> None:
 def _files(task: dsl.PipelineTask, cluster: Cluster) -> None:
     """Volumes, and what may be written beside them."""
     kubernetes.empty_dir_mount(task, "scratch", cluster.scratch.mount, size_limit=cluster.scratch.size)
-    kubernetes.empty_dir_mount(task, "temporary", "/tmp", size_limit=TEMPORARY)
+    kubernetes.empty_dir_mount(task, "temporary", "/tmp", size_limit=cluster.scratch.size)
     for volume in cluster.volumes:
         kubernetes.mount_pvc(task, volume.claim, volume.mount)

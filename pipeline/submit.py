@@ -28,7 +28,8 @@ from pipeline import schedules
 from pipeline.cluster import Cluster, load_cluster
 from pipeline.compile import PIPELINE, write_package
 from pipeline.following import follow
-from pipeline.kfp_server import OLDEST, Server, Start, Version, address
+from pipeline.kfp_access import address
+from pipeline.kfp_server import OLDEST, MissingError, Server, Start, Version
 
 _NONE = "nothing was started"
 
@@ -189,7 +190,12 @@ def _follow(server: Server, run_id: str, left: list[str]) -> int:
     if server.namespace:
         again += f" NAMESPACE={server.namespace}"
     left[0] = f"the run goes on: {server.page(run_id)}; `{again} RUN={run_id}` follows it, TERMINATE={run_id} ends it"
-    return follow(server, run_id)
+    try:
+        return follow(server, run_id)
+    except MissingError:
+        raise
+    except AutoFormerError as error:  # a token that has expired, a server that stays away
+        raise AutoFormerError(f"{error}; {left[0]}") from None
 
 
 def _title(arguments: argparse.Namespace) -> str:

@@ -4,7 +4,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser_store import Store, make_store
@@ -19,7 +19,16 @@ from components.prepare_data.fetch import fetch
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+    from xdist.scheduler import LoadScopeScheduling
 
+TOGETHER = {
+    "whole run": ("test_dvc", "test_dvc_s3", "test_pipeline"),
+    "two runs": ("test_browser_mlflow", "test_compare"),
+}
+LONGEST = (
+    "test_dvc", "test_dvc_s3", "test_pipeline", "test_outages", "test_interrupt", "test_ranks", "test_register_model",
+    "test_tracking", "test_predict",
+)  # fmt: skip
 NO_BROWSER = "there is no Chromium on this machine: `make browser` installs it (as root, on Debian)"
 
 
@@ -79,28 +88,30 @@ def s3_process() -> Iterator[S3Server]:
 @pytest.fixture
 def s3(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """The same, with the AWS environment of this process turned to it."""
-    from components.storage import client
-
     for name, value in s3_process.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    client._connect.cache_clear()
     return s3_process
 
 
-@pytest.fixture
-def faulty(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """The same server behind a proxy that does as it is told, with few tries and short pauses."""
-    from components.storage import client, failures
-
-    with FaultyProxy(s3).running() as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.server.endpoint)
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-        monkeypatch.setattr(failures, "PAUSE_SECONDS", 0.01)
-        monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
-        client._connect.cache_clear()
+@pytest.fixture(scope="session")
+def proxy_process(s3_process: S3Server) -> Iterator[FaultyProxy]:
+    """A proxy before that server, one a worker."""
+    with FaultyProxy(s3_process).running() as proxy:
         yield proxy
-    client._connect.cache_clear()
+
+
+@pytest.fixture
+def faulty(s3: S3Server, proxy_process: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """The same server behind a proxy that does as it is told, with few tries and short pauses."""
+    from components.storage import failures
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy_process.server.endpoint)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    monkeypatch.setattr(failures, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
+    yield proxy_process
+    proxy_process.forget()
 
 
 @pytest.fixture(scope="session")
@@ -124,10 +135,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"{len(left_out)} tests of MLflow's pages and of the report were skipped: {NO_BROWSER}")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeScheduling":
+    """A file's tests stay on one worker, for its fixtures' sake; so do files that share what is dear to make.
+
+    Not xdist's own groups: those of xdist 3.8 mark a test by an attribute that pytest has given up with 9.2, and since
+    then every test is silently a group of its own, and each fixture made on each worker.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0]).stem
+            return next((group for group, files in TOGETHER.items() if file in files), file)
+
+    config.option.loadscopereorder = False  # in the order of collection, not by how many tests a file has
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay on one worker, for its fixtures' sake; so do files that share what is dear to make."""
-    shared = {"kfp_run": "whole run", "dvc_repro": "whole run", "two_runs": "two runs"}
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        group = next((group for fixture, group in shared.items() if fixture in names), item.path.stem)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """What takes longest comes first, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))

@@ -50,14 +50,18 @@ class FaultyProxy:
 
     def __init__(self, server: S3Server) -> None:
         self.behind = server
-        self.faults: list[Fault] = []
-        self.lines: list[str] = []
         self.lock = threading.Lock()
-        self.before: Callable[[str], None] = lambda line: None  # is told of each request, in its thread
-        self.is_down = False
+        self.forget()
         self._http = _Server(("127.0.0.1", 0), _Handler)
         self._http.proxy = self
         self.server = S3Server(f"http://127.0.0.1:{self._http.server_port}", server.bucket)
+
+    def forget(self) -> None:
+        """Be a proxy without faults."""
+        self.faults: list[Fault] = []
+        self.lines: list[str] = []
+        self.before: Callable[[str], None] = lambda line: None  # is told of each request, in its thread
+        self.is_down = False
 
     def fault_of(self, line: str) -> Fault | None:
         with self.lock:

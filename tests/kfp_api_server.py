@@ -103,11 +103,12 @@ class KfpServer:
         return sum(each == method and re.fullmatch(path, route) is not None for each, route in self.requests)
 
     @contextlib.contextmanager
-    def serving(self) -> Iterator["KfpServer"]:
-        server = make_server("127.0.0.1", 0, self._serve, threaded=True)
+    def serving(self, certificate: tuple[str, str] | None = None) -> Iterator["KfpServer"]:
+        """On a port of its own, over TLS where a certificate and its key are given."""
+        server = make_server("127.0.0.1", 0, self._serve, threaded=True, ssl_context=certificate)
         server.daemon_threads = True
         server.log = lambda *_: None  # type: ignore[method-assign]
-        self.host = f"http://127.0.0.1:{server.server_port}"
+        self.host = f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:
             yield self

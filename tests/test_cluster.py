@@ -10,13 +10,14 @@ import yaml
 from compiled import on_a_short_stack, read_all
 from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes_pb
+from s3_server import S3Server
 
 from autoformer.errors import AutoFormerError
 from components.config import ROOT, STEPS
+from components.storage.artifacts import POINTER, publish
 from components.trainjob.settings import VARIABLE, JobSettings
 from pipeline.cluster import ON_GPUS, SHARED, Cluster, load_cluster
 from pipeline.compile import main, write_manifests, write_package
-from pipeline.placement import TEMPORARY
 
 GPU = ROOT / "configs" / "cluster" / "gpu.yaml"
 TASKS = ("resolve_config", *STEPS)
@@ -67,12 +68,19 @@ def package_of(folder: Path, source: str, *overrides: str) -> Package:
 
 @pytest.fixture(scope="module")
 def gpu(tmp_path_factory: pytest.TempPathFactory) -> Package:
-    return package_of(tmp_path_factory.mktemp("gpu"), "gpu", SELECTOR, "images.pull_secrets=[registry]")
+    return package_of(
+        tmp_path_factory.mktemp("gpu"),
+        "gpu",
+        SELECTOR,
+        "images.pull_secrets=[registry]",
+        "launcher.deadline_seconds=3600",
+    )
 
 
 @pytest.fixture(scope="module")
 def multi_node(tmp_path_factory: pytest.TempPathFactory) -> Package:
-    return package_of(tmp_path_factory.mktemp("multi-node"), "multi-node")
+    volumes = "volumes=[{claim: autoformer-shared, mount: /shared}, {claim: images, mount: /data, read_only: true}]"
+    return package_of(tmp_path_factory.mktemp("multi-node"), "multi-node", volumes)
 
 
 @pytest.fixture(params=["gpu", "multi_node"])
@@ -125,10 +133,12 @@ def test_shared_memory_is_memory_and_the_rest_may_be_written_to(gpu: Package) ->
         shm = settings.shm if settings else None
         assert set(mounts) == {"/scratch", "/tmp", *(["/dev/shm"] if shm else [])}, step
         assert (mounts["/scratch"].medium, mounts["/scratch"].size_limit) == ("", "200Gi")
-        assert (mounts["/tmp"].medium, mounts["/tmp"].size_limit) == ("", TEMPORARY)
+        assert (mounts["/tmp"].medium, mounts["/tmp"].size_limit) == ("", "200Gi")
         if shm:
             assert (mounts["/dev/shm"].medium, mounts["/dev/shm"].size_limit) == ("Memory", shm)
-        assert gpu.environment(step)["AUTOFORMER_WORK"] == "/scratch/work"
+        environment = gpu.environment(step)
+        assert environment["AUTOFORMER_WORK"] == "/scratch/work"
+        assert (environment["AUTOFORMER_STAGING"], environment["AUTOFORMER_STAGING_GB"]) == ("/scratch/staged", "107")
     assert {step for step in STEPS if getattr(gpu.cluster.steps, step).shm} == set(ON_GPUS)
 
 
@@ -167,6 +177,9 @@ def test_pull_secrets_users_and_labels_are_passed_on(gpu: Package, tmp_path: Pat
     for pod in package_of(tmp_path, "gpu", *settings).pods.values():
         assert (pod.security_context.run_as_user, pod.security_context.run_as_group) == (1000, 2000)
         assert pod.pod_metadata.labels["team"] == "vision"
+    job = load_cluster("multi-node", [*settings, "images.pull_secrets=[registry]"]).job("train_supernet")
+    assert job is not None and (job.run_as_user, job.run_as_group) == (1000, 2000)
+    assert (job.labels, job.pull_secrets) == ({"team": "vision"}, ("registry",))
 
 
 def test_deadlines_and_retries_are_as_said(gpu: Package, multi_node: Package) -> None:
@@ -179,6 +192,8 @@ def test_deadlines_and_retries_are_as_said(gpu: Package, multi_node: Package) ->
         "maxRetryCount": 3, "backoffDuration": "60s", "backoffFactor": 2.0, "backoffMaxDuration": "3600s",
     }  # fmt: skip
     assert gpu.whole == {"activeDeadlineSeconds": 604800, "resourceTtlOnCompletion": 86400}
+    assert gpu.pods["resolve_config"].active_deadline_seconds == 3600
+    assert gpu.tasks["resolve_config"]["retryPolicy"]["maxRetryCount"] == 2
     assert multi_node.pods["train_supernet"].active_deadline_seconds == 0  # a job may wait for its machines
 
 
@@ -195,11 +210,13 @@ def test_a_step_on_several_machines_is_launched_by_a_light_pod(multi_node: Packa
         assert job == multi_node.cluster.job(step)
         assert (job.nodes, job.gpus, job.image) == (4, 8, multi_node.cluster.images.training)
         assert (job.cpu, job.memory, job.shm, job.deadline_seconds) == ("48", "256Gi", "32Gi", 864000)
-        assert (job.runtime, job.service_account) == ("autoformer-training", "pipeline-runner")
-        assert {secret.env for secret in job.secret_env} == SECRETS
+        assert (job.runtime, job.service_account) == ("autoformer-training", None)
+        assert {secret.env: secret.optional for secret in job.secret_env} == {
+            name: name.startswith("MLFLOW") for name in SECRETS
+        }
         assert job.env == multi_node.cluster.env
-        assert [(each.claim, each.read_only) for each in job.volumes] == [
-            ("example-shared", False), ("example-data", True),
+        assert [(each.claim, each.mount, each.read_only) for each in job.volumes] == [
+            ("autoformer-shared", "/shared", False), ("images", "/data", True),
         ]  # fmt: skip
         assert [toleration.key for toleration in job.tolerations] == ["nvidia.com/gpu"]
         resources, pod = multi_node.containers[step]["resources"], multi_node.pods[step]
@@ -233,7 +250,7 @@ def test_secrets_are_there_by_reference_alone(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_package_is_the_same_twice(gpu: Package, tmp_path: Path) -> None:
-    again = package_of(tmp_path, "gpu", SELECTOR, "images.pull_secrets=[registry]")
+    again = package_of(tmp_path, "gpu", SELECTOR, "images.pull_secrets=[registry]", "launcher.deadline_seconds=3600")
     assert again.text == gpu.text
     other = load_cluster("gpu", ["steps.prepare_data.cpu='9'"])
     versions = [
@@ -398,17 +415,22 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gpu", "multi-node"])
 def test_the_examples_are_to_be_replaced(name: str) -> None:
     found = load_cluster(name).placeholders()
-    assert {"namespace", "images.training", "images.launcher", "env.AUTOFORMER_STORE"} <= set(found)
-    named = load_cluster(name, ["namespace=kubeflow-user-example-com", f"images.training={OTHER}"]).placeholders()
-    assert set(found) - set(named) == {"namespace", "images.training"}  # KFP's own first profile has that name
+    assert found == ["images.training", "images.launcher"]
+    profile = "kubeflow-user-example-com"  # KFP's own first profile has that name
+    assert load_cluster(name, [f"namespace={profile}", f"images.training={OTHER}"]).placeholders() == found[1:]
+    assert load_cluster(name, ["env.AUTOFORMER_STORE=s3://example-bucket/x"]).placeholders() == [
+        "env.AUTOFORMER_STORE", *found,
+    ]  # fmt: skip
 
 
 # --- who moves what ---
 
 
+WHO_MOVES_WHAT = (ROOT / "docs" / "who-moves-what.md").read_text()
+
+
 def test_the_table_of_who_moves_what_has_every_output_of_every_step(gpu: Package) -> None:
-    text = (ROOT / "docs" / "who-moves-what.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([^|]+) \|", WHO_MOVES_WHAT, re.MULTILINE)
     components = read_all(gpu.text)[0]["components"]
     outputs = [
         (step, output)
@@ -416,4 +438,28 @@ def test_the_table_of_who_moves_what_has_every_output_of_every_step(gpu: Package
         for output in components[f"comp-{step.replace('_', '-')}"]["outputDefinitions"]["artifacts"]
     ]
     assert sorted((step, output) for step, output, _ in rows) == sorted(outputs)
-    assert {carrier for _, _, carrier in rows} == {"KFP", "storage: its weights; KFP: the rest"}
+    by_storage = {(step, output) for step, output, carrier in rows if carrier != "KFP"}
+    assert by_storage == {(step, "supernet") for step in STEPS if "publish(" in source(step)}
+    assert by_storage == {("train_supernet", "supernet")} and f"`{POINTER}`" in WHO_MOVES_WHAT
+
+
+def test_the_table_of_who_moves_what_has_the_steps_that_keep_their_work_in_the_store() -> None:
+    (row,) = re.findall(r"^\| work in progress of (.*?) \| storage", WHO_MOVES_WHAT, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", row)) == {step for step in STEPS if "has_checkpoints=True" in source(step)}
+
+
+def test_no_large_file_is_left_to_kfp_where_there_is_a_store(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOFORMER_STORE", s3.uri("who-moves-what"))
+    for name in ("weights.safetensors", "ema.safetensors", "supernet.json", "metrics.json"):
+        (tmp_path / name).write_text(name)
+    publish(tmp_path, "train_supernet")
+    assert {file.name for file in tmp_path.iterdir()} == {"supernet.json", "metrics.json", POINTER}
+    place = json.loads((tmp_path / POINTER).read_text())["uri"].removeprefix(s3.uri("who-moves-what"))
+    (named,) = re.findall(r"`<store>(/artifacts/\S+)/`", WHO_MOVES_WHAT)
+    assert re.fullmatch(named.replace("<hash>", "[0-9a-f]{64}"), place)
+
+
+def source(step: str) -> str:
+    return (ROOT / "components" / step / "step.py").read_text()

@@ -42,7 +42,7 @@ FOLLOWED_OTHERWISE = {
     "components.locks": "one run at a time",
     "components.opening": "where work lies, and what is told",
     "components.stopping": "when a step stops",
-    "components.storage": "what goes over the network, checked against its hash",
+    "components.storage": "where bytes lie and how they come, held against their hashes",
     "components.tables": "how a table is written, not what is in it",
     "components.tracking": "what MLflow is told",
     "components.workers": "how many processes decode, which changes no result",

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from docker_server import docker_server, image
@@ -131,13 +132,11 @@ def test_the_newest_image_of_this_source_is_taken(monkeypatch: pytest.MonkeyPatc
 
 
 def test_each_step_is_named_its_image() -> None:
-    from pipeline.dag import build
-
-    dag = build()
-    pipeline.local.name_images(dag, {"launcher": "l:1", "training": "t:2"})
-    executors = dag.pipeline_spec.deployment_spec["executors"]
-    named = {name.removeprefix("exec-"): dict(value)["container"]["image"] for name, value in executors.items()}
-    assert named == {"resolve-config": "l:1"} | {step.replace("_", "-"): "t:2" for step in STEPS}
+    executors = {f"exec-{step.replace('_', '-')}": {"container": {"image": ""}} for step in ("resolve_config", *STEPS)}
+    specification = SimpleNamespace(deployment_spec={"executors": executors})
+    pipeline.local.name_images(SimpleNamespace(pipeline_spec=specification), {"launcher": "l:1", "training": "t:2"})
+    assert executors.pop("exec-resolve-config")["container"]["image"] == "l:1"
+    assert {executor["container"]["image"] for executor in executors.values()} == {"t:2"}
 
 
 # What a container is given
@@ -159,7 +158,7 @@ def test_a_step_is_told_what_it_needs_by_name_and_nothing_else(tmp_path: Path, m
     assert environment() == {
         "AWS_SECRET_ACCESS_KEY": "key", "AUTOFORMER_STORE": "s3://bucket", "USER": "someone",
         "AWS_CA_BUNDLE": f"{tmp_path}/bundle.crt", "AUTOFORMER_WORK": f"{tmp_path}/work",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/here.db",
+        "AUTOFORMER_STAGING": f"{tmp_path}/work/staged", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/here.db",
     }  # fmt: skip
 
 
@@ -177,12 +176,16 @@ def test_data_is_read_and_only_work_and_the_store_are_written(tmp_path: Path, mo
     (tmp_path / "teacher.pth").touch()
     teacher = f"train_supernet.distillation={{teacher: deit_tiny_patch16_224, checkpoint: {tmp_path / 'teacher.pth'}}}"
     config = load_config("smoke", [teacher])
-    found = {str(place.path.relative_to(tmp_path)): place.writable for place in places(config, data, str(preset))}
+    found = {str(place.path.relative_to(tmp_path)): place.writable for place in places(config, str(data), str(preset))}
     assert found == {
         "data": False, "archives": False, "my.yaml": False, "teacher.pth": False, "work": True, "store": True,
     }  # fmt: skip
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert tmp_path / "store" not in [place.path for place in places(config, data, "smoke")]
+    monkeypatch.setenv("AUTOFORMER_STAGING", str(tmp_path / "scratch"))
+    found = {
+        str(place.path.relative_to(tmp_path)): place.writable for place in places(config, "s3://bucket/data", "smoke")
+    }
+    assert found == {"teacher.pth": False, "work": True, "scratch": True}
 
 
 def test_lines_arrive_whole_however_they_are_cut() -> None:
@@ -257,3 +260,18 @@ def test_make_hands_on_what_it_is_given() -> None:
     given = says("images", "TAG=v1", "REGISTRY=registry.example.com/team", "PUSH=1", "BUILD=--pull --network host")
     assert "--tag 'v1' --registry 'registry.example.com/team'" in given
     assert "--push --build='--pull --network host'" in given
+
+
+@pytest.mark.parametrize(("required", "code"), [("", 0), ("1", 1)])
+def test_where_no_daemon_can_be_had_that_is_said_aloud(required: str, code: int, tmp_path: Path) -> None:
+    """To a user who is not root, as `id` has it; the command is left out."""
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    command = [ROOT / "tests" / "containers" / "with-docker.sh", "touch", tmp_path / "ran"]
+    told = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path), "REQUIRE_DOCKER": required}
+    result = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
+    assert result.returncode == code
+    assert "NOT TESTED: nothing was built or run in containers" in result.stderr and "!!!!!!!!" in result.stderr
+    assert not (tmp_path / "ran").exists()
+    subprocess.run(command, env=told | {"DOCKER_HOST": "unix:///named"}, check=True)
+    assert (tmp_path / "ran").exists(), "a daemon that is named is used as it is"

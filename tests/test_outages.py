@@ -293,7 +293,7 @@ def test_a_model_is_registered_once_though_the_first_try_fails(
         line.turn("open")
     code, decided, record = made.register()
     assert (code, decided["decision"], decided["version"]) == (0, "registered", "1")
-    assert [version.version for version in client().search_model_versions(f"name = '{NAME}'")] == [1]
+    assert [version.version for version in client().search_model_versions(f"name = '{NAME}'")] == ["1"]
     assert client().get_run(record["mlflow_run_id"]).info.status == "FINISHED"
     assert any(name.endswith("model.safetensors") for name in away.objects())
     assert not leaks(tmp_path, away.root) and not any(told(content) for content in away.objects().values())

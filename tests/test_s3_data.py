@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,18 @@ from user_images import class_folders
 from autoformer.archives import EncodedImages, EncodedSplit
 from autoformer.dataset import archive_folder, load_images, read_card, read_rows, read_source
 from autoformer.errors import AutoFormerError
+from autoformer.images import model_pixels
 from autoformer.loader import training_images
 from autoformer.recipe import Augmentation, Recipe
+from autoformer.streaming import StreamedPixels
 from components.config import PrepareData
 from components.prepare_data import deliver, imagenet, link, step
 from components.prepare_data.pack import pack
 from components.storage import connect, places
 from components.storage.archives import S3Archives
-from components.storage.places import hash_data, open_data
+from components.storage.places import archive_place, hash_data, open_data
 from components.train_supernet.step import main as train_supernet
+from pipeline.local import _place
 
 
 @pytest.fixture(autouse=True)
@@ -178,13 +182,21 @@ def test_images_in_memory_are_those_from_the_disk(linked: Linked) -> None:
     assert np.array_equal(here.pixels, there.pixels) and here.checksums == there.checksums
 
 
+def test_images_of_an_evaluation_are_those_from_the_disk(linked: Linked) -> None:
+    def batches(data: Path) -> list[torch.Tensor]:
+        pixels_of = partial(model_pixels, channels=3, image_size=32)
+        return list(StreamedPixels(linked.images(data, "test").pictures, pixels_of, 3))
+
+    assert all(map(torch.equal, batches(linked.data), batches(linked.disk)))
+
+
 def test_the_reader_goes_along_with_pickles_and_forks(linked: Linked) -> None:
     pictures = linked.images(linked.data).pictures
     wanted = [pictures.read(index) for index in range(len(pictures))]
     pictures.prefetch(range(len(pictures)))  # on the way while the process forks
     assert read_all(pickle.loads(pickle.dumps(pictures))) == wanted
-    with get_context("fork").Pool(2) as pool:
-        assert pool.map(read_all, [pictures, pictures]) == [wanted, wanted]
+    with get_context("fork").Pool(1) as pool:
+        assert pool.apply(read_all, (pictures,)) == wanted
 
 
 def read_all(pictures: EncodedImages) -> list[bytes]:
@@ -289,6 +301,22 @@ def test_more_than_the_disk_may_take(name: str, s3: S3Server, tmp_path: Path, mo
         AutoFormerError, match=r"GB have to come to the local disk, where AUTOFORMER_STAGING_GB = 0.0001"
     ):
         open_data(uri)
+
+
+def test_a_relative_folder_stays_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    assert archive_folder(Path("data")) == archive_place(Path("data")) == Path("data")
+    source(Path("linked"), "elsewhere")
+    assert archive_place(Path("linked")) == Path("linked/elsewhere")
+
+
+def test_a_run_hands_the_place_on_as_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _place("s3://bucket/images", "mine") == "s3://bucket/images"
+    assert _place(Path(), "mine") == str(tmp_path)
+    with pytest.raises(AutoFormerError, match="gone: no such folder; `make data"):
+        _place("gone", "mine")
 
 
 def test_the_library_reads_no_s3_by_itself(linked: Linked) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from faulty_proxy import Fault, FaultyProxy
 
+from autoformer.errors import AutoFormerError
 from components.storage import (
     StorageError,
     client,
@@ -234,7 +235,6 @@ def test_a_server_that_is_not_there_is_one_line(
     faulty: FaultyProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:secret@127.0.0.1:9")
-    client._connect.cache_clear()
     with pytest.raises(StorageError) as away:
         download("s3://bucket/key", tmp_path / "came")
     assert str(away.value) == (
@@ -261,3 +261,13 @@ def test_no_credentials_is_one_line(faulty: FaultyProxy, monkeypatch: pytest.Mon
     assert str(unknown.value) == (
         "s3://bucket/key: the AWS configuration cannot be used: The config profile (nobody) could not be found"
     )
+    client._connect.cache_clear()
+
+
+def test_an_endpoint_that_is_no_url_is_one_line_without_it(
+    faulty: FaultyProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "user:secret@nowhere")
+    with pytest.raises(AutoFormerError) as refused:
+        download("s3://bucket/key", tmp_path / "came")
+    assert str(refused.value) == "AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: expected http://host:port"

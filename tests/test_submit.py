@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import yaml
 from compiled import on_a_short_stack
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from kfp_api_server import V2, KfpServer, page, reset, slow, status, task
+from werkzeug.serving import generate_adhoc_ssl_pair
 
 from autoformer.errors import AutoFormerError
 from components.config import ROOT, load_config
-from pipeline import following, kfp_server, schedules, submit
+from pipeline import following, kfp_access, kfp_server, schedules, submit
 from pipeline.cluster import Cluster
 from pipeline.compile import write_package
 
@@ -30,8 +32,10 @@ def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
     """A server of one user, that wants no token; the client pauses for no time."""
     for name in ("KFP_TOKEN", "KFP_TOKEN_FILE", "KFP_HOST", "KF_PIPELINES_UI_ENDPOINT", "SSL_CERT_FILE"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("no_proxy", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(kfp_server, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(kfp_access, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(following, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(submit, "write_package", _package)
     monkeypatch.setenv("AUTOFORMER_IMAGE", "autoformer:test")
@@ -125,12 +129,12 @@ def test_one_user_has_none(kfp: KfpServer) -> None:
     assert run(kfp, "--namespace", "mine", *DATA) == 0  # the server would refuse one
 
 
-def a_cluster(folder: Path, **other: Any) -> str:
+def a_cluster(folder: Path) -> str:
     """A file of settings like a user's own."""
     text = (ROOT / "configs/cluster/gpu.yaml").read_text().replace("0" * 64, "1" * 64).replace("example", "lab")
-    settings = yaml.safe_load(text) | {"namespace": "mine", "service_account": "runner"} | other
+    mine = {"namespace": "mine", "service_account": "runner", "volumes": [{"claim": "images", "mount": "/data"}]}
     file = folder / "lab.yaml"
-    file.write_text(yaml.safe_dump(settings))
+    file.write_text(yaml.safe_dump(yaml.safe_load(text) | mine))
     return str(file)
 
 
@@ -152,7 +156,9 @@ def test_a_clusters_settings_go_along(kfp: KfpServer, capsys: Capture, tmp_path:
 
 def test_the_settings_of_a_cluster_are_looked_at_first(kfp: KfpServer, capsys: Capture, tmp_path: Path,
                                                        monkeypatch: Any) -> None:  # fmt: skip
-    assert "CLUSTER=gpu: still the example's: namespace, " in refused(kfp, capsys, "--cluster", "gpu", *DATA)
+    assert "CLUSTER=gpu: still the example's: images.training, images.launcher" in refused(
+        kfp, capsys, "--cluster", "gpu", *DATA
+    )
     line = refused(kfp, capsys, "--cluster", a_cluster(tmp_path), "--data", "/images")
     assert "DATA=/images: on no volume of" in line and "they are at /data" in line
     monkeypatch.delenv("AUTOFORMER_IMAGE")
@@ -185,7 +191,7 @@ def test_a_token_comes_from_the_environment_or_a_file(kfp: KfpServer, monkeypatc
     monkeypatch.setenv("KFP_TOKEN_FILE", str(tmp_path / "token"))
     assert run(kfp, *DATA) == 0
     monkeypatch.delenv("KFP_TOKEN_FILE")
-    monkeypatch.setattr(kfp_server, "TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setattr(kfp_access, "TOKEN_FILE", str(tmp_path / "token"))
     assert run(kfp, *DATA) == 0
     assert set(kfp.authorizations) == {f"Bearer {SECRET}"}
 
@@ -263,7 +269,25 @@ def test_an_answer_that_is_none(kfp: KfpServer, capsys: Capture) -> None:
 
 def test_tls(kfp: KfpServer, capsys: Capture) -> None:
     line = refused(kfp, capsys, *DATA, host=kfp.host.replace("http://", "https://"))
-    assert "TLS fails ([SSL: " in line and "http:// is for a server without TLS" in line
+    assert "TLS fails (" in line and "http:// is for a server without TLS" in line
+
+
+def test_an_authority_of_ones_own(kfp: KfpServer, capsys: Capture, tmp_path: Path, monkeypatch: Any) -> None:
+    cert, key = generate_adhoc_ssl_pair("localhost")
+    (tmp_path / "cert.pem").write_bytes(cert.public_bytes(Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    with KfpServer().serving((str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))) as server:
+        server.host = server.host.replace("127.0.0.1", "localhost")
+        line = refused(server, capsys, *DATA)
+        assert "TLS fails (certificate verify failed: " in line and "SSL_CERT_FILE names the certificate" in line
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        assert run(server, *DATA) == 0 and len(server.runs) == 1
+
+
+def test_the_way_through_a_proxy(kfp: KfpServer, monkeypatch: Any) -> None:
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("http_proxy", kfp.host)  # which is asked for whole addresses then
+    assert submit.main(["--host", "http://kfp.internal", *DATA]) == 0 and len(kfp.runs) == 1
 
 
 def test_an_older_server_is_told_of(kfp: KfpServer, capsys: Capture) -> None:
@@ -274,7 +298,7 @@ def test_an_older_server_is_told_of(kfp: KfpServer, capsys: Capture) -> None:
 
 def test_a_server_that_is_slow(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
     monkeypatch.setattr(kfp_server, "TIMEOUT_SECONDS", (1, 0.1))
-    monkeypatch.setattr(kfp_server, "REPETITIONS", 0)
+    monkeypatch.setattr(kfp_access, "REPETITIONS", 0)
     kfp.fail("GET", f"{V2}/healthz", slow(0.5))
     assert "no answer within 0.1 s" in refused(kfp, capsys, *DATA)
 
@@ -332,6 +356,8 @@ def test_bad_input_asks_nobody(arguments: list[str], says: str, kfp: KfpServer, 
         ("127.0.0.1:8080", "expected http://… or https://…"),
         ("ftp://kfp", "expected http"),
         ("http://", "expected http"),
+        ("http://[::1", "expected http"),
+        ("http://kfp:port", "expected http"),
         ("https://me:secret@kfp", "an address without user, password"),
         ("", "HOST is missing"),
     ],
@@ -419,7 +445,7 @@ def test_a_run_that_does_not_succeed(look: dict[str, Any], says: str, kfp: KfpSe
 
 
 def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
-    monkeypatch.setattr(kfp_server, "REPETITIONS", 0)
+    monkeypatch.setattr(kfp_access, "REPETITIONS", 0)
     kfp.story = GOOD
     for what in (reset, status(503), status(500), reset):
         kfp.fail("GET", f"{V2}/runs/.*", what)
@@ -428,11 +454,21 @@ def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: 
 
 
 def test_a_server_that_is_away_for_too_long(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
-    monkeypatch.setattr(kfp_server, "REPETITIONS", 0)
+    monkeypatch.setattr(kfp_access, "REPETITIONS", 0)
     monkeypatch.setattr(following, "PATIENCE_SECONDS", 0.05)
     kfp.story = GOOD
     kfp.fail("GET", f"{V2}/runs/.*", reset, times=1000)
-    assert "the connection broke off; the run goes on without it" in refused(kfp, capsys, "--wait", *DATA)
+    line = refused(kfp, capsys, "--wait", *DATA)
+    (run_id,) = kfp.runs
+    assert f"the connection broke off; the run goes on: {kfp.host}/#/runs/details/{run_id}; `make submit " in line
+
+
+def test_a_token_that_expires_meanwhile(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+    monkeypatch.setenv("KFP_TOKEN", SECRET)
+    kfp.story = GOOD
+    kfp.fail("GET", f"{V2}/runs/.*", status(401, json.dumps({"message": "token is expired"})))
+    line = refused(kfp, capsys, "--wait", *DATA)
+    assert "refuses the token (401); it may have expired" in line and "the run goes on: " in line
 
 
 def test_a_run_is_followed_again_and_ended(kfp: KfpServer, capsys: Capture) -> None:

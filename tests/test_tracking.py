@@ -295,6 +295,15 @@ def test_a_server_that_is_not_there_is_one_clear_line(
     assert "secret" not in str(caught.value)
 
 
+def test_a_patience_that_is_no_number_is_told_before_anything_runs(
+    store: str, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOFORMER_TRACKING_PATIENCE", "5 min")
+    for begin in (tracking.open_pipeline_run, lambda config: tracking.step_run("prepare_data", config, {}).__enter__()):
+        with pytest.raises(AutoFormerError, match=r"^AUTOFORMER_TRACKING_PATIENCE=5 min: expected a number of seconds"):
+            begin(config)
+
+
 def test_passwords_are_not_shown() -> None:
     assert shown("https://me:secret@mlflow.example:5000/x") == "https://mlflow.example:5000/x"
     assert shown("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"

@@ -203,13 +203,17 @@ class Threads:
 
     def _work(self) -> None:
         while True:
-            future, task, arguments = self._tasks.get()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(task(*arguments))
-            except BaseException as error:  # the caller's to see to
-                future.set_exception(error)
+            self._do(*self._tasks.get())
+
+    @staticmethod
+    def _do(future: Future[Any], task: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        """In a frame of its own, so that a thread without work holds nothing of the last."""
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(task(*arguments))
+        except BaseException as error:  # the caller's to see to
+            future.set_exception(error)
 
 
 def in_order(task: Callable[[Place], bytes], places: Iterable[Place]) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ ATTEMPTS = 6  # of one request: the first and its repetitions, each after a long
 
 
 def connect() -> Any:
-    """A boto3 client, one a process; safe to share between threads, never between processes.
+    """A boto3 client, one a process and server; safe to share between threads, never between processes.
 
     Credentials, region and endpoint are those of the AWS environment (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`,
     `AWS_ENDPOINT_URL_S3`, web identities, …). A server of its own address is asked by path, `endpoint/bucket/key`,
@@ -21,16 +21,15 @@ def connect() -> Any:
     Raises:
         AutoFormerError: the endpoint is no URL.
     """
-    return _connect(os.getpid())
+    return _connect(os.getpid(), os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
 
 
 @cache
-def _connect(process: int) -> Any:
+def _connect(process: int, endpoint: str | None) -> Any:
     import boto3
     from botocore.config import Config
 
     session = boto3.session.Session()
-    own_server = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
     scoped = session._session.get_scoped_config().get("s3") or {}
     style = scoped.get("addressing_style") if isinstance(scoped, dict) else None
     retries: Any = {"mode": "standard"}
@@ -41,7 +40,7 @@ def _connect(process: int) -> Any:
         read_timeout=READ_SECONDS,
         retries=retries,
         max_pool_connections=32,
-        s3={"addressing_style": style or ("path" if own_server else "auto")},
+        s3={"addressing_style": style or ("path" if endpoint else "auto")},
     )
     try:
         return session.client("s3", config=config)

@@ -233,6 +233,11 @@ class Writer:
             return None
         return cls(copy, lock, make_room(sum(piece.size for piece in copy.missing(copy.archives))))
 
+    def close(self) -> None:
+        """Let another process write."""
+        self._full = True
+        self._lock.close()
+
     @staticmethod
     def busy() -> bool:
         """Whether there is one."""

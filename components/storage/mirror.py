@@ -23,7 +23,7 @@ from pathlib import Path
 
 from autoformer.files import FileState
 from components.storage.artifacts import store
-from components.storage.failures import AwayError, BrokenError, MissingError, StorageError
+from components.storage.failures import AwayError, BrokenError, DeniedError, MissingError, StorageError
 from components.storage.folders import MANIFEST, File, bring, read_files, read_manifest, write_manifest
 from components.storage.objects import abort, delete, delete_folder, listing, unfinished
 from components.storage.uploads import Content, put, send
@@ -31,6 +31,7 @@ from components.storage.uris import S3Uri
 
 EVERY_SECONDS = 30.0  # between the end of a round and the next
 AGAIN_SECONDS = 60.0  # after one that failed
+LAST_SECONDS = 10.0  # for a last try at the end, where the one before has failed
 OPENED = "_opened.json"
 REPLACED_WHOLE = ".pt"  # ending of files that are never written to: a second name keeps their content
 _SNAPSHOT = ".sending"
@@ -119,7 +120,7 @@ class Mirror:
             self._is_ending = True
             self._condition.notify()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(LAST_SECONDS if self._problem else None)
 
     def _run(self, uri: S3Uri) -> None:
         while True:
@@ -140,17 +141,17 @@ class Mirror:
 
     def _try(self, uri: S3Uri) -> str | None:
         """One round; what went wrong, which is said once, as is its end."""
-        before, self._problem = self._problem, None
+        problem = None
         try:
             self._round(uri)
         except Exception as error:  # whatever it is, the step's own work goes on
-            self._problem = str(error) if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"
-            if before is None:
-                self._tell(f"{self._problem}; the work goes on, and its checkpoints are sent later")
-        else:
-            if before is not None:
-                self._tell(f"{uri}: the checkpoints arrive again")
-        return self._problem
+            problem = str(error) if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"
+        if problem and not self._problem:
+            self._tell(f"{problem}; the work goes on, and its checkpoints are sent later")
+        if self._problem and not problem:
+            self._tell(f"{uri}: the checkpoints arrive again")
+        self._problem = problem
+        return problem
 
     def _round(self, uri: S3Uri) -> None:
         sent = {}
@@ -164,12 +165,8 @@ class Mirror:
         if sent != self._sent:
             write_manifest(uri, {"newest_ns": newest, "files": [file._asdict() for file in files]})
         self._sent = sent
-        wanted = {MANIFEST, OPENED, *(_key(file) for file in files)}
-        for entry in listing(uri):
-            if entry.name not in wanted:
-                delete(uri / entry.name)
-        for key, upload_id in unfinished(uri, f"{uri.key}/"):
-            abort(S3Uri(uri.bucket, key), upload_id)
+        with contextlib.suppress(DeniedError):  # who may write need not be allowed to tidy up
+            _remove_all_but({MANIFEST, OPENED, *(_key(file) for file in files)}, uri)
 
     def _send(self, uri: S3Uri, file: Path) -> File:
         with _snapshot(file) as still:
@@ -187,6 +184,14 @@ class Mirror:
         from components.cli import say
 
         say(f"{self.step}: {line}", sys.stderr)
+
+
+def _remove_all_but(wanted: set[str], uri: S3Uri) -> None:
+    for entry in listing(uri):
+        if entry.name not in wanted:
+            delete(uri / entry.name)
+    for key, upload_id in unfinished(uri, f"{uri.key}/"):
+        abort(S3Uri(uri.bucket, key), upload_id)
 
 
 def _key(file: File) -> str:

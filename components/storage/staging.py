@@ -17,6 +17,8 @@ from autoformer.errors import AutoFormerError
 from components.storage.archives import S3Archives, in_order
 from components.storage.copies import Writer
 
+STARTED: list[subprocess.Popen[bytes]] = []
+
 
 def stage(archives: S3Archives, names: Sequence[str]) -> None:
     """Begin to bring archives to the local disk; reads go there as soon as a piece is. Returns at once."""
@@ -24,32 +26,28 @@ def stage(archives: S3Archives, names: Sequence[str]) -> None:
     if copy is None or not copy.missing(names) or Writer.busy():
         return
     command = [sys.executable, "-m", "components.storage.staging", str(archives.uri), *names]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE)  # which ends with this process, however that ends
-    atexit.register(_end, process)
+    if not STARTED:
+        atexit.register(end)
+    STARTED.append(subprocess.Popen(command, stdin=subprocess.PIPE))  # which ends with this process, however that ends
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(5)
-    process.kill()
-    if process.stdin:
-        process.stdin.close()
+def end() -> None:
+    """End what this process has started."""
+    while STARTED:
+        with STARTED.pop() as process:
+            process.terminate()
 
 
-def bring(archives: S3Archives, names: Sequence[str]) -> int:
-    """Bring what is missing of some archives, as far as there is room; the pieces that came."""
+def bring(archives: S3Archives, names: Sequence[str]) -> None:
+    """Bring what is missing of some archives, as far as there is room."""
     copy = archives.copy
     writer = Writer.take(copy) if copy else None
     if copy is None or writer is None:
-        return 0
-    came = 0
-    with contextlib.suppress(AutoFormerError):  # who reads the images is told
+        return
+    with contextlib.suppress(AutoFormerError), contextlib.closing(writer):  # who reads the images is told
         for _ in in_order(lambda piece: archives.piece(piece, writer), copy.missing(names)):
             if writer.full:
                 break
-            came += 1
-    return came
 
 
 def main(argv: Sequence[str]) -> int:

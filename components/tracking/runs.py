@@ -55,6 +55,7 @@ def open_pipeline_run(config: Config, tags: Mapping[str, str] | None = None) -> 
 
     The caller hands the id to its steps as `AUTOFORMER_PARENT_RUN_ID`, and calls `close_pipeline_run`.
     """
+    usual_patience_seconds()  # what it refuses is told before anything runs
     with answering(tracking_uri()):
         key = _config_and_data(config, dvc_revision())
         run_id, is_new = _pipeline_run(config, "runner", key, tags or {}, again=False)

@@ -93,9 +93,11 @@ def initialise(uri: str) -> "MlflowClient":
 class NoAnswerError(AutoFormerError):
     """The server does not answer, or not now: asking again may help."""
 
-    def __init__(self, told: str) -> None:
-        super().__init__(f"{told}; see that it is there, or set MLFLOW_TRACKING_URI")
-        self.told = told
+    def __init__(self, uri: str, why: str) -> None:
+        super().__init__(
+            f"MLflow at {shown(uri)} cannot be used ({why}); see that it is there, or set MLFLOW_TRACKING_URI"
+        )
+        self.told = f"MLflow at {shown(uri)} does not answer ({why})"
 
 
 @contextlib.contextmanager
@@ -106,7 +108,7 @@ def answering(uri: str) -> Iterator[None]:
     except AutoFormerError:
         raise
     except Exception as error:  # MLflow, SQLAlchemy, requests and the file system each raise kinds of their own
-        no_answer = NoAnswerError(f"MLflow at {shown(uri)} cannot be used ({reason(error)})")
+        no_answer = NoAnswerError(uri, reason(error))
         if uri.startswith("http") and not is_refusal(error) and not _is_unauthorised(error):
             raise no_answer from error
         raise AutoFormerError(str(no_answer)) from error

@@ -7,7 +7,6 @@ Not part of `make test`: it downloads gigabytes and takes minutes. What it needs
 import json
 import os
 import re
-import shutil
 import signal
 import stat
 import subprocess
@@ -16,9 +15,12 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import boto3
 import pytest
+from mlflow_server import free_port, server, wait_for
+from s3_server import S3Server
 from tracking_fixtures import make_empty_store
 from whole_run import LIMIT_SECONDS, Checkout, bytes_below, check_out, only
 
@@ -61,12 +63,17 @@ def build(root: Path = ROOT, environment: dict[str, str] | None = None) -> tuple
 
 
 @pytest.fixture(scope="session")
-def built(client: "DockerClient") -> Built:
+def built(client: "DockerClient", measured: list[str]) -> Built:
     """Both images, from a builder whose package index holds a secret."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PIP_TRUSTED_HOST": f"{MARKER}.invalid"}
     printed, seconds = build(environment=environment)
-    print(f"\nbuilt in {seconds:.0f} s:\n{printed}")
+    measured += [f"the images, built in {seconds:.0f} s:", *printed_lines(printed)]
     return Built(images_of_checkout(client), printed)
+
+
+def printed_lines(printed: str) -> list[str]:
+    """Those of the command itself: name, id and size."""
+    return [line for line in printed.splitlines() if line.startswith("autoformer-")]
 
 
 def said(client: "DockerClient", image: str, *command: str, **options: object) -> str:
@@ -78,7 +85,7 @@ def said(client: "DockerClient", image: str, *command: str, **options: object) -
 
 
 def test_names_ids_and_sizes_are_printed(built: Built, client: "DockerClient") -> None:
-    lines = [line for line in built.printed.splitlines() if line.startswith("autoformer-")]
+    lines = printed_lines(built.printed)
     assert [line.split()[0] for line in lines] == [built.images["launcher"], built.images["training"]]
     for line, most_gb in zip(lines, (0.7, 8.0), strict=True):
         name, identity, size, unit = line.split()
@@ -246,7 +253,7 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def runs(checkouts: dict[str, Checkout], built: Built) -> dict[str, Run]:
+def runs(checkouts: dict[str, Checkout], built: Built, measured: list[str]) -> dict[str, Run]:
     """The same pipeline by both runners, at the same time: each has one thread."""
     started = time.monotonic()
     command = [sys.executable, "-m", "pipeline.local", "--preset"]
@@ -260,7 +267,7 @@ def runs(checkouts: dict[str, Checkout], built: Built) -> dict[str, Run]:
         assert process.returncode == 0, f"{name}: {out}\n{err}"
         folder = only(checkouts[name].root.glob("runs/autoformer-*"))
         found[name] = Run(checkouts[name], folder, out, time.monotonic() - started)
-    print(f"\nthe pipeline by both runners side by side: {time.monotonic() - started:.0f} s")
+    measured += [f"the pipeline by both runners side by side: {time.monotonic() - started:.0f} s"]
     return found
 
 
@@ -277,10 +284,10 @@ def test_containers_choose_what_processes_choose(runs: dict[str, Run]) -> None:
 
 def test_a_person_sees_the_same_lines(runs: dict[str, Run]) -> None:
     def without_clocks(output: str) -> list[str]:
-        cut = re.sub(
-            r"[\d.,]+/s|took \d+ s|\d+ s$|[\d.]+ min|run [0-9a-f]{32}|\d{4}(-\d\d){5}(-\d+)?", "", output, flags=re.M
-        )
-        return [line.rstrip() for line in cut.splitlines()]
+        """No progress either, nor that something is waited for, which a slow machine tells of more often."""
+        clocks = r"\d+ s$|[\d.]+ min|run [0-9a-f]{32}|\d{4}(-\d\d){5}(-\d+)?"
+        lines = [re.sub(clocks, "", line) for line in output.splitlines()]
+        return [line.rstrip() for line in lines if not re.search(r": \d+/\d+ \w+, |tracking: waiting", line)]
 
     assert without_clocks(runs["containers"].output) == without_clocks(runs["processes"].output)
 
@@ -293,6 +300,112 @@ def test_nothing_is_written_but_what_a_run_writes(runs: dict[str, Run]) -> None:
     } - ({"dvc"} if not (checkout.root.parent / "dvc").exists() else set())  # fmt: skip
     everything = [path for path in checkout.root.parent.rglob("*") if not path.is_symlink()]
     assert {(path.stat().st_uid, path.stat().st_gid) for path in everything} == {(os.getuid(), os.getgid())}
+
+
+class Remote(NamedTuple):
+    """A run that was stopped by Ctrl-C while it trained the supernet, and the same command again."""
+
+    stopped: "subprocess.CompletedProcess[str]"
+    left: list[str]  # containers, once it had ended
+    checkpoints: list[Path]
+    run: Run
+
+
+@pytest.fixture(scope="session")
+def remote(
+    checkouts: dict[str, Checkout],
+    runs: dict[str, Run],
+    client: "DockerClient",
+    s3_process: S3Server,
+    fashion_mnist: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    measured: list[str],
+) -> Iterator[Remote]:
+    """In containers, as on a cluster: data in S3, weights and checkpoints in S3, and MLflow behind a server.
+
+    No container is given a folder but `runs/` and the one for work: what else it has comes by the network.
+    """
+    for file in fashion_mnist.iterdir():
+        s3_client(s3_process).upload_file(str(file), s3_process.bucket, f"data/fashion-mnist/{file.name}")
+    folder, port = tmp_path_factory.mktemp("remote"), free_port()
+    environment = checkouts["containers"].environment | s3_process.environment | {
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
+        "AUTOFORMER_STORE": s3_process.uri("store"),
+        "AUTOFORMER_WORK": str(folder / "work"),
+    }  # fmt: skip
+    checkout = Checkout(checkouts["containers"].root, environment)
+    arguments = ["--runner", "docker", "--data", s3_process.uri("data/fashion-mnist")]
+    with server(folder, port, s3_process.uri("mlflow"), s3_process.environment):
+        wait_for(port)
+        started = time.monotonic()
+        stopped = stopped_in_training(checkout, arguments)
+        left, checkpoints = ours(client, checkout.root), list(checkout.work.glob("train_supernet/*/checkpoint*.pt"))
+        before = set(checkout.root.glob("runs/autoformer-*"))
+        output = checkout.run(*arguments).stdout
+        seconds = time.monotonic() - started
+        measured += [f"the pipeline in containers with S3 and an MLflow server, stopped once: {seconds:.0f} s"]
+        found = only(set(checkout.root.glob("runs/autoformer-*")) - before)
+        yield Remote(stopped, left, checkpoints, Run(checkout, found, output, seconds))
+
+
+def stopped_in_training(checkout: Checkout, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """Start the pipeline, and press Ctrl-C when the supernet has its first checkpoint."""
+    command = [sys.executable, "-m", "pipeline.local", "--preset", str(checkout.preset), *arguments]
+    runner = checkout.start(*command)
+    give_up = time.monotonic() + LIMIT_SECONDS
+    while not list(checkout.work.glob("train_supernet/*/checkpoint.pt")):
+        assert runner.poll() is None, runner.communicate()
+        assert time.monotonic() < give_up, "no checkpoint"
+        time.sleep(0.05)
+    runner.send_signal(signal.SIGINT)
+    out, err = runner.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, runner.returncode, out, err)
+
+
+def s3_client(s3: S3Server) -> Any:
+    told = s3.environment
+    keys = {"aws_access_key_id": told["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": told["AWS_SECRET_ACCESS_KEY"]}
+    return boto3.client("s3", endpoint_url=s3.endpoint, region_name=told["AWS_DEFAULT_REGION"], **keys)
+
+
+def test_ctrl_c_ends_the_container_with_a_checkpoint(remote: Remote) -> None:
+    lines = remote.stopped.stderr.splitlines()
+    assert remote.stopped.returncode == 130
+    assert re.match(r"train_supernet: stopped by SIGTERM at step \d+ of 47; the same command goes on", lines[-2])
+    assert lines[-1] == "pipeline: stopped by SIGINT; the same command goes on from there"
+    assert remote.left == []
+    assert "checkpoint-interrupted.pt" in {path.name for path in remote.checkpoints}
+    assert re.search(r"train_supernet: resumed from step \d+ of 47", remote.run.output)
+
+
+def test_with_s3_and_a_server_they_choose_the_same(remote: Remote, runs: dict[str, Run]) -> None:
+    """As the processes did with files and sqlite: every candidate and its score, the subnet, and its weights."""
+    theirs = runs["processes"].folder / "search-subnet" / "search"
+    here = remote.run.folder / "search-subnet" / "search"
+    for name in ("candidates.csv", "chosen.yaml"):
+        assert (here / name).read_bytes() == (theirs / name).read_bytes()
+    tested = "evaluate-subnet/evaluation/metrics.json"
+    assert (remote.run.folder / tested).read_bytes() == (runs["processes"].folder / tested).read_bytes()
+
+
+def test_large_things_are_in_the_store_and_the_rest_in_mlflow(remote: Remote, s3_process: S3Server) -> None:
+    import mlflow
+
+    pages = s3_client(s3_process).get_paginator("list_objects_v2").paginate(Bucket=s3_process.bucket)
+    keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+    stored = {Path(key).name for key in keys if key.startswith("store/")}
+    assert "ema.safetensors" in stored
+    assert any(key.startswith("mlflow/") for key in keys)
+    assert not list(remote.run.folder.rglob("train-supernet/**/*.safetensors")), "of the supernet KFP has the address"
+    client = mlflow.MlflowClient(remote.run.checkout.store, remote.run.checkout.store)
+    experiment = client.get_experiment_by_name("autoformer")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    names = {run.info.run_name for run in found}
+    assert set(STEPS) <= names
+    assert {run.info.status for run in found} == {"FINISHED", "KILLED"}, "the run that was stopped, and no other"
+    assert [run.info.run_name for run in found if run.info.status == "KILLED"] == ["tiny"]
+    assert client.get_model_version_by_alias("fashion-mnist-tiny", "champion").version == "1"
 
 
 def test_the_same_run_again_is_taken_from_the_cache(runs: dict[str, Run]) -> None:
@@ -311,7 +424,7 @@ def test_a_step_that_refuses_says_why_in_one_line(runs: dict[str, Run], client: 
 
 
 def test_changed_code_is_refused_until_it_is_built_which_takes_seconds(
-    runs: dict[str, Run], built: Built, client: "DockerClient"
+    runs: dict[str, Run], built: Built, client: "DockerClient", measured: list[str]
 ) -> None:
     checkout = runs["containers"].checkout
     edited = checkout.root / "components" / "train_supernet" / "step.py"
@@ -321,36 +434,10 @@ def test_changed_code_is_refused_until_it_is_built_which_takes_seconds(
     assert "was built from other source than this checkout holds; `make images` builds it again" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     printed, seconds = build(checkout.root, checkout.environment)
-    print(f"\nbuilt again after a change of code in {seconds:.1f} s")
+    measured += [f"the images, built again after a change of code: {seconds:.0f} s"]
     assert seconds < REBUILD_SECONDS
-    after = {line.split()[0] for line in printed.splitlines() if line.startswith("autoformer-")}
+    after = {line.split()[0] for line in printed_lines(printed)}
     assert after.isdisjoint(built.images.values()), "another tag, and so another key of KFP's cache"
     edited.write_text(text)
     build(checkout.root, checkout.environment)
     assert images_of_checkout(client) == built.images, "the code of before has the tag of before"
-
-
-def test_ctrl_c_ends_the_container_with_a_checkpoint_and_the_same_command_goes_on(
-    runs: dict[str, Run], client: "DockerClient"
-) -> None:
-    checkout = runs["containers"].checkout
-    before = set(checkout.root.glob("runs/autoformer-*"))
-    shutil.rmtree(checkout.work)
-    command = ["-m", "pipeline.local", "--preset", str(checkout.preset), "--runner", "docker", "--fresh"]
-    runner = checkout.start(sys.executable, *command)
-    give_up = time.monotonic() + LIMIT_SECONDS
-    while not list(checkout.work.glob("train_supernet/*/checkpoint.pt")):
-        assert runner.poll() is None, runner.communicate()
-        assert time.monotonic() < give_up, "no checkpoint"
-        time.sleep(0.05)
-    runner.send_signal(signal.SIGINT)
-    out, err = runner.communicate(timeout=90)
-    assert runner.returncode == 130, f"{out}\n{err}"
-    assert re.search(r"^train_supernet: stopped by SIGTERM at step \d+ of 47; the same command goes on", err, re.M)
-    assert err.splitlines()[-1] == "pipeline: stopped by SIGINT; the same command goes on from there"
-    assert ours(client, checkout.root) == []
-    assert list(checkout.work.glob("train_supernet/*/checkpoint-interrupted.pt"))
-    output = checkout.run("--runner", "docker", "--fresh").stdout
-    assert re.search(r"train_supernet: resumed from step \d+ of 47", output)
-    folder = max(set(checkout.root.glob("runs/autoformer-*")) - before)
-    assert chosen(folder) == chosen(runs["processes"].folder)
