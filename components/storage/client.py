@@ -1,7 +1,8 @@
 """How S3 is reached: the standard AWS environment says where it is and who asks."""
 
 import os
-from functools import cache
+import random
+from functools import cache, partial
 from typing import Any
 
 from autoformer.errors import AutoFormerError
@@ -42,7 +43,20 @@ def _connect(process: int, endpoint: str | None) -> Any:
         max_pool_connections=32,
         s3={"addressing_style": style or ("path" if endpoint else "auto")},
     )
+    _draw_pauses_apart()
     try:
         return session.client("s3", config=config)
     except ValueError:  # whose text has the endpoint, and so what may be secret in it
         raise AutoFormerError("AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: expected http://host:port") from None
+
+
+def _draw_pauses_apart() -> None:
+    """Let boto3 draw the jitter of its pauses from the system.
+
+    By default it draws from Python's global generator, as timm's augmentations do: a checkpoint that is sent again in the
+    background would change the next image.
+    """
+    from botocore.retries import standard
+
+    if not isinstance(standard.ExponentialBackoff, partial):
+        standard.ExponentialBackoff = partial(standard.ExponentialBackoff, random=random.SystemRandom().random)
