@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from botocore.retries import standard
 from faulty_proxy import Fault, FaultyProxy
 
 from autoformer.errors import AutoFormerError
@@ -146,10 +147,11 @@ def test_bodies_that_never_arrive_leave_the_old_file_and_the_next_try_goes_on(
 
 
 def test_trying_again_draws_nothing_from_the_generator_that_augmentation_draws_from(
-    faulty: FaultyProxy, uri: str, tmp_path: Path
+    faulty: FaultyProxy, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(write(tmp_path / "file", content()), uri)
-    faulty.faults = [Fault("answer", "GET", "SlowDown", times=2)]
+    monkeypatch.setattr(standard.ExponentialBackoff, "delay_amount", lambda self, _: self._random() / 100)
+    faulty.faults = [Fault("answer", "GET", "SlowDown", times=1)]
     random.seed(1)
     expected = random.random()
     random.seed(1)

@@ -2,7 +2,7 @@
 
 import os
 import random
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from autoformer.errors import AutoFormerError
@@ -53,10 +53,14 @@ def _connect(process: int, endpoint: str | None) -> Any:
 def _draw_pauses_apart() -> None:
     """Let boto3 draw the jitter of its pauses from the system.
 
-    By default it draws from Python's global generator, as timm's augmentations do: a checkpoint that is sent again in the
-    background would change the next image.
+    By default it draws from Python's global generator, from which timm's augmentations draw too: a checkpoint that is
+    sent again in the background would change the next image.
     """
     from botocore.retries import standard
 
-    if not isinstance(standard.ExponentialBackoff, partial):
-        standard.ExponentialBackoff = partial(standard.ExponentialBackoff, random=random.SystemRandom().random)
+    class Backoff(standard.ExponentialBackoff):
+        def __init__(self) -> None:
+            super().__init__(random=random.SystemRandom().random)
+
+    if standard.ExponentialBackoff.__name__ != Backoff.__name__:
+        standard.ExponentialBackoff = Backoff
