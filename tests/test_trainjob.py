@@ -76,6 +76,7 @@ class Desk(NamedTuple):
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     for name in ("AUTOFORMER_STORE", "KFP_NAMESPACE", "KFP_RUN_ID", "KFP_POD_UID", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(launch, "__defaults__", (QUICK,))  # a cluster is asked every ten seconds
     with api_server() as server:
         made = Desk(server, tmp_path / "shared", tmp_path / "own")
         made.shared.mkdir()
