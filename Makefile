@@ -61,9 +61,9 @@ else
 endif
 
 .PHONY: run
+run: FLAGS = $(strip $(if $(RUNNER),--runner '$(RUNNER)') $(if $(DRY_RUN),--dry-run) $(if $(FRESH),--fresh))
 run: $(if $(DATA),$(STAMP),$(IMAGES)) ## run the whole pipeline here, through KFP: the demo, or DATA=path for your images
-	$(BIN)/python -m pipeline.local $(SETTINGS) $(if $(DATA),--source '$(DATA)') $(if $(RUNNER),--runner '$(RUNNER)') \
-	  $(if $(DRY_RUN),--dry-run) $(if $(FRESH),--fresh)
+	$(BIN)/python -m pipeline.local $(SETTINGS) $(if $(DATA),--source '$(DATA)') $(FLAGS)
 
 .PHONY: repro
 repro: $(IMAGES) ## the same steps through `dvc repro`
@@ -71,21 +71,21 @@ repro: $(IMAGES) ## the same steps through `dvc repro`
 
 .PHONY: compile
 compile: $(STAMP) ## compile the DAG to dist/autoformer.yaml, for a KFP cluster: CLUSTER=name, or IMAGE=… for any
-	$(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.compile $(if $(CLUSTER),--cluster '$(CLUSTER)') \
-	  $(if $(SET),--set '$(SET)') $(if $(KUBERNETES),--manifests dist/autoformer-kubernetes.yaml)
+	$(strip $(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.compile $(if $(CLUSTER),--cluster '$(CLUSTER)') \
+	  $(if $(SET),--set '$(SET)') $(if $(KUBERNETES),--manifests dist/autoformer-kubernetes.yaml))
 
 .PHONY: images
 images: $(STAMP) ## build the container images, for RUNNER=docker and for a cluster (TAG=…, REGISTRY=… [PUSH=1], BUILD="…")
-	$(BIN)/python -m pipeline.images $(if $(TAG),--tag '$(TAG)') $(if $(REGISTRY),--registry '$(REGISTRY)') \
-	  $(if $(PUSH),--push) $(if $(BUILD),--build='$(BUILD)')
+	$(strip $(BIN)/python -m pipeline.images $(if $(TAG),--tag '$(TAG)') $(if $(REGISTRY),--registry '$(REGISTRY)') \
+	  $(if $(PUSH),--push) $(if $(BUILD),--build='$(BUILD)'))
 
 .PHONY: submit
 submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=name DATA=s3://…, and perhaps PRESET, SET, WAIT=1, EVERY="0 3 * * 1"
-	$(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.submit $(if $(HOST),--host '$(HOST)') \
+	$(strip $(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.submit $(if $(HOST),--host '$(HOST)') \
 	  $(if $(CLUSTER),--cluster '$(CLUSTER)') $(SETTINGS) $(if $(DATA),--data '$(DATA)') \
 	  $(if $(DATA_HASH),--data-hash '$(DATA_HASH)') $(if $(EXPERIMENT),--experiment '$(EXPERIMENT)') \
 	  $(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(WAIT),--wait) $(if $(EVERY),--every '$(EVERY)') \
-	  $(if $(RUN),--run '$(RUN)') $(if $(TERMINATE),--terminate '$(TERMINATE)')
+	  $(if $(RUN),--run '$(RUN)') $(if $(TERMINATE),--terminate '$(TERMINATE)'))
 
 .PHONY: secrets
 secrets: $(STAMP) ## draw the passwords of a new cluster, into files that git ignores (docs/cluster.md)

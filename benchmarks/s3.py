@@ -36,7 +36,7 @@ SHARD_BYTES = 4 << 20  # moto's server copies a whole object for each range of i
 
 def measure(quick: bool) -> dict[str, Any]:
     """Rows for `benchmarks.bench`."""
-    archive_mb, images, rounds = (16, 64, 1) if quick else (192, 512, 5)
+    archive_mb, images, rounds = (16, 64, 1) if quick else (64, 256, 5)
     with tempfile.TemporaryDirectory() as folder, _server(), _environment(Path(folder)):
         rng, local = np.random.default_rng(0), Path(folder) / "local"
         local.mkdir()

@@ -27,6 +27,7 @@ NAMES = ("launcher", "training")
 SOURCE_LABEL = "autoformer.source"
 # What an image is made of; a test holds that the Dockerfile copies this, and that the builder is sent no more.
 CODE = ("LICENSE", "THIRD_PARTY_NOTICES.md", "params.yaml", "configs", "autoformer", "components", "pipeline")
+LEFT_OUT = ("configs/cluster", "pipeline/manifests")  # on what steps run; an edit makes no other image
 RECIPE = ("docker/Dockerfile", *(f"docker/{name}.lock" for name in ("uv", "launcher", "training", "executor")))
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # Where packages come from on this machine. A secret of the build: an address may hold a password.
@@ -158,6 +159,7 @@ def _files(path: Path) -> list[Path]:
         if file.is_file()
         and file.suffix != ".pyc"
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and not any(file.is_relative_to(ROOT / name) for name in LEFT_OUT)
     )
 
 

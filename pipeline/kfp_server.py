@@ -12,19 +12,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-import urllib3
 from urllib3 import exceptions
 
 from autoformer.errors import AutoFormerError
+from pipeline.kfp_access import address, configuration, said, token
 
 OLDEST = (2, 17)  # the KFP whose SDK compiles our package
 TIMEOUT_SECONDS = (10, 60)  # to connect, and to wait for a part of the answer
-PAUSE_SECONDS = 0.3  # before a question is repeated; twice as long each time
-REPETITIONS = 3
-TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"  # where KFP's documentation projects one into a pod
 _FOREIGN = "the answer is not one of KFP's API v2beta1"
 _FORWARD = "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80"
 
@@ -89,7 +84,7 @@ class Server:
         self.host = address(host)
         self._ui = os.environ.get("KF_PIPELINES_UI_ENDPOINT", self.host).rstrip("/")
         self._given = token() is not None
-        client = api.ApiClient(_configuration(self.host))
+        client = api.ApiClient(configuration(self.host))
         self._client = client
         self._pipelines, self._uploads = api.PipelineServiceApi(client), api.PipelineUploadServiceApi(client)
         self._experiments, self._runs = api.ExperimentServiceApi(client), api.RunServiceApi(client)
@@ -245,15 +240,15 @@ class Server:
         return answer
 
     def _refusal(self, error: Any) -> AutoFormerError:
-        said = _said(error)
+        told = said(error)
         if error.status in (401, 403):
-            return AutoFormerError(f"{self.host} {self._denial(error.status)}: {said}")
+            return AutoFormerError(f"{self.host} {self._denial(error.status)}: {told}")
         if error.status == 404:
-            return MissingError(f"{self.host}: {said}")
+            return MissingError(f"{self.host}: {told}")
         if error.status == 409:
-            return TakenError(f"{self.host}: {said}")
-        kind = NoAnswerError if error.status >= 500 or error.status == 429 else AutoFormerError
-        return kind(f"{self.host} answers {error.status}: {said}")
+            return TakenError(f"{self.host}: {told}")
+        kind = NoAnswerError if (error.status or 0) >= 500 or error.status == 429 else AutoFormerError
+        return kind(f"{self.host} answers {error.status}: {told}")
 
     def _denial(self, status: int) -> str:
         """401 is about who asks, 403 about what that one may do."""
@@ -292,59 +287,6 @@ class Server:
         )
 
 
-def address(host: str) -> str:
-    """An address as requests are sent to; what a browser shows after `#` is left out."""
-    parts = urlsplit(host.strip().partition("#")[0])
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise AutoFormerError(f"HOST={host}: expected http://… or https://…, as in HOST=http://127.0.0.1:8080")
-    if parts.username or parts.password or parts.query:
-        raise AutoFormerError("HOST: an address without user, password and query; a token comes by KFP_TOKEN")
-    return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
-
-
-def token() -> str | None:
-    """What proves who asks: from `KFP_TOKEN`, the file that `KFP_TOKEN_FILE` names, or the pod's projected token."""
-    given, named = os.environ.get("KFP_TOKEN"), os.environ.get("KFP_TOKEN_FILE")
-    where = "KFP_TOKEN"
-    if not given:
-        file = Path(named or TOKEN_FILE)
-        where = str(file)
-        if not named and not file.exists():
-            return None
-        try:
-            given = file.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise AutoFormerError(f"{file}: the token cannot be read ({type(error).__name__})") from None
-    given = given.strip()
-    if not re.fullmatch(r"[\x21-\x7e]+", given):  # the text is not told: it may be a secret all the same
-        raise AutoFormerError(f"{where}: not a token: empty, or with characters that no header takes")
-    return given
-
-
-def _configuration(host: str) -> Any:
-    import kfp_server_api as api
-
-    configuration = api.Configuration(host=host)
-    configuration.retries = urllib3.Retry(
-        total=10, connect=REPETITIONS, read=REPETITIONS, status=REPETITIONS, redirect=5, other=0,
-        backoff_factor=PAUSE_SECONDS, status_forcelist=(429, 502, 503, 504), allowed_methods=("GET",),
-        raise_on_status=False, respect_retry_after_header=False,
-    )  # fmt: skip
-    configuration.ssl_ca_cert = os.environ.get("SSL_CERT_FILE")
-    parts = urlsplit(host)
-    if not proxy_bypass(parts.hostname or ""):
-        configuration.proxy = getproxies().get(parts.scheme)
-    if token() is not None:
-        configuration.api_key_prefix["authorization"] = "Bearer"
-        configuration.api_key["authorization"] = ""
-        configuration.refresh_api_key_hook = _renew  # a projected token is replaced every hour
-    return configuration
-
-
-def _renew(configuration: Any) -> None:
-    configuration.api_key["authorization"] = token()
-
-
 def _named(name: str) -> str:
     """A filter for the things of one name."""
     return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
@@ -355,17 +297,3 @@ def _is_object(text: str) -> bool:
         return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
-
-
-def _said(error: Any) -> str:
-    """The server's own words, on one line."""
-    text = str(error.body or "")
-    with contextlib.suppress(ValueError, AttributeError):
-        found = json.loads(text)
-        text = str(found.get("error_message") or found.get("message") or found.get("error") or text)
-    if not text or text.lstrip().startswith("<"):
-        text = str(error.reason or "no reason given")
-    text = " ".join(text.split())
-    with contextlib.suppress(AutoFormerError):
-        text = text.replace(token() or "\0", "…")
-    return text if len(text) <= 300 else f"{text[:299]}…"

@@ -28,7 +28,8 @@ from pipeline import schedules
 from pipeline.cluster import Cluster, load_cluster
 from pipeline.compile import PIPELINE, write_package
 from pipeline.following import follow
-from pipeline.kfp_server import OLDEST, MissingError, Server, Start, Version, address
+from pipeline.kfp_access import address
+from pipeline.kfp_server import OLDEST, MissingError, Server, Start, Version
 
 _NONE = "nothing was started"
 

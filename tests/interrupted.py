@@ -33,7 +33,6 @@ class Place:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("AUTOFORMER_WORK", str(self.root / "other-work"))
             patch.setenv("AUTOFORMER_TRACKING", "off")
-            patch.delenv("AUTOFORMER_STORE", raising=False)
             out = self.root / f"{step}-undisturbed-{abs(hash(config))}"
             given = arguments(step, self.data, self.root / "made", out, config or CONFIGS[step])
             assert run(step, given) == 0

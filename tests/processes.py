@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def start(step: str, given: dict[str, str], log: Path, *events: Event) -> ForkSe
     return process
 
 
-def ended(process: ForkServerProcess) -> int:
+def ended(process: BaseProcess) -> int:
     """Its exit code: negative where a signal has killed it."""
     process.join(PATIENCE_SECONDS)
     if process.exitcode is None:

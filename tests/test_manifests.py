@@ -19,6 +19,7 @@ from autoformer.errors import AutoFormerError
 from components.config import ROOT
 from components.storage import connect
 from pipeline.cluster import load_cluster
+from pipeline.images import LEFT_OUT, _files
 from pipeline.new_secrets import MANIFESTS, main, write_secrets
 
 RELEASES = {"kubeflow/pipelines": "2.17.2", "kubeflow/trainer": "v2.3.0"}
@@ -290,6 +291,15 @@ def test_what_is_drawn_is_known_to_neither_git_nor_the_builder(capsys: pytest.Ca
         assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
     assert "**/.*" in (ROOT / ".dockerignore").read_text().splitlines()
     assert main(["--force"]) == 2 and "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_an_edit_of_the_settings_or_manifests_makes_no_other_image() -> None:
+    """They name the images by digest: were they part of them, each naming would make others."""
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    for name in LEFT_OUT:
+        assert (ROOT / name).is_dir() and name in ignored
+        assert ignored.index(name) > ignored.index(f"!{name.partition('/')[0]}")  # the last pattern that fits decides
+        assert not [file for file in _files(ROOT / name.partition("/")[0]) if file.is_relative_to(ROOT / name)]
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which has kustomize in it, is not here")

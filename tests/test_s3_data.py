@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from faulty_proxy import Fault, FaultyProxy
 from imagenet_archives import write_archives
 from run_steps import contents
 from s3_data import SPACE, prepare_argv, prepared, shards, source, upload
@@ -130,10 +132,11 @@ def test_imagenet_is_indexed_in_one_pass(
 
 def test_hashes_of_data_tell_them_apart(name: str, s3: S3Server, tmp_path: Path) -> None:
     uri = upload(s3, shards(tmp_path / "mine", 3), name)
-    first = hash_data(uri)
-    assert hash_data(uri) == first != hash_data(tmp_path / "mine")
+    places = (uri, source(tmp_path / "linked", uri))
+    first = list(map(hash_data, places))
+    assert first == list(map(hash_data, places)) and hash_data(tmp_path / "mine") not in first
     connect().put_object(Bucket=s3.bucket, Key=f"{name}/train-0000.tar", Body=b"other")
-    assert hash_data(uri) != first
+    assert not set(first) & set(map(hash_data, places))
 
 
 # --- training ---
@@ -161,7 +164,7 @@ def linked(name: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return Linked(s3, name, tmp_path)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_batches_from_s3_are_those_from_the_disk(linked: Linked, workers: int) -> None:
     augmentation = Augmentation(crop_scale=(0.3, 1.0), flip=True, fast=True, repeats=3)
     recipe = Recipe(epochs=1, batch_size=6, learning_rate=1, augmentation=augmentation)
@@ -279,6 +282,35 @@ def test_an_archive_that_changes_while_it_is_read(linked: Linked, s3: S3Server, 
         ".tar: another object than when it was listed; give the same command again, or run prepare_data again"
     )
     assert len(str(caught.value)) < 250
+
+
+PASSING = [
+    Fault("answer", "GET", "SlowDown", times=1),
+    Fault("answer", ".tar", "InternalError", times=1),
+    *(Fault(kind, ".tar", times=2) for kind in ("reset", "reset in the body", "cut off", "corrupted")),
+]
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.kind} {fault.code}".strip())
+def test_what_passes_costs_no_image(linked: Linked, faulty: FaultyProxy, fault: Fault) -> None:
+    """Bytes that come damaged are told by the row's checksum, and asked for again."""
+    wanted = read_all(linked.images(linked.disk).pictures)
+    faulty.faults = [replace(fault)]
+    assert read_all(linked.images(linked.data).pictures) == wanted
+    assert faulty.faults[0].times == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("ExpiredToken", "the AWS credentials have expired"),
+        ("AccessDenied", "access denied; these credentials lack s3:GetObject there"),
+        ("SlowDown", "S3 has no capacity or is at fault (SlowDown), after all tries"),
+    ],
+)
+def test_what_lasts_is_one_line(linked: Linked, faulty: FaultyProxy, code: str, told: str) -> None:
+    faulty.faults = [Fault("answer", ".tar", code)]
+    assert told in refused(linked, 0)
 
 
 def test_an_empty_prefix_and_a_bucket_that_is_not_there(

@@ -1,9 +1,11 @@
 """What networks and servers do wrong: tried again, or one line; nothing lost, nothing half-written."""
 
 import hashlib
+import random
 from pathlib import Path
 
 import pytest
+from botocore.retries import standard
 from faulty_proxy import Fault, FaultyProxy
 
 from autoformer.errors import AutoFormerError
@@ -142,6 +144,20 @@ def test_bodies_that_never_arrive_leave_the_old_file_and_the_next_try_goes_on(
     assert old.read_bytes() == content()
     assert faulty.count("GET") == 2  # of three ranges
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "old"]
+
+
+def test_trying_again_draws_nothing_from_the_generator_that_augmentation_draws_from(
+    faulty: FaultyProxy, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(write(tmp_path / "file", content()), uri)
+    monkeypatch.setattr(standard.ExponentialBackoff, "delay_amount", lambda self, _: self._random() / 100)
+    faulty.faults = [Fault("answer", "GET", "SlowDown", times=1)]
+    random.seed(1)
+    expected = random.random()
+    random.seed(1)
+    download(uri, tmp_path / "came")
+    assert faulty.faults[0].times == 0
+    assert random.random() == expected
 
 
 def test_an_upload_is_gone_on_with(faulty: FaultyProxy, uri: str, tmp_path: Path) -> None:

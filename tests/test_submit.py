@@ -18,7 +18,7 @@ from werkzeug.serving import generate_adhoc_ssl_pair
 
 from autoformer.errors import AutoFormerError
 from components.config import ROOT, load_config
-from pipeline import following, kfp_server, schedules, submit
+from pipeline import following, kfp_access, kfp_server, schedules, submit
 from pipeline.cluster import Cluster
 from pipeline.compile import write_package
 
@@ -35,7 +35,7 @@ def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
     for name in ("no_proxy", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(kfp_server, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(kfp_access, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(following, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(submit, "write_package", _package)
     monkeypatch.setenv("AUTOFORMER_IMAGE", "autoformer:test")
@@ -191,7 +191,7 @@ def test_a_token_comes_from_the_environment_or_a_file(kfp: KfpServer, monkeypatc
     monkeypatch.setenv("KFP_TOKEN_FILE", str(tmp_path / "token"))
     assert run(kfp, *DATA) == 0
     monkeypatch.delenv("KFP_TOKEN_FILE")
-    monkeypatch.setattr(kfp_server, "TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setattr(kfp_access, "TOKEN_FILE", str(tmp_path / "token"))
     assert run(kfp, *DATA) == 0
     assert set(kfp.authorizations) == {f"Bearer {SECRET}"}
 
@@ -298,7 +298,7 @@ def test_an_older_server_is_told_of(kfp: KfpServer, capsys: Capture) -> None:
 
 def test_a_server_that_is_slow(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
     monkeypatch.setattr(kfp_server, "TIMEOUT_SECONDS", (1, 0.1))
-    monkeypatch.setattr(kfp_server, "REPETITIONS", 0)
+    monkeypatch.setattr(kfp_access, "REPETITIONS", 0)
     kfp.fail("GET", f"{V2}/healthz", slow(0.5))
     assert "no answer within 0.1 s" in refused(kfp, capsys, *DATA)
 
@@ -356,6 +356,8 @@ def test_bad_input_asks_nobody(arguments: list[str], says: str, kfp: KfpServer, 
         ("127.0.0.1:8080", "expected http://… or https://…"),
         ("ftp://kfp", "expected http"),
         ("http://", "expected http"),
+        ("http://[::1", "expected http"),
+        ("http://kfp:port", "expected http"),
         ("https://me:secret@kfp", "an address without user, password"),
         ("", "HOST is missing"),
     ],
@@ -443,7 +445,7 @@ def test_a_run_that_does_not_succeed(look: dict[str, Any], says: str, kfp: KfpSe
 
 
 def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
-    monkeypatch.setattr(kfp_server, "REPETITIONS", 0)
+    monkeypatch.setattr(kfp_access, "REPETITIONS", 0)
     kfp.story = GOOD
     for what in (reset, status(503), status(500), reset):
         kfp.fail("GET", f"{V2}/runs/.*", what)
@@ -452,7 +454,7 @@ def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: 
 
 
 def test_a_server_that_is_away_for_too_long(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
-    monkeypatch.setattr(kfp_server, "REPETITIONS", 0)
+    monkeypatch.setattr(kfp_access, "REPETITIONS", 0)
     monkeypatch.setattr(following, "PATIENCE_SECONDS", 0.05)
     kfp.story = GOOD
     kfp.fail("GET", f"{V2}/runs/.*", reset, times=1000)

@@ -1,20 +1,18 @@
 """A step on several machines: launched, followed, cancelled, and brought back, against a server that speaks the API."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from kubernetes_api_server import ApiServer, Fault, Kubelet, Pod, api_server
-from processes import PRELOADED, at_step, ended, signal_self, wait_until
+from machines import QUICK, start_launcher, start_node
+from processes import ended, wait_until
 from run_steps import arguments, argv, config_of, contents
 from s3_server import S3Server
 from tiny import TinyData
@@ -27,7 +25,6 @@ from components.trainjob.launch import launch
 from components.trainjob.settings import JobSettings
 
 STEP = "train_supernet"
-QUICK = Patience(poll_seconds=0.01, pause_seconds=0.005, outage_seconds=5, silent_seconds=5, drain_seconds=5)
 IMAGE = "registry.example/autoformer-training@sha256:" + "0" * 64
 WORK = "out"
 
@@ -369,24 +366,6 @@ def test_what_needs_no_machine_is_checked_before_one_is_asked_for(
 # --- a launcher that ends ---
 
 
-def _launch(words: list[str], settings: str, environment: dict[str, str], log: str) -> None:
-    """In a process of its own."""
-    os.environ.clear()
-    os.environ.update(environment)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    raise SystemExit(launch(STEP, words, JobSettings.parse(settings), QUICK))
-
-
-def started(desk: Desk, log: Path) -> ForkServerProcess:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_launch, args=(desk.argv(), desk.settings().to_json(), dict(os.environ), str(log)))
-    process.start()
-    return process
-
-
 def test_a_launcher_that_was_killed_comes_back_to_its_job(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -394,7 +373,7 @@ def test_a_launcher_that_was_killed_comes_back_to_its_job(
     monkeypatch.setenv("KFP_RUN_ID", "0b0fa0e6-7d3f-4b4e-9d0d-000000000000")
     monkeypatch.setenv("KFP_POD_NAME", "first")
     monkeypatch.setenv("KFP_POD_UID", "uid-of-first")
-    killed = started(desk, tmp_path / "log")
+    killed = start_launcher(STEP, desk.argv(), desk.settings(), tmp_path / "log")
     wait_until(lambda: desk.server.jobs and len(desk.server.asked) > 4)
     os.kill(killed.pid or 0, signal.SIGKILL)
     assert ended(killed) == -signal.SIGKILL
@@ -416,7 +395,7 @@ def test_a_launcher_that_was_killed_comes_back_to_its_job(
 def test_a_launcher_that_is_told_to_stop_takes_its_job_with_it(
     desk: Desk, tmp_path: Path, number: int, code: int
 ) -> None:
-    process = started(desk, tmp_path / "log")
+    process = start_launcher(STEP, desk.argv(), desk.settings(), tmp_path / "log")
     wait_until(lambda: desk.server.jobs and len(desk.server.asked) > 4)
     name = desk.server.job["metadata"]["name"]
     desk.server.faults = [Fault("DELETE", "/trainjobs", 503)]
@@ -460,37 +439,6 @@ def test_attempts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
 # --- really run ---
 
 CONFIG = config_of(STEP, epochs=2)  # 20 steps, a checkpoint every 10
-KILL = partial(signal_self, signal.SIGKILL)
-
-
-def _node(words: list[str], environment: dict[str, str], log: str, events: list[Any]) -> None:
-    """A pod's container: the environment that it is given, and its output in a file."""
-    from components.trainjob import node
-
-    os.environ.clear()
-    os.environ.update(environment)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    for do, *given in events:
-        do(*given)
-    raise SystemExit(node.main(words))
-
-
-def start_node(
-    words: list[str],
-    environment: dict[str, str],
-    log: Path,
-    killed: Callable[[str, str], bool] = lambda job, node: False,
-) -> ForkServerProcess:
-    """`killed`: of which job the machine of which number dies after step 12."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    dies = killed(words[words.index("--job") + 1], environment["PET_NODE_RANK"])
-    process = context.Process(target=_node, args=(words, environment, str(log), [(at_step, 12, KILL)] if dies else []))
-    process.start()
-    return process
 
 
 @pytest.fixture(scope="module")

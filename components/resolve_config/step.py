@@ -9,6 +9,7 @@ import components
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.files import canonical_json, hash_path, hash_value
+from autoformer.named import CONFIGS
 from components.cli import BAD_INPUT, end_early
 from components.config import STEPS, Config, load_config
 from components.storage.objects import listing_hash
@@ -107,9 +108,14 @@ def _check_version(compiled_from: str) -> None:
 
 
 def source_version() -> str:
-    """Hash of all that a step may run. A compiled package states it, so that no image of other source runs it."""
+    """Hash of all that a step may run, and of the presets and spaces that a run form names.
+
+    A compiled package states it, so that no image of other source runs it.
+    """
     folders = [Path(str(package.__file__)).parent for package in (autoformer, components)]
     files = {file.relative_to(folder.parent).as_posix(): file for folder in folders for file in folder.rglob("*.py")}
+    named = [file for kind in ("presets", "spaces", "subnets") for file in (CONFIGS / kind).glob("*.yaml")]
+    files |= {file.relative_to(CONFIGS).as_posix(): file for file in named}
     return hash_value({name: file.read_text(encoding="utf-8") for name, file in files.items()})[:16]
 
 

@@ -8,6 +8,9 @@
 | `failures` | what can go wrong, in one line each |
 | `objects` | what is there |
 | `uploads`, `downloads`, `folders` | files and folders to S3 and back: whole or not at all, checked, resumable |
+| `places` | data folders that lie in S3: which part of them comes to the local disk, and which stays there |
+| `ranges`, `archives` | archives read where they lie, by ranges, as the library's loader asks for them |
+| `copies`, `staging` | what a local disk has of them, within a limit, and how it comes there while a model trains |
 """
 
 from components.storage.client import connect

@@ -1,6 +1,7 @@
 """How S3 is reached: the standard AWS environment says where it is and who asks."""
 
 import os
+import random
 from functools import cache
 from typing import Any
 
@@ -42,7 +43,24 @@ def _connect(process: int, endpoint: str | None) -> Any:
         max_pool_connections=32,
         s3={"addressing_style": style or ("path" if endpoint else "auto")},
     )
+    _draw_pauses_apart()
     try:
         return session.client("s3", config=config)
     except ValueError:  # whose text has the endpoint, and so what may be secret in it
         raise AutoFormerError("AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: expected http://host:port") from None
+
+
+def _draw_pauses_apart() -> None:
+    """Let boto3 draw the jitter of its pauses from the system.
+
+    By default it draws from Python's global generator, from which timm's augmentations draw too: a checkpoint that is
+    sent again in the background would change the next image.
+    """
+    from botocore.retries import standard
+
+    class Backoff(standard.ExponentialBackoff):
+        def __init__(self) -> None:
+            super().__init__(random=random.SystemRandom().random)
+
+    if standard.ExponentialBackoff.__name__ != Backoff.__name__:
+        standard.ExponentialBackoff = Backoff

@@ -74,7 +74,8 @@ class _Partial:
         missing = [number for number in range(count) if number not in self.there]
         if not self.there:
             self.forget()
-            self.notes.write_text(json.dumps(self.head) + "\n", encoding="utf-8")
+        lines = [json.dumps(self.head), *map(str, sorted(self.there))]  # whole ones: the next is added to them
+        self.notes.write_text("\n".join(lines) + "\n", encoding="utf-8")
         handle = os.open(self.content, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             os.truncate(handle, self.found.bytes)
@@ -112,7 +113,7 @@ class _Partial:
         lines = self.notes.read_text(encoding="utf-8").split("\n")[:-1]  # a kill may have cut off the last
         if not lines or lines[0] != json.dumps(self.head):
             return set()
-        return {int(line) for line in lines[1:]}
+        return {int(line) for line in lines[1:] if line.isdecimal()}
 
     def _bring(self, handle: int, number: int, tell: Callable[[int], None]) -> None:
         patiently(lambda: self._bring_range(handle, number))

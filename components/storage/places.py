@@ -52,10 +52,11 @@ def size_of(archive: ArchiveFile) -> int:
 
 
 def hash_data(place: str | Path) -> str:
-    """What tells changed data from what they were: a folder's files, or what S3 says of its objects."""
-    if not is_uri(place):
-        return hash_path(Path(place))
-    return listing_hash(str(place))
+    """What tells changed data from what they were: a folder's files, and what S3 says of objects there."""
+    if is_uri(place):
+        return listing_hash(str(place))
+    files, remote = hash_path(Path(place)), remote_archives(Path(place))
+    return hash_value([files, listing_hash(remote.uri)]) if remote else files
 
 
 class Data(NamedTuple):

@@ -1,0 +1,65 @@
+"""Launchers and pods as processes of their own: what their containers would run. No module here is dear to import."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.context import ForkProcess, ForkServerProcess
+from pathlib import Path
+
+from processes import PRELOADED, at_step, signal_self
+
+from components.trainjob.cluster import Patience
+from components.trainjob.settings import JobSettings
+
+QUICK = Patience(poll_seconds=0.01, pause_seconds=0.005, outage_seconds=20, silent_seconds=20, drain_seconds=20)
+Dies = Callable[[str, str], bool]  # a job's name and a machine's number -> whether it is killed after step 12
+
+
+def _in_a_container(environment: dict[str, str], log: str) -> None:
+    """The environment that it is given, and its output in a file."""
+    os.environ.clear()
+    os.environ.update(environment)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+
+
+def _node(words: list[str], environment: dict[str, str], log: str, dies: bool) -> None:
+    from components.trainjob import node
+
+    _in_a_container(environment, log)
+    if dies:
+        at_step(12, partial(signal_self, signal.SIGKILL))
+    raise SystemExit(node.main(words))
+
+
+def start_node(
+    words: list[str], environment: dict[str, str], log: Path, killed: Dies = lambda job, node: False
+) -> ForkServerProcess:
+    """A pod of a job. `words`: those that stand behind `python -m components.trainjob.node`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    dies = killed(words[words.index("--job") + 1], environment["PET_NODE_RANK"])
+    process = context.Process(target=_node, args=(words, environment, str(log), dies))
+    process.start()
+    return process
+
+
+def _launcher(step: str, words: list[str], settings: str, log: str) -> None:
+    from components.trainjob.launch import launch
+
+    _in_a_container(dict(os.environ), log)
+    raise SystemExit(launch(step, words, JobSettings.parse(settings), QUICK))
+
+
+def start_launcher(step: str, words: list[str], settings: JobSettings, log: Path) -> ForkProcess:
+    """The pod that launches a job, forked from this process, which has imported all that it needs."""
+    process = multiprocessing.get_context("fork").Process(
+        target=_launcher, args=(step, words, settings.to_json(), str(log))
+    )
+    process.start()
+    return process
