@@ -157,10 +157,10 @@ def contained(client: "DockerClient", seen: Sequence[Place], image: str, *comman
 def test_exit_codes_and_lines_arrive(built: Built, client: "DockerClient", capfd: pytest.CaptureFixture[str]) -> None:
     """A hundred lines at once, and a code at once after them: KFP's own function sometimes sees neither whole."""
     for code in (0, 3, 2, 1):
-        command = f'i=0; while [ $i -lt 100 ]; do echo "line $i"; i=$((i+1)); done; printf end >&2; exit {code}'
+        command = f'i=0; while [ $i -lt 100 ]; do echo "line $i"; i=$((i+1)); done; echo err >&2; echo end; exit {code}'
         assert contained(client, [], built.images["launcher"], "sh", "-c", command) == code
         out = capfd.readouterr().out.splitlines()
-        assert sorted(out) == sorted([*(f"line {i}" for i in range(100)), "end"])
+        assert sorted(out) == sorted([*(f"line {i}" for i in range(100)), "err", "end"])
     assert ours(client) == []
 
 

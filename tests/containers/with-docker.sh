@@ -59,6 +59,7 @@ end() {
     kill "$DAEMON" 2>/dev/null || true
     wait "$DAEMON" 2>/dev/null || true
   fi
+  umount "$FOLDER"/exec/netns/* 2>/dev/null || true # the daemon leaves the network of the machine mounted there
   rm -rf --one-file-system "$FOLDER"
 }
 trap end EXIT
