@@ -84,7 +84,7 @@ submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=
 	$(strip $(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.submit $(if $(HOST),--host '$(HOST)') \
 	  $(if $(CLUSTER),--cluster '$(CLUSTER)') $(SETTINGS) $(if $(DATA),--data '$(DATA)') \
 	  $(if $(DATA_HASH),--data-hash '$(DATA_HASH)') $(if $(EXPERIMENT),--experiment '$(EXPERIMENT)') \
-	  $(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(WAIT),--wait) $(if $(EVERY),--every '$(EVERY)') \
+	  $(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(WAIT),--wait) $(if $(FRESH),--fresh) $(if $(EVERY),--every '$(EVERY)') \
 	  $(if $(RUN),--run '$(RUN)') $(if $(TERMINATE),--terminate '$(TERMINATE)'))
 
 .PHONY: secrets

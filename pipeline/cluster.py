@@ -245,7 +245,7 @@ class Cluster(Section):
             node_selector=settings.node_selector,
             tolerations=settings.tolerations,
             volumes=tuple(job_settings.Volume(**volume.model_dump()) for volume in self.volumes),
-            env=self.env,
+            env={"AUTOFORMER_STAGING_GB": self.environment["AUTOFORMER_STAGING_GB"]} | self.env,
             secret_env=tuple(
                 SecretVariable(secret=secret.secret, key=key, env=variable, optional=secret.optional)
                 for secret in self.secrets

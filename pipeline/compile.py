@@ -46,11 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write_package(out: Path, cluster: Cluster | None = None) -> str:
-    """Write the package: what KFP runs and, for a known cluster, on what. Returns the image that its steps run on."""
+def write_package(out: Path, cluster: Cluster | None = None, fresh: bool = False) -> str:
+    """Write the package: what KFP runs and, for a known cluster, on what. Returns the image that its steps run on.
+
+    `fresh`: no task of it is taken from the cache.
+    """
     from kfp import compiler
 
-    pipeline, image = _built(cluster)
+    pipeline, image = _built(cluster, fresh)
     _write(out, lambda file: compiler.Compiler().compile(pipeline, file))
     return image
 
@@ -82,17 +85,27 @@ def write_manifests(out: Path, cluster: Cluster | None = None) -> str:
     return version
 
 
-def _built(cluster: Cluster | None) -> tuple[Any, str]:
+def _built(cluster: Cluster | None, fresh: bool = False) -> tuple[Any, str]:
     """The pipeline for a cluster, or for any; and the image of its steps."""
     from components.kfp_edge import IMAGE
     from pipeline.dag import build
 
+    def uncached(step: str, task: Any) -> None:
+        if fresh:
+            task.set_caching_options(False)
+
     if cluster is None:
-        return build(image=IMAGE), IMAGE
+        return build(uncached, IMAGE), IMAGE
     from pipeline.placement import configure, pipeline_config
 
+    place = configure(cluster)
+
+    def configured(step: str, task: Any) -> None:
+        place(step, task)
+        uncached(step, task)
+
     image = cluster.images.training
-    return build(configure(cluster), image, pipeline_config(cluster)), image
+    return build(configured, image, pipeline_config(cluster)), image
 
 
 def told(cluster: Cluster) -> list[str]:

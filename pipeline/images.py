@@ -19,6 +19,7 @@ from autoformer.files import hash_file, hash_value
 from components.cli import Parser, refuse
 from components.config import ROOT
 from components.tracking.provenance import git_commit
+from components.tracking.store import shown
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -107,7 +108,12 @@ def build(client: "DockerClient", name: str, registry: str, more: Sequence[str],
 
 
 def _labels() -> dict[str, str]:
-    return {"VERSION": autoformer.__version__, "REVISION": git_commit(), "SOURCE": source_hash()}
+    labels = {"VERSION": autoformer.__version__, "REVISION": git_commit(), "SOURCE": source_hash()}
+    remote = subprocess.run(
+        ["git", "config", "--get", "remote.origin.url"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    address = shown(remote.stdout.strip())
+    return labels | {"URL": address} if "://" in address else labels  # a path says nothing elsewhere
 
 
 def _secrets(folder: Path) -> Iterator[str]:

@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--namespace", help="of your profile, where several users share the server (default: the cluster's)"
     )
+    result.add_argument("--fresh", action="store_true", help="take no task from the cache")
     result.add_argument("--wait", action="store_true", help="follow the run to its end, and end as it did")
     result.add_argument("--every", help='a recurring run: "0 3 * * 1" as in cron, or 6h; `never` ends it')
     result.add_argument("--run", metavar="ID", help="start none: follow this one to its end")
@@ -89,7 +90,7 @@ def _run(arguments: argparse.Namespace, left: list[str]) -> int:
     server = Server(arguments.host, namespace)
     _warn_of_age(server)
     start = Start(
-        version=_upload(server, cluster),
+        version=_upload(server, cluster, arguments.fresh),
         experiment=server.experiment(arguments.experiment),
         parameters=_parameters(arguments, config, overrides),
         service_account=(cluster.service_account if cluster else None) or "",
@@ -149,11 +150,11 @@ def _parameters(arguments: argparse.Namespace, config: Config, overrides: list[s
     }
 
 
-def _upload(server: Server, cluster: Cluster | None) -> Version:
+def _upload(server: Server, cluster: Cluster | None, fresh: bool) -> Version:
     """The package on the server, under a name that its content decides."""
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / f"{PIPELINE}.yaml"
-        image = write_package(package, cluster)
+        image = write_package(package, cluster, fresh)
         # by what the package says: the compiler writes its keys in another order each time
         content = list(yaml.load_all(package.read_text(encoding="utf-8"), yaml.CSafeLoader))
         name = f"{PIPELINE}-{hash_value(content)[:12]}"

@@ -214,7 +214,7 @@ def test_a_step_on_several_machines_is_launched_by_a_light_pod(multi_node: Packa
         assert {secret.env: secret.optional for secret in job.secret_env} == {
             name: name.startswith("MLFLOW") for name in SECRETS
         }
-        assert job.env == multi_node.cluster.env
+        assert job.env == multi_node.cluster.env | {"AUTOFORMER_STAGING_GB": "107"}  # half of the scratch
         assert [(each.claim, each.mount, each.read_only) for each in job.volumes] == [
             ("autoformer-shared", "/shared", False), ("images", "/data", True),
         ]  # fmt: skip
@@ -388,7 +388,8 @@ def test_machines_of_one_job_need_a_place_to_meet() -> None:
     """Either is enough; of volumes, one that is not for reading alone."""
     read_only, store = "volumes=[{claim: a, mount: /data, read_only: true}]", "env={AUTOFORMER_STORE: s3://a/b}"
     assert load_cluster("multi-node", [read_only, store]).job("train_supernet")
-    assert load_cluster("multi-node", ["env={}"]).job("train_supernet")
+    writable = "volumes=[{claim: a, mount: /data}]"
+    assert load_cluster("multi-node", [writable, "env={}"]).job("train_supernet")
     with pytest.raises(AutoFormerError, match=r"nodes = 4: machines of one job need a place .* env.AUTOFORMER_STORE"):
         load_cluster("multi-node", [read_only, "env={}"])
 

@@ -12,6 +12,7 @@ from autoformer.files import canonical_json, hash_path, hash_value
 from autoformer.named import CONFIGS
 from components.cli import BAD_INPUT, end_early
 from components.config import STEPS, Config, load_config
+from components.retrain_subnet.compiler import require_compiler
 from components.storage.objects import listing_hash
 from components.storage.uris import S3Uri, is_uri
 
@@ -69,6 +70,9 @@ def for_each_step(
     try:
         _check_version(compiled_from)
         config = resolve(preset, overrides, seed, max_params_m)
+        assert config.retrain_subnet is not None
+        if config.retrain_subnet.compile:  # a supernet later would be too late to hear that
+            require_compiler()
         known = data_hash or identity_of(data)
     except AutoFormerError as error:
         raise SystemExit(end_early("resolve_config", str(error), BAD_INPUT)) from None
