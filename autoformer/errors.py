@@ -1,4 +1,4 @@
-"""The one exception that this project raises for input that a person can mend."""
+"""The exceptions that this project raises for what a person can mend, or wait out."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -12,6 +12,10 @@ class AutoFormerError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))  # a path or a library's message may hold several
+
+
+class UnavailableError(AutoFormerError):
+    """No fault of the input: a server does not answer, and the same command may succeed another time."""
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -7,6 +7,7 @@
 | 2 | bad input, a place that another run is at work in, a full or read-only disk: one line on stderr |
 | 130, 143, 129 | stopped by SIGINT (Ctrl-C), SIGTERM, SIGHUP: one line on stderr; the same command goes on |
 | 137, … | one of several processes was killed by a signal, 128 and its number: one line on stderr |
+| 69 | S3 did not answer, in any try, or the bytes arrived damaged: one line on stderr; the same command goes on |
 | 75 | of several processes one is gone that another has waited for, or the job on several machines is |
 | 124 | the job on several machines has exceeded its deadline |
 
@@ -24,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, UnavailableError
 from autoformer.files import unwritable, write_json
 from components import ranks
 from components.config import Config, load_config
@@ -90,6 +91,8 @@ def exit_code(step: str, work: Callable[[], None]) -> int:
     """Do a step's work. What ends it early is one line on stderr and the exit code; see above."""
     try:
         work()
+    except UnavailableError as error:
+        return end_early(step, str(error), ranks.AWAY)
     except (AutoFormerError, OSError) as error:
         return end_early(step, in_one_line(error), BAD_INPUT)
     except Stopped as stopped:

@@ -49,6 +49,7 @@ GRACE_SECONDS = 30  # for a checkpoint, after which a rank that was told to end 
 TIMEOUT = timedelta(minutes=30)  # of a word between ranks: longer than rank 0 scores or writes while others wait
 MEETING_SECONDS = 900  # that a machine waits for the others, which may still pull their image
 BAD_INPUT = 2
+AWAY = 69  # exit code of a step that a server was away from; another start may succeed
 LOST = 75  # exit code of a rank whose connection to another is gone
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, that of Windows' subsystem, AMD's
 _CHUNK_BYTES = 2**26  # of a file that rank 0 hands out
@@ -165,7 +166,11 @@ def joined(config: Config) -> Iterator[Ranks]:
         start = f"start {_number('TORCHELASTIC_RESTART_COUNT', 0)}"
         store = distributed.PrefixStore(start, store)  # type: ignore[attr-defined]
         distributed.init_process_group(_backend(config), store=store, rank=rank, world_size=count, timeout=TIMEOUT)
+    except AutoFormerError:
+        raise
     except (ValueError, RuntimeError) as error:
+        if _is_lost(error):  # a machine that was lost meanwhile is no fault of this one's input
+            raise LostRank(ranks) from None
         reason = " ".join(str(error).split()[:20])
         raise AutoFormerError(f"rank {ranks.rank} of {ranks.count} does not find the others ({reason})") from None
     try:
@@ -386,6 +391,9 @@ def _fallen(failures: "Mapping[int, ProcessFailure]", told: Sequence[Mapping[str
     for word in told:
         if word["code"] == BAD_INPUT:
             return Fallen(str(word["message"]), BAD_INPUT)
+    for word in told:
+        if word["code"] == AWAY:
+            return Fallen(str(word["message"]), AWAY)
     first = {rank: failure for rank, failure in failures.items() if failure.exitcode not in (LOST, *_ENDED)}
     killed = sorted((failure.timestamp, rank) for rank, failure in first.items() if failure.exitcode < 0)
     if killed:

@@ -326,7 +326,9 @@ def failure(rank: int, code: int) -> ProcessFailure:
 def test_the_first_cause_is_named_and_not_those_that_ended_for_its_sake() -> None:
     stopped = {"step": STEP, "message": "stopped by SIGTERM at step 5 of 9", "code": 143}
     lost = {"step": STEP, "message": "rank 0 of 3 has lost its connection to the others", "code": edge.LOST}
+    away = {"step": STEP, "message": "s3://a/b: S3 is away", "code": edge.AWAY}
     for codes, told, line, code in (
+        ([edge.LOST, edge.AWAY, -15], [lost, away], "s3://a/b: S3 is away", edge.AWAY),
         ([edge.LOST, -9, -15], [lost], "rank 1 of 3 was killed by SIGKILL, as", 137),
         ([143, -11, edge.LOST], [stopped], "rank 1 of 3 was killed by SIGSEGV; ", 139),
         ([143, 143, 1], [stopped], "rank 2 of 3 failed; its traceback stands above", 1),

@@ -246,17 +246,22 @@ def test_weights_that_cannot_be_published_are_not_lost(
 
 
 @pytest.mark.parametrize(
-    ("code", "line"),
+    ("code", "line", "ended"),
     [
-        ("NoSuchBucket", "s3://autoformer-tests: there is no such bucket; make it, or correct its name"),
-        ("ExpiredToken", "the AWS credentials have expired; renew them, and give the same command again"),
+        (
+            "SlowDown",
+            "S3 has no capacity or is at fault (SlowDown), after all tries; give the same command again later",
+            69,
+        ),
+        ("NoSuchBucket", "s3://autoformer-tests: there is no such bucket; make it, or correct its name", 2),
+        ("ExpiredToken", "the AWS credentials have expired; renew them, and give the same command again", 2),
     ],
 )
 def test_a_store_that_cannot_be_used_is_told_before_any_work(
-    place: Place, store: str, faulty: FaultyProxy, capsys: pytest.CaptureFixture[str], code: str, line: str
+    place: Place, store: str, faulty: FaultyProxy, capsys: pytest.CaptureFixture[str], code: str, line: str, ended: int
 ) -> None:
     faulty.faults = [Fault("answer", "", code)]
-    assert run("train_supernet", place.given("train_supernet", f"stored-{code}")) == 2
+    assert run("train_supernet", place.given("train_supernet", f"stored-{code}")) == ended
     told = capsys.readouterr()
     assert told.err.splitlines() == [f"train_supernet: {told.err.split(': ', 1)[1].strip()}"]
     assert told.err.endswith(f"{line}\n") and "images" not in told.out

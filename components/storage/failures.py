@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, UnavailableError
 from components.storage.uris import S3Uri
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class GoneError(StorageError):
     """A multipart upload that has been completed or aborted by somebody else."""
 
 
-class BrokenError(StorageError):
+class BrokenError(StorageError, UnavailableError):
     """Bytes that did not arrive, or not as they were sent. Worth another try at once."""
 
 
@@ -62,7 +62,7 @@ class DamagedError(StorageError):
     """An object whose content is not what it should be."""
 
 
-class AwayError(StorageError):
+class AwayError(StorageError, UnavailableError):
     """No answer, or one that says to come back later."""
 
 

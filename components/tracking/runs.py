@@ -182,7 +182,7 @@ def _find_or_create(client: "MlflowClient", step: str, config: Config, tags: Map
     tags = {"stage": step, "config": hash_value(config.for_step(step)), **_own_tags(), **tags}
     if adopted := os.environ.get("MLFLOW_RUN_ID"):
         _set_tags(client, adopted, {key: value for key, value in tags.items() if not key.startswith("mlflow.")})
-        return _Begun(adopted, None, (), {})
+        return _Begun(adopted, None, (), _logged(client.get_run(adopted)))
     given = os.environ.get("AUTOFORMER_PARENT_RUN_ID")
     parent = given or _parent_of_nobody(config)
     experiment = client.get_run(parent).info.experiment_id
@@ -190,8 +190,12 @@ def _find_or_create(client: "MlflowClient", step: str, config: Config, tags: Map
         same = f"tags.`{_PARENT}` = '{parent}' and tags.stage = '{step}' and tags.config = '{tags['config']}'"
         run = _newest(client, experiment, f"{same} and attributes.status != 'FINISHED'")
         run_id = _restart(client, run, tags) if run else _create(client, experiment, step, {**tags, _PARENT: parent})
-    logged = {metric.key: metric.step for metric in run.data._metric_objs} if run else {}
-    return _Begun(run_id, parent, (run_id,) if given else (run_id, parent), logged)
+    return _Begun(run_id, parent, (run_id,) if given else (run_id, parent), _logged(run) if run else {})
+
+
+def _logged(run: "Run") -> dict[str, int]:
+    """The last step of each metric that the run holds."""
+    return {metric.key: metric.step for metric in run.data._metric_objs}
 
 
 def _parent_of_nobody(config: Config) -> str:
