@@ -75,9 +75,9 @@ compile: $(STAMP) ## compile the DAG to dist/autoformer.yaml, for a KFP cluster:
 	  $(if $(SET),--set '$(SET)') $(if $(KUBERNETES),--manifests dist/autoformer-kubernetes.yaml))
 
 .PHONY: images
-images: $(STAMP) ## build the container images, for RUNNER=docker and for a cluster (TAG=…, REGISTRY=… [PUSH=1], BUILD="…")
+images: $(STAMP) ## build the container images, for RUNNER=docker and for a cluster (TAG=…, REGISTRY=… [PUSH=1 [CLUSTER=…]], BUILD="…")
 	$(strip $(BIN)/python -m pipeline.images $(if $(TAG),--tag '$(TAG)') $(if $(REGISTRY),--registry '$(REGISTRY)') \
-	  $(if $(PUSH),--push) $(if $(BUILD),--build='$(BUILD)'))
+	  $(if $(PUSH),--push) $(if $(CLUSTER),--cluster '$(CLUSTER)') $(if $(BUILD),--build='$(BUILD)'))
 
 .PHONY: submit
 submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=name DATA=s3://…, and perhaps PRESET, SET, WAIT=1, EVERY="0 3 * * 1"

@@ -5,6 +5,7 @@ of documents, keeps its tag and its results; one of other layers has another.
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import autoformer
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_file, hash_value
+from autoformer.files import hash_file, hash_value, read_yaml, write_text
 from components.cli import Parser, refuse
 from components.config import ROOT
 from components.tracking.provenance import git_commit
 from components.tracking.store import shown
+from pipeline.cluster import cluster_path
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -46,16 +48,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--push", action="store_true", help="push the images to their registry, and print their digests"
     )
+    parser.add_argument("--cluster", help="with --push: the file of configs/cluster/ that is to name these digests")
     parser.add_argument("--build", default="", metavar="ARGUMENTS", help="more arguments of `docker build`")
     try:
         arguments = parser.parse_args(argv)
-        client = connect()
+        if arguments.cluster and not arguments.push:
+            raise AutoFormerError("--cluster names images by digest, which an image has once it is pushed; give --push")
+        settings = cluster_path(arguments.cluster) if arguments.cluster else None
+        if settings is not None:
+            read_yaml(settings)
+        client, pushed = connect(), {}
         for name in NAMES:
             image = build(client, name, arguments.registry, shlex.split(arguments.build), arguments.tag)
             size = client.images.get(image).attrs["Size"]
             print(f"{image}  {client.images.get(image).id}  {size / 1e9:.2f} GB", flush=True)
             if arguments.push:
-                print(f"  {_push(client, image)}", flush=True)
+                pushed[name] = _push(client, image)
+                print(f"  {pushed[name]}", flush=True)
+        if settings is not None:
+            name_images(settings, pushed)
+            print(f"{settings}: names them")
     except (AutoFormerError, OSError) as error:
         return refuse("images", error)
     return 0
@@ -136,6 +148,21 @@ def _push(client: "DockerClient", image: str) -> str:
             raise AutoFormerError(f"{image} could not be pushed ({line['error']}); see `docker login`, or the registry")
     digests: list[str] = client.images.get(image).attrs["RepoDigests"]
     return next(digest for digest in digests if digest.startswith(f"{repository}@"))
+
+
+def name_images(settings: Path, images: Mapping[str, str]) -> None:
+    """Write the names of images into a cluster's settings; all else in the file, its comments too, stays as it is.
+
+    Raises:
+        AutoFormerError: the file has no section `images` with a line for each.
+    """
+    text = settings.read_text(encoding="utf-8")
+    head, _, section = text.partition("\nimages:")
+    for name, image in images.items():
+        section, found = re.subn(rf"^( +{name}:) *\S+", rf"\1 {image}", section, count=1, flags=re.MULTILINE)
+        if not found:
+            raise AutoFormerError(f"{settings}: no line `{name}: …` under images; name there {image}")
+    write_text(settings, f"{head}\nimages:{section}")
 
 
 def content_tag(attributes: Mapping[str, Any]) -> str:

@@ -16,8 +16,9 @@ import pipeline.containers
 import pipeline.images
 import pipeline.local
 from components.config import ROOT, STEPS, load_config
+from pipeline.cluster import load_cluster
 from pipeline.containers import environment, places
-from pipeline.images import CODE, RECIPE, connect, content_tag, images_of_checkout, source_hash
+from pipeline.images import CODE, NAMES, RECIPE, connect, content_tag, images_of_checkout, name_images, source_hash
 
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
 LOCKS = [Path(name).stem for name in RECIPE if name.endswith(".lock")]
@@ -275,3 +276,15 @@ def test_where_no_daemon_can_be_had_that_is_said_aloud(required: str, code: int,
     assert not (tmp_path / "ran").exists()
     subprocess.run(command, env=told | {"DOCKER_HOST": "unix:///named"}, check=True)
     assert (tmp_path / "ran").exists(), "a daemon that is named is used as it is"
+
+
+def test_the_digests_of_pushed_images_come_into_a_clusters_settings_and_nothing_else_changes(tmp_path: Path) -> None:
+    settings = tmp_path / "mine.yaml"
+    before = (ROOT / "configs/cluster/multi-node.yaml").read_text(encoding="utf-8")
+    settings.write_text(before, encoding="utf-8")
+    pushed = {name: f"registry.here/{name}@sha256:{digit * 64}" for name, digit in zip(NAMES, "ab", strict=True)}
+    name_images(settings, pushed)
+    lines = zip(before.splitlines(), settings.read_text(encoding="utf-8").splitlines(), strict=True)
+    changed = [new.strip() for old, new in lines if old != new]
+    assert sorted(changed) == [f"{name}: {pushed[name]}" for name in sorted(NAMES)]
+    assert load_cluster(str(settings)).placeholders() == []
