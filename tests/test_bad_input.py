@@ -143,7 +143,7 @@ CASES: list[tuple[str, Spoil, list[str]]] = [
     (TRAIN, gone("--card"), ["gone: no such file or folder; it is made by prepare_data"]),
     (TRAIN, gone("--train-split"), ["gone: no such file or folder; it is made by prepare_data"]),
     (TRAIN, gone("--search-split"), ["gone: no such file or folder; it is made by prepare_data"]),
-    (TRAIN, gone("--data"), ["gone", "`make data` fetches it"]),
+    (TRAIN, gone("--data"), ["gone: no such file or folder; it is made by `make data`"]),
     (TRAIN, other_split, ["search.parquet: not a split of the card"]),
     (TRAIN, changed_archives, ["sha256 is"]),
     (TRAIN, setting("space=autoformer-tiny"), ["image_size = 224", "has 28", "choose another space"]),
