@@ -424,6 +424,7 @@ def test_attempts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     assert desk.launch() == 0
     second = desk.server.job["metadata"]["name"]
     assert second == f"{first[:-2]}-2"
+    assert list(desk.server.jobs) == [second], "Trainer starts a failed job again whose JobSet is gone"
 
     (desk.own / "record.json").unlink()
     assert desk.launch() == 0
@@ -433,8 +434,30 @@ def test_attempts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     desk.server.job["metadata"]["deletionTimestamp"] = "2026-01-01T01:00:00Z"
     desk.server.script = [lambda: None, lambda: None, desk.work]
     assert desk.launch() == 0
-    assert f"{STEP}: waits until the job {second} has ended" in capsys.readouterr().out
-    assert list(desk.server.jobs) == [first, f"{first[:-2]}-3"]
+    assert f"{STEP}: waits until the job {second} is gone" in capsys.readouterr().out
+    assert list(desk.server.jobs) == [f"{first[:-2]}-3"]
+
+
+@pytest.mark.parametrize("in_store", [False, True])
+def test_a_launcher_between_the_attempts(
+    desk: Desk, in_store: bool, monkeypatch: pytest.MonkeyPatch, s3: S3Server, tmp_path: Path
+) -> None:
+    """One has deleted the failed job and was killed; the next one finds none, and takes no name a second time."""
+
+    def fail() -> None:
+        desk.server.start()[0].end(1, "rank 0 of 16 failed")
+        desk.server.fail()
+
+    if in_store:
+        monkeypatch.setenv("AUTOFORMER_STORE", s3.uri(f"{tmp_path.name}/store"))
+    desk.server.script = [fail]
+    assert desk.launch() == 1
+    first = desk.server.job["metadata"]["name"]
+    desk.server.refuses = "no more jobs today"
+    assert desk.launch() == 2 and desk.server.jobs == {}
+    desk.server.refuses, desk.server.script = None, [fail]
+    assert desk.launch() == 1
+    assert list(desk.server.jobs) == [f"{first[:-2]}-2"]
 
 
 # --- really run ---

@@ -2,7 +2,7 @@
 
 The launcher holds nothing that it cannot find again. A job's name says run, step, image and attempt, so a launcher
 that was killed and comes back, or one that KFP starts again, finds the job at work and follows it; one whose job has
-failed makes the next attempt, which goes on from the last checkpoint.
+failed deletes it and makes the next attempt, which goes on from the last checkpoint.
 """
 
 import os
@@ -132,12 +132,12 @@ class _Launcher:
             self.cluster.patch(name, {"metadata": {"ownerReferences": owners(self.launched)}})
 
     def _new(self) -> str:
-        """Make the next attempt, once those before it are gone or have ended."""
-        attempts = self._attempts()
-        for job in attempts:
-            if job["metadata"].get("deletionTimestamp"):
-                self._wait_until_gone(job["metadata"]["name"])
-        attempt = 1 + max((_attempt(job) for job in attempts), default=0)
+        """Make the next attempt, once those before it are gone."""
+        former = self._attempts()
+        self._remove([job["metadata"]["name"] for job in former])
+        attempt = 1 + max((_attempt(job) for job in former), default=0)
+        while self._place(self.launched.name(self.settings, attempt)).closed:
+            attempt += 1
         name = self.launched.name(self.settings, attempt)
         place = self._place(name)
         given = place.give(self.launched.argv)
@@ -150,12 +150,23 @@ class _Launcher:
                 say(f"{self.launched.step}: launched the job {name} on {machines}")
         return name
 
+    def _remove(self, names: Sequence[str]) -> None:
+        """Delete jobs that have ended: one whose JobSet goes before it would be started again by Trainer.
+
+        A launcher that comes in between finds no job to count from, and so each place is marked first.
+        """
+        for name in names:
+            self._place(name).close()
+            self.cluster.delete(name)
+        for name in names:
+            self._wait_until_gone(name)
+
     def _wait_until_gone(self, name: str) -> None:
         """Two jobs at the same checkpoints would be in each other's way."""
         told = False
         while self.cluster.get(name) is not None:
             if not told:
-                say(f"{self.launched.step}: waits until the job {name} has ended")
+                say(f"{self.launched.step}: waits until the job {name} is gone")
                 told = True
             time.sleep(self.patience.poll_seconds)
 

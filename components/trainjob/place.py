@@ -74,6 +74,18 @@ class Place(NamedTuple):
                 _copy(source, folder / called)
         return given
 
+    def close(self) -> None:
+        """Mark that this job is over, for a launcher that finds the job itself gone: its name is not taken again."""
+        with self._sent("closed") as folder:
+            folder.mkdir()
+            (folder / "closed").touch()
+
+    @property
+    def closed(self) -> bool:
+        if self.in_store:
+            return storage.exists(f"{self.root}/closed/{MANIFEST}")
+        return Path(self.root, "closed").exists()
+
     def has_results(self, argv: Sequence[str]) -> bool:
         """Whether all that the step makes is there."""
         if self.in_store:
