@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from kubernetes_api_server import ApiServer, Fault, Kubelet, Pod, api_server
 from machines import QUICK, start_launcher, start_node
-from processes import ended, wait_until
+from processes import ended, signal_self, wait_until
 from run_steps import arguments, argv, config_of, contents
 from s3_server import S3Server
 from tiny import TinyData
@@ -22,6 +22,7 @@ from components.kfp_edge import call
 from components.storage.artifacts import whole
 from components.trainjob.cluster import Patience
 from components.trainjob.launch import launch
+from components.trainjob.place import Place
 from components.trainjob.settings import JobSettings
 
 STEP = "train_supernet"
@@ -406,6 +407,38 @@ def test_a_launcher_that_is_told_to_stop_takes_its_job_with_it(
     told = (tmp_path / "log").read_text().splitlines()[-1]
     word = signal.Signals(number).name
     assert told == f"{STEP}: stopped by {word}, and the job {name} with it; the same command goes on from there"
+
+
+def test_a_job_is_deleted_before_a_request_is_waited_for(desk: Desk, tmp_path: Path) -> None:
+    """A pod of KFP is killed a second after its SIGTERM; here the job is made, and the API does not say so."""
+    desk.server.faults = [Fault("POST", "/trainjobs", "lost"), *[Fault("POST", "/trainjobs", 503)] * 10_000]
+    process = start_launcher(STEP, desk.argv(), desk.settings(), tmp_path / "log")
+    wait_until(lambda: desk.server.jobs and desk.server.verbs().count("POST") > 1)
+    os.kill(process.pid or 0, signal.SIGTERM)
+    wait_until(lambda: desk.server.deletions)
+    assert process.is_alive() and len(desk.server.faults) > 1
+    desk.server.faults = []
+    assert ended(process) == 143
+    assert desk.server.jobs == {}
+
+
+def test_a_signal_while_results_are_brought_leaves_them_to_the_next_launcher(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = Place.take
+
+    def take(place: Place, words: list[str]) -> None:
+        signal_self(signal.SIGTERM)
+        taken(place, words)
+
+    desk.server.script = [desk.work]
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "take", take)
+        assert ended(start_launcher(STEP, desk.argv(), desk.settings(), tmp_path / "log")) == 143
+    assert (desk.own / "record.json").exists()
+    (desk.own / "record.json").unlink()
+    assert desk.launch() == 0
+    assert desk.server.verbs() == ["POST"] and (desk.own / "record.json").exists()
 
 
 def test_attempts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,13 @@ def launch(step: str, argv: Sequence[str], settings: JobSettings, patience: Pati
     """
 
     def work() -> None:
-        with stoppable():
+        launcher: _Launcher | None = None
+
+        def cancel() -> None:
+            if launcher is not None:
+                launcher.cancel_at_once()
+
+        with stoppable(cancel):
             arguments = checked(step, argv, settings)
             environment = os.environ
             launched = Launch(
@@ -49,7 +55,8 @@ def launch(step: str, argv: Sequence[str], settings: JobSettings, patience: Pati
             )
             inherited = passed(settings, environment)
             cluster = Cluster.connect(patience)
-            _Launcher(cluster, launched, settings, inherited, patience).run()
+            launcher = _Launcher(cluster, launched, settings, inherited, patience)
+            launcher.run()
 
     return exit_code(step, work)
 
@@ -99,13 +106,15 @@ class _Launcher:
     ) -> None:
         self.cluster, self.launched, self.settings = cluster, launched, settings
         self.environment, self.patience = environment, patience
+        self._at_work: str | None = None  # the job that ends with us
 
     def run(self) -> None:
         name = self._running() or self._new()
         with self._cancelled_with_us(name):
             follow(self.cluster, name, self.launched.step, self.patience)
-            with between_steps():
-                self._place(name).take(self.launched.argv)
+        self._at_work = None  # it has ended well, and stays for whoever has to bring its results another time
+        with between_steps():
+            self._place(name).take(self.launched.argv)
 
     def _place(self, name: str) -> Place:
         return Place.of_job(self.settings, name)
@@ -170,8 +179,14 @@ class _Launcher:
                 told = True
             time.sleep(self.patience.poll_seconds)
 
+    def cancel_at_once(self) -> None:
+        """Where a signal comes: a pod may be killed a second after it, while this process waits for an answer."""
+        if self._at_work is not None:
+            self.cluster.delete_at_once(self._at_work)
+
     @contextmanager
     def _cancelled_with_us(self, name: str) -> Iterator[None]:
+        self._at_work = name
         try:
             yield
         except Stopped as stopped:
