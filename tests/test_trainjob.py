@@ -237,6 +237,37 @@ def test_what_a_job_waits_for_is_said_once(desk: Desk, capsys: pytest.CaptureFix
     ]
 
 
+def test_a_job_that_gets_no_pods_says_why(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that a queue holds back is not asked about. Each new try tells the same, of a pod of another name."""
+    server = desk.server
+
+    def try_again(suffix: str) -> None:
+        job = server.job["metadata"]["name"]
+        pod = f'pods "{job}-node-0-0-{suffix}" is forbidden'
+        server.event(f"{job}-node-0", "FailedCreate", f"Error creating: {pod}: exceeded quota: gpus")
+
+    def refuse() -> None:
+        name = server.job["metadata"]["name"]
+        server.event(name, "TrainJobResourcesCreationFailed", "no such priority class")
+        server.set("Suspended", False, "Resumed")
+
+    looks = [lambda: None] * 4
+    server.script = [
+        lambda: server.set("Suspended"), *looks, refuse, *looks, lambda: try_again("aaaaa"), lambda: None,
+        lambda: try_again("bbbbb"), lambda: None, lambda: desk.work("epoch 1"),
+    ]  # fmt: skip
+    assert desk.launch() == 0
+    name = server.job["metadata"]["name"]
+    quota = f'Error creating: pods "{name}-node-0-0-aaaaa" is forbidden: exceeded quota: gpus'
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        f"{STEP}: the job {name} is resumed",
+        f"{STEP}: the job {name} has 0 of 2 pods; waiting",
+        f"{STEP}: {name}: Warning TrainJobResourcesCreationFailed: no such priority class",
+        f"{STEP}: {name}-node-0: Warning FailedCreate: {quota}",
+        "epoch 1",
+    ]
+
+
 def test_machines_that_are_started_again_are_followed(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     def begin() -> None:
         desk.server.start()[0].say("epoch 1", "epoch 2")
@@ -469,6 +500,18 @@ def test_attempts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     assert desk.launch() == 0
     assert f"{STEP}: waits until the job {second} is gone" in capsys.readouterr().out
     assert list(desk.server.jobs) == [f"{first[:-2]}-3"]
+
+
+def test_other_inputs_are_another_job(desk: Desk) -> None:
+    """The same paths and configuration, another split: the first job's results are not its own."""
+    desk.server.script = [desk.work]
+    assert desk.launch() == 0
+    (desk.own / "train.parquet").write_text("other images")
+    desk.server.script = [desk.work]
+    assert desk.launch() == 0
+    first, second = desk.server.jobs
+    assert first[:-2] != second[:-2]
+    assert Path(desk.given()["--train-split"]).read_text() == "other images"
 
 
 @pytest.mark.parametrize("in_store", [False, True])

@@ -19,7 +19,7 @@ from components.stopping import Stopped, between_steps, stoppable
 from components.trainjob.cluster import PATIENCE, Cluster, Object, Patience
 from components.trainjob.follow import condition, follow
 from components.trainjob.job import ATTEMPT, STEPS, Launch, manifest, owners
-from components.trainjob.place import Place, pairs, shared_folder
+from components.trainjob.place import Place, pairs, read_hash, shared_folder
 from components.trainjob.settings import JobSettings
 
 # What the pods of a job inherit of the launching one; nothing secret is among it.
@@ -52,6 +52,7 @@ def launch(step: str, argv: Sequence[str], settings: JobSettings, patience: Pati
                 environment.get("KFP_RUN_ID") or "by-hand",
                 environment.get("KFP_POD_NAME", ""),
                 environment.get("KFP_POD_UID", ""),
+                read_hash(arguments),
             )
             inherited = passed(settings, environment)
             cluster = Cluster.connect(patience)
