@@ -258,7 +258,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _look(self, name: str) -> None:
         """What happens between two looks at a job."""
         script = self.state.script
-        if script and script[0]() is not False:
+        if script and name in self.state.jobs and script[0]() is not False:
             script.pop(0)
         if name in self.state.lingers:
             self.state.lingers.remove(name)

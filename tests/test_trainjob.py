@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from kubernetes_api_server import ApiServer, Fault, Kubelet, Pod, api_server
 from machines import QUICK, start_launcher, start_node
-from processes import ended, wait_until
+from processes import ended, signal_self, wait_until
 from run_steps import arguments, argv, config_of, contents
 from s3_server import S3Server
 from tiny import TinyData
@@ -22,6 +22,7 @@ from components.kfp_edge import call
 from components.storage.artifacts import whole
 from components.trainjob.cluster import Patience
 from components.trainjob.launch import launch
+from components.trainjob.place import Place
 from components.trainjob.settings import JobSettings
 
 STEP = "train_supernet"
@@ -236,6 +237,37 @@ def test_what_a_job_waits_for_is_said_once(desk: Desk, capsys: pytest.CaptureFix
     ]
 
 
+def test_a_job_that_gets_no_pods_says_why(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that a queue holds back is not asked about. Each new try tells the same, of a pod of another name."""
+    server = desk.server
+
+    def try_again(suffix: str) -> None:
+        job = server.job["metadata"]["name"]
+        pod = f'pods "{job}-node-0-0-{suffix}" is forbidden'
+        server.event(f"{job}-node-0", "FailedCreate", f"Error creating: {pod}: exceeded quota: gpus")
+
+    def refuse() -> None:
+        name = server.job["metadata"]["name"]
+        server.event(name, "TrainJobResourcesCreationFailed", "no such priority class")
+        server.set("Suspended", False, "Resumed")
+
+    looks = [lambda: None] * 4
+    server.script = [
+        lambda: server.set("Suspended"), *looks, refuse, *looks, lambda: try_again("aaaaa"), lambda: None,
+        lambda: try_again("bbbbb"), lambda: None, lambda: desk.work("epoch 1"),
+    ]  # fmt: skip
+    assert desk.launch() == 0
+    name = server.job["metadata"]["name"]
+    quota = f'Error creating: pods "{name}-node-0-0-aaaaa" is forbidden: exceeded quota: gpus'
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        f"{STEP}: the job {name} is resumed",
+        f"{STEP}: the job {name} has 0 of 2 pods; waiting",
+        f"{STEP}: {name}: Warning TrainJobResourcesCreationFailed: no such priority class",
+        f"{STEP}: {name}-node-0: Warning FailedCreate: {quota}",
+        "epoch 1",
+    ]
+
+
 def test_machines_that_are_started_again_are_followed(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     def begin() -> None:
         desk.server.start()[0].say("epoch 1", "epoch 2")
@@ -408,6 +440,38 @@ def test_a_launcher_that_is_told_to_stop_takes_its_job_with_it(
     assert told == f"{STEP}: stopped by {word}, and the job {name} with it; the same command goes on from there"
 
 
+def test_a_job_is_deleted_before_a_request_is_waited_for(desk: Desk, tmp_path: Path) -> None:
+    """A pod of KFP is killed a second after its SIGTERM; here the job is made, and the API does not say so."""
+    desk.server.faults = [Fault("POST", "/trainjobs", "lost"), *[Fault("POST", "/trainjobs", 503)] * 10_000]
+    process = start_launcher(STEP, desk.argv(), desk.settings(), tmp_path / "log")
+    wait_until(lambda: desk.server.jobs and desk.server.verbs().count("POST") > 1)
+    os.kill(process.pid or 0, signal.SIGTERM)
+    wait_until(lambda: desk.server.deletions)
+    assert process.is_alive() and len(desk.server.faults) > 1
+    desk.server.faults = []
+    assert ended(process) == 143
+    assert desk.server.jobs == {}
+
+
+def test_a_signal_while_results_are_brought_leaves_them_to_the_next_launcher(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = Place.take
+
+    def take(place: Place, words: list[str]) -> None:
+        signal_self(signal.SIGTERM)
+        taken(place, words)
+
+    desk.server.script = [desk.work]
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "take", take)
+        assert ended(start_launcher(STEP, desk.argv(), desk.settings(), tmp_path / "log")) == 143
+    assert (desk.own / "record.json").exists()
+    (desk.own / "record.json").unlink()
+    assert desk.launch() == 0
+    assert desk.server.verbs() == ["POST"] and (desk.own / "record.json").exists()
+
+
 def test_attempts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     """What has failed is tried again under the next name, what is complete is taken, what is going is waited for."""
 
@@ -424,6 +488,7 @@ def test_attempts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     assert desk.launch() == 0
     second = desk.server.job["metadata"]["name"]
     assert second == f"{first[:-2]}-2"
+    assert list(desk.server.jobs) == [second], "Trainer starts a failed job again whose JobSet is gone"
 
     (desk.own / "record.json").unlink()
     assert desk.launch() == 0
@@ -433,8 +498,42 @@ def test_attempts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     desk.server.job["metadata"]["deletionTimestamp"] = "2026-01-01T01:00:00Z"
     desk.server.script = [lambda: None, lambda: None, desk.work]
     assert desk.launch() == 0
-    assert f"{STEP}: waits until the job {second} has ended" in capsys.readouterr().out
-    assert list(desk.server.jobs) == [first, f"{first[:-2]}-3"]
+    assert f"{STEP}: waits until the job {second} is gone" in capsys.readouterr().out
+    assert list(desk.server.jobs) == [f"{first[:-2]}-3"]
+
+
+def test_other_inputs_are_another_job(desk: Desk) -> None:
+    """The same paths and configuration, another split: the first job's results are not its own."""
+    desk.server.script = [desk.work]
+    assert desk.launch() == 0
+    (desk.own / "train.parquet").write_text("other images")
+    desk.server.script = [desk.work]
+    assert desk.launch() == 0
+    first, second = desk.server.jobs
+    assert first[:-2] != second[:-2]
+    assert Path(desk.given()["--train-split"]).read_text() == "other images"
+
+
+@pytest.mark.parametrize("in_store", [False, True])
+def test_a_launcher_between_the_attempts(
+    desk: Desk, in_store: bool, monkeypatch: pytest.MonkeyPatch, s3: S3Server, tmp_path: Path
+) -> None:
+    """One has deleted the failed job and was killed; the next one finds none, and takes no name a second time."""
+
+    def fail() -> None:
+        desk.server.start()[0].end(1, "rank 0 of 16 failed")
+        desk.server.fail()
+
+    if in_store:
+        monkeypatch.setenv("AUTOFORMER_STORE", s3.uri(f"{tmp_path.name}/store"))
+    desk.server.script = [fail]
+    assert desk.launch() == 1
+    first = desk.server.job["metadata"]["name"]
+    desk.server.refuses = "no more jobs today"
+    assert desk.launch() == 2 and desk.server.jobs == {}
+    desk.server.refuses, desk.server.script = None, [fail]
+    assert desk.launch() == 1
+    assert list(desk.server.jobs) == [f"{first[:-2]}-2"]
 
 
 # --- really run ---

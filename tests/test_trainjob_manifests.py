@@ -90,6 +90,7 @@ def test_the_runtime_starts_all_machines_together_or_none() -> None:
     (node,) = template["replicatedJobs"]
     job, pod = node["template"]["spec"], node["template"]["spec"]["template"]["spec"]
     assert (job["backoffLimit"], pod["restartPolicy"], template["failurePolicy"]["maxRestarts"]) == (0, "Never", 3)
+    assert "ttlSecondsAfterFinished" not in template, "Trainer would make the JobSet of a failed job again"
     assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
     assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
     (container,) = pod["containers"]

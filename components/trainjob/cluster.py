@@ -1,5 +1,6 @@
 """The Kubernetes API as far as a launcher needs it: repetitions where it does not answer, one line where it refuses."""
 
+import contextlib
 import json
 import os
 import random
@@ -18,6 +19,8 @@ RETRIED = (408, 410, 429, 500, 502, 503, 504)  # answers that another time may b
 NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 MANIFESTS = "pipeline/manifests/training"
 TIMEOUT_SECONDS = (10, 30)  # to connect, and to hear something
+LAST_SECONDS = (0.4, 0.5)  # the same for a process that is about to be killed
+_WITH_PODS = {"propagationPolicy": "Foreground"}
 Object = dict[str, Any]
 Query = list[tuple[str, str]]
 
@@ -48,12 +51,13 @@ class Cluster:
 
     Args:
         api: a `kubernetes.client.ApiClient`.
+        last: another one, which nothing but `delete_at_once` uses: a signal may come while locks of `api` are held.
         namespace: of jobs and pods.
         patience: how long an API that is away is waited for.
     """
 
-    def __init__(self, api: Any, namespace: str, patience: Patience) -> None:
-        self._api, self.namespace, self._patience = api, namespace, patience
+    def __init__(self, api: Any, last: Any, namespace: str, patience: Patience) -> None:
+        self._api, self._last, self.namespace, self._patience = api, last, namespace, patience
 
     @classmethod
     def connect(cls, patience: Patience) -> "Cluster":
@@ -75,7 +79,7 @@ class Cluster:
                 f"no cluster to launch a job in ({error}); run it in a pod, or set KUBECONFIG"
             ) from None
         configuration.retries = False  # requests are repeated here, and told of
-        return cls(client.ApiClient(configuration), _namespace(), patience)
+        return cls(client.ApiClient(configuration), client.ApiClient(configuration), _namespace(), patience)
 
     def create(self, manifest: Object) -> Object | None:
         """Make a job; None where one of its name exists."""
@@ -100,7 +104,12 @@ class Cluster:
 
     def delete(self, name: str) -> None:
         """Delete a job with its pods, where it is still there."""
-        self._found("DELETE", self._path(name), "delete", body={"propagationPolicy": "Foreground"})
+        self._found("DELETE", self._path(name), "delete", body=_WITH_PODS)
+
+    def delete_at_once(self, name: str) -> None:
+        """Ask once for a job's deletion, within a second, and look at no answer. For a signal's handler."""
+        with contextlib.suppress(OSError, RefusedError):
+            self._once("DELETE", self._path(name), [], _WITH_PODS, LAST_SECONDS, self._last)
 
     def pods(self, job: str) -> list[Object]:
         """The pods of a job, oldest first."""
@@ -204,14 +213,16 @@ class Cluster:
             time.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, max(self._patience.poll_seconds, self._patience.pause_seconds))
 
-    def _once(self, method: str, path: str, query: Query, body: Object | None, timeout: tuple[float, float]) -> Any:
+    def _once(
+        self, method: str, path: str, query: Query, body: Object | None, timeout: tuple[float, float], api: Any = None
+    ) -> Any:
         """One request. Raises `RefusedError` for an answer that is none, `OSError` where there is no answer."""
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         try:
-            return self._api.call_api(
+            return (api or self._api).call_api(
                 path,
                 method,
                 query_params=query,

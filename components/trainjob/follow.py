@@ -1,21 +1,24 @@
 """Watch a job to its end, and say why where that is a bad one."""
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from autoformer.errors import AutoFormerError
 from components.cli import say
 from components.ranks import BAD_INPUT, LOST, Fallen
 from components.stopping import SIGNALS
 from components.trainjob.cluster import Cluster, Object, Patience
-from components.trainjob.job import CONTAINER
+from components.trainjob.job import CONTAINER, REPLICATED
 from components.trainjob.log import LogThread, container_of, index_of, lines_of
 
 DEADLINE = 124
 TAIL_LINES = 30  # of a failed pod's log
 SHOWN_EVENTS = 10
+MISSING_LOOKS = 3  # that a job may have fewer pods than machines before it is asked why
 _LATER = (LOST, *(128 + number for number in SIGNALS))  # codes of machines that have ended for another's sake
 
 
@@ -38,7 +41,7 @@ def follow(cluster: Cluster, name: str, step: str, patience: Patience) -> None:
     log = LogThread(cluster, name, patience)
     log.start()
     try:
-        job, pods = _watched(cluster, name, _Watch(step, name), log, patience)
+        job, pods = _watched(cluster, name, _Watch(cluster, step, name), log, patience)
     except BaseException:
         log.stop()
         raise
@@ -67,11 +70,12 @@ def _watched(
 class _Watch:
     """Says once each what happens to a job on its way."""
 
-    def __init__(self, step: str, name: str) -> None:
-        self._step, self._name = step, name
+    def __init__(self, cluster: Cluster, step: str, name: str) -> None:
+        self._cluster, self._step, self._name = cluster, step, name
         self._suspended = False
         self._told: set[str] = set()
         self._first: str | None = None  # uid of machine 0's pod
+        self._missing = 0  # looks in a row at which pods were missing
 
     def tell(self, job: Object, pods: list[Object]) -> None:
         suspended = condition(job, "Suspended")
@@ -90,6 +94,28 @@ class _Watch:
             if self._first is not None and not self._suspended:
                 self._say("the machines are started again; the work goes on from its last checkpoint")
             self._first = first[-1]
+
+        self._ask_for_missing(job["spec"]["trainer"]["numNodes"], len({index_of(pod) for pod in pods}))
+
+    def _ask_for_missing(self, machines: int, found: int) -> None:
+        """Pods that no quota or policy lets be made are told of by the events of what should make them."""
+        self._missing = self._missing + 1 if found < machines and not self._suspended else 0
+        if self._missing < MISSING_LOOKS:
+            return
+        if self._missing == MISSING_LOOKS:
+            self._say(f"the job {self._name} has {found} of {machines} pods; waiting")
+        for maker in (self._name, f"{self._name}-{REPLICATED}-0"):  # TrainJob and JobSet are called the same
+            for line in self._told_of(maker):
+                alike = re.sub(rf"({re.escape(maker)}-\d+)-[a-z0-9]{{5}}\b", r"\1", line)  # each try names another pod
+                if alike not in self._told:
+                    self._told.add(alike)
+                    self._say(f"{maker}: {line}")
+
+    def _told_of(self, maker: str) -> list[str]:
+        try:
+            return _told(self._cluster, maker)
+        except AutoFormerError:  # who may not read events can wait all the same
+            return []
 
     def _say(self, line: str) -> None:
         say(f"{self._step}: {line}")
@@ -171,9 +197,14 @@ def _tail(cluster: Cluster, pod: str) -> Iterator[str]:
 
 
 def _events(cluster: Cluster, about: str) -> list[str]:
+    lines = _told(cluster, about)
+    return [f"events of {about}:", *(f"  {line}" for line in lines[-SHOWN_EVENTS:])] if lines else []
+
+
+def _told(cluster: Cluster, about: str) -> list[str]:
+    """The events about an object, by its name, a line each, oldest first."""
     events = sorted(cluster.events(about), key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime")))
-    lines = [f"  {event.get('type')} {event.get('reason')}: {event.get('message')}" for event in events]
-    return [f"events of {about}:", *lines[-SHOWN_EVENTS:]] if lines else []
+    return [f"{event.get('type')} {event.get('reason')}: {event.get('message')}" for event in events]
 
 
 def _report(lines: Any) -> None:

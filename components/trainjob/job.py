@@ -18,6 +18,7 @@ class Launch(NamedTuple):
     """What is launched, by which pod.
 
     `run`: of KFP, or a word of the person who launches by hand. `pod`, `pod_uid`: the launching pod; empty by hand.
+    `read`: a hash of what the step reads besides configuration and data.
     """
 
     step: str
@@ -25,15 +26,17 @@ class Launch(NamedTuple):
     run: str = "by-hand"
     pod: str = ""
     pod_uid: str = ""
+    read: str = ""
 
     def work(self, settings: JobSettings) -> str:
-        """The same ten letters for the same work: run, step, image and what the arguments say.
+        """The same ten letters for the same work: run, step, image, and what the arguments say and name.
 
-        Paths are left out: KFP gives a task that it tries again others.
+        Paths of inputs are left out, not what they hold: KFP gives a task that it tries again others.
         """
         said = dict(zip(self.argv[::2], self.argv[1::2], strict=False))
         decides = {name: said.get(name) for name in ("--config", "--data")}
-        return hash_value([self.run, self.step, settings.image, settings.nodes, settings.gpus, decides])[:10]
+        machines = [settings.image, settings.nodes, settings.gpus]
+        return hash_value([self.run, self.step, *machines, decides, self.read])[:10]
 
     def name(self, settings: JobSettings, attempt: int) -> str:
         """A DNS label that begins with a letter, short enough for the names that pods make of it."""

@@ -2,7 +2,7 @@
 
 The launcher holds nothing that it cannot find again. A job's name says run, step, image and attempt, so a launcher
 that was killed and comes back, or one that KFP starts again, finds the job at work and follows it; one whose job has
-failed makes the next attempt, which goes on from the last checkpoint.
+failed deletes it and makes the next attempt, which goes on from the last checkpoint.
 """
 
 import os
@@ -19,7 +19,7 @@ from components.stopping import Stopped, between_steps, stoppable
 from components.trainjob.cluster import PATIENCE, Cluster, Object, Patience
 from components.trainjob.follow import condition, follow
 from components.trainjob.job import ATTEMPT, STEPS, Launch, manifest, owners
-from components.trainjob.place import Place, pairs, shared_folder
+from components.trainjob.place import Place, pairs, read_hash, shared_folder
 from components.trainjob.settings import JobSettings
 
 # What the pods of a job inherit of the launching one; nothing secret is among it.
@@ -37,7 +37,13 @@ def launch(step: str, argv: Sequence[str], settings: JobSettings, patience: Pati
     """
 
     def work() -> None:
-        with stoppable():
+        launcher: _Launcher | None = None
+
+        def cancel() -> None:
+            if launcher is not None:
+                launcher.cancel_at_once()
+
+        with stoppable(cancel):
             arguments = checked(step, argv, settings)
             environment = os.environ
             launched = Launch(
@@ -46,10 +52,12 @@ def launch(step: str, argv: Sequence[str], settings: JobSettings, patience: Pati
                 environment.get("KFP_RUN_ID") or "by-hand",
                 environment.get("KFP_POD_NAME", ""),
                 environment.get("KFP_POD_UID", ""),
+                read_hash(arguments),
             )
             inherited = passed(settings, environment)
             cluster = Cluster.connect(patience)
-            _Launcher(cluster, launched, settings, inherited, patience).run()
+            launcher = _Launcher(cluster, launched, settings, inherited, patience)
+            launcher.run()
 
     return exit_code(step, work)
 
@@ -99,13 +107,15 @@ class _Launcher:
     ) -> None:
         self.cluster, self.launched, self.settings = cluster, launched, settings
         self.environment, self.patience = environment, patience
+        self._at_work: str | None = None  # the job that ends with us
 
     def run(self) -> None:
         name = self._running() or self._new()
         with self._cancelled_with_us(name):
             follow(self.cluster, name, self.launched.step, self.patience)
-            with between_steps():
-                self._place(name).take(self.launched.argv)
+        self._at_work = None  # it has ended well, and stays for whoever has to bring its results another time
+        with between_steps():
+            self._place(name).take(self.launched.argv)
 
     def _place(self, name: str) -> Place:
         return Place.of_job(self.settings, name)
@@ -132,12 +142,12 @@ class _Launcher:
             self.cluster.patch(name, {"metadata": {"ownerReferences": owners(self.launched)}})
 
     def _new(self) -> str:
-        """Make the next attempt, once those before it are gone or have ended."""
-        attempts = self._attempts()
-        for job in attempts:
-            if job["metadata"].get("deletionTimestamp"):
-                self._wait_until_gone(job["metadata"]["name"])
-        attempt = 1 + max((_attempt(job) for job in attempts), default=0)
+        """Make the next attempt, once those before it are gone."""
+        former = self._attempts()
+        self._remove([job["metadata"]["name"] for job in former])
+        attempt = 1 + max((_attempt(job) for job in former), default=0)
+        while self._place(self.launched.name(self.settings, attempt)).closed:
+            attempt += 1
         name = self.launched.name(self.settings, attempt)
         place = self._place(name)
         given = place.give(self.launched.argv)
@@ -150,17 +160,34 @@ class _Launcher:
                 say(f"{self.launched.step}: launched the job {name} on {machines}")
         return name
 
+    def _remove(self, names: Sequence[str]) -> None:
+        """Delete jobs that have ended: one whose JobSet goes before it would be started again by Trainer.
+
+        A launcher that comes in between finds no job to count from, and so each place is marked first.
+        """
+        for name in names:
+            self._place(name).close()
+            self.cluster.delete(name)
+        for name in names:
+            self._wait_until_gone(name)
+
     def _wait_until_gone(self, name: str) -> None:
         """Two jobs at the same checkpoints would be in each other's way."""
         told = False
         while self.cluster.get(name) is not None:
             if not told:
-                say(f"{self.launched.step}: waits until the job {name} has ended")
+                say(f"{self.launched.step}: waits until the job {name} is gone")
                 told = True
             time.sleep(self.patience.poll_seconds)
 
+    def cancel_at_once(self) -> None:
+        """Where a signal comes: a pod may be killed a second after it, while this process waits for an answer."""
+        if self._at_work is not None:
+            self.cluster.delete_at_once(self._at_work)
+
     @contextmanager
     def _cancelled_with_us(self, name: str) -> Iterator[None]:
+        self._at_work = name
         try:
             yield
         except Stopped as stopped:

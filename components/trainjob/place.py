@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import replacing
+from autoformer.files import hash_path, hash_value, replacing
 from components import storage
 from components.storage.folders import MANIFEST
 from components.trainjob.settings import VARIABLE, JobSettings
@@ -60,19 +60,28 @@ class Place(NamedTuple):
     def give(self, argv: Sequence[str]) -> list[str]:
         """Copy what the step reads; returns the arguments as the job's pods are to have them."""
         given: list[str] = []
-        read: dict[str, Path] = {}
         for name, value in pairs(argv):
             if name not in SAME_EVERYWHERE:
-                kind, called = ("outputs" if name in OUTPUTS else "inputs"), _called(name, value)
-                if kind == "inputs":
-                    read[called] = Path(value)
-                value = f"{self.root}/{kind}/{called}"
+                kind = "outputs" if name in OUTPUTS else "inputs"
+                value = f"{self.root}/{kind}/{_called(name, value)}"
             given += [name, value]
         with self._sent("inputs") as folder:
             folder.mkdir()
-            for called, source in read.items():
-                _copy(source, folder / called)
+            for name, value in _read(argv):
+                _copy(Path(value), folder / _called(name, value))
         return given
+
+    def close(self) -> None:
+        """Mark that this job is over, for a launcher that finds the job itself gone: its name is not taken again."""
+        with self._sent("closed") as folder:
+            folder.mkdir()
+            (folder / "closed").touch()
+
+    @property
+    def closed(self) -> bool:
+        if self.in_store:
+            return storage.exists(f"{self.root}/closed/{MANIFEST}")
+        return Path(self.root, "closed").exists()
 
     def has_results(self, argv: Sequence[str]) -> bool:
         """Whether all that the step makes is there."""
@@ -138,6 +147,15 @@ def pairs(argv: Sequence[str]) -> list[tuple[str, str]]:
     if len(names) != len(values) or not all(name.startswith("--") and "=" not in name for name in names):
         raise AutoFormerError("expected the step's arguments as --name value --name value …")
     return list(zip(names, values, strict=True))
+
+
+def read_hash(argv: Sequence[str]) -> str:
+    """The same word for the same content of all that the step reads besides configuration and data."""
+    return hash_value({name: hash_path(Path(value)) for name, value in _read(argv)})
+
+
+def _read(argv: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in pairs(argv) if name not in (*SAME_EVERYWHERE, *OUTPUTS)]
 
 
 def _called(name: str, value: str) -> str:
