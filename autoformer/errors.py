@@ -13,6 +13,16 @@ class AutoFormerError(ValueError):
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))  # a path or a library's message may hold several
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come from a worker process as the same kind; kinds are made of other arguments than the message."""
+        return _as_it_was, (type(self), self.args, self.__dict__)
+
+
+def _as_it_was(kind: type[AutoFormerError], arguments: tuple[Any, ...], state: dict[str, Any]) -> AutoFormerError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    return error
+
 
 class UnavailableError(AutoFormerError):
     """No fault of the input: a server does not answer, and the same command may succeed another time."""

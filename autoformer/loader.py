@@ -114,7 +114,7 @@ class PictureImages:
         self._labels, self.order, self._workers = labels, order, workers
         self._dataset = _Decoded(decoder, augment, shape, order.seed)
         self._next = 0
-        self._stream: Iterator[Tensor | str] | None = None
+        self._stream: Iterator[Tensor | AutoFormerError] | None = None
 
     def batch(self, number: int) -> Batch:
         _, samples, _ = self.order.batch(number)
@@ -127,7 +127,7 @@ class PictureImages:
         self._next = number + 1
         return Batch(_value(next(self._stream)), labels)
 
-    def _read_from(self, first: int) -> Iterator[Tensor | str]:
+    def _read_from(self, first: int) -> Iterator[Tensor | AutoFormerError]:
         loader = DataLoader(
             self._dataset,
             batch_size=None,
@@ -157,18 +157,18 @@ class _Numbers:
             number += 1
 
 
-class _Decoded(Dataset[Tensor | str]):
+class _Decoded(Dataset[Tensor | AutoFormerError]):
     """Batches, by what `Order.batch` says of them. An error is a value, or its line would come with a traceback."""
 
     def __init__(self, decoder: Decoder, augment: Augment, shape: tuple[int, int, int], seed: int) -> None:
         self._decoder, self._augment, self._shape, self._seed = decoder, augment, shape, seed
 
-    def __getitem__(self, batch: tuple[int, IntArray, IntArray]) -> Tensor | str:
+    def __getitem__(self, batch: tuple[int, IntArray, IntArray]) -> Tensor | AutoFormerError:
         """uint8 (B, C, S, S)."""
         try:
             return self._decode(*batch)
         except AutoFormerError as error:
-            return str(error)
+            return error
 
     def _decode(self, epoch: int, samples: IntArray, copies: IntArray) -> Tensor:
         self._decoder.prefetch(dict.fromkeys(samples.tolist()))
@@ -178,9 +178,9 @@ class _Decoded(Dataset[Tensor | str]):
         return torch.from_numpy(pixels)
 
 
-def _value(batch: Tensor | str) -> Tensor:
-    if isinstance(batch, str):
-        raise AutoFormerError(batch)
+def _value(batch: Tensor | AutoFormerError) -> Tensor:
+    if isinstance(batch, AutoFormerError):
+        raise batch
     return batch
 
 

@@ -67,21 +67,21 @@ class StreamedPixels:
             generator=torch.Generator(),  # else a start of the loader would draw from the global one
         )
         for batch in loader:
-            if isinstance(batch, str):
-                raise AutoFormerError(batch)
+            if isinstance(batch, AutoFormerError):
+                raise batch
             yield batch
 
 
-class _Decoded(Dataset[Tensor | str]):
+class _Decoded(Dataset[Tensor | AutoFormerError]):
     """Batches by the numbers of their images. An error is a value, or its line would come with a worker's traceback."""
 
     def __init__(self, pictures: Pictures, pixels_of: Callable[[Image.Image], npt.NDArray[np.uint8]]) -> None:
         self._pictures, self._pixels_of = pictures, pixels_of
 
-    def __getitem__(self, indices: Sequence[int]) -> Tensor | str:
+    def __getitem__(self, indices: Sequence[int]) -> Tensor | AutoFormerError:
         if isinstance(self._pictures, EncodedImages):
             self._pictures.prefetch(indices)
         try:
             return torch.from_numpy(np.stack([self._pixels_of(self._pictures.image(index)) for index in indices]))
         except AutoFormerError as error:
-            return str(error)
+            return error

@@ -29,8 +29,9 @@ from autoformer.streaming import StreamedPixels
 from components.config import PrepareData
 from components.prepare_data import deliver, imagenet, link, step
 from components.prepare_data.pack import pack
-from components.storage import connect, places
+from components.storage import connect, delete_folder, listing, places
 from components.storage.archives import S3Archives
+from components.storage.failures import ChangedError
 from components.storage.places import archive_place, hash_data, open_data
 from components.train_supernet.step import main as train_supernet
 from pipeline.local import _place
@@ -78,6 +79,19 @@ def test_small_data_come_to_the_disk_and_are_read_as_ever(
     data = open_data(uri)
     assert data.remote is None and data.folder.name == folder.name
     assert contents(data.folder) == contents(folder)
+
+
+def test_the_marks_of_folders_are_no_files(name: str, s3: S3Server, tmp_path: Path) -> None:
+    """Consoles, and tools that copy folders, make an empty object of each folder."""
+    folder = class_folders(tmp_path / "mine" / "train", 8, 8).parent
+    uri = upload(s3, folder, f"{name}/mine")
+    without = hash_data(uri)
+    for mark in ("", "train/", *(f"train/{kind.name}/" for kind in (folder / "train").iterdir()), "empty/"):
+        connect().put_object(Bucket=s3.bucket, Key=f"{name}/mine/{mark}", Body=b"")
+    assert hash_data(uri) == without
+    assert contents(open_data(uri).folder) == contents(folder)
+    delete_folder(uri)
+    assert listing(uri) == []
 
 
 def test_shards_are_indexed_where_they_lie(name: str, s3: S3Server, tmp_path: Path) -> None:
@@ -276,7 +290,7 @@ def test_an_archive_that_changes_while_it_is_read(linked: Linked, s3: S3Server, 
     batches = training_images(linked.images(linked.data), recipe, 0, 32, (0.5,) * 3, 1, workers)
     for archive in ("train-0000.tar", "train-0001.tar"):
         connect().put_object(**key(linked, s3, archive), Body=(linked.disk / archive).read_bytes() + b"more")
-    with pytest.raises(AutoFormerError) as caught:
+    with pytest.raises(ChangedError) as caught:
         batches.batch(0)
     assert str(caught.value).endswith(
         ".tar: another object than when it was listed; give the same command again, or run prepare_data again"

@@ -65,7 +65,99 @@ def test_what_is_gone_from_the_folder_is_gone_from_the_store(s3: S3Server, tmp_p
     kept(made(folder, 1001, a_pt="two"), uri)
     assert recalled(tmp_path / "other", uri) == {"a.pt": b"two"}
     assert sorted(entry.name.partition(".")[0] for entry in listing(uri)) == ["_manifest", "_opened", "a"]
-    Mirror("step", folder, uri).clear()
+    mirror = Mirror("step", folder, uri)
+    mirror.recall()
+    mirror.clear()
+    assert listing(uri) == []
+
+
+def gone(uri: S3Uri, name: str) -> None:
+    """Remove the object of a file, as a rule of the bucket does that lets old objects expire."""
+    found = next(entry.name for entry in listing(uri) if entry.name.startswith(f"{name}."))
+    connect().delete_object(Bucket=uri.bucket, Key=f"{uri.key}/{found}")
+
+
+@pytest.mark.parametrize(
+    ("work", "then"), [({}, "the step begins anew"), ({"a_pt": "old"}, "the work that is in {} goes on")]
+)
+def test_a_copy_that_is_not_whole_stops_nobody(
+    s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], work: dict[str, str], then: str
+) -> None:
+    uri = uri_of(s3, f"not-whole-{len(work)}")
+    kept(made(tmp_path / "other", 1000, a_pt="one", found_json="{}"), uri)
+    gone(uri, "found.json")
+    folder = made(tmp_path / "here", 999, **work)
+    before = contents(folder)
+    assert recalled(folder, uri) == before
+    line = capsys.readouterr().err
+    assert line.startswith(f"step: {uri}/found.json.") and line.count("\n") == 1
+    assert line.endswith(f": there is no such object; the copy there is not whole, and {then.format(folder)}\n")
+    assert not [file for file in tmp_path.iterdir() if file.name.endswith(".part")]
+    kept(made(folder, 1001, a_pt="two"), uri)
+    assert recalled(tmp_path / "third", uri) == {"a.pt": b"two"}
+
+
+def test_a_copy_that_is_replaced_while_it_is_brought_is_brought_anew(faulty: FaultyProxy, tmp_path: Path) -> None:
+    """The machine that had the work before is about to end, and sends its last checkpoint."""
+    uri, folder = uri_of(faulty.server, "replaced"), made(tmp_path / "other", 1000, a_pt="one")
+    kept(folder, uri)
+    lines: list[str] = []
+
+    def replace(line: str) -> None:
+        if "/a.pt." in line and not lines:
+            lines.append(line)
+            kept(made(folder, 1001, a_pt="two"), uri)
+
+    faulty.before = replace
+    assert recalled(tmp_path / "here", uri) == {"a.pt": b"two"} and lines
+
+
+@pytest.mark.parametrize("lost", ["a.pt", "_manifest.json", "everything"])
+def test_what_somebody_has_removed_is_sent_again(s3: S3Server, tmp_path: Path, lost: str) -> None:
+    uri, folder = uri_of(s3, f"removed-{lost}"), made(tmp_path / "work", 1000, a_pt="one", b_jsonl="1\n")
+    mirror = Mirror("step", folder, uri)
+    mirror.recall()
+    mirror._round(uri)
+    before = {entry.name for entry in listing(uri)}
+    for name in before if lost == "everything" else [name for name in before if name.startswith(lost)]:
+        connect().delete_object(Bucket=uri.bucket, Key=f"{uri.key}/{name}")
+    mirror._round(uri)
+    assert {entry.name for entry in listing(uri)} == before
+    assert recalled(tmp_path / "other", uri) == contents(folder)
+
+
+def test_a_copy_that_another_has_opened_since_is_left_to_it(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = uri_of(s3, "owners")
+    first = Mirror("step", made(tmp_path / "first", 1000, a_pt="one"), uri)
+    first.recall()
+    first.changed()
+    monkeypatch.setenv("KFP_RUN_ID", "run-2")
+    monkeypatch.setenv("KFP_POD_NAME", "pod-2")
+    second = Mirror("step", tmp_path / "second", uri)
+    first._end()
+    second.recall()
+    first.clear()
+    line = capsys.readouterr().err
+    assert line.startswith(f"step: {uri}: run-2/pod-2/") and line.endswith(" has opened it since, and it is left to "
+                                                                           "that one\n")  # fmt: skip
+    assert recalled(tmp_path / "third", uri) == {"a.pt": b"one"}
+    second._sign(uri)
+    second.clear()
+    assert listing(uri) == []
+
+
+def test_who_could_not_sign_at_the_beginning_does_later(faulty: FaultyProxy, tmp_path: Path) -> None:
+    """Else the copy would be left for ever to the process that began the work, and is gone."""
+    uri, folder = uri_of(faulty.server, "signed"), made(tmp_path / "work", 1000, a_pt="one")
+    recalled(tmp_path / "other", uri)
+    mirror = Mirror("step", folder, uri)
+    faulty.is_down = True
+    mirror.recall()
+    faulty.is_down = False
+    mirror._round(uri)
+    mirror.clear()
     assert listing(uri) == []
 
 

@@ -1,5 +1,6 @@
 """Images that are decoded as they are evaluated: what comes out is what comes out of memory."""
 
+import errno
 import json
 from argparse import Namespace
 from functools import partial
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 from small import perturb, small_space
 from torch import distributed
 from transfer_archives import jpeg, write_tar
@@ -19,7 +22,7 @@ from autoformer.checkpoint import Preprocessing, SubnetCard, save_subnet
 from autoformer.dataset import DatasetCard, Images, Split, hash_split, write_split
 from autoformer.errors import AutoFormerError
 from autoformer.evaluation import gather_logits, predict_batches, predict_logits
-from autoformer.files import hash_file, write_json
+from autoformer.files import UnwritableError, hash_file, write_json
 from autoformer.images import model_pixels
 from autoformer.ranks import Ranks
 from autoformer.streaming import StreamedPixels
@@ -99,6 +102,19 @@ def test_an_image_that_cannot_be_decoded_is_one_line(workers: int, tmp_path: Pat
     with pytest.raises(AutoFormerError, match=r"^image of 200 bytes: a damaged image") as error:
         list(StreamedPixels(encoded, PIXELS_OF, 4, workers))
     assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_comes_from_a_worker_as_the_kind_that_it_is(workers: int, tmp_path: Path) -> None:
+    """A caller tells a place that is away from one that is wrong by that."""
+    encoded = EncodedImages(tmp_path, rows(tmp_path), 3)
+
+    def full(picture: Image.Image) -> npt.NDArray[np.uint8]:
+        raise UnwritableError("/somewhere", errno.ENOSPC)
+
+    with pytest.raises(UnwritableError, match=r"^/somewhere: no space left on device; ") as error:
+        list(StreamedPixels(encoded, full, 4, workers))
+    assert (error.value.path, error.value.number) == ("/somewhere", errno.ENOSPC)
 
 
 def test_evaluate_subnet_gives_the_same_whether_its_images_fit_into_memory(tmp_path: Path) -> None:

@@ -66,6 +66,11 @@ def download_folder(uri: S3Uri | str, folder: Path) -> None:
         bring({file: uri / file.name for file in read_files(read_manifest(uri))}, folder)
 
 
+def partial_of(folder: Path) -> Path:
+    """Where that lies of a folder which has been brought so far."""
+    return folder.with_name(f".{folder.name}.part")
+
+
 def bring(files: Mapping[File, S3Uri], folder: Path, besides: Callable[[Path], None] = lambda folder: None) -> None:
     """Bring files into a folder which appears by one rename; the caller holds its lock.
 
@@ -73,7 +78,7 @@ def bring(files: Mapping[File, S3Uri], folder: Path, besides: Callable[[Path], N
         files: with the place of each.
         besides: puts what else the folder shall hold into it.
     """
-    partial = folder.with_name(f".{folder.name}.part")
+    partial = partial_of(folder)
     partial.mkdir(parents=True, exist_ok=True)
 
     def fetch(file: File) -> None:
@@ -97,15 +102,8 @@ def write_manifest(uri: S3Uri, value: Mapping[str, Any]) -> None:
 def read_manifest(uri: S3Uri) -> Any:
     """What a folder says of itself. Raises `MissingError` where there is none, or not all of it."""
     place = uri / MANIFEST
-
-    def read() -> bytes:
-        with told(place):
-            answer = connect().get_object(Bucket=place.bucket, Key=place.key)
-        with body_of(place), answer["Body"] as body:
-            return bytes(body.read())
-
     try:
-        text = patiently(read)
+        text = read_object(place)
     except MissingError:
         raise MissingError(f"{uri}: there is no such folder, or not all of it ({MANIFEST} is missing)") from None
     try:
@@ -114,6 +112,18 @@ def read_manifest(uri: S3Uri) -> Any:
     except (ValueError, TypeError, KeyError):
         raise StorageError(f"{place}: not a list of files; remove the folder and make it again") from None
     return found
+
+
+def read_object(uri: S3Uri) -> bytes:
+    """A small object. Raises `StorageError`."""
+
+    def read() -> bytes:
+        with told(uri):
+            answer = connect().get_object(Bucket=uri.bucket, Key=uri.key)
+        with body_of(uri), answer["Body"] as body:
+            return bytes(body.read())
+
+    return patiently(read)
 
 
 def read_files(found: Any) -> list[File]:

@@ -2,29 +2,43 @@
 
     <store>/work/<step>/<key>/checkpoint.pt.<hash>   each file under a name of its own content
                               _manifest.json         the files of the last round that was completed
+                              _opened.json           who was the last to begin, or go on, there
 
 Rounds go on in the background while the step works: what has changed since the last one is sent, the manifest is
 written, and what it names no more is removed. So what is there is always the folder as it was at one moment. There is
-one round at a time, of the folder as it is then: work that goes faster than the network skips what lies between.
+one round at a time, of the folder as it is then: work that goes faster than the network skips what lies between. What
+somebody else has removed, a rule of the bucket or another run of the same work, the next round sends again.
 
 S3 that is away stops no training: it is said in one line, and tried again. The work that is in files already goes on
 too; but a step that has none does not begin anew as long as it cannot ask.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import socket
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from autoformer.files import FileState
 from components.storage.artifacts import store
 from components.storage.failures import AwayError, BrokenError, DeniedError, MissingError, StorageError
-from components.storage.folders import MANIFEST, File, bring, read_files, read_manifest, write_manifest
+from components.storage.folders import (
+    MANIFEST,
+    File,
+    bring,
+    partial_of,
+    read_files,
+    read_manifest,
+    read_object,
+    write_manifest,
+)
 from components.storage.objects import abort, delete, delete_folder, listing, unfinished
 from components.storage.uploads import Content, put, send
 from components.storage.uris import S3Uri
@@ -52,6 +66,7 @@ class Mirror:
         self._condition = threading.Condition()
         self._is_due = self._is_ending = False
         self._problem: str | None = None
+        self._owner, self._is_signed = _owner(), False
         self._thread: threading.Thread | None = None
 
     def recall(self) -> None:
@@ -96,24 +111,50 @@ class Mirror:
             self._is_due = False
         self._end()
         try:
-            delete_folder(self.uri)
+            if other := self._other(self.uri):
+                self._tell(f"{self.uri}: {other} has opened it since, and it is left to that one")
+            else:
+                delete_folder(self.uri)
         except StorageError as error:
             self._tell(f"{error}; it holds work that is done with, and may be removed")
 
     def _recall(self, uri: S3Uri) -> None:
+        dangling, problem = None, ""
+        while (found := self._newer(uri)) and found != dangling:
+            try:
+                bring({file: uri / _key(file) for file in read_files(found)}, self.folder)
+                return
+            except MissingError as error:  # or another process, which is at its end, has just put a newer one there
+                dangling, problem = found, str(error)
+        if dangling:
+            shutil.rmtree(partial_of(self.folder), ignore_errors=True)
+            then = f"the work that is in {self.folder} goes on" if self._files() else "the step begins anew"
+            self._tell(f"{problem}; the copy there is not whole, and {then}")
+
+    def _newer(self, uri: S3Uri) -> Any:
+        """What the store has, if it is newer than what is here."""
         try:
             found = read_manifest(uri)
         except MissingError:
-            return
+            return None
         newest = max((file.stat().st_mtime_ns for file in self._files()), default=0)
-        if int(found.get("newest_ns", 0)) <= newest:
-            return
-        bring({file: uri / _key(file) for file in read_files(found)}, self.folder)
+        return found if int(found.get("newest_ns", 0)) > newest else None
 
     def _sign(self, uri: S3Uri) -> None:
         """Who is at work there: hours later is too late to find that it cannot be written to."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        put(f'{{"host": "{socket.gethostname()}", "process": {os.getpid()}, "time": "{now}"}}\n'.encode(), uri / OPENED)
+        put((json.dumps({"owner": self._owner, "process": os.getpid(), "time": now}) + "\n").encode(), uri / OPENED)
+        self._is_signed = True
+
+    def _other(self, uri: S3Uri) -> str | None:
+        """Who has opened the copy after this one did."""
+        try:
+            owner = str(json.loads(read_object(uri / OPENED))["owner"])
+        except MissingError:
+            return None
+        except (ValueError, TypeError, KeyError):
+            return "somebody"
+        return owner if owner != self._owner else None
 
     def _end(self) -> None:
         with self._condition:
@@ -154,19 +195,23 @@ class Mirror:
         return problem
 
     def _round(self, uri: S3Uri) -> None:
-        sent = {}
+        there, sent = _names(uri), {}
         for file in self._files():
             with contextlib.suppress(FileNotFoundError):  # it has just been removed
                 state = FileState.of(file)
                 former = self._sent.get(file.name)
-                sent[file.name] = former if former and former[0] == state else (state, self._send(uri, file))
+                is_there = former and former[0] == state and (there is None or _key(former[1]) in there)
+                sent[file.name] = former if former and is_there else (state, self._send(uri, file))
+        if not self._is_signed or _is_gone(OPENED, there):
+            self._sign(uri)
+        if sent == self._sent and not (sent and _is_gone(MANIFEST, there)):
+            return
         newest = max((state.mtime_ns for state, _ in sent.values()), default=0)
         files = [file for _, file in sent.values()]
-        if sent != self._sent:
-            write_manifest(uri, {"newest_ns": newest, "files": [file._asdict() for file in files]})
+        write_manifest(uri, {"newest_ns": newest, "files": [file._asdict() for file in files]})
         self._sent = sent
         with contextlib.suppress(DeniedError):  # who may write need not be allowed to tidy up
-            _remove_all_but({MANIFEST, OPENED, *(_key(file) for file in files)}, uri)
+            _remove((there or set()) - {MANIFEST, OPENED, *(_key(file) for file in files)}, uri)
 
     def _send(self, uri: S3Uri, file: Path) -> File:
         with _snapshot(file) as still:
@@ -186,10 +231,27 @@ class Mirror:
         say(f"{self.step}: {line}", sys.stderr)
 
 
-def _remove_all_but(wanted: set[str], uri: S3Uri) -> None:
-    for entry in listing(uri):
-        if entry.name not in wanted:
-            delete(uri / entry.name)
+def _owner() -> str:
+    """This process among all that do the same work: its run, its pod or host, and what no other has."""
+    host = os.environ.get("KFP_POD_NAME") or socket.gethostname()
+    return "/".join([*filter(None, [os.environ.get("KFP_RUN_ID")]), host, uuid.uuid4().hex[:8]])
+
+
+def _names(uri: S3Uri) -> set[str] | None:
+    """What lies there; None where these credentials may not ask."""
+    try:
+        return {entry.name for entry in listing(uri)}
+    except DeniedError:
+        return None
+
+
+def _is_gone(name: str, there: set[str] | None) -> bool:
+    return there is not None and name not in there
+
+
+def _remove(names: set[str], uri: S3Uri) -> None:
+    for name in sorted(names):
+        delete(uri / name)
     for key, upload_id in unfinished(uri, f"{uri.key}/"):
         abort(S3Uri(uri.bucket, key), upload_id)
 

@@ -1,6 +1,7 @@
 """Objects and folders of S3: what is there, what it is called, and how it is removed."""
 
 import contextlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from autoformer.files import hash_value
@@ -77,6 +78,11 @@ def listing(uri: S3Uri | str) -> list[Entry]:
     return sorted(entry for entry in found if entry.name)  # a console makes folders as empty objects
 
 
+def without_markers(entries: Iterable[Entry]) -> list[Entry]:
+    """Those that are files: a console, or a tool that copies folders, makes an empty object `train/` of each folder."""
+    return [entry for entry in entries if not entry.name.endswith("/")]
+
+
 def listing_hash(uri: S3Uri | str) -> str:
     """What stands for the content of a folder, or of one object: a hash of names, sizes and ETags.
 
@@ -86,7 +92,7 @@ def listing_hash(uri: S3Uri | str) -> str:
         StorageError: there is nothing of that name, or it cannot be listed.
     """
     uri = S3Uri.of(uri)
-    found = listing(uri)
+    found = without_markers(listing(uri))
     if not found:
         there = look(uri)
         found = [Entry("", there.bytes, there.etag)]

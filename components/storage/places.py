@@ -19,7 +19,7 @@ from components.storage.archives import S3Archive, S3Archives, S3State
 from components.storage.copies import Hold, make_room, staging_bytes
 from components.storage.downloads import download
 from components.storage.failures import MissingError
-from components.storage.objects import Entry, listing, listing_hash
+from components.storage.objects import Entry, listing, listing_hash, without_markers
 from components.storage.uris import S3Uri, is_uri
 
 WHOLE_GB = 4.0  # of a data folder that is brought whole
@@ -94,7 +94,7 @@ def _brought(uri: S3Uri) -> Path:
 
 
 def _listed(uri: S3Uri) -> list[Entry]:
-    objects = listing(uri)
+    objects = without_markers(listing(uri))
     if not objects:
         raise MissingError(f"{uri}: holds nothing; upload the data there, or name another place")
     for name in (uri.key, *(entry.name for entry in objects)):
