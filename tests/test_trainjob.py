@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from kubernetes_api_server import ApiServer, Fault, Kubelet, Pod, api_server
+from kubernetes_api_server import JOBS, ApiServer, Fault, Kubelet, Pod, api_server
 from machines import QUICK, start_launcher, start_node
 from processes import ended, signal_self, wait_until
 from run_steps import arguments, argv, config_of, contents
@@ -288,8 +288,41 @@ def test_machines_that_are_started_again_are_followed(desk: Desk, capsys: pytest
     assert sorted(printed[1:]) == sorted(["epoch 1", "epoch 2", again_line, "epoch 2", "epoch 3"])
 
 
+def _reads(desk: Desk) -> int:
+    return sum(path.endswith("/log") for _, path, _ in desk.server.asked)
+
+
 def _has_read(desk: Desk, times: int) -> bool:
-    return sum(path.endswith("/log") for _, path, _ in desk.server.asked) >= times
+    return _reads(desk) >= times
+
+
+def test_a_log_that_says_nothing_new_is_not_asked_for_again_and_again(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No sooner than the job itself, where it has no line yet; never again, where machine 0 has ended."""
+
+    def begin() -> None:
+        desk.server.start()[0].say("epoch 1")
+        desk.server.faults = [Fault("GET", "/log", 400)] * 5
+
+    def end_first() -> bool:
+        if desk.server.faults:
+            return False
+        looks.append(sum(path.startswith(JOBS) for _, path, _ in desk.server.asked))
+        desk.server.pods[0].end(0)
+        return True
+
+    def finish() -> None:
+        reads.append(_reads(desk))
+        desk.make_results()
+        desk.server.complete()
+
+    reads, looks = list[int](), list[int]()
+    desk.server.script = [begin, end_first, lambda: _has_read(desk, 6), *[lambda: None] * 10, finish]
+    assert desk.launch(QUICK._replace(poll_seconds=0.02, pause_seconds=0.0001)) == 0
+    assert looks[0] >= 5, "the log was asked for more often than the job"
+    assert 6 <= reads[0] <= 10 and _reads(desk) == reads[0], "read to its end, then left alone"
+    assert capsys.readouterr().out.splitlines()[1:] == ["epoch 1"]
 
 
 def test_blips_of_the_api_change_nothing(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,6 +79,8 @@ class LogThread(threading.Thread):
         self._ending, self._stopping = threading.Event(), threading.Event()
         self._readers: dict[str, Reader] = {}  # by pod
         self._current: dict[str, Any] | None = None
+        self._finished: set[str] = set()  # pods that have ended and are read to their end
+        self._lines = 0  # read so far
 
     def see(self, pods: list[dict[str, Any]]) -> None:
         """What the one who watches the job has found: the newest pod of machine 0 is the one to read."""
@@ -95,22 +97,37 @@ class LogThread(threading.Thread):
         self._ending.set()
         if self.is_alive():
             self.join(self._patience.drain_seconds)
+        self._stopping.set()
 
     def run(self) -> None:
+        pause, poll = self._patience.pause_seconds, self._patience.poll_seconds
         while not self._stopping.is_set():
             ending, pod = self._ending.is_set(), self._current
-            done = pod is None or self._read(pod, follow=not ending)
+            before = self._lines
+            done = pod is None or self._read_on(pod, ending)
             if ending and done:
                 return
-            self._ending.wait(self._patience.pause_seconds)
+            if ending:
+                self._stopping.wait(pause)
+            else:
+                self._ending.wait(pause if self._lines > before else poll)
 
-    def _read(self, pod: dict[str, Any], follow: bool) -> bool:
+    def _read_on(self, pod: dict[str, Any], ending: bool) -> bool:
+        """Whether all has been read, now or before."""
+        uid = pod["metadata"].get("uid", pod["metadata"]["name"])
+        ended = ending or "terminated" in container_of(pod)
+        if uid not in self._finished and self._read(pod, uid, follow=not ended) and ended:
+            self._finished.add(uid)
+        return uid in self._finished
+
+    def _read(self, pod: dict[str, Any], uid: str, follow: bool) -> bool:
         """Whether all has been read. Whatever breaks is tried again from where it broke: a log is no reason to end."""
         name = pod["metadata"]["name"]
-        reader = self._readers.setdefault(pod["metadata"].get("uid", name), Reader())
+        reader = self._readers.setdefault(uid, Reader())
         try:
             answer = self._cluster.log(name, CONTAINER, reader.since, follow=follow)
             for line in reader.new(lines_of(answer, whole=not follow)):
+                self._lines += 1
                 say(line)
         except RefusedError as refused:
             return refused.status == 404  # the pod is gone, and its log with it
