@@ -64,8 +64,9 @@ def open_step(
     with alone(workspace.folder, "work folder"), alone(arguments.out, "output"):
         with (
             record,
-            tracking.step_run(step, config, record.values, workspace.provenance) as tracked,
             mirrored(step, workspace.folder) if has_checkpoints else contextlib.nullcontext(NOWHERE) as mirror,
+            # whose run has ended before the last checkpoint is waited for: there may be no time for both
+            tracking.step_run(step, config, record.values, workspace.provenance) as tracked,
         ):
             yield OpenStep(arguments, config, workspace, record, tracked, ranks, mirror)
         workspace.clear()

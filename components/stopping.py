@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -29,6 +30,7 @@ class Stopped(SystemExit):
 
 class _State:
     told: int | None = None  # the signal that came
+    told_at = 0.0  # seconds of the monotonic clock
     waits = 0  # blocks entered that a signal does not interrupt
     listening = False
     first: Callable[[], None] | None = None
@@ -77,14 +79,21 @@ def heard() -> int | None:
     return _State.told
 
 
+def seconds_since() -> float | None:
+    """How long ago a signal came, if one has: those who stop a process kill it after a while."""
+    return None if _State.told is None else time.monotonic() - _State.told_at
+
+
 def hear(number: int) -> None:
     """Take a signal that another process has had for one of our own; inside of `between_steps`."""
     if _State.told is None:
+        _State.told_at = time.monotonic()
         _State.told = number
 
 
 def _hear(number: int, frame: FrameType | None) -> None:
     if _State.told is None:
+        _State.told_at = time.monotonic()
         _State.told = number
         if _State.first is not None:
             _State.first()

@@ -1,17 +1,30 @@
 """The store's copy of a work folder: the folder as it was at one moment, and the newest of all machines'."""
 
 import os
+import signal
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faulty_proxy import Fault, FaultyProxy
+from mlflow import MlflowClient
 from run_steps import contents
 from s3_server import S3Server
+from tracking_fixtures import empty_store, store
 
-from components.storage import StorageError, connect, listing
+from components import cli, ranks, stopping
+from components.config import load_config
+from components.opening import open_step
+from components.stopping import SIGNALS, Stopped, stoppable
+from components.storage import StorageError, connect, listing, uploads
 from components.storage import mirror as module
 from components.storage.mirror import Mirror
 from components.storage.uris import S3Uri
+
+__all__ = ["empty_store", "store"]  # fixtures
 
 
 @pytest.fixture(autouse=True)
@@ -222,3 +235,88 @@ def test_a_manifest_that_leads_out_of_the_folder_is_refused(s3: S3Server, tmp_pa
     connect().put_object(Bucket=uri.bucket, Key=f"{uri.key}/_manifest.json", Body=text)
     with pytest.raises(StorageError, match=r"_manifest.json: not a list of files; remove the folder"):
         recalled(tmp_path / "work", uri)
+
+
+@pytest.fixture
+def listens(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Signals are heard as in a step, and that one has come is forgotten afterwards."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    for name in ("told", "listening"):
+        monkeypatch.setattr(stopping._State, name, getattr(stopping._State, name))
+    with stoppable():
+        yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_stopped_step_ends_its_run_before_its_last_checkpoint_has_arrived(
+    faulty: FaultyProxy, store: str, listens: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 takes it only then. A process that is killed while it sends would leave a run that seems to go on."""
+    monkeypatch.setenv("AUTOFORMER_STORE", faulty.server.uri("mirror/run"))
+    arguments = Namespace(out=tmp_path / "out", record=tmp_path / "record.json")
+    run_ids: list[str] = []
+    found: list[str] = []
+
+    def hold(line: str) -> None:
+        if line.startswith("PUT") and "/checkpoint.pt." in line:
+            give_up, status = time.monotonic() + 10, "RUNNING"
+            while status == "RUNNING" and time.monotonic() < give_up:
+                status = MlflowClient(store).get_run(run_ids[0]).info.status
+            found.append(status)
+
+    faulty.before = hold
+    with (
+        pytest.raises(Stopped),
+        open_step("train_supernet", arguments, load_config("smoke"), has_checkpoints=True) as opened,
+    ):
+        run_ids.append(opened.tracked.run_id)
+        opened.workspace.file("checkpoint.pt").write_text("one")
+        opened.mirror.changed()
+        stop()
+    assert found == ["KILLED"]
+    stored = {entry.name.split("/")[-1].partition(".")[0] for entry in listing(faulty.server.uri("mirror/run"))}
+    assert stored == {"_manifest", "_opened", "checkpoint"}
+
+
+@pytest.mark.parametrize("when", ["before", "while it waits"])
+def test_a_stopped_step_does_not_wait_until_it_is_killed(
+    faulty: FaultyProxy,
+    listens: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    when: str,
+) -> None:
+    """It says what is lost, and begins no further part: a process outlives what its pools have been given."""
+    assert min(ranks.GRACE_SECONDS, cli.GRACE_SECONDS) > module.STOPPED_SECONDS
+    for of, name, value in ((module, "STOPPED_SECONDS", 0.3), (uploads, "PART_BYTES", 2), (uploads, "PARALLEL", 1)):
+        monkeypatch.setattr(of, name, value)
+    uri, folder = uri_of(faulty.server, f"late-{when[0]}"), made(tmp_path / "work", 1000, a_pt="of five parts")
+    mirror, asked, goes_on = Mirror("step", folder, uri), threading.Event(), threading.Event()
+
+    def hold(line: str) -> None:
+        if "partNumber=" in line:
+            asked.set()
+            goes_on.wait(20)
+
+    faulty.before = hold
+    mirror.changed()
+    assert asked.wait(20)
+    if when == "before":
+        with pytest.raises(Stopped):
+            stop()
+        mirror.settle()
+    else:
+        threading.Timer(0.1, stop).start()
+        with pytest.raises(Stopped):
+            mirror.settle()
+    goes_on.set()
+    assert mirror._has_ended.wait(20)
+    late = f"step: {uri}: the last checkpoint was not sent within 0.3 s of the signal; it is in {folder} alone\n"
+    assert capsys.readouterr().err == late
+    assert faulty.count("PUT", "partNumber=") == 1

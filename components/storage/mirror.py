@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from autoformer.files import FileState
+from components.stopping import Stopped, seconds_since
 from components.storage.artifacts import store
 from components.storage.failures import AwayError, BrokenError, DeniedError, MissingError, StorageError
 from components.storage.folders import (
@@ -46,6 +47,7 @@ from components.storage.uris import S3Uri
 EVERY_SECONDS = 30.0  # between the end of a round and the next
 AGAIN_SECONDS = 60.0  # after one that failed
 LAST_SECONDS = 10.0  # for a last try at the end, where the one before has failed
+STOPPED_SECONDS = 20.0  # after a signal, till the wait for the last round ends; a rank is killed after GRACE_SECONDS
 OPENED = "_opened.json"
 REPLACED_WHOLE = ".pt"  # ending of files that are never written to: a second name keeps their content
 _SNAPSHOT = ".sending"
@@ -64,10 +66,11 @@ class Mirror:
         self.step, self.folder, self.uri = step, folder, uri
         self._sent: dict[str, tuple[FileState, File]] = {}
         self._condition = threading.Condition()
-        self._is_due = self._is_ending = False
+        self._is_due = self._is_ending = self._is_given_up = False
         self._problem: str | None = None
         self._owner, self._is_signed = _owner(), False
         self._thread: threading.Thread | None = None
+        self._has_ended = threading.Event()
 
     def recall(self) -> None:
         """Fill the work folder from the store, where what is there is newer, or the only one.
@@ -98,9 +101,23 @@ class Mirror:
             self._thread.start()
 
     def settle(self) -> None:
-        """Wait until the folder is in the store as it is now. Where that fails it is said."""
-        self._end()
-        if self._problem:
+        """Wait until the folder is in the store as it is now; after a signal, as long as there is time for it.
+
+        Where that fails it is said.
+        """
+        try:
+            self._end()
+        except Stopped:  # the signal has come only now
+            self._end()
+            raise
+        finally:
+            self._tell_end()
+
+    def _tell_end(self) -> None:
+        if self._is_given_up:
+            late = f"the last checkpoint was not sent within {STOPPED_SECONDS:g} s of the signal"
+            self._tell(f"{self.uri}: {late}; it is in {self.folder} alone")
+        elif self._problem:
             self._tell(f"{self._problem}; the last checkpoint is in {self.folder} alone")
 
     def clear(self) -> None:
@@ -160,10 +177,23 @@ class Mirror:
         with self._condition:
             self._is_ending = True
             self._condition.notify()
-        if self._thread is not None:
-            self._thread.join(LAST_SECONDS if self._problem else None)
+        if self._thread is None:
+            return
+        limits, since = [LAST_SECONDS] if self._problem else [], seconds_since()
+        if since is not None:
+            limits.append(max(0.0, STOPPED_SECONDS - since))
+        has_ended = self._has_ended.wait(
+            min(limits, default=None)
+        )  # after a join that is interrupted a thread seems so
+        self._is_given_up = since is not None and not has_ended
 
     def _run(self, uri: S3Uri) -> None:
+        try:
+            self._go_round(uri)
+        finally:
+            self._has_ended.set()
+
+    def _go_round(self, uri: S3Uri) -> None:
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._is_due or self._is_ending)
@@ -171,6 +201,8 @@ class Mirror:
                     return
                 self._is_due, is_last = False, self._is_ending
             problem = self._try(uri)
+            if self._is_given_up:
+                return
             with self._condition:
                 if problem is None:
                     pause = EVERY_SECONDS
@@ -187,6 +219,8 @@ class Mirror:
             self._round(uri)
         except Exception as error:  # whatever it is, the step's own work goes on
             problem = str(error) if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"
+        if self._is_given_up:  # and that has been said
+            return problem
         if problem and not self._problem:
             self._tell(f"{problem}; the work goes on, and its checkpoints are sent later")
         if self._problem and not problem:
@@ -217,7 +251,7 @@ class Mirror:
         with _snapshot(file) as still:
             content = Content.of(still)
             sent = File(file.name, content.size, content.sha256)
-            send(content, uri / _key(sent))
+            send(content, uri / _key(sent), wanted=lambda: not self._is_given_up)
         return sent
 
     def _files(self) -> list[Path]:
@@ -287,7 +321,7 @@ def _linked(file: Path, still: Path) -> bool:
 def mirrored(step: str, folder: Path) -> Iterator[Mirror]:
     """A work folder that the store has a copy of, filled from there; without AUTOFORMER_STORE, of none.
 
-    Where the step ends early, its last checkpoint is waited for.
+    Where the step ends early, its last checkpoint is waited for; so enter it before what has to end in any case.
 
     Raises:
         StorageError: one line, before any work.

@@ -7,6 +7,7 @@ content, left behind under the same name, is aborted.
 import base64
 import hashlib
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,14 +89,14 @@ def put(value: bytes, uri: S3Uri) -> None:
     patiently(write)
 
 
-def send(content: Content, uri: S3Uri) -> str:
-    """`upload`, of a file that has been read for its hashes."""
+def send(content: Content, uri: S3Uri, wanted: Callable[[], bool] = lambda: True) -> str:
+    """`upload`, of a file that has been read for its hashes. Once it is not `wanted` any more no part is begun."""
     if _is_there(content, uri, unseen=False):
         return content.sha256
     for _ in range(TRIES):
         try:
             if len(content.parts) > 1:
-                _send_parts(content, uri)
+                _send_parts(content, uri, wanted)
             else:
                 put(content.read(1), uri)
         except GoneError as error:
@@ -120,11 +121,17 @@ def _is_there(content: Content, uri: S3Uri, unseen: bool) -> bool:
     return same and (found.checksum or content.checksum) == content.checksum
 
 
-def _send_parts(content: Content, uri: S3Uri) -> None:
+def _send_parts(content: Content, uri: S3Uri, wanted: Callable[[], bool]) -> None:
     upload_id, sent = _begun(content, uri)
     missing = [number for number in range(1, len(content.parts) + 1) if number not in sent]
+
+    def send_part(number: int) -> str:
+        if not wanted():  # a process does not end before all that its pools have been given is done
+            raise StorageError(f"{uri}: its upload is given up")
+        return _send_part(content, uri, upload_id, number)
+
     with ThreadPoolExecutor(PARALLEL) as pool:
-        waiting = [pool.submit(_send_part, content, uri, upload_id, number) for number in missing]
+        waiting = [pool.submit(send_part, number) for number in missing]
         try:
             etags = sent | {number: future.result() for number, future in zip(missing, waiting, strict=True)}
         finally:
