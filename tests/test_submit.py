@@ -43,14 +43,14 @@ def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
         yield server
 
 
-_compiled: dict[str | None, tuple[str, str]] = {}
+_compiled: dict[tuple[str | None, bool], tuple[str, str]] = {}
 
 
-def _package(out: Path, cluster: Cluster | None = None) -> str:
+def _package(out: Path, cluster: Cluster | None = None, fresh: bool = False) -> str:
     """The real package, compiled once for all tests."""
-    key = cluster.model_dump_json() if cluster else None
+    key = (cluster.model_dump_json() if cluster else None, fresh)
     if key not in _compiled:
-        image = on_a_short_stack(write_package, out, cluster)
+        image = on_a_short_stack(write_package, out, cluster, fresh)
         _compiled[key] = (out.read_text(), image)
     text, image = _compiled[key]
     out.write_text(text)
@@ -93,6 +93,24 @@ def test_an_equal_version_is_used_again(kfp: KfpServer, capsys: Capture) -> None
     assert len(kfp.pipelines) == len(kfp.versions) == len(kfp.experiments) == 1 and len(kfp.runs) == 2
     assert "which was there already" in capsys.readouterr().out
     assert len({each.display_name for each in kfp.runs.values()}) == 2
+
+
+def test_a_fresh_run_takes_no_task_from_the_cache(kfp: KfpServer, monkeypatch: Any) -> None:
+    sent: list[dict[str, Any]] = []
+
+    def seen(out: Path, cluster: Cluster | None = None, fresh: bool = False) -> str:
+        image = _package(out, cluster, fresh)
+        sent.append(next(yaml.load_all(out.read_text(), yaml.CSafeLoader)))
+        return image
+
+    monkeypatch.setattr(submit, "write_package", seen)
+    assert run(kfp, *DATA) == run(kfp, "--fresh", *DATA) == 0
+    usual, fresh = (
+        {name for name, task in package["root"]["dag"]["tasks"].items() if task["cachingOptions"].get("enableCache")}
+        for package in sent
+    )
+    assert "train-supernet" in usual and fresh == set()
+    assert len(kfp.versions) == 2
 
 
 def test_a_params_file_goes_along_whole(kfp: KfpServer, tmp_path: Path) -> None:
@@ -167,8 +185,8 @@ def test_the_settings_of_a_cluster_are_looked_at_first(kfp: KfpServer, capsys: C
 
 
 def test_the_order_of_a_packages_keys_makes_no_other_version(kfp: KfpServer, monkeypatch: Any) -> None:
-    def turned(out: Path, cluster: Cluster | None = None) -> str:
-        image = _package(out, cluster)
+    def turned(out: Path, cluster: Cluster | None = None, fresh: bool = False) -> str:
+        image = _package(out, cluster, fresh)
         documents = list(yaml.load_all(out.read_text(), yaml.CSafeLoader))
         out.write_text(yaml.dump_all([dict(reversed(each.items())) for each in documents], sort_keys=False))
         return image
