@@ -50,13 +50,13 @@ lock: ## resolve the dependencies into requirements.lock, and those of the image
 .PHONY: data
 data: $(STAMP) ## fetch the images into data/, verified; yours with DATA=path NAME=name, official archives with DATASET=name ARCHIVES=path
 ifdef DATA
-	$(BIN)/python -m pipeline.own_images --source '$(DATA)' --name '$(NAME)' $(SETTINGS)
+	$(BIN)/python -m commands.own_images --source '$(DATA)' --name '$(NAME)' $(SETTINGS)
 	$(BIN)/dvc commit --quiet --force data.dvc
 else ifdef ARCHIVES
-	$(BIN)/python -m components.prepare_data.deliver --dataset '$(DATASET)' --archives '$(ARCHIVES)' --data 'data/$(DATASET)'
+	$(BIN)/python -m commands.deliver --dataset '$(DATASET)' --archives '$(ARCHIVES)' --data 'data/$(DATASET)'
 	$(BIN)/dvc commit --quiet --force data.dvc
 else
-	$(BIN)/python -m components.prepare_data.fetch --dataset $(DATASET) --data data/$(DATASET)
+	$(BIN)/python -m commands.fetch --dataset $(DATASET) --data data/$(DATASET)
 	$(BIN)/dvc commit --quiet data.dvc
 endif
 
@@ -71,7 +71,7 @@ repro: $(IMAGES) ## the same steps through `dvc repro`
 
 .PHONY: compile
 compile: $(STAMP) ## compile the DAG to dist/autoformer.yaml, for a KFP cluster: CLUSTER=name, or IMAGE=… for any
-	$(strip $(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.compile $(if $(CLUSTER),--cluster '$(CLUSTER)') \
+	$(strip $(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.cluster.compile $(if $(CLUSTER),--cluster '$(CLUSTER)') \
 	  $(if $(SET),--set '$(SET)') $(if $(KUBERNETES),--manifests dist/autoformer-kubernetes.yaml))
 
 .PHONY: images
@@ -81,7 +81,7 @@ images: $(STAMP) ## build the container images, for RUNNER=docker and for a clus
 
 .PHONY: submit
 submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=name DATA=s3://…, and perhaps PRESET, SET, WAIT=1, EVERY="0 3 * * 1"
-	$(strip $(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.submit $(if $(HOST),--host '$(HOST)') \
+	$(strip $(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.cluster.submit $(if $(HOST),--host '$(HOST)') \
 	  $(if $(CLUSTER),--cluster '$(CLUSTER)') $(SETTINGS) $(if $(DATA),--data '$(DATA)') \
 	  $(if $(DATA_HASH),--data-hash '$(DATA_HASH)') $(if $(EXPERIMENT),--experiment '$(EXPERIMENT)') \
 	  $(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(WAIT),--wait) $(if $(FRESH),--fresh) $(if $(EVERY),--every '$(EVERY)') \
@@ -89,15 +89,15 @@ submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=
 
 .PHONY: secrets
 secrets: $(STAMP) ## draw the passwords of a new cluster, into files that git ignores (docs/cluster.md)
-	$(BIN)/python -m pipeline.new_secrets
+	$(BIN)/python -m pipeline.cluster.new_secrets
 
 .PHONY: ui
 ui: $(STAMP) ## open the MLflow UI on http://127.0.0.1:5000
-	$(BIN)/python -m components.tracking.ui --port $(or $(PORT),5000)
+	$(BIN)/python -m commands.ui --port $(or $(PORT),5000)
 
 .PHONY: compare
 compare: $(STAMP) ## say what differs between two pipeline runs: make compare RUNS="a b"; without, list them
-	$(BIN)/python -m pipeline.compare $(RUNS)
+	$(BIN)/python -m commands.compare $(RUNS)
 
 .PHONY: browser
 browser: ## install Debian's Chromium, for the tests of pages; needs root
@@ -105,11 +105,11 @@ browser: ## install Debian's Chromium, for the tests of pages; needs root
 
 .PHONY: predict
 predict: $(STAMP) ## name the class of an image: make predict IMAGE=path [MODEL=name or folder]
-	$(BIN)/python -m components.predict $(if $(MODEL),--model '$(MODEL)') '$(IMAGE)'
+	$(BIN)/python -m commands.predict $(if $(MODEL),--model '$(MODEL)') '$(IMAGE)'
 
 .PHONY: evaluate-official
 evaluate-official: $(STAMP) ## measure a published subnet: CHECKPOINT=path SUBNET=name DATA=folder, and perhaps SIZE, BATCH, LIMIT, OUT
-	$(BIN)/python -m components.evaluate_official --checkpoint '$(CHECKPOINT)' --subnet '$(SUBNET)' --data '$(DATA)' \
+	$(BIN)/python -m commands.evaluate_official --checkpoint '$(CHECKPOINT)' --subnet '$(SUBNET)' --data '$(DATA)' \
 	  $(if $(SIZE),--size $(SIZE)) $(if $(BATCH),--batch-size $(BATCH)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(OUT),--out '$(OUT)')
 
 .PHONY: test

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from autoformer.batches import normalise
 from autoformer.devices import is_out_of_memory
 from autoformer.errors import AutoFormerError
+from autoformer.images.batches import normalise
 from autoformer.ranks import Ranks
 
 ECE_BINS = 15

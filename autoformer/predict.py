@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from autoformer.batches import normalise
 from autoformer.checkpoint import SubnetCard
 from autoformer.errors import AutoFormerError
-from autoformer.images import model_pixels
+from autoformer.images.batches import normalise
+from autoformer.images.pixels import model_pixels
 from autoformer.vit import AutoFormer
 
 
@@ -38,7 +38,7 @@ def image_from_pixels(values: object) -> Image.Image:
 
 
 def prepare(image: Image.Image, card: SubnetCard) -> Tensor:
-    """The model's input (1, C, S, S) for an upright image of any mode and size: see `autoformer.images.model_pixels`.
+    """The model's input (1, C, S, S) for an upright image of any mode and size (`autoformer.images.pixels`).
 
     An image of the training size and mode goes in exactly as the training images did.
     """

@@ -40,7 +40,7 @@ class Augmentation(BaseModel):
     fast: bool = Field(
         False,
         description="crop, flip and RandAugment with the same statistics in less time, other pixels than timm's own; "
-        "see autoformer/fast_augmentation.py",
+        "see autoformer/images/fast_augmentation.py",
     )
     repeats: int = Field(1, gt=0, description="repeated augmentation: copies of an image in one epoch; 1 for none")
 

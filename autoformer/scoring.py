@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from autoformer.dataset import DatasetCard, Images
 from autoformer.devices import is_out_of_memory
 from autoformer.errors import AutoFormerError
+from autoformer.images.card import DatasetCard
+from autoformer.images.loading import Images
 from autoformer.racing import Answers, Task
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet

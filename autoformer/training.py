@@ -24,12 +24,12 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
-from autoformer.augmentation import BatchAugmentation
-from autoformer.batches import normalise
 from autoformer.devices import find_precision
 from autoformer.distillation import Teacher
 from autoformer.gradients import SharedGradients
-from autoformer.loader import TrainingImages
+from autoformer.images.augmentation import BatchAugmentation
+from autoformer.images.batches import normalise
+from autoformer.images.loader import TrainingImages
 from autoformer.randomness import derived_seed
 from autoformer.recipe import Recipe
 from autoformer.sampling import Lesson, Lessons

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
 from autoformer.errors import AutoFormerError
-from autoformer.images import resized_side
+from autoformer.images.pixels import resized_side
 from autoformer.layers import drop_path_rates, initialise
 from autoformer.space import Offsets, SearchSpace, SubnetSpec, stretched_reach
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from autoformer.files import replacing, write_json
 from benchmarks.rows import table
-from components.config import ROOT
+from runtime.common.config import ROOT
 
 PARTS = ("engine", "loader", "s3", "index", "ranks", "search", "sampling")
 

@@ -19,20 +19,21 @@ import torch
 
 from autoformer.checkpoint import load_supernet
 from autoformer.complexity import count_params
-from autoformer.dataset import Images, pixel_statistics
 from autoformer.evaluation import predict_logits, score
 from autoformer.files import write_json
+from autoformer.images.loader import training_images
+from autoformer.images.loading import Images
+from autoformer.images.statistics import pixel_statistics
 from autoformer.layers import drop_path_rates, initialise
-from autoformer.loader import training_images
 from autoformer.recipe import Recipe
 from autoformer.sampling import Lessons, uniform, whole_model
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
-from components.config import Config, load_config
 from components.prepare_data import fashion_mnist
 from components.prepare_data.splitting import split
+from runtime.common.config import Config, load_config
 
 STAGES = ("supernet", "finetune", "scratch")
 

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoformer.files import replacing, write_json
-from components.config import ROOT, PrepareData
 from components.prepare_data import fashion_mnist
 from components.prepare_data.step import SPLITS, prepare, write_prepared
+from runtime.common.config import ROOT, PrepareData
 
 TRAINING_STEPS, CANDIDATES = 3000, 500
 SPACE = {

@@ -28,14 +28,15 @@ from typing import Any
 
 import numpy as np
 
-from autoformer.dataset import SOURCE, Source, SourceArchive, read_rows, read_source
 from autoformer.files import write_json
+from autoformer.images.loading import read_rows
+from autoformer.images.source import SOURCE, Source, SourceArchive, read_source
 from benchmarks.rows import Row, measured
-from components.config import ROOT, PrepareData
 from components.prepare_data import imagenet
 from components.prepare_data.imagenet import DEVKIT, PUBLISHED, TRAIN, VAL, Published
 from components.prepare_data.step import SPLITS, prepare, write_prepared
-from components.workspace import known_hashes
+from runtime.common.config import ROOT, PrepareData
+from runtime.common.workspace import known_hashes
 
 PAYLOAD = 700  # bytes of an image
 _BLOCK = 512

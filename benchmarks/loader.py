@@ -33,14 +33,14 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Normalize, RandomHorizontalFlip, ToTensor
 
-from autoformer.archives import EncodedImages, EncodedSplit
-from autoformer.augmentation import BatchAugmentation, rand_augment
-from autoformer.batches import normalise
-from autoformer.dataset import Split
-from autoformer.decoding import Decoder, least_scale
-from autoformer.fast_augmentation import FastAugmentation, draw_crop
 from autoformer.files import write_json
-from autoformer.loader import AHEAD, TrainingImages, training_images
+from autoformer.images.archives import EncodedImages, EncodedSplit
+from autoformer.images.augmentation import BatchAugmentation, rand_augment
+from autoformer.images.batches import normalise
+from autoformer.images.decoding import Decoder, least_scale
+from autoformer.images.fast_augmentation import FastAugmentation, draw_crop
+from autoformer.images.loader import AHEAD, TrainingImages, training_images
+from autoformer.images.split_files import Split
 from autoformer.randomness import derived_rng
 from autoformer.recipe import Augmentation, Recipe
 from benchmarks.rows import Row, measured

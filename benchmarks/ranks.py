@@ -25,9 +25,9 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from autoformer.dataset import Images
 from autoformer.files import write_json
-from autoformer.loader import training_images
+from autoformer.images.loader import training_images
+from autoformer.images.loading import Images
 from autoformer.named import load_space
 from autoformer.ranks import ALONE, Ranks
 from autoformer.recipe import Recipe

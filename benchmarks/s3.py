@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from autoformer.archives import FileReader, Place, Reader
+from autoformer.images.archives import FileReader, Place, Reader
 from benchmarks.rows import Row, interleaved, measured, ratio
-from components.storage import connect
-from components.storage.archives import S3Archives
-from components.storage.staging import bring
+from runtime.storage import connect
+from runtime.storage.archives import S3Archives
+from runtime.storage.staging import bring
 
 IMAGE_BYTES = 110_000  # ImageNet's mean
 BATCH = 64  # images that are asked for together

@@ -18,11 +18,11 @@ from typing import Any, get_args
 
 import torch
 
-from autoformer.dataset import Images
 from autoformer.evaluation import predict_logits, score
 from autoformer.files import write_json
+from autoformer.images.loader import training_images
+from autoformer.images.loading import Images
 from autoformer.layers import initialise
-from autoformer.loader import training_images
 from autoformer.randomness import derived_rng
 from autoformer.sampling import Sampling, fair, sampler
 from autoformer.space import SubnetSpec
@@ -30,7 +30,7 @@ from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from benchmarks.demo_recipe import Data, read
 from benchmarks.rows import Row, measured, table
-from components.config import ROOT, Config, load_config
+from runtime.common.config import ROOT, Config, load_config
 
 KINDS: tuple[Sampling, ...] = get_args(Sampling)
 EPOCHS, QUICK_EPOCHS = 8.0, 0.6  # images through a forward pass, in passes over the train split

@@ -119,7 +119,7 @@ class Served(NamedTuple):
 def mlflow_pages(uri: str, log: Path, command: Sequence[str] = ()) -> Iterator[Served]:
     """Start the server of a store through `command` (that of `make ui`), wait until it answers, and end it."""
     port = free_port()
-    command = [*command, f"PORT={port}"] if command else [sys.executable, "-m", "components.tracking.ui"]
+    command = [*command, f"PORT={port}"] if command else [sys.executable, "-m", "commands.ui"]
     command = command if command[-1].startswith("PORT") else [*command, "--port", str(port)]
     environment = os.environ | {"MLFLOW_TRACKING_URI": uri}
     with log.open("w") as errors:

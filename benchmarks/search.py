@@ -34,17 +34,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoformer.complexity import count_macs
-from autoformer.dataset import DatasetCard, Images, load_images, read_card
+from autoformer.images.card import DatasetCard, read_card
+from autoformer.images.loading import Images, load_images
 from autoformer.named import load_space
 from autoformer.racing import Answers, Flags, Racing, Task
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution
 from autoformer.space import SubnetSpec
 from benchmarks.rows import Row, interleaved, measured, ratio, table
-from components.config import ROOT, Config, load_config
 from components.search_subnet.memory import ScoreMemory
 from components.search_subnet.searching import Result, limits, search
 from components.search_subnet.step import settings
+from runtime.common.config import ROOT, Config, load_config
 
 OFFICIAL_IMAGES = 1050 * 150_000
 MOST_WORSE_POINTS = 0.2

@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from components.config import STEPS
 from docs.configuration import CLUSTERS, ENVIRONMENT, ON_A_CLUSTER, PAGE, page, tables, undescribed
+from runtime.common.config import STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "THIRD_PARTY_NOTICES.md", *sorted((ROOT / "docs").glob("*.md")))
-SOURCES = ("autoformer", "components", "pipeline")
+SOURCES = ("autoformer", "runtime", "components", "commands", "pipeline")
 QUOTES = "text"  # a fenced block of this kind quotes messages, with … where a message has a value
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"(`+)(.+?)\1", re.DOTALL)

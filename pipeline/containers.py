@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
-from autoformer.dataset import archive_folder
 from autoformer.errors import AutoFormerError
-from components.config import ROOT, Config
-from components.stopping import Stopped
-from components.storage import is_uri
-from components.storage.copies import staging_root
-from components.storage.places import remote_archives
-from components.tracking.provenance import user
-from components.tracking.store import sqlite_file, tracking_uri
-from components.workspace import work_root
+from autoformer.images.source import archive_folder
 from pipeline.ending import Steps
 from pipeline.images import PROXIES, connect, images_of_checkout
+from runtime.common.config import ROOT, Config
+from runtime.common.stopping import Stopped
+from runtime.common.workspace import work_root
+from runtime.storage import is_uri
+from runtime.storage.copies import staging_root
+from runtime.storage.places import remote_archives
+from runtime.tracking.provenance import user
+from runtime.tracking.store import sqlite_file, tracking_uri
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -19,10 +19,10 @@ from components.evaluate_subnet.component import evaluate_subnet
 from components.prepare_data.component import prepare_data
 from components.register_model.component import register_model
 from components.resolve_config.component import resolve_config
-from components.resolve_config.step import source_version
 from components.retrain_subnet.component import retrain_subnet
 from components.search_subnet.component import search_subnet
 from components.train_supernet.component import train_supernet
+from runtime.common.code import package_code
 
 Results = NamedTuple(  # noqa: UP014 - kfp reads this form
     "Results",
@@ -81,7 +81,7 @@ def build(
             overrides: section.key=value, separated by spaces, applied last.
         """
         configs = resolve_config(
-            preset=preset, overrides=overrides, seed=seed, max_params_m=max_params_m, compiled_from=source_version(),
+            preset=preset, overrides=overrides, seed=seed, max_params_m=max_params_m, compiled_from=package_code(),
             image=image, data=data, data_hash=data_hash,
         )  # fmt: skip
         configs.set_caching_options(False)  # a params file may have changed under the same name

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import psutil
 
-from components.cli import GRACE_SECONDS, SHELLS
+from runtime.steps.command import GRACE_SECONDS, SHELLS
 
 
 class Steps:

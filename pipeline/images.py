@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import autoformer
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_file, hash_value, read_yaml, write_text
-from components.cli import Parser, refuse
-from components.config import ROOT
-from components.tracking.provenance import git_commit
-from components.tracking.store import shown
-from pipeline.cluster import cluster_path
+from autoformer.files import hash_value, read_yaml, write_text
+from pipeline.cluster.settings import cluster_path
+from runtime.common.code import code_files, hash_files
+from runtime.common.config import ROOT
+from runtime.common.console import Parser, refuse
+from runtime.tracking.provenance import git_commit
+from runtime.tracking.store import shown
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -29,7 +30,17 @@ if TYPE_CHECKING:
 NAMES = ("launcher", "training")
 SOURCE_LABEL = "autoformer.source"
 # What an image is made of; a test holds that the Dockerfile copies this, and that the builder is sent no more.
-CODE = ("LICENSE", "THIRD_PARTY_NOTICES.md", "params.yaml", "configs", "autoformer", "components", "pipeline")
+CODE = (
+    "LICENSE",
+    "THIRD_PARTY_NOTICES.md",
+    "params.yaml",
+    "configs",
+    "autoformer",
+    "runtime",
+    "components",
+    "commands",
+    "pipeline",
+)
 LEFT_OUT = ("configs/cluster", "pipeline/manifests")  # on what steps run; an edit makes no other image
 RECIPE = ("docker/Dockerfile", *(f"docker/{name}.lock" for name in ("uv", "launcher", "training", "executor")))
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -179,21 +190,8 @@ def content_tag(attributes: Mapping[str, Any]) -> str:
 
 def source_hash() -> str:
     """Hash of all that the images are made of."""
-    files = [file for name in (*CODE, *RECIPE) for file in _files(ROOT / name)]
-    return hash_value([[file.relative_to(ROOT).as_posix(), hash_file(file)] for file in files])[:16]
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    return sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file()
-        and file.suffix != ".pyc"
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        and not any(file.is_relative_to(ROOT / name) for name in LEFT_OUT)
-    )
+    files = (file for name in (*CODE, *RECIPE) for file in code_files(ROOT / name))
+    return hash_files(file for file in files if not any(file.is_relative_to(ROOT / name) for name in LEFT_OUT))
 
 
 def images_of_checkout(client: "DockerClient") -> dict[str, str]:

@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_value, read_json
-from components import tracking
-from components.cli import Parser, refuse
-from components.config import ROOT, STEPS, Config
-from components.locks import alone
+from autoformer.files import read_json
+from commands.own_images import adopt, short, told
 from components.resolve_config.step import resolve, split_overrides
-from components.secrets import hide_in_tracebacks
-from components.stopping import Stopped, stoppable
-from components.storage import is_uri
-from components.storage.places import hash_data
 from pipeline.console import Console
 from pipeline.containers import Containers, places
 from pipeline.ending import Steps
-from pipeline.own_images import adopt, short, told
 from pipeline.summary import summary
+from runtime import tracking
+from runtime.common.code import step_code
+from runtime.common.config import ROOT, STEPS, Config
+from runtime.common.console import Parser, refuse
+from runtime.common.locks import alone
+from runtime.common.redaction import hide_in_tracebacks
+from runtime.common.stopping import Stopped, stoppable
+from runtime.storage import is_uri
+from runtime.storage.places import hash_data
 
 if TYPE_CHECKING:
     from kfp import local
@@ -132,7 +133,7 @@ def _how_to_get(dataset: str) -> str:
 
 def _print_plan(config: Config, data: str) -> int:
     """What the run will take, measured in a process of its own, as every step is."""
-    command = [sys.executable, "-m", "components.plan", "--config", config.model_dump_json(), "--data", data]
+    command = [sys.executable, "-m", "commands.plan", "--config", config.model_dump_json(), "--data", data]
     code = subprocess.run(command, cwd=ROOT, env=os.environ | patient_threads(), check=False).returncode
     if code == -signal.SIGKILL:
         raise AutoFormerError(
@@ -207,16 +208,8 @@ def name_sources(pipeline: Any) -> None:
     """Put the hash of what a step runs in the place of its image: it is part of the cache key, as a digest is."""
     executors = pipeline.pipeline_spec.deployment_spec["executors"]
     for step in ("resolve_config", *STEPS):
-        image = f"autoformer-python:source-{source_version(step)}"  # kfp.local warns of an image without "python"
+        image = f"autoformer-python:source-{step_code(step)}"  # kfp.local warns of an image without "python"
         executors[f"exec-{step.replace('_', '-')}"]["container"]["image"] = image
-
-
-def source_version(step: str) -> str:
-    """Hash of the source that a step may run: the library, what steps share, and its own folder."""
-    files = [
-        file for place in ("autoformer", "components", f"components/{step}") for file in (ROOT / place).glob("*.py")
-    ]
-    return hash_value({str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in sorted(files)})[:16]
 
 
 def _explain(failure: Path) -> int:

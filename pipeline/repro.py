@@ -13,15 +13,15 @@ import yaml
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, read_json, write_text
 from autoformer.named import CONFIGS
-from components import tracking
-from components.cli import Parser, refuse
-from components.config import ROOT, STEPS, load_config, preset_path
-from components.locks import alone
 from components.resolve_config.step import resolve, split_overrides
-from components.stopping import Stopped, stoppable
 from pipeline.ending import Steps
 from pipeline.local import patient_threads
 from pipeline.summary import summary
+from runtime import tracking
+from runtime.common.config import ROOT, STEPS, load_config, preset_path
+from runtime.common.console import Parser, refuse
+from runtime.common.locks import alone
+from runtime.common.stopping import Stopped, stoppable
 
 PARAMS = ROOT / "params.yaml"
 _TRACKED = {"threads": "null", "device": "auto"}  # optional, but DVC's stages name them, and it wants them to be there

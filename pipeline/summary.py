@@ -7,7 +7,7 @@ from typing import Any
 from autoformer.complexity import count_macs, count_params
 from autoformer.files import read_json
 from autoformer.space import NamedSubnet
-from components.config import Config
+from runtime.common.config import Config
 
 
 def summary(

@@ -13,8 +13,8 @@ import run_steps
 from tiny import TinyData
 from tracking_fixtures import VARIABLES
 
-from components import tracking
-from components.config import load_config
+from runtime import tracking
+from runtime.common.config import load_config
 
 STEPS = ("train_supernet", "search_subnet", "retrain_subnet", "evaluate_subnet", "register_model")
 SHORT = {"epochs": 1.0, "warmup_epochs": 0.1, "score_steps": 10}

@@ -14,8 +14,8 @@ from tiny import TinyData, make_tiny_data
 from tracking_fixtures import make_empty_store
 from whole_run import Checkout, WholeRun, check_out, whole_run
 
-from components.config import ROOT
-from components.prepare_data.fetch import fetch
+from commands.fetch import fetch
+from runtime.common.config import ROOT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -104,7 +104,7 @@ def proxy_process(s3_process: S3Server) -> Iterator[FaultyProxy]:
 @pytest.fixture
 def faulty(s3: S3Server, proxy_process: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """The same server behind a proxy that does as it is told, with few tries and short pauses."""
-    from components.storage import failures
+    from runtime.storage import failures
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy_process.server.endpoint)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")

@@ -13,17 +13,17 @@ import yaml
 from tiny import TinyData
 from torch import Tensor
 
-from autoformer.batches import normalise
 from autoformer.checkpoint import Preprocessing, SubnetCard, SupernetCard, save_subnet, save_supernet
-from autoformer.dataset import load_images
 from autoformer.files import write_json, write_text
+from autoformer.images.batches import normalise
+from autoformer.images.loading import load_images
 from autoformer.named import load_space
 from autoformer.search import Candidate, Evolution, EvolutionSettings, Limits, random_baseline
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
-from components.config import Config, load_config
 from components.search_subnet.step import COLUMNS, PROGRESS
-from components.tables import write_table
+from runtime.common.config import Config, load_config
+from runtime.common.tables import write_table
 
 SUPERNET_HISTORY = (
     "step",

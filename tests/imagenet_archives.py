@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from autoformer.dataset import SourceArchive
+from autoformer.images.source import SourceArchive
 from benchmarks.index import devkit
 from components.prepare_data.imagenet import DEVKIT, TRAIN, VAL, Published
 

@@ -411,7 +411,7 @@ class Kubelet:
             self.threads.append(thread)
 
     def _run(self, pod: Pod, command: list[str], environment: dict[str, str], left: list[Pod]) -> None:
-        assert command[:3] == ["python", "-m", "components.trainjob.node"]
+        assert command[:3] == ["python", "-m", "runtime.steps.job_node"]
         log, said = self.folder / f"{pod.name}.log", Path(environment["AUTOFORMER_TERMINATION"])
         code = self.ended(self.start(command[3:], environment, log))
         pod.say(*log.read_text().splitlines())

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from processes import PRELOADED, at_step, signal_self
 
-from components.trainjob.cluster import Patience
-from components.trainjob.settings import JobSettings
+from runtime.kubernetes.cluster import Patience
+from runtime.kubernetes.settings import JobSettings
 
 QUICK = Patience(poll_seconds=0.01, pause_seconds=0.005, outage_seconds=20, silent_seconds=20, drain_seconds=20)
 Dies = Callable[[str, str], bool]  # a job's name and a machine's number -> whether it is killed after step 12
@@ -29,7 +29,7 @@ def _in_a_container(environment: dict[str, str], log: str) -> None:
 
 
 def _node(words: list[str], environment: dict[str, str], log: str, dies: bool) -> None:
-    from components.trainjob import node
+    from runtime.steps import job_node as node
 
     _in_a_container(environment, log)
     if dies:
@@ -40,7 +40,7 @@ def _node(words: list[str], environment: dict[str, str], log: str, dies: bool) -
 def start_node(
     words: list[str], environment: dict[str, str], log: Path, killed: Dies = lambda job, node: False
 ) -> ForkServerProcess:
-    """A pod of a job. `words`: those that stand behind `python -m components.trainjob.node`."""
+    """A pod of a job. `words`: those that stand behind `python -m runtime.steps.job_node`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     dies = killed(words[words.index("--job") + 1], environment["PET_NODE_RANK"])
@@ -50,7 +50,7 @@ def start_node(
 
 
 def _launcher(step: str, words: list[str], settings: str, log: str) -> None:
-    from components.trainjob.launch import launch
+    from runtime.steps.job_launch import launch
 
     _in_a_container(dict(os.environ), log)
     raise SystemExit(launch(step, words, JobSettings.parse(settings), QUICK))

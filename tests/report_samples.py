@@ -11,8 +11,9 @@ from photographs import CLASSES as PHOTOGRAPHS
 from photographs import sample_photograph
 from PIL import Image
 
-from autoformer.dataset import DatasetCard, Images
 from autoformer.evaluation import confusion_matrix, paired_difference, score
+from autoformer.images.card import DatasetCard
+from autoformer.images.loading import Images
 from autoformer.named import load_space
 from autoformer.space import NamedSubnet
 from components.evaluate_subnet.measure import Evaluation, worst_mistakes

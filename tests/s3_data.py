@@ -9,7 +9,7 @@ from s3_server import S3Server
 from transfer_archives import Files, jpeg, write_tar
 
 from components.prepare_data.step import SPLITS, main
-from components.storage import connect
+from runtime.storage import connect
 
 SPACE = {
     "name": "two",

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoformer.archives import EncodedImages, FileReader
-from autoformer.dataset import Split
 from autoformer.errors import AutoFormerError
+from autoformer.images.archives import EncodedImages, FileReader
+from autoformer.images.split_files import Split
 
 COUNT = 40
 

@@ -17,10 +17,10 @@ from run_steps import arguments, argv, config_of, run, run_all
 from safetensors.torch import load_file, save_file
 from tiny import TinyData, make_tiny_data
 
-from autoformer.dataset import Split, read_split, write_split
 from autoformer.files import read_json, write_json
-from components.config import ROOT, load_config
-from components.workspace import Workspace
+from autoformer.images.split_files import Split, read_split, write_split
+from runtime.common.config import ROOT, load_config
+from runtime.common.workspace import Workspace
 
 Given = dict[str, str]
 Spoil = Callable[[Given, Path], None]

@@ -16,21 +16,21 @@ from PIL import Image
 from run_steps import contents
 from user_images import class_folders, noise
 
-import components.plan
-import components.predict
-import components.prepare_data.fetch
+import commands.fetch
+import commands.own_images
+import commands.plan
+import commands.predict
 import components.prepare_data.step
 import components.search_subnet.step
-import pipeline.compile
+import pipeline.cluster.compile
 import pipeline.local
-import pipeline.own_images
 import pipeline.repro
 from autoformer.files import read_json, write_json
-from components.config import ROOT
 from components.prepare_data.pack import pack
 from components.prepare_data.step import SPLITS
-from components.tables import read_table, write_table
-from components.tracking.store import initialise
+from runtime.common.config import ROOT
+from runtime.common.tables import read_table, write_table
+from runtime.tracking.store import initialise
 
 SECONDS = 20  # that a refusal may take, here with other tests beside it
 Argv = list[str]
@@ -38,23 +38,23 @@ Case = tuple[str, Callable[[Path], Argv], list[str]]
 MAINS = {
     "local": pipeline.local.main,
     "repro": pipeline.repro.main,
-    "own": pipeline.own_images.main,
-    "compile": pipeline.compile.main,
-    "plan": components.plan.main,
-    "predict": components.predict.main,
+    "own": commands.own_images.main,
+    "compile": pipeline.cluster.compile.main,
+    "plan": commands.plan.main,
+    "predict": commands.predict.main,
     "prepare": components.prepare_data.step.main,
-    "fetch": components.prepare_data.fetch.main,
+    "fetch": commands.fetch.main,
 }
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the repository is locked or written; no store is asked but where a case names one."""
-    for module in (pipeline.local, pipeline.own_images):
+    for module in (pipeline.local, commands.own_images):
         monkeypatch.setattr(module, "ROOT", tmp_path / "root")
     monkeypatch.setattr(pipeline.repro, "ROOT", tmp_path / "root")
     monkeypatch.setattr(pipeline.repro, "PARAMS", tmp_path / "root" / "params.yaml")
-    monkeypatch.setattr(pipeline.own_images.adopt, "__defaults__", (tmp_path / "root" / "datasets",))
+    monkeypatch.setattr(commands.own_images.adopt, "__defaults__", (tmp_path / "root" / "datasets",))
     monkeypatch.setenv("AUTOFORMER_TRACKING", "off")
     monkeypatch.setenv("AUTOFORMER_WORK", str(tmp_path / "root" / "work"))
     for name in ("data", "runs", ".dvc/tmp"):
@@ -418,8 +418,8 @@ PROCESSES = [
     ["components.prepare_data", "--config", "demmo", "--data", "x", "--card", "x", "--train-split", "x",
      "--search-split", "x", "--test-split", "x", "--train-full-split", "x", "--record", "x"],
     ["pipeline.local", "--set", "seed=x"],
-    ["components.predict", "gone.png"],
-    ["components.plan", "--config", "demo", "--data", "gone"],
+    ["commands.predict", "gone.png"],
+    ["commands.plan", "--config", "demo", "--data", "gone"],
 ]  # fmt: skip
 
 

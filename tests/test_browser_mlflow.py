@@ -25,10 +25,10 @@ from benchmarks.screenshots import (
     unfold_first,
     watched,
 )
-from components.config import ROOT
-from components.tracking import ui
-from components.tracking.store import connect, initialise
-from components.tracking.views import save_views
+from commands import ui
+from runtime.common.config import ROOT
+from runtime.tracking.store import connect, initialise
+from runtime.tracking.views import save_views
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -171,7 +171,7 @@ def test_a_port_that_is_taken_is_one_line(two_runs: Store, tmp_path: Path) -> No
         taken.listen()
         port = str(taken.getsockname()[1])
         environment = os.environ | {"MLFLOW_TRACKING_URI": two_runs.uri}
-        command = [sys.executable, "-m", "components.tracking.ui", "--port", port]
+        command = [sys.executable, "-m", "commands.ui", "--port", port]
         run = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
         )

@@ -23,13 +23,13 @@ import components.resolve_config.step
 import pipeline.dag
 import pipeline.local
 from autoformer.files import hash_path, hash_value
-from components.config import STEPS
+from commands.own_images import adopt
 from components.prepare_data.component import prepare_data
 from components.resolve_config.step import CACHED, for_each_step, resolve
-from pipeline.cluster import load_cluster
+from pipeline.cluster.placement import configure, pipeline_config
+from pipeline.cluster.settings import load_cluster
 from pipeline.dag import build
-from pipeline.own_images import adopt
-from pipeline.placement import configure, pipeline_config
+from runtime.common.config import STEPS
 
 FORM = {"preset": "smoke", "overrides": "", "seed": -1, "max_params_m": 0.0, "data": "data/x", "data_hash": "0" * 64}
 OTHER = "registry.example.com/other@sha256:" + "1" * 64
@@ -196,16 +196,14 @@ def test_a_rebuilt_image_under_the_same_tag_misses(monkeypatch: pytest.MonkeyPat
     tags = ("images={training: a/b:dev, launcher: a/c:dev, allow_tags: true}",)
     before = keys_of_the_backend(for_cluster("gpu", *tags), FORM)
     for module in (pipeline.dag, components.resolve_config.step):
-        monkeypatch.setattr(module, "source_version", lambda: "0123456789abcdef")
+        monkeypatch.setattr(module, "package_code", lambda: "0123456789abcdef")
     assert changed(before, keys_of_the_backend(for_cluster("gpu", *tags), FORM)) == set(CACHED)
 
 
 def test_here_an_edit_misses_in_the_step_that_it_is_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     before = keys_of_kfp_local(for_here(), FORM, tmp_path)
-    own = pipeline.local.source_version
-    monkeypatch.setattr(
-        pipeline.local, "source_version", lambda step: "edited" if step == "search_subnet" else own(step)
-    )
+    own = pipeline.local.step_code
+    monkeypatch.setattr(pipeline.local, "step_code", lambda step: "edited" if step == "search_subnet" else own(step))
     assert changed(before, keys_of_kfp_local(for_here(), FORM, tmp_path)) == FROM_SEARCH
 
 
@@ -243,7 +241,7 @@ def test_data_of_a_folder_are_told_by_what_they_hold(tmp_path: Path) -> None:
 
 
 def test_data_in_s3_are_told_by_its_listing(s3: S3Server) -> None:
-    from components.storage import connect
+    from runtime.storage import connect
 
     def put(name: str, content: bytes) -> None:
         connect().put_object(Bucket=s3.bucket, Key=f"caching/{name}", Body=content)

@@ -9,13 +9,15 @@ import pytest
 import torchvision.datasets
 from user_images import noise, write_images
 
-from autoformer.archives import EncodedImages
-from autoformer.dataset import load_images, read_card, write_split
 from autoformer.errors import AutoFormerError
-from components.config import PrepareData
+from autoformer.images.archives import EncodedImages
+from autoformer.images.card import read_card
+from autoformer.images.loading import load_images
+from autoformer.images.split_files import write_split
 from components.prepare_data import class_folders
 from components.prepare_data.readers import read_delivered
 from components.prepare_data.step import prepare, write_prepared
+from runtime.common.config import PrepareData
 
 WNIDS = ("n01440764", "n01443537", "n02007558")
 

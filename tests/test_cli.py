@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from autoformer.errors import AutoFormerError
-from components import cli
-from components.cli import BAD_INPUT, Progress, existing, run_step, step_parser
-from components.config import ROOT, Config
+from runtime.common import console as cli
+from runtime.common.config import ROOT, Config
+from runtime.common.console import Progress, existing
+from runtime.common.exit_codes import BAD_INPUT
+from runtime.steps.command import run_step, step_parser
 
 STEP = "evaluate_subnet"
 LINE = "work: 6/10 images, 2/s, 0.0 min left"
@@ -142,7 +144,7 @@ def test_a_terminal_that_is_gone_is_no_error(clock: Clock, monkeypatch: pytest.M
 
 WAITING_STEP = """
 import time
-from components.cli import run_step, step_parser
+from runtime.steps.command import run_step, step_parser
 
 def wait(arguments, config):
     print("running", flush=True)

@@ -13,11 +13,11 @@ from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes_pb
 from s3_server import S3Server
 
 from autoformer.errors import AutoFormerError
-from components.config import ROOT, STEPS
-from components.storage.artifacts import POINTER, publish
-from components.trainjob.settings import VARIABLE, JobSettings
-from pipeline.cluster import ON_GPUS, SHARED, Cluster, load_cluster
-from pipeline.compile import main, write_manifests, write_package
+from pipeline.cluster.compile import main, write_manifests, write_package
+from pipeline.cluster.settings import ON_GPUS, SHARED, Cluster, load_cluster
+from runtime.common.config import ROOT, STEPS
+from runtime.kubernetes.settings import VARIABLE, JobSettings
+from runtime.storage.artifacts import POINTER, publish
 
 GPU = ROOT / "configs" / "cluster" / "gpu.yaml"
 TASKS = ("resolve_config", *STEPS)

@@ -9,10 +9,10 @@ from browser_store import Store
 from tracking_fixtures import make_empty_store, use_store
 
 from autoformer.evaluation import wilson_interval
-from components import tracking
-from components.tracking.store import initialise
-from pipeline import compare
-from pipeline.compare import Interval, difference_interval, main
+from commands import compare
+from commands.compare import Interval, difference_interval, main
+from runtime import tracking
+from runtime.tracking.store import initialise
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import yaml
 from pydantic import ValidationError
 
 from autoformer.errors import AutoFormerError
-from components.config import ROOT, STEPS, load_config
 from components.resolve_config.step import resolve
+from runtime.common.config import ROOT, STEPS, load_config
 
 PRESETS = sorted(path.stem for path in (ROOT / "configs" / "presets").glob("*.yaml"))
 

@@ -5,7 +5,6 @@ by one that parses what it is given with the step's own parser and leaves the fi
 """
 
 import argparse
-import ast
 import importlib
 import json
 import re
@@ -21,39 +20,15 @@ import yaml
 from kfp import compiler, dsl
 
 from autoformer.files import canonical_json
-from components.config import ROOT, STEPS, load_config
-from components.kfp_edge import IMAGE, call
-from components.resolve_config.step import CACHED, lineages, source_version
+from components.resolve_config.step import CACHED, lineages
 from pipeline.dag import autoformer
+from runtime.common.code import package_code, step_folders
+from runtime.common.config import ROOT, STEPS, load_config
+from runtime.steps.kfp_edge import IMAGE, call
 
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 PRESETS = sorted((ROOT / "configs" / "presets").glob("*.yaml"))
-
-# Modules that an edit of need not run any step again for, with the reason.
-FOLLOWED_OTHERWISE = {
-    "autoformer.errors": "texts of errors",
-    "autoformer.files": "how a file is written, not what is in it",
-    "autoformer.named": "finds a file of configs/, which is a dependency itself",
-    "autoformer.recipe": "the form of a section of params.yaml, whose values are followed",
-    "components.cli": "arguments and progress",
-    "components.config": "the form of params.yaml, whose values are followed",
-    "components.inputs": "checks, and arguments",
-    "components.locks": "one run at a time",
-    "components.opening": "where work lies, and what is told",
-    "components.stopping": "when a step stops",
-    "components.storage": "where bytes lie and how they come, held against their hashes",
-    "components.tables": "how a table is written, not what is in it",
-    "components.tracking": "what MLflow is told",
-    "components.workers": "how many processes decode, which changes no result",
-    "components.workspace": "where checkpoints lie",
-}
-ONLY_FOR = {
-    "search_subnet": {
-        "autoformer.pareto": "which candidates are MLflow runs of their own",
-        "components.training": "the number of threads, which params.yaml has",
-    },
-}
 
 
 class Call(NamedTuple):
@@ -256,7 +231,7 @@ def test_a_component_works_when_its_source_is_shipped_alone(package: dict[str, A
                 "overrides": "seed=5 threads=1",
                 "seed": 3,
                 "max_params_m": 0.3,
-                "compiled_from": source_version(),
+                "compiled_from": package_code(),
                 "image": "",
                 "data": "",
                 "data_hash": "0123",
@@ -272,7 +247,7 @@ def test_a_component_works_when_its_source_is_shipped_alone(package: dict[str, A
     command += ["--executor_input", json.dumps(told), "--function_to_execute", "resolve_config"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    other = json.dumps(told).replace(source_version(), "0123456789abcdef")
+    other = json.dumps(told).replace(package_code(), "0123456789abcdef")
     refused = subprocess.run(
         [other if part == json.dumps(told) else part for part in command],
         cwd=tmp_path, capture_output=True, text=True, check=False,
@@ -290,44 +265,10 @@ def test_a_component_works_when_its_source_is_shipped_alone(package: dict[str, A
     assert load_config(values["search_subnet"], steps=["search_subnet"]).search_subnet == expected.search_subnet
 
 
-def module_file(module: str) -> Path | None:
-    file = ROOT / f"{module.replace('.', '/')}.py"
-    return file if file.is_file() else None
-
-
-def imported(file: Path) -> Iterator[str]:
-    """Imports of a file, wherever they stand; `from a import b` gives a and a.b."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def deciding_modules(module: str, excepted: set[str], found: set[str]) -> set[str]:
-    """The project's modules that `module` stands on, itself with them, as paths below the root."""
-    file = module_file(module)
-    relative = file.relative_to(ROOT).as_posix() if file else ""
-    is_excepted = any(module == name or module.startswith(f"{name}.") for name in excepted)
-    if file is None or is_excepted or relative in found or not relative.startswith(("autoformer/", "components/")):
-        return found
-    found.add(relative)
-    for name in imported(file):
-        deciding_modules(name, excepted, found)
-    return found
-
-
 @pytest.mark.parametrize("step", STEPS)
-def test_a_stage_depends_on_the_modules_that_decide_its_result(step: str) -> None:
-    """Neither one too few, nor one that the step does not import."""
+def test_a_stage_depends_on_all_code_that_its_step_may_run(step: str) -> None:
+    """The same folders as the key of its work and of its task in the cache; their import closure: test_architecture."""
     deps = {resolved(dep) for dep in DVC["stages"][step]["deps"]}
-    excepted = {*FOLLOWED_OTHERWISE, *ONLY_FOR.get(step, {})}
-    needed = deciding_modules(f"components.{step}.step", excepted, set())
-    folders = {dep for dep in deps if dep.startswith("components/") and (ROOT / dep).is_dir()}
-    listed = {dep for dep in deps if dep.endswith(".py")}
-    assert f"components/{step}/step.py" in needed
-    assert {file for file in needed if Path(file).parent.as_posix() not in folders} == listed
-    assert folders <= {f"components/{step}"}
-    others = {dep for dep in deps - listed - folders if not dep.startswith("artifacts/")}
-    assert all((ROOT / dep).exists() for dep in others | listed), deps
+    outside = {dep for dep in deps if not dep.startswith(("artifacts/", "data/", "configs/"))}
+    assert outside == set(step_folders(step))
+    assert all((ROOT / dep).exists() for dep in deps if not dep.startswith("artifacts/")), deps

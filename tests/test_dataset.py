@@ -11,19 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import TinyData, read_idx
 
-from autoformer.dataset import (
-    DatasetCard,
-    Split,
-    hash_split,
-    image_checksums,
-    load_images,
-    pixel_statistics,
-    read_card,
-    read_split,
-    write_split,
-)
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, write_json
+from autoformer.images.card import DatasetCard, read_card
+from autoformer.images.loading import load_images
+from autoformer.images.split_files import Split, hash_split, image_checksums, read_split, write_split
+from autoformer.images.statistics import pixel_statistics
 
 
 def test_images_equal_an_independent_reading(tiny_data: TinyData) -> None:
@@ -186,5 +179,5 @@ def test_card_round_trips_and_names_an_unknown_key(tiny_data: TinyData, tmp_path
 
 
 def test_neither_the_library_nor_the_step_imports_torch() -> None:
-    check = "import sys, autoformer.dataset, components.prepare_data.step; assert 'torch' not in sys.modules"
+    check = "import sys, autoformer.images.loading, components.prepare_data.step; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)

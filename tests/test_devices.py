@@ -8,7 +8,7 @@ import torch
 
 from autoformer.devices import fewest_parts, find_device, find_precision, is_out_of_memory
 from autoformer.errors import AutoFormerError
-from components.config import ROOT
+from runtime.common.config import ROOT
 
 NO_GPU = not torch.cuda.is_available()
 

@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from run_steps import config_of
 from safetensors.torch import save_file
 
-from autoformer.dataset import Images
 from autoformer.distillation import Teacher, load_teacher
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
-from autoformer.loader import training_images
+from autoformer.images.loader import training_images
+from autoformer.images.loading import Images
 from autoformer.named import load_space
 from autoformer.recipe import Distillation, Recipe
 from autoformer.sampling import uniform
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
-from components.config import load_config
+from runtime.common.config import load_config
 
 CPU = torch.device("cpu")
 NAME = "test_resnet"  # timm's smallest

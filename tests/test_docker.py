@@ -15,10 +15,10 @@ from docker_server import docker_server, image
 import pipeline.containers
 import pipeline.images
 import pipeline.local
-from components.config import ROOT, STEPS, load_config
-from pipeline.cluster import load_cluster
+from pipeline.cluster.settings import load_cluster
 from pipeline.containers import environment, places
 from pipeline.images import CODE, NAMES, RECIPE, connect, content_tag, images_of_checkout, name_images, source_hash
+from runtime.common.config import ROOT, STEPS, load_config
 
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
 LOCKS = [Path(name).stem for name in RECIPE if name.endswith(".lock")]

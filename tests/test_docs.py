@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from components.config import ROOT, load_config
 from docs import check
 from docs.configuration import PAGE, page, rows, tables, undescribed
+from runtime.common.config import ROOT, load_config
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HELP = "\n".join(f"make {name}   {text}" for name, text in check.help_texts().items() if name != "clean")
@@ -52,7 +52,7 @@ def test_a_row_says_type_default_and_range() -> None:
 
 
 def test_a_key_without_a_meaning_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from components.config import EvaluateSubnet
+    from runtime.common.config import EvaluateSubnet
 
     monkeypatch.setattr(EvaluateSubnet.model_fields["mistakes"], "description", None)
     assert undescribed() == ["evaluate_subnet: mistakes"]
@@ -95,7 +95,7 @@ def test_what_is_true_is_let_through(tmp_path: Path) -> None:
     text = """# A page
 
 [up](../README.md#two-commands), [web](https://kubeflow.org), [here](#a-page), `make run PRESET=smoke SET="seed=1"`,
-`make run SET="space.choices.depth=[2]"`, `python -m components.prepare_data.fetch`, `python -m mlflow ui`,
+`make run SET="space.choices.depth=[2]"`, `python -m commands.fetch`, `python -m mlflow ui`,
 `train_supernet.*`, `prepare_data.search_images`, `artifacts/search/nothing`, `autoformer/search.py`, `gate.py`
 
 ```

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from whole_run import Checkout, WholeRun, bytes_below
 
-from components.config import STEPS
+from runtime.common.config import STEPS
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 from s3_server import S3Server
 from whole_run import Checkout, bytes_below
 
-from components.storage import connect
+from runtime.storage import connect
 
 pytestmark = pytest.mark.slow
 SECRET = "test-secret-key"

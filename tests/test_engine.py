@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autoformer.errors import AutoFormerError
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
-from components.retrain_subnet.compiler import require_compiler
+from runtime.steps.compiler import require_compiler
 
 SPACE = small_space()
 SPEC = SubnetSpec(3, 12, (2, 1, 3), (1.3, 2.0, 1.0))

@@ -18,10 +18,10 @@ from transfer_archives import jpeg, write_tar
 from user_images import noise
 
 from autoformer.evaluation import wilson_interval
-from autoformer.images import model_pixels
+from autoformer.images.pixels import model_pixels
 from autoformer.official import load_official, read_checkpoint
 from autoformer.space import Choices, SearchSpace, SubnetSpec, SupernetSize
-from components.evaluate_official import main, published_shorter_side
+from commands.evaluate_official import main, published_shorter_side
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 48

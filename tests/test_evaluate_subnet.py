@@ -14,8 +14,8 @@ from tiny import TinyData
 
 from autoformer.checkpoint import load_subnet
 from autoformer.complexity import count_macs, count_params
-from autoformer.dataset import load_images
 from autoformer.evaluation import wilson_interval
+from autoformer.images.loading import load_images
 from components.evaluate_subnet.step import main
 
 

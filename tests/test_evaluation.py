@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from autoformer.batches import normalise
 from autoformer.errors import AutoFormerError
 from autoformer.evaluation import (
     confusion_matrix,
@@ -16,6 +15,7 @@ from autoformer.evaluation import (
     score,
     wilson_interval,
 )
+from autoformer.images.batches import normalise
 
 
 def test_score_of_four_images() -> None:

@@ -12,12 +12,12 @@ from timm.data.auto_augment import NAME_TO_OP
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms.functional import resized_crop
 
-from autoformer.augmentation import rand_augment
-from autoformer.decoding import GAP, Box, Decoder, least_scale
-from autoformer.fast_augmentation import Draw, FastAugmentation, Operation, draw_crop, draw_operation
-from autoformer.kept import Pixels
-from autoformer.loader import ArrayPictures
-from autoformer.pixel_operations import ON_ARRAYS
+from autoformer.images.augmentation import rand_augment
+from autoformer.images.cache import Pixels
+from autoformer.images.decoding import GAP, Box, Decoder, least_scale
+from autoformer.images.fast_augmentation import Draw, FastAugmentation, Operation, draw_crop, draw_operation
+from autoformer.images.loader import ArrayPictures
+from autoformer.images.pixel_operations import ON_ARRAYS
 from autoformer.randomness import derived_rng
 from autoformer.recipe import Augmentation
 

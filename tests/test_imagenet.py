@@ -12,19 +12,21 @@ from imagenet_archives import CLASSES, ORDER, TRUTH, encoded, tar_of, train_file
 from imagenet_archives import write_source as write_source_file
 from PIL import Image
 
-from autoformer.archives import EncodedImages, EncodedSplit
-from autoformer.dataset import SourceArchive, load_images, read_rows, read_source
 from autoformer.errors import AutoFormerError
 from autoformer.files import KnownHashes, hash_file
-from autoformer.images import model_pixels
+from autoformer.images.archives import EncodedImages, EncodedSplit
+from autoformer.images.loading import load_images, read_rows
+from autoformer.images.pixels import model_pixels
+from autoformer.images.source import SourceArchive, read_source
 from benchmarks.index import devkit
-from components.config import PrepareData, load_config
-from components.plan import Images, look_at
-from components.prepare_data import deliver, imagenet, link
+from commands import deliver, link
+from commands.plan import Images, look_at
+from components.prepare_data import imagenet
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
 from components.prepare_data.imagenet import DEVKIT, PUBLISHED, TRAIN, VAL, Published
 from components.prepare_data.readers import read_delivered
 from components.prepare_data.step import SPLITS, prepare, write_prepared
+from runtime.common.config import PrepareData, load_config
 
 SECTION = PrepareData(search_images=3)
 

@@ -4,9 +4,9 @@ import pytest
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.named import CONFIGS, load_subnet
-from components.config import Config, load_config
-from components.ranks import check_parts
 from components.search_subnet.searching import limits
+from runtime.common.config import Config, load_config
+from runtime.steps.launching import check_parts
 
 PUBLISHED = {
     "imagenet-tiny": "autoformer-tiny",

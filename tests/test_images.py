@@ -9,7 +9,15 @@ from photographs import sample_photograph
 from PIL import Image, TiffImagePlugin
 
 from autoformer.errors import AutoFormerError
-from autoformer.images import centre, model_pixels, open_image, resized_side, to_channels, to_pixels, with_shorter_side
+from autoformer.images.pixels import (
+    centre,
+    model_pixels,
+    open_image,
+    resized_side,
+    to_channels,
+    to_pixels,
+    with_shorter_side,
+)
 
 # 2 x 3 pixels (height x width), all different, so that no turn of it looks like another.
 PICTURE = np.array([[10, 50, 90], [130, 170, 210]], dtype=np.uint8)

@@ -15,8 +15,8 @@ from processes import at_candidate, at_step, ended, signal_self, start, wait_unt
 from run_steps import argv, config_of, contents, run
 from tracking_fixtures import empty_store, store
 
-from components import stopping
-from components.config import ROOT
+from runtime.common import stopping
+from runtime.common.config import ROOT
 
 __all__ = ["empty_store", "place", "store"]
 TERM, INT = partial(signal_self, signal.SIGTERM), partial(signal_self, signal.SIGINT)
@@ -54,7 +54,7 @@ def test_sigterm_while_the_search_split_is_scored(place: Place, tmp_path: Path) 
 
 
 def in_scoring(do: "partial[None]") -> None:
-    from components.training import Scorer
+    from runtime.steps.training import Scorer
 
     score = Scorer.top1_percent
 

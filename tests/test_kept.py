@@ -12,14 +12,14 @@ import torch
 from photographs import sample_photograph
 from PIL import Image
 
-from autoformer.archives import EncodedImages, EncodedSplit
-from autoformer.dataset import Split
-from autoformer.decoding import Box, Decoder
 from autoformer.errors import AutoFormerError
-from autoformer.kept import Facts, Kept
-from autoformer.loader import training_images
+from autoformer.images.archives import EncodedImages, EncodedSplit
+from autoformer.images.cache import Facts, Kept
+from autoformer.images.decoding import Box, Decoder
+from autoformer.images.loader import training_images
+from autoformer.images.split_files import Split
 from autoformer.recipe import Augmentation, Recipe
-from components.trainers import kept_bytes
+from runtime.steps.trainers import kept_bytes
 
 SIDE = 32
 File = tuple[Image.Image, str, dict[str, Any]]  # picture, format, options

@@ -13,10 +13,10 @@ from PIL import Image
 from timm.data.mixup import mixup_target
 from torch import Tensor
 
-from autoformer.augmentation import BatchAugmentation, picture_transform
-from autoformer.dataset import Images
-from autoformer.decoding import Decoder
-from autoformer.loader import ArrayPictures, Batch, Order, PictureImages, exactly, training_images
+from autoformer.images.augmentation import BatchAugmentation, picture_transform
+from autoformer.images.decoding import Decoder
+from autoformer.images.loader import ArrayPictures, Batch, Order, PictureImages, exactly, training_images
+from autoformer.images.loading import Images
 from autoformer.named import load_space
 from autoformer.randomness import repeated_order, seeded
 from autoformer.ranks import Ranks

@@ -14,9 +14,9 @@ from processes import at_step, ended, signal_self, start, wait_until
 from run_steps import config_of, contents, run
 
 from autoformer.errors import AutoFormerError
-from components.config import ROOT
-from components.locks import alone
 from pipeline import local, repro
+from runtime.common.config import ROOT
+from runtime.common.locks import alone
 
 __all__ = ["place"]
 

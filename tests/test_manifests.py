@@ -16,11 +16,11 @@ import yaml
 from s3_server import S3Server
 
 from autoformer.errors import AutoFormerError
-from components.config import ROOT
-from components.storage import connect
-from pipeline.cluster import load_cluster
+from pipeline.cluster.new_secrets import MANIFESTS, main, write_secrets
+from pipeline.cluster.settings import load_cluster
 from pipeline.images import LEFT_OUT, _files
-from pipeline.new_secrets import MANIFESTS, main, write_secrets
+from runtime.common.config import ROOT
+from runtime.storage import connect
 
 RELEASES = {"kubeflow/pipelines": "2.17.2", "kubeflow/trainer": "v2.3.0"}
 PODS = {"Deployment", "StatefulSet", "Job"}

@@ -6,13 +6,13 @@ import pytest
 import yaml
 
 from autoformer.cards import Preprocessing, SubnetCard
-from autoformer.dataset import DatasetCard
+from autoformer.images.card import DatasetCard
 from autoformer.named import load_space
 from autoformer.space import SubnetSpec
-from components.config import RegisterModel
 from components.register_model.card import DESCRIPTION_LIMIT, Facts, description, render, weakest_classes
 from components.register_model.gate import Decision
 from components.register_model.latency import Latency
+from runtime.common.config import RegisterModel
 
 CLASSES = ("cat", "dog | wolf", "owl")
 METRICS = {

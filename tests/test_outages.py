@@ -28,11 +28,11 @@ from tracking_fixtures import make_empty_store, use_store
 
 from autoformer.errors import AutoFormerError
 from autoformer.training import Trainer
-from components import tracking
-from components.config import load_config
-from components.tracking import outbox, store
-from components.tracking.__main__ import main as resend
 from components.train_supernet.step import main as train_supernet
+from runtime import tracking
+from runtime.common.config import load_config
+from runtime.tracking import outbox, store
+from runtime.tracking.__main__ import main as resend
 
 pytestmark = pytest.mark.slow
 REQUEST_SECONDS = 4  # after which a client gives a silent server up; a training that waited for it would show that
@@ -97,7 +97,7 @@ def away(served: Away, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Away:
     monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.1)
     monkeypatch.setattr(outbox, "FINAL_RETRY_SECONDS", 0.1)
     monkeypatch.setattr(store, "ASK_AGAIN_SECONDS", 0.1)
-    monkeypatch.setattr(sys.modules["components.tracking.step_run"], "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules["runtime.tracking.step_run"], "FLUSH_SECONDS", 0.0)
     for line in (served.line, served.s3_line):
         line.turn("open")
     return served
@@ -207,7 +207,7 @@ def test_what_a_server_that_stays_away_was_to_hear_lies_in_a_file(
             run.metrics({"loss": 3.0}, 1)
             raise AutoFormerError("no memory")
     backlog = tmp_path / "work" / "tracking" / f"{record['mlflow_run_id']}.json"
-    assert f"python -m components.tracking {backlog}" in capfd.readouterr().err
+    assert f"python -m runtime.tracking {backlog}" in capfd.readouterr().err
     away.line.turn("open")
     with tracking.step_run("train_supernet", config, record, patience_seconds=0.2) as run:
         assert run.run_id == record["mlflow_run_id"]

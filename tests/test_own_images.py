@@ -12,15 +12,17 @@ from PIL import Image
 from run_steps import contents
 from user_images import class_folders, noise, write_images
 
-from autoformer.dataset import load_images, read_card, read_split
 from autoformer.errors import AutoFormerError
-from components.config import Config, load_config
-from components.plan import Images, make_plan, shown
+from autoformer.images.card import read_card
+from autoformer.images.loading import load_images
+from autoformer.images.split_files import read_split
+from commands import own_images
+from commands.own_images import adopt, propose_recipe, propose_space, training_images, version
+from commands.plan import Images, make_plan, shown
 from components.prepare_data.pack import PackCard, read_pack
 from components.prepare_data.step import main as prepare_data
-from components.tables import read_table
-from pipeline import own_images
-from pipeline.own_images import adopt, propose_recipe, propose_space, training_images, version
+from runtime.common.config import Config, load_config
+from runtime.common.tables import read_table
 
 SPLITS = ("train", "search", "test")  # no image is in two of them; train_full repeats two
 
@@ -275,7 +277,7 @@ TINY = [
 
 def test_the_plan_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """50 training images: 3 steps of 16 to an epoch, round(2.5 x 3) = 8 of them; 6 steps of 8 for each retraining."""
-    monkeypatch.setattr("components.plan._ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr("commands.plan._ENOUGH_SECONDS", 0.0)
     monkeypatch.setenv("AUTOFORMER_WORKERS", "0")
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     for split, images in (("train", 25), ("val", 10), ("test", 6)):

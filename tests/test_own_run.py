@@ -15,12 +15,13 @@ from PIL import Image
 from tracking_fixtures import make_empty_store, use_store
 
 from autoformer.cards import read_subnet_card
-from autoformer.dataset import read_card, read_split
-from autoformer.images import model_pixels, open_image, resized_side
-from components.config import load_config
+from autoformer.images.card import read_card
+from autoformer.images.pixels import model_pixels, open_image, resized_side
+from autoformer.images.split_files import read_split
+from commands.own_images import adopt
 from components.prepare_data.pack import read_pack
 from components.prepare_data.step import SPLITS
-from pipeline.own_images import adopt
+from runtime.common.config import load_config
 
 CLASSES = ("brick", "cat", "coffee")
 SMALL = """
@@ -122,7 +123,7 @@ def test_it_learns_and_is_registered(own_run: OwnRun) -> None:
 def test_the_registered_model_names_a_class(
     own_run: OwnRun, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from components.predict import main
+    from commands.predict import main
 
     (tmp_path / "my-photos").mkdir()  # the photographs themselves, say: a model has their folder's name
     monkeypatch.chdir(tmp_path)
@@ -138,9 +139,9 @@ def test_the_registered_model_names_a_class(
 
 def test_prediction_sees_a_photograph_as_training_did(own_run: OwnRun) -> None:
     """Through the pack and straight from the file: the same pixels, whatever mode, size and orientation."""
-    from autoformer.archives import EncodedImages
+    from autoformer.images.archives import EncodedImages
     from components.prepare_data.packed import read
-    from components.tables import read_table
+    from runtime.common.tables import read_table
 
     space = read_subnet_card(own_run.root / "retrain" / "model").space
     delivered = read(own_run.data)

@@ -18,10 +18,10 @@ from run_steps import contents
 from user_images import class_folders, noise, write_images
 
 from autoformer.errors import AutoFormerError
-from components.config import ROOT
 from components.prepare_data import pack as packing
 from components.prepare_data.pack import pack, read_pack, slug, unreadable_of
-from components.tables import read_table
+from runtime.common.config import ROOT
+from runtime.common.tables import read_table
 
 
 def quiet(what: str, done: int, total: int) -> None:

@@ -10,7 +10,7 @@ import yaml
 from planted import leaks, told
 from whole_run import Checkout, WholeRun, only
 
-from components.config import STEPS
+from runtime.common.config import STEPS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -238,7 +238,7 @@ def test_a_step_that_refuses_says_why_in_one_line(kfp_run: WholeRun, client: "Ml
 def test_no_secret_of_the_environment_is_written_anywhere(kfp_run: WholeRun) -> None:
     """Its records, logs, KFP's inputs and cache, the report, the model and its card, MLflow's store, the package."""
     checkout = kfp_run.checkout
-    checkout.python("pipeline.compile", "--out", "dist/autoformer.yaml")
+    checkout.python("pipeline.cluster.compile", "--out", "dist/autoformer.yaml")
     written = [checkout.root / name for name in ("runs", "dist")] + [checkout.work]
     written += [Path(checkout.store.removeprefix("sqlite:///")), checkout.root.parent / "mlruns"]
     assert all(path.exists() for path in written)

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from tracking_fixtures import CLASSES, MEAN, STD, subnet_folder, use_store
 
-from autoformer.batches import normalise
 from autoformer.checkpoint import LoadedSubnet, load_subnet
 from autoformer.errors import AutoFormerError
 from autoformer.export import export_program
-from autoformer.images import open_image
+from autoformer.images.batches import normalise
+from autoformer.images.pixels import open_image
 from autoformer.predict import image_from_pixels, predict, prepare, probabilities
-from components.predict import main
+from commands.predict import main
 
 GREY = np.arange(784, dtype=np.uint8).reshape(28, 28)
 

@@ -17,15 +17,17 @@ import pytest
 from dvc.repo import Repo
 from tiny import TinyData, make_images, read_idx, write_idx
 
-from autoformer.dataset import Images, load_images, read_card, read_split
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json
-from autoformer.splits import hold_out
-from components.config import ROOT, PrepareData
+from autoformer.images.card import read_card
+from autoformer.images.loading import Images, load_images
+from autoformer.images.split_files import read_split
+from autoformer.images.splits import hold_out
+from commands.fetch import INSTALLED, fetch, published_bytes
 from components.prepare_data import fashion_mnist
 from components.prepare_data.fashion_mnist import ARCHIVES
-from components.prepare_data.fetch import INSTALLED, fetch, published_bytes
 from components.prepare_data.step import SPLITS, main, prepare, summary
+from runtime.common.config import ROOT, PrepareData
 
 CONFIG = {
     "name": "test",
@@ -316,7 +318,7 @@ def test_a_mirror_with_other_files_is_refused(tiny_data: TinyData, tmp_path: Pat
 def test_fetch_says_what_to_do_where_no_route_is_there(tmp_path: Path) -> None:
     nowhere = {"PATH": str(tmp_path), "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()} | nowhere
-    command = [sys.executable, "-m", "components.prepare_data.fetch", "--data", str(tmp_path / "data")]
+    command = [sys.executable, "-m", "commands.fetch", "--data", str(tmp_path / "data")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     for part in ("installed: no train-images", "debian: no apt-get", "install Debian's package dataset-fashion-mnist"):

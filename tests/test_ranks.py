@@ -20,17 +20,19 @@ from together import call_together, run_ranks, start_ranks
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.nn.parallel import DistributedDataParallel
 
-from autoformer.dataset import Images
 from autoformer.gradients import SharedGradients
-from autoformer.loader import training_images
+from autoformer.images.loader import training_images
+from autoformer.images.loading import Images
 from autoformer.ranks import ALONE, Ranks
 from autoformer.recipe import Recipe
 from autoformer.sampling import Lesson, Lessons, sandwich, uniform
 from autoformer.space import SearchSpace
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
-from components import ranks as edge
-from components.config import load_config
+from runtime.common import exit_codes
+from runtime.common.config import load_config
+from runtime.common.processes import FOLDER
+from runtime.steps import launching as edge
 
 __all__ = ["place"]
 SPACE = SearchSpace.model_validate(FORTY)
@@ -202,7 +204,7 @@ def test_ranks_that_were_killed_stopped_and_thrown_back_end_in_the_same_weights(
     given = place.given(STEP, "disturbed")
     began = time.monotonic()
     codes = run_ranks(STEP, given, log, {0: spoilt[0], 1: [*spoilt[1], (at_step, 22, KILL)]})
-    assert codes == [edge.LOST, -signal.SIGKILL]
+    assert codes == [exit_codes.LOST, -signal.SIGKILL]
     assert time.monotonic() - began < 60
     assert (tmp_path / "log0").read_text().endswith("rank 0 of 2 has lost its connection to the others\n")
     assert not place.work(STEP, "checkpoint-interrupted.pt")
@@ -285,7 +287,7 @@ with joined(load_config("smoke", ["device=cpu"])) as ranks:
     )
     (tmp_path / "heard").mkdir()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    environment = os.environ | {"PYTHONPATH": str(edge.__file__).removesuffix("components/ranks.py")}
+    environment = os.environ | {"PYTHONPATH": str(edge.__file__).removesuffix("runtime/steps/launching.py")}
     environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     subprocess.run([*torchrun, "told.py"], cwd=tmp_path, env=environment, check=True, timeout=240)
     assert [(tmp_path / "heard" / str(rank)).read_text() for rank in (0, 1)] == ["1 1", "1 1"]
@@ -308,7 +310,7 @@ def test_what_cannot_be_shared_is_said_before_any_process_starts(
 def test_bad_input_that_ranks_find_is_told_to_who_has_started_them(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(edge.FOLDER, str(tmp_path))
+    monkeypatch.setenv(FOLDER, str(tmp_path))
     given = place.given(STEP, "bad") | {"--card": str(tmp_path / "none.json")}
     assert [ended(process) for process in start_ranks(STEP, given, tmp_path / "log")] == [2, 2]
     told = edge._read(tmp_path)
@@ -325,15 +327,15 @@ def failure(rank: int, code: int) -> ProcessFailure:
 
 def test_the_first_cause_is_named_and_not_those_that_ended_for_its_sake() -> None:
     stopped = {"step": STEP, "message": "stopped by SIGTERM at step 5 of 9", "code": 143}
-    lost = {"step": STEP, "message": "rank 0 of 3 has lost its connection to the others", "code": edge.LOST}
-    away = {"step": STEP, "message": "s3://a/b: S3 is away", "code": edge.AWAY}
+    lost = {"step": STEP, "message": "rank 0 of 3 has lost its connection to the others", "code": exit_codes.LOST}
+    away = {"step": STEP, "message": "s3://a/b: S3 is away", "code": exit_codes.AWAY}
     for codes, told, line, code in (
-        ([edge.LOST, edge.AWAY, -15], [lost, away], "s3://a/b: S3 is away", edge.AWAY),
-        ([edge.LOST, -9, -15], [lost], "rank 1 of 3 was killed by SIGKILL, as", 137),
-        ([143, -11, edge.LOST], [stopped], "rank 1 of 3 was killed by SIGSEGV; ", 139),
+        ([exit_codes.LOST, exit_codes.AWAY, -15], [lost, away], "s3://a/b: S3 is away", exit_codes.AWAY),
+        ([exit_codes.LOST, -9, -15], [lost], "rank 1 of 3 was killed by SIGKILL, as", 137),
+        ([143, -11, exit_codes.LOST], [stopped], "rank 1 of 3 was killed by SIGSEGV; ", 139),
         ([143, 143, 1], [stopped], "rank 2 of 3 failed; its traceback stands above", 1),
-        ([143, edge.LOST, edge.LOST], [stopped, lost], "stopped by SIGTERM at step 5 of 9", 143),
-        ([edge.LOST] * 3, [lost] * 3, "the 3 ranks have lost their connections", edge.LOST),
+        ([143, exit_codes.LOST, exit_codes.LOST], [stopped, lost], "stopped by SIGTERM at step 5 of 9", 143),
+        ([exit_codes.LOST] * 3, [lost] * 3, "the 3 ranks have lost their connections", exit_codes.LOST),
     ):
         fallen = edge._fallen({rank: failure(rank, code) for rank, code in enumerate(codes)}, told, 3)
         assert str(fallen).startswith(line) and fallen.exit_code == code

@@ -28,10 +28,10 @@ from autoformer.cards import Preprocessing, SupernetCard
 from autoformer.complexity import count_macs, count_params
 from autoformer.files import hash_file, read_json, write_json
 from autoformer.named import load_space
-from components import tracking
-from components.predict import main as predict
+from commands.predict import main as predict
 from components.register_model.gate import Measured, decide
 from components.register_model.step import main
+from runtime import tracking
 
 NAME = "fashion-mnist"
 CANDIDATE = Measured("new", "split", 88.0)

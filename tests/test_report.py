@@ -13,8 +13,9 @@ import torch
 from evaluation_sample import write_search
 from PIL import Image
 
-from autoformer.dataset import DatasetCard, Images
 from autoformer.evaluation import confusion_matrix, paired_difference, score
+from autoformer.images.card import DatasetCard
+from autoformer.images.loading import Images
 from autoformer.named import load_space
 from autoformer.space import NamedSubnet, SearchSpace
 from components.evaluate_subnet import drawings

@@ -15,7 +15,7 @@ from interrupted import Place, place
 from processes import at_candidate, at_step, in_a_checkpoint, killed, signal_self
 from run_steps import config_of, contents, run
 
-from components.workspace import code_version
+from runtime.common.code import step_code
 
 __all__ = ["place"]
 
@@ -29,8 +29,8 @@ def moments(low: int, high: int, seed: int) -> list[int]:
 
 
 @pytest.fixture(autouse=True)
-def fresh_code_version() -> None:
-    code_version.cache_clear()  # as the next process would: the source may have been edited since this one began
+def fresh_step_code(step) -> None:
+    step_code.cache_clear()  # as the next process would: the source may have been edited since this one began
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -17,7 +17,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.sampling import sampled_subnet
 from autoformer.space import SearchSpace
 from autoformer.training import Trainer
-from components.tables import read_table
+from runtime.common.tables import read_table
 
 __all__ = ["place"]
 STEP = "train_supernet"

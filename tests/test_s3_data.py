@@ -19,22 +19,25 @@ from s3_server import S3Server
 from transfer_archives import cifar, md5s
 from user_images import class_folders
 
-from autoformer.archives import EncodedImages, EncodedSplit
-from autoformer.dataset import archive_folder, load_images, read_card, read_rows, read_source
 from autoformer.errors import AutoFormerError
-from autoformer.images import model_pixels
-from autoformer.loader import training_images
+from autoformer.images.archives import EncodedImages, EncodedSplit
+from autoformer.images.card import read_card
+from autoformer.images.loader import training_images
+from autoformer.images.loading import load_images, read_rows
+from autoformer.images.pixels import model_pixels
+from autoformer.images.source import archive_folder, read_source
+from autoformer.images.streaming import StreamedPixels
 from autoformer.recipe import Augmentation, Recipe
-from autoformer.streaming import StreamedPixels
-from components.config import PrepareData
-from components.prepare_data import deliver, imagenet, link, step
+from commands import deliver, link
+from components.prepare_data import imagenet, step
 from components.prepare_data.pack import pack
-from components.storage import connect, delete_folder, listing, places
-from components.storage.archives import S3Archives
-from components.storage.failures import ChangedError
-from components.storage.places import archive_place, hash_data, open_data
 from components.train_supernet.step import main as train_supernet
 from pipeline.local import _place
+from runtime.common.config import PrepareData
+from runtime.storage import connect, delete_folder, listing, places
+from runtime.storage.archives import S3Archives
+from runtime.storage.failures import ChangedError
+from runtime.storage.places import archive_place, hash_data, open_data
 
 
 @pytest.fixture(autouse=True)

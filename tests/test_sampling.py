@@ -12,10 +12,10 @@ from scipy.stats import chi2
 from small import small_space
 from torch.nn.functional import cross_entropy
 
-from autoformer.batches import normalise
 from autoformer.complexity import count_params
-from autoformer.dataset import Images
-from autoformer.loader import training_images
+from autoformer.images.batches import normalise
+from autoformer.images.loader import training_images
+from autoformer.images.loading import Images
 from autoformer.named import load_space
 from autoformer.recipe import Recipe
 from autoformer.sampling import FAIR_BINS, Lesson, Lessons, fair, sampler, sandwich, subnet_within, uniform

@@ -8,8 +8,9 @@ import torch
 from small import perturb, small_space
 from torch import Tensor
 
-from autoformer.dataset import DatasetCard, Images
 from autoformer.errors import AutoFormerError
+from autoformer.images.card import DatasetCard
+from autoformer.images.loading import Images
 from autoformer.racing import Task
 from autoformer.scoring import Scorer
 from autoformer.supernet import Supernet

@@ -12,8 +12,8 @@ from interrupted import Place, place
 from processes import at_answer, killed, signal_self
 from run_steps import config_of, contents, run
 
-from components.tables import read_table
-from components.workspace import code_version
+from runtime.common.code import step_code
+from runtime.common.tables import read_table
 
 __all__ = ["place"]
 
@@ -23,8 +23,8 @@ STEP = "search_subnet"
 
 
 @pytest.fixture(autouse=True)
-def fresh_code_version() -> None:
-    code_version.cache_clear()
+def fresh_step_code(step) -> None:
+    step_code.cache_clear()
 
 
 def test_the_exact_search_chooses_no_better(place: Place, tmp_path: Path) -> None:

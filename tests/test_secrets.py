@@ -7,8 +7,8 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 from planted import SECRETS, WORD, told
 
-from components.secrets import hide
-from components.tracking.store import reason, shown
+from runtime.common.redaction import hide
+from runtime.tracking.store import reason, shown
 
 URL = f"https://me:{WORD}-password@mlflow.example:5000/x"
 
@@ -41,7 +41,7 @@ def test_the_errors_of_libraries_are_told_without_passwords() -> None:
 
 
 def test_a_fault_of_the_program_is_told_without_passwords() -> None:
-    program = "from components.secrets import hide_in_tracebacks; hide_in_tracebacks(); import os\n"
+    program = "from runtime.common.redaction import hide_in_tracebacks; hide_in_tracebacks(); import os\n"
     program += "try:\n    raise OSError(os.environ['KFP_TOKEN'])\nexcept OSError as error:\n"
     program += f"    raise RuntimeError('cannot reach {URL}') from error"
     done = subprocess.run([sys.executable, "-c", program], env={**SECRETS, "PATH": ""}, capture_output=True, text=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from autoformer.errors import AutoFormerError
-from autoformer.splits import Shares, split_by_share
+from autoformer.images.splits import Shares, split_by_share
 
 SHARES = Shares(search_percent=20, test_percent=10)
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from s3_server import S3Server
 
-from autoformer.archives import EncodedImages, Place
-from autoformer.dataset import Split, image_checksums
 from autoformer.errors import AutoFormerError
-from components.config import ROOT
-from components.storage import connect, copies, staging
-from components.storage.archives import S3Archives
-from components.storage.copies import LocalCopy, Writer, make_room, taken_bytes
+from autoformer.images.archives import EncodedImages, Place
+from autoformer.images.split_files import Split, image_checksums
+from runtime.common.config import ROOT
+from runtime.storage import connect, copies, staging
+from runtime.storage.archives import S3Archives
+from runtime.storage.copies import LocalCopy, Writer, make_room, taken_bytes
 
 PIECE = 2**16
 SIZES = {"a.tar": 3 * PIECE + 100, "b.tar": PIECE}
@@ -173,7 +173,7 @@ def silent_server() -> Iterator[str]:
 
 def test_the_staging_process_ends_with_its_parent(uri: str, silent_server: str) -> None:
     code = (
-        "import os, signal, sys; from components.storage import archives, objects, staging\n"
+        "import os, signal, sys; from runtime.storage import archives, objects, staging\n"
         "entries = {'a.tar': objects.Entry('a.tar', 10**6, 'x')}\n"
         "staging.stage(archives.S3Archives(sys.argv[1], entries), ['a.tar'])\n"
         "print(staging.STARTED[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"

@@ -14,11 +14,11 @@ from tiny import TinyData, read_idx
 
 from autoformer.checkpoint import load_subnet, load_supernet
 from autoformer.complexity import count_macs, count_params
-from autoformer.dataset import read_split
 from autoformer.files import hash_path
+from autoformer.images.split_files import read_split
 from autoformer.space import SubnetSpec
-from components.tables import read_table
-from components.workspace import code_version
+from runtime.common.code import step_code
+from runtime.common.tables import read_table
 
 LIMIT = 15_000  # parameters
 
@@ -302,7 +302,7 @@ def test_artifacts_say_what_made_them(runs: Runs, tiny_data: TinyData) -> None:
     paths = {"card": tiny_data.card_path, "train_split": tiny_data.train, "supernet": runs.first.supernet}
     paths |= {"search_split": tiny_data.search, "search": runs.first.search}
     for step, said in read.items():
-        assert (said["step"], said["seed"], said["code"]) == (step, 0, code_version())
+        assert (said["step"], said["seed"], said["code"]) == (step, 0, step_code(step))
         assert said["config"] == json.loads(config_of(step)) | {
             "device": "auto",
             "space": said["config"]["space"],

@@ -10,7 +10,7 @@ from s3_server import S3Server
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value
-from components.storage import (
+from runtime.storage import (
     MissingError,
     S3Uri,
     StorageError,

@@ -1,4 +1,4 @@
-"""`python -m components.storage` against moto's real server: how data get to a cluster's S3, and back."""
+"""`python -m runtime.storage` against moto's real server: how data get to a cluster's S3, and back."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from run_steps import contents
 from s3_server import S3Server
 
-from components.storage.__main__ import main
+from runtime.storage.__main__ import main
 
 
 def test_a_folder_goes_there_and_comes_back(s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from botocore.retries import standard
 from faulty_proxy import Fault, FaultyProxy
 
 from autoformer.errors import AutoFormerError
-from components.storage import (
+from runtime.storage import (
     StorageError,
     client,
     connect,
@@ -22,8 +22,8 @@ from components.storage import (
     upload_folder,
     uploads,
 )
-from components.storage.objects import unfinished
-from components.storage.uris import S3Uri
+from runtime.storage.objects import unfinished
+from runtime.storage.uris import S3Uri
 
 PART, RANGE = 2**16, 2**15
 SIZE = PART + 7  # two parts, and three ranges

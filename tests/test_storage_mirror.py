@@ -15,14 +15,15 @@ from run_steps import contents
 from s3_server import S3Server
 from tracking_fixtures import empty_store, store
 
-from components import cli, ranks, stopping
-from components.config import load_config
-from components.opening import open_step
-from components.stopping import SIGNALS, Stopped, stoppable
-from components.storage import StorageError, connect, listing, uploads
-from components.storage import mirror as module
-from components.storage.mirror import Mirror
-from components.storage.uris import S3Uri
+from runtime.common import stopping
+from runtime.common.config import load_config
+from runtime.common.stopping import SIGNALS, Stopped, stoppable
+from runtime.steps import command, launching
+from runtime.steps.opening import open_step
+from runtime.storage import StorageError, connect, listing, uploads
+from runtime.storage import mirror as module
+from runtime.storage.mirror import Mirror
+from runtime.storage.uris import S3Uri
 
 __all__ = ["empty_store", "store"]  # fixtures
 
@@ -293,7 +294,7 @@ def test_a_stopped_step_does_not_wait_until_it_is_killed(
     when: str,
 ) -> None:
     """It says what is lost, and begins no further part: a process outlives what its pools have been given."""
-    assert min(ranks.GRACE_SECONDS, cli.GRACE_SECONDS) > module.STOPPED_SECONDS
+    assert min(launching.GRACE_SECONDS, command.GRACE_SECONDS) > module.STOPPED_SECONDS
     for of, name, value in ((module, "STOPPED_SECONDS", 0.3), (uploads, "PART_BYTES", 2), (uploads, "PARALLEL", 1)):
         monkeypatch.setattr(of, name, value)
     uri, folder = uri_of(faulty.server, f"late-{when[0]}"), made(tmp_path / "work", 1000, a_pt="of five parts")

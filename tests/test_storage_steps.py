@@ -19,11 +19,11 @@ from s3_server import S3Server
 from together import run_ranks
 
 from autoformer.files import hash_file, hash_path
-from components.kfp_edge import log_uri
-from components.ranks import LOST
-from components.storage import MissingError, S3Uri, listing, mirror
-from components.storage.artifacts import whole
-from components.storage.folders import read_manifest
+from runtime.common.exit_codes import LOST
+from runtime.steps.kfp_edge import log_uri
+from runtime.storage import MissingError, S3Uri, listing, mirror
+from runtime.storage.artifacts import whole
+from runtime.storage.folders import read_manifest
 
 __all__ = ["place"]  # a fixture
 
@@ -91,7 +91,7 @@ def store(s3: S3Server, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
 
 def hurry() -> None:
     """A round whenever there is something new, as in trainings that last hours."""
-    from components.storage import mirror
+    from runtime.storage import mirror
 
     mirror.EVERY_SECONDS = mirror.AGAIN_SECONDS = 0.02
 

@@ -17,21 +17,23 @@ from small import perturb, small_space
 from torch import distributed
 from transfer_archives import jpeg, write_tar
 
-from autoformer.archives import EncodedImages, EncodedSplit
 from autoformer.checkpoint import Preprocessing, SubnetCard, save_subnet
-from autoformer.dataset import DatasetCard, Images, Split, hash_split, write_split
 from autoformer.errors import AutoFormerError
 from autoformer.evaluation import gather_logits, predict_batches, predict_logits
 from autoformer.files import UnwritableError, hash_file, write_json
-from autoformer.images import model_pixels
+from autoformer.images.archives import EncodedImages, EncodedSplit
+from autoformer.images.card import DatasetCard
+from autoformer.images.loading import Images
+from autoformer.images.pixels import model_pixels
+from autoformer.images.split_files import Split, hash_split, write_split
+from autoformer.images.streaming import StreamedPixels
 from autoformer.ranks import Ranks
-from autoformer.streaming import StreamedPixels
 from autoformer.supernet import Supernet
-from components.config import load_config
 from components.evaluate_subnet.measure import measure
 from components.evaluate_subnet.results import Model, Results
-from components.inputs import read_images_to_evaluate
 from components.prepare_data.tars import as_split, read_tar
+from runtime.common.config import load_config
+from runtime.steps.inputs import read_images_to_evaluate
 
 IMAGES, SIZE, MEAN, STD = 11, 16, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 PIXELS_OF = partial(model_pixels, channels=3, image_size=SIZE)

@@ -17,10 +17,10 @@ from kfp_api_server import V2, KfpServer, page, reset, slow, status, task
 from werkzeug.serving import generate_adhoc_ssl_pair
 
 from autoformer.errors import AutoFormerError
-from components.config import ROOT, load_config
-from pipeline import following, kfp_access, kfp_server, schedules, submit
-from pipeline.cluster import Cluster
-from pipeline.compile import write_package
+from pipeline.cluster import following, kfp_access, kfp_server, schedules, submit
+from pipeline.cluster.compile import write_package
+from pipeline.cluster.settings import Cluster
+from runtime.common.config import ROOT, load_config
 
 SECRET = "planted-token-8c1f"
 DATA = ["--data", "s3://bucket/images"]
@@ -504,7 +504,7 @@ def test_ctrl_c_leaves_the_run_running(kfp: KfpServer) -> None:
     assert run(kfp, *DATA) == 0
     (run_id,) = kfp.runs
     kfp.story = [{"state": "RUNNING", "tasks": [task("train-supernet", "RUNNING")]}]
-    command = [sys.executable, "-m", "pipeline.submit", "--host", kfp.host, "--run", run_id]
+    command = [sys.executable, "-m", "pipeline.cluster.submit", "--host", kfp.host, "--run", run_id]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "train-supernet: runs\n"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from autoformer.errors import AutoFormerError
-from components.tables import read_table, write_table
+from runtime.common.tables import read_table, write_table
 
 COLUMNS = ("step", "loss", "note")
 

@@ -14,12 +14,13 @@ from mlflow_server import free_port
 from tracking_fixtures import empty_store, store, use_store
 
 from autoformer.errors import AutoFormerError
-from components import tracking
-from components.config import STEPS, Config, load_config
-from components.resolve_config.step import for_each_step, source_version
-from components.stopping import Stopped
-from components.tracking.step_run import child_run
-from components.tracking.store import shown
+from components.resolve_config.step import for_each_step
+from runtime import tracking
+from runtime.common.code import package_code
+from runtime.common.config import STEPS, Config, load_config
+from runtime.common.stopping import Stopped
+from runtime.tracking.step_run import child_run
+from runtime.tracking.store import shown
 
 CANDIDATE = {
     "id": 7, "origin": "mutation", "generation": 2, "parents": "3", "depth": 2, "embed_dim": 64, "num_heads": "4;8",
@@ -176,7 +177,7 @@ def on_a_cluster(monkeypatch: pytest.MonkeyPatch, kfp_run: str) -> dict[str, Con
     """What the steps of a KFP run have: its id, no parent of ours, and of the configuration their own part."""
     monkeypatch.setenv("KFP_RUN_ID", kfp_run)
     monkeypatch.delenv("AUTOFORMER_PARENT_RUN_ID", raising=False)
-    parts = for_each_step("smoke", "", -1, 0.0, source_version(), image="", data="", data_hash="d4ta")
+    parts = for_each_step("smoke", "", -1, 0.0, package_code(), image="", data="", data_hash="d4ta")
     return {step: load_config(part, steps=[step]) for step, part in zip(STEPS, parts, strict=False)}
 
 
@@ -279,7 +280,7 @@ def test_what_mlflow_refuses_holds_nothing_up(
     assert client().get_run(record["mlflow_run_id"]).data.metrics == {"after": 1.0}
     backlog = tmp_path / "work" / "tracking" / f"{record['mlflow_run_id']}.json"
     assert backlog.exists()
-    assert f"python -m components.tracking {backlog}" in capsys.readouterr().err
+    assert f"python -m runtime.tracking {backlog}" in capsys.readouterr().err
 
 
 def test_a_server_that_is_not_there_is_one_clear_line(

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoformer.batches import augment, normalise
-from autoformer.dataset import Images
+from autoformer.images.batches import augment, normalise
+from autoformer.images.loader import training_images
+from autoformer.images.loading import Images
 from autoformer.layers import initialise
-from autoformer.loader import training_images
 from autoformer.named import load_space
 from autoformer.randomness import derived_seed, epoch_order, sample_uniform
 from autoformer.recipe import Augmentation, Recipe

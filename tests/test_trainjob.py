@@ -18,12 +18,12 @@ from s3_server import S3Server
 from tiny import TinyData
 from together import free_port, run_ranks
 
-from components.kfp_edge import call
-from components.storage.artifacts import whole
-from components.trainjob.cluster import Patience
-from components.trainjob.launch import launch
-from components.trainjob.place import Place
-from components.trainjob.settings import JobSettings
+from runtime.kubernetes.cluster import Patience
+from runtime.kubernetes.place import Place
+from runtime.kubernetes.settings import JobSettings
+from runtime.steps.job_launch import launch
+from runtime.steps.kfp_edge import call
+from runtime.storage.artifacts import whole
 
 STEP = "train_supernet"
 IMAGE = "registry.example/autoformer-training@sha256:" + "0" * 64

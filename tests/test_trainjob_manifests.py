@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from trainer_schema import manifests, problems
 
 from autoformer.errors import AutoFormerError
-from components.config import ROOT
-from components.trainjob.job import Launch, manifest
-from components.trainjob.settings import JobSettings, job_settings
+from runtime.common.config import ROOT
+from runtime.kubernetes.job import Launch, manifest
+from runtime.kubernetes.settings import JobSettings, job_settings
 
 FOLDER = ROOT / "pipeline" / "manifests" / "training"
 SHIPPED = {found["kind"]: found for found in manifests(FOLDER)}
@@ -115,7 +115,7 @@ def test_a_job_of_defaults() -> None:
     }  # fmt: skip
     name = job["metadata"]["name"]
     assert trainer["command"] == [
-        "python", "-m", "components.trainjob.node", "--job", name, "--place", "/shared/jobs/x", "train_supernet",
+        "python", "-m", "runtime.steps.job_node", "--job", name, "--place", "/shared/jobs/x", "train_supernet",
         "--config", "{}", "--out", "/shared/jobs/x/outputs/out",
     ]  # fmt: skip
 

@@ -13,16 +13,17 @@ import torchvision.datasets
 from transfer_archives import cifar, cifar_binary, harmful_pickle, make, mat, md5s, python2_pickle, write_tar
 from user_images import write_images
 
-from autoformer.archives import EncodedImages
-from autoformer.dataset import DatasetCard, load_images, read_archive, read_card, read_rows
 from autoformer.errors import AutoFormerError
-from components.config import PrepareData
+from autoformer.images.archives import EncodedImages
+from autoformer.images.card import DatasetCard, read_card
+from autoformer.images.loading import load_images, read_archive, read_rows
+from commands.deliver import PUBLISHED, deliver, main
 from components.prepare_data import cars, class_folders, flowers, pets, webdataset
 from components.prepare_data import cifar as cifar_reader
-from components.prepare_data.deliver import PUBLISHED, deliver, main
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.readers import read_delivered
 from components.prepare_data.step import prepare, write_prepared
+from runtime.common.config import PrepareData
 
 READERS: dict[str, Any] = {
     "cifar-10": cifar_reader,

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoformer.dataset import DatasetCard
-from components.config import PrepareData
+from autoformer.images.card import DatasetCard
 from components.prepare_data import fashion_mnist
 from components.prepare_data.step import SPLITS, prepare, write_prepared
+from runtime.common.config import PrepareData
 
 CLASSES = 10
 

@@ -64,8 +64,8 @@ def call_together(function: Callable[..., None], *arguments: object, count: int 
 def _call(rank: int, count: int, port: int, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
     from run_steps import config_of
 
-    from components.config import load_config
-    from components.ranks import joined
+    from runtime.common.config import load_config
+    from runtime.steps.joining import joined
 
     with as_torchrun(rank, count, port), joined(load_config(config_of("train_supernet"), steps=[])) as ranks:
         function(ranks, *arguments)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autoformer.named import load_space
-from components.tracking.store import initialise
+from runtime.tracking.store import initialise
 
 VARIABLES = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "AUTOFORMER_PARENT_RUN_ID", "RANK")
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")

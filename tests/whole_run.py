@@ -16,7 +16,7 @@ from typing import NamedTuple
 from planted import SECRETS
 from tracking_fixtures import VARIABLES
 
-from components.config import ROOT
+from runtime.common.config import ROOT
 
 # Real images, everything else as small as it goes. Training is just long enough to be killed on the way.
 TINY = """\

@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Markdown, Metrics, Model, Output
 
-from components.kfp_edge import IMAGE
+from runtime.steps.kfp_edge import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -28,7 +28,7 @@ def evaluate_subnet(
     import shutil
 
     from components.evaluate_subnet.confusions import matrix_for_kfp, top_confusions_markdown
-    from components.kfp_edge import call, log_metrics
+    from runtime.steps.kfp_edge import call, log_metrics
 
     arguments = ["--config", config, "--data", data, "--card", card.path, "--test-split", test_split.path]
     arguments += ["--supernet", supernet.path, "--search", search.path, "--retrain", retrain.path]

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from autoformer.archives import EncodedSplit
 from autoformer.checkpoint import load_subnet
-from autoformer.dataset import Images
 from autoformer.evaluation import PairedDifference, Scores, confusion_matrix, paired_difference, predict_batches, score
-from autoformer.images import model_pixels
+from autoformer.images.archives import EncodedSplit
+from autoformer.images.loading import Images
+from autoformer.images.pixels import model_pixels
+from autoformer.images.streaming import StreamedPixels
 from autoformer.space import SearchSpace
-from autoformer.streaming import StreamedPixels
 from components.evaluate_subnet.results import Model, Results
-from components.workers import worker_count
+from runtime.steps.workers import worker_count
 
 
 class Mistake(NamedTuple):

@@ -5,15 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from autoformer.archives import EncodedSplit
-from autoformer.dataset import DatasetCard, Images
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import read_json
+from autoformer.images.archives import EncodedSplit
+from autoformer.images.card import DatasetCard
+from autoformer.images.loading import Images
 from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
-from components.cli import existing
-from components.config import Config
-from components.inputs import read_images_to_evaluate
-from components.tables import read_table
+from runtime.common.config import Config
+from runtime.common.console import existing
+from runtime.common.tables import read_table
+from runtime.steps.inputs import read_images_to_evaluate
 
 Model = Literal["retrained", "inherited", "scratch"]
 MODEL_FOLDERS: dict[Model, str] = {"retrained": "model", "inherited": "inherited", "scratch": "scratch"}

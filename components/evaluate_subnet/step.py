@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from autoformer.archives import EncodedSplit
 from autoformer.complexity import count_macs, count_params
-from autoformer.dataset import Images
 from autoformer.files import hash_file, replacing, write_json, write_text
-from components.cli import Progress, run_step, step_parser
-from components.config import Config
+from autoformer.images.archives import EncodedSplit
+from autoformer.images.loading import Images
 from components.evaluate_subnet.results import Results, read_all
-from components.inputs import add_data_arguments, add_folder_arguments, add_output_arguments
-from components.opening import open_step
-from components.tables import write_table
-from components.workspace import code_version
+from runtime.common.code import step_code
+from runtime.common.config import Config
+from runtime.common.console import Progress
+from runtime.common.tables import write_table
+from runtime.steps.command import run_step, step_parser
+from runtime.steps.inputs import add_data_arguments, add_folder_arguments, add_output_arguments
+from runtime.steps.opening import open_step
 
 if TYPE_CHECKING:
     from components.evaluate_subnet.measure import Evaluation
@@ -113,7 +114,7 @@ def provenance(results: Results, config: dict[str, Any]) -> dict[str, Any]:
     return {
         "step": STEP,
         "seed": config["seed"],
-        "code": code_version(),
+        "code": step_code(STEP),
         "config": config,
         "test_split": results.card.split_hashes["test"],
         "models": {name: hash_file(folder / "model.safetensors") for name, folder in results.models.items()},

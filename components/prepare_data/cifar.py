@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autoformer.dataset import Split, image_checksums, read_archive
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
+from autoformer.images.loading import read_archive
+from autoformer.images.split_files import Split, image_checksums
 from components.prepare_data.delivered import Delivered
 
 IMAGE_SIZE = 32

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from autoformer.dataset import CHECKSUM, Split, archive_folder
 from autoformer.errors import AutoFormerError
-from components.cli import Progress
+from autoformer.images.source import archive_folder
+from autoformer.images.split_files import CHECKSUM, Split
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.kept import KeptIndex
 from components.prepare_data.sources import SPLIT_NAMES, SPLIT_OF, SUFFIXES
-from components.storage.places import archive_place
+from runtime.common.console import Progress
+from runtime.storage.places import archive_place
 
 _WNID = re.compile(r"n\d{8}")  # a synset of WordNet, as ImageNet names its classes
 _THREADS = min(16, 2 * (os.cpu_count() or 1))  # they wait for the disk

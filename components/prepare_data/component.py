@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Output
 
-from components.kfp_edge import IMAGE
+from runtime.steps.kfp_edge import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -19,7 +19,7 @@ def prepare_data(
     train_full_split: Output[Dataset],
     record: Output[Artifact],
 ) -> None:
-    from components.kfp_edge import call
+    from runtime.steps.kfp_edge import call
 
     arguments = ["--config", config, "--data", data, "--card", card.path]
     arguments += ["--train-split", train_split.path, "--search-split", search_split.path]

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoformer.dataset import Split, check_archive, image_checksums, read_archive
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
+from autoformer.images.loading import check_archive, read_archive
+from autoformer.images.split_files import Split, image_checksums
 from components.prepare_data.delivered import Delivered
 
 NAME = "fashion-mnist"

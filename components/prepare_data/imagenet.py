@@ -23,23 +23,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autoformer.dataset import (
-    CHECKSUM,
-    SOURCE,
-    SPLIT_SCHEMA,
-    SourceArchive,
-    Split,
-    read_source,
-    read_split,
-    split_table,
-)
 from autoformer.errors import AutoFormerError
 from autoformer.files import FileState, hash_value, replacing
-from components.cli import Progress
+from autoformer.images.source import SOURCE, SourceArchive, read_source
+from autoformer.images.split_files import CHECKSUM, SPLIT_SCHEMA, Split, read_split, split_table
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.streamed import HashedStream, Member, members
-from components.storage.places import ArchiveFile, ArchivePlace, archive_place, size_of, state_of
-from components.workspace import known_hashes, work_root
+from runtime.common.console import Progress
+from runtime.common.workspace import known_hashes, work_root
+from runtime.storage.places import ArchiveFile, ArchivePlace, archive_place, size_of, state_of
 
 NAME = "imagenet-1k"
 TITLE = "ImageNet-1k"

@@ -6,8 +6,8 @@ from typing import Any
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value, read_json, write_json
-from components.storage.places import ArchivePlace
-from components.workspace import work_root
+from runtime.common.workspace import work_root
+from runtime.storage.places import ArchivePlace
 
 
 class KeptIndex:

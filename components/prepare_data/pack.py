@@ -22,10 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import hash_file, hash_value, read_json, replacing, write_json
-from autoformer.images import open_image, to_channels, with_shorter_side
-from components.locks import alone
+from autoformer.images.pixels import open_image, to_channels, with_shorter_side
 from components.prepare_data.sources import Source, SourceImage, discover
-from components.tables import read_table, write_table
+from runtime.common.locks import alone
+from runtime.common.tables import read_table, write_table
 
 FORMAT = 2  # 1 rounded the longer side; such packs are read as they are
 SHARD_IMAGES = 4000  # open files are one a tar: a million images stay far below their usual limit

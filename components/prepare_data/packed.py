@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from autoformer.archives import TOGETHER, EncodedImages, RemoteReader
-from autoformer.dataset import Split, check_archive, check_places
 from autoformer.errors import AutoFormerError
+from autoformer.images.archives import TOGETHER, EncodedImages, RemoteReader
+from autoformer.images.loading import check_archive, check_places
+from autoformer.images.split_files import Split
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.pack import CARD, INDEX, PackCard, read_pack
-from components.storage.places import remote_archives
-from components.tables import read_table
+from runtime.common.tables import read_table
+from runtime.storage.places import remote_archives
 
 _OWN = "your own images"
 

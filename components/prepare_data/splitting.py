@@ -5,15 +5,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoformer.archives import TOGETHER, EncodedImages
-from autoformer.dataset import DatasetCard, Split, hash_split, pixel_statistics, raw_pixels, value_statistics
 from autoformer.errors import AutoFormerError
-from autoformer.images import to_pixels
+from autoformer.images.archives import TOGETHER, EncodedImages
+from autoformer.images.card import DatasetCard
+from autoformer.images.loading import raw_pixels
+from autoformer.images.pixels import to_pixels
+from autoformer.images.split_files import Split, hash_split
+from autoformer.images.splits import Shares, hold_out, split_by_share
+from autoformer.images.statistics import pixel_statistics, value_statistics
 from autoformer.randomness import derived_rng
-from autoformer.splits import Shares, hold_out, split_by_share
-from components.config import PrepareData
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered, Statistics
-from components.storage.places import remote_archives
+from runtime.common.config import PrepareData
+from runtime.storage.places import remote_archives
 
 
 class Splits(NamedTuple):

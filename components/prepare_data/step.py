@@ -1,7 +1,7 @@
 """prepare_data: index the delivered images, split them, and describe them.
 
 Whatever was delivered (see `readers`) goes one way: every image indexed, train, search and test held apart by content,
-not just by number (see `autoformer.splits`), and `train_full`, all images that may be trained on, for retraining.
+not just by number (`autoformer.images.splits`), and `train_full`, all images that may be trained on, for retraining.
 """
 
 import argparse
@@ -11,18 +11,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoformer.dataset import DatasetCard, Split, write_split
 from autoformer.files import hash_path, write_json
-from components import tracking
-from components.cli import run_step, step_parser
-from components.config import Config, PrepareData
-from components.inputs import DATA
-from components.locks import alone
+from autoformer.images.card import DatasetCard
+from autoformer.images.split_files import Split, write_split
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
 from components.prepare_data.readers import read_delivered
 from components.prepare_data.splitting import describe, split, statistics
-from components.storage.places import open_data
-from components.workspace import Record, code_version
+from runtime import tracking
+from runtime.common.code import step_code
+from runtime.common.config import Config, PrepareData
+from runtime.common.locks import alone
+from runtime.common.workspace import Record
+from runtime.steps.command import run_step, step_parser
+from runtime.steps.inputs import DATA
+from runtime.storage.places import open_data
 
 STEP = "prepare_data"
 SPLITS = {
@@ -77,7 +79,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     data = open_data(arguments.data).folder
     prepared = prepare(data, read_delivered(data, config.dataset), section, config.seed)
     with alone(arguments.card, "output"), record:
-        provenance = {"code": code_version(), "inputs": {"data": hash_path(data)}}
+        provenance = {"code": step_code(STEP), "inputs": {"data": hash_path(data)}}
         with tracking.step_run(STEP, config, record.values, provenance) as tracked:
             paths = {name: getattr(arguments, f"{name}_split") for name in SPLITS}
             write_prepared(prepared, arguments.card, paths)

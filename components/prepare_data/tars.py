@@ -9,9 +9,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from autoformer.dataset import CHECKSUM, Split
 from autoformer.errors import AutoFormerError
-from components.storage.places import ArchiveFile
+from autoformer.images.split_files import CHECKSUM, Split
+from runtime.storage.places import ArchiveFile
 
 _BLOCK = 1 << 20  # bytes read at a time
 

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autoformer.dataset import CHECKSUM, Split
 from autoformer.errors import AutoFormerError
-from components.cli import Progress
+from autoformer.images.split_files import CHECKSUM, Split
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.kept import KeptIndex
 from components.prepare_data.sources import SPLIT_OF, SUFFIXES
 from components.prepare_data.tars import Member, read_tar
-from components.storage.places import ArchiveFile, ArchivePlace, archive_place, state_of
+from runtime.common.console import Progress
+from runtime.storage.places import ArchiveFile, ArchivePlace, archive_place, state_of
 
 CLASS_NAMES = "classes.txt"
 _LABELS = ("cls", "json")

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from autoformer.cards import SubnetCard
-from autoformer.dataset import DatasetCard
+from autoformer.images.card import DatasetCard
 from autoformer.recipe import Augmentation, Recipe
-from components.config import RegisterModel
 from components.register_model.gate import Decision
 from components.register_model.latency import Latency
+from runtime.common.config import RegisterModel
 
 FILE = "model_card.md"
 DESCRIPTION_LIMIT = 5000  # characters of a version's description in MLflow's databases

@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Artifact, Input, Markdown, Model, Output
 
-from components.kfp_edge import IMAGE
+from runtime.steps.kfp_edge import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -18,7 +18,7 @@ def register_model(
     model_card: Output[Markdown],
     record: Output[Artifact],
 ) -> None:
-    from components.kfp_edge import call
+    from runtime.steps.kfp_edge import call
 
     arguments = ["--config", config, "--card", card.path, "--supernet", supernet.path, "--search", search.path]
     arguments += ["--retrain", retrain.path, "--evaluation", evaluation.path, "--model-card", model_card.path]

@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoformer.cards import SubnetCard, read_subnet_card, read_supernet_card
-from autoformer.dataset import DatasetCard, read_card
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, hash_path, read_json, write_json, write_text
+from autoformer.images.card import DatasetCard, read_card
 from autoformer.space import NamedSubnet, SubnetSpec
-from components import tracking
-from components.cli import existing, run_step, step_parser
-from components.config import Config, RegisterModel
-from components.inputs import add_folder_arguments
-from components.opening import open_step
 from components.register_model.card import FILE as CARD_FILE
 from components.register_model.card import Facts, description, render
 from components.register_model.gate import TEST_SPLIT, TOP1, WEIGHTS, Decision, Measured, decide
 from components.register_model.latency import Latency, measure
-from components.tracking.provenance import git_commit
-from components.workspace import Record
+from runtime import tracking
+from runtime.common.config import Config, RegisterModel
+from runtime.common.console import existing
+from runtime.common.workspace import Record
+from runtime.steps.command import run_step, step_parser
+from runtime.steps.inputs import add_folder_arguments
+from runtime.steps.opening import open_step
+from runtime.tracking.provenance import git_commit
 
 STEP = "register_model"
 FOLDERS = ("supernet", "search", "retrain", "evaluation")

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components.kfp_edge import IMAGE
+from runtime.steps.kfp_edge import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

@@ -4,17 +4,16 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-import autoformer
-import components
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.files import canonical_json, hash_path, hash_value
-from autoformer.named import CONFIGS
-from components.cli import BAD_INPUT, end_early
-from components.config import STEPS, Config, load_config
-from components.retrain_subnet.compiler import require_compiler
-from components.storage.objects import listing_hash
-from components.storage.uris import S3Uri, is_uri
+from runtime.common.code import package_code
+from runtime.common.config import STEPS, Config, load_config
+from runtime.common.console import end_early
+from runtime.common.exit_codes import BAD_INPUT
+from runtime.steps.compiler import require_compiler
+from runtime.storage.objects import listing_hash
+from runtime.storage.uris import S3Uri, is_uri
 
 CACHED = STEPS[:-1]  # register_model runs always
 
@@ -104,23 +103,11 @@ def identity_of(data: str) -> str:
 
 
 def _check_version(compiled_from: str) -> None:
-    if compiled_from != source_version():
+    if compiled_from != package_code():
         raise AutoFormerError(
-            f"the package was compiled from other source ({compiled_from}) than this image holds ({source_version()}); "
+            f"the package was compiled from other source ({compiled_from}) than this image holds ({package_code()}); "
             "compile it again from the source of the image, or name the image that it was compiled for"
         )
-
-
-def source_version() -> str:
-    """Hash of all that a step may run, and of the presets and spaces that a run form names.
-
-    A compiled package states it, so that no image of other source runs it.
-    """
-    folders = [Path(str(package.__file__)).parent for package in (autoformer, components)]
-    files = {file.relative_to(folder.parent).as_posix(): file for folder in folders for file in folder.rglob("*.py")}
-    named = [file for kind in ("presets", "spaces", "subnets") for file in (CONFIGS / kind).glob("*.yaml")]
-    files |= {file.relative_to(CONFIGS).as_posix(): file for file in named}
-    return hash_value({name: file.read_text(encoding="utf-8") for name, file in files.items()})[:16]
 
 
 def split_overrides(texts: Iterable[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
 
-from components.kfp_edge import IMAGE
+from runtime.steps.kfp_edge import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -22,7 +22,7 @@ def retrain_subnet(
     metrics: Output[Metrics],
     record: Output[Artifact],
 ) -> None:
-    from components.kfp_edge import call, log_metrics
+    from runtime.steps.kfp_edge import call, log_metrics
 
     arguments = ["--config", config, "--data", data, "--card", card.path]
     arguments += ["--train-split", train_split.path, "--train-full-split", train_full_split.path]

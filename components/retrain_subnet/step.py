@@ -6,15 +6,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from autoformer.archives import EncodedSplit
 from autoformer.cards import Preprocessing
-from autoformer.dataset import DatasetCard, Images
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json, replacing, write_json
+from autoformer.images.archives import EncodedSplit
+from autoformer.images.card import DatasetCard
+from autoformer.images.loading import Images
 from autoformer.space import NamedSubnet, SubnetSpec
-from components.cli import existing, run_step, step_parser
-from components.config import Config, RetrainSubnet
-from components.inputs import (
+from runtime.common.config import Config, RetrainSubnet
+from runtime.common.console import existing
+from runtime.common.tables import write_table
+from runtime.steps.command import run_step, step_parser
+from runtime.steps.compiler import require_compiler
+from runtime.steps.inputs import (
     add_data_arguments,
     add_folder_arguments,
     add_output_arguments,
@@ -22,10 +26,8 @@ from components.inputs import (
     read_supernet,
     read_train_images,
 )
-from components.opening import OpenStep, open_step
-from components.ranks import joined
-from components.retrain_subnet.compiler import require_compiler
-from components.tables import write_table
+from runtime.steps.joining import joined
+from runtime.steps.opening import OpenStep, open_step
 
 STEP = "retrain_subnet"
 Weights = Literal["ema", "raw"]
@@ -96,7 +98,7 @@ class _Retraining:
         start: Start,
     ) -> None:
         from autoformer.devices import find_device
-        from components.training import Scorer, set_threads
+        from runtime.steps.training import Scorer, set_threads
 
         config = opened.config
         assert config.retrain_subnet is not None
@@ -155,8 +157,8 @@ class _Retraining:
         import torch
 
         from autoformer.sampling import whole_model
-        from components.trainers import make_trainer, out_of_memory
-        from components.training import Job, Row, train
+        from runtime.steps.trainers import make_trainer, out_of_memory
+        from runtime.steps.training import Job, Row, train
 
         if self.section.compile:
             model.compile()  # its forward alone: the names of its weights stay, and a copy of it is not compiled

@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
 
-from components.kfp_edge import IMAGE
+from runtime.steps.kfp_edge import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -19,7 +19,7 @@ def search_subnet(
     metrics: Output[Metrics],
     record: Output[Artifact],
 ) -> None:
-    from components.kfp_edge import call, log_metrics
+    from runtime.steps.kfp_edge import call, log_metrics
 
     arguments = ["--config", config, "--data", data, "--card", card.path, "--search-split", search_split.path]
     call("search_subnet", [*arguments, "--supernet", supernet.path, "--out", search.path, "--record", record.path])

@@ -10,8 +10,8 @@ from autoformer.racing import Flags, Indices, Race, Racing
 from autoformer.randomness import derived_rng
 from autoformer.search import Candidate, Evolution, Limits, Origin, Scored, random_baseline
 from autoformer.space import SubnetSpec
-from components.config import Config, SearchSubnet
 from components.search_subnet.memory import ScoreMemory
+from runtime.common.config import Config, SearchSubnet
 
 _DRAWN: tuple[Origin, ...] = ("initial", "baseline")
 

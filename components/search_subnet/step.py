@@ -13,23 +13,31 @@ from typing import Any
 import yaml
 
 from autoformer.complexity import count_macs
-from autoformer.dataset import DatasetCard, Images
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
+from autoformer.images.card import DatasetCard
+from autoformer.images.loading import Images
 from autoformer.pareto import pareto_front
 from autoformer.racing import Answers, Task
 from autoformer.randomness import derived_rng
 from autoformer.search import Candidate, Evolution, EvolutionSettings
 from autoformer.space import SearchSpace, SubnetSpec
-from components.cli import Progress, run_step, step_parser
-from components.config import Config, SearchSubnet
-from components.inputs import add_data_arguments, add_folder_arguments, add_output_arguments, read_data, read_supernet
-from components.opening import OpenStep, open_step
-from components.ranks import joined
 from components.search_subnet.memory import Crew, ScoreMemory
 from components.search_subnet.searching import Outcome, Result, limits, search
-from components.stopping import Stopped
-from components.tables import write_table
+from runtime.common.config import Config, SearchSubnet
+from runtime.common.console import Progress
+from runtime.common.stopping import Stopped
+from runtime.common.tables import write_table
+from runtime.steps.command import run_step, step_parser
+from runtime.steps.inputs import (
+    add_data_arguments,
+    add_folder_arguments,
+    add_output_arguments,
+    read_data,
+    read_supernet,
+)
+from runtime.steps.joining import joined
+from runtime.steps.opening import OpenStep, open_step
 
 STEP = "search_subnet"
 COLUMNS = (
@@ -121,7 +129,7 @@ def _scorer(folder: Path, config: Config, card: DatasetCard, images: Images) -> 
     from autoformer.checkpoint import load_supernet
     from autoformer.devices import find_device, find_precision
     from autoformer.scoring import Scorer
-    from components.training import set_threads
+    from runtime.steps.training import set_threads
 
     section = config.search_subnet
     assert section is not None

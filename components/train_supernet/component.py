@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
 
-from components.kfp_edge import IMAGE
+from runtime.steps.kfp_edge import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -19,7 +19,7 @@ def train_supernet(
     metrics: Output[Metrics],
     record: Output[Artifact],
 ) -> None:
-    from components.kfp_edge import call, log_metrics, log_uri
+    from runtime.steps.kfp_edge import call, log_metrics, log_uri
 
     arguments = ["--config", config, "--data", data, "--card", card.path]
     arguments += ["--train-split", train_split.path, "--search-split", search_split.path]

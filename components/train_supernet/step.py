@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from autoformer.archives import EncodedSplit
-from autoformer.dataset import DatasetCard, Images
 from autoformer.files import replacing, write_json
+from autoformer.images.archives import EncodedSplit
+from autoformer.images.card import DatasetCard
+from autoformer.images.loading import Images
 from autoformer.space import SubnetSpec
-from components.cli import run_step, step_parser
-from components.config import Config
-from components.inputs import add_data_arguments, add_output_arguments, read_data, read_train_images
-from components.opening import OpenStep, open_step
-from components.ranks import joined
-from components.storage.artifacts import publish
-from components.tables import write_table
+from runtime.common.config import Config
+from runtime.common.tables import write_table
+from runtime.steps.command import run_step, step_parser
+from runtime.steps.inputs import add_data_arguments, add_output_arguments, read_data, read_train_images
+from runtime.steps.joining import joined
+from runtime.steps.opening import OpenStep, open_step
+from runtime.storage.artifacts import publish
 
 STEP = "train_supernet"
 SCORED = ("smallest", "middle", "largest")
@@ -50,8 +51,8 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
     from autoformer.checkpoint import Preprocessing, SupernetCard, save_supernet
     from autoformer.layers import initialise
     from autoformer.supernet import Supernet
-    from components.trainers import make_trainer, out_of_memory
-    from components.training import Job, Row, Scorer, set_threads, train
+    from runtime.steps.trainers import make_trainer, out_of_memory
+    from runtime.steps.training import Job, Row, Scorer, set_threads, train
 
     config, out = opened.config, opened.arguments.out
     section = config.train_supernet

@@ -24,11 +24,11 @@ from s3_server import S3Server
 from tracking_fixtures import make_empty_store
 from whole_run import LIMIT_SECONDS, Checkout, bytes_below, check_out, only
 
-from components.config import ROOT, STEPS
-from components.resolve_config.step import source_version
 from pipeline.containers import CHECKOUT_LABEL, Containers, Place
 from pipeline.ending import Steps
 from pipeline.images import connect, images_of_checkout
+from runtime.common.code import package_code
+from runtime.common.config import ROOT, STEPS
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -96,11 +96,13 @@ def test_names_ids_and_sizes_are_printed(built: Built, client: "DockerClient") -
 @pytest.mark.parametrize("user", ["", "54321:0", "54321:54321"])
 def test_any_user_on_a_read_only_root_compiles_and_resolves(built: Built, client: "DockerClient", user: str) -> None:
     """The user of the image itself is none that has a password, or a name, or is root."""
-    code = "import os, sys; from components.resolve_config.step import source_version, resolve; "
-    code += "from pipeline.compile import write_package; from pathlib import Path; write_package(Path('/tmp/x.yaml')); "
-    code += "print(os.getuid(), resolve('demo').name, source_version(), 'torch' in sys.modules)"
+    code = "import os, sys; from components.resolve_config.step import resolve; "
+    code += "from runtime.common.code import package_code; "
+    code += "from pipeline.cluster.compile import write_package; from pathlib import Path; "
+    code += "write_package(Path('/tmp/x.yaml')); "
+    code += "print(os.getuid(), resolve('demo').name, package_code(), 'torch' in sys.modules)"
     told = said(client, built.images["launcher"], "python", "-c", code, user=user).split()
-    assert told == [user.partition(":")[0] or "1000", "demo", source_version(), "False"]
+    assert told == [user.partition(":")[0] or "1000", "demo", package_code(), "False"]
 
 
 def test_each_image_has_what_its_steps_import_and_no_more(built: Built, client: "DockerClient") -> None:
@@ -111,9 +113,9 @@ def test_each_image_has_what_its_steps_import_and_no_more(built: Built, client: 
     assert found["training"].split() == ["torch", "timm", "mlflow", "boto3", "kfp"]
     steps = ", ".join(f"components.{step}.step" for step in STEPS)
     code = f"import torch, torchvision, scipy, psutil, tqdm, {steps}; from components.resolve_config import step; "
-    code += "print(torch.version.cuda is not None, step.source_version())"
+    code += "print(torch.version.cuda is not None, step.package_code())"
     told = said(client, built.images["training"], "python", "-c", code, user="54321:0")
-    assert told.split() == ["True", source_version()]
+    assert told.split() == ["True", package_code()]
 
 
 def test_no_secret_and_no_cache_is_in_a_layer(built: Built, client: "DockerClient") -> None:

@@ -1,0 +1,209 @@
+"""The images of a split, checked against the card, read into memory. Torch-free.
+
+Images are read out of the archives as they were delivered; nothing is unpacked to disk.
+
+Letters in shapes: n images, C channels, S pixels in height and in width.
+"""
+
+import gzip
+import os
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from autoformer.errors import AutoFormerError
+from autoformer.files import hash_file
+from autoformer.images.archives import TOGETHER, EncodedImages, RemoteReader
+from autoformer.images.card import DatasetCard
+from autoformer.images.pixels import model_pixels
+from autoformer.images.source import archive_folder
+from autoformer.images.split_files import Split, hash_split, read_split
+
+HashOf = Callable[[Path], str]  # sha256 of a file
+
+
+class Images(NamedTuple):
+    pixels: np.ndarray  # uint8 (n, C, S, S)
+    labels: np.ndarray  # int64 (n,)
+    checksums: list[str]
+
+
+def load_images(
+    split: Path,
+    data: Path,
+    card: DatasetCard,
+    limit: int | None = None,
+    image_size: int | None = None,
+    name: str | None = None,
+    hash_of: HashOf = hash_file,
+    reader: RemoteReader | None = None,
+) -> Images:
+    """Read the images of a split into memory, in the order of its rows.
+
+    Args:
+        split: a split file that `card` names by its hash.
+        data: the folder of the archives, or of the card that says where they are.
+        card: the data set's card.
+        limit: read the first so many images; None for all.
+        image_size: S, to which encoded images are resized and cut (`autoformer.images.pixels.model_pixels`); by default
+            the card's. Raw images have one size.
+        name: which of the card's splits it must be; None for any.
+        hash_of: sha256 of an archive; one that remembers it spares reading a large one each time.
+        reader: of archives that lie elsewhere than in files. Instead of a whole archive each image is then held
+            against its checksum.
+
+    Raises:
+        AutoFormerError: one line, where the split is missing, damaged or not of this card, an archive is
+            missing or has another checksum than on the card, or a row points outside its archive.
+    """
+    rows = read_rows(split, data, card, name, hash_of, reader)
+    if limit is not None:
+        if not 0 < limit <= len(rows.labels):
+            raise AutoFormerError(f"{split}: {limit} images wanted, but it holds {len(rows.labels)}")
+        rows = rows.take(np.arange(limit))
+    if card.encoding == "raw":
+        assert card.image_size is not None
+        pixels = raw_pixels(rows, data, card.channels, card.image_size, split)
+    else:
+        pixels = _decoded(rows, data, card, image_size, reader)
+    return Images(pixels, rows.labels.astype(np.int64), [checksum.decode() for checksum in rows.checksums.tolist()])
+
+
+def read_rows(
+    split: Path,
+    data: Path,
+    card: DatasetCard,
+    name: str | None = None,
+    hash_of: HashOf = hash_file,
+    reader: RemoteReader | None = None,
+) -> Split:
+    """The rows of a split, after checking them against the card, and the archives too.
+
+    Of archives that lie elsewhere (`reader`) it is seen only that they are there and large enough.
+
+    Raises `AutoFormerError` as `load_images` does.
+    """
+    rows = read_split(split)
+    _check_rows(rows, split, card, name)
+    if card.files:
+        return rows
+    for archive in archive_names(rows):
+        if archive not in card.archives:
+            raise AutoFormerError(
+                f"{split}: names the archive '{archive}', which the card does not; run prepare_data again"
+            )
+        if reader is None:
+            check_archive(archive_folder(data) / archive, card.archives[archive], hash_of)
+    if card.encoding == "image":
+        check_places(rows, split, data, reader)
+    return rows
+
+
+def archive_names(rows: Split) -> list[str]:
+    """The archives that hold these rows, sorted."""
+    return sorted(set(rows.archives.tolist()))
+
+
+def check_places(rows: Split, split: Path, data: Path, reader: RemoteReader | None = None) -> None:
+    """Raise `AutoFormerError` where a row of `split` points outside its archive, a file that is not compressed."""
+    size_of = reader.size_of if reader else lambda name: (archive_folder(data) / name).stat().st_size
+    for name in archive_names(rows):
+        here, end = rows.archives == name, size_of(name)
+        offsets, sizes = rows.offsets[here], rows.sizes[here].astype(np.int64)
+        if offsets.min() < 0 or sizes.min() <= 0 or (sizes > end).any() or (offsets > end - sizes).any():
+            raise AutoFormerError(f"{split}: an image lies outside {name} ({end} bytes); run prepare_data again")
+
+
+def raw_pixels(rows: Split, data: Path, channels: int, image_size: int, split: Path | None = None) -> np.ndarray:
+    """Images that are stored as they are: uint8 (n, C, S, S).
+
+    Raises `AutoFormerError` where an archive is missing or damaged, or a row of `split` points outside of it.
+    """
+    folder, image_bytes = archive_folder(data), channels * image_size**2
+    flat = np.empty((len(rows.labels), image_bytes), dtype=np.uint8)
+    for name in archive_names(rows):
+        here = np.flatnonzero(rows.archives == name)
+        content = np.frombuffer(read_archive(folder / name), dtype=np.uint8)
+        offsets = rows.offsets[here]
+        outside = offsets[(offsets < 0) | (offsets > len(content) - image_bytes)]
+        if len(outside):
+            raise AutoFormerError(
+                f"{split or data}: an image of {image_bytes} bytes at offset {outside[0]} lies outside {name} "
+                f"({len(content)} bytes); run prepare_data again"
+            )
+        flat[here] = np.lib.stride_tricks.sliding_window_view(content, image_bytes)[offsets]
+    return flat.reshape(-1, channels, image_size, image_size)
+
+
+def read_archive(path: Path) -> bytes:
+    """All bytes of an archive, decompressed where its name ends in .gz.
+
+    Raises `AutoFormerError` where it is missing or damaged.
+    """
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.suffix == ".gz" else data
+    except FileNotFoundError:
+        raise AutoFormerError(f"{path}: no such archive; `make data` fetches it") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise AutoFormerError(f"{path}: not readable as gzip ({error}); `make data` fetches it again") from None
+
+
+def check_archive(path: Path, sha256: str, hash_of: HashOf = hash_file) -> None:
+    """Raise `AutoFormerError` unless the file is there and has this checksum."""
+    if not path.is_file():
+        raise AutoFormerError(f"{path}: no such archive; `make data` fetches it")
+    found = hash_of(path)
+    if found != sha256:
+        raise AutoFormerError(
+            f"{path}: sha256 is {found[:12]}…, not {sha256[:12]}… as expected; `make data` fetches it again"
+        )
+
+
+def _decoded(
+    rows: Split, data: Path, card: DatasetCard, image_size: int | None, reader: RemoteReader | None
+) -> np.ndarray:
+    """Decode on all cores: Pillow lets go of the interpreter meanwhile."""
+    size = image_size or card.image_size
+    if size is None:
+        raise AutoFormerError(f"{card.name}: its images are of any size; say to which they are resized")
+    encoded = EncodedImages(data, rows, card.channels, card.upright, card.files, reader)
+    pixels = np.empty((len(encoded), card.channels, size, size), dtype=np.uint8)
+
+    def decode(index: int) -> None:
+        pixels[index] = model_pixels(encoded.image(index), card.channels, size)
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        for first in range(0, len(encoded), TOGETHER):
+            here = range(first, min(first + TOGETHER, len(encoded)))
+            encoded.prefetch(here)
+            for _ in pool.map(decode, here):
+                pass
+    return pixels
+
+
+def _check_rows(rows: Split, split: Path, card: DatasetCard, name: str | None) -> None:
+    if len(rows.labels) == 0:
+        raise AutoFormerError(f"{split}: holds no images; run prepare_data again")
+    found = hash_split(rows.checksums, rows.labels)
+    if found not in card.split_hashes.values():
+        raise AutoFormerError(f"{split}: not a split of the card of {card.name}; run prepare_data again")
+    if name is not None and found != card.split_hashes.get(name):
+        wanted = card.split_hashes.get(name, "")[:12] or "none"
+        raise AutoFormerError(
+            f"{split}: its hash is {found[:12]}…, but the card's {name} split has {wanted}…; "
+            f"give the {name} split that prepare_data made with this card"
+        )
+    if rows.labels.min() < 0 or rows.labels.max() >= len(card.classes):
+        raise AutoFormerError(f"{split}: a label lies outside the {len(card.classes)} classes; run prepare_data again")
+    if card.files:
+        outside = [archive for archive in rows.archives if archive.startswith("/") or ".." in archive.split("/")]
+        if outside:
+            raise AutoFormerError(f"{split}: '{outside[0]}' lies outside the data folder; run prepare_data again")
+    image_bytes = card.channels * (card.image_size or 0) ** 2
+    if card.encoding == "raw" and (rows.sizes != image_bytes).any():
+        raise AutoFormerError(f"{split}: an image has another size than {image_bytes} bytes; run prepare_data again")

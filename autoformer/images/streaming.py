@@ -1,0 +1,87 @@
+"""Images that are decoded while those before them are classified: what does not fit into memory is evaluated all same.
+
+Dimensions: n images, B images of a batch, C channels, S pixels on a side.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from autoformer.errors import AutoFormerError
+from autoformer.images.archives import EncodedImages
+from autoformer.ranks import ALONE, Ranks
+
+AHEAD = 2  # batches that a worker decodes before they are asked for
+
+
+class Pictures(Protocol):
+    """Images that are decoded one at a time, as `autoformer.images.archives.EncodedImages` are."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image: ...
+
+
+class StreamedPixels:
+    """Images as a model sees them, batch by batch, in their order: each once, none padded, none left out.
+
+    Args:
+        pictures: n images. Workers are forked, or it is picklable.
+        pixels_of: a picture as uint8 (C, S, S), the same for each call; `autoformer.images.pixels.model_pixels`, say.
+        batch_size: B; the last batch has what is left.
+        workers: processes that decode; 0 for none, then the caller's own does.
+        ranks: which of the processes that evaluate together this is. It sees its share of the images, every
+            `count`-th, and `autoformer.evaluation.gather_logits` brings the shares together.
+        limit: the first so many images only.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        pixels_of: Callable[[Image.Image], npt.NDArray[np.uint8]],
+        batch_size: int,
+        workers: int = 0,
+        ranks: Ranks = ALONE,
+        limit: int | None = None,
+    ) -> None:
+        share = ranks.share(range(len(pictures))[:limit])
+        self.images = len(share)
+        self._batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+        self._decoded, self._workers = _Decoded(pictures, pixels_of), workers
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """uint8 (B, C, S, S). Raises `AutoFormerError` for an image that cannot be decoded."""
+        loader = DataLoader(
+            self._decoded,
+            batch_size=None,
+            sampler=self._batches,
+            num_workers=self._workers,
+            prefetch_factor=AHEAD if self._workers else None,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else a start of the loader would draw from the global one
+        )
+        for batch in loader:
+            if isinstance(batch, AutoFormerError):
+                raise batch
+            yield batch
+
+
+class _Decoded(Dataset[Tensor | AutoFormerError]):
+    """Batches by the numbers of their images. An error is a value, or its line would come with a worker's traceback."""
+
+    def __init__(self, pictures: Pictures, pixels_of: Callable[[Image.Image], npt.NDArray[np.uint8]]) -> None:
+        self._pictures, self._pixels_of = pictures, pixels_of
+
+    def __getitem__(self, indices: Sequence[int]) -> Tensor | AutoFormerError:
+        if isinstance(self._pictures, EncodedImages):
+            self._pictures.prefetch(indices)
+        try:
+            return torch.from_numpy(np.stack([self._pixels_of(self._pictures.image(index)) for index in indices]))
+        except AutoFormerError as error:
+            return error

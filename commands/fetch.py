@@ -1,0 +1,170 @@
+"""Put the four files of Fashion-MNIST into a data folder, by whichever route is there.
+
+    python -m commands.fetch --dataset fashion-mnist --data data/fashion-mnist
+
+Every route ends in the same bytes, the published ones, so that `data.dvc` matches whichever was taken.
+"""
+
+import shutil
+import struct
+import subprocess
+import tempfile
+import urllib.request
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from autoformer.errors import AutoFormerError
+from autoformer.files import hash_file, replacing
+from components.prepare_data.fashion_mnist import ARCHIVES, NAME
+from runtime.common.console import Parser, refuse
+
+PACKAGE = "dataset-fashion-mnist"
+INSTALLED = Path("usr/share/datasets/fashion-mnist")  # below the root of the file system, or of an unpacked package
+
+# The first is torchvision's (torchvision.datasets.FashionMNIST.mirrors, BSD-3), the second the authors' repository.
+MIRRORS = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
+)
+
+# Debian's build drops name and time from the gzip headers of the published files and keeps the compressed
+# bytes. These are the times (POSIX seconds) in the published headers.
+_PUBLISHED_AT = {"train": 1504176606, "t10k": 1504176627}
+_GZIP_HAS_NAME = 8
+_GZIP_HEADER_BYTES = 10
+
+
+class RouteError(Exception):
+    """This way to the files is not there; the message says why."""
+
+
+def fetch(
+    data: Path, routes: Sequence[str] = ("installed", "debian", "mirrors"), mirrors: Sequence[str] = MIRRORS
+) -> str:
+    """Make the four files stand in `data` as published; each is written whole or not at all.
+
+    Returns:
+        how: "already there" or the route taken.
+
+    Raises:
+        AutoFormerError: no route led to them; one line says why not, and what to do.
+    """
+    missing = [name for name, checksum in ARCHIVES.items() if not _is_right(data / name, checksum)]
+    if not missing:
+        return "already there"
+    ways: dict[str, Callable[[Path], Path]] = {
+        "installed": lambda _: Path("/") / INSTALLED,
+        "debian": _unpack_package,
+        "mirrors": lambda folder: _download(folder, missing, mirrors),
+    }
+    problems = []
+    for route in routes:
+        with tempfile.TemporaryDirectory(prefix="autoformer-fetch-") as folder:
+            try:
+                files = _published(ways[route](Path(folder)), missing)
+            except RouteError as problem:
+                problems.append(f"{route}: {problem}")
+                continue
+            for name, content in files.items():
+                with replacing(data / name) as temporary:
+                    temporary.write_bytes(content)
+            return route
+    raise AutoFormerError(
+        f"{data}: could not get {NAME} ({'; '.join(problems)}); install Debian's package {PACKAGE}, "
+        f"or put {', '.join(missing)} there from one of: {' '.join(mirrors)}"
+    )
+
+
+def published_bytes(name: str, content: bytes) -> bytes:
+    """The published file, out of itself or out of Debian's copy, whose gzip header lacks name and time."""
+    flags = content[3:4]
+    if content[:2] != b"\x1f\x8b" or flags != b"\x00":
+        return content
+    time = _PUBLISHED_AT[name.partition("-")[0]]
+    header = content[:3] + bytes([_GZIP_HAS_NAME]) + struct.pack("<I", time) + content[8:_GZIP_HEADER_BYTES]
+    return header + name.removesuffix(".gz").encode() + b"\x00" + content[_GZIP_HEADER_BYTES:]
+
+
+def _published(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """Read files of a route and hold them against their checksums, all of them before any is written."""
+    files = {}
+    for name in names:
+        if not (folder / name).is_file():
+            raise RouteError(f"no {name}")
+        files[name] = published_bytes(name, (folder / name).read_bytes())
+        if sha256(files[name]).hexdigest() != ARCHIVES[name]:
+            raise RouteError(f"{name} has another checksum than the published file")
+    return files
+
+
+def _is_right(path: Path, checksum: str) -> bool:
+    return path.is_file() and hash_file(path) == checksum
+
+
+def _unpack_package(folder: Path) -> Path:
+    """Download Debian's package and unpack it into `folder`, without root. Private package lists, if need be."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise RouteError("no apt-get or no dpkg here")
+    lists, cache = folder / "lists", folder / "cache"
+    (lists / "partial").mkdir(parents=True)
+    (cache / "archives" / "partial").mkdir(parents=True)
+    # As root, apt would read and write as the user _apt, who has no access to a private folder.
+    sandbox = ["-o", "APT::Sandbox::User=root"]
+    private = [*sandbox, "-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={cache}"]
+    try:
+        _call(["apt-get", *sandbox, "-o", f"Dir::Cache={cache}", "download", PACKAGE], folder)
+    except RouteError:
+        _call(["apt-get", *private, "update"], folder)
+        _call(["apt-get", *private, "download", PACKAGE], folder)
+    packages = list(folder.glob("*.deb"))
+    if not packages:
+        raise RouteError("apt-get download left no package")
+    _call(["dpkg", "-x", str(packages[0]), str(folder / "unpacked")], folder)
+    return folder / "unpacked" / INSTALLED
+
+
+def _call(command: list[str], folder: Path, seconds: float = 300) -> None:
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        raise RouteError(f"{command[0]} took longer than {seconds:.0f} s") from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RouteError(f"{command[0]} ended with {done.returncode}: {last}")
+
+
+def _download(folder: Path, names: Sequence[str], mirrors: Sequence[str]) -> Path:
+    """Download files into `folder`, each from the first mirror that has it, byte for byte."""
+    for name in names:
+        problems = []
+        for mirror in mirrors:
+            try:
+                with urllib.request.urlopen(f"{mirror}/{name}", timeout=30) as answer:
+                    content = answer.read()
+            except (OSError, ValueError) as error:
+                problems.append(f"{mirror}: {getattr(error, 'reason', error)}")
+                continue
+            if sha256(content).hexdigest() == ARCHIVES[name]:
+                (folder / name).write_bytes(content)
+                break
+            problems.append(f"{mirror}: {name} has another checksum than the published file")
+        else:
+            raise RouteError(", ".join(problems))
+    return folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m commands.fetch", description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", default=NAME, choices=[NAME])
+    parser.add_argument("--data", type=Path, default=Path("data") / NAME, help="folder to fill (default: %(default)s)")
+    try:
+        arguments = parser.parse_args(argv)
+        print(f"{arguments.data}: {NAME}, {fetch(arguments.data)}")
+    except AutoFormerError as error:
+        return refuse("fetch", error)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

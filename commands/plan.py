@@ -1,0 +1,256 @@
+"""What a run will take, before it is begun: steps, images, memory and hours, from training steps that are measured.
+
+    python -m commands.plan --config CONFIG --data FOLDER
+
+Nothing is written, and nothing of the run depends on it.
+"""
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from autoformer.errors import AutoFormerError
+from autoformer.images.archives import EncodedImages, EncodedSplit
+from autoformer.images.card import DatasetCard
+from autoformer.images.loading import Images as Pixels
+from autoformer.images.pixels import model_pixels
+from components.prepare_data import imagenet
+from components.prepare_data.readers import read_delivered
+from components.prepare_data.splitting import Splits, describe, split
+from runtime.common.config import Config, PrepareData, RetrainSubnet, TrainingSection, load_config
+from runtime.common.console import Parser, existing, refuse
+from runtime.common.stopping import Stopped, stoppable
+from runtime.steps.inputs import DATA, check_batch, check_space
+from runtime.storage.places import open_data, remote_archives
+
+STEP_SECONDS = 20  # what a step's process takes to start and to end
+_ENOUGH_SECONDS = 5.0
+_MOST_STEPS = 30
+_NOISE = 2048
+
+
+class Images(NamedTuple):
+    """How many images each split has."""
+
+    train: int
+    search: int
+    test: int
+    train_full: int
+
+
+class Stage(NamedTuple):
+    """One step of the pipeline: how many images go through it, and how fast."""
+
+    name: str
+    work: str
+    images: float
+    images_per_second: float
+
+    @property
+    def hours(self) -> float:
+        return (STEP_SECONDS + (self.images / self.images_per_second if self.images else 0)) / 3600
+
+
+class Plan(NamedTuple):
+    device: str
+    images: Images
+    stages: list[Stage]
+    memory_gb: float
+
+    @property
+    def hours(self) -> float:
+        return sum(stage.hours for stage in self.stages)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m commands.plan", description="Estimate what a run will take.")
+    parser.add_argument("--config", required=True, help="a preset's name, a params file, or the same as JSON text")
+    parser.add_argument("--data", required=True, help=DATA)
+    try:
+        arguments = parser.parse_args(argv)
+        with stoppable():
+            print(shown(make_plan(load_config(arguments.config), open_data(arguments.data).folder)), flush=True)
+    except (AutoFormerError, OSError) as error:
+        return refuse("plan", error)
+    except Stopped as stopped:
+        print(f"plan: {stopped}", file=sys.stderr)
+        return int(str(stopped.code))
+    return 0
+
+
+def make_plan(config: Config, data: Path) -> Plan:
+    """Measure some training steps and some scored images of the configured supernet, and count the rest."""
+    import torch
+
+    from autoformer.devices import find_device
+
+    assert config.train_supernet and config.retrain_subnet and config.search_subnet
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = find_device(config.device)
+    card, pictures, images = look_at(config, data)
+    training, scoring = _measure(config, card, pictures)
+    search = config.search_subnet
+    candidates = search.budget
+    scored = min(search.images or images.search, images.search)
+    retrained = config.retrain_subnet
+    trainings = _trainings(retrained)
+    stages = [
+        Stage("prepare_data", "", images.train_full + images.test, 2000.0),
+        _training_stage("train_supernet", config.train_supernet, images.train, 1, training),
+        Stage(
+            "search_subnet",
+            f"{candidates:,} candidates on {'at most ' if search.racing else ''}{scored:,} images",
+            candidates * scored,
+            scoring,
+        ),
+        _training_stage("retrain_subnet", retrained, getattr(images, retrained.split), trainings, training),
+        Stage("evaluate_subnet", f"{images.test:,} images", 3 * images.test, scoring),
+        Stage("register_model", "", 0, 1.0),
+    ]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 + _held_bytes(config, card, images) / 2**30
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / 2**30
+    return Plan(str(device), images, stages, peak)
+
+
+def _held_bytes(config: Config, card: DatasetCard, images: Images) -> int:
+    """Decoded images that the hungriest step holds in memory beside what was measured."""
+    assert config.train_supernet is not None and config.retrain_subnet is not None
+    by_image = card.encoding == "image" and config.train_supernet.augmentation.by_image
+    trained = 0 if by_image else max(images.train, getattr(images, config.retrain_subnet.split))
+    most = max(images.search + trained, images.test)
+    return most * card.channels * config.space.image_size**2
+
+
+def _trainings(section: RetrainSubnet) -> int:
+    """Of the chosen subnet: by its mode, and from scratch for a reference, unless it is that itself."""
+    return (section.mode != "inherited") + (section.scratch_reference and section.mode != "scratch")
+
+
+def _training_stage(name: str, section: TrainingSection, images: int, times: int, rate: float) -> Stage:
+    steps = times * max(1, round(section.epochs * (images // section.batch_size)))
+    if not times:
+        return Stage(name, "none: weights as inherited", 0, 1.0)
+    trainings = f"{times} trainings of " if times > 1 else ""
+    work = f"{trainings}{section.epochs:g} epochs, {steps:,} steps of {section.batch_size}"
+    return Stage(name, work, steps * section.batch_size, rate)
+
+
+def look_at(config: Config, data: Path) -> tuple[DatasetCard, Pixels | EncodedSplit, Images]:
+    """A card, images that stand for the train split, and the size of each split."""
+    section, space = config.prepare_data, config.space
+    assert section is not None and config.train_supernet is not None
+    counts = None
+    if imagenet.is_mine(existing(data, "`make data`")):  # not read for hours before a plan
+        delivered = imagenet.glance(data)
+        splits, counts = Splits({"train": delivered.rows}, ()), _published_counts(section)
+    else:
+        delivered = read_delivered(data, config.dataset)
+        splits = split(delivered, section, config.seed)
+    half = (0.5,) * delivered.channels
+    card = describe(delivered, splits, (half, half))
+    check_space(card, space)
+    train = splits.rows["train"]
+    counts = counts or Images(*(card.counts[name] for name in Images._fields))
+    if card.encoding == "raw":
+        return card, _noise(card, min(len(train.labels), _NOISE)), counts
+    encoded = EncodedSplit(
+        EncodedImages(data, train, card.channels, card.upright, card.files, remote_archives(data)),
+        train.labels.astype(np.int64),
+    )
+    if config.train_supernet.augmentation.by_image:
+        return card, encoded, counts
+    few = range(min(len(train.labels), 8 * config.train_supernet.batch_size))
+    decoded = [model_pixels(encoded.pictures.image(index), card.channels, space.image_size) for index in few]
+    return card, Pixels(np.stack(decoded), encoded.labels[: len(few)], []), counts
+
+
+def _published_counts(section: PrepareData) -> Images:
+    """Of ImageNet, but for the few images that are in two splits as they were delivered."""
+    full = imagenet.PUBLISHED.train_images
+    search = section.search_images or round(full * section.search_percent / 100)
+    return Images(full - search, search, imagenet.PUBLISHED.val_images, full)
+
+
+def _noise(card: DatasetCard, images: int) -> Pixels:
+    """Images of the data set's shape, which take as long as any."""
+    assert card.image_size is not None
+    shape = (images, card.channels, card.image_size, card.image_size)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return Pixels(pixels, np.zeros(len(pixels), dtype=np.int64), [])
+
+
+def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -> tuple[float, float]:
+    """Images a second of training, and of scoring a candidate."""
+    import torch
+
+    from autoformer.evaluation import predict_logits
+    from autoformer.images.loader import AHEAD
+    from autoformer.supernet import Supernet
+    from runtime.steps.trainers import make_trainer
+    from runtime.steps.workers import worker_count
+
+    section, space = config.train_supernet, config.space
+    assert section is not None and config.search_subnet is not None
+    check_batch(section, len(images.labels), "train_supernet")
+    model = Supernet(space, section.drop_path)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(
+            "train_supernet", model, section.lessons(space, config.seed), lambda batch: model(batch, space.largest),
+            images, card, config, section, config.seed, Path(folder) / "found.json",
+        )  # fmt: skip
+    trainer.total_steps = sys.maxsize
+    # workers decode ahead while the model warms up: a rate is that of both once as many batches are gone
+    ahead = AHEAD * worker_count(trainer.device) if section.augmentation.by_image else 0
+    training = _rate(lambda: trainer.advance(1), section.batch_size, warm_up=2 + ahead)
+    trainer.images.close()
+    size = (config.search_subnet.batch_size, space.in_channels, space.image_size, space.image_size)
+    batch = torch.zeros(size, dtype=torch.uint8)
+    model.eval()
+
+    def score() -> None:
+        predict_logits(lambda part: model(part, space.middle), batch, card.mean, card.std, len(batch), trainer.device)
+
+    return training, _rate(score, len(batch))
+
+
+def _rate(work: Callable[[], object], images: int, warm_up: int = 2) -> float:
+    """Images a second of a piece of work, after some to warm up."""
+    for _ in range(warm_up):
+        work()
+    start, done = time.perf_counter(), 0
+    while done < _MOST_STEPS and (done < 3 or time.perf_counter() - start < _ENOUGH_SECONDS):
+        work()
+        done += 1
+    return done * images / (time.perf_counter() - start)
+
+
+def shown(plan: Plan) -> str:
+    """The plan as a table."""
+    lines = [
+        f"plan, on {plan.device}: {plan.images.train:,} images to train, {plan.images.search:,} to search, "
+        f"{plan.images.test:,} to test",
+        f"  {'step':<18}{'work':<48}{'images':>12}{'images/s':>10}{'time':>10}",
+    ]
+    for stage in plan.stages:
+        rate = f"{stage.images_per_second:,.0f}" if stage.images else ""
+        images = f"{stage.images:,.0f}" if stage.images else ""
+        lines.append(f"  {stage.name:<18}{stage.work:<48}{images:>12}{rate:>10}{_time(stage.hours):>10}")
+    memory = "GPU memory" if plan.device.startswith("cuda") else "memory"
+    lines.append(f"  in all about {_time(plan.hours)}, and {plan.memory_gb:.1f} GB of {memory} in the largest step")
+    return "\n".join(lines)
+
+
+def _time(hours: float) -> str:
+    return f"{hours * 60:.1f} min" if hours < 1 else f"{hours:.1f} h"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,65 @@
+"""`python -m commands.ui`: MLflow's pages on this machine, and the addresses worth opening."""
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from autoformer.errors import AutoFormerError
+from runtime.common.console import Parser, refuse
+from runtime.tracking.store import answering, connect, shown, sqlite_file, tracking_uri
+from runtime.tracking.views import save_views
+
+HOST = "127.0.0.1"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m commands.ui", description="Open MLflow's pages.")
+    parser.add_argument("--port", type=int, default=5000, help="of the server on this machine (default: 5000)")
+    try:
+        arguments = parser.parse_args(argv)
+        return serve(arguments.port)
+    except AutoFormerError as error:
+        return refuse("ui", error)
+
+
+def serve(port: int) -> int:
+    """Print the addresses, and become the server. Where runs are kept on a server already, there is none to start."""
+    uri = tracking_uri()
+    remote = sqlite_file(uri) is None and uri.startswith("http")
+    if not remote and not _is_free(port):
+        raise AutoFormerError(f"port {port} is taken, perhaps by an earlier `make ui`; choose another: make ui PORT=…")
+    client = connect()
+    with answering(uri):
+        pages = save_views(client)
+    server = shown(uri).rstrip("/") if remote else f"http://{HOST}:{port}"
+    print(f"MLflow: {server}", flush=True)
+    for page in pages:
+        print(f"  {page.shows}:\n    {server}{page.path}", flush=True)
+    if len(pages) == 1:
+        print("  no search has finished yet; `make run` makes one", flush=True)
+    if remote:
+        return 0
+    print("Ctrl-C ends the server.", flush=True)
+    command = [str(Path(sys.executable).with_name("mlflow")), "ui", "--backend-store-uri", uri]
+    # one worker is enough for one person, and starts in a quarter of the time; requests are not worth a line each
+    command += ["--host", HOST, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    folder = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # it starts uvicorn by name
+    os.execve(command[0], command, os.environ | {"PATH": folder, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+
+
+def _is_free(port: int) -> bool:
+    if not 0 < port < 65536:
+        raise AutoFormerError(f"--port {port}: a port is a number from 1 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,89 @@
+"""What a cluster gives each task to run on: a task's part of KFP's platform specification.
+
+Identity, secrets and places are told to a pod; what the step does is the DAG's alone. A step on several machines keeps
+its place in the DAG: its pod is a light one, which is told of the job (`AUTOFORMER_JOB`) and launches that.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from kfp import dsl, kubernetes
+
+from pipeline.cluster.settings import POD, Cluster, Pod, Retries, Step
+from runtime.kubernetes.settings import VARIABLE
+
+
+def configure(cluster: Cluster) -> Callable[[str, Any], None]:
+    """For `pipeline.dag.build`: sets on what each task runs."""
+
+    def place(step: str, task: dsl.PipelineTask) -> None:
+        settings: Step | None = getattr(cluster.steps, step, None)  # resolve_config has none
+        job = cluster.job(step) if settings else None
+        pod = settings if settings and not job else cluster.launcher
+        task.set_container_image(cluster.images.launcher if pod is cluster.launcher else cluster.images.training)
+        for name, value in cluster.environment.items():
+            task.set_env_variable(name, value)
+        if job:
+            task.set_env_variable(VARIABLE, job.to_json())
+        elif pod.deadline_seconds:
+            kubernetes.set_timeout(task, pod.deadline_seconds)  # a job has its own, and may have to wait for machines
+        _resources(task, pod)
+        _retries(task, (settings or pod).retries)
+        _identity(task, step, cluster)
+        _files(task, cluster)
+
+    return place
+
+
+def pipeline_config(cluster: Cluster) -> dsl.PipelineConfig:
+    """What holds for a whole run."""
+    return dsl.PipelineConfig(
+        active_deadline_seconds=cluster.deadline_seconds, ttl_seconds_after_finished=cluster.keep_seconds
+    )
+
+
+def _resources(task: dsl.PipelineTask, pod: Pod) -> None:
+    task.set_cpu_request(pod.cpu).set_memory_request(pod.memory).set_memory_limit(pod.memory)
+    for key, value in sorted(pod.node_selector.items()):
+        kubernetes.add_node_selector(task, key, value)
+    for toleration in pod.tolerations:
+        kubernetes.add_toleration(task, **toleration.model_dump())
+    if isinstance(pod, Step) and pod.gpus:
+        task.set_accelerator_type(pod.gpu_type).set_accelerator_limit(pod.gpus)
+    if isinstance(pod, Step) and pod.shm:  # 64 MB by default, less than the batches that workers hand over
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=pod.shm)
+
+
+def _retries(task: dsl.PipelineTask, retries: Retries) -> None:
+    if retries.count:
+        task.set_retry(
+            retries.count,
+            backoff_duration=f"{retries.backoff_seconds}s",
+            backoff_factor=retries.backoff_factor,
+            backoff_max_duration=f"{retries.backoff_max_seconds}s",
+        )
+
+
+def _identity(task: dsl.PipelineTask, step: str, cluster: Cluster) -> None:
+    """Who the pod is, what it knows of itself, and where it gets its secrets."""
+    ours = {"app.kubernetes.io/name": "autoformer", "app.kubernetes.io/component": step}
+    for key, label in (cluster.labels | ours).items():
+        kubernetes.add_pod_label(task, key, label)
+    for variable, field in POD.items():
+        kubernetes.use_field_path_as_env(task, variable, field)
+    for secret in cluster.secrets:
+        kubernetes.use_secret_as_env(task, secret.secret, dict(secret.keys), optional=secret.optional)
+    kubernetes.set_security_context(
+        task, run_as_user=cluster.run_as_user, run_as_group=cluster.run_as_group, run_as_non_root=True
+    )
+    kubernetes.set_image_pull_policy(task, cluster.images.pull_policy)
+    if cluster.images.pull_secrets:
+        kubernetes.set_image_pull_secrets(task, list(cluster.images.pull_secrets))
+
+
+def _files(task: dsl.PipelineTask, cluster: Cluster) -> None:
+    """Volumes, and what may be written beside them."""
+    kubernetes.empty_dir_mount(task, "scratch", cluster.scratch.mount, size_limit=cluster.scratch.size)
+    kubernetes.empty_dir_mount(task, "temporary", "/tmp", size_limit=cluster.scratch.size)
+    for volume in cluster.volumes:
+        kubernetes.mount_pvc(task, volume.claim, volume.mount)

@@ -1,0 +1,335 @@
+"""A cluster's settings: one validated file, `configs/cluster/*.yaml`, says on what each step runs.
+
+Nothing of it decides a result, and no secret stands in it: secrets are named, and Kubernetes hands them to the pods.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
+
+from autoformer.errors import AutoFormerError, nearest, validated
+from autoformer.files import read_yaml
+from autoformer.named import CONFIGS
+from runtime.common.config import STEPS, Section, override
+from runtime.kubernetes import settings as job_settings
+from runtime.kubernetes.settings import VARIABLE, JobSettings, Name, SecretVariable, Toleration, Variable
+from runtime.kubernetes.settings import Path as Mount
+
+SHARED = ("train_supernet", "search_subnet", "retrain_subnet")  # steps that several machines can share
+ON_GPUS = (*SHARED, "evaluate_subnet")
+WORK, STORE = "AUTOFORMER_WORK", "AUTOFORMER_STORE"
+POD = {  # what a pod knows of itself: variable -> where Kubernetes has it
+    "KFP_RUN_ID": "metadata.labels['pipeline/runid']",
+    "KFP_POD_NAME": "metadata.name",
+    "KFP_POD_UID": "metadata.uid",
+    "KFP_NAMESPACE": "metadata.namespace",
+}
+
+_DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
+_SECRET_WORDS = {"SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "TOKEN", "CREDENTIAL", "CREDENTIALS", "APIKEY"}
+_SECRET_NAMES = ("ACCESS_KEY", "API_KEY", "PRIVATE_KEY")
+_SECRET_VALUES = re.compile(
+    r"://[^/@\s]*:[^/@\s]+@"  # a password in a URL
+    r"|\b(AKIA|ASIA)[0-9A-Z]{16}\b"  # an AWS key
+    r"|\beyJ[\w-]+\.[\w-]+\.[\w-]*"  # a JSON web token
+    r"|\b(gh[pousr]_|github_pat_|glpat-|hf_|xox[abpr]-)\w{16,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|^(Bearer|Basic) \S"
+)
+_EXAMPLE = re.compile(r"(^|/)example-|\.example\.|0{64}")
+_VARIABLE_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
+
+
+def _cores(text: str) -> str:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?|[0-9]+m", text):
+        raise ValueError("expected cores, as 4, 0.5 or 500m")
+    return text
+
+
+def _bytes(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]*([KMGT]i|[MGT])", text):
+        raise ValueError("expected a quantity of Kubernetes, as 16Gi (2^30 bytes each) or 16G (10^9)")
+    return text
+
+
+def _image(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][\w.:/-]*[\w](@sha256:[0-9a-f]{64})?", text):
+        raise ValueError("expected repository@sha256:… of 64 hexadecimal digits")
+    return text
+
+
+def _as_text(value: Any) -> Any:
+    """YAML reads 8 as a number; an environment has texts alone."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Cores = Annotated[str, BeforeValidator(_as_text), AfterValidator(_cores)]
+Bytes = Annotated[str, AfterValidator(_bytes)]
+Image = Annotated[str, AfterValidator(_image)]
+Text = Annotated[str, BeforeValidator(_as_text)]
+Label = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
+LabelKey = Annotated[
+    str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")
+]
+
+
+class Images(Section):
+    training: Image = Field(description="of the steps, by digest: it is in the cache key, and a tag would lie")
+    launcher: Image = Field(description="the light one, of `resolve_config` and of pods that launch a TrainJob")
+    allow_tags: bool = Field(
+        False, description="let tags pass, for a cluster of development: a rebuilt image may then meet old results"
+    )
+    pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field(
+        "IfNotPresent", description="when a node fetches an image"
+    )
+    pull_secrets: tuple[Name, ...] = Field((), description="secrets with which nodes fetch them")
+
+
+class Retries(Section):
+    count: int = Field(0, ge=0, le=20, description="that a failed task is started again; a step goes on where it was")
+    backoff_seconds: int = Field(60, ge=0, description="before the first of them")
+    backoff_factor: float = Field(2.0, ge=1, description="of the pause, from one to the next")
+    backoff_max_seconds: int = Field(3600, ge=0, description="longest pause")
+
+
+class Pod(Section):
+    cpu: Cores = Field(description="cores that are asked for; more are used where they are free")
+    memory: Bytes = Field(description="asked for and at most")
+    node_selector: dict[LabelKey, Label] = Field({}, description="labels that a node must have")
+    tolerations: tuple[Toleration, ...] = Field((), description="taints that a node may have")
+    deadline_seconds: int | None = Field(
+        None, gt=0, le=10**8, description="after which the pod, or the job of several machines, is ended"
+    )
+    retries: Retries = Retries()
+
+
+class Step(Pod):
+    gpus: int = Field(0, ge=0, le=64, description="of each machine")
+    gpu_type: str = Field(
+        "nvidia.com/gpu", pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", description="the resource that a GPU is"
+    )
+    shm: Bytes | None = Field(None, description="shared memory, /dev/shm, of its memory; workers hand batches over it")
+    nodes: int = Field(1, ge=1, le=1024, description="machines; more than one run as a TrainJob")
+
+
+class Steps(Section):
+    prepare_data: Step = Field(description="reads every image once")
+    train_supernet: Step = Field(description="the long one")
+    search_subnet: Step = Field(description="scores candidates")
+    retrain_subnet: Step = Field(description="as the supernet's, for one subnet")
+    evaluate_subnet: Step = Field(description="once over the test images")
+    register_model: Step = Field(description="measures latency on its cores")
+
+
+class Scratch(Section):
+    """Where pods may write: the images' own file system may be read-only."""
+
+    mount: Mount = Field("/scratch", description="an empty folder of each pod; work in progress lies in its `work`")
+    size: Bytes = Field("50Gi", description="of it, and of /tmp; a pod that writes more is ended")
+
+
+class Secret(Section):
+    secret: Name = Field(description="name of the secret, in the namespace")
+    keys: dict[str, Variable] = Field(min_length=1, description="key in the secret -> variable that gets its value")
+    optional: bool = Field(False, description="whether a pod starts where the secret is not there")
+
+
+class Volume(job_settings.Volume):
+    claim: Name = Field(description="a PersistentVolumeClaim; of access mode ReadWriteMany where several pods write")
+    mount: Mount = Field(description="where pods find it")
+    read_only: bool = Field(
+        False, description="in the pods of jobs; KFP mounts all claims so that they may be written to"
+    )
+
+
+class Cluster(Section):
+    """Where a pipeline runs."""
+
+    namespace: Name = Field(description="of the runs")
+    service_account: Name | None = Field(None, description="of the pods; null for the one that KFP gives them")
+    runtime: Name = Field("autoformer-training", description="the TrainingRuntime of jobs of several machines")
+    deadline_seconds: int | None = Field(None, gt=0, le=10**8, description="of a whole run; null for none")
+    keep_seconds: int | None = Field(
+        None, gt=0, le=10**8, description="that the pods of a run are kept after its end; null for KFP's own rule"
+    )
+    run_as_user: int | None = Field(None, gt=0, description="of the pods; null for the image's, which is not root")
+    run_as_group: int | None = Field(None, gt=0, description="of the pods, for volumes that belong to one")
+    labels: dict[LabelKey, Label] = Field({}, description="of every pod, beside our own")
+    env: dict[Variable, Text] = Field(
+        {}, description="variables of every pod, nothing secret: where S3, MLflow and the store of large things are"
+    )
+    secrets: tuple[Secret, ...] = Field((), description="by name, for every pod")
+    volumes: tuple[Volume, ...] = Field((), description="claims, for every pod")
+    scratch: Scratch = Scratch()
+    images: Images
+    launcher: Pod = Pod(cpu="500m", memory="1Gi", retries=Retries(count=2))
+    steps: Steps
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for check in (self._check_images, self._check_steps, self._check_mounts, self._check_variables):
+            check()
+        return self
+
+    def _check_images(self) -> None:
+        for name in ("training", "launcher"):
+            image = getattr(self.images, name)
+            if not self.images.allow_tags and not _DIGEST.search(image):
+                raise ValueError(
+                    f"images.{name} = '{image}' has no digest; name it repository@sha256:…, "
+                    "or set images.allow_tags on a cluster of development"
+                )
+
+    def _check_steps(self) -> None:
+        for name in STEPS:
+            step: Step = getattr(self.steps, name)
+            if step.gpus and name not in ON_GPUS:
+                raise ValueError(f"steps.{name}.gpus = {step.gpus}: this step uses no GPU; leave the key out")
+            if step.nodes > 1 and name not in SHARED:
+                raise ValueError(
+                    f"steps.{name}.nodes = {step.nodes}: one machine does this step; several share {', '.join(SHARED)}"
+                )
+            if step.nodes > 1 and STORE not in self.env and all(volume.read_only for volume in self.volumes):
+                raise ValueError(
+                    f"steps.{name}.nodes = {step.nodes}: machines of one job need a place that all of them see; "
+                    f"set env.{STORE}, or give a volume that all may write to"
+                )
+            if step.shm and _in_bytes(step.shm) >= _in_bytes(step.memory):
+                raise ValueError(f"steps.{name}.shm = {step.shm} leaves nothing of memory = {step.memory}")
+
+    def _check_mounts(self) -> None:
+        taken = {"/dev/shm": "shared memory", "/tmp": "temporary files", self.scratch.mount: "scratch"}
+        for volume in self.volumes:
+            if volume.mount in taken:
+                raise ValueError(
+                    f"volumes: '{volume.claim}' is mounted at {volume.mount}, where {taken[volume.mount]} is"
+                )
+            taken[volume.mount] = f"'{volume.claim}'"
+
+    def _check_variables(self) -> None:
+        ours = {VARIABLE, *POD}
+        given = [*self.env, *(variable for secret in self.secrets for variable in secret.keys.values())]
+        for variable in given:
+            if variable in ours:
+                raise ValueError(f"the variable {variable} is set for each pod; leave it out")
+            if given.count(variable) > 1:
+                raise ValueError(f"the variable {variable} is given more than once, in env or by secrets")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The plain variables of a pod. Copies of data are its own, whoever shares its work in progress."""
+        scratch = self.scratch
+        staged = {
+            "AUTOFORMER_STAGING": f"{scratch.mount}/staged",
+            "AUTOFORMER_STAGING_GB": str(_in_bytes(scratch.size) // 2 // 10**9),  # the other half is for the work
+        }
+        return {WORK: f"{scratch.mount}/work"} | staged | self.env
+
+    def job(self, step: str) -> JobSettings | None:
+        """The settings of a step's TrainJob; None where one pod does the step."""
+        settings: Step = getattr(self.steps, step)
+        if settings.nodes == 1:
+            return None
+        given = {"deadline_seconds": settings.deadline_seconds, "shm": settings.shm}
+        return JobSettings(
+            nodes=settings.nodes,
+            gpus=settings.gpus,
+            gpu_type=settings.gpu_type,
+            image=self.images.training,
+            runtime=self.runtime,
+            cpu=settings.cpu,
+            memory=settings.memory,
+            node_selector=settings.node_selector,
+            tolerations=settings.tolerations,
+            volumes=tuple(job_settings.Volume(**volume.model_dump()) for volume in self.volumes),
+            env={"AUTOFORMER_STAGING_GB": self.environment["AUTOFORMER_STAGING_GB"]} | self.env,
+            secret_env=tuple(
+                SecretVariable(secret=secret.secret, key=key, env=variable, optional=secret.optional)
+                for secret in self.secrets
+                for key, variable in secret.keys.items()
+            ),
+            labels=self.labels,
+            pull_secrets=self.images.pull_secrets,
+            run_as_user=self.run_as_user,
+            run_as_group=self.run_as_group,
+            service_account=self.service_account,
+            **{key: value for key, value in given.items() if value is not None},
+        )
+
+    def placeholders(self) -> list[str]:
+        """Keys whose values are still those of an example."""
+        return [key for key, value in _texts(self.model_dump(mode="json")) if _EXAMPLE.search(value)]
+
+
+def load_cluster(source: str, overrides: Sequence[str] = ()) -> Cluster:
+    """Read a cluster's settings.
+
+    Args:
+        source: the name of a file of configs/cluster/, or the path of one.
+        overrides: `key=value`, as those of a parameter file.
+
+    Raises:
+        AutoFormerError: one line naming the file and the key, and never a value that may be secret.
+    """
+    path = cluster_path(source)
+    data = read_yaml(path)
+    if isinstance(data, dict):
+        for text in overrides:
+            override(data, text)
+        _refuse_secrets(data, str(path))
+    return validated(Cluster, data, str(path))
+
+
+def cluster_path(source: str) -> Path:
+    """The file of a cluster's name, or the path itself where `source` is one."""
+    if source.endswith((".yaml", ".yml")):
+        return Path(source)
+    path = CONFIGS / "cluster" / f"{source}.yaml"
+    if not path.is_file():
+        known = [file.stem for file in path.parent.glob("*.yaml")]
+        raise AutoFormerError(f"no cluster '{source}' in configs/cluster; {nearest(source, known)}")
+    return path
+
+
+def _refuse_secrets(data: dict[str, Any], where: str) -> None:
+    """Before anything else looks at the values: what validation refuses, it repeats."""
+    for name in data["env"] if isinstance(data.get("env"), dict) else ():
+        if _is_secret_name(str(name)):
+            raise AutoFormerError(
+                f"{where}: env.{name} looks like a secret; "
+                "put it into a Secret of the cluster, and name that in secrets"
+            )
+    for key, text in _texts(data):
+        if _SECRET_VALUES.search(text):
+            raise AutoFormerError(
+                f"{where}: the value of {key} looks like a secret; "
+                "put it into a Secret of the cluster, and name that in secrets"
+            )
+        if re.fullmatch(r"secrets\.\d+\.keys\..*", key) and not _VARIABLE_NAME.match(text):
+            raise AutoFormerError(f"{where}: {key}: expected the name of a variable, in capitals, never a value")
+
+
+def _is_secret_name(name: str) -> bool:
+    name = name.upper()
+    if name.endswith(("_FILE", "_PATH", "_URI", "_URL")):
+        return False
+    return bool(_SECRET_WORDS & set(name.split("_"))) or any(part in name for part in _SECRET_NAMES)
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a file with its dotted key."""
+    if isinstance(value, str):
+        yield key, value
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, below in items:
+        yield from _texts(below, f"{key}.{name}" if key else str(name))
+
+
+def _in_bytes(quantity: str) -> int:
+    number = re.match(r"\d+", quantity)
+    assert number is not None
+    unit = quantity[number.end() :]
+    return int(number[0]) * (1024 if unit.endswith("i") else 1000) ** " KMGT".index(unit[:1])

@@ -1,0 +1,1 @@
+"""Shared ground: configuration, console, exit codes, processes, workspace, locks. Knows no service."""

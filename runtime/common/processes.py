@@ -1,0 +1,48 @@
+"""Which process of a step this is, and what of the machine is its own: read from what torchrun has set."""
+
+import os
+from pathlib import Path
+
+from autoformer.errors import AutoFormerError
+
+FOLDER = "AUTOFORMER_RANKS"  # environment variable: where ranks report to the process that started them
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, that of Windows' subsystem, AMD's
+
+
+def is_rank() -> bool:
+    """Whether torchrun has started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def leads() -> bool:
+    """Whether this process speaks: rank 0, or one that is alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def machine_share() -> int:
+    """How many ranks share this machine's cores with this one, itself counted."""
+    return number_in_environment("LOCAL_WORLD_SIZE", 1)
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> int:
+    """GPUs of this machine. Where it has no driver, torch is not imported to hear so: bad input is told at once."""
+    if not any(Path(driver).exists() for driver in DRIVERS):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def number_in_environment(name: str, otherwise: int) -> int:
+    """A whole number of the environment."""
+    text = os.environ.get(name)
+    if text is None:
+        return otherwise
+    if not text.isdecimal():
+        raise AutoFormerError(f"{name} = {text}: expected a whole number, 0 or more")
+    return int(text)

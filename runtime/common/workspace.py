@@ -1,0 +1,82 @@
+"""Where work in progress lives, what it is keyed by, and what a step says of where its result came from.
+
+Checkpoints lie in `work/<step>/<key>/`, outside the folders of DVC and of KFP: DVC deletes a stage's outputs
+before it runs the stage again, and kfp.local makes a new folder each time. The key is a hash of all that
+decides the result, so that a step that was killed finds its own work again, and no other.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from autoformer.errors import AutoFormerError
+from autoformer.files import KnownHashes, hash_path, hash_value, write_json
+from runtime.common.code import step_code
+from runtime.common.config import ROOT, Config
+
+
+def work_root() -> Path:
+    """The folder of all work in progress."""
+    return Path(os.environ.get("AUTOFORMER_WORK", ROOT / "work"))
+
+
+def known_hashes() -> KnownHashes:
+    """The checksums of large archives, which every step holds against the card."""
+    return KnownHashes(work_root() / "checksums.jsonl")
+
+
+class Workspace:
+    """The folder of one step's work in progress, and the provenance of what it makes.
+
+    Args:
+        step: the step's name.
+        config: the configuration.
+        inputs: name -> file or folder that the step reads; their content is part of the key.
+    """
+
+    def __init__(self, step: str, config: Config, inputs: Mapping[str, Path]) -> None:
+        self.provenance: dict[str, Any] = {
+            "step": step,
+            "seed": config.seed,
+            "code": step_code(step),
+            "config": config.for_step(step),
+            "inputs": {name: hash_path(path) for name, path in inputs.items()},
+        }
+        self.folder = work_root() / step / hash_value(self.provenance)[:16]
+
+    def file(self, name: str) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / name
+
+    def clear(self) -> None:
+        """Forget the work, once its result is published."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Record:
+    """`run.json`: clocks, run ids and rates, which may differ between two equal runs, and so stand apart."""
+
+    def __init__(self, path: Path, step: str) -> None:
+        self.path = path
+        self.values: dict[str, Any] = {"step": step, "started": datetime.now(UTC).isoformat(timespec="seconds")}
+        self._start = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.path.parent):  # hours later is too late to find that it cannot be written
+            return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.values["seconds"] = round(time.monotonic() - self._start, 1)
+        self.values["succeeded"] = error is None
+        with contextlib.suppress(AutoFormerError) if error else contextlib.nullcontext():
+            write_json(self.path, self.values)

@@ -1,0 +1,1 @@
+"""What runs a step: its command line, ranks, inputs, training loop, and the job on several machines."""

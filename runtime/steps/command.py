@@ -1,0 +1,132 @@
+"""The command line of a step: parse, validate, run, and end with one line and an exit code."""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from autoformer.errors import AutoFormerError, UnavailableError
+from runtime.common.config import Config, load_config
+from runtime.common.console import Parser, end_early, in_one_line
+from runtime.common.exit_codes import AWAY, BAD_INPUT, LOST, Fallen
+from runtime.common.processes import is_rank
+from runtime.common.redaction import hide_in_tracebacks
+from runtime.common.stopping import Stopped, stoppable
+from runtime.steps.joining import LostRank
+from runtime.steps.launching import check_parts, launch, processes
+from runtime.storage.artifacts import whole
+
+SHELLS = ("sh", "dash", "bash", "zsh", "fish")  # what may stand between a runner and its step
+GRACE_SECONDS = 30.0  # for a checkpoint and the end of the MLflow run, after which a step without a runner ends
+
+
+def step_parser(step: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the two arguments that every step has."""
+    parser = Parser(prog=f"python -m components.{step}", description=description)
+    parser.add_argument("--config", required=True, help="a preset's name, a params file, or the same as JSON text")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides", help="override one value"
+    )
+    return parser
+
+
+def run_step(
+    step: str,
+    parser: argparse.ArgumentParser,
+    body: Callable[[argparse.Namespace, Config], None],
+    argv: Sequence[str] | None,
+    shared: bool = False,
+) -> int:
+    """Parse, validate, run. What ends the step early is one line on stderr and a code of `runtime.common.exit_codes`.
+
+    Args:
+        shared: `body` works inside of `joined` (runtime.steps.joining): it runs in as many processes as there are GPUs.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    hide_in_tracebacks()
+
+    def work() -> None:
+        arguments = parser.parse_args(argv)
+        with stoppable():
+            _end_with_the_runner()
+            config = load_config(arguments.config, arguments.overrides, [step])
+            count = processes(config) if shared else 1
+            check_parts(step, config, count)
+            if count > 1 and not is_rank():
+                launch(step, argv, count)
+            else:
+                for name in getattr(arguments, "made", ()):
+                    setattr(arguments, name, whole(getattr(arguments, name)))
+                body(arguments, config)
+
+    return exit_code(step, work)
+
+
+def exit_code(step: str, work: Callable[[], None]) -> int:
+    """Do a step's work. What ends it early is one line on stderr and the exit code; see `runtime.common.exit_codes`."""
+    try:
+        work()
+    except UnavailableError as error:
+        return end_early(step, str(error), AWAY)
+    except (AutoFormerError, OSError) as error:
+        return end_early(step, in_one_line(error), BAD_INPUT)
+    except Stopped as stopped:
+        return end_early(step, f"{stopped}; the same command goes on from there", int(str(stopped.code)))
+    except LostRank as lost:
+        return end_early(step, str(lost), LOST)
+    except Fallen as fallen:
+        return end_early(step, str(fallen), fallen.exit_code)
+    return 0
+
+
+def _end_with_the_runner() -> None:
+    """A runner that is killed takes its steps with it: watch its process, and stop when it is gone."""
+    runner = _runner()
+    if runner is None:
+        return
+
+    def watch() -> None:
+        while _lives(runner):
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)  # as if told to: with a checkpoint, and the MLflow run ended
+        time.sleep(GRACE_SECONDS)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _runner() -> int | None:
+    """The process that names itself, or a `dvc repro` that was started by hand."""
+    named = os.environ.get("AUTOFORMER_RUNNER_PID")
+    if named:
+        return int(named)
+    if "DVC_STAGE" not in os.environ:
+        return None
+    parent = os.getppid()  # `dvc`, or the shell that it has started the stage with
+    return _parent_of(parent) if _name_of(parent) in SHELLS else parent
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _name_of(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/comm").read_text(encoding="utf-8").strip()
+    except OSError:  # not Linux
+        return ""
+
+
+def _parent_of(process: int) -> int:
+    after_name = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2]
+    return int(after_name.split()[1])

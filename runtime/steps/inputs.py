@@ -1,0 +1,147 @@
+"""The data that steps read: arguments for it, and checks before anything heavy is imported."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Literal
+
+from autoformer.cards import SupernetCard, read_supernet_card
+from autoformer.errors import AutoFormerError
+from autoformer.images.archives import EncodedImages, EncodedSplit
+from autoformer.images.card import DatasetCard, read_card
+from autoformer.images.loading import Images, load_images, read_rows
+from autoformer.images.pixels import resized_side
+from autoformer.recipe import Recipe
+from autoformer.space import SearchSpace
+from runtime.common.config import Config
+from runtime.common.console import existing
+from runtime.common.workspace import known_hashes
+from runtime.storage.places import Data, open_data
+from runtime.storage.staging import stage
+
+DATA = "folder with the delivered archives, or s3://bucket/folder"
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
+    """`--data`, `--card` and an argument for each split that the step may see."""
+    parser.add_argument("--data", required=True, help=DATA)
+    parser.add_argument("--card", type=Path, required=True, help="the data set's card, made by prepare_data")
+    for split in splits:
+        help_text = f"manifest of the {split} split, made by prepare_data"
+        argument = f"--{split.replace('_', '-')}-split"
+        parser.add_argument(argument, type=Path, required=True, help=help_text)
+
+
+MADE_BY = {"supernet": "train_supernet", "search": "search_subnet", "retrain": "retrain_subnet",
+           "evaluation": "evaluate_subnet"}  # fmt: skip
+
+
+def add_folder_arguments(parser: argparse.ArgumentParser, *made: str) -> None:
+    """An argument for each folder of an earlier step: `--supernet`, `--search`, `--retrain`, `--evaluation`."""
+    for name in made:
+        parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder made by {MADE_BY[name]}")
+    parser.set_defaults(made=made)  # folders whose large files a store may have: `run_step` completes them
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="where the result appears, whole, at the end")
+    parser.add_argument("--record", type=Path, required=True, help="JSON file for clocks, rates and run ids")
+
+
+def read_data(arguments: argparse.Namespace, config: Config, *splits: str) -> tuple[DatasetCard, list[Images]]:
+    """The card and the images of each split, after checking that they suit the search space."""
+    card = read_card(existing(arguments.card, "prepare_data"))
+    check_space(card, config.space)
+    data, loaded = open_data(arguments.data), []
+    for split in splits:
+        path = existing(getattr(arguments, f"{split}_split"), "prepare_data")
+        loaded.append(_in_memory(path, data, card, config, split))
+    return card, loaded
+
+
+def _in_memory(path: Path, data: Data, card: DatasetCard, config: Config, split: str) -> Images:
+    size = config.space.image_size
+    return load_images(path, data.folder, card, None, size, split, known_hashes(), data.remote)
+
+
+def _encoded(path: Path, data: Data, card: DatasetCard, split: str) -> EncodedSplit:
+    """Files to decode on the way."""
+    rows = read_rows(path, data.folder, card, split, known_hashes(), data.remote)
+    pictures = EncodedImages(data.folder, rows, card.channels, card.upright, card.files, data.remote)
+    return EncodedSplit(pictures, rows.labels.astype("int64"))
+
+
+def check_space(card: DatasetCard, space: SearchSpace) -> None:
+    """Raise `AutoFormerError` unless images of `card` go into models of `space`."""
+    if card.encoding == "image" and (card.image_size or math.inf) < resized_side(space.image_size):
+        raise AutoFormerError(
+            f"space: image_size = {space.image_size} in '{space.name}', but '{card.name}' is packed for smaller "
+            f"images, {card.image_size} pixels on the shorter side; pack the images again for this space"
+        )
+    for what, found, wanted in (
+        ("image_size", space.image_size if card.encoding == "image" else card.image_size, space.image_size),
+        ("in_channels", card.channels, space.in_channels),
+        ("num_classes", len(card.classes), space.num_classes),
+    ):
+        if found != wanted:
+            raise AutoFormerError(
+                f"space: {what} = {wanted} in '{space.name}', but data set '{card.name}' has {found}; "
+                "choose another space"
+            )
+
+
+def read_train_images(
+    arguments: argparse.Namespace, config: Config, card: DatasetCard, recipe: Recipe, step: str, split: str = "train"
+) -> Images | EncodedSplit:
+    """The images to train on: pixels in memory, or, where each is augmented by itself, files to decode on the way.
+
+    `split`: train or train_full. Raises `AutoFormerError` where there are not images enough for one optimiser step.
+    """
+    path, data = existing(getattr(arguments, f"{split}_split"), "prepare_data"), open_data(arguments.data)
+    images: Images | EncodedSplit
+    if card.encoding == "image" and recipe.augmentation.by_image:
+        images = _encoded(path, data, card, split)
+    else:
+        images = _in_memory(path, data, card, config, split)
+    check_batch(recipe, len(images.labels), step)
+    if data.remote and isinstance(images, EncodedSplit):  # each is read once an epoch
+        stage(data.remote, images.pictures.archives)
+    return images
+
+
+def read_images_to_evaluate(
+    arguments: argparse.Namespace, config: Config, split: str, decoded_mb: int
+) -> tuple[DatasetCard, Images | EncodedSplit]:
+    """The card and the images of a split: pixels in memory where they fit there, else files to decode on the way."""
+    card = read_card(existing(arguments.card, "prepare_data"))
+    check_space(card, config.space)
+    needed = card.counts.get(split, 0) * card.channels * config.space.image_size**2
+    path, data = existing(getattr(arguments, f"{split}_split"), "prepare_data"), open_data(arguments.data)
+    if card.encoding == "image" and needed > decoded_mb * 10**6:
+        return card, _encoded(path, data, card, split)
+    return card, _in_memory(path, data, card, config, split)
+
+
+def check_batch(recipe: Recipe, images: int, step: str) -> None:
+    """Raise `AutoFormerError` unless so many training images are enough for one optimiser step."""
+    if recipe.batch_size > images:
+        raise AutoFormerError(
+            f"{step}.batch_size = {recipe.batch_size}: an optimiser step takes {recipe.batch_size} images, "
+            f"but the train split has {images}; choose a smaller one"
+        )
+
+
+def read_supernet(folder: Path, config: Config, weights: Literal["ema", "raw"]) -> SupernetCard:
+    """The card of a supernet, after checking that it is of the configured space and has those weights."""
+    card = read_supernet_card(existing(folder, "train_supernet"))
+    if card.space != config.space:
+        raise AutoFormerError(
+            f"{folder}: a supernet of space '{card.space.name}' as it was then, not of the configured "
+            f"'{config.space.name}'; run train_supernet again"
+        )
+    if weights == "ema" and not (folder / "ema.safetensors").exists():
+        raise AutoFormerError(
+            f"{folder}: no averaged weights, the supernet was trained without ema_decay; "
+            "set search_subnet.weights to raw"
+        )
+    return card

@@ -1,0 +1,57 @@
+"""What a pod of the job runs: `python -m runtime.steps.job_node --job … --place … <step> <arguments>`.
+
+Once a machine it fetches what the step reads, starts a rank for each GPU, and waits for them; the only rank of a
+machine it is itself. Rank 0 writes the results; where their place is not a folder that all see, the first machine
+sends them there.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from runtime.common.console import Parser
+from runtime.common.stopping import stoppable
+from runtime.kubernetes.job import STEPS
+from runtime.kubernetes.place import Place
+from runtime.steps.command import exit_code
+from runtime.steps.launching import Machine, as_only_rank_of, launch_on
+
+
+def parser() -> argparse.ArgumentParser:
+    result = Parser(prog="python -m runtime.steps.job_node", description="One machine of a job on several.")
+    result.add_argument("--job", required=True, help="its name")
+    result.add_argument("--place", required=True, help="what its machines and its launcher all see: a folder, or s3://")
+    result.add_argument("step", choices=STEPS, help="the step's name")
+    result.add_argument("arguments", nargs=argparse.REMAINDER, help="those of `python -m components.<step>`")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    step = next((word for word in argv if word in STEPS), "trainjob")
+
+    def work() -> None:
+        given = parser().parse_args(argv)
+        with stoppable():
+            machine = Machine.of_environment(given.job)
+            with Place(given.place).seen_from_here(given.arguments) as (arguments, publish):
+                _run(machine, given.step, arguments)
+                if machine.number == 0:
+                    publish()
+
+    return exit_code(step, work)
+
+
+def _run(machine: Machine, step: str, arguments: Sequence[str]) -> None:
+    if machine.processes > 1:
+        launch_on(machine, step, arguments)
+        return
+    with as_only_rank_of(machine):
+        code = importlib.import_module(f"components.{step}.step").main(arguments)
+    if code:  # and why has been said
+        raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

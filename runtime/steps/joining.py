@@ -1,0 +1,140 @@
+"""The ranks of a step, once all have come: the process group that they talk through, and how one hears of a lost rank.
+
+A step that can be shared calls `run_step(..., shared=True)` and works inside of `joined`:
+
+    def run(arguments: argparse.Namespace, config: Config) -> None:
+        with joined(config) as ranks:                       # ALONE where the step is one process
+            scores = score(ranks.share(candidates))         # every rank its own
+            everything = ranks.gather(scores)               # in the order of the ranks
+            with open_step(STEP, arguments, config, ..., ranks=ranks) as opened:
+                if ranks.leads: ...                         # rank 0 alone writes, logs and decides
+
+Ranks other than 0 print nothing, hold no lock, write no record and log to no run.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+from autoformer.errors import AutoFormerError
+from autoformer.files import hash_file, replacing
+from autoformer.ranks import ALONE, Ranks
+from runtime.common.config import Config
+from runtime.common.exit_codes import LOST
+from runtime.common.processes import cores, gpus, is_rank, machine_share, number_in_environment
+from runtime.common.stopping import Stopped, heard
+
+TIMEOUT = timedelta(minutes=30)  # of a word between ranks: longer than rank 0 scores or writes while others wait
+_CHUNK_BYTES = 2**26  # of a file that rank 0 hands out
+_SAYS_LOST = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe")
+
+
+class LostRank(SystemExit):
+    """Another rank is gone, or the network between. Whoever started the ranks knows which, and says so."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__(LOST)
+        self.ranks = ranks
+
+    def __str__(self) -> str:
+        return f"rank {self.ranks.rank} of {self.ranks.count} has lost its connection to the others"
+
+
+@contextlib.contextmanager
+def joined(config: Config) -> Iterator[Ranks]:
+    """The ranks of this job, once all have come: NCCL between GPUs, gloo between CPUs. ALONE without torchrun.
+
+    Raises:
+        AutoFormerError: one line: no GPU for this rank, or the others are not found.
+        LostRank: a rank is gone; after a second, so that the one that was first is seen first.
+    """
+    if not is_rank():
+        yield ALONE
+        return
+    ranks = Ranks(number_in_environment("RANK", 0), number_in_environment("WORLD_SIZE", 1))
+    if ranks.count == 1:
+        yield ranks
+        return
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(_threads())
+    try:
+        store, rank, count = next(distributed.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
+        # torchrun keeps its store when it starts ranks again, and with it the addresses of the former ones
+        start = f"start {number_in_environment('TORCHELASTIC_RESTART_COUNT', 0)}"
+        store = distributed.PrefixStore(start, store)  # type: ignore[attr-defined]
+        distributed.init_process_group(_backend(config), store=store, rank=rank, world_size=count, timeout=TIMEOUT)
+    except AutoFormerError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        if is_lost(error):  # a machine that was lost meanwhile is no fault of this one's input
+            raise LostRank(ranks) from None
+        reason = " ".join(str(error).split()[:20])
+        raise AutoFormerError(f"rank {ranks.rank} of {ranks.count} does not find the others ({reason})") from None
+    try:
+        yield ranks
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        time.sleep(1)
+        number = heard()
+        raise (LostRank(ranks) if number is None else Stopped(number)) from None
+    distributed.destroy_process_group()
+
+
+def _backend(config: Config) -> str:
+    """What ranks talk through. What is said in Python goes through gloo in either case: no GPU waits for it."""
+    import torch
+
+    place = number_in_environment("LOCAL_RANK", 0)
+    found = gpus()
+    if config.device == "cpu" or (config.device == "auto" and not found):
+        return "gloo"
+    if config.device not in ("auto", "cuda") or place >= found:
+        raise AutoFormerError(
+            f"device = {config.device}: rank {place} of this machine, which has {found} GPUs, needs one of its own; "
+            "set device to cuda or cpu, or start fewer processes"
+        )
+    torch.cuda.set_device(place)  # from here on "cuda" is this one
+    return "cpu:gloo,cuda:nccl"
+
+
+def is_lost(error: BaseException) -> bool:
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or any(words in str(error).lower() for words in _SAYS_LOST)
+
+
+def hand_out(ranks: Ranks, file: Path) -> Path:
+    """Let every machine have the file that rank 0 has at this path; the path. Every rank calls it.
+
+    Among ranks of one machine, and where machines share the folder, there is nothing to do.
+    """
+    if machine_share() == ranks.count:
+        return file
+    wanted = ranks.broadcast(hash_file(file) if ranks.leads else "")
+    lacks = number_in_environment("LOCAL_RANK", 0) == 0 and not (file.is_file() and hash_file(file) == wanted)
+    if any(ranks.gather(lacks)):
+        with replacing(file) if lacks else contextlib.nullcontext() as temporary:
+            for chunk in _chunks(ranks, file):
+                if temporary is not None:
+                    with temporary.open("ab") as copy:
+                        copy.write(chunk)
+    ranks.gather(None)  # all machines have it
+    return file
+
+
+def _chunks(ranks: Ranks, file: Path) -> Iterator[bytes]:
+    """The content of rank 0's file, for every rank."""
+    with file.open("rb") if ranks.leads else contextlib.nullcontext() as opened:
+        while chunk := ranks.broadcast(opened.read(_CHUNK_BYTES) if opened is not None else b""):
+            yield chunk
+
+
+def _threads() -> int:
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) > 0 else max(1, cores() // machine_share())

@@ -1,0 +1,73 @@
+"""How a step that has checked its input begins and ends: its work in progress, its record and its MLflow run."""
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from autoformer.ranks import ALONE, Ranks
+from runtime import tracking
+from runtime.common.config import Config
+from runtime.common.locks import alone
+from runtime.common.workspace import Record, Workspace
+from runtime.storage.mirror import Mirror, mirrored
+
+NOWHERE = Mirror()
+
+
+@dataclass(frozen=True)
+class OpenStep:
+    """What a step is given to work with, and what it says where its result came from."""
+
+    arguments: argparse.Namespace
+    config: Config
+    workspace: Workspace
+    record: Record
+    tracked: tracking.StepRun
+    ranks: Ranks = ALONE
+    mirror: Mirror = NOWHERE  # is told when checkpoints change
+
+
+@contextlib.contextmanager
+def open_step(
+    step: str,
+    arguments: argparse.Namespace,
+    config: Config,
+    *inputs: str,
+    ranks: Ranks = ALONE,
+    has_checkpoints: bool = False,
+) -> Iterator[OpenStep]:
+    """Open the step's work in progress, record and MLflow run; forget the work once the step has succeeded.
+
+    Of several processes rank 0 holds the locks, writes the record and logs; the others have a record and a run that
+    go nowhere.
+
+    Args:
+        step: the step's name.
+        arguments: of its command line, with `out`, `record` and a path for each of `inputs`.
+        config: the configuration.
+        inputs: names of the arguments that the step reads; their content is part of what its work is keyed by.
+        ranks: which of the processes that do the step together this is.
+        has_checkpoints: whether its work is worth keeping in the store too, where there is one.
+
+    Raises:
+        AutoFormerError: another process does the same work, or is to publish to the same place.
+        OSError: a place of work in progress, output or record cannot be written to.
+    """
+    workspace = Workspace(step, config, {name: getattr(arguments, name) for name in inputs})
+    record = Record(arguments.record, step)
+    record.values["ranks"] = ranks.count
+    if not ranks.leads:
+        with tracking.step_run(step, config, record.values) as silent:
+            yield OpenStep(arguments, config, workspace, record, silent, ranks)
+        return
+    with alone(workspace.folder, "work folder"), alone(arguments.out, "output"):
+        with (
+            record,
+            mirrored(step, workspace.folder) if has_checkpoints else contextlib.nullcontext(NOWHERE) as mirror,
+            # whose run has ended before the last checkpoint is waited for: there may be no time for both
+            tracking.step_run(step, config, record.values, workspace.provenance) as tracked,
+        ):
+            yield OpenStep(arguments, config, workspace, record, tracked, ranks, mirror)
+        workspace.clear()
+        mirror.clear()

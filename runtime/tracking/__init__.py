@@ -1,0 +1,41 @@
+"""MLflow: runs, metrics, artifacts, models. The only package that imports it, and then inside functions.
+
+Everything goes through `MlflowClient` with run ids said outright, so that no global run is active.
+"""
+
+from runtime.tracking.history import Listed, PipelineRun, find_run_id, list_pipeline_runs, read_pipeline_run
+from runtime.tracking.models import (
+    ModelVersion,
+    aliased_version,
+    log_model,
+    model_folder,
+    move_alias,
+    register,
+    version_with_tag,
+)
+from runtime.tracking.runs import Status, close_pipeline_run, find_pipeline_run, open_pipeline_run, step_run
+from runtime.tracking.step_run import StepRun
+from runtime.tracking.store import initialise, tracking_uri
+
+__all__ = [
+    "Listed",
+    "ModelVersion",
+    "PipelineRun",
+    "Status",
+    "StepRun",
+    "aliased_version",
+    "close_pipeline_run",
+    "find_pipeline_run",
+    "find_run_id",
+    "initialise",
+    "list_pipeline_runs",
+    "log_model",
+    "model_folder",
+    "move_alias",
+    "open_pipeline_run",
+    "read_pipeline_run",
+    "register",
+    "step_run",
+    "tracking_uri",
+    "version_with_tag",
+]

@@ -1,0 +1,61 @@
+"""`python -m runtime.tracking FILE…`: send what a step could not deliver to MLflow, and delete the file."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from autoformer.errors import AutoFormerError
+from autoformer.files import read_json, write_json
+from runtime.common.exit_codes import BAD_INPUT
+from runtime.common.redaction import hide_in_tracebacks
+from runtime.tracking.outbox import Operation, sender
+from runtime.tracking.store import connect, is_refusal, reason
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    hide_in_tracebacks()
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.tracking", description="Send undelivered messages to MLflow."
+    )
+    parser.add_argument("files", nargs="+", type=Path, help="backlog files, as the step that wrote them named them")
+    try:
+        for file in parser.parse_args(argv).files:
+            resend(file)
+    except AutoFormerError as error:
+        print(f"tracking: {error}", file=sys.stderr, flush=True)
+        return BAD_INPUT
+    return 0
+
+
+def resend(file: Path) -> None:
+    """Send the messages of a backlog file, in order, and delete it.
+
+    Raises:
+        AutoFormerError: MLflow does not answer, or has refused some; the file holds those that are left.
+    """
+    waiting: list[Operation] = read_json(file)
+    refused: list[Operation] = []
+    send = sender(connect())
+    while waiting:
+        try:
+            send(waiting[0])
+        except Exception as error:  # MLflow, SQLAlchemy, requests and the file system each raise kinds of their own
+            if not is_refusal(error):
+                write_json(file, [*waiting, *refused])
+                raise AutoFormerError(
+                    f"{file}: MLflow did not take {waiting[0]['kind']} ({reason(error)}); try again"
+                ) from None
+            refused.append(waiting[0] | {"refused": reason(error)})
+        waiting.pop(0)
+    if refused:
+        write_json(file, refused)
+        raise AutoFormerError(
+            f"{file}: MLflow refused {len(refused)} messages, the first, {refused[0]['kind']}, with: "
+            f"{refused[0]['refused']}; the rest is delivered; delete the file where these can be done without"
+        )
+    file.unlink()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,186 @@
+"""Models: logged with all that they need to be served, and registered as versions under an alias."""
+
+import contextlib
+import io
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import autoformer
+from autoformer.errors import AutoFormerError
+from runtime.tracking.store import answering, connect, shown, sqlite_file, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+_SERVED_MODEL = Path(__file__).with_name("served_model.py")
+_SERVED_MODEL_NEEDS = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pydantic",
+    "pyyaml",
+    "safetensors",
+    "timm",
+    "torch",
+    "torchvision",
+)
+
+
+class ModelVersion(NamedTuple):
+    """A version of a registered model."""
+
+    version: str
+    tags: dict[str, str]
+
+
+def aliased_version(name: str, alias: str) -> ModelVersion | None:
+    """The version that has the alias; None where there is none yet."""
+    from mlflow.exceptions import MlflowException
+
+    client = connect()
+    with answering(tracking_uri()):
+        try:
+            found = client.get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+    return ModelVersion(str(found.version), dict(found.tags))
+
+
+def version_with_tag(name: str, tag: str, value: str) -> ModelVersion | None:
+    """The newest version of a model that has the tag; None where there is none."""
+    with answering(tracking_uri()):
+        versions = connect().search_model_versions(f"name = '{name}'")
+    matching = [found for found in versions if found.tags.get(tag) == value]
+    if not matching:
+        return None
+    newest = max(matching, key=lambda found: int(found.version))
+    return ModelVersion(str(newest.version), dict(newest.tags))
+
+
+def log_model(run_id: str, name: str, model: Path, program: Path, card: Path, tags: Mapping[str, str]) -> str:
+    """Log a subnet to a run, ready to be served; return its MLflow address.
+
+    The logged model holds the folder as it is (safetensors, spec, preprocessing, class names),
+    the exported program, the code that serves it, and a signature. No system metrics are attached to it: nothing
+    here starts an MLflow run of its own.
+
+    Args:
+        model: folder of `autoformer.checkpoint.save_subnet`.
+        program: file of `autoformer.export.export_program`.
+        card: the model's card, in Markdown.
+    """
+    client = connect()
+    import mlflow
+    from mlflow.models import Model
+
+    # MLflow's advice on type hints and input examples, which no warning filter stops; errors come through
+    with answering(tracking_uri()), contextlib.redirect_stderr(io.StringIO()):
+        logged = client.create_logged_model(
+            client.get_run(run_id).info.experiment_id, name=name, source_run_id=run_id, tags=dict(tags)
+        )
+        info = Model.log(
+            artifact_path=None,
+            name=name,
+            flavor=mlflow.pyfunc,
+            model_id=logged.model_id,
+            run_id=run_id,
+            python_model=str(_SERVED_MODEL),
+            artifacts={"model": str(model), "program": str(program), "card": str(card)},
+            code_paths=[str(Path(autoformer.__file__).parent)],
+            pip_requirements=[f"{package}=={version(package)}" for package in _SERVED_MODEL_NEEDS],
+            signature=_signature(),
+        )
+    return str(info.model_uri)
+
+
+def _signature() -> "ModelSignature":
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType, Array
+
+    texts, numbers = Array(DataType.string), Array(DataType.double)
+    return ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec(DataType.string, "image", required=False),  # base64 of a PNG or JPEG file
+                ColSpec(AnyType(), "pixels", required=False),  # two or three nested lists: no type of MLflow's says so
+            ]
+        ),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "class"),
+                ColSpec(DataType.double, "probability"),
+                ColSpec(texts, "classes"),
+                ColSpec(numbers, "probabilities"),
+            ]
+        ),
+        params=ParamSchema([ParamSpec("top", DataType.integer, 5)]),
+    )
+
+
+def register(name: str, alias: str, model_uri: str, run_id: str, tags: Mapping[str, str], description: str) -> str:
+    """Make a version of a logged model, and move the alias to it; return the version."""
+    from mlflow.exceptions import MlflowException
+
+    client = connect()
+    with answering(tracking_uri()):
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        model_id = model_uri.removeprefix("models:/")
+        made = client.create_model_version(
+            name, source=model_uri, run_id=run_id, tags=dict(tags), description=description, model_id=model_id
+        )
+        client.set_registered_model_alias(name, alias, str(made.version))
+    return str(made.version)
+
+
+def move_alias(name: str, alias: str, to_version: str) -> None:
+    with answering(tracking_uri()):
+        connect().set_registered_model_alias(name, alias, to_version)
+
+
+def newest_model(alias: str) -> str | None:
+    """The name of the registered model whose version with the alias is the youngest; None where none has it."""
+    with answering(tracking_uri()):
+        named = [model.name for model in connect().search_registered_models() if alias in model.aliases]
+        versions = [connect().get_model_version_by_alias(name, alias) for name in named]
+    youngest = max(versions, key=lambda found: int(found.creation_timestamp), default=None)
+    return None if youngest is None else str(youngest.name)
+
+
+def model_folder(name: str | None, alias: str) -> Path:
+    """The folder of the registered model that has the alias, as `autoformer.checkpoint.load_subnet` reads it.
+
+    Args:
+        name: of the registered model; None for the one that was registered last.
+
+    Raises:
+        AutoFormerError: nothing is registered under that name and alias.
+    """
+    what = f"model '{name}'" if name else "model"
+    missing = AutoFormerError(
+        f"no {what} with the alias '{alias}' is registered in {shown(tracking_uri())}; run `make run` first"
+    )
+    file = sqlite_file(tracking_uri())
+    if file is not None and not file.exists():
+        raise missing
+    name = name or newest_model(alias)
+    found = aliased_version(name, alias) if name else None
+    if found is None:
+        raise missing
+    from mlflow.artifacts import download_artifacts
+
+    with answering(tracking_uri()):
+        logged = Path(download_artifacts(f"models:/{name}/{found.version}"))
+    cards = list(logged.glob("artifacts/*/model.json"))
+    if not cards:
+        raise AutoFormerError(f"version {found.version} of '{name}' was not registered by this project; choose another")
+    return cards[0].parent

@@ -1,0 +1,62 @@
+"""What `mlflow models serve` runs: pictures in, class names and probabilities out.
+
+MLflow copies this file into the logged model and executes it there ("models from code"), with the model's own
+copy of the package `autoformer` on the path: so a version answers as it did on the day it was registered.
+"""
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from PIL import Image
+
+from autoformer.checkpoint import load_subnet
+from autoformer.errors import AutoFormerError
+from autoformer.images.pixels import open_image
+from autoformer.predict import image_from_pixels, probabilities, ranked
+
+BATCH = 256
+TOP = 5
+
+
+class ServedModel(mlflow.pyfunc.PythonModel):
+    """A row has `image` (base64 of a PNG or JPEG file) or `pixels` (height x width, or height x width x 3)."""
+
+    def load_context(self, context: Any) -> None:
+        self.model, self.card = load_subnet(Path(context.artifacts["model"]))
+
+    # no type hints: MLflow would read them as a second signature
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """A row for each image: `class`, `probability`, and the `top` likeliest with theirs, as lists."""
+        top = int((params or {}).get("top", TOP))
+        images = [_image(row) for row in model_input.to_dict("records") or [{}]]
+        rows = []
+        for first in range(0, len(images), BATCH):
+            for scores in probabilities(self.model, self.card, images[first : first + BATCH]):
+                names, values = zip(*ranked(scores, self.card)[:top], strict=True)
+                rows.append(
+                    {"class": names[0], "probability": values[0], "classes": [*names], "probabilities": [*values]}
+                )
+        return pd.DataFrame(rows)
+
+
+def _image(row: dict[str, Any]) -> Image.Image:
+    try:
+        if isinstance(row.get("image"), str):
+            return open_image(base64.b64decode(row["image"].rpartition(",")[2], validate=True))
+        if isinstance(row.get("image"), bytes):
+            return open_image(row["image"])
+        if row.get("pixels") is not None:
+            return image_from_pixels(row["pixels"])
+        raise AutoFormerError("a row has neither `image` (base64 of a file) nor `pixels`")
+    except binascii.Error:
+        reason = "image: not base64; send the base64 text of a PNG or JPEG file"
+    except AutoFormerError as error:
+        reason = str(error)
+    raise mlflow.exceptions.MlflowException.invalid_parameter_value(reason)  # the server answers 400, not 500
+
+
+mlflow.models.set_model(ServedModel())

@@ -1,0 +1,181 @@
+"""The run of one step, as the step sees it."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoformer.errors import AutoFormerError
+from autoformer.space import SubnetSpec
+from runtime.common.tables import read_table
+from runtime.tracking.outbox import Outbox
+from runtime.tracking.provenance import user
+
+FLUSH_SECONDS = 5.0
+ARCH = "arch"  # the tag that says a subnet in one line
+# Figure of a step -> what a pipeline run calls it, and the unit there. Where a candidate has the same figure, its name.
+_HEADLINE: dict[str, tuple[str, float]] = {
+    "chosen_top1_percent": ("val/top1", 1),
+    "params": ("cost/params_m", 1e6),
+    "macs": ("cost/macs_g", 1e9),
+    **{
+        name: (name, 1)
+        for name in (
+            "test_top1_percent", "test_top1_low_percent", "test_top1_high_percent", "test_top5_percent", "test_loss",
+            "test_ece", "test_images", "inherited_test_top1_percent", "scratch_test_top1_percent",
+        )
+    },
+}  # fmt: skip
+
+
+class StepRun:
+    """Logs to the run of a step. Nothing here raises, or waits, when the store is away.
+
+    Args:
+        run_id: MLflow's; empty where nothing is logged.
+        outbox: takes what is logged, and sends it when it can; None where nothing is logged.
+        logged: metric -> last step that the run already holds, where work is resumed.
+        parent_id: the pipeline run that the step belongs to; empty where there is none, as under KFP's own run.
+    """
+
+    def __init__(
+        self, run_id: str, outbox: Outbox | None, logged: Mapping[str, int] | None = None, parent_id: str | None = None
+    ) -> None:
+        self.run_id = run_id
+        self._parent_id = parent_id
+        self._outbox = outbox
+        self._logged = dict(logged or {})
+        self._flush_at = time.monotonic() + FLUSH_SECONDS
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log numbers; sent in batches, every few seconds. Points that a resumed run already holds are left out."""
+        now = milliseconds()
+        points = [[key, float(value), now, step] for key, value in values.items() if step > self._logged.get(key, -1)]
+        if points:
+            self._put("metrics", metrics=points)
+        if time.monotonic() >= self._flush_at:
+            self.flush()
+
+    def row(self, row: Mapping[str, float], prefix: str = "") -> None:
+        """Log a row of a history: its column `step` is the step, the other columns are metrics."""
+        self.metrics({f"{prefix}{key}": value for key, value in row.items() if key != "step"}, int(row["step"]))
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Log values that never change within a run."""
+        self._put("params", params={key: str(value) for key, value in values.items()})
+
+    def subnet(self, spec: SubnetSpec) -> None:
+        """Log the subnet that the step is about, as `arch/…` parameters, and as one line for a table's column."""
+        self.params(arch_params(spec))
+        self.tags({ARCH: arch_text(spec)})
+
+    def headline(self, found: Mapping[str, float], spec: SubnetSpec) -> None:
+        """Tell the pipeline run what came out, so that a table of pipeline runs says it without opening them.
+
+        Metrics and a tag, not parameters: a pipeline run that is gone on with after an edit of the code may end in
+        another subnet, and a parameter never changes.
+
+        Args:
+            found: figures by the names of evaluation/metrics.json or search/metrics.json; others are left out.
+        """
+        if not self._parent_id or self._outbox is None:
+            return
+        now = milliseconds()
+        points = [[name, found[key] / size, now, 0] for key, (name, size) in _HEADLINE.items() if key in found]
+        self._outbox.put({"kind": "metrics", "run_id": self._parent_id, "metrics": points})
+        self._outbox.put({"kind": "tags", "run_id": self._parent_id, "tags": {ARCH: arch_text(spec)}})
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self._put("tags", tags=dict(values))
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Log a file, or what a folder holds. It must lie there until the step ends, for a store that is away."""
+        self._put("artifact", path=str(path.absolute()), folder=folder)
+        self.flush()
+
+    def table(self, file: Path) -> None:
+        """Log a CSV file as it is, and as a table that MLflow's pages show. Once: a second one replaces the first."""
+        rows = read_table(file)
+        columns = list(rows[0]) if rows else []
+        data = [[_number(row[column]) for column in columns] for row in rows]
+        self._put("table", name=f"{file.stem}.json", columns=columns, data=data)
+        self.artifact(file)
+
+    def dataset(self, name: str, digest: str, source: str = "", context: str = "") -> None:
+        """Say which data the step read, for MLflow's lineage. `digest`: 36 characters of it are kept."""
+        self._put("dataset", name=name, digest=digest, source=source, context=context)
+
+    def children(self, candidates: Sequence[Mapping[str, Any]]) -> None:
+        """Make a finished child run of each candidate, a row of candidates.csv; further keys become tags.
+
+        For some tens of candidates: a store takes 5 to 9 runs a second. A candidate that has its run keeps it.
+        """
+        children = [child_run(candidate) for candidate in candidates]
+        self._put("children", children=children, user=user(), time=milliseconds())
+        self.flush()
+
+    def flush(self, wait_seconds: float = 0.0) -> None:
+        """Let what waits be sent, in the background; wait so long for it to be delivered."""
+        if self._outbox is not None:
+            self._outbox.flush(wait_seconds)
+        self._flush_at = time.monotonic() + FLUSH_SECONDS
+
+    def _put(self, kind: str, **content: Any) -> None:
+        if self._outbox is not None:
+            self._outbox.put({"kind": kind, "run_id": self.run_id, **content})
+
+
+def arch_params(spec: SubnetSpec) -> dict[str, str | float]:
+    """A subnet as flat parameters. Heads and ratios by block are text; their means beside them can be plotted."""
+    return {
+        "arch/depth": spec.depth,
+        "arch/embed_dim": spec.embed_dim,
+        "arch/num_heads": ";".join(map(str, spec.num_heads)),
+        "arch/mlp_ratio": ";".join(f"{ratio:g}" for ratio in spec.mlp_ratio),
+        "arch/mean_num_heads": round(sum(spec.num_heads) / spec.depth, 3),
+        "arch/mean_mlp_ratio": round(sum(spec.mlp_ratio) / spec.depth, 3),
+    }
+
+
+def arch_text(spec: SubnetSpec) -> str:
+    """A subnet in one line: "depth 2, width 64, heads 4 8, ratios 2 3.5"."""
+    heads, ratios = " ".join(map(str, spec.num_heads)), " ".join(f"{ratio:g}" for ratio in spec.mlp_ratio)
+    return f"depth {spec.depth}, width {spec.embed_dim}, heads {heads}, ratios {ratios}"
+
+
+def child_run(candidate: Mapping[str, Any]) -> dict[str, Any]:
+    """What MLflow is told of a candidate: name, parameters, metrics, tags."""
+    row = dict(candidate)
+    try:
+        heads = tuple(int(value) for value in row.pop("num_heads").split(";"))
+        ratios = tuple(float(value) for value in row.pop("mlp_ratio").split(";"))
+        spec = SubnetSpec(int(row.pop("depth")), int(row.pop("embed_dim")), heads, ratios)
+        metrics = {
+            "val/top1": float(row.pop("top1_percent")),
+            "cost/params_m": float(row.pop("params")) / 1e6,
+            "cost/macs_g": float(row.pop("macs")) / 1e9,
+        }
+        name = f"candidate {row.pop('id')}"
+    except KeyError as error:
+        raise AutoFormerError(f"a candidate has no value {error}; give rows as candidates.csv has them") from None
+    for key, metric in (("loss", "val/loss"), ("latency_ms", "cost/latency_ms")):
+        if row.get(key) not in (None, ""):
+            metrics[metric] = float(row.pop(key))
+    tags = {key: str(value) for key, value in row.items() if value not in (None, "")} | {ARCH: arch_text(spec)}
+    return {"name": name, "params": arch_params(spec), "metrics": metrics, "tags": tags}
+
+
+def milliseconds() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _number(text: str) -> float | int | str | None:
+    """A cell of a CSV file as the number that it is, text else."""
+    if not text:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
