@@ -3,27 +3,24 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
+from pydantic import ConfigDict, field_serializer, field_validator
 
 from autoformer.errors import validated
 from autoformer.files import read_json
+from autoformer.frozen import Frozen
 from autoformer.space import SearchSpace, SubnetSpec
 
 
-class Preprocessing(BaseModel):
+class Preprocessing(Frozen):
     """What turns an image file into the model's input, and an output into a word."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mean: tuple[float, ...]  # of pixels in [0, 1], one a channel
     std: tuple[float, ...]
     classes: tuple[str, ...]
 
 
-class SupernetCard(BaseModel):
+class SupernetCard(Frozen):
     """What lies beside the weights of a supernet. `provenance`: seed, configuration, hashes of inputs, code version."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     space: SearchSpace
     bias_rule: Literal["aligned", "official"] = "aligned"

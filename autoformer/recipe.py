@@ -3,22 +3,22 @@
 import re
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from autoformer.frozen import Frozen
 
 # What timm's rand_augment_transform reads; it passes over most words that it does not know.
 _RAND_AUGMENT = r"rand(-(m\d+(\.\d+)?|n\d+|p\d+(\.\d+)?|mstd(\d+(\.\d+)?|inf)|mmax\d+|inc[01]))*"
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-class Augmentation(BaseModel):
+class Augmentation(Frozen):
     """What is done to training images.
 
     Padding, crops of the image's own size and flips alone are done on whole batches in memory; `crop_scale`,
     `rand_augment` and `color_jitter` on one image at a time, by timm (or `fast`), in worker processes where there are
     some.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     crop_padding: int = Field(0, ge=0, description="pixels of zero padding around a random crop of the image's size")
     flip: bool = Field(False, description="mirror half of the images")
@@ -80,10 +80,8 @@ class Augmentation(BaseModel):
         return bool(self.mixup or self.cutmix)
 
 
-class Distillation(BaseModel):
+class Distillation(Frozen):
     """Learning from a teacher's answers too (DeiT, arXiv 2012.12877, section 4, without its distillation token)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     teacher: str = Field(min_length=1, description="the name of a model in timm")
     checkpoint: str = Field(min_length=1, description="its weights: safetensors, or a .pth file of tensors alone")
@@ -104,10 +102,8 @@ class Distillation(BaseModel):
         return value
 
 
-class Recipe(BaseModel):
+class Recipe(Frozen):
     """The training recipe of a supernet or of a subnet (paper section 4.1 has ImageNet's)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: float = Field(gt=0, description="passes over the training images; a fraction is fine")
     batch_size: int = Field(gt=0, description="images of an optimiser step")

@@ -12,10 +12,11 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import read_yaml
+from autoformer.frozen import Frozen
 
 Offsets = Literal["keep", "stretch"]
 """What relative positions mean in an image of another size: so many patches as before, or such a part of the image."""
@@ -85,10 +86,8 @@ def _positive(name: str, value: Any, kind: type) -> Any:
     return kind(value)
 
 
-class SupernetSize(BaseModel):
+class SupernetSize(Frozen):
     """The dimensions of the supernet, which bound those of every subnet in it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     embed_dim: int = Field(gt=0, description="channels of a token")
     depth: int = Field(gt=0, description="blocks")
@@ -96,10 +95,8 @@ class SupernetSize(BaseModel):
     mlp_ratio: float = Field(gt=0, description="hidden width of each block's MLP, as a multiple of embed_dim")
 
 
-class Choices(BaseModel):
+class Choices(Frozen):
     """What each dimension of a subnet is chosen from; heads and MLP ratio are chosen for each block."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     embed_dim: tuple[int, ...] = Field(description="ascending; one for the whole subnet")
     depth: tuple[int, ...] = Field(description="ascending; one for the whole subnet")
@@ -114,10 +111,8 @@ class Choices(BaseModel):
         return values
 
 
-class SearchSpace(BaseModel):
+class SearchSpace(Frozen):
     """A search space: the images it is for, the supernet, and the choices."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(min_length=1, description="that of the file")
     image_size: int = Field(gt=0, description="pixels in height and in width")
@@ -247,20 +242,18 @@ def _values(spec: SubnetSpec) -> list[tuple[str, float]]:
     ]
 
 
-class Published(BaseModel):
+class Published(Frozen):
     """What others have measured of a subnet with inherited weights, at its space's image size, on ImageNet's val."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     top1_percent: float
     top5_percent: float | None = None
     source: str
 
 
-class NamedSubnet(BaseModel):
+class NamedSubnet(Frozen):
     """A subnet with a name: a file of `configs/subnets/`, or what a search has chosen."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     name: str
     space: str

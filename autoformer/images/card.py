@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from autoformer.errors import validated
 from autoformer.files import read_json
+from autoformer.frozen import Frozen
 
 
-class DatasetCard(BaseModel):
+class DatasetCard(Frozen):
     """What a data set is, and which archives and splits belong to it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     classes: tuple[str, ...] = Field(min_length=2, description="in the order of their labels, from 0")

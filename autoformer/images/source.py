@@ -3,19 +3,18 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import read_yaml
+from autoformer.frozen import Frozen
 
 SOURCE = "source.yaml"
 REMOTE = "s3://"  # begins a location that is no folder
 
 
-class SourceArchive(BaseModel):
+class SourceArchive(Frozen):
     """What a large archive must be, told before it is read (bytes) and after."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     md5: str
     bytes: int | None = Field(None, gt=0)
@@ -25,10 +24,8 @@ def _location(value: Any) -> Any:
     return Path(value) if isinstance(value, str) and not value.startswith(REMOTE) else value
 
 
-class Source(BaseModel):
+class Source(Frozen):
     """`source.yaml` of a data folder whose archives are too large to lie in it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     location: Annotated[Path | str, BeforeValidator(_location)] = Field(
         description="the folder of the archives, a relative one as seen from the data folder; or s3://bucket/folder"

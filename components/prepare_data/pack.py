@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import hash_file, hash_value, read_json, replacing, write_json
+from autoformer.frozen import Frozen
 from autoformer.images.pixels import open_image, to_channels, with_shorter_side
 from components.prepare_data.sources import Source, SourceImage, discover
 from runtime.common.locks import alone
@@ -38,10 +39,8 @@ _AT_A_TIME = 64  # images that are in memory at once, decoded or encoded
 Watch = Callable[[str, int, int], None]  # (what is done, so many, of so many)
 
 
-class PackCard(BaseModel):
+class PackCard(Frozen):
     """What a pack holds. `hash` is of what went in: every file's bytes, label and split, and how they are packed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal[1, 2] = 2
     name: str

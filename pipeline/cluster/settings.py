@@ -12,8 +12,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 
 from autoformer.errors import AutoFormerError, nearest, validated
 from autoformer.files import read_yaml
+from autoformer.frozen import Frozen
 from autoformer.named import CONFIGS
-from runtime.common.config import STEPS, Section, override
+from runtime.common.config import STEPS, override
 from runtime.kubernetes import settings as job_settings
 from runtime.kubernetes.settings import VARIABLE, JobSettings, Name, SecretVariable, Toleration, Variable
 from runtime.kubernetes.settings import Path as Mount
@@ -76,7 +77,7 @@ LabelKey = Annotated[
 ]
 
 
-class Images(Section):
+class Images(Frozen):
     training: Image = Field(description="of the steps, by digest: it is in the cache key, and a tag would lie")
     launcher: Image = Field(description="the light one, of `resolve_config` and of pods that launch a TrainJob")
     allow_tags: bool = Field(
@@ -88,14 +89,14 @@ class Images(Section):
     pull_secrets: tuple[Name, ...] = Field((), description="secrets with which nodes fetch them")
 
 
-class Retries(Section):
+class Retries(Frozen):
     count: int = Field(0, ge=0, le=20, description="that a failed task is started again; a step goes on where it was")
     backoff_seconds: int = Field(60, ge=0, description="before the first of them")
     backoff_factor: float = Field(2.0, ge=1, description="of the pause, from one to the next")
     backoff_max_seconds: int = Field(3600, ge=0, description="longest pause")
 
 
-class Pod(Section):
+class Pod(Frozen):
     cpu: Cores = Field(description="cores that are asked for; more are used where they are free")
     memory: Bytes = Field(description="asked for and at most")
     node_selector: dict[LabelKey, Label] = Field({}, description="labels that a node must have")
@@ -115,7 +116,7 @@ class Step(Pod):
     nodes: int = Field(1, ge=1, le=1024, description="machines; more than one run as a TrainJob")
 
 
-class Steps(Section):
+class Steps(Frozen):
     prepare_data: Step = Field(description="reads every image once")
     train_supernet: Step = Field(description="the long one")
     search_subnet: Step = Field(description="scores candidates")
@@ -124,14 +125,14 @@ class Steps(Section):
     register_model: Step = Field(description="measures latency on its cores")
 
 
-class Scratch(Section):
+class Scratch(Frozen):
     """Where pods may write: the images' own file system may be read-only."""
 
     mount: Mount = Field("/scratch", description="an empty folder of each pod; work in progress lies in its `work`")
     size: Bytes = Field("50Gi", description="of it, and of /tmp; a pod that writes more is ended")
 
 
-class Secret(Section):
+class Secret(Frozen):
     secret: Name = Field(description="name of the secret, in the namespace")
     keys: dict[str, Variable] = Field(min_length=1, description="key in the secret -> variable that gets its value")
     optional: bool = Field(False, description="whether a pod starts where the secret is not there")
@@ -145,7 +146,7 @@ class Volume(job_settings.Volume):
     )
 
 
-class Cluster(Section):
+class Cluster(Frozen):
     """Where a pipeline runs."""
 
     namespace: Name = Field(description="of the runs")

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from autoformer.errors import AutoFormerError, nearest, validated
 from autoformer.files import canonical_json, hash_file, hash_value, read_yaml
+from autoformer.frozen import Frozen
 from autoformer.named import CONFIGS, load_space
 from autoformer.recipe import Precision, Recipe
 from autoformer.sampling import Lessons, Sampling, sampler
@@ -23,11 +24,7 @@ STEPS = ("prepare_data", "train_supernet", "search_subnet", "retrain_subnet", "e
 ROOT = CONFIGS.parent
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class PrepareData(Section):
+class PrepareData(Frozen):
     search_images: int | None = Field(
         None, gt=0, description="held out of training to score candidates on, equally many a class; null for a share"
     )
@@ -75,7 +72,7 @@ class TrainSupernet(TrainingSection):
         return sampler(self.sampling, space, seed, self.sandwich_random)
 
 
-class Limits(Section):
+class Limits(Frozen):
     """What a legal candidate may cost; both ends are legal. Null for no limit."""
 
     min_params_m: float | None = Field(None, ge=0, description="least parameters, in millions")
@@ -92,7 +89,7 @@ class Limits(Section):
         return self
 
 
-class Racing(Section):
+class Racing(Frozen):
     """Hopeless candidates are stopped on growing parts of the search split (`autoformer.racing`)."""
 
     confidence: float = Field(0.98, gt=0.5, lt=1, description="that a stopped candidate is not among the best")
@@ -100,7 +97,7 @@ class Racing(Section):
     growth: float = Field(1.25, gt=1, description="of the images from one look to the next")
 
 
-class SearchSubnet(Section):
+class SearchSubnet(Frozen):
     """Evolution (paper section 3.4). Scored in all: population + generations x population, at most."""
 
     population: int = Field(50, gt=0, description="candidates of a generation")
@@ -155,7 +152,7 @@ class RetrainSubnet(TrainingSection):
     )
 
 
-class EvaluateSubnet(Section):
+class EvaluateSubnet(Frozen):
     batch_size: int = Field(500, gt=0, description="images of a forward pass; moves no figure but by rounding")
     mistakes: int = Field(24, ge=0, description="wrongly classified images shown in the report")
     decoded_mb: int = Field(
@@ -163,16 +160,14 @@ class EvaluateSubnet(Section):
     )
 
 
-class RegisterModel(Section):
+class RegisterModel(Frozen):
     model_name: str = Field(min_length=1, description="in MLflow's registry")
     alias: str = Field("champion", description="of the version to use; moved to each version that is registered")
     min_top1_percent: float = Field(ge=0, le=100, description="test accuracy below which nothing is registered")
 
 
-class Config(BaseModel):
+class Config(Frozen):
     """A whole run, or what one step of it needs: the shared keys and one section."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(min_length=1, description="of the run in MLflow")
     seed: int = Field(ge=0, lt=2**63, description="of everything that is drawn")

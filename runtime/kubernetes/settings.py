@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import canonical_json
+from autoformer.frozen import Frozen
 
 VARIABLE = "AUTOFORMER_JOB"
 RESERVED = "PET_"  # Trainer sets these for torchrun, and refuses a job that does
@@ -38,17 +39,13 @@ Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
 Path = Annotated[str, AfterValidator(_absolute)]
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Volume(Part):
+class Volume(Frozen):
     claim: Name = Field(description="a PersistentVolumeClaim that several machines may mount at once")
     mount: Path = Field(description="where it is mounted, in the pods of the job and in the one that launches it")
     read_only: bool = Field(False, description="for volumes of data")
 
 
-class Toleration(Part):
+class Toleration(Frozen):
     key: str | None = Field(None, description="of the taint; null with operator Exists for any")
     operator: Literal["Exists", "Equal"] = Field("Equal", description="whether the value counts")
     value: str | None = Field(None, description="of the taint, with operator Equal")
@@ -62,14 +59,14 @@ class Toleration(Part):
         return values if seconds is None else values | {"tolerationSeconds": seconds}
 
 
-class SecretVariable(Part):
+class SecretVariable(Frozen):
     secret: Name = Field(description="name of the secret")
     key: str = Field(min_length=1, description="in the secret")
     env: Variable = Field(description="variable that gets its value")
     optional: bool = Field(False, description="whether a pod starts where the secret is not there")
 
 
-class JobSettings(Part):
+class JobSettings(Frozen):
     """The machines of one step."""
 
     nodes: int = Field(ge=1, description="machines")
