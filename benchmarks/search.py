@@ -45,7 +45,7 @@ from benchmarks.rows import Row, interleaved, measured, ratio, table
 from components.search_subnet.memory import ScoreMemory
 from components.search_subnet.searching import Result, limits, search
 from components.search_subnet.step import settings
-from runtime.common.config import ROOT, Config, load_config
+from runtime.common.config import ROOT, Config, SearchSubnet, load_config
 
 OFFICIAL_IMAGES = 1050 * 150_000
 MOST_WORSE_POINTS = 0.2
@@ -131,13 +131,8 @@ def demo(supernet: Supernet, seeds: int, images: int) -> tuple[list[Row], list[d
 
 
 def _searched(config: Config, memory: ScoreMemory, images: int) -> Result:
-    assert config.search_subnet is not None
-    evolution = Evolution(
-        config.space,
-        limits(config.search_subnet),
-        settings(config.search_subnet),
-        derived_rng("evolution", config.seed),
-    )
+    section = config.section(SearchSubnet)
+    evolution = Evolution(config.space, limits(section), settings(section), derived_rng("evolution", config.seed))
     return search(config, evolution, evolution.ask(), memory, images, lambda *_: None, lambda *_: None)
 
 
@@ -300,8 +295,6 @@ def rate(supernet: Supernet, images: int, rounds: int) -> list[Row]:
     card, split = read_card(supernet.splits / "card.json"), supernet.splits / "search.parquet"
     loaded = load_images(split, DATA, card, limit=images)
     model = load_supernet(supernet.folder, "ema").model
-    config = load_config("demo")
-    assert config.search_subnet is not None
     spec, scorer = model.space.middle, make_scorer(supernet.folder, loaded, card)
     subnet = model.extract(spec).eval()
     transform = create_transform(

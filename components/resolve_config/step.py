@@ -8,7 +8,7 @@ from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.files import canonical_json, hash_path, hash_value
 from runtime.common.code import package_code
-from runtime.common.config import STEPS, Config, load_config
+from runtime.common.config import STEPS, Config, RetrainSubnet, SearchSubnet, load_config
 from runtime.common.console import end_early
 from runtime.common.exit_codes import BAD_INPUT
 from runtime.steps.compiler import require_compiler
@@ -69,8 +69,7 @@ def for_each_step(
     try:
         _check_version(compiled_from)
         config = resolve(preset, overrides, seed, max_params_m)
-        assert config.retrain_subnet is not None
-        if config.retrain_subnet.compile:  # a supernet later would be too late to hear that
+        if config.section(RetrainSubnet).compile:  # a supernet later would be too late to hear that
             require_compiler()
         known = data_hash or identity_of(data)
     except AutoFormerError as error:
@@ -123,8 +122,7 @@ def split_overrides(texts: Iterable[str]) -> list[str]:
 
 def _check_limits(config: Config) -> None:
     """Refuse limits that no subnet of the space meets: the search would find out, after the supernet is trained."""
-    assert config.search_subnet is not None
-    limits, space = config.search_subnet.limits, config.space
+    limits, space = config.section(SearchSubnet).limits, config.space
     for key, unit, count in (("params_m", 1e6, count_params), ("macs_g", 1e9, count_macs)):
         least, most = count(space, space.smallest) / unit, count(space, space.largest) / unit
         low, high = getattr(limits, f"min_{key}"), getattr(limits, f"max_{key}")

@@ -48,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
-    assert config.retrain_subnet is not None
-    section = config.retrain_subnet
+    section = config.section(RetrainSubnet)
     if section.compile:
         require_compiler()
     with joined(config) as ranks:
@@ -65,7 +64,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
             STEP, arguments, config, *data, "supernet", "search", ranks=ranks, has_checkpoints=True
         ) as opened:
             opened.tracked.subnet(chosen.subnet)
-            _Retraining(opened, card, train_images, search_images, start).run()
+            _Retraining(opened, section, card, train_images, search_images, start).run()
 
 
 def _scored_weights(search: Path) -> Weights:
@@ -92,6 +91,7 @@ class _Retraining:
     def __init__(
         self,
         opened: OpenStep,
+        section: RetrainSubnet,
         card: DatasetCard,
         train_images: Images | EncodedSplit,
         search_images: Images,
@@ -101,13 +101,11 @@ class _Retraining:
         from runtime.steps.training import Scorer, set_threads
 
         config = opened.config
-        assert config.retrain_subnet is not None
-        self.opened, self.config, self.card, self.start = opened, config, card, start
-        self.section: RetrainSubnet = config.retrain_subnet
+        self.opened, self.config, self.section, self.card, self.start = opened, config, section, card, start
         self.train_images = train_images
         self.device = find_device(config.device)
         self.scorer = Scorer(search_images, card, self.device)
-        self.watcher = Scorer(search_images, card, self.device, self.section.score_images)
+        self.watcher = Scorer(search_images, card, self.device, section.score_images)
         set_threads(config.threads)
 
     def run(self) -> None:

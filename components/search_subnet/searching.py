@@ -56,8 +56,7 @@ def search(
         show: is told of progress: how many candidates are done with, and the best so far in words.
         log: is told the metrics of each generation, and its number.
     """
-    section = config.search_subnet
-    assert section is not None
+    section = config.section(SearchSubnet)
     grading = _Grading(racing(section), images, memory, show)
     candidates, ends = first, []
     while candidates:

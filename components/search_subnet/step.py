@@ -71,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
-    section = config.search_subnet
-    assert section is not None
+    section = config.section(SearchSubnet)
     card, (images,) = read_data(arguments, config, "search")
     read_supernet(arguments.supernet, config, section.weights)
     count = section.images or len(images.labels)
@@ -101,9 +100,8 @@ def _cost(space: SearchSpace, task: Task) -> float:
 def _lead(opened: OpenStep, evolution: Evolution, first: list[Candidate], crew: Crew, images: int) -> None:
     """Evolve, decide who is scored on what, and write the result: the work of rank 0."""
     config, tracked, out = opened.config, opened.tracked, opened.arguments.out
-    assert config.search_subnet is not None
     memory = ScoreMemory(opened.workspace.file("scores.jsonl"), images, crew, opened.mirror.changed)
-    with Progress(STEP, config.search_subnet.budget, "candidates") as progress:
+    with Progress(STEP, config.section(SearchSubnet).budget, "candidates") as progress:
         try:
             result = search(config, evolution, first, memory, images, progress.update, tracked.metrics)
         except Stopped as stopped:
@@ -131,8 +129,7 @@ def _scorer(folder: Path, config: Config, card: DatasetCard, images: Images) -> 
     from autoformer.scoring import Scorer
     from runtime.steps.training import set_threads
 
-    section = config.search_subnet
-    assert section is not None
+    section = config.section(SearchSubnet)
     set_threads(config.threads)
     device = find_device(config.device)
     supernet = load_supernet(folder, section.weights).model.to(device)

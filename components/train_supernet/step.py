@@ -10,7 +10,7 @@ from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.loading import Images
 from autoformer.space import SubnetSpec
-from runtime.common.config import Config
+from runtime.common.config import Config, TrainSupernet
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import add_data_arguments, add_output_arguments, read_data, read_train_images
@@ -35,17 +35,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
-    assert config.train_supernet is not None
+    section = config.section(TrainSupernet)
     with joined(config) as ranks:
         card, (search_images,) = read_data(arguments, config, "search")
-        train_images = read_train_images(arguments, config, card, config.train_supernet, STEP)
+        train_images = read_train_images(arguments, config, card, section, STEP)
         with open_step(
             STEP, arguments, config, "card", "train_split", "search_split", ranks=ranks, has_checkpoints=True
         ) as opened:
-            _train(opened, card, train_images, search_images)
+            _train(opened, section, card, train_images, search_images)
 
 
-def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSplit, search_images: Images) -> None:
+def _train(
+    opened: OpenStep,
+    section: TrainSupernet,
+    card: DatasetCard,
+    train_images: Images | EncodedSplit,
+    search_images: Images,
+) -> None:
     import torch
 
     from autoformer.checkpoint import Preprocessing, SupernetCard, save_supernet
@@ -55,8 +61,6 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
     from runtime.steps.training import Job, Row, Scorer, set_threads, train
 
     config, out = opened.config, opened.arguments.out
-    section = config.train_supernet
-    assert section is not None
     set_threads(config.threads)
     torch.manual_seed(config.seed)
     supernet = Supernet(config.space, drop_path=section.drop_path)
