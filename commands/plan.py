@@ -33,6 +33,7 @@ from runtime.common.config import (
     load_config,
 )
 from runtime.common.console import Parser, existing, refuse
+from runtime.common.processes import set_threads
 from runtime.common.stopping import Stopped, stoppable
 from runtime.steps.inputs import DATA, check_batch, check_space
 from runtime.storage.places import open_data, remote_archives
@@ -98,8 +99,7 @@ def make_plan(config: Config, data: Path) -> Plan:
 
     from autoformer.devices import find_device
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     device = find_device(config.device)
     card, pictures, images = look_at(config, data)
     training, scoring = _measure(config, card, pictures)

@@ -13,6 +13,7 @@ from components.evaluate_subnet.results import Results, read_all
 from runtime.common.code import step_code
 from runtime.common.config import Config, EvaluateSubnet
 from runtime.common.console import Progress
+from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import add_data_arguments, add_folder_arguments, add_output_arguments
@@ -65,14 +66,11 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
 
 def evaluate(results: Results, images: Images | EncodedSplit, config: Config, section: EvaluateSubnet) -> Result:
     """Measure on the test images, and put everything into the form in which it is written."""
-    import torch
-
     from autoformer.devices import find_device
     from components.evaluate_subnet.measure import measure
     from components.evaluate_subnet.report import render
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     with Progress(f"{STEP}: images", len(images.labels), "images") as bar:
         evaluation = measure(
             results, images, section.batch_size, section.mistakes, find_device(config.device), bar.update

@@ -15,6 +15,7 @@ from autoformer.images.loading import Images
 from autoformer.space import NamedSubnet, SubnetSpec
 from runtime.common.config import Config, RetrainSubnet
 from runtime.common.console import existing
+from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.compiler import require_compiler
@@ -98,7 +99,7 @@ class _Retraining:
         start: Start,
     ) -> None:
         from autoformer.devices import find_device
-        from runtime.steps.training import Scorer, set_threads
+        from runtime.steps.training import Scorer
 
         config = opened.config
         self.opened, self.config, self.section, self.card, self.start = opened, config, section, card, start

@@ -26,6 +26,7 @@ from components.search_subnet.memory import Crew, ScoreMemory
 from components.search_subnet.searching import Outcome, Result, limits, search
 from runtime.common.config import Config, SearchSubnet
 from runtime.common.console import Progress
+from runtime.common.processes import set_threads
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
@@ -127,7 +128,6 @@ def _scorer(folder: Path, config: Config, card: DatasetCard, images: Images) -> 
     from autoformer.checkpoint import load_supernet
     from autoformer.devices import find_device, find_precision
     from autoformer.scoring import Scorer
-    from runtime.steps.training import set_threads
 
     section = config.section(SearchSubnet)
     set_threads(config.threads)

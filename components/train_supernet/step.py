@@ -11,6 +11,7 @@ from autoformer.images.card import DatasetCard
 from autoformer.images.loading import Images
 from autoformer.space import SubnetSpec
 from runtime.common.config import Config, TrainSupernet
+from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import add_data_arguments, add_output_arguments, read_data, read_train_images
@@ -58,7 +59,7 @@ def _train(
     from autoformer.layers import initialise
     from autoformer.supernet import Supernet
     from runtime.steps.trainers import make_trainer, out_of_memory
-    from runtime.steps.training import Job, Row, Scorer, set_threads, train
+    from runtime.steps.training import Job, Row, Scorer, train
 
     config, out = opened.config, opened.arguments.out
     set_threads(config.threads)

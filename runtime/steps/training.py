@@ -335,8 +335,3 @@ class _Loop:
                 raise
             reason = " ".join(str(error).split()[:20]) or type(error).__name__
             raise AutoFormerError(f"{file}: not a readable checkpoint ({reason}); delete it to start again") from None
-
-
-def set_threads(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
