@@ -195,10 +195,11 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
     """Images a second of training, and of scoring a candidate."""
     import torch
 
+    from autoformer.devices import find_device
     from autoformer.evaluation import predict_logits
     from autoformer.images.loader import AHEAD
     from autoformer.supernet import Supernet
-    from runtime.steps.trainers import make_trainer
+    from runtime.steps.trainers import Training, make_trainer
     from runtime.steps.workers import worker_count
 
     section, space = config.section(TrainSupernet), config.space
@@ -206,9 +207,20 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
     model = Supernet(space, section.drop_path)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
-            "train_supernet", model, section.lessons(space, config.seed), lambda batch: model(batch, space.largest),
-            images, card, config, section, config.seed, Path(folder) / "found.json",
-        )  # fmt: skip
+            Training(
+                step="train_supernet",
+                section=section,
+                space=space,
+                model=model,
+                subnet=space.largest,
+                lessons=section.lessons(space, config.seed),
+                images=images,
+                card=card,
+                seed=config.seed,
+                device=find_device(config.device),
+                found=Path(folder) / "found.json",
+            )
+        )
     trainer.total_steps = sys.maxsize
     # workers decode ahead while the model warms up: a rate is that of both once as many batches are gone
     ahead = AHEAD * worker_count(trainer.device) if section.augmentation.by_image else 0
