@@ -195,32 +195,15 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
     """Images a second of training, and of scoring a candidate."""
     import torch
 
-    from autoformer.devices import find_device
     from autoformer.evaluation import predict_logits
     from autoformer.images.loader import AHEAD
-    from autoformer.supernet import Supernet
-    from runtime.steps.trainers import Training, make_trainer
+    from runtime.steps.trainers import make_trainer, supernet_training
     from runtime.steps.workers import worker_count
 
     section, space = config.section(TrainSupernet), config.space
     check_batch(section, len(images.labels), "train_supernet")
-    model = Supernet(space, section.drop_path)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(
-            Training(
-                step="train_supernet",
-                section=section,
-                space=space,
-                model=model,
-                subnet=space.largest,
-                lessons=section.lessons(space, config.seed),
-                images=images,
-                card=card,
-                seed=config.seed,
-                device=find_device(config.device),
-                found=Path(folder) / "found.json",
-            )
-        )
+        trainer = make_trainer(supernet_training(config, images, card, Path(folder) / "found.json"))
     trainer.total_steps = sys.maxsize
     # workers decode ahead while the model warms up: a rate is that of both once as many batches are gone
     ahead = AHEAD * worker_count(trainer.device) if section.augmentation.by_image else 0
@@ -228,7 +211,7 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
     trainer.images.close()
     size = (config.section(SearchSubnet).batch_size, space.in_channels, space.image_size, space.image_size)
     batch = torch.zeros(size, dtype=torch.uint8)
-    model.eval()
+    model = trainer.model.eval()
 
     def score() -> None:
         predict_logits(lambda part: model(part, space.middle), batch, card.mean, card.std, len(batch), trainer.device)

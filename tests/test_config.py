@@ -8,7 +8,17 @@ from pydantic import ValidationError
 
 from autoformer.errors import AutoFormerError
 from components.resolve_config.step import resolve
-from runtime.common.config import ROOT, STEPS, load_config
+from runtime.common.config import (
+    ROOT,
+    STEPS,
+    EvaluateSubnet,
+    PrepareData,
+    RegisterModel,
+    RetrainSubnet,
+    SearchSubnet,
+    TrainSupernet,
+    load_config,
+)
 
 PRESETS = sorted(path.stem for path in (ROOT / "configs" / "presets").glob("*.yaml"))
 
@@ -51,6 +61,15 @@ def test_a_step_is_given_what_it_needs_and_no_more() -> None:
     alone = load_config(config.step_json("search_subnet"), steps=["search_subnet"])
     assert (alone.search_subnet, alone.space, alone.train_supernet) == (config.search_subnet, config.space, None)
     assert alone.step_json("search_subnet") == config.step_json("search_subnet")
+
+
+def test_a_section_is_found_by_its_type() -> None:
+    config = load_config("demo")
+    kinds = PrepareData, TrainSupernet, SearchSubnet, RetrainSubnet, EvaluateSubnet, RegisterModel
+    assert [config.section(kind) for kind in kinds] == [getattr(config, step) for step in STEPS]
+    alone = load_config(config.step_json("search_subnet"), steps=["search_subnet"])
+    with pytest.raises(AutoFormerError, match=r"^the section 'train_supernet' is missing$"):
+        alone.section(TrainSupernet)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from runtime.storage.artifacts import publish
 
 if TYPE_CHECKING:
     from autoformer.training import Trainer
-    from runtime.steps.trainers import Training
     from runtime.steps.training import Trained
 
 STEP = "train_supernet"
@@ -47,22 +46,18 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         with open_step(
             STEP, arguments, config, "card", "train_split", "search_split", ranks=ranks, has_checkpoints=True
         ) as opened:
-            _train(opened, section, card, train_images, search_images)
+            _train(opened, card, train_images, search_images)
 
 
-def _train(
-    opened: OpenStep,
-    section: TrainSupernet,
-    card: DatasetCard,
-    train_images: Images | EncodedSplit,
-    search_images: Images,
-) -> None:
-    from runtime.steps.trainers import make_trainer
+def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSplit, search_images: Images) -> None:
+    from runtime.steps.trainers import make_trainer, supernet_training
     from runtime.steps.training import Names, Row, Scorer, train
 
-    training = _training(opened, section, card, train_images)
+    set_threads(opened.config.threads)
+    found = opened.workspace.file("found.json")
+    training = supernet_training(opened.config, train_images, card, found, opened.ranks)
     trainer, space = make_trainer(training), training.space
-    scorer = Scorer(search_images, card, trainer.device, section.score_images)
+    scorer = Scorer(search_images, card, trainer.device, training.section.score_images)
 
     def score(model: Any) -> Row:
         model.eval()
@@ -72,38 +67,6 @@ def _train(
     trained = train(opened, training, trainer, score, Names("checkpoint", STEP))
     if opened.ranks.leads:
         _write(opened, card, trainer, trained)
-
-
-def _training(
-    opened: OpenStep, section: TrainSupernet, card: DatasetCard, train_images: Images | EncodedSplit
-) -> "Training":
-    """The training of a new supernet."""
-    import torch
-
-    from autoformer.devices import find_device
-    from autoformer.layers import initialise
-    from autoformer.supernet import Supernet
-    from runtime.steps.trainers import Training
-
-    config, space = opened.config, opened.config.space
-    set_threads(config.threads)
-    torch.manual_seed(config.seed)
-    supernet = Supernet(space, drop_path=section.drop_path)
-    initialise(supernet, section.init_gain)
-    return Training(
-        step=STEP,
-        section=section,
-        space=space,
-        model=supernet,
-        subnet=space.largest,
-        lessons=section.lessons(space, config.seed),
-        images=train_images,
-        card=card,
-        seed=config.seed,
-        device=find_device(config.device),
-        found=opened.workspace.file("found.json"),
-        ranks=opened.ranks,
-    )
 
 
 def _write(opened: OpenStep, card: DatasetCard, trainer: "Trainer", trained: "Trained") -> None:

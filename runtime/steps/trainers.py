@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autoformer.devices import fewest_parts, find_precision, memory_bytes
+from autoformer.devices import fewest_parts, find_device, find_precision, memory_bytes
 from autoformer.distillation import Teacher
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json, write_json
@@ -16,13 +16,14 @@ from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.loader import training_images
 from autoformer.images.loading import Images
+from autoformer.layers import initialise
 from autoformer.ranks import ALONE, Ranks
 from autoformer.sampling import Lessons
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
-from runtime.common.config import TrainingSection
+from runtime.common.config import Config, TrainingSection, TrainSupernet
 from runtime.steps.workers import kept_bytes, worker_count
 
 
@@ -65,6 +66,34 @@ class Training:
     def subnet_of(self, step: int) -> SubnetSpec:
         """The subnet that a step, counted from 0, trains; the first of several."""
         return self.lessons(step)[0].subnet or self.subnet
+
+
+def supernet_training(
+    config: Config, images: Images | EncodedSplit, card: DatasetCard, found: Path, ranks: Ranks = ALONE
+) -> Training:
+    """The training of the configured supernet, from new weights. See `Training`.
+
+    Raises:
+        AutoFormerError: one line: no such device.
+    """
+    section, space = config.section(TrainSupernet), config.space
+    torch.manual_seed(config.seed)
+    supernet = Supernet(space, drop_path=section.drop_path)
+    initialise(supernet, section.init_gain)
+    return Training(
+        step="train_supernet",
+        section=section,
+        space=space,
+        model=supernet,
+        subnet=space.largest,
+        lessons=section.lessons(space, config.seed),
+        images=images,
+        card=card,
+        seed=config.seed,
+        device=find_device(config.device),
+        found=found,
+        ranks=ranks,
+    )
 
 
 def make_trainer(training: Training) -> Trainer:
