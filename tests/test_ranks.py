@@ -273,8 +273,8 @@ def test_torchrun_starts_ranks_again_that_find_each_other(tmp_path: Path) -> Non
     (tmp_path / "told.py").write_text(
         """
 import os, pathlib, signal
-from components.config import load_config
-from components.ranks import joined
+from runtime.common.config import load_config
+from runtime.steps.joining import joined
 
 with joined(load_config("smoke", ["device=cpu"])) as ranks:
     first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
@@ -297,12 +297,12 @@ def test_what_cannot_be_shared_is_said_before_any_process_starts(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = place.given(STEP, "odd", config_of(STEP, accumulation=2))
-    for processes, line in (
+    for count, line in (
         ("3", f"{STEP}.batch_size = 50: not a multiple of 6, for 2 forward passes of each of 3 processes; "
               "choose another, or set AUTOFORMER_PROCESSES"),
         ("two", "AUTOFORMER_PROCESSES = two: expected a whole number, 0 or more"),
     ):  # fmt: skip
-        monkeypatch.setenv("AUTOFORMER_PROCESSES", processes)
+        monkeypatch.setenv("AUTOFORMER_PROCESSES", count)
         assert run(STEP, given) == 2
         assert capsys.readouterr().err == f"{STEP}: {line}\n"
 
@@ -346,7 +346,7 @@ def test_a_gpu_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return edge.processes(load_config("smoke", [f"device={device}"], [STEP]))
 
     assert (processes("cpu"), processes("auto")) == (1, 1)
-    monkeypatch.setattr(edge, "DRIVERS", ("/",))
+    monkeypatch.setattr(processes, "DRIVERS", ("/",))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [processes(device) for device in ("cpu", "auto", "cuda", "cuda:1")] == [1, 4, 4, 1]

@@ -312,8 +312,8 @@ def test_passwords_are_not_shown() -> None:
 
 STEP_THAT_WAITS = """
 import sys, time
-from components import tracking
-from components.config import load_config
+from runtime import tracking
+from runtime.common.config import load_config
 record = {}
 with tracking.step_run(sys.argv[1], load_config("smoke"), record) as run:
     run.metrics({"loss": 1.0}, 1)
