@@ -346,7 +346,7 @@ def test_a_gpu_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return edge.processes(load_config("smoke", [f"device={device}"], [STEP]))
 
     assert (processes("cpu"), processes("auto")) == (1, 1)
-    monkeypatch.setattr(processes, "DRIVERS", ("/",))
+    monkeypatch.setattr("runtime.common.processes.DRIVERS", ("/",))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [processes(device) for device in ("cpu", "auto", "cuda", "cuda:1")] == [1, 4, 4, 1]
