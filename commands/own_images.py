@@ -27,9 +27,9 @@ from autoformer.space import SearchSpace
 from components.prepare_data import packed
 from components.prepare_data.pack import CARD, PackCard, pack, read_pack, slug, unreadable_of
 from components.prepare_data.sources import discover
-from components.resolve_config.step import split_overrides
 from runtime.common.config import ROOT, Config, load_config
 from runtime.common.console import Parser, Progress, refuse
+from runtime.common.overrides import add_option, parse
 from runtime.common.stopping import Stopped, stoppable
 
 PRESET = "photos"
@@ -112,12 +112,11 @@ def _space_of(card: PackCard) -> str:
 
 def _warmup(overrides: Sequence[str]) -> list[str]:
     """Of the user's epochs, the share that is proposed: else the preset's might be longer than all of them."""
-    settings = []
+    given, settings = {override.key: override.value for override in map(parse, overrides)}, []
     for section in ("train_supernet", "retrain_subnet"):
-        for override in overrides:
-            key, _, value = override.partition("=")
-            if key.strip() == f"{section}.epochs" and value.replace(".", "", 1).isdecimal():
-                settings.append(f"{section}.warmup_epochs={float(value) / 20:g}")
+        epochs = given.get(f"{section}.epochs")
+        if isinstance(epochs, int | float) and 0 < epochs < 1e9:  # a larger one may fit no float
+            settings.append(f"{section}.warmup_epochs={epochs / 20:g}")
     return settings
 
 
@@ -185,7 +184,7 @@ def training_images(card: PackCard, config: Config) -> int:
 
 
 def _is_set(key: str, overrides: Sequence[str]) -> bool:
-    return any(override.partition("=")[0].strip() == key for override in overrides)
+    return any(parse(override).key == key for override in overrides)
 
 
 class _Watch:
@@ -241,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--source", type=Path, required=True, help="class folders, train/val/test folders, or a CSV")
     parser.add_argument("--name", required=True, help="of the data set, its search space and its preset")
     parser.add_argument("--preset", help="to start from (default: photos, adapted to the images)")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
+    add_option(parser)
     try:
         arguments = parser.parse_args(argv)
         with stoppable():
@@ -269,7 +268,7 @@ def version(source: Path, name: str, preset: str | None, overrides: Sequence[str
             raise AutoFormerError(f"{file}: a configuration of this name is there already; give another NAME")
     if data.exists() and not packed.is_mine(data):
         raise AutoFormerError(f"{data}: a folder of this name is there already; give another NAME")
-    adopted = adopt(source, preset, split_overrides(overrides))
+    adopted = adopt(source, preset, overrides)
     _copy(adopted.data, data, name)
     config = load_config(adopted.preset, adopted.overrides)
     space = config.space.model_dump(mode="json") | {"name": name}

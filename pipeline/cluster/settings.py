@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
-from autoformer.errors import AutoFormerError, nearest, validated
+from autoformer.errors import AutoFormerError, validated
 from autoformer.files import read_yaml
 from autoformer.frozen import Frozen
-from autoformer.named import CONFIGS
-from runtime.common.config import STEPS, override
+from autoformer.named import named_file
+from runtime.common.config import STEPS
+from runtime.common.overrides import apply
 from runtime.kubernetes import settings as job_settings
 from runtime.kubernetes.settings import VARIABLE, JobSettings, Name, SecretVariable, Toleration, Variable
 from runtime.kubernetes.settings import Path as Mount
@@ -278,21 +279,14 @@ def load_cluster(source: str, overrides: Sequence[str] = ()) -> Cluster:
     path = cluster_path(source)
     data = read_yaml(path)
     if isinstance(data, dict):
-        for text in overrides:
-            override(data, text)
+        apply(data, overrides)
         _refuse_secrets(data, str(path))
     return validated(Cluster, data, str(path))
 
 
 def cluster_path(source: str) -> Path:
     """The file of a cluster's name, or the path itself where `source` is one."""
-    if source.endswith((".yaml", ".yml")):
-        return Path(source)
-    path = CONFIGS / "cluster" / f"{source}.yaml"
-    if not path.is_file():
-        known = [file.stem for file in path.parent.glob("*.yaml")]
-        raise AutoFormerError(f"no cluster '{source}' in configs/cluster; {nearest(source, known)}")
-    return path
+    return named_file("cluster", source, f"cluster '{source}'")
 
 
 def _refuse_secrets(data: dict[str, Any], where: str) -> None:
