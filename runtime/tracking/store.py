@@ -1,7 +1,6 @@
 """Where runs are kept, and the one way to reach it. MLflow is imported inside functions: it takes seconds."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from autoformer.errors import AutoFormerError
+from autoformer.locks import lock
 from runtime.common.config import ROOT
 from runtime.common.console import say
 from runtime.common.redaction import hide
@@ -173,25 +173,16 @@ def _is_unauthorised(error: Exception) -> bool:
 @contextlib.contextmanager
 def locked(uri: str) -> Iterator[None]:
     """Hold the lock of a store among the processes of this machine."""
-    file = sqlite_file(uri)
+    database = sqlite_file(uri)
     digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
     path = (
-        file.with_name(f"{file.name}.lock")
-        if file
+        database.with_name(f"{database.name}.lock")
+        if database
         else Path(tempfile.gettempdir()) / f"mlflow-{os.getuid()}-{digest}.lock"
     )
-    give_up = time.monotonic() + LOCK_SECONDS
-    with path.open("a") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    raise AutoFormerError(
-                        f"{path}: another process has held this lock for {LOCK_SECONDS} s; end it"
-                    ) from None
-                time.sleep(0.05)
+    with path.open("a") as file:
+        if not lock(file, wait_seconds=LOCK_SECONDS):
+            raise AutoFormerError(f"{path}: another process has held this lock for {LOCK_SECONDS} s; end it")
         yield
 
 
