@@ -5,9 +5,9 @@ import hashlib
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from autoformer.locks import lock
 from runtime.common.config import ROOT
 from runtime.common.console import say
 from runtime.common.redaction import hide
+from runtime.common.retrying import retry, within
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -132,17 +133,12 @@ def patiently(ask: Callable[[], Answer], seconds: float | None = None) -> Answer
         AutoFormerError: the server said no, or nothing for so many seconds (the usual time where that is None).
     """
     seconds = usual_patience_seconds() if seconds is None else seconds
-    give_up, told = time.monotonic() + seconds, False
-    while True:
-        try:
-            return ask()
-        except NoAnswerError as error:
-            if time.monotonic() >= give_up:
-                raise
-            if not told:
-                say(f"tracking: {error.told}; waiting for it, up to {seconds:.0f} s", sys.stderr)
-            told = True
-        time.sleep(min(ASK_AGAIN_SECONDS, max(0.0, give_up - time.monotonic())))
+
+    def tell(error: NoAnswerError, failures: int) -> None:
+        if failures == 1:
+            say(f"tracking: {error.told}; waiting for it, up to {seconds:.0f} s", sys.stderr)
+
+    return retry(ask, NoAnswerError, within(seconds, repeat(ASK_AGAIN_SECONDS)), tell)
 
 
 def is_refusal(error: Exception) -> bool:
