@@ -253,7 +253,7 @@ def load_cluster(source: str, overrides: Sequence[str] = ()) -> Cluster:
 
 def cluster_path(source: str) -> Path:
     """The file of a cluster's name, or the path itself where `source` is one."""
-    return named_file("cluster", source, f"cluster '{source}'")
+    return named_file("cluster", source, "no cluster '{}' in configs/cluster; {}")
 
 
 def _refuse_secrets(data: dict[str, Any], where: str) -> None:

@@ -255,4 +255,4 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
 
 def preset_path(source: str) -> Path:
     """The file of a preset's name, or the path itself where `source` is one."""
-    return named_file("presets", source, f"preset '{source}'")
+    return named_file("presets", source, "no preset '{}' in configs/presets; {}")
