@@ -7,10 +7,10 @@ into `datasets/`, outside of it. What is proposed is a function of the images, a
 a clock.
 """
 
+import argparse
 import math
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,9 +28,8 @@ from components.prepare_data import packed
 from components.prepare_data.pack import CARD, PackCard, pack, read_pack, slug, unreadable_of
 from components.prepare_data.sources import discover
 from runtime.common.config import ROOT, Config, load_config
-from runtime.common.console import Parser, Progress, refuse
+from runtime.common.console import Parser, Progress, run_command
 from runtime.common.overrides import add_option, parse
-from runtime.common.stopping import Stopped, stoppable
 
 PRESET = "photos"
 SPACES = ("photos-64", "photos-32", "autoformer-tiny")  # that are proposed
@@ -241,16 +240,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", required=True, help="of the data set, its search space and its preset")
     parser.add_argument("--preset", help="to start from (default: photos, adapted to the images)")
     add_option(parser)
-    try:
-        arguments = parser.parse_args(argv)
-        with stoppable():
-            print(version(arguments.source.expanduser(), arguments.name, arguments.preset, arguments.overrides))
-    except (AutoFormerError, OSError) as error:
-        return refuse("own_images", error)
-    except Stopped as stopped:
-        print(f"own_images: {stopped}; the same command goes on from there", file=sys.stderr)
-        return int(str(stopped.code))
-    return 0
+
+    def work(arguments: argparse.Namespace) -> None:
+        print(version(arguments.source.expanduser(), arguments.name, arguments.preset, arguments.overrides))
+
+    return run_command("own_images", parser, work, argv)
 
 
 def version(source: Path, name: str, preset: str | None, overrides: Sequence[str]) -> str:

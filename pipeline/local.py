@@ -24,11 +24,11 @@ from pipeline.summary import summary
 from runtime import tracking
 from runtime.common.code import step_code
 from runtime.common.config import ROOT, STEPS, Config
-from runtime.common.console import Parser, refuse
+from runtime.common.console import Parser, run_command
 from runtime.common.locks import alone
 from runtime.common.overrides import add_option, join
 from runtime.common.redaction import hide_in_tracebacks
-from runtime.common.stopping import Stopped, stoppable
+from runtime.common.stopping import Stopped
 from runtime.storage import is_uri
 from runtime.storage.places import hash_data
 
@@ -60,15 +60,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     steps = Steps()
     hide_in_tracebacks()
-    try:
-        arguments = parser().parse_args(argv)
-        with stoppable(steps.tell), alone(ROOT / "runs" / "pipeline", "checkout"):
+
+    def work(arguments: argparse.Namespace) -> int:
+        with alone(ROOT / "runs" / "pipeline", "checkout"):
             return _run(arguments, steps)
-    except (AutoFormerError, OSError) as error:
-        return refuse("pipeline", error)
-    except Stopped as stopped:
-        print(f"pipeline: {stopped}; the same command goes on from there", file=sys.stderr)
-        return int(str(stopped.code))
+
+    return run_command("pipeline", parser(), work, argv, steps.tell)
 
 
 def _run(arguments: argparse.Namespace, steps: Steps) -> int:

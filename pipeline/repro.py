@@ -1,5 +1,6 @@
 """Run the steps through `dvc repro`, with a preset or overrides written to params.yaml first."""
 
+import argparse
 import io
 import os
 import subprocess
@@ -18,10 +19,10 @@ from pipeline.local import patient_threads
 from pipeline.summary import summary
 from runtime import tracking
 from runtime.common.config import ROOT, STEPS, load_config, preset_path
-from runtime.common.console import Parser, refuse
+from runtime.common.console import Parser, run_command
 from runtime.common.locks import alone
 from runtime.common.overrides import add_option, apply, parse
-from runtime.common.stopping import Stopped, stoppable
+from runtime.common.stopping import Stopped
 
 PARAMS = ROOT / "params.yaml"
 _TRACKED = {"threads": "null", "device": "auto"}  # optional, but DVC's stages name them, and it wants them to be there
@@ -33,18 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", default="params.yaml", help="a preset to write to params.yaml (default: as it is)")
     add_option(parser)
     steps = Steps()
-    try:
-        arguments = parser.parse_args(argv)
-        with stoppable(steps.tell), alone(ROOT / ".dvc" / "tmp" / "repro", "checkout"):
-            _write_params(arguments.preset, arguments.overrides)
-            tracking.initialise(tracking.tracking_uri())
-            return _repro()
-    except (AutoFormerError, OSError) as error:
-        return refuse("repro", error)
-    except Stopped as stopped:
-        steps.end()
-        print(f"repro: {stopped}; the same command goes on from there", file=sys.stderr)
-        return int(str(stopped.code))
+
+    def work(arguments: argparse.Namespace) -> int:
+        try:
+            with alone(ROOT / ".dvc" / "tmp" / "repro", "checkout"):
+                _write_params(arguments.preset, arguments.overrides)
+                tracking.initialise(tracking.tracking_uri())
+                return _repro()
+        except Stopped:
+            steps.end()
+            raise
+
+    return run_command("repro", parser, work, argv, steps.tell)
 
 
 def _repro() -> int:

@@ -28,9 +28,9 @@ from pipeline.cluster.kfp_server import OLDEST, MissingError, Server, Start, Ver
 from pipeline.cluster.settings import Cluster, load_cluster
 from runtime.common.code import package_code
 from runtime.common.config import Config
-from runtime.common.console import Parser, refuse, say
+from runtime.common.console import Parser, run_command, say
 from runtime.common.overrides import add_option, join
-from runtime.common.stopping import Stopped, stoppable
+from runtime.common.stopping import Stopped
 from runtime.storage import S3Uri, is_uri
 
 _NONE = "nothing was started"
@@ -62,15 +62,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     left = [_NONE]  # what a person is told where this process is stopped
-    try:
-        arguments = parser().parse_args(argv)
-        with stoppable():
+
+    def work(arguments: argparse.Namespace) -> int:
+        try:
             return _run(arguments, left)
-    except (AutoFormerError, OSError) as error:
-        return refuse("submit", error)
-    except Stopped as stopped:
-        print(f"submit: {stopped}; {left[0]}", file=sys.stderr)
-        return int(str(stopped.code))
+        except Stopped as stopped:
+            stopped.note = f"; {left[0]}"
+            raise
+
+    return run_command("submit", parser(), work, argv, after="")
 
 
 def _run(arguments: argparse.Namespace, left: list[str]) -> int:
