@@ -295,7 +295,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.slow
 def test_a_real_step_hits_and_misses_as_it_should(runner: Path) -> None:
     adopted = adopt(class_folders(runner / "images", 12, 12), None, [], runner / "packs")
-    config = resolve(str(adopted.preset), " ".join(adopted.overrides)).step_json("prepare_data")
+    config = resolve(str(adopted.preset), adopted.overrides).step_json("prepare_data")
 
     @dsl.pipeline(name="one-step")
     def one_step(config: str, lineage: str, data: str, data_hash: str) -> dsl.Dataset:

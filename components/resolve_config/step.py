@@ -1,7 +1,6 @@
 """From the parameters of the run form to a configuration."""
 
-import shlex
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from autoformer.complexity import count_macs, count_params
@@ -11,6 +10,7 @@ from runtime.common.code import package_code
 from runtime.common.config import STEPS, Config, load_config
 from runtime.common.console import end_early
 from runtime.common.exit_codes import BAD_INPUT
+from runtime.common.overrides import split
 from runtime.steps.compiler import require_compiler
 from runtime.storage.objects import listing_hash
 from runtime.storage.uris import S3Uri, is_uri
@@ -18,12 +18,12 @@ from runtime.storage.uris import S3Uri, is_uri
 CACHED = STEPS[:-1]  # register_model runs always
 
 
-def resolve(preset: str, overrides: str = "", seed: int = -1, max_params_m: float = 0.0) -> Config:
+def resolve(preset: str, overrides: Sequence[str] = (), seed: int = -1, max_params_m: float = 0.0) -> Config:
     """The configuration of a pipeline run.
 
     Args:
         preset: a preset's name or a params file.
-        overrides: `section.key=value`, separated by spaces, applied last.
+        overrides: `section.key=value`, applied last.
         seed: -1 for the preset's.
         max_params_m: the most parameters, in millions, that the subnet may have; 0 for the preset's limit.
 
@@ -35,7 +35,7 @@ def resolve(preset: str, overrides: str = "", seed: int = -1, max_params_m: floa
         settings.append(f"seed={seed}")
     if max_params_m > 0:
         settings.append(f"search_subnet.limits.max_params_m={max_params_m}")
-    config = load_config(preset, [*settings, *split_overrides([overrides])])
+    config = load_config(preset, [*settings, *overrides])
     _check_limits(config)
     return config
 
@@ -58,6 +58,7 @@ def for_each_step(
     Bad input, and a package of other source than is here, are one line on stderr, and end the process with code 2.
 
     Args:
+        overrides: `section.key=value`, separated by spaces: a parameter of a run is one text.
         compiled_from: the source that the package was compiled from.
         image: of the steps; empty where the runner itself names the source of each.
         data: what the run form says, as the steps see it.
@@ -68,7 +69,7 @@ def for_each_step(
     """
     try:
         _check_version(compiled_from)
-        config = resolve(preset, overrides, seed, max_params_m)
+        config = resolve(preset, split(overrides), seed, max_params_m)
         assert config.retrain_subnet is not None
         if config.retrain_subnet.compile:  # a supernet later would be too late to hear that
             require_compiler()
@@ -108,17 +109,6 @@ def _check_version(compiled_from: str) -> None:
             f"the package was compiled from other source ({compiled_from}) than this image holds ({package_code()}); "
             "compile it again from the source of the image, or name the image that it was compiled for"
         )
-
-
-def split_overrides(texts: Iterable[str]) -> list[str]:
-    """Overrides one by one, from texts that hold several, with spaces between them."""
-    found = []
-    for text in texts:
-        try:
-            found += shlex.split(text)
-        except ValueError as error:
-            raise AutoFormerError(f"--set {text}: {str(error).lower()}; quote values with spaces") from None
-    return found
 
 
 def _check_limits(config: Config) -> None:

@@ -5,20 +5,20 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
-from autoformer.errors import AutoFormerError, nearest, validated
+from autoformer.errors import AutoFormerError, validated
 from autoformer.files import canonical_json, hash_file, hash_value, read_yaml
 from autoformer.frozen import Frozen
-from autoformer.named import CONFIGS, load_space
+from autoformer.named import CONFIGS, load_space, named_file
 from autoformer.recipe import Precision, Recipe
 from autoformer.sampling import Lessons, Sampling, sampler
 from autoformer.space import SearchSpace
+from runtime.common.overrides import apply
 
 STEPS = ("prepare_data", "train_supernet", "search_subnet", "retrain_subnet", "evaluate_subnet", "register_model")
 ROOT = CONFIGS.parent
@@ -216,8 +216,7 @@ def load_config(source: str, overrides: Sequence[str] = (), steps: Sequence[str]
         AutoFormerError: one line naming the file or key and what to do.
     """
     data, where = _read(source)
-    for text in overrides:
-        override(data, text)
+    apply(data, overrides)
     _name_teachers(data)
     config = validated(Config, data, where)
     for step in steps:
@@ -256,31 +255,4 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
 
 def preset_path(source: str) -> Path:
     """The file of a preset's name, or the path itself where `source` is one."""
-    if source.endswith((".yaml", ".yml")):
-        return Path(source)
-    path = CONFIGS / "presets" / f"{source}.yaml"
-    if not path.is_file():
-        presets = [file.stem for file in path.parent.glob("*.yaml")]
-        raise AutoFormerError(f"no preset '{source}' in configs/presets; {nearest(source, presets)}")
-    return path
-
-
-def override(data: dict[str, Any], text: str) -> None:
-    """Put `section.key=value` into what was read of a file, the value as YAML."""
-    key, equals, value_text = text.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(path):
-        raise AutoFormerError(f"--set {text}: expected section.key=value")
-    try:
-        value = yaml.safe_load(value_text)
-    except yaml.YAMLError:
-        raise AutoFormerError(f"--set {text}: the value is not readable as YAML") from None
-    for part in path[:-1]:
-        below = data.setdefault(part, {})
-        if part == "space" and isinstance(below, str):
-            below = data["space"] = load_space(below).model_dump(mode="json")
-        if not isinstance(below, Mapping):
-            raise AutoFormerError(f"--set {text}: '{part}' is a value, not a section")
-        data[part] = dict(below)
-        data = data[part]
-    data[path[-1]] = value
+    return named_file("presets", source, "no preset '{}' in configs/presets; {}")
