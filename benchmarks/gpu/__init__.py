@@ -1,6 +1,7 @@
-"""What a GPU shows, in eight minutes: `python -m benchmarks.gpu`. See docs/benchmarks.md; importing it imports little."""
+"""What a GPU shows, in eight minutes: `python -m benchmarks.gpu`. See docs/benchmarks.md. Torch-free to import."""
 
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ def check(
     worker: tuple[str, ...] = WORKER,
 ) -> dict[str, Any]:
     """Run the parts; what `out` holds at the end, and at every moment before. SIGTERM ends it as Ctrl-C does."""
+    end = time.monotonic() + 60 * minutes
     former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return Check(out, describe(), minutes, [*worker, device, size]).run(parts)
+        return Check(out, describe(), end, [*worker, device, size]).run(parts)
     finally:
         signal.signal(signal.SIGTERM, former)
 

@@ -43,7 +43,7 @@ def carry(folder: Path, target: str, python: str) -> list[str]:
         name = name_of(file.name.partition("-")[0])
         if name in chosen:
             metadata = chosen[name]["metadata"]
-            needs = {name_of(need) for need in metadata.get("requires_dist", []) if "extra ==" not in need}
+            needs = {name_of(need) for need in metadata.get("requires_dist", [])}  # extras too: CUDA's wheels are some
             wheels[name] = {
                 "version": metadata["version"],
                 "bytes": file.stat().st_size,

@@ -60,7 +60,7 @@ def _gpus() -> list[str]:
     """Name, memory and driver of each GPU that nvidia-smi knows."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
     return [f"{row[0]}, {row[1].strip()}, driver {row[2].strip()}" for row in csv.reader(done.stdout.splitlines())]

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from autoformer.dataset import Split, hash_split, image_checksums, write_split
+from autoformer.dataset import Images, Split, hash_split, image_checksums, write_split
 from autoformer.devices import is_out_of_memory
 from autoformer.files import hash_file, write_json
 from autoformer.loader import training_images
@@ -30,7 +30,8 @@ from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.machine import ROOT
-from benchmarks.gpu.work import MEAN, STD, card_of, random_images
+from benchmarks.gpu.work import card_of, random_images, supernet_section
+from benchmarks.loader import MEAN, STD
 from components.config import Config, load_config
 from components.train_supernet.step import main as train_supernet
 from components.trainers import make_trainer, out_of_memory
@@ -85,7 +86,7 @@ def _trainer(bench: Bench) -> None:
 
 def _recipe(batch: int) -> Recipe:
     """The published one, on images that lie in memory."""
-    published = load_config("imagenet-tiny").train_supernet.recipe().model_dump()
+    published = supernet_section(load_config("imagenet-tiny")).recipe().model_dump()
     changed = {"batch_size": batch, "accumulation": 1, "augmentation": IN_BATCHES, "epochs": 100}
     return Recipe.model_validate(published | changed)
 
@@ -101,7 +102,9 @@ def _memory(bench: Bench) -> None:
         config = _config(bench, space, batch, "auto")
         found = _make(config, space, images, Path(folder) / "auto.json")
         bench.row("accumulation: found", found.parts, "")
+        bench.fact("accumulation", f"of {batch} images a step of {space.name}, in {bench.size.memory_bytes / 1e9:g} GB")
         if bench.on_gpu:  # a CPU is not asked
+            torch.cuda.reset_peak_memory_stats(bench.device)
             found.take_step()
             bench.row("accumulation: memory of its step", torch.cuda.max_memory_allocated(bench.device) / 1e9, "GB")
         del found
@@ -114,7 +117,7 @@ def _memory(bench: Bench) -> None:
             if not is_out_of_memory(error):
                 raise
         largest = partial(_largest, trainer.model, space)
-        line = out_of_memory("train_supernet", trainer, largest, config, config.train_supernet, file)
+        line = out_of_memory("train_supernet", trainer, largest, config, supernet_section(config), file)
         bench.fact("out of memory", str(line))
 
 
@@ -126,8 +129,8 @@ def _config(bench: Bench, space: SearchSpace, batch: int, accumulation: int | st
     return load_config("imagenet-tiny", [f"{key}={value}" for key, value in given.items()])
 
 
-def _make(config: Config, space: SearchSpace, images: object, found: Path) -> Trainer:
-    section, supernet = config.train_supernet, Supernet(space)
+def _make(config: Config, space: SearchSpace, images: Images, found: Path) -> Trainer:
+    section, supernet = supernet_section(config), Supernet(space)
     lessons, largest = section.lessons(space, 0), partial(_largest, supernet, space)
     return make_trainer(
         "train_supernet", supernet, lessons, largest, images, card_of(space), config, section, 0, found
@@ -146,7 +149,6 @@ def limited(device: torch.device, memory_bytes: int) -> Iterator[None]:
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, memory_bytes / total), device)
         try:
@@ -168,7 +170,7 @@ def limited(device: torch.device, memory_bytes: int) -> Iterator[None]:
 
 
 def _interrupted(bench: Bench) -> None:
-    """A process gets Ctrl-C, and its command is given again; meanwhile the same command runs undisturbed in this one."""
+    """A process gets Ctrl-C, and its command is given again; meanwhile the same runs undisturbed in this process."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         given = _data(folder, load_space("fashion-mnist"))

@@ -60,53 +60,53 @@ class Worker:
 
 
 class Check:
-    """A run and its file, which is whole at every moment."""
+    """A run and its file, which is whole at every moment. `end`: on the monotonic clock."""
 
-    def __init__(self, file: Path, machine: Mapping[str, Any], minutes: float, command: Sequence[str]) -> None:
-        self._file, self._command, self._worker = file, command, None
-        self._end = time.monotonic() + 60 * minutes
-        self.result: dict[str, Any] = {"machine": dict(machine), "minutes": minutes, "parts": {}}
+    def __init__(self, file: Path, machine: Mapping[str, Any], end: float, command: Sequence[str]) -> None:
+        self._file, self._command, self._end = file, command, end
+        self._worker: Worker | None = None
+        self.result: dict[str, Any] = {"machine": dict(machine), "parts": {}}
         self._save()
 
     def run(self, parts: Sequence[str]) -> dict[str, Any]:
         """All parts; by part its rows, facts, what was cut, errors and seconds. Prints tables as they come."""
         try:
             for number, part in enumerate(parts):
-                left = self._end - time.monotonic()
-                share = SHARES.get(part, 60) / sum(SHARES.get(later, 60) for later in parts[number:])
-                found = self._run(part, left * share)
+                found = self._run(part, sum(SHARES.get(later, 60) for later in parts[number:]))
                 print(f"\n{part}  ({found['seconds']} s of {found['budget']})\n{show(found)}", flush=True)
         finally:
             if self._worker is not None:
                 self._worker.kill()
         return self.result
 
-    def _run(self, part: str, budget: float) -> dict[str, Any]:
-        start = time.monotonic()
-        found: dict[str, Any] = {"rows": [], "facts": {}, "cut": [], "errors": [], "budget": round(budget)}
+    def _run(self, part: str, shares_left: float) -> dict[str, Any]:
+        found: dict[str, Any] = {"rows": [], "facts": {}, "cut": [], "errors": [], "budget": 0}
         self.result["parts"][part] = found
-        sound = False
+        start, sound, worker = time.monotonic(), False, self._worker
         try:
-            if self._worker is None:
-                self._worker = Worker(self._command)
-                self._hear("ready", found, start + budget)
-            self._worker.ask(part, max(0.0, start + budget - LAST_SECONDS - time.monotonic()))
-            sound = bool(self._hear("done", found, start + budget))
+            if worker is None:
+                worker = self._worker = Worker(self._command)
+                self._hear(worker, "ready", found, self._end)
+                start = time.monotonic()
+            budget = max(0.0, (self._end - start) * SHARES.get(part, 60) / shares_left)
+            found["budget"] = round(budget)
+            worker.ask(part, max(0.0, budget - LAST_SECONDS))
+            sound = bool(self._hear(worker, "done", found, start + budget))
         except queue.Empty:
-            found["cut"].append(f"killed when its {budget:.0f} s were over, after what stands here")
+            found["cut"].append(f"what follows: killed when its {found['budget']} s were over")
         except EOFError:
-            found["errors"].append(f"the process ended with code {self._worker.process.wait() if self._worker else 0}")
+            found["errors"].append(f"the process ended with code {worker.process.wait()}" if worker else "")
         found["seconds"] = round(time.monotonic() - start, 1)
         self._save()
-        if not sound and self._worker is not None:
-            self._worker.kill()
+        if not sound and worker is not None:
+            worker.kill()
             self._worker = None
         return found
 
-    def _hear(self, last: str, found: dict[str, Any], until: float) -> Any:
-        assert self._worker is not None
+    def _hear(self, worker: Worker, last: str, found: dict[str, Any], until: float) -> Any:
+        """Take what the worker tells, up to the message `last`; what that says."""
         while True:
-            told = self._worker.hear(until)
+            told = worker.hear(until)
             if told is None:
                 raise EOFError
             ((kind, what),) = told.items()

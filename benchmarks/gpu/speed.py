@@ -40,6 +40,8 @@ def speed(bench: Bench) -> None:
             return
         with bench.attempt(name):
             _speed_of(bench, name, models[letter], batch, kind, precision)
+        for model in models[letter][2:]:
+            model.zero_grad(set_to_none=True)  # of a step that did not fit
 
 
 def _speed_of(bench: Bench, name: str, models: Models, batch: int, kind: Kind, precision: str) -> None:
@@ -100,7 +102,7 @@ def _changing(bench: Bench, name: str, supernet: Supernet, batch: int, dtype: to
         "GEMM": lambda: [limit() for limit in limits * 2],
     }
     steps(now)  # the largest: what follows finds its memory there
-    rounds, timer = max(2, bench.size.rounds // 2), Timer(bench.device, 0.0)
+    rounds, timer = bench.size.rounds // 2, Timer(bench.device, 0.0)
     seconds = in_turns(compared, rounds, timer, 1, bench.is_over)
     first, again = list[float](), list[float]()
     while len(first) < rounds and not bench.is_over():

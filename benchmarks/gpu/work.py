@@ -1,4 +1,4 @@
-"""(e) Candidate scoring, and what a search of the paper's size takes; (f) a supernet epoch of JPEGs through the loader."""
+"""(e) Candidate scoring, and what a search of the paper's size takes; (f) a supernet epoch of JPEGs by the loader."""
 
 import tempfile
 import time
@@ -7,9 +7,9 @@ from contextlib import closing
 from itertools import count
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from autoformer.dataset import DatasetCard, Images
@@ -23,10 +23,11 @@ from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from benchmarks.gpu.bench import Bench, wait_for
 from benchmarks.loader import MEAN, STD, Shape, make_images
-from components.config import load_config
+from components.config import Config, TrainSupernet, load_config
 from components.workers import worker_count
 
 CANDIDATES, SEARCH_IMAGES = 1050, 10_000  # of the paper's search, each candidate on every image
+BATCH = 1000  # of the presets for ImageNet
 OCTAVES = (8, 16, 32, 64, 128, 256, 512)
 PICTURES = 4
 
@@ -49,10 +50,15 @@ def card_of(space: SearchSpace, **changes: object) -> DatasetCard:
     return DatasetCard.model_validate(given | changes)
 
 
+def supernet_section(config: Config) -> TrainSupernet:
+    assert config.train_supernet is not None
+    return config.train_supernet
+
+
 def scoring(bench: Bench) -> None:
     """Random candidates, each on all images; the search's time is that of its 1,050 candidates without a race."""
     precision = find_precision("auto", bench.device)
-    batch = min(load_config("imagenet-tiny").search_subnet.batch_size, bench.size.search_images)
+    batch = min(BATCH, bench.size.search_images)
     bench.fact("scored", f"{bench.size.search_images:,} images a candidate, batches of {batch}, {precision}")
     bench.fact("search", f"{CANDIDATES:,} candidates x {SEARCH_IMAGES:,} images; what a race spares is not taken off")
     images = None
@@ -83,8 +89,7 @@ class Same:
 
     def __init__(self, images: TrainingImages) -> None:
         self.order, self._batch = images.order, images.batch(0)
-        if torch.cuda.is_available():
-            self._batch = Batch(self._batch.pixels.pin_memory(), self._batch.labels.pin_memory())
+        images.close()  # or its workers would work on
 
     def batch(self, number: int) -> Batch:
         return self._batch
@@ -97,8 +102,8 @@ def epoch(bench: Bench) -> None:
     """Is the GPU fed? The published recipe for T, with the loader, without it, and the loader alone."""
     (letter, (space, _)), size = next(iter(bench.size.cases().items())), bench.size
     batch, workers = size.batches[0], worker_count(bench.device)
-    published = load_config("imagenet-tiny").train_supernet
-    recipe = published.recipe().model_copy(update={"batch_size": batch, "accumulation": 1})
+    published = supernet_section(load_config("imagenet-tiny")).recipe()
+    recipe = published.model_copy(update={"batch_size": batch, "accumulation": 1})
     with tempfile.TemporaryDirectory() as folder, bench.attempt(letter):
         width, height = size.jpeg_side, size.jpeg_side * 3 // 4
         shape = Shape(width, height, 95, batch, 0.0)
@@ -112,7 +117,7 @@ def epoch(bench: Bench) -> None:
         def source() -> TrainingImages:
             return training_images(made.split, recipe, 0, space.image_size, MEAN, 1, workers)
 
-        def trainer(images: TrainingImages) -> Trainer:
+        def trainer(images: Any) -> Trainer:
             model = Supernet(space, recipe.drop_path).to(bench.device)
             return Trainer(model, uniform(space, 0), images, space.num_classes, MEAN, STD, recipe, 0)
 

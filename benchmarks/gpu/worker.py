@@ -38,6 +38,8 @@ def main(device_name: str, size_name: str, parts: Mapping[str, Part] = PARTS) ->
 
     device = find_device(device_name)
     size_name = size_name if size_name != "auto" else "full" if device.type == "cuda" else "tiny"
+    if device.index is not None:
+        torch.cuda.set_device(device)
     if device.type == "cpu":
         torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     tell("ready", _described(device) | {"size": size_name})
@@ -68,4 +70,4 @@ def _described(device: torch.device) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(*sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1], sys.argv[2]))
