@@ -25,7 +25,7 @@ from benchmarks.gpu.bench import BF16, FP32, FULL, Timer, attention_kernel, case
 from benchmarks.gpu.carry import carry
 from benchmarks.gpu.parity import Answer, fill, off, tolerance, without_position, worst_gradient
 from benchmarks.gpu.running import SHARES, failed, show
-from components.config import ROOT
+from runtime.common.config import ROOT
 
 TINY = ("--device", "cpu", "--size", "tiny")
 Result = dict[str, Any]
@@ -123,7 +123,7 @@ def test_what_was_stopped_goes_on_to_the_same_weights(ran: tuple[str, Result]) -
         r"train_supernet\.accumulation=(\d+), which changes nothing else of the recipe, and start it again",
         facts["out of memory"],
     )
-    assert line and int(line[1]) * int(line[2]) == 2048  # of components.trainers.out_of_memory
+    assert line and int(line[1]) * int(line[2]) == 2048  # of runtime.steps.trainers.out_of_memory
 
 
 # --- what can go wrong in it ---

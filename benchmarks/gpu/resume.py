@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from autoformer.dataset import Images, Split, hash_split, image_checksums, write_split
 from autoformer.devices import is_out_of_memory
 from autoformer.files import hash_file, write_json
-from autoformer.loader import training_images
+from autoformer.images.loader import training_images
+from autoformer.images.loading import Images
+from autoformer.images.split_files import Split, hash_split, image_checksums, write_split
 from autoformer.named import load_space
 from autoformer.recipe import Recipe
 from autoformer.sampling import uniform
@@ -32,9 +33,9 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.machine import ROOT
 from benchmarks.gpu.work import card_of, random_images, supernet_section
 from benchmarks.loader import MEAN, STD
-from components.config import Config, load_config
 from components.train_supernet.step import main as train_supernet
-from components.trainers import make_trainer, out_of_memory
+from runtime.common.config import Config, load_config
+from runtime.steps.trainers import make_trainer, out_of_memory
 
 TRAINED = 8  # steps, half of them before the state is saved
 IN_BATCHES = {"flip": True, "mixup": 0.8, "cutmix": 1.0}  # augmentation without a loader
@@ -43,7 +44,7 @@ STOP_AFTER, PATIENCE_SECONDS = 10, 120  # optimiser steps; of one process
 
 
 def resume(bench: Bench) -> None:
-    bench.fact("ran", "the library's Trainer, components.trainers, and components.train_supernet with tracking off")
+    bench.fact("ran", "the library's Trainer, runtime.steps.trainers, and components.train_supernet with tracking off")
     for name, part in (("Trainer", _trainer), ("Ctrl-C", _interrupted), ("memory", _memory)):
         if bench.cut(f"{name} and what follows"):
             return

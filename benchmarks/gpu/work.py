@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from autoformer.dataset import DatasetCard, Images
 from autoformer.devices import find_precision
-from autoformer.loader import Batch, TrainingImages, training_images
+from autoformer.images.card import DatasetCard
+from autoformer.images.loader import Batch, TrainingImages, training_images
+from autoformer.images.loading import Images
 from autoformer.racing import Task
 from autoformer.sampling import uniform
 from autoformer.scoring import Scorer
@@ -23,8 +24,8 @@ from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from benchmarks.gpu.bench import Bench, wait_for
 from benchmarks.loader import MEAN, STD, Shape, make_images
-from components.config import Config, TrainSupernet, load_config
-from components.workers import worker_count
+from runtime.common.config import Config, TrainSupernet, load_config
+from runtime.steps.workers import worker_count
 
 CANDIDATES, SEARCH_IMAGES = 1050, 10_000  # of the paper's search, each candidate on every image
 BATCH = 1000  # of the presets for ImageNet
