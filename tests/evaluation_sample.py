@@ -77,10 +77,11 @@ def write_search(
     def score(candidate: Candidate) -> float:
         return 76 + 7 * (1 - math.exp(-candidate.params / (max_params / 2.8))) + rng.gauss(0, 0.35)
 
-    limits = Limits(max_params=max_params)
-    evolution = Evolution(
-        space, limits, EvolutionSettings(population, generations, 6, population // 2, population // 3), Random(2)
+    limits = Limits(max_params_m=max_params / 1e6)
+    settings = EvolutionSettings(
+        population=population, generations=generations, parents=6, mutations=population // 2, crossovers=population // 3
     )
+    evolution = Evolution(space, limits, settings, Random(2))
     table, ends = [], []
     while candidates := evolution.ask():
         scores = [score(candidate) for candidate in candidates]

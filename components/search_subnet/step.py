@@ -20,11 +20,11 @@ from autoformer.images.loading import Images
 from autoformer.pareto import pareto_front
 from autoformer.racing import Answers, Task
 from autoformer.randomness import derived_rng
-from autoformer.search import Candidate, Evolution, EvolutionSettings
+from autoformer.search import Candidate, Evolution
 from autoformer.space import SearchSpace, SubnetSpec
 from components.search_subnet.memory import Crew, ScoreMemory
-from components.search_subnet.searching import Outcome, Result, limits, search
-from runtime.common.config import Config, SearchSubnet
+from components.search_subnet.searching import Outcome, Result, search
+from runtime.common.config import Config
 from runtime.common.console import Progress
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     count = section.images or len(images.labels)
     if count > len(images.labels):
         raise AutoFormerError(f"search_subnet.images = {count}: the search split has {len(images.labels)}")
-    evolution = Evolution(config.space, limits(section), settings(section), derived_rng("evolution", config.seed))
+    evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed))
     first = evolution.ask()  # legal candidates exist, or the step ends here, before anything heavy
     used = Images(images.pixels[:count], images.labels[:count], images.checksums[:count])
     with (
@@ -118,10 +118,6 @@ def _lead(opened: OpenStep, evolution: Evolution, first: list[Candidate], crew: 
     tracked.table(out / "candidates.csv")
     tracked.children(_children(result))
     print(f"{STEP}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
-
-
-def settings(section: SearchSubnet) -> EvolutionSettings:
-    return EvolutionSettings(**section.model_dump(include=set(EvolutionSettings.__dataclass_fields__)))
 
 
 def _scorer(folder: Path, config: Config, card: DatasetCard, images: Images) -> Callable[..., Iterator[Answers]]:
