@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
+from autoformer.candidates import Outcome
 from autoformer.racing import Flags, Indices, Race, Racing
 from autoformer.randomness import derived_rng
 from autoformer.search import Candidate, Evolution, Origin, Scored, random_baseline
@@ -14,19 +15,6 @@ from components.search_subnet.memory import ScoreMemory
 from runtime.common.config import Config
 
 _DRAWN: tuple[Origin, ...] = ("initial", "baseline")
-
-
-class Outcome(NamedTuple):
-    """What a candidate has come to: its score on all images, or, where it was stopped after fewer, an estimate."""
-
-    candidate: Candidate
-    top1_percent: float
-    loss: float | None  # None where it was stopped
-    images: int
-
-    @property
-    def complete(self) -> bool:
-        return self.loss is not None
 
 
 class Result(NamedTuple):
