@@ -43,8 +43,7 @@ from autoformer.search import Evolution
 from autoformer.space import SubnetSpec
 from benchmarks.rows import Row, interleaved, measured, ratio, table
 from components.search_subnet.memory import ScoreMemory
-from components.search_subnet.searching import Result, limits, search
-from components.search_subnet.step import settings
+from components.search_subnet.searching import Result, search
 from runtime.common.config import ROOT, Config, load_config
 
 OFFICIAL_IMAGES = 1050 * 150_000
@@ -132,12 +131,8 @@ def demo(supernet: Supernet, seeds: int, images: int) -> tuple[list[Row], list[d
 
 def _searched(config: Config, memory: ScoreMemory, images: int) -> Result:
     assert config.search_subnet is not None
-    evolution = Evolution(
-        config.space,
-        limits(config.search_subnet),
-        settings(config.search_subnet),
-        derived_rng("evolution", config.seed),
-    )
+    section = config.search_subnet
+    evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed))
     return search(config, evolution, evolution.ask(), memory, images, lambda *_: None, lambda *_: None)
 
 

@@ -13,7 +13,10 @@ import pytest
 from mlflow_server import free_port
 from tracking_fixtures import empty_store, store, use_store
 
+from autoformer.candidates import Outcome
 from autoformer.errors import AutoFormerError
+from autoformer.search import Candidate
+from autoformer.space import SubnetSpec
 from components.resolve_config.step import for_each_step
 from runtime import tracking
 from runtime.common.code import package_code
@@ -22,10 +25,10 @@ from runtime.common.stopping import Stopped
 from runtime.tracking.step_run import child_run
 from runtime.tracking.store import shown
 
-CANDIDATE = {
-    "id": 7, "origin": "mutation", "generation": 2, "parents": "3", "depth": 2, "embed_dim": 64, "num_heads": "4;8",
-    "mlp_ratio": "2;3.5", "params": 250_000, "macs": 3_000_000, "top1_percent": 81.25, "loss": 0.5,
-}  # fmt: skip
+SPEC = SubnetSpec(2, 64, (4, 8), (2.0, 3.5))
+CANDIDATE, OTHER = (
+    Outcome(Candidate(id, SPEC, "mutation", 2, (3,), 250_000, 3_000_000), 81.25, 0.5, 3000) for id in (7, 8)
+)
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +69,7 @@ def test_a_step_tells_mlflow_all_there_is_to_know(
         run.subnet(config.space.smallest)
         run.table(table)
         run.artifact(table, "more")
-        run.children([CANDIDATE, CANDIDATE | {"id": 8}])
+        run.children([CANDIDATE, OTHER], SPEC)
     tracking.close_pipeline_run(parent, "FINISHED")
 
     logged = client().get_run(record["mlflow_run_id"])
@@ -98,17 +101,15 @@ def test_a_step_tells_mlflow_all_there_is_to_know(
 
 
 def test_a_candidate_becomes_flat_parameters_and_metrics() -> None:
-    assert child_run(CANDIDATE | {"latency_ms": 1.5, "chosen": True}) == {
+    assert child_run(CANDIDATE, SPEC) == {
         "name": "candidate 7",
         "params": {
             "arch/depth": 2, "arch/embed_dim": 64, "arch/num_heads": "4;8", "arch/mlp_ratio": "2;3.5",
             "arch/mean_num_heads": 6.0, "arch/mean_mlp_ratio": 2.75,
         },
-        "metrics": {
-            "val/top1": 81.25, "val/loss": 0.5, "cost/params_m": 0.25, "cost/macs_g": 0.003, "cost/latency_ms": 1.5,
-        },
+        "metrics": {"val/top1": 81.25, "val/loss": 0.5, "cost/params_m": 0.25, "cost/macs_g": 0.003},
         "tags": {
-            "origin": "mutation", "generation": "2", "parents": "3", "chosen": "True",
+            "origin": "mutation", "generation": "2", "parents": "3", "images": "3000", "chosen": "True",
             "arch": "depth 2, width 64, heads 4 8, ratios 2 3.5",
         },
     }  # fmt: skip
@@ -128,7 +129,7 @@ def test_a_step_that_failed_goes_on_in_its_own_run(
     ):
         run.metrics({"loss": 3.0}, 1)
         run.metrics({"loss": 2.0}, 2)
-        run.children([CANDIDATE])
+        run.children([CANDIDATE], SPEC)
         raise AutoFormerError("the loss is nan")
     failed = client().get_run(records[0]["mlflow_run_id"])
     assert (failed.info.status, failed.data.tags["error"]) == ("FAILED", "the loss is nan")
@@ -137,7 +138,7 @@ def test_a_step_that_failed_goes_on_in_its_own_run(
         assert client().get_run(run.run_id).info.status == "RUNNING"
         run.metrics({"loss": 2.0}, 2)  # the checkpoint was older than the last point: it comes again
         run.metrics({"loss": 1.0}, 3)
-        run.children([CANDIDATE])
+        run.children([CANDIDATE], SPEC)
     assert records[1] == records[0]
     finished = client().get_run(records[1]["mlflow_run_id"])
     assert finished.info.status == "FINISHED" and "error" not in finished.data.tags
@@ -259,7 +260,7 @@ def test_nothing_is_tracked_on_other_ranks_or_when_switched_off(
     monkeypatch.setenv(variable, value)
     with tracking.step_run("train_supernet", config, {}) as run:
         run.metrics({"loss": 1.0})
-        run.children([CANDIDATE])
+        run.children([CANDIDATE], SPEC)
     assert list(tmp_path.iterdir()) == []
 
 

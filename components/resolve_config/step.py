@@ -6,6 +6,7 @@ from pathlib import Path
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.files import canonical_json, hash_path, hash_value
+from autoformer.limits import UNITS
 from runtime.common.code import package_code
 from runtime.common.config import STEPS, Config, load_config
 from runtime.common.console import end_early
@@ -115,8 +116,8 @@ def _check_limits(config: Config) -> None:
     """Refuse limits that no subnet of the space meets: the search would find out, after the supernet is trained."""
     assert config.search_subnet is not None
     limits, space = config.search_subnet.limits, config.space
-    for key, unit, count in (("params_m", 1e6, count_params), ("macs_g", 1e9, count_macs)):
-        least, most = count(space, space.smallest) / unit, count(space, space.largest) / unit
+    for key, count in (("params_m", count_params), ("macs_g", count_macs)):
+        least, most = (count(space, spec) / UNITS[key] for spec in (space.smallest, space.largest))
         low, high = getattr(limits, f"min_{key}"), getattr(limits, f"max_{key}")
         beyond = f"max_{key} = {high} is less than the smallest" if high is not None and high < least else ""
         if low is not None and low > most:
