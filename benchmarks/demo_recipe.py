@@ -33,7 +33,7 @@ from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
 from components.prepare_data import fashion_mnist
 from components.prepare_data.splitting import split
-from runtime.common.config import Config, load_config
+from runtime.common.config import Config, PrepareData, RetrainSubnet, TrainSupernet, load_config
 
 STAGES = ("supernet", "finetune", "scratch")
 
@@ -66,8 +66,7 @@ class Data(NamedTuple):
 
 def read(folder: Path, config: Config) -> Data:
     """The train and search split, as `prepare_data` makes them."""
-    assert config.prepare_data is not None
-    splits = split(fashion_mnist.index(folder), config.prepare_data, config.seed).rows
+    splits = split(fashion_mnist.index(folder), config.section(PrepareData), config.seed).rows
     delivered = fashion_mnist.read_pair(folder, "train")
     size = delivered.pixels[0].size
     rows = {name: (splits[name].offsets - delivered.rows.offsets[0]) // size for name in ("train", "search")}
@@ -78,8 +77,7 @@ def read(folder: Path, config: Config) -> Data:
 
 def recipes(stage: str, config: Config) -> dict[str, Recipe]:
     """The preset's recipe of a stage and its variants, by name."""
-    section = config.train_supernet if stage == "supernet" else config.retrain_subnet
-    assert section is not None
+    section = config.section(TrainSupernet) if stage == "supernet" else config.section(RetrainSubnet)
     base = section.recipe().model_dump()
     changes = VARIANTS | {
         f"learning rate x {x:g}": {"learning_rate": x * base["learning_rate"]} for x in LEARNING_RATES

@@ -30,7 +30,7 @@ from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from benchmarks.demo_recipe import Data, read
 from benchmarks.rows import Row, measured, table
-from runtime.common.config import ROOT, Config, load_config
+from runtime.common.config import ROOT, Config, TrainSupernet, load_config
 
 KINDS: tuple[Sampling, ...] = get_args(Sampling)
 EPOCHS, QUICK_EPOCHS = 8.0, 0.6  # images through a forward pass, in passes over the train split
@@ -76,8 +76,7 @@ def compare(
 
 def make_trainer(kind: Sampling, data: Data, config: Config, epochs: float, seed: int) -> Trainer:
     """The demo's supernet training, as long as lets `epochs` train splits through its forward passes."""
-    section, space = config.train_supernet, config.space
-    assert section is not None
+    section, space = config.section(TrainSupernet), config.space
     lessons = sampler(kind, space, seed, section.sandwich_random)
     own = epochs / len(lessons(0))
     recipe = section.recipe()

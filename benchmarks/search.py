@@ -44,7 +44,7 @@ from autoformer.space import SubnetSpec
 from benchmarks.rows import Row, interleaved, measured, ratio, table
 from components.search_subnet.memory import ScoreMemory
 from components.search_subnet.searching import Result, search
-from runtime.common.config import ROOT, Config, load_config
+from runtime.common.config import ROOT, Config, SearchSubnet, load_config
 
 OFFICIAL_IMAGES = 1050 * 150_000
 MOST_WORSE_POINTS = 0.2
@@ -130,8 +130,7 @@ def demo(supernet: Supernet, seeds: int, images: int) -> tuple[list[Row], list[d
 
 
 def _searched(config: Config, memory: ScoreMemory, images: int) -> Result:
-    assert config.search_subnet is not None
-    section = config.search_subnet
+    section = config.section(SearchSubnet)
     evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed))
     return search(config, evolution, evolution.ask(), memory, images, lambda *_: None, lambda *_: None)
 
@@ -295,8 +294,6 @@ def rate(supernet: Supernet, images: int, rounds: int) -> list[Row]:
     card, split = read_card(supernet.splits / "card.json"), supernet.splits / "search.parquet"
     loaded = load_images(split, DATA, card, limit=images)
     model = load_supernet(supernet.folder, "ema").model
-    config = load_config("demo")
-    assert config.search_subnet is not None
     spec, scorer = model.space.middle, make_scorer(supernet.folder, loaded, card)
     subnet = model.extract(spec).eval()
     transform = create_transform(

@@ -27,7 +27,7 @@ from autoformer.space import SearchSpace
 from components.prepare_data import packed
 from components.prepare_data.pack import CARD, PackCard, pack, read_pack, slug, unreadable_of
 from components.prepare_data.sources import discover
-from runtime.common.config import ROOT, Config, load_config
+from runtime.common.config import ROOT, Config, PrepareData, SearchSubnet, load_config
 from runtime.common.console import Parser, Progress, run_command
 from runtime.common.overrides import add_option, parse
 
@@ -73,14 +73,13 @@ def adopt(source: Path, preset: str | None, overrides: Sequence[str], place: Pat
     if packed.is_mine(source):
         data = source
     else:
-        assert first.prepare_data is not None
-        most_unreadable = first.prepare_data.max_unreadable_percent
+        most_unreadable = first.section(PrepareData).max_unreadable_percent
         side, channels = resized_side(first.space.image_size), first.space.in_channels
         with _Watch() as watch:
             data = pack(source, place, side, channels, most_unreadable, watch)
     card = read_pack(data)
     settings.append(f"dataset={card.name}")
-    if first.prepare_data and first.prepare_data.search_images and not _is_set("prepare_data.search_images", overrides):
+    if first.section(PrepareData).search_images and not _is_set("prepare_data.search_images", overrides):
         settings.append("prepare_data.search_images=null")  # of a preset for images that have as many in each class
     if not _is_set("space.num_classes", overrides):  # after the user's, which may name another space
         overrides = [*overrides, f"space.num_classes={len(card.classes)}"]
@@ -141,7 +140,6 @@ def propose_recipe(card: PackCard, config: Config) -> list[str]:
     100 epochs at 900 training images, in inverse proportion to their root: 20 at 22,500, never below 10 nor above
     300; a third of them to retrain. At least four optimiser steps to an epoch.
     """
-    assert config.prepare_data is not None and config.search_subnet is not None
     images = max(1, training_images(card, config))
     epochs = min(300, max(10, round(3000 / math.sqrt(images))))
     batch_size = 64 if images < 5000 else 128
@@ -158,8 +156,13 @@ def propose_recipe(card: PackCard, config: Config) -> list[str]:
     ]
     if config.space.image_size >= 224:
         settings += ["train_supernet.init_gain=null", "retrain_subnet.init_gain=null"]
-    most, limits = config.search_subnet.limits.max_params_m, config.search_subnet.limits
-    if most is not None and not _reach(config.space, most) and limits == load_config(PRESET).search_subnet.limits:  # type: ignore[union-attr]
+    limits = config.section(SearchSubnet).limits
+    most = limits.max_params_m
+    if (
+        most is not None
+        and not _reach(config.space, most)
+        and limits == load_config(PRESET).section(SearchSubnet).limits
+    ):
         middle = (
             count_params(config.space, config.space.smallest) + count_params(config.space, config.space.largest)
         ) / 2
@@ -173,13 +176,13 @@ def _reach(space: SearchSpace, params_m: float) -> bool:
 
 def training_images(card: PackCard, config: Config) -> int:
     """About how many images will train."""
-    assert config.prepare_data is not None
+    section = config.section(PrepareData)
     total = sum(card.splits.values())
     if not set(card.splits) & {"val", "test"}:
-        return round(total * (1 - (config.prepare_data.search_percent + config.prepare_data.test_percent) / 100))
+        return round(total * (1 - (section.search_percent + section.test_percent) / 100))
     train = card.splits.get("train", 0)
     both = {"val", "test"} <= set(card.splits)
-    return train if both else round(train * (1 - config.prepare_data.search_percent / 100))
+    return train if both else round(train * (1 - section.search_percent / 100))
 
 
 def _is_set(key: str, overrides: Sequence[str]) -> bool:

@@ -23,8 +23,17 @@ from autoformer.images.pixels import model_pixels
 from components.prepare_data import imagenet
 from components.prepare_data.readers import read_delivered
 from components.prepare_data.splitting import Splits, describe, split
-from runtime.common.config import Config, PrepareData, RetrainSubnet, TrainingSection, load_config
+from runtime.common.config import (
+    Config,
+    PrepareData,
+    RetrainSubnet,
+    SearchSubnet,
+    TrainingSection,
+    TrainSupernet,
+    load_config,
+)
 from runtime.common.console import Parser, existing, run_command
+from runtime.common.processes import set_threads
 from runtime.steps.inputs import DATA, check_batch, check_space
 from runtime.storage.places import open_data, remote_archives
 
@@ -84,20 +93,17 @@ def make_plan(config: Config, data: Path) -> Plan:
 
     from autoformer.devices import find_device
 
-    assert config.train_supernet and config.retrain_subnet and config.search_subnet
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     device = find_device(config.device)
     card, pictures, images = look_at(config, data)
     training, scoring = _measure(config, card, pictures)
-    search = config.search_subnet
+    search, retrained = config.section(SearchSubnet), config.section(RetrainSubnet)
     candidates = search.budget
     scored = min(search.images or images.search, images.search)
-    retrained = config.retrain_subnet
     trainings = _trainings(retrained)
     stages = [
         Stage("prepare_data", "", images.train_full + images.test, 2000.0),
-        _training_stage("train_supernet", config.train_supernet, images.train, 1, training),
+        _training_stage("train_supernet", config.section(TrainSupernet), images.train, 1, training),
         Stage(
             "search_subnet",
             f"{candidates:,} candidates on {'at most ' if search.racing else ''}{scored:,} images",
@@ -116,9 +122,8 @@ def make_plan(config: Config, data: Path) -> Plan:
 
 def _held_bytes(config: Config, card: DatasetCard, images: Images) -> int:
     """Decoded images that the hungriest step holds in memory beside what was measured."""
-    assert config.train_supernet is not None and config.retrain_subnet is not None
-    by_image = card.encoding == "image" and config.train_supernet.augmentation.by_image
-    trained = 0 if by_image else max(images.train, getattr(images, config.retrain_subnet.split))
+    by_image = card.encoding == "image" and config.section(TrainSupernet).augmentation.by_image
+    trained = 0 if by_image else max(images.train, getattr(images, config.section(RetrainSubnet).split))
     most = max(images.search + trained, images.test)
     return most * card.channels * config.space.image_size**2
 
@@ -139,8 +144,7 @@ def _training_stage(name: str, section: TrainingSection, images: int, times: int
 
 def look_at(config: Config, data: Path) -> tuple[DatasetCard, Pixels | EncodedSplit, Images]:
     """A card, images that stand for the train split, and the size of each split."""
-    section, space = config.prepare_data, config.space
-    assert section is not None and config.train_supernet is not None
+    section, training, space = config.section(PrepareData), config.section(TrainSupernet), config.space
     counts = None
     if imagenet.is_mine(existing(data, "`make data`")):  # not read for hours before a plan
         delivered = imagenet.glance(data)
@@ -159,9 +163,9 @@ def look_at(config: Config, data: Path) -> tuple[DatasetCard, Pixels | EncodedSp
         EncodedImages(data, train, card.channels, card.upright, card.files, remote_archives(data)),
         train.labels.astype(np.int64),
     )
-    if config.train_supernet.augmentation.by_image:
+    if training.augmentation.by_image:
         return card, encoded, counts
-    few = range(min(len(train.labels), 8 * config.train_supernet.batch_size))
+    few = range(min(len(train.labels), 8 * training.batch_size))
     decoded = [model_pixels(encoded.pictures.image(index), card.channels, space.image_size) for index in few]
     return card, Pixels(np.stack(decoded), encoded.labels[: len(few)], []), counts
 
@@ -185,27 +189,38 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
     """Images a second of training, and of scoring a candidate."""
     import torch
 
+    from autoformer.devices import find_device
     from autoformer.evaluation import predict_logits
     from autoformer.images.loader import AHEAD
     from autoformer.supernet import Supernet
-    from runtime.steps.trainers import make_trainer
+    from runtime.steps.trainers import Training, make_trainer
     from runtime.steps.workers import worker_count
 
-    section, space = config.train_supernet, config.space
-    assert section is not None and config.search_subnet is not None
+    section, space = config.section(TrainSupernet), config.space
     check_batch(section, len(images.labels), "train_supernet")
     model = Supernet(space, section.drop_path)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
-            "train_supernet", model, section.lessons(space, config.seed), lambda batch: model(batch, space.largest),
-            images, card, config, section, config.seed, Path(folder) / "found.json",
-        )  # fmt: skip
+            Training(
+                step="train_supernet",
+                section=section,
+                space=space,
+                model=model,
+                subnet=space.largest,
+                lessons=section.lessons(space, config.seed),
+                images=images,
+                card=card,
+                seed=config.seed,
+                device=find_device(config.device),
+                found=Path(folder) / "found.json",
+            )
+        )
     trainer.total_steps = sys.maxsize
     # workers decode ahead while the model warms up: a rate is that of both once as many batches are gone
     ahead = AHEAD * worker_count(trainer.device) if section.augmentation.by_image else 0
     training = _rate(lambda: trainer.advance(1), section.batch_size, warm_up=2 + ahead)
     trainer.images.close()
-    size = (config.search_subnet.batch_size, space.in_channels, space.image_size, space.image_size)
+    size = (config.section(SearchSubnet).batch_size, space.in_channels, space.image_size, space.image_size)
     batch = torch.zeros(size, dtype=torch.uint8)
     model.eval()
 

@@ -23,7 +23,7 @@ from pipeline.ending import Steps
 from pipeline.summary import summary
 from runtime import tracking
 from runtime.common.code import step_code
-from runtime.common.config import ROOT, STEPS, Config
+from runtime.common.config import ROOT, STEPS, Config, RegisterModel
 from runtime.common.console import Parser, run_command
 from runtime.common.locks import alone
 from runtime.common.overrides import add_option, join
@@ -228,8 +228,7 @@ def _show(config: Config, results: dict[str, Any], seconds: float, run_id: str) 
     print(f"  model                 {short(paths['retrain'] / 'model')}")
     print(f"  model card            {short(paths['registration'].with_name('model_card'))}")
     print(f"  MLflow                `make ui`, run {run_id}")
-    assert config.register_model is not None
-    print(f"  try it                make predict MODEL={config.register_model.model_name} IMAGE=path")
+    print(f"  try it                make predict MODEL={config.section(RegisterModel).model_name} IMAGE=path")
 
 
 if __name__ == "__main__":

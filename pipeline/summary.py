@@ -8,7 +8,7 @@ from autoformer.complexity import count_macs, count_params
 from autoformer.files import read_json
 from autoformer.space import NamedSubnet
 from autoformer.subnet_text import heads_text, ratios_text, size_text
-from runtime.common.config import Config
+from runtime.common.config import Config, RetrainSubnet
 
 
 def summary(
@@ -55,10 +55,9 @@ def _search_scores(searched: Mapping[str, float], retrained: Mapping[str, float]
 
 def _test_scores(config: Config, tested: Mapping[str, float]) -> str:
     low, high = tested["test_top1_low_percent"], tested["test_top1_high_percent"]
-    assert config.retrain_subnet is not None
     parts = [
         f"{tested['test_top1_percent']:.2f} % top-1 (95 % interval {low:.2f} to {high:.2f})",
-        config.retrain_subnet.mode,
+        config.section(RetrainSubnet).mode,
     ]
     if "inherited_test_top1_percent" in tested:
         parts.append(f"inherited {tested['inherited_test_top1_percent']:.2f} %")

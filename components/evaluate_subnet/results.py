@@ -48,11 +48,12 @@ class Results(NamedTuple):
     provenance: dict[str, Any]  # "train_supernet" and "retrain_subnet" -> what made it
 
 
-def read_all(arguments: argparse.Namespace, config: Config) -> tuple[Results, Images | EncodedSplit]:
-    """Read and check every input. Raises `AutoFormerError` with one line that names the file and the way out."""
-    section = config.evaluate_subnet
-    assert section is not None  # load_config has checked it
-    card, images = read_images_to_evaluate(arguments, config, "test", section.decoded_mb)
+def read_all(arguments: argparse.Namespace, config: Config, decoded_mb: int) -> tuple[Results, Images | EncodedSplit]:
+    """Read and check every input. Raises `AutoFormerError` with one line that names the file and the way out.
+
+    `decoded_mb`: memory for the decoded test images; where they do not fit, they are decoded on the way.
+    """
+    card, images = read_images_to_evaluate(arguments, config, "test", decoded_mb)
     for folder, step in (("supernet", "train_supernet"), ("search", "search_subnet"), ("retrain", "retrain_subnet")):
         existing(getattr(arguments, folder), step)
     subnet = NamedSubnet.from_yaml(existing(arguments.search / "chosen.yaml", "search_subnet"))

@@ -11,8 +11,9 @@ from autoformer.images.archives import EncodedSplit
 from autoformer.images.loading import Images
 from components.evaluate_subnet.results import Results, read_all
 from runtime.common.code import step_code
-from runtime.common.config import Config
+from runtime.common.config import Config, EvaluateSubnet
 from runtime.common.console import Progress
+from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import add_data_arguments, add_folder_arguments, add_output_arguments
@@ -49,11 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
-    results, images = read_all(arguments, config)
+    section = config.section(EvaluateSubnet)
+    results, images = read_all(arguments, config, section.decoded_mb)
     with open_step(STEP, arguments, config, "card", "test_split", "supernet", "search", "retrain") as opened:
         tracked = opened.tracked
         tracked.subnet(results.subnet.subnet)
-        result = evaluate(results, images, config)
+        result = evaluate(results, images, config, section)
         write(arguments.out, result)
         tracked.metrics(result.metrics)
         tracked.headline(result.metrics, results.subnet.subnet)
@@ -62,18 +64,13 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     print(summary(result.metrics), flush=True)
 
 
-def evaluate(results: Results, images: Images | EncodedSplit, config: Config) -> Result:
+def evaluate(results: Results, images: Images | EncodedSplit, config: Config, section: EvaluateSubnet) -> Result:
     """Measure on the test images, and put everything into the form in which it is written."""
-    import torch
-
     from autoformer.devices import find_device
     from components.evaluate_subnet.measure import measure
     from components.evaluate_subnet.report import render
 
-    section = config.evaluate_subnet
-    assert section is not None
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     with Progress(f"{STEP}: images", len(images.labels), "images") as bar:
         evaluation = measure(
             results, images, section.batch_size, section.mistakes, find_device(config.device), bar.update

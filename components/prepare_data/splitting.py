@@ -41,9 +41,11 @@ def split(delivered: Delivered, section: PrepareData, seed: int) -> Splits:
     if not len(given["test"]):
         given = {"val": given["test"], "test": given["val"]}
     free = np.flatnonzero((delivered.splits == "") | (delivered.splits == "train"))
-    by_number = section.search_images is not None
-    found = (_by_number if by_number else _by_share)(delivered, section, seed, free, given["val"], given["test"])
-    parts, notes, counted = found
+    rows = free, given["val"], given["test"]
+    if section.search_images is None:
+        parts, notes, counted = _by_share(delivered, section, seed, *rows)
+    else:
+        parts, notes, counted = _by_number(delivered, section.search_images, seed, *rows)
     parts["train_full"] = np.sort(np.concatenate([parts["train"], parts["search"]]))  # in the delivered order
     return Splits({name: delivered.rows.take(rows) for name, rows in parts.items()}, notes, counted)
 
@@ -52,9 +54,8 @@ _Found = tuple[dict[str, np.ndarray], tuple[str, ...], tuple[str, ...]]
 
 
 def _by_number(
-    delivered: Delivered, section: PrepareData, seed: int, free: np.ndarray, val: np.ndarray, test: np.ndarray
+    delivered: Delivered, search_images: int, seed: int, free: np.ndarray, val: np.ndarray, test: np.ndarray
 ) -> _Found:
-    assert section.search_images is not None
     if not len(test):
         raise AutoFormerError("prepare_data.search_images: for your own images set prepare_data.search_percent instead")
     if len(val):
@@ -64,7 +65,7 @@ def _by_number(
         )
     rows = delivered.rows
     held = hold_out(
-        rows.labels[free], rows.checksums[free], rows.checksums[test], len(delivered.classes), section.search_images,
+        rows.labels[free], rows.checksums[free], rows.checksums[test], len(delivered.classes), search_images,
         derived_rng("prepare_data", seed),
     )  # fmt: skip
     note = (

@@ -73,8 +73,7 @@ def write_prepared(prepared: Prepared, card: Path, splits: Mapping[str, Path]) -
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
     """Check the delivered files, prepare, write, and print a summary."""
-    section = config.prepare_data
-    assert section is not None  # load_config has checked it
+    section = config.section(PrepareData)
     record = Record(arguments.record, STEP)  # its clock begins here
     data = open_data(arguments.data).folder
     prepared = prepare(data, read_delivered(data, config.dataset), section, config.seed)

@@ -1,10 +1,11 @@
 """How long one image takes on this machine's CPU. A clock reading: it decides nothing, and enters no result."""
 
-import os
 import platform
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from runtime.common.processes import cores, set_threads
 
 WARM_UP = 10  # passes that are not counted: the first ones fill caches and start threads
 MOST_PASSES, FEWEST_PASSES, SECONDS = 300, 20, 3.0
@@ -31,8 +32,7 @@ def measure(model_folder: Path, threads: int | None) -> Latency:
 
     from autoformer.checkpoint import load_subnet
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     model, card = load_subnet(model_folder)
     space = card.space
     image = torch.zeros(1, space.in_channels, space.image_size, space.image_size)
@@ -58,4 +58,4 @@ def cpu_name() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     model = next(named, "") or platform.processor() or platform.machine()
-    return f"{model}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return f"{model}, {cores()} cores"

@@ -60,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
-    section = config.register_model
-    assert section is not None
+    section = config.section(RegisterModel)
     candidate = read_candidate(arguments.card, arguments.search, arguments.retrain, arguments.evaluation)
     facts = read_facts(candidate, arguments, section)
     with open_step(STEP, arguments, config, "card", *FOLDERS) as opened:

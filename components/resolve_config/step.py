@@ -8,7 +8,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import canonical_json, hash_path, hash_value
 from autoformer.limits import UNITS
 from runtime.common.code import package_code
-from runtime.common.config import STEPS, Config, load_config
+from runtime.common.config import STEPS, Config, RetrainSubnet, SearchSubnet, load_config
 from runtime.common.console import end_early
 from runtime.common.exit_codes import BAD_INPUT
 from runtime.common.overrides import split
@@ -71,8 +71,7 @@ def for_each_step(
     try:
         _check_version(compiled_from)
         config = resolve(preset, split(overrides), seed, max_params_m)
-        assert config.retrain_subnet is not None
-        if config.retrain_subnet.compile:  # a supernet later would be too late to hear that
+        if config.section(RetrainSubnet).compile:  # a supernet later would be too late to hear that
             require_compiler()
         known = data_hash or identity_of(data)
     except AutoFormerError as error:
@@ -114,8 +113,7 @@ def _check_version(compiled_from: str) -> None:
 
 def _check_limits(config: Config) -> None:
     """Refuse limits that no subnet of the space meets: the search would find out, after the supernet is trained."""
-    assert config.search_subnet is not None
-    limits, space = config.search_subnet.limits, config.space
+    limits, space = config.section(SearchSubnet).limits, config.space
     for key, count in (("params_m", count_params), ("macs_g", count_macs)):
         least, most = (count(space, spec) / UNITS[key] for spec in (space.smallest, space.largest))
         low, high = getattr(limits, f"min_{key}"), getattr(limits, f"max_{key}")

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +14,7 @@ from autoformer.images.loading import Images
 from autoformer.space import NamedSubnet, SubnetSpec
 from runtime.common.config import Config, RetrainSubnet
 from runtime.common.console import existing
+from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.compiler import require_compiler
@@ -48,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
-    assert config.retrain_subnet is not None
-    section = config.retrain_subnet
+    section = config.section(RetrainSubnet)
     if section.compile:
         require_compiler()
     with joined(config) as ranks:
@@ -65,7 +64,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
             STEP, arguments, config, *data, "supernet", "search", ranks=ranks, has_checkpoints=True
         ) as opened:
             opened.tracked.subnet(chosen.subnet)
-            _Retraining(opened, card, train_images, search_images, start).run()
+            _Retraining(opened, section, card, train_images, search_images, start).run()
 
 
 def _scored_weights(search: Path) -> Weights:
@@ -92,22 +91,21 @@ class _Retraining:
     def __init__(
         self,
         opened: OpenStep,
+        section: RetrainSubnet,
         card: DatasetCard,
         train_images: Images | EncodedSplit,
         search_images: Images,
         start: Start,
     ) -> None:
         from autoformer.devices import find_device
-        from runtime.steps.training import Scorer, set_threads
+        from runtime.steps.training import Scorer
 
         config = opened.config
-        assert config.retrain_subnet is not None
-        self.opened, self.config, self.card, self.start = opened, config, card, start
-        self.section: RetrainSubnet = config.retrain_subnet
+        self.opened, self.config, self.section, self.card, self.start = opened, config, section, card, start
         self.train_images = train_images
         self.device = find_device(config.device)
         self.scorer = Scorer(search_images, card, self.device)
-        self.watcher = Scorer(search_images, card, self.device, self.section.score_images)
+        self.watcher = Scorer(search_images, card, self.device, section.score_images)
         set_threads(config.threads)
 
     def run(self) -> None:
@@ -154,39 +152,36 @@ class _Retraining:
 
     def _train(self, model: Any, name: str) -> tuple[Any, Any]:
         """Train `model` with the step's recipe; return it, averaged, and its history."""
-        import torch
-
         from autoformer.sampling import whole_model
-        from runtime.steps.trainers import make_trainer, out_of_memory
-        from runtime.steps.training import Job, Row, train
+        from runtime.steps.trainers import Training, make_trainer
+        from runtime.steps.training import Names, Row, train
 
         if self.section.compile:
             model.compile()  # its forward alone: the names of its weights stay, and a copy of it is not compiled
-        found = self.opened.workspace.file(f"{name}-found.json")
-        trainer = make_trainer(
-            STEP,
-            model,
-            whole_model,
-            model,
-            self.train_images,
-            self.card,
-            self.config,
-            self.section,
-            self.config.seed + 1,  # another order of the images than the supernet has seen
-            found,
-            self.opened.ranks,
+        training = Training(
+            step=STEP,
+            section=self.section,
+            space=self.config.space,
+            model=model,
+            subnet=self.start.subnet,
+            lessons=whole_model,
+            images=self.train_images,
+            card=self.card,
+            seed=self.config.seed + 1,  # another order of the images than the supernet has seen
+            device=self.device,
+            found=self.opened.workspace.file(f"{name}-found.json"),
+            ranks=self.opened.ranks,
         )
+        trainer = make_trainer(training)
 
-        def score(averaged: torch.nn.Module) -> Row:
+        def score(averaged: Any) -> Row:
             if self.section.split == "train_full":  # on images that it is trained on, which tells nothing
                 return {}
             return {"search_top1_percent": self.watcher.top1_percent(averaged.eval())}
 
         what = f"{STEP} ({self.section.mode if name == 'model' else name})"
-        memory = partial(out_of_memory, STEP, trainer, model, self.config, self.section, found)
-        prefix = "" if name == "model" else f"{name}/"
-        job = Job(name, what, lambda step: self.start.subnet, memory, prefix)
-        return trainer.averaged, train(self.opened, trainer, self.section, score, job)
+        names = Names(name, what, prefix="" if name == "model" else f"{name}/")
+        return trainer.averaged, train(self.opened, training, trainer, score, names)
 
     def _is_trained(self, name: str) -> bool:
         return name == "scratch" or (name == "model" and self.section.mode != "inherited")

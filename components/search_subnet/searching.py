@@ -12,7 +12,7 @@ from autoformer.randomness import derived_rng
 from autoformer.search import Candidate, Evolution, Origin, Scored, random_baseline
 from autoformer.space import SubnetSpec
 from components.search_subnet.memory import ScoreMemory
-from runtime.common.config import Config
+from runtime.common.config import Config, SearchSubnet
 
 _DRAWN: tuple[Origin, ...] = ("initial", "baseline")
 
@@ -44,8 +44,7 @@ def search(
         show: is told of progress: how many candidates are done with, and the best so far in words.
         log: is told the metrics of each generation, and its number.
     """
-    section = config.search_subnet
-    assert section is not None
+    section = config.section(SearchSubnet)
     grading = _Grading(section.racing, images, memory, show)
     candidates, ends = first, []
     while candidates:

@@ -25,8 +25,9 @@ from autoformer.search import Candidate, Evolution
 from autoformer.space import SearchSpace, SubnetSpec
 from components.search_subnet.memory import Crew, ScoreMemory
 from components.search_subnet.searching import Result, search
-from runtime.common.config import Config
+from runtime.common.config import Config, SearchSubnet
 from runtime.common.console import Progress
+from runtime.common.processes import set_threads
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
@@ -57,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
-    section = config.search_subnet
-    assert section is not None
+    section = config.section(SearchSubnet)
     card, (images,) = read_data(arguments, config, "search")
     read_supernet(arguments.supernet, config, section.weights)
     count = section.images or len(images.labels)
@@ -87,9 +87,8 @@ def _cost(space: SearchSpace, task: Task) -> float:
 def _lead(opened: OpenStep, evolution: Evolution, first: list[Candidate], crew: Crew, images: int) -> None:
     """Evolve, decide who is scored on what, and write the result: the work of rank 0."""
     config, tracked, out = opened.config, opened.tracked, opened.arguments.out
-    assert config.search_subnet is not None
     memory = ScoreMemory(opened.workspace.file("scores.jsonl"), images, crew, opened.mirror.changed)
-    with Progress(STEP, config.search_subnet.budget, "candidates") as progress:
+    with Progress(STEP, config.section(SearchSubnet).budget, "candidates") as progress:
         try:
             result = search(config, evolution, first, memory, images, progress.update, tracked.metrics)
         except Stopped as stopped:
@@ -111,10 +110,8 @@ def _scorer(folder: Path, config: Config, card: DatasetCard, images: Images) -> 
     from autoformer.checkpoint import load_supernet
     from autoformer.devices import find_device, find_precision
     from autoformer.scoring import Scorer
-    from runtime.steps.training import set_threads
 
-    section = config.search_subnet
-    assert section is not None
+    section = config.section(SearchSubnet)
     set_threads(config.threads)
     device = find_device(config.device)
     supernet = load_supernet(folder, section.weights).model.to(device)

@@ -3,20 +3,25 @@
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoformer.files import replacing, write_json
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.loading import Images
-from autoformer.space import SubnetSpec
-from runtime.common.config import Config
+from runtime.common.config import Config, TrainSupernet
+from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import add_data_arguments, add_output_arguments, read_data, read_train_images
 from runtime.steps.joining import joined
 from runtime.steps.opening import OpenStep, open_step
 from runtime.storage.artifacts import publish
+
+if TYPE_CHECKING:
+    from autoformer.training import Trainer
+    from runtime.steps.trainers import Training
+    from runtime.steps.training import Trained
 
 STEP = "train_supernet"
 SCORED = ("smallest", "middle", "largest")
@@ -35,73 +40,83 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
-    assert config.train_supernet is not None
+    section = config.section(TrainSupernet)
     with joined(config) as ranks:
         card, (search_images,) = read_data(arguments, config, "search")
-        train_images = read_train_images(arguments, config, card, config.train_supernet, STEP)
+        train_images = read_train_images(arguments, config, card, section, STEP)
         with open_step(
             STEP, arguments, config, "card", "train_split", "search_split", ranks=ranks, has_checkpoints=True
         ) as opened:
-            _train(opened, card, train_images, search_images)
+            _train(opened, section, card, train_images, search_images)
 
 
-def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSplit, search_images: Images) -> None:
-    import torch
+def _train(
+    opened: OpenStep,
+    section: TrainSupernet,
+    card: DatasetCard,
+    train_images: Images | EncodedSplit,
+    search_images: Images,
+) -> None:
+    from runtime.steps.trainers import make_trainer
+    from runtime.steps.training import Names, Row, Scorer, train
 
-    from autoformer.checkpoint import Preprocessing, SupernetCard, save_supernet
-    from autoformer.layers import initialise
-    from autoformer.supernet import Supernet
-    from runtime.steps.trainers import make_trainer, out_of_memory
-    from runtime.steps.training import Job, Row, Scorer, set_threads, train
-
-    config, out = opened.config, opened.arguments.out
-    section = config.train_supernet
-    assert section is not None
-    set_threads(config.threads)
-    torch.manual_seed(config.seed)
-    supernet = Supernet(config.space, drop_path=section.drop_path)
-    initialise(supernet, section.init_gain)
-    largest = partial(_classify, supernet, config.space.largest)
-    found = opened.workspace.file("found.json")
-    lessons = section.lessons(config.space, config.seed)
-    trainer = make_trainer(
-        STEP,
-        supernet,
-        lessons,
-        largest,
-        train_images,
-        card,
-        config,
-        section,
-        config.seed,
-        found,
-        opened.ranks,
-    )
+    training = _training(opened, section, card, train_images)
+    trainer, space = make_trainer(training), training.space
     scorer = Scorer(search_images, card, trainer.device, section.score_images)
 
-    def score(model: torch.nn.Module) -> Row:
+    def score(model: Any) -> Row:
         model.eval()
-        specs = {name: getattr(config.space, name) for name in SCORED}
-        return {
-            f"{name}_top1_percent": scorer.top1_percent(partial(_classify, model, spec)) for name, spec in specs.items()
-        }
+        forwards = {name: partial(model, spec=getattr(space, name)) for name in SCORED}
+        return {f"{name}_top1_percent": scorer.top1_percent(forward) for name, forward in forwards.items()}
 
-    job = Job(
-        "checkpoint",
-        STEP,
-        lambda step: lessons(step)[0].subnet or config.space.largest,
-        partial(out_of_memory, STEP, trainer, largest, config, section, found),
+    trained = train(opened, training, trainer, score, Names("checkpoint", STEP))
+    if opened.ranks.leads:
+        _write(opened, card, trainer, trained)
+
+
+def _training(
+    opened: OpenStep, section: TrainSupernet, card: DatasetCard, train_images: Images | EncodedSplit
+) -> "Training":
+    """The training of a new supernet."""
+    import torch
+
+    from autoformer.devices import find_device
+    from autoformer.layers import initialise
+    from autoformer.supernet import Supernet
+    from runtime.steps.trainers import Training
+
+    config, space = opened.config, opened.config.space
+    set_threads(config.threads)
+    torch.manual_seed(config.seed)
+    supernet = Supernet(space, drop_path=section.drop_path)
+    initialise(supernet, section.init_gain)
+    return Training(
+        step=STEP,
+        section=section,
+        space=space,
+        model=supernet,
+        subnet=space.largest,
+        lessons=section.lessons(space, config.seed),
+        images=train_images,
+        card=card,
+        seed=config.seed,
+        device=find_device(config.device),
+        found=opened.workspace.file("found.json"),
+        ranks=opened.ranks,
     )
-    history, rollbacks = train(opened, trainer, section, score, job)
-    if not opened.ranks.leads:
-        return
+
+
+def _write(opened: OpenStep, card: DatasetCard, trainer: "Trainer", trained: "Trained") -> None:
+    from autoformer.checkpoint import Preprocessing, SupernetCard, save_supernet
+
+    out, (history, rollbacks) = opened.arguments.out, trained
     preprocessing = Preprocessing(mean=card.mean, std=card.std, classes=card.classes)
     provenance = opened.workspace.provenance
-    supernet_card = SupernetCard(space=config.space, preprocessing=preprocessing, provenance=provenance)
+    supernet_card = SupernetCard(space=opened.config.space, preprocessing=preprocessing, provenance=provenance)
     metrics = {key: value for key, value in history[-1].items() if key not in ("step", "epoch", "learning_rate")}
     with replacing(out) as folder:
         ema = None if trainer.ema is None else trainer.averaged.state_dict()
-        save_supernet(folder, supernet.state_dict(), ema, supernet_card)
+        save_supernet(folder, trainer.model.state_dict(), ema, supernet_card)
         write_table(folder / "history.csv", HISTORY, history)
         if rollbacks:
             write_json(folder / "rollbacks.json", rollbacks)
@@ -109,7 +124,3 @@ def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSp
         publish(folder, STEP)
     opened.tracked.artifact(out / "history.csv")
     print(f"{STEP}: {trainer.total_steps} steps, " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()), flush=True)
-
-
-def _classify(supernet: Any, spec: SubnetSpec, images: Any) -> Any:
-    return supernet(images, spec)

@@ -7,7 +7,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -126,6 +126,10 @@ class RegisterModel(Frozen):
     min_top1_percent: float = Field(ge=0, le=100, description="test accuracy below which nothing is registered")
 
 
+Section = TypeVar("Section", PrepareData, TrainSupernet, SearchSubnet, RetrainSubnet, EvaluateSubnet, RegisterModel)
+_STEP_OF: dict[type[Frozen], str] = dict(zip(Section.__constraints__, STEPS, strict=True))
+
+
 class Config(Frozen):
     """A whole run, or what one step of it needs: the shared keys and one section."""
 
@@ -150,6 +154,18 @@ class Config(Frozen):
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return load_space(value) if isinstance(value, str) else value
+
+    def section(self, kind: type[Section]) -> Section:
+        """The section of one step, such as `config.section(SearchSubnet)`.
+
+        Raises:
+            AutoFormerError: this configuration does not have it; where `load_config` was asked for it, it does.
+        """
+        step = _STEP_OF[kind]
+        found: Section | None = getattr(self, step)
+        if found is None:
+            raise AutoFormerError(f"the section '{step}' is missing")
+        return found
 
     def for_step(self, step: str) -> dict[str, Any]:
         """The shared keys and the section of one step: what decides that step's result, as plain data."""

@@ -29,6 +29,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def set_threads(threads: int | None) -> None:
+    """Set the CPU threads of torch in this process; None leaves them as they are."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def threads_of_rank() -> int:
+    """CPU threads of one of several ranks: OMP_NUM_THREADS, or an equal share of this machine's cores."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) > 0 else max(1, cores() // machine_share())
+
+
 def gpus() -> int:
     """GPUs of this machine. Where it has no driver, torch is not imported to hear so: bad input is told at once."""
     if not any(Path(driver).exists() for driver in DRIVERS):

@@ -13,7 +13,6 @@ Ranks other than 0 print nothing, hold no lock, write no record and log to no ru
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -24,7 +23,14 @@ from autoformer.files import hash_file, replacing
 from autoformer.ranks import ALONE, Ranks
 from runtime.common.config import Config
 from runtime.common.exit_codes import LOST
-from runtime.common.processes import cores, gpus, is_rank, machine_share, number_in_environment
+from runtime.common.processes import (
+    gpus,
+    is_rank,
+    machine_share,
+    number_in_environment,
+    set_threads,
+    threads_of_rank,
+)
 from runtime.common.stopping import Stopped, heard
 
 TIMEOUT = timedelta(minutes=30)  # of a word between ranks: longer than rank 0 scores or writes while others wait
@@ -58,10 +64,9 @@ def joined(config: Config) -> Iterator[Ranks]:
     if ranks.count == 1:
         yield ranks
         return
-    import torch
     from torch import distributed
 
-    torch.set_num_threads(_threads())
+    set_threads(threads_of_rank())
     try:
         store, rank, count = next(distributed.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
         # torchrun keeps its store when it starts ranks again, and with it the addresses of the former ones
@@ -133,8 +138,3 @@ def _chunks(ranks: Ranks, file: Path) -> Iterator[bytes]:
     with file.open("rb") if ranks.leads else contextlib.nullcontext() as opened:
         while chunk := ranks.broadcast(opened.read(_CHUNK_BYTES) if opened is not None else b""):
             yield chunk
-
-
-def _threads() -> int:
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) > 0 else max(1, cores() // machine_share())

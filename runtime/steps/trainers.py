@@ -1,12 +1,14 @@
-"""From a configuration to a trainer: device, memory, workers and teacher are found here."""
+"""From the description of a training to its trainer: memory, workers and teacher are found here."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from autoformer.devices import fewest_parts, find_device, find_precision, memory_bytes
+from autoformer.devices import fewest_parts, find_precision, memory_bytes
 from autoformer.distillation import Teacher
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json, write_json
@@ -16,62 +18,83 @@ from autoformer.images.loader import training_images
 from autoformer.images.loading import Images
 from autoformer.ranks import ALONE, Ranks
 from autoformer.sampling import Lessons
+from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
-from runtime.common.config import Config, TrainingSection
+from runtime.common.config import TrainingSection
 from runtime.steps.workers import kept_bytes, worker_count
 
 
-def make_trainer(
-    step: str,
-    model: Supernet | AutoFormer,
-    lessons: Lessons,
-    largest: Callable[[Tensor], Tensor],
-    images: Images | EncodedSplit,
-    card: DatasetCard,
-    config: Config,
-    section: TrainingSection,
-    seed: int,
-    found: Path,
-    ranks: Ranks = ALONE,
-) -> Trainer:
-    """A trainer of `model` on the configured device.
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training: what is trained, on what, by which recipe, and where.
 
-    Args:
+    Attributes:
         step: whose section of the configuration `section` is.
+        section: the recipe, and when to save, log and score.
+        space: of the model.
+        model: a supernet, or a subnet by itself.
+        subnet: that the model is; of a supernet its largest.
         lessons: which subnets a step trains.
-        largest: a forward pass of the largest subnet that a training step may take.
         images: the train split.
+        card: of the data set.
         seed: of order, augmentation and stochastic depth.
+        device: that it runs on.
         found: file that remembers how many forward passes the memory asks for, so that a resumed run takes as many.
         ranks: which of the processes that train together this is; a step has `accumulation` parts for each of them.
+    """
+
+    step: str
+    section: TrainingSection
+    space: SearchSpace
+    model: Supernet | AutoFormer
+    subnet: SubnetSpec
+    lessons: Lessons
+    images: Images | EncodedSplit
+    card: DatasetCard
+    seed: int
+    device: torch.device
+    found: Path
+    ranks: Ranks = ALONE
+
+    def largest(self, images: Tensor) -> Tensor:
+        """A forward pass of the largest subnet that a step may train."""
+        return self.model(images, self.subnet) if isinstance(self.model, Supernet) else self.model(images)
+
+    def subnet_of(self, step: int) -> SubnetSpec:
+        """The subnet that a step, counted from 0, trains; the first of several."""
+        return self.lessons(step)[0].subnet or self.subnet
+
+
+def make_trainer(training: Training) -> Trainer:
+    """Move the model to its device, find what is left to find, and make the trainer.
 
     Raises:
-        AutoFormerError: one line: no such device, a teacher that does not fit, or not memory enough for one image.
+        AutoFormerError: one line: a teacher that does not fit, or not memory enough for one image.
     """
-    device = find_device(config.device)
+    model, space, card, seed = training.model, training.space, training.card, training.seed
+    device, ranks, recipe = training.device, training.ranks, training.section.recipe()
     model.to(device)
-    space, recipe = config.space, section.recipe()
     model.set_grad_checkpointing(recipe.activation_checkpointing)
     teacher = None
     if recipe.distillation is not None:
         teacher = Teacher(recipe.distillation, card.mean, card.std, space.num_classes, device)
     passes = recipe.accumulation
     if not isinstance(passes, int):
-        trial = _trial(model, largest, teacher, config, section, device)
-        passes = _agreed_passes(found, section, ranks, lambda: _find_passes(model, trial, section, device, ranks))
+        passes = _agreed_passes(training, partial(_find_passes, training, teacher))
     source = training_images(
-        images, recipe, seed, space.image_size, card.mean, passes * ranks.count, worker_count(device), ranks,
+        training.images, recipe, seed, space.image_size, card.mean, passes * ranks.count, worker_count(device), ranks,
         kept_bytes(),
     )  # fmt: skip
-    return Trainer(model, lessons, source, space.num_classes, card.mean, card.std, recipe, seed, teacher)
+    return Trainer(model, training.lessons, source, space.num_classes, card.mean, card.std, recipe, seed, teacher)
 
 
-def _agreed_passes(found: Path, section: TrainingSection, ranks: Ranks, find: Callable[[], int]) -> int:
+def _agreed_passes(training: Training, find: Callable[[], int]) -> int:
     """Forward passes of each rank to a step: what was remembered, else as many as the neediest rank finds."""
+    ranks, found = training.ranks, training.found
     remembered = ranks.broadcast(_remembered(found) if ranks.leads else None)
-    if remembered is not None and section.batch_size % (remembered * ranks.count) == 0:
+    if remembered is not None and training.section.batch_size % (remembered * ranks.count) == 0:
         return remembered
     passes = max(ranks.gather(find()))
     if ranks.leads:
@@ -79,17 +102,10 @@ def _agreed_passes(found: Path, section: TrainingSection, ranks: Ranks, find: Ca
     return passes
 
 
-def _trial(
-    model: Supernet | AutoFormer,
-    largest: Callable[[Tensor], Tensor],
-    teacher: Teacher | None,
-    config: Config,
-    section: TrainingSection,
-    device: torch.device,
-) -> Callable[[int], None]:
+def _trial(training: Training, teacher: Teacher | None) -> Callable[[int], None]:
     """A function that uses as much memory as the largest forward and backward pass of so many images."""
-    precision = find_precision(section.precision, device)
-    space = config.space
+    device, space = training.device, training.space
+    precision = find_precision(training.section.precision, device)
 
     def run(images: int) -> None:
         batch = torch.zeros((images, space.in_channels, space.image_size, space.image_size), device=device)
@@ -97,30 +113,30 @@ def _trial(
             with torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"):
                 if teacher is not None:
                     teacher(batch)
-                loss = largest(batch).float().sum()
+                loss = training.largest(batch).float().sum()
             loss.backward()
         finally:
-            model.zero_grad(set_to_none=True)
+            training.model.zero_grad(set_to_none=True)
 
     return run
 
 
-def _find_passes(
-    model: Supernet | AutoFormer,
-    trial: Callable[[int], None],
-    section: TrainingSection,
-    device: torch.device,
-    ranks: Ranks,
-) -> int:
+def _find_passes(training: Training, teacher: Teacher | None) -> int:
     """Into how many forward passes this rank's share of a step must be split. On a CPU one, without a trial."""
-    if device.type == "cpu":
+    if training.device.type == "cpu":
         return 1
-    kept = [torch.empty_like(weights) for weights in model.parameters() for _ in range(3)]  # two moments, an average
-    passes = fewest_parts(trial, section.batch_size // ranks.count, section.augmentation.mixes)
+    section, weights = training.section, training.model.parameters()
+    kept = [torch.empty_like(tensor) for tensor in weights for _ in range(3)]  # two moments, an average
+    trial = _trial(training, teacher)
+    passes = fewest_parts(trial, section.batch_size // training.ranks.count, section.augmentation.mixes)
     del kept
     if passes is None:
-        raise AutoFormerError(f"not even one image at a time fits {_memory(device)}; choose a smaller space")
+        raise _too_large(training.device)
     return passes
+
+
+def _too_large(device: torch.device) -> AutoFormerError:
+    return AutoFormerError(f"not even one image at a time fits {_memory(device)}; choose a smaller space")
 
 
 def _memory(device: torch.device) -> str:
@@ -132,34 +148,30 @@ def _remembered(found: Path) -> int | None:
     return int(read_json(found)["accumulation"]) if found.exists() else None
 
 
-def out_of_memory(
-    step: str,
-    trainer: Trainer,
-    largest: Callable[[Tensor], Tensor],
-    config: Config,
-    section: TrainingSection,
-    found: Path,
-) -> AutoFormerError:
+def out_of_memory(training: Training, trainer: Trainer) -> AutoFormerError:
     """One line for an optimiser step that ran out of memory, with the accumulation that fits.
 
-    Where accumulation is to be found, the file `found` is told, so that the same command goes on with it.
+    Where accumulation is to be found, the file `training.found` is told, so that the same command goes on with it.
     """
+    section = training.section
     trainer.optimizer.zero_grad(set_to_none=True)
     if trainer.device.type == "cuda":
         torch.cuda.empty_cache()
     images = trainer.images_per_step // trainer.parts
-    trial = _trial(trainer.model, largest, trainer.teacher, config, section, trainer.device)
-    more = fewest_parts(trial, images, section.augmentation.mixes, at_least=2)
-    memory = _memory(trainer.device)
+    more = fewest_parts(_trial(training, trainer.teacher), images, section.augmentation.mixes, at_least=2)
     if more is None:
-        return AutoFormerError(f"not even one image at a time fits {memory}; choose a smaller space")
+        return _too_large(trainer.device)
     passes = more * trainer.parts // trainer.ranks.count
     if section.accumulation == "auto":
-        write_json(found, {"accumulation": passes})  # by whichever rank: the others cannot be asked any more
+        write_json(training.found, {"accumulation": passes})  # by whichever rank: the others cannot be asked any more
         answer = f"the same command goes on with accumulation {passes}"
     else:
-        answer = f"set {step}.accumulation={passes}, which changes nothing else of the recipe, and start it again"
-    return AutoFormerError(f"a forward pass of {images} images does not fit {memory}; {images // more} fit: {answer}")
+        answer = (
+            f"set {training.step}.accumulation={passes}, which changes nothing else of the recipe, and start it again"
+        )
+    return AutoFormerError(
+        f"a forward pass of {images} images does not fit {_memory(trainer.device)}; {images // more} fit: {answer}"
+    )
 
 
 def findings(trainer: Trainer) -> dict[str, str | int]:

@@ -1,10 +1,5 @@
 """What the two training steps share: they drive the same loop, keep a history, resume, and roll back.
 
-Two checkpoints lie in the work folder. The regular one is written every `checkpoint_steps` steps, and only where
-losses and weights are finite; so what a rollback returns to does not depend on when a training was interrupted.
-The other one is written where the step is told to stop, in the midst of a row of the history too; it is read
-first, and gone with the next regular one.
-
 A loss that is NaN or infinite, or such a weight, sends training back to the last regular checkpoint, or to the
 beginning, and its learning rates are from there on `rollback_factor` times what they were. After `max_rollbacks`
 of these the step ends. With float16 a step of that kind is skipped by the gradient scaler, which is no reason to
@@ -12,16 +7,14 @@ go back as long as one step of the row is sound.
 
 Several ranks train in step. Each keeps its share of the losses on its device; they are added up once a row, so that
 all ranks decide alike whether to go back. Rank 0 alone scores, writes and tells; the others go on meanwhile, to the
-next word that needs rank 0. A checkpoint is read by all, on other machines than rank 0's from a copy. Whether a signal
-has come is a number that every rank adds to at each step, through gloo, beside the GPUs, and hears one step later: all
-stop at the same step, and no device is waited for.
+next word that needs rank 0. Whether a signal has come is a number that every rank adds to at each step, through gloo,
+beside the GPUs, and hears one step later: all stop at the same step, and no device is waited for.
 """
 
 import contextlib
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -31,18 +24,15 @@ from autoformer.checkpoint import first_not_finite
 from autoformer.devices import is_out_of_memory
 from autoformer.errors import AutoFormerError
 from autoformer.evaluation import predict_logits
-from autoformer.files import replacing
 from autoformer.images.card import DatasetCard
 from autoformer.images.loading import Images
 from autoformer.ranks import Ranks
-from autoformer.space import SubnetSpec
 from autoformer.training import Trainer
-from runtime.common.config import TrainingSection
 from runtime.common.console import Progress, say
 from runtime.common.stopping import Stopped, between_steps, hear, heard
-from runtime.steps.joining import hand_out
+from runtime.steps.checkpoints import Checkpoints, State, load
 from runtime.steps.opening import OpenStep
-from runtime.steps.trainers import findings
+from runtime.steps.trainers import Training, findings, out_of_memory
 
 Row = dict[str, float | int]
 Rollback = dict[str, Any]  # step, reason, subnet, back_to_step, learning_rate_scale: a row of rollbacks.json
@@ -67,29 +57,23 @@ class Trained(NamedTuple):
     rollbacks: list[Rollback]
 
 
-class Job(NamedTuple):
-    """What one training is called.
+class Names(NamedTuple):
+    """What one training is called."""
 
-    `checkpoint`: file name in the work folder, without ending. `what`: before its lines. `prefix`: of its metrics.
-    `subnet_of`: step, from 0 -> the subnet that it trains, the first of several.
-    `out_of_memory`: makes the line for a step that ran out.
-    """
-
-    checkpoint: str
-    what: str
-    subnet_of: Callable[[int], SubnetSpec]
-    out_of_memory: Callable[[], AutoFormerError]
-    prefix: str = ""
+    checkpoint: str  # file in the work folder, without ending
+    what: str  # before its lines
+    prefix: str = ""  # of its metrics
 
 
 def train(
-    opened: OpenStep, trainer: Trainer, section: TrainingSection, score: Callable[[torch.nn.Module], Row], job: Job
+    opened: OpenStep, training: Training, trainer: Trainer, score: Callable[[torch.nn.Module], Row], names: Names
 ) -> Trained:
     """Train to the end, from the checkpoint where there is one.
 
     Args:
         opened: has the work folder; its record is told where training was resumed, and its rate, and its MLflow
             run is given each new row.
+        trainer: of `training`.
         score: scores the averaged model every `score_steps` steps and at the end.
 
     Raises:
@@ -97,22 +81,22 @@ def train(
             the memory has run out.
         Stopped: after a checkpoint.
     """
-    loop = _Loop(opened, trainer, section, score, job)
+    loop = _Loop(opened, training, trainer, score, names)
     found = findings(trainer)
     opened.record.values |= found
-    opened.tracked.tags({f"{job.prefix}{key}": str(value) for key, value in found.items()})
+    opened.tracked.tags({f"{names.prefix}{key}": str(value) for key, value in found.items()})
     first = loop.resume()
     if first:
         opened.record.values["resumed_from_step"] = first
-        say(f"{job.what}: resumed from step {first} of {trainer.total_steps}")
+        say(f"{names.what}: resumed from step {first} of {trainer.total_steps}")
     start = time.monotonic()
     images, total = trainer.images_per_step, trainer.total_steps * trainer.images_per_step
-    with Progress(job.what, total, "images", first * images) as progress, contextlib.closing(trainer.images):
+    with Progress(names.what, total, "images", first * images) as progress, contextlib.closing(trainer.images):
         # a rank that follows stops where all do, never by itself
         with contextlib.nullcontext() if trainer.ranks.leads else between_steps():
             fits = loop.run(lambda note: progress.update(trainer.step * images, note))
     if not fits:
-        raise job.out_of_memory()
+        raise out_of_memory(training, trainer)
     rate = loop.steps_taken * images / max(time.monotonic() - start, 1e-9)
     opened.record.values["images_per_second"] = round(rate)
     return Trained(loop.history, loop.rollbacks)
@@ -152,41 +136,32 @@ class _Loop:
     def __init__(
         self,
         opened: OpenStep,
+        training: Training,
         trainer: Trainer,
-        section: TrainingSection,
         score: Callable[[torch.nn.Module], Row],
-        job: Job,
+        names: Names,
     ) -> None:
-        self.opened, self.trainer, self.section, self.score, self.job = opened, trainer, section, score, job
+        self.opened, self.training, self.trainer, self.score, self.names = opened, training, trainer, score, names
+        self.section = training.section
         self.history: list[Row] = []
         self.ranks = trainer.ranks
         self.told_to_stop = _Agreement(trainer.ranks)
         self.losses = self._no_losses()  # of the steps since the last row; they stay on the device until it is full
         self.rollbacks: list[Rollback] = []
         self.steps_taken = 0  # by this process
-        self.regular = opened.workspace.file(f"{job.checkpoint}.pt")
-        self.beginning = opened.workspace.file(f"{job.checkpoint}-beginning.pt")
-        self.interrupted = opened.workspace.file(f"{job.checkpoint}-interrupted.pt")
+        self.checkpoints = Checkpoints(opened, names.checkpoint, trainer.ranks)
 
     def resume(self) -> int:
         """Load what an earlier try has left, if anything; returns its step."""
-        found = self._everywhere(self._newest() if self.ranks.leads else None)
+        found = self.checkpoints.newest_of_all()
         if found is not None:
-            self._load(found)
+            load(found, self._restore)
             for row in self.history:  # of which MLflow may lack the last, where it was away when the step was killed
-                self.opened.tracked.row(row, self.job.prefix)
-        elif self.ranks.leads and not self.beginning.exists():
-            self._save(self.beginning)
+                self.opened.tracked.row(row, self.names.prefix)
+        elif self.ranks.leads:
+            self.checkpoints.save_beginning(self._state)
         self.ranks.gather(None)  # all have read before anything is replaced
         return self.trainer.step
-
-    def _newest(self) -> Path | None:
-        return next((file for file in (self.interrupted, self.regular) if file.exists()), None)
-
-    def _everywhere(self, file: Path | None) -> Path | None:
-        """The checkpoint that rank 0 names, on this machine too. Every rank calls it."""
-        name = self.ranks.broadcast(None if file is None else file.name)
-        return None if name is None else hand_out(self.ranks, self.opened.workspace.file(name))
 
     def run(self, tell: Callable[[str], None]) -> bool:
         """Train to the end; `tell` hears of each row. False where the memory has run out."""
@@ -231,24 +206,21 @@ class _Loop:
         with between_steps():
             self.history.append(row)
             self.losses = self._no_losses()
-            self.opened.tracked.row(row, self.job.prefix)
+            self.opened.tracked.row(row, self.names.prefix)
             if self.ranks.leads and self._is_due(self.section.checkpoint_steps):
-                self._save(self.regular)
-                for file in (self.interrupted, self.beginning):
-                    file.unlink(missing_ok=True)
-                self.opened.mirror.changed()
+                self.checkpoints.save_regular(self._state())
         return row
 
     def stop(self) -> int:
         """Keep what has been done, unless it is unsound; returns the step that the same command goes on from."""
         if self._unsound(self.losses.cpu(), check_weights=True) is None:
             if self.ranks.leads:
-                self._save(self.interrupted)
+                self.checkpoints.save_interrupted(self._state())
             return self.trainer.step
-        found = self._newest() if self.ranks.leads else None
+        found = self.checkpoints.newest() if self.ranks.leads else None
         if found is None:
             return 0
-        self._load(found)
+        load(found, self._restore)
         return self.trainer.step
 
     def _no_losses(self) -> Tensor:
@@ -286,15 +258,13 @@ class _Loop:
 
     def _go_back(self, step: int, reason: str) -> None:
         """Return to the last regular checkpoint, with lower learning rates; `step` is counted from 0."""
-        subnet, rollbacks = self.job.subnet_of(step), self.rollbacks
+        subnet, rollbacks = self.training.subnet_of(step), self.rollbacks
         what = f"{reason.format(step + 1)}, with subnet {subnet.to_json()}"
         if len(rollbacks) >= self.section.max_rollbacks:
             raise AutoFormerError(
                 f"{what}, after {len(rollbacks)} rollbacks; lower the learning_rate, or set clip_grad"
             )
-        found = self._everywhere(self.regular if self.regular.exists() else self.beginning)
-        assert found is not None
-        self._load(found)
+        load(self.checkpoints.to_roll_back_to(), self._restore)
         self.trainer.learning_rate_scale = self.section.rollback_factor ** (len(rollbacks) + 1)
         rollback: Rollback = {
             "step": step + 1,
@@ -305,38 +275,20 @@ class _Loop:
         }
         self.rollbacks = [*rollbacks, rollback]
         told = f"back to step {self.trainer.step}, learning rates times {self.trainer.learning_rate_scale:g}"
-        say(f"{self.job.what}: {what}; {told}")
+        say(f"{self.names.what}: {what}; {told}")
         self.opened.tracked.tags(
-            {f"{self.job.prefix}rollbacks": f"{len(self.rollbacks)}: {rollback['reason']}; {told}"}
+            {f"{self.names.prefix}rollbacks": f"{len(self.rollbacks)}: {rollback['reason']}; {told}"}
         )
 
-    def _save(self, file: Path) -> None:
-        state = {
+    def _state(self) -> State:
+        return {
             "trainer": self.trainer.state_dict(),
             "history": self.history,
             "losses": self.losses,
             "rollbacks": self.rollbacks,
         }
-        with replacing(file) as temporary, temporary.open("wb") as opened:
-            try:
-                torch.save(state, opened)
-            except RuntimeError as error:  # torch's own, about the file's form; the reason lies below it
-                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-        self.opened.mirror.changed()
 
-    def _load(self, file: Path) -> None:
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)  # or a GPU would hold all of it twice
-            self.trainer.load_state_dict(state["trainer"])
-            self.losses = state["losses"].to(self.trainer.device)
-            self.history, self.rollbacks = state["history"], state["rollbacks"]
-        except Exception as error:  # torch raises many kinds for a damaged file
-            if isinstance(error, OSError) or is_out_of_memory(error):
-                raise
-            reason = " ".join(str(error).split()[:20]) or type(error).__name__
-            raise AutoFormerError(f"{file}: not a readable checkpoint ({reason}); delete it to start again") from None
-
-
-def set_threads(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
+    def _restore(self, state: State) -> None:
+        self.trainer.load_state_dict(state["trainer"])
+        self.losses = state["losses"].to(self.trainer.device)
+        self.history, self.rollbacks = state["history"], state["rollbacks"]
