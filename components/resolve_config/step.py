@@ -1,11 +1,10 @@
 """From the parameters of the run form to a configuration."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
-from autoformer.files import canonical_json, hash_path, hash_value
+from autoformer.files import canonical_json, hash_value
 from autoformer.limits import UNITS
 from runtime.common.code import package_code
 from runtime.common.config import STEPS, Config, RetrainSubnet, SearchSubnet, load_config
@@ -13,8 +12,7 @@ from runtime.common.console import end_early
 from runtime.common.exit_codes import BAD_INPUT
 from runtime.common.overrides import split
 from runtime.steps.compiler import require_compiler
-from runtime.storage.objects import listing_hash
-from runtime.storage.uris import S3Uri, is_uri
+from runtime.storage.places import NoFolderError, hash_data
 
 CACHED = STEPS[:-1]  # register_model runs always
 
@@ -51,7 +49,7 @@ def for_each_step(
     data: str,
     data_hash: str,
 ) -> tuple[str, ...]:
-    """What decides the steps' results, for their cache keys; see `resolve`, `identity_of` and `lineages`.
+    """What decides the steps' results, for their cache keys; see `resolve`, `hash_data` and `lineages`.
 
     The configuration of register_model is whole: no result of that step is ever taken from a cache, so that more than
     decides it may be in its key; and on a cluster it is the step that tells MLflow the configuration of the whole run.
@@ -73,7 +71,7 @@ def for_each_step(
         config = resolve(preset, split(overrides), seed, max_params_m)
         if config.section(RetrainSubnet).compile:  # a supernet later would be too late to hear that
             require_compiler()
-        known = data_hash or identity_of(data)
+        known = data_hash or _hash_here(data)
     except AutoFormerError as error:
         raise SystemExit(end_early("resolve_config", str(error), BAD_INPUT)) from None
     parts = {step: config.step_json(step) for step in STEPS}
@@ -94,13 +92,14 @@ def lineages(config: Config, made_by: str) -> tuple[str, ...]:
     return tuple(hash_value([made_by, *configs[: STEPS.index(step)]])[:16] for step in CACHED)
 
 
-def identity_of(data: str) -> str:
-    """By what changed data is told: what the files of a folder hold, or what S3 says of its objects."""
-    if is_uri(data):
-        return listing_hash(S3Uri.parse(data))
-    if not Path(data).is_dir():
-        raise AutoFormerError(f"{data}: no such folder in this pod; mount its volume in every step, or give data_hash")
-    return hash_path(Path(data))
+def _hash_here(data: str) -> str:
+    """`hash_data`. A folder that is missing is one that this pod has not mounted."""
+    try:
+        return hash_data(data)
+    except NoFolderError as error:
+        raise AutoFormerError(
+            f"{error.folder}: no such folder in this pod; mount its volume in every step, or give data_hash"
+        ) from None
 
 
 def _check_version(compiled_from: str) -> None:
