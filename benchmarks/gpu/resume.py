@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +30,11 @@ from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.machine import ROOT
-from benchmarks.gpu.work import card_of, random_images, supernet_section
+from benchmarks.gpu.work import card_of, random_images
 from benchmarks.loader import MEAN, STD
 from components.train_supernet.step import main as train_supernet
-from runtime.common.config import Config, load_config
-from runtime.steps.trainers import make_trainer, out_of_memory
+from runtime.common.config import TrainSupernet, load_config
+from runtime.steps.trainers import Training, make_trainer, out_of_memory
 
 TRAINED = 8  # steps, half of them before the state is saved
 IN_BATCHES = {"flip": True, "mixup": 0.8, "cutmix": 1.0}  # augmentation without a loader
@@ -87,7 +86,7 @@ def _trainer(bench: Bench) -> None:
 
 def _recipe(batch: int) -> Recipe:
     """The published one, on images that lie in memory."""
-    published = supernet_section(load_config("imagenet-tiny")).recipe().model_dump()
+    published = load_config("imagenet-tiny").section(TrainSupernet).recipe().model_dump()
     changed = {"batch_size": batch, "accumulation": 1, "augmentation": IN_BATCHES, "epochs": 100}
     return Recipe.model_validate(published | changed)
 
@@ -100,8 +99,7 @@ def _memory(bench: Bench) -> None:
     space, batch = load_space(bench.size.memory_space), bench.size.auto_batch
     images = random_images(space, batch)
     with tempfile.TemporaryDirectory() as folder, limited(bench.device, bench.size.memory_bytes):
-        config = _config(bench, space, batch, "auto")
-        found = _make(config, space, images, Path(folder) / "auto.json")
+        found = make_trainer(_training(bench, space, images, "auto", Path(folder) / "auto.json"))
         bench.row("accumulation: found", found.parts, "")
         bench.fact("accumulation", f"of {batch} images a step of {space.name}, in {bench.size.memory_bytes / 1e9:g} GB")
         if bench.on_gpu:  # a CPU is not asked
@@ -109,37 +107,28 @@ def _memory(bench: Bench) -> None:
             found.take_step()
             bench.row("accumulation: memory of its step", torch.cuda.max_memory_allocated(bench.device) / 1e9, "GB")
         del found
-        config, file = _config(bench, space, batch, 1), Path(folder) / "one.json"
-        trainer = _make(config, space, images, file)
+        training = _training(bench, space, images, 1, Path(folder) / "one.json")
+        trainer = make_trainer(training)
         try:
             trainer.take_step()
             raise RuntimeError(f"{batch} images fit into {bench.size.memory_bytes / 1e9:g} GB: nothing to see")
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        largest = partial(_largest, trainer.model, space)
-        line = out_of_memory("train_supernet", trainer, largest, config, supernet_section(config), file)
-        bench.fact("out of memory", str(line))
+        bench.fact("out of memory", str(out_of_memory(training, trainer)))
 
 
-def _config(bench: Bench, space: SearchSpace, batch: int, accumulation: int | str) -> Config:
+def _training(bench: Bench, space: SearchSpace, images: Images, accumulation: int | str, found: Path) -> Training:
+    """That of the published supernet's recipe, with all images in one step."""
     given = {
-        "device": bench.device, "space": space.name, "train_supernet.batch_size": batch,
+        "space": space.name, "train_supernet.batch_size": len(images.labels),
         "train_supernet.accumulation": accumulation, "train_supernet.augmentation": IN_BATCHES,
     }  # fmt: skip
-    return load_config("imagenet-tiny", [f"{key}={value}" for key, value in given.items()])
-
-
-def _make(config: Config, space: SearchSpace, images: Images, found: Path) -> Trainer:
-    section, supernet = supernet_section(config), Supernet(space)
-    lessons, largest = section.lessons(space, 0), partial(_largest, supernet, space)
-    return make_trainer(
-        "train_supernet", supernet, lessons, largest, images, card_of(space), config, section, 0, found
+    section = load_config("imagenet-tiny", [f"{key}={value}" for key, value in given.items()]).section(TrainSupernet)
+    return Training(
+        step="train_supernet", section=section, space=space, model=Supernet(space), subnet=space.largest,
+        lessons=section.lessons(space, 0), images=images, card=card_of(space), seed=0, device=bench.device, found=found,
     )  # fmt: skip
-
-
-def _largest(supernet: Supernet, space: SearchSpace, images: Tensor) -> Tensor:
-    return supernet(images, space.largest)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from benchmarks.gpu.bench import Bench, wait_for
 from benchmarks.loader import MEAN, STD, Shape, make_images
-from runtime.common.config import Config, TrainSupernet, load_config
+from runtime.common.config import TrainSupernet, load_config
 from runtime.steps.workers import worker_count
 
 CANDIDATES, SEARCH_IMAGES = 1050, 10_000  # of the paper's search, each candidate on every image
@@ -49,11 +49,6 @@ def card_of(space: SearchSpace, **changes: object) -> DatasetCard:
         "source": "random numbers", "archives": {}, "split_hashes": {},
     }  # fmt: skip
     return DatasetCard.model_validate(given | changes)
-
-
-def supernet_section(config: Config) -> TrainSupernet:
-    assert config.train_supernet is not None
-    return config.train_supernet
 
 
 def scoring(bench: Bench) -> None:
@@ -103,7 +98,7 @@ def epoch(bench: Bench) -> None:
     """Is the GPU fed? The published recipe for T, with the loader, without it, and the loader alone."""
     (letter, (space, _)), size = next(iter(bench.size.cases().items())), bench.size
     batch, workers = size.batches[0], worker_count(bench.device)
-    published = supernet_section(load_config("imagenet-tiny")).recipe()
+    published = load_config("imagenet-tiny").section(TrainSupernet).recipe()
     recipe = published.model_copy(update={"batch_size": batch, "accumulation": 1})
     with tempfile.TemporaryDirectory() as folder, bench.attempt(letter):
         width, height = size.jpeg_side, size.jpeg_side * 3 // 4
