@@ -15,11 +15,11 @@ Item = TypeVar("Item")
 def decoded_ahead(
     decode: Callable[[Item], Tensor], items: Iterable[Item], workers: int, ahead: int
 ) -> Iterator[Tensor]:
-    """`decode` of each item, in their order, whatever the number of workers.
+    """`decode` of each item, in their order, whatever the number of workers; pinned where there is a GPU to copy to.
 
     Args:
         decode: a batch; a function of its argument alone. Workers are forked, or it is picklable.
-        items: what each batch is made of; may be endless. On a GPU's machine the batches lie in pinned memory.
+        items: what each batch is made of; may be endless.
         workers: processes; 0 for none, then the caller's own decodes each batch when it is asked for.
         ahead: batches that each worker decodes before they are asked for.
 
