@@ -23,7 +23,7 @@ STEP = "search_subnet"
 
 
 @pytest.fixture(autouse=True)
-def fresh_step_code(step) -> None:
+def fresh_step_code() -> None:
     step_code.cache_clear()
 
 
