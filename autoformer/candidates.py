@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self, get_args
 
-from autoformer.errors import AutoFormerError
 from autoformer.search import Candidate, Origin
 from autoformer.subnet_text import CELLS, from_cells, to_cells
 
@@ -47,21 +46,18 @@ class Outcome(NamedTuple):
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> Self:
-        """Read a row that has all `COLUMNS`. Raises `AutoFormerError` naming the candidate and the bad value."""
-        try:
-            candidate = Candidate(
-                id=int(row["id"]),
-                spec=from_cells(row),
-                origin=_origin(row["origin"]),
-                generation=int(row["generation"]),
-                parents=tuple(int(parent) for parent in row["parents"].split(_BETWEEN_PARENTS) if parent),
-                params=int(row["params"]),
-                macs=int(row["macs"]),
-            )
-            loss = _finite("loss", row["loss"]) if row["loss"] else None
-            return cls(candidate, _finite("top1_percent", row["top1_percent"]), loss, int(row["images"]))
-        except ValueError as error:
-            raise AutoFormerError(f"candidate {row['id']}: {error}") from None
+        """Read a row that has all `COLUMNS`. Raises `ValueError` that says which value is no good."""
+        candidate = Candidate(
+            id=int(row["id"]),
+            spec=from_cells(row),
+            origin=_origin(row["origin"]),
+            generation=int(row["generation"]),
+            parents=tuple(int(parent) for parent in row["parents"].split(_BETWEEN_PARENTS) if parent),
+            params=int(row["params"]),
+            macs=int(row["macs"]),
+        )
+        loss = _finite("loss", row["loss"]) if row["loss"] else None
+        return cls(candidate, _finite("top1_percent", row["top1_percent"]), loss, int(row["images"]))
 
 
 def _origin(text: str) -> Origin:

@@ -151,8 +151,8 @@ def _mode(provenance: Mapping[str, Any]) -> str:
 def _outcome(file: Path, row: dict[str, str]) -> Outcome:
     try:
         return Outcome.from_row(row)
-    except AutoFormerError as error:
-        raise AutoFormerError(f"{file}: {error}; run search_subnet again") from None
+    except ValueError as error:
+        raise AutoFormerError(f"{file}: candidate {row['id']}: {error}; run search_subnet again") from None
 
 
 def _retrain_curves(file: Path) -> dict[str, list[Point]]:
