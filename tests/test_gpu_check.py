@@ -244,6 +244,16 @@ def test_only_what_is_missing_is_to_be_carried(monkeypatch: pytest.MonkeyPatch) 
     assert lines[-3].startswith("to carry: 5 wheels, 2.8 MB")
 
 
+def test_a_version_that_may_fail_is_named_before_anything_runs() -> None:
+    described = {"packages": {name: "99.0" if name == "pillow" else "2.11.0+cu130" for name in machine.required()}}
+    described["packages"] |= {"timm": "1.0.15", "numpy": "2.5.5"}
+    told = machine.unfit(described)
+    assert "pillow 99.0 is not pillow>=11,<13: it may fail, carry that" in told
+    assert "timm 1.0.15 is not timm==1.0.31: it may fail, carry that" in told
+    assert not any(line.startswith(("torch", "numpy")) for line in told)
+    assert machine.unfit(machine.describe()) == []
+
+
 def make_wheel(folder: Path, name: str, *needs: str) -> None:
     with zipfile.ZipFile(folder / f"{name}-99.0-py3-none-any.whl", "w") as wheel:
         info = f"{name}-99.0.dist-info"
@@ -273,7 +283,7 @@ def test_pip_downloads_what_the_target_lacks_and_nothing_that_it_has(
         "below_it-99.0-py3-none-any.whl", "pydantic-99.0-py3-none-any.whl",
     ]  # fmt: skip
     wheels = json.loads((folder / "wheels.json").read_text())["wheels"]
-    assert wheels["pydantic"]["needs"] == ["below-it"] and told[-1].startswith(f"{folder}: 2 wheels")
+    assert wheels["pydantic"]["needs"] == ["below-it", "numpy"] and told[-1].startswith(f"{folder}: 2 wheels")
     machine.unpack(folder, tmp_path / "site")
     done = subprocess.run(
         [sys.executable, "-S", "-c", "import below_it, pydantic; print(pydantic.HERE)"],

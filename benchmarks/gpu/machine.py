@@ -2,6 +2,7 @@
 
 import csv
 import json
+import operator
 import os
 import platform
 import re
@@ -71,6 +72,26 @@ def missing(described: Mapping[str, Any]) -> list[str]:
     return [name for name, found in described["packages"].items() if found is None]
 
 
+def unfit(described: Mapping[str, Any]) -> list[str]:
+    """Packages of other versions than the project asks for, torch's own aside: the machine's CUDA decides those."""
+    told = []
+    for name, requirement in required().items():
+        found = described["packages"][name]
+        if found and not name.startswith("torch") and not _meets(found, requirement):
+            told.append(f"{name} {found} is not {requirement}: it may fail, carry that")
+    return told
+
+
+def _meets(found: str, requirement: str) -> bool:
+    holds = {"==": operator.eq, ">=": operator.ge, "<": operator.lt}
+    wanted = re.findall(r"(==|>=|<)\s*([\d.]+)", requirement)
+    return all(holds[sign](_numbers(found), _numbers(version)) for sign, version in wanted)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version.partition("+")[0])))
+
+
 def lines(described: Mapping[str, Any]) -> list[str]:
     """What is here, for people."""
     packages = ", ".join(f"{name} {found or 'MISSING'}" for name, found in described["packages"].items())
@@ -80,6 +101,7 @@ def lines(described: Mapping[str, Any]) -> list[str]:
         f"compiler {described['compiler'] or 'none'}",
         f"GPUs: {'; '.join(described['gpus']) or 'none that nvidia-smi knows'}",
         packages,
+        *unfit(described),
     ]
 
 
