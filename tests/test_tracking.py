@@ -2,15 +2,17 @@
 
 # ruff: noqa: F401, F811 - fixtures are imported, and then asked for by name
 
+import multiprocessing
+import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow_server import free_port
+from processes import PATIENCE_SECONDS, PRELOADED, ended
 from tracking_fixtures import empty_store, store, use_store
 
 from autoformer.candidates import Outcome
@@ -311,17 +313,16 @@ def test_passwords_are_not_shown() -> None:
     assert shown("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
 
 
-STEP_THAT_WAITS = """
-import sys, time
-from runtime import tracking
-from runtime.common.config import load_config
-record = {}
-with tracking.step_run(sys.argv[1], load_config("smoke"), record) as run:
-    run.metrics({"loss": 1.0}, 1)
-    run.flush(wait_seconds=60)
-    print(record["mlflow_run_id"], flush=True)
-    time.sleep(600)
-"""
+def step_that_waits(step: str, environment: dict[str, str], tell: Connection) -> None:
+    """In a process of its own."""
+    os.environ.clear()
+    os.environ.update(environment)
+    record: dict[str, Any] = {}
+    with tracking.step_run(step, load_config("smoke"), record) as run:
+        run.metrics({"loss": 1.0}, 1)
+        run.flush(wait_seconds=60)
+        tell.send(record["mlflow_run_id"])
+        time.sleep(600)
 
 
 @pytest.mark.slow
@@ -329,19 +330,23 @@ def test_two_first_users_of_a_fresh_store_and_both_ways_to_be_killed(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_store(f"sqlite:///{tmp_path / 'fresh.db'}", tmp_path / "work", monkeypatch)
-    steps = [
-        subprocess.Popen([sys.executable, "-c", STEP_THAT_WAITS, step], stdout=subprocess.PIPE, text=True)
-        for step in ("train_supernet", "search_subnet")
-    ]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    steps, ids = [], []
+    for step in ("train_supernet", "search_subnet"):
+        heard, tell = context.Pipe(duplex=False)
+        steps.append((context.Process(target=step_that_waits, args=(step, dict(os.environ), tell)), heard))
+        steps[-1][0].start()
     try:
-        ids = [step.stdout.readline().strip() for step in steps if step.stdout]
-        steps[0].terminate()
-        steps[1].kill()
-        assert [step.wait(timeout=60) for step in steps] == [128 + signal.SIGTERM, -signal.SIGKILL]
+        for _, heard in steps:
+            assert heard.poll(PATIENCE_SECONDS)
+            ids.append(heard.recv())
+        steps[0][0].terminate()
+        steps[1][0].kill()
+        assert [ended(process) for process, _ in steps] == [128 + signal.SIGTERM, -signal.SIGKILL]
     finally:
-        for step in steps:
-            step.kill()
-            step.wait()
+        for process, _ in steps:
+            process.kill()
     assert all(ids)
     assert [client().get_run(run_id).info.status for run_id in ids] == ["KILLED", "RUNNING"]
     assert len(runs("tags.stage = 'pipeline'")) == 1
