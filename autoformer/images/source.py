@@ -1,7 +1,7 @@
 """Where the archives of a data folder lie: in it, or where its `source.yaml` says. Torch-free."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
@@ -11,6 +11,14 @@ from autoformer.frozen import Frozen
 
 SOURCE = "source.yaml"
 REMOTE = "s3://"  # begins a location that is no folder
+
+
+class Place(NamedTuple):
+    """Where an image file lies."""
+
+    archive: str
+    offset: int
+    size: int
 
 
 class SourceArchive(Frozen):

@@ -21,7 +21,7 @@ from typing import IO, NamedTuple, Self
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value
-from autoformer.images.archives import Place
+from autoformer.images.source import Place
 from autoformer.locks import lock
 from runtime.common.workspace import work_root
 from runtime.storage.objects import Entry
