@@ -121,7 +121,7 @@ test-containers: data ## build the images, and run the pipeline in containers: a
 	OMP_NUM_THREADS=1 tests/containers/with-docker.sh $(BIN)/python -m pytest tests/containers/suite.py $(PYTEST)
 
 .PHONY: bench
-bench: data ## measure speed, into dist/bench; PARTS="engine loader" for some, QUICK=1 to see that it runs
+bench: data ## measure speed, into dist/bench; PARTS="engine loader" for some (gpu: what a GPU shows), QUICK=1 to see that it runs
 	$(BIN)/python -m benchmarks.bench $(PARTS) $(if $(QUICK),--quick)
 
 .PHONY: lint

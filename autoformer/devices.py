@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from autoformer.errors import AutoFormerError
 from autoformer.recipe import Precision
@@ -33,6 +34,11 @@ def find_precision(wanted: Precision, device: torch.device) -> Literal["float32"
     if device.type != "cuda":
         return "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def autocast(device: torch.device, precision: Literal["float32", "bfloat16", "float16"]) -> torch.autocast:
+    """A context in which forward passes compute in that precision; in "float32" it changes nothing."""
+    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -67,6 +73,23 @@ def fewest_parts(trial: Callable[[int], object], images: int, even: bool = False
         else:
             return parts
     return None
+
+
+def in_parts_that_fit(work: Callable[..., tuple[Tensor, ...]], *batch: Tensor) -> tuple[Tensor, ...]:
+    """`work(*batch)`; a batch that does not fit into memory is halved, down to single images, and the results joined.
+
+    Args:
+        work: from tensors of B images each to tensors of B results each. Other kernels run for other B, so that
+            halving moves a result by its rounding.
+    """
+    try:
+        return work(*batch)
+    except Exception as error:
+        if not is_out_of_memory(error) or len(batch[0]) == 1:
+            raise
+    # not inside `except`: the error holds the tensors that did not fit
+    results = [in_parts_that_fit(work, *half) for half in zip(*(part.chunk(2) for part in batch), strict=True)]
+    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
 
 
 def memory_bytes(device: torch.device) -> int | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from autoformer.errors import AutoFormerError, nearest
 from autoformer.files import hash_file
+from autoformer.images.batches import by_channel
 from autoformer.recipe import Distillation
 
 
@@ -45,14 +46,13 @@ class Teacher:
         config: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
         self._size = config["input_size"][-1] if config.get("fixed_input_size") else None
         self._channels = int(config["input_size"][0])
-        columns = [torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std)]
         own = (settings.mean or config["mean"], settings.std or config["std"])
         if not all(len(values) in (1, self._channels) for values in own):
             raise AutoFormerError(
                 f"distillation.mean and std: one value a channel, {self._channels} for '{settings.teacher}'"
             )
-        teachers = [torch.tensor(values, device=device).view(-1, 1, 1) for values in own]
-        (self._mean, self._std), (self._teacher_mean, self._teacher_std) = columns, teachers
+        self._mean, self._std = (by_channel(values, device) for values in (mean, std))
+        self._teacher_mean, self._teacher_std = (by_channel(values, device) for values in own)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from autoformer.devices import is_out_of_memory
+from autoformer.devices import in_parts_that_fit
 from autoformer.errors import AutoFormerError
 from autoformer.images.batches import normalise
 from autoformer.ranks import Ranks
@@ -89,20 +90,15 @@ def predict_batches(
         float32 (n, K) of each model, on the CPU.
     """
 
-    def logits(forward: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
-        try:
-            return forward(normalise(part.to(device or part.device), mean, std)).float().cpu()
-        except Exception as error:
-            if not is_out_of_memory(error) or len(part) == 1:
-                raise
-        return torch.cat([logits(forward, half) for half in part.chunk(2)])
+    def logits(forward: Callable[[Tensor], Tensor], part: Tensor) -> tuple[Tensor]:
+        return (forward(normalise(part.to(device or part.device), mean, std)).float().cpu(),)
 
     found: list[list[Tensor]] = [[] for _ in forwards]
     done = 0
     with torch.inference_mode():
         for batch in batches:
             for forward, of_model in zip(forwards, found, strict=True):
-                of_model.append(logits(forward, batch))
+                of_model.extend(in_parts_that_fit(partial(logits, forward), batch))
             done += len(batch)
             watch(done)
     if not done:

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -149,11 +149,23 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> Any:
     """Parse a YAML file. Raises `AutoFormerError` naming file and line where it is missing or malformed."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise AutoFormerError(f"{path}: no such file") from None
-    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        raise AutoFormerError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError) as error:
+        raise _not_yaml(str(path), error) from None
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML text. Raises `AutoFormerError` naming `where` it is from and the line where it is malformed."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _not_yaml(where, error) from None
+
+
+def _not_yaml(where: str, error: Exception) -> AutoFormerError:
+    return AutoFormerError(f"{where}: not readable as YAML: {' '.join(str(error).split())}")
 
 
 def canonical_json(value: Any) -> str:
@@ -171,14 +183,17 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_path(path: Path) -> str:
-    """sha256 of a file, or of the names and hashes of all files below a folder."""
+def hash_path(path: Path, hash_of: Callable[[Path], str] = hash_file) -> str:
+    """sha256 of a file, or of the names and hashes of all files below a folder.
+
+    `hash_of`: sha256 of a file; `KnownHashes` spares reading a large one each time.
+    """
     if path.is_file():
-        return hash_file(path)
+        return hash_of(path)
     if not path.is_dir():
         raise AutoFormerError(f"{path}: no such file or folder; run the step that makes it")
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    return hash_value([[file.relative_to(path).as_posix(), hash_file(file)] for file in files])
+    return hash_value([[file.relative_to(path).as_posix(), hash_of(file)] for file in files])
 
 
 class FileState(NamedTuple):

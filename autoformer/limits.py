@@ -1,22 +1,55 @@
 """What a subnet may cost, and how one that costs more or less is moved there. Torch-free."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
-from typing import Any
+from typing import Any, Self
+
+from pydantic import Field, model_validator
 
 from autoformer.complexity import count_macs, count_params
+from autoformer.frozen import Frozen
 from autoformer.space import SearchSpace, SubnetSpec
 
+UNITS = {"params_m": 1e6, "macs_g": 1e9}  # of the limits on each cost
 
-@dataclass(frozen=True)
-class Limits:
-    """What a legal candidate may cost. Both ends are legal; None is no limit."""
 
-    min_params: int | None = None
-    max_params: int | None = None
-    min_macs: int | None = None
-    max_macs: int | None = None
+class Limits(Frozen):
+    """What a legal candidate may cost; both ends are legal. Null for no limit."""
+
+    min_params_m: float | None = Field(None, ge=0, description="least parameters, in millions")
+    max_params_m: float | None = Field(None, gt=0, description="most parameters, in millions")
+    min_macs_g: float | None = Field(None, ge=0, description="least multiply-adds for one image, in thousand millions")
+    max_macs_g: float | None = Field(None, gt=0, description="most multiply-adds for one image, in thousand millions")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for cost in UNITS:
+            low, high = getattr(self, f"min_{cost}"), getattr(self, f"max_{cost}")
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"min_{cost} {low:g} is above max_{cost} {high:g}")
+        return self
+
+    @classmethod
+    def on_params(cls, least: int, most: int) -> Self:
+        """From `least` to `most` parameters, whatever the multiply-adds."""
+        return cls(min_params_m=least / UNITS["params_m"], max_params_m=most / UNITS["params_m"])
+
+    @property
+    def min_params(self) -> int | None:
+        return _count(self.min_params_m, UNITS["params_m"])
+
+    @property
+    def max_params(self) -> int | None:
+        return _count(self.max_params_m, UNITS["params_m"])
+
+    @property
+    def min_macs(self) -> int | None:
+        return _count(self.min_macs_g, UNITS["macs_g"])
+
+    @property
+    def max_macs(self) -> int | None:
+        return _count(self.max_macs_g, UNITS["macs_g"])
 
     def allow(self, params: int, macs: int) -> bool:
         return _within(params, self.min_params, self.max_params) and _within(macs, self.min_macs, self.max_macs)
@@ -75,6 +108,10 @@ def _neighbours(space: SearchSpace, spec: SubnetSpec, direction: int) -> list[Su
 
 def _with(values: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
     return (*values[:index], value, *values[index + 1 :])
+
+
+def _count(value: float | None, unit: float) -> int | None:
+    return None if value is None else round(value * unit)
 
 
 def _within(value: int, low: int | None, high: int | None) -> bool:

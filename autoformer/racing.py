@@ -20,13 +20,14 @@ Letters in shapes: n candidates, N images of the split, m images answered, H str
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
+from autoformer.frozen import Frozen
 from autoformer.space import SubnetSpec
 
 Flags = npt.NDArray[np.bool_]
@@ -54,13 +55,12 @@ class Answers(NamedTuple):
     loss_sum: float
 
 
-@dataclass(frozen=True)
-class Racing:
-    """How a race goes: how sure a stop must be, the images of its first round, and how much longer each next one is."""
+class Racing(Frozen):
+    """How a race goes: hopeless candidates are stopped on growing parts of the search split."""
 
-    confidence: float = 0.98
-    first_images: int = 250
-    growth: float = 1.25
+    confidence: float = Field(0.98, gt=0.5, lt=1, description="that a stopped candidate is not among the best")
+    first_images: int = Field(250, gt=0, description="search images that every candidate is scored on")
+    growth: float = Field(1.25, gt=1, description="of the images from one look to the next")
 
     def rounds(self, images: int) -> list[int]:
         """Images that have been answered after each round; the last one is the whole split."""

@@ -106,7 +106,7 @@ def subnet_within(space: SearchSpace, low: int, high: int, rng: Random) -> Subne
         if not distance(draws[-1]):
             return draws[-1]
     moved = [min(draws, key=distance)]
-    limits = Limits(min_params=low, max_params=high)
+    limits = Limits.on_params(low, high)
     while distance(moved[-1]) and len(moved) <= FAIR_MOVES:
         moved.append(towards(space, moved[-1], limits, rng))
     return min(moved, key=distance)

@@ -4,6 +4,7 @@ Letters in shapes: N images of the split, m images to answer, B images of a batc
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from autoformer.devices import is_out_of_memory
+from autoformer.devices import autocast, in_parts_that_fit
 from autoformer.errors import AutoFormerError
+from autoformer.images.batches import Normalisation
 from autoformer.images.card import DatasetCard
 from autoformer.images.loading import Images
 from autoformer.racing import Answers, Task
@@ -50,9 +52,7 @@ class Scorer:
         self.device = supernet.cls_token.device
         self.pixels = _placed(torch.from_numpy(images.pixels), self.device)
         self.labels = torch.from_numpy(images.labels).to(self.device)
-        deviations = torch.tensor(card.std, device=self.device).view(-1, 1, 1)
-        self.scale = 1.0 / (255.0 * deviations)
-        self.shift = torch.tensor(card.mean, device=self.device).view(-1, 1, 1) * 255.0
+        self.normalise = Normalisation(card.mean, card.std, self.device)
 
     def __call__(self, tasks: Iterable[Task]) -> Iterator[Answers]:
         """The answers to each task, in their order.
@@ -74,7 +74,7 @@ class Scorer:
     @torch.inference_mode()
     def _start(self, spec: SubnetSpec, images: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Right or wrong (m,) and losses (m,), both on the device, without waiting for it."""
-        parts = [self._answer(spec, *batch) for batch in self._batches(images)]
+        parts = [in_parts_that_fit(partial(self._answer, spec), *batch) for batch in self._batches(images)]
         return torch.cat([right for right, _ in parts]), torch.cat([losses for _, losses in parts])
 
     def _batches(self, images: npt.NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -105,17 +105,9 @@ class Scorer:
 
     def _answer(self, spec: SubnetSpec, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Right or wrong (B,) and losses (B,) of a batch."""
-        try:
-            lower = {} if self.precision == "float32" else {"dtype": getattr(torch, self.precision)}
-            with torch.autocast(self.device.type, enabled=bool(lower), **lower):
-                logits = self.supernet((pixels.float() - self.shift) * self.scale, spec).float()
-            return logits.argmax(dim=1) == labels, cross_entropy(logits, labels, reduction="none")
-        except Exception as error:
-            if not is_out_of_memory(error) or len(labels) == 1:
-                raise
-        halves = zip(pixels.chunk(2), labels.chunk(2), strict=True)
-        right, losses = zip(*(self._answer(spec, *half) for half in halves), strict=True)
-        return torch.cat(right), torch.cat(losses)
+        with autocast(self.device, self.precision):
+            logits = self.supernet(self.normalise(pixels), spec).float()
+        return logits.argmax(dim=1) == labels, cross_entropy(logits, labels, reduction="none")
 
     def _fetch(self, spec: SubnetSpec, right: Tensor, losses: Tensor) -> Answers:
         found, loss_sum = right.cpu().numpy(), float(losses.cpu().double().sum())

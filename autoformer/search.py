@@ -10,10 +10,13 @@ that was stopped before it was scored whole (`autoformer.racing`) becomes no par
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
+from autoformer.frozen import Frozen
 from autoformer.limits import Limits as Limits
 from autoformer.limits import towards
 from autoformer.space import SearchSpace, SubnetSpec
@@ -52,24 +55,27 @@ class Scored:
         return (not self.complete, -self.score, self.loss, self.candidate.params, self.candidate.id)
 
 
-@dataclass(frozen=True)
-class EvolutionSettings:
-    """The official defaults (`evolution.py` of the official code). Raises `AutoFormerError` where they do not fit."""
+class EvolutionSettings(Frozen):
+    """How evolution goes. The defaults are the official ones (`evolution.py` of the official code)."""
 
-    population: int = 50
-    generations: int = 20
-    parents: int = 10
-    mutations: int = 25
-    crossovers: int = 25
-    mutation_probability: float = 0.2
-    structure_probability: float = 0.4
-    tries: int = 10_000
+    population: int = Field(50, gt=0, description="candidates of a generation")
+    generations: int = Field(20, ge=0, description="after the initial population")
+    parents: int = Field(10, gt=0, description="best candidates so far that mutate and cross over")
+    mutations: int = Field(25, ge=0, description="of a generation, made by changing one parent")
+    crossovers: int = Field(25, ge=0, description="of a generation, made of two parents; random ones fill it up")
+    mutation_probability: float = Field(0.2, ge=0, le=1, description="for each block's heads and MLP ratio")
+    structure_probability: float = Field(0.4, ge=0, le=1, description="for depth and for width")
+    tries: int = Field(10_000, gt=0, description="draws before a population counts as impossible to fill")
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.parents > self.population:
+            raise ValueError(f"parents {self.parents} are more than population {self.population}")
         if self.mutations + self.crossovers > self.population:
-            raise AutoFormerError(
+            raise ValueError(
                 f"mutations {self.mutations} + crossovers {self.crossovers} are more than population {self.population}"
             )
+        return self
 
 
 def mutate(space: SearchSpace, parent: SubnetSpec, rng: Random, settings: EvolutionSettings) -> SubnetSpec:

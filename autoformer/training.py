@@ -24,11 +24,11 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
-from autoformer.devices import find_precision
+from autoformer.devices import autocast, find_precision
 from autoformer.distillation import Teacher
 from autoformer.gradients import SharedGradients
 from autoformer.images.augmentation import BatchAugmentation
-from autoformer.images.batches import normalise
+from autoformer.images.batches import Normalisation
 from autoformer.images.loader import TrainingImages
 from autoformer.randomness import derived_seed
 from autoformer.recipe import Recipe
@@ -68,7 +68,7 @@ class Trainer:
         teacher: Teacher | None = None,
     ) -> None:
         self.model, self.lessons, self.recipe, self.seed = model, lessons, recipe, seed
-        self.images, self.mean, self.std, self.teacher = images, mean, std, teacher
+        self.images, self.teacher = images, teacher
         self.images_per_step = images.order.images_per_step
         self.ranks = images.order.ranks
         self.parts = self.images_per_step // images.order.batch_size  # of all ranks together
@@ -84,6 +84,7 @@ class Trainer:
         self.learning_rate_scale = 1.0  # of all that the schedule says; below 1 after a rollback
         self.device = next(model.parameters()).device
         self.precision = find_precision(recipe.precision, self.device)
+        self.normalise = Normalisation(mean, std, self.device)
         groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=model.no_weight_decay())
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
         self.scheduler = CosineLRScheduler(
@@ -187,7 +188,7 @@ class Trainer:
         learns_labels = not lesson.from_first
         if self.model.training != learns_labels:
             self.model.train(learns_labels)
-        with torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32"):
+        with autocast(self.device, self.precision):
             logits = (self.model(images) if lesson.subnet is None else self.model(images, lesson.subnet)).float()
             if lesson.from_first:
                 assert answers is not None
@@ -198,7 +199,7 @@ class Trainer:
     def _batch(self, turn: int, part: int) -> tuple[Tensor, Tensor]:
         """Images (B, C, S, S) of one part of the present step, and labels (B,) or mixed targets (B, K)."""
         pixels, labels = self.images.batch(self.step * (self.parts // self.ranks.count) + turn)
-        images = normalise(pixels.to(self.device, non_blocking=True), self.mean, self.std)
+        images = self.normalise(pixels.to(self.device, non_blocking=True))
         labels = labels.to(self.device, non_blocking=True)
         return self.augmentation(images, labels, self.seed, self.step, part)
 

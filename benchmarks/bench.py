@@ -27,7 +27,8 @@ from autoformer.files import replacing, write_json
 from benchmarks.rows import table
 from runtime.common.config import ROOT
 
-PARTS = ("engine", "loader", "s3", "index", "ranks", "search", "sampling")
+PARTS = ("engine", "loader", "s3", "index", "ranks", "search", "sampling", "gpu")
+ON_A_GPU = ("gpu",)  # left out by default where there is none
 
 
 def run_part(part: str, quick: bool) -> dict[str, Any]:
@@ -122,7 +123,9 @@ def draw(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all without")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all without, gpu where there is one"
+    )
     parser.add_argument("--quick", action="store_true", help="to see that all of it runs; figures mean little")
     parser.add_argument("--out", type=Path, default=ROOT / "dist" / "bench")
     arguments = parser.parse_args(argv)
@@ -131,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"no part '{part}'; there are {', '.join(PARTS)}")
     described = machine()
     print(", ".join(f"{key} {described[key]}" for key in ("cpu", "cores", "memory_gb", "torch", "timm", "commit")))
-    results = run(arguments.parts or PARTS, arguments.quick)
+    results = run(arguments.parts or [p for p in PARTS if described["gpus"] or p not in ON_A_GPU], arguments.quick)
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out / "bench.json", {"machine": described, "quick": arguments.quick, "parts": results})
     draw(arguments.out / "bench.png", results)

@@ -15,6 +15,7 @@ GEMM        The matrix products of that twin alone, by torch, into memory that i
 memory      The most memory of a training step, with activation checkpointing and without.
 
 All runs of a comparison take turns within a round. A ratio is the median over rounds of the ratio within a round.
+Here it runs on the CPU in float32; `benchmarks.gpu` runs the same on a GPU and in bfloat16 (`Setting`).
 """
 
 import argparse
@@ -47,6 +48,19 @@ KINDS: tuple[Kind, ...] = ("forward", "step")
 Run = Callable[[], object]
 
 
+class Setting(NamedTuple):
+    """Where models run, and in which type: below float32 by autocast over float32 weights, as they are trained."""
+
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+CPU = Setting()
+
+
 class Models(NamedTuple):
     """One subnet in three forms. Each is called with images (B, 3, S, S)."""
 
@@ -59,10 +73,13 @@ class Models(NamedTuple):
 
 def make_models(subnet: str) -> Models:
     named = load_subnet(subnet)
-    space, spec = load_space(named.space), named.subnet
+    return models_of(load_space(named.space), named.subnet)
+
+
+def models_of(space: SearchSpace, spec: SubnetSpec, device: torch.device = CPU.device) -> Models:
     torch.manual_seed(0)
-    supernet = Supernet(space)
-    return Models(space, spec, supernet, supernet.extract(spec), make_twin(space, spec))
+    supernet, twin = Supernet(space).to(device), make_twin(space, spec).to(device)
+    return Models(space, spec, supernet, supernet.extract(spec), twin)
 
 
 def make_twin(space: SearchSpace, spec: SubnetSpec) -> VisionTransformer:
@@ -84,37 +101,48 @@ def make_twin(space: SearchSpace, spec: SubnetSpec) -> VisionTransformer:
 # --- runs ---
 
 
-def runs(models: Models, batch: int, kind: Kind) -> dict[str, Run]:
+def runs(models: Models, batch: int, kind: Kind, setting: Setting = CPU) -> dict[str, Run]:
     """What is timed, by name: the three models, and the matrix products."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, 3, models.space.image_size, models.space.image_size, generator=generator)
-    labels = torch.randint(0, models.space.num_classes, (batch,), generator=generator)
+    images, labels = random_batch(models.space, batch, setting.device)
     made: dict[str, Run] = {}
     for name, model, call in (
         ("supernet", models.supernet, lambda x: models.supernet(x, models.spec)),
         ("extracted", models.extracted, models.extracted),
         ("timm", models.twin, models.twin),
     ):
-        run = training_step(model, call, images, labels) if kind == "step" else forward(model, call, images)
-        made[name] = run
-    return made | {"GEMM": gemms(models.space, models.spec, batch, kind)}
+        if kind == "step":
+            made[name] = training_step(model, call, images, labels, setting)
+        else:
+            made[name] = forward(model, call, images, setting)
+    return made | {"GEMM": gemms(models.space, models.spec, batch, kind, setting)}
 
 
-def forward(model: nn.Module, call: Callable[[Tensor], Tensor], images: Tensor) -> Run:
+def random_batch(space: SearchSpace, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The same images (B, C, S, S) and labels (B,) each time."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, space.in_channels, space.image_size, space.image_size, generator=generator)
+    return images.to(device), torch.randint(0, space.num_classes, (batch,), generator=generator).to(device)
+
+
+def forward(model: nn.Module, call: Callable[[Tensor], Tensor], images: Tensor, setting: Setting = CPU) -> Run:
     def run() -> None:
         model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), setting.autocast():
             call(images)
 
     return run
 
 
-def training_step(model: nn.Module, call: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Run:
+def training_step(
+    model: nn.Module, call: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, setting: Setting = CPU
+) -> Run:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def run() -> None:
         model.train()
-        F.cross_entropy(call(images), labels).backward()
+        with setting.autocast():
+            loss = F.cross_entropy(call(images).float(), labels)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -150,8 +178,8 @@ def products(space: SearchSpace, spec: SubnetSpec, batch: int) -> Iterator[Produ
     yield Product(1, batch, embed, space.num_classes)
 
 
-def gemms(space: SearchSpace, spec: SubnetSpec, batch: int, kind: Kind) -> Run:
-    """The matrix products of a forward pass, or of a step, and nothing else."""
+def gemms(space: SearchSpace, spec: SubnetSpec, batch: int, kind: Kind, setting: Setting = CPU) -> Run:
+    """The matrix products of a forward pass, or of a step, and nothing else, in the setting's type."""
     wanted = list(products(space, spec, batch))
     if kind == "step":
         wanted += [gradient for product in wanted for gradient in product.backward][1:]  # images need none
@@ -159,8 +187,8 @@ def gemms(space: SearchSpace, spec: SubnetSpec, batch: int, kind: Kind) -> Run:
     for product in wanted:
         if product not in places:
             times, m, k, n = product
-            factors = torch.randn(times, m, k), torch.randn(times, n, k).transpose(1, 2)  # as `F.linear` has them
-            places[product] = (*factors, torch.empty(times, m, n))
+            right = _normal(setting, times, n, k).transpose(1, 2)  # as `F.linear` has it
+            places[product] = _normal(setting, times, m, k), right, _normal(setting, times, m, n)
 
     def run() -> None:
         with torch.inference_mode():
@@ -172,6 +200,10 @@ def gemms(space: SearchSpace, spec: SubnetSpec, batch: int, kind: Kind) -> Run:
                     torch.bmm(left, right, out=out)
 
     return run
+
+
+def _normal(setting: Setting, *shape: int) -> Tensor:
+    return torch.randn(shape, device=setting.device, dtype=setting.dtype)
 
 
 # --- figures ---
@@ -230,9 +262,16 @@ def _memory_rows(letter: str, models: Models, batch: int) -> list[Row]:
     ]
 
 
-def peak_bytes(run: Run) -> int:
-    """The most memory that a run holds at a time beyond what was there before it."""
+def peak_bytes(run: Run, device: torch.device = CPU.device) -> int:
+    """The most memory of the device that a run holds at a time beyond what was there before it."""
     run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

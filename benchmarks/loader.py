@@ -79,12 +79,17 @@ class Made(NamedTuple):
     bytes_each: int
 
 
-def make_images(folder: Path, shape: Shape, seed: int = 0) -> Made:
-    """Write images of a shape as a class-folder tree and as a tar, each another part of a photograph, with the noise
-    that a camera adds, without which a part that is enlarged would be a file too small."""
+def photographs() -> list[Image.Image]:
+    """The sample pictures of scikit-image."""
     from skimage import data
 
-    pictures = [Image.open(Path(data.__file__).parent / name).convert("RGB") for name in PHOTOGRAPHS]
+    return [Image.open(Path(data.__file__).parent / name).convert("RGB") for name in PHOTOGRAPHS]
+
+
+def make_images(folder: Path, shape: Shape, seed: int = 0, pictures: Sequence[Image.Image] = ()) -> Made:
+    """Write images of a shape as a class-folder tree and as a tar, each another part of a picture (of a photograph, by
+    default), with the noise that a camera adds, without which a part that is enlarged would be a file too small."""
+    pictures = pictures or photographs()
     rng, rows = Random(seed), []
     with tarfile.open(folder / "images.tar", "w") as archive:
         for number in range(shape.images):

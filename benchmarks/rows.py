@@ -59,17 +59,38 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def interleaved(
     runs: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float], warmup: int = 1
 ) -> dict[str, list[float]]:
+    """Seconds of each run in each round, by a clock that is read before and after it. See `in_turns`."""
+
+    def seconds(run: Callable[[], object]) -> float:
+        start = clock()
+        run()
+        return clock() - start
+
+    return in_turns(runs, rounds, seconds, warmup)
+
+
+def in_turns(
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    seconds_of: Callable[[Callable[[], object]], float],
+    warmup: int = 1,
+    enough: Callable[[], bool] = lambda: False,
+) -> dict[str, list[float]]:
     """Seconds of each run in each round; every round takes all runs, one after the other, so that all share its noise.
 
     The order turns by one from round to round: none always runs in the wake of the same other.
+
+    Args:
+        seconds_of: does a run and says how long it took.
+        enough: asked before each round; where true the rounds so far are all, perhaps none.
     """
     names = list(runs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-warmup, rounds):
+        if enough():
+            break
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            start = clock()
-            runs[name]()
-            taken = clock() - start
+            taken = seconds_of(runs[name])
             if number >= 0:
                 seconds[name].append(taken)
     return seconds

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from autoformer.images.archives import FileReader, Place, Reader
+from autoformer.images.archives import FileReader, Reader
+from autoformer.images.source import Place
 from benchmarks.rows import Row, interleaved, measured, ratio
 from runtime.storage import connect
 from runtime.storage.archives import S3Archives

@@ -43,8 +43,7 @@ from autoformer.search import Evolution
 from autoformer.space import SubnetSpec
 from benchmarks.rows import Row, interleaved, measured, ratio, table
 from components.search_subnet.memory import ScoreMemory
-from components.search_subnet.searching import Result, limits, search
-from components.search_subnet.step import settings
+from components.search_subnet.searching import Result, search
 from runtime.common.config import ROOT, Config, SearchSubnet, load_config
 
 OFFICIAL_IMAGES = 1050 * 150_000
@@ -132,7 +131,7 @@ def demo(supernet: Supernet, seeds: int, images: int) -> tuple[list[Row], list[d
 
 def _searched(config: Config, memory: ScoreMemory, images: int) -> Result:
     section = config.section(SearchSubnet)
-    evolution = Evolution(config.space, limits(section), settings(section), derived_rng("evolution", config.seed))
+    evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed))
     return search(config, evolution, evolution.ask(), memory, images, lambda *_: None, lambda *_: None)
 
 

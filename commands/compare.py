@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json
+from autoformer.subnet_text import by_block
 from runtime import tracking
 from runtime.common.config import ROOT
 from runtime.common.console import Parser, refuse
@@ -166,7 +167,7 @@ def _shown(value: str | None, most: int) -> str:
 
 
 def _architecture(found: Mapping[str, str]) -> dict[str, str]:
-    return {name: found[key].replace(";", " ") for key, name in _ARCHITECTURE.items() if key in found}
+    return {name: " ".join(by_block(found[key])) for key, name in _ARCHITECTURE.items() if key in found}
 
 
 def _scores(first: tracking.PipelineRun, second: tracking.PipelineRun) -> tuple[list[Row], int]:

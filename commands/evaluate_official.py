@@ -84,7 +84,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     task = read_task(arguments)
     import torch
 
-    from autoformer.devices import find_device
+    from autoformer.devices import autocast, find_device
     from autoformer.evaluation import predict_batches, score
     from autoformer.images.archives import EncodedImages
     from autoformer.images.pixels import model_pixels
@@ -106,8 +106,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     streamed = StreamedPixels(encoded, pixels_of, arguments.batch_size, worker_count(device))
 
     def forward(images: torch.Tensor) -> torch.Tensor:
-        kind = getattr(torch, arguments.precision)
-        with torch.autocast(device.type, kind, enabled=kind is not torch.float32):
+        with autocast(device, arguments.precision):
             return model(images)
 
     started = time.monotonic()

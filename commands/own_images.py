@@ -7,10 +7,10 @@ into `datasets/`, outside of it. What is proposed is a function of the images, a
 a clock.
 """
 
+import argparse
 import math
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,10 +27,9 @@ from autoformer.space import SearchSpace
 from components.prepare_data import packed
 from components.prepare_data.pack import CARD, PackCard, pack, read_pack, slug, unreadable_of
 from components.prepare_data.sources import discover
-from components.resolve_config.step import split_overrides
 from runtime.common.config import ROOT, Config, PrepareData, SearchSubnet, load_config
-from runtime.common.console import Parser, Progress, refuse
-from runtime.common.stopping import Stopped, stoppable
+from runtime.common.console import Parser, Progress, run_command
+from runtime.common.overrides import add_option, parse
 
 PRESET = "photos"
 SPACES = ("photos-64", "photos-32", "autoformer-tiny")  # that are proposed
@@ -111,12 +110,11 @@ def _space_of(card: PackCard) -> str:
 
 def _warmup(overrides: Sequence[str]) -> list[str]:
     """Of the user's epochs, the share that is proposed: else the preset's might be longer than all of them."""
-    settings = []
+    given, settings = {override.key: override.value for override in map(parse, overrides)}, []
     for section in ("train_supernet", "retrain_subnet"):
-        for override in overrides:
-            key, _, value = override.partition("=")
-            if key.strip() == f"{section}.epochs" and value.replace(".", "", 1).isdecimal():
-                settings.append(f"{section}.warmup_epochs={float(value) / 20:g}")
+        epochs = given.get(f"{section}.epochs")
+        if isinstance(epochs, int | float) and 0 < epochs < 1e9:  # a larger one may fit no float
+            settings.append(f"{section}.warmup_epochs={epochs / 20:g}")
     return settings
 
 
@@ -188,7 +186,7 @@ def training_images(card: PackCard, config: Config) -> int:
 
 
 def _is_set(key: str, overrides: Sequence[str]) -> bool:
-    return any(override.partition("=")[0].strip() == key for override in overrides)
+    return any(parse(override).key == key for override in overrides)
 
 
 class _Watch:
@@ -244,17 +242,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--source", type=Path, required=True, help="class folders, train/val/test folders, or a CSV")
     parser.add_argument("--name", required=True, help="of the data set, its search space and its preset")
     parser.add_argument("--preset", help="to start from (default: photos, adapted to the images)")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
-    try:
-        arguments = parser.parse_args(argv)
-        with stoppable():
-            print(version(arguments.source.expanduser(), arguments.name, arguments.preset, arguments.overrides))
-    except (AutoFormerError, OSError) as error:
-        return refuse("own_images", error)
-    except Stopped as stopped:
-        print(f"own_images: {stopped}; the same command goes on from there", file=sys.stderr)
-        return int(str(stopped.code))
-    return 0
+    add_option(parser)
+
+    def work(arguments: argparse.Namespace) -> None:
+        print(version(arguments.source.expanduser(), arguments.name, arguments.preset, arguments.overrides))
+
+    return run_command("own_images", parser, work, argv)
 
 
 def version(source: Path, name: str, preset: str | None, overrides: Sequence[str]) -> str:
@@ -272,7 +265,7 @@ def version(source: Path, name: str, preset: str | None, overrides: Sequence[str
             raise AutoFormerError(f"{file}: a configuration of this name is there already; give another NAME")
     if data.exists() and not packed.is_mine(data):
         raise AutoFormerError(f"{data}: a folder of this name is there already; give another NAME")
-    adopted = adopt(source, preset, split_overrides(overrides))
+    adopted = adopt(source, preset, overrides)
     _copy(adopted.data, data, name)
     config = load_config(adopted.preset, adopted.overrides)
     space = config.space.model_dump(mode="json") | {"name": name}

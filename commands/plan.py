@@ -5,6 +5,7 @@
 Nothing is written, and nothing of the run depends on it.
 """
 
+import argparse
 import resource
 import sys
 import tempfile
@@ -15,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoformer.errors import AutoFormerError
 from autoformer.images.archives import EncodedImages, EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.loading import Images as Pixels
@@ -32,9 +32,8 @@ from runtime.common.config import (
     TrainSupernet,
     load_config,
 )
-from runtime.common.console import Parser, existing, refuse
+from runtime.common.console import Parser, existing, run_command
 from runtime.common.processes import set_threads
-from runtime.common.stopping import Stopped, stoppable
 from runtime.steps.inputs import DATA, check_batch, check_space
 from runtime.storage.places import open_data, remote_archives
 
@@ -81,16 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m commands.plan", description="Estimate what a run will take.")
     parser.add_argument("--config", required=True, help="a preset's name, a params file, or the same as JSON text")
     parser.add_argument("--data", required=True, help=DATA)
-    try:
-        arguments = parser.parse_args(argv)
-        with stoppable():
-            print(shown(make_plan(load_config(arguments.config), open_data(arguments.data).folder)), flush=True)
-    except (AutoFormerError, OSError) as error:
-        return refuse("plan", error)
-    except Stopped as stopped:
-        print(f"plan: {stopped}", file=sys.stderr)
-        return int(str(stopped.code))
-    return 0
+
+    def work(arguments: argparse.Namespace) -> None:
+        print(shown(make_plan(load_config(arguments.config), open_data(arguments.data).folder)), flush=True)
+
+    return run_command("plan", parser, work, argv, after="")
 
 
 def make_plan(config: Config, data: Path) -> Plan:

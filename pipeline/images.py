@@ -190,8 +190,13 @@ def content_tag(attributes: Mapping[str, Any]) -> str:
 
 def source_hash() -> str:
     """Hash of all that the images are made of."""
+    return hash_files({file.relative_to(ROOT).as_posix(): file for file in image_files()})
+
+
+def image_files() -> list[Path]:
+    """The files that the images are made of."""
     files = (file for name in (*CODE, *RECIPE) for file in code_files(ROOT / name))
-    return hash_files(file for file in files if not any(file.is_relative_to(ROOT / name) for name in LEFT_OUT))
+    return [file for file in files if not any(file.is_relative_to(ROOT / name) for name in LEFT_OUT)]
 
 
 def images_of_checkout(client: "DockerClient") -> dict[str, str]:

@@ -5,7 +5,6 @@ Each step is a process of this environment or, with `--runner docker`, a contain
 
 import argparse
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json
 from commands.own_images import adopt, short, told
-from components.resolve_config.step import resolve, split_overrides
+from components.resolve_config.step import resolve
 from pipeline.console import Console
 from pipeline.containers import Containers, places
 from pipeline.ending import Steps
@@ -25,10 +24,11 @@ from pipeline.summary import summary
 from runtime import tracking
 from runtime.common.code import step_code
 from runtime.common.config import ROOT, STEPS, Config, RegisterModel
-from runtime.common.console import Parser, refuse
+from runtime.common.console import Parser, run_command
 from runtime.common.locks import alone
+from runtime.common.overrides import add_option, join
 from runtime.common.redaction import hide_in_tracebacks
-from runtime.common.stopping import Stopped, stoppable
+from runtime.common.stopping import Stopped
 from runtime.storage import is_uri
 from runtime.storage.places import hash_data
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def parser() -> argparse.ArgumentParser:
     result = Parser(prog="python -m pipeline.local", description="Run the pipeline on this machine.")
     result.add_argument("--preset", help="a preset's name or a params file (default: params.yaml; photos for --source)")
-    result.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
+    add_option(result)
     result.add_argument(
         "--data", help="folder with the delivered archives, or s3://bucket/folder (default: data/<dataset>)"
     )
@@ -60,19 +60,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     steps = Steps()
     hide_in_tracebacks()
-    try:
-        arguments = parser().parse_args(argv)
-        with stoppable(steps.tell), alone(ROOT / "runs" / "pipeline", "checkout"):
+
+    def work(arguments: argparse.Namespace) -> int:
+        with alone(ROOT / "runs" / "pipeline", "checkout"):
             return _run(arguments, steps)
-    except (AutoFormerError, OSError) as error:
-        return refuse("pipeline", error)
-    except Stopped as stopped:
-        print(f"pipeline: {stopped}; the same command goes on from there", file=sys.stderr)
-        return int(str(stopped.code))
+
+    return run_command("pipeline", parser(), work, argv, steps.tell)
 
 
 def _run(arguments: argparse.Namespace, steps: Steps) -> int:
-    overrides = split_overrides(arguments.overrides)
+    overrides: list[str] = arguments.overrides
     given: str | Path | None = arguments.data
     preset: str | None = arguments.preset
     if arguments.source is not None:
@@ -81,7 +78,7 @@ def _run(arguments: argparse.Namespace, steps: Steps) -> int:
         print(told(adopted.data), flush=True)
     preset = preset or "params.yaml"
     preset = str(Path(preset).resolve()) if preset.endswith((".yaml", ".yml")) else preset
-    config = resolve(preset, shlex.join(overrides))
+    config = resolve(preset, overrides)
     data = _place(given or ROOT / "data" / config.dataset, config.dataset)
     if arguments.source is not None or arguments.dry_run:
         code = _print_plan(config, data)
@@ -97,7 +94,7 @@ def _run(arguments: argparse.Namespace, steps: Steps) -> int:
     status: tracking.Status = "FAILED"
     try:
         runner = containers.runner(places(config, data, preset)) if containers else None
-        parameters = {"preset": preset, "data": data, "data_hash": data_hash, "overrides": shlex.join(overrides)}
+        parameters = {"preset": preset, "data": data, "data_hash": data_hash, "overrides": join(overrides)}
         results = _run_dag(parameters, arguments.fresh, runner, containers.images if containers else None)
         status = "FINISHED"
     except RuntimeError:

@@ -1,8 +1,8 @@
 """Run the steps through `dvc repro`, with a preset or overrides written to params.yaml first."""
 
+import argparse
 import io
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,15 +13,16 @@ import yaml
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, read_json, write_text
 from autoformer.named import CONFIGS
-from components.resolve_config.step import resolve, split_overrides
+from components.resolve_config.step import resolve
 from pipeline.ending import Steps
 from pipeline.local import patient_threads
 from pipeline.summary import summary
 from runtime import tracking
 from runtime.common.config import ROOT, STEPS, load_config, preset_path
-from runtime.common.console import Parser, refuse
+from runtime.common.console import Parser, run_command
 from runtime.common.locks import alone
-from runtime.common.stopping import Stopped, stoppable
+from runtime.common.overrides import add_option, apply, parse
+from runtime.common.stopping import Stopped
 
 PARAMS = ROOT / "params.yaml"
 _TRACKED = {"threads": "null", "device": "auto"}  # optional, but DVC's stages name them, and it wants them to be there
@@ -31,21 +32,20 @@ WRITTEN = ROOT / ".dvc" / "tmp" / "params.sha256"  # of the params.yaml that a c
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m pipeline.repro", description=__doc__)
     parser.add_argument("--preset", default="params.yaml", help="a preset to write to params.yaml (default: as it is)")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
+    add_option(parser)
     steps = Steps()
-    try:
-        arguments = parser.parse_args(argv)
-        overrides = split_overrides(arguments.overrides)
-        with stoppable(steps.tell), alone(ROOT / ".dvc" / "tmp" / "repro", "checkout"):
-            _write_params(arguments.preset, overrides)
-            tracking.initialise(tracking.tracking_uri())
-            return _repro()
-    except (AutoFormerError, OSError) as error:
-        return refuse("repro", error)
-    except Stopped as stopped:
-        steps.end()
-        print(f"repro: {stopped}; the same command goes on from there", file=sys.stderr)
-        return int(str(stopped.code))
+
+    def work(arguments: argparse.Namespace) -> int:
+        try:
+            with alone(ROOT / ".dvc" / "tmp" / "repro", "checkout"):
+                _write_params(arguments.preset, arguments.overrides)
+                tracking.initialise(tracking.tracking_uri())
+                return _repro()
+        except Stopped:
+            steps.end()
+            raise
+
+    return run_command("repro", parser, work, argv, steps.tell)
 
 
 def _repro() -> int:
@@ -64,11 +64,11 @@ def _repro() -> int:
 
 def _write_params(preset: str, overrides: list[str]) -> None:
     """Make params.yaml the preset with its overrides; validated first, and never over edits that exist nowhere else."""
-    resolve(preset, shlex.join(overrides))
+    resolve(preset, overrides)
     path = preset_path(preset)
     text = path.read_text(encoding="utf-8")
     if overrides:
-        text = _overridden(text, overrides)
+        text = overridden(text, overrides)
     text += "".join(f"{key}: {value}\n" for key, value in _TRACKED.items() if key not in yaml.safe_load(text))
     if text == PARAMS.read_text(encoding="utf-8"):
         return
@@ -92,22 +92,18 @@ def _is_kept_elsewhere(params: Path) -> bool:
     return subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(params)], cwd=ROOT, check=False).returncode == 0
 
 
-def _overridden(text: str, overrides: list[str]) -> str:
+def overridden(params: str, overrides: list[str]) -> str:
     """The YAML text with values replaced; its comments stay."""
     from ruamel.yaml import YAML
 
     editor = YAML()
     editor.preserve_quotes = True
-    data = editor.load(text)
-    for override in overrides:
-        key, _, value = override.partition("=")
-        *sections, last = key.strip().split(".")
-        if sections[:1] == ["space"]:
-            raise AutoFormerError(f"--set {override}: DVC follows a space by its file; make one in configs/spaces/")
-        place = data
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = yaml.safe_load(value)
+    data = editor.load(params)
+    for text in overrides:
+        path = parse(text).path
+        if path[0] == "space" and len(path) > 1:
+            raise AutoFormerError(f"--set {text}: DVC follows a space by its file; make one in configs/spaces/")
+    apply(data, overrides)
     out = io.StringIO()
     editor.dump(data, out)
     return out.getvalue()

@@ -7,6 +7,7 @@ from typing import Any
 from autoformer.complexity import count_macs, count_params
 from autoformer.files import read_json
 from autoformer.space import NamedSubnet
+from autoformer.subnet_text import heads_text, ratios_text, size_text
 from runtime.common.config import Config, RetrainSubnet
 
 
@@ -24,9 +25,9 @@ def summary(
     tested, registered = read_json(evaluation / "metrics.json"), read_json(registration)
     params, macs = count_params(config.space, spec), count_macs(config.space, spec)
     rows = [
-        ("chosen subnet", f"depth {spec.depth}, width {spec.embed_dim}"),
-        ("heads", _runs(spec.num_heads)),
-        ("MLP ratios", _runs(spec.mlp_ratio)),
+        ("chosen subnet", size_text(spec)),
+        ("heads", heads_text(spec)),
+        ("MLP ratios", ratios_text(spec)),
         ("parameters", f"{params:,} ({params / 1e6:.3g} M)"),
         ("multiply-adds", f"{macs:,} ({macs / 1e9:.3g} G)"),
         ("search split", _search_scores(searched, retrained)),
@@ -36,10 +37,6 @@ def summary(
     rows += [(f"  {step}", f"{record['seconds']:.0f} s") for step, record in records.items()]
     width = max(len(name) for name, _ in rows) + 2
     return "\n" + "\n".join(f"  {name:<{max(width, 22)}}{value}" for name, value in rows)
-
-
-def _runs(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:g}" for value in values)
 
 
 def _search_scores(searched: Mapping[str, float], retrained: Mapping[str, float]) -> str:

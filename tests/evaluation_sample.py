@@ -13,6 +13,7 @@ import yaml
 from tiny import TinyData
 from torch import Tensor
 
+from autoformer.candidates import COLUMNS, Outcome
 from autoformer.checkpoint import Preprocessing, SubnetCard, SupernetCard, save_subnet, save_supernet
 from autoformer.files import write_json, write_text
 from autoformer.images.batches import normalise
@@ -21,7 +22,7 @@ from autoformer.named import load_space
 from autoformer.search import Candidate, Evolution, EvolutionSettings, Limits, random_baseline
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
-from components.search_subnet.step import COLUMNS, PROGRESS
+from components.search_subnet.step import PROGRESS
 from runtime.common.config import Config, load_config
 from runtime.common.tables import write_table
 
@@ -77,10 +78,11 @@ def write_search(
     def score(candidate: Candidate) -> float:
         return 76 + 7 * (1 - math.exp(-candidate.params / (max_params / 2.8))) + rng.gauss(0, 0.35)
 
-    limits = Limits(max_params=max_params)
-    evolution = Evolution(
-        space, limits, EvolutionSettings(population, generations, 6, population // 2, population // 3), Random(2)
+    limits = Limits(max_params_m=max_params / 1e6)
+    settings = EvolutionSettings(
+        population=population, generations=generations, parents=6, mutations=population // 2, crossovers=population // 3
     )
+    evolution = Evolution(space, limits, settings, Random(2))
     table, ends = [], []
     while candidates := evolution.ask():
         scores = [score(candidate) for candidate in candidates]
@@ -102,7 +104,7 @@ def write_search(
         for generation, end in enumerate(ends)
     ]
     bar = sorted(value for _, value in table)[len(table) // 4]  # the worst quarter was stopped early
-    rows = [_row(candidate, value, value < bar) for candidate, value in table + baseline]
+    rows = [_outcome(candidate, value, value < bar).to_row() for candidate, value in table + baseline]
     write_table(folder / "candidates.csv", COLUMNS, rows)
     write_table(folder / "progress.csv", PROGRESS, progress)
     spec = best.candidate.spec
@@ -171,13 +173,5 @@ def write_models(
         )  # fmt: skip
 
 
-def _row(candidate: Candidate, top1_percent: float, stopped: bool) -> dict[str, Any]:
-    spec = candidate.spec
-    return {
-        "id": candidate.id, "origin": candidate.origin, "generation": candidate.generation,
-        "parents": ";".join(map(str, candidate.parents)), "depth": spec.depth, "embed_dim": spec.embed_dim,
-        "num_heads": ";".join(map(str, spec.num_heads)), 
-        "mlp_ratio": ";".join(f"{ratio:g}" for ratio in spec.mlp_ratio),
-        "params": candidate.params, "macs": candidate.macs, "top1_percent": top1_percent,
-        "loss": "" if stopped else 2 - top1_percent / 60, "images": 500 if stopped else 3000,
-    }  # fmt: skip
+def _outcome(candidate: Candidate, top1_percent: float, stopped: bool) -> Outcome:
+    return Outcome(candidate, top1_percent, None if stopped else 2 - top1_percent / 60, 500 if stopped else 3000)

@@ -198,3 +198,10 @@ def test_steps_validate_their_input_before_they_import_torch() -> None:
     assert len(steps) >= 6
     loaded = loaded_after_importing(steps)
     assert loaded & {"torch", "timm", "torchvision", "mlflow", "boto3"} == set()
+
+
+def test_what_the_launcher_runs_imports_only_what_its_image_has() -> None:
+    """docker/launcher.in has no Pillow, no pyarrow and no torch."""
+    modules = ["components.resolve_config.step", "runtime.steps.kfp_edge", "runtime.steps.job_launch"]
+    loaded = loaded_after_importing([*modules, "pipeline.cluster.compile", "pipeline.cluster.submit"])
+    assert loaded & {"PIL", "pyarrow", "torch", "timm", "torchvision", "mlflow", "scipy", "pandas"} == set()

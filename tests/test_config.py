@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from autoformer.errors import AutoFormerError
 from components.resolve_config.step import resolve
+from pipeline.repro import overridden
 from runtime.common.config import (
     ROOT,
     STEPS,
@@ -19,6 +20,7 @@ from runtime.common.config import (
     TrainSupernet,
     load_config,
 )
+from runtime.common.overrides import split
 
 PRESETS = sorted(path.stem for path in (ROOT / "configs" / "presets").glob("*.yaml"))
 
@@ -192,10 +194,23 @@ def test_the_hash_is_of_every_value() -> None:
 
 def test_the_run_form_becomes_a_configuration() -> None:
     assert resolve("demo") == load_config("demo")
-    config = resolve("demo", "name='my run' search_subnet.weights=raw", seed=4, max_params_m=0.25)
+    config = resolve("demo", split("name='my run' search_subnet.weights=raw"), seed=4, max_params_m=0.25)
     assert config == load_config(
         "demo", ["name=my run", "search_subnet.weights=raw", "seed=4", "search_subnet.limits.max_params_m=0.25"]
     )
-    assert resolve("demo", "seed=5", seed=4).seed == 5  # overrides are applied last
+    assert resolve("demo", ["seed=5"], seed=4).seed == 5  # overrides are applied last
     with pytest.raises(AutoFormerError, match="quotation"):
-        resolve("demo", "name='my run")
+        resolve("demo", split("name='my run"))
+
+
+def test_params_that_are_edited_mean_what_the_overrides_mean(tmp_path: Path) -> None:
+    """The published presets share a section by a YAML alias; an override changes one of its two places alone."""
+    overrides = ["train_supernet.augmentation.flip=false", "search_subnet.limits.max_params_m=5.9", "seed=4"]
+    source = ROOT / "configs" / "presets" / "imagenet-tiny.yaml"
+    assert "*official" in source.read_text(encoding="utf-8")
+    edited = tmp_path / "edited.yaml"
+    edited.write_text(overridden(source.read_text(encoding="utf-8"), overrides), encoding="utf-8")
+    config = load_config(str(edited))
+    assert config == load_config("imagenet-tiny", overrides)
+    assert config.retrain_subnet is not None and config.retrain_subnet.augmentation.flip
+    assert "# 10 of each class, held out of training" in edited.read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from autoformer.devices import fewest_parts, find_device, find_precision, is_out_of_memory
+from autoformer.devices import fewest_parts, find_device, find_precision, in_parts_that_fit, is_out_of_memory
 from autoformer.errors import AutoFormerError
 from runtime.common.config import ROOT
 
@@ -52,6 +52,33 @@ def test_as_few_parts_as_memory_allows(
     seen: list[int] = []
     found = fewest_parts(memory_of(limit, seen), images, even, at_least)  # type: ignore[arg-type]
     assert (found, seen) == (parts, asked)
+
+
+@pytest.mark.parametrize(("limit", "asked"), [(9, [7]), (4, [7, 4, 3]), (2, [7, 4, 2, 2, 3, 2, 1])])
+def test_a_batch_is_halved_until_it_fits(limit: int, asked: list[int]) -> None:
+    seen: list[int] = []
+    trial = memory_of(limit, seen)
+
+    def work(pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        trial(len(pixels))  # type: ignore[operator]
+        return pixels.sum(dim=1), labels + 1
+
+    pixels, labels = torch.arange(14.0).view(7, 2), torch.arange(7)
+    sums, more = in_parts_that_fit(work, pixels, labels)
+    assert torch.equal(sums, pixels.sum(dim=1)) and torch.equal(more, labels + 1) and seen == asked
+
+
+def test_a_single_image_that_does_not_fit_is_an_error() -> None:
+    seen: list[int] = []
+    with pytest.raises(torch.OutOfMemoryError):
+        in_parts_that_fit(lambda batch: (memory_of(0, seen)(len(batch)),), torch.zeros(4))  # type: ignore[operator]
+    assert seen == [4, 2, 1]
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        in_parts_that_fit(_mismatch, torch.zeros(4))
+
+
+def _mismatch(batch: torch.Tensor) -> tuple[torch.Tensor]:
+    raise RuntimeError(f"size mismatch: {len(batch)}")
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:

@@ -4,7 +4,6 @@ import pytest
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.named import CONFIGS, load_subnet
-from components.search_subnet.searching import limits
 from runtime.common.config import Config, load_config
 from runtime.steps.launching import check_parts
 
@@ -30,8 +29,8 @@ def test_the_published_subnet_can_be_found(preset: str) -> None:
     found.space.check_fits(published.subnet)
     params, macs = count_params(found.space, published.subnet), count_macs(found.space, published.subnet)
     assert found.search_subnet is not None
-    assert limits(found.search_subnet).allow(params, macs)
-    assert not limits(found.search_subnet).allow(count_params(found.space, found.space.largest), macs)
+    assert found.search_subnet.limits.allow(params, macs)
+    assert not found.search_subnet.limits.allow(count_params(found.space, found.space.largest), macs)
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 4, 8, 16])

@@ -167,7 +167,7 @@ def test_dvc_repro_that_is_killed_and_given_again(place: Place, tmp_path: Path) 
 
 RUNNER = """
 import subprocess, sys, time
-from components.stopping import Stopped, stoppable
+from runtime.common.stopping import Stopped, stoppable
 from pipeline.ending import Steps
 
 steps = Steps()

@@ -61,7 +61,7 @@ def test_a_checkout_runs_one_pipeline_at_a_time(
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from components.locks import alone
+from runtime.common.locks import alone
 with alone(Path(sys.argv[1]), "folder"):
     if os.fork() == 0:
         print(os.getpid(), flush=True)

@@ -18,7 +18,7 @@ from s3_server import S3Server
 from autoformer.errors import AutoFormerError
 from pipeline.cluster.new_secrets import MANIFESTS, main, write_secrets
 from pipeline.cluster.settings import load_cluster
-from pipeline.images import LEFT_OUT, _files
+from pipeline.images import LEFT_OUT, image_files
 from runtime.common.config import ROOT
 from runtime.storage import connect
 
@@ -299,7 +299,7 @@ def test_an_edit_of_the_settings_or_manifests_makes_no_other_image() -> None:
     for name in LEFT_OUT:
         assert (ROOT / name).is_dir() and name in ignored
         assert ignored.index(name) > ignored.index(f"!{name.partition('/')[0]}")  # the last pattern that fits decides
-        assert not [file for file in _files(ROOT / name.partition("/")[0]) if file.is_relative_to(ROOT / name)]
+        assert not [file for file in image_files() if file.is_relative_to(ROOT / name)]
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which has kustomize in it, is not here")

@@ -13,9 +13,9 @@ import psutil
 import pytest
 import torch
 from interrupted import Place, place
-from processes import at_step, ended, poison, signal_self, wait_until
+from processes import ForkServerProcess, at_step, ended, poison, signal_self, start, wait_until
 from run_steps import SPACE as FORTY
-from run_steps import argv, config_of, contents, run
+from run_steps import config_of, contents, run
 from together import call_together, run_ranks, start_ranks
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.nn.parallel import DistributedDataParallel
@@ -231,29 +231,36 @@ def test_retraining_in_ranks_goes_on(place: Place, tmp_path: Path) -> None:
     assert contents(Path(given["--out"])) == contents(Path(whole["--out"]))
 
 
+def children(launcher: ForkServerProcess) -> list[psutil.Process]:
+    assert launcher.pid is not None
+    return psutil.Process(launcher.pid).children()
+
+
 @pytest.mark.slow
 def test_a_launched_step_survives_a_killed_rank_and_passes_signals_on(place: Place, tmp_path: Path) -> None:
-    """Real processes throughout: started again by themselves after SIGKILL, stopped by SIGTERM, gone on with."""
+    """Real ranks: started again by themselves after SIGKILL, stopped by SIGTERM, gone on with."""
     config = config_of(STEP, epochs=12, seed=4)
     whole, given = place.given(STEP, "whole-4", config), place.given(STEP, "launched", config)
     assert run_ranks(STEP, whole, tmp_path / "log") == [0, 0]
-    told = {"AUTOFORMER_PROCESSES": "2", "AUTOFORMER_MAX_RESTARTS": "1", "AUTOFORMER_WORKERS": "0"}
-    command = [sys.executable, "-m", f"components.{STEP}", *argv(given)]
-    with subprocess.Popen(
-        command, env=os.environ | told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as launcher:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("PROCESSES", "2"), ("MAX_RESTARTS", "1"), ("WORKERS", "0")):
+            patch.setenv(f"AUTOFORMER_{name}", value)
+        launcher = start(STEP, given, tmp_path / "launched")
+    try:
         wait_until(lambda: place.work(STEP, "checkpoint.pt"))
         (checkpoint,) = place.work(STEP, "checkpoint.pt")
-        (rank,) = [child for child in psutil.Process(launcher.pid).children() if child.environ().get("RANK") == "1"]
+        (rank,) = [child for child in children(launcher) if child.environ().get("RANK") == "1"]
         rank.kill()
-        gone = psutil.Process(launcher.pid).children()
+        gone = children(launcher)
         psutil.wait_procs(gone)
         before = checkpoint.stat().st_mtime_ns
         wait_until(lambda: checkpoint.stat().st_mtime_ns != before)
-        ranks = psutil.Process(launcher.pid).children()
-        launcher.send_signal(signal.SIGTERM)
-        lines = launcher.communicate(timeout=120)[0].splitlines()
-    assert launcher.returncode == 143
+        ranks = children(launcher)
+        launcher.terminate()
+        assert ended(launcher) == 143
+    finally:
+        launcher.kill()  # its ranks miss it
+    lines = (tmp_path / "launched").read_text().splitlines()
     first, *_, last = [line for line in lines if "images, " not in line]
     assert first == (
         f"{STEP}: rank 1 of 2 was killed by SIGKILL, as where memory runs out; the same command goes on from the last "
@@ -273,8 +280,8 @@ def test_torchrun_starts_ranks_again_that_find_each_other(tmp_path: Path) -> Non
     (tmp_path / "told.py").write_text(
         """
 import os, pathlib, signal
-from components.config import load_config
-from components.ranks import joined
+from runtime.common.config import load_config
+from runtime.steps.joining import joined
 
 with joined(load_config("smoke", ["device=cpu"])) as ranks:
     first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
@@ -297,12 +304,12 @@ def test_what_cannot_be_shared_is_said_before_any_process_starts(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = place.given(STEP, "odd", config_of(STEP, accumulation=2))
-    for processes, line in (
+    for count, line in (
         ("3", f"{STEP}.batch_size = 50: not a multiple of 6, for 2 forward passes of each of 3 processes; "
               "choose another, or set AUTOFORMER_PROCESSES"),
         ("two", "AUTOFORMER_PROCESSES = two: expected a whole number, 0 or more"),
     ):  # fmt: skip
-        monkeypatch.setenv("AUTOFORMER_PROCESSES", processes)
+        monkeypatch.setenv("AUTOFORMER_PROCESSES", count)
         assert run(STEP, given) == 2
         assert capsys.readouterr().err == f"{STEP}: {line}\n"
 
@@ -346,7 +353,7 @@ def test_a_gpu_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return edge.processes(load_config("smoke", [f"device={device}"], [STEP]))
 
     assert (processes("cpu"), processes("auto")) == (1, 1)
-    monkeypatch.setattr(edge, "DRIVERS", ("/",))
+    monkeypatch.setattr("runtime.common.processes.DRIVERS", ("/",))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [processes(device) for device in ("cpu", "auto", "cuda", "cuda:1")] == [1, 4, 4, 1]

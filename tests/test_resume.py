@@ -29,7 +29,7 @@ def moments(low: int, high: int, seed: int) -> list[int]:
 
 
 @pytest.fixture(autouse=True)
-def fresh_step_code(step) -> None:
+def fresh_code() -> None:
     step_code.cache_clear()  # as the next process would: the source may have been edited since this one began
 
 

@@ -3,6 +3,7 @@
 from random import Random
 
 import pytest
+from pydantic import ValidationError
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
@@ -146,10 +147,15 @@ def test_evolution_finds_what_random_search_does_not() -> None:
 def test_limits_hold_for_every_candidate_and_both_ends_are_legal() -> None:
     largest = SPACE.largest
     top = count_params(SPACE, largest)
-    assert Limits(max_params=top, min_params=top).allow(top, 1)
-    assert not Limits(max_params=top - 1).allow(top, 1)
-    limits = Limits(min_params=300_000, max_params=500_000, min_macs=5_000_000, max_macs=9_000_000)
-    evolution = Evolution(SPACE, limits, EvolutionSettings(20, 3, 5, 10, 10), Random(0))
+    assert Limits.on_params(top, top).allow(top, 1)
+    assert not Limits(max_params_m=(top - 1) / 1e6).allow(top, 1)
+    limits = Limits(min_params_m=0.3, max_params_m=0.5, min_macs_g=0.005, max_macs_g=0.009)
+    evolution = Evolution(
+        SPACE,
+        limits,
+        EvolutionSettings(population=20, generations=3, parents=5, mutations=10, crossovers=10),
+        Random(0),
+    )
     while candidates := evolution.ask():
         for candidate in candidates:
             assert candidate.params == count_params(SPACE, candidate.spec)
@@ -159,7 +165,9 @@ def test_limits_hold_for_every_candidate_and_both_ends_are_legal() -> None:
         evolution.tell(candidates, [0.0] * len(candidates))
 
 
-@pytest.mark.parametrize("limits", [Limits(max_params=1000), Limits(min_macs=10**12), Limits(10**6, 10**6)])
+@pytest.mark.parametrize(
+    "limits", [Limits(max_params_m=0.001), Limits(min_macs_g=1000), Limits.on_params(10**6, 10**6)]
+)
 def test_limits_that_no_subnet_meets_end_in_a_clear_error(limits: Limits) -> None:
     smallest = f"{count_params(SPACE, SPACE.smallest):,}"
     with pytest.raises(AutoFormerError, match="no legal candidate in 200 tries under") as told:
@@ -174,11 +182,11 @@ def test_a_budget_at_the_very_edge_of_a_space_is_met() -> None:
     """Uniform draws would need some 10^13 tries to hit the smallest subnet of AutoFormer-S."""
     space = load_space("autoformer-small")
     smallest, largest = (count_params(space, spec) for spec in (space.smallest, space.largest))
-    at_the_bottom = Evolution(space, Limits(max_params=smallest), EvolutionSettings(tries=200), Random(0)).ask()
+    at_the_bottom = Evolution(space, Limits(max_params_m=smallest / 1e6), EvolutionSettings(tries=200), Random(0)).ask()
     assert [candidate.spec for candidate in at_the_bottom] == [space.smallest]
-    at_the_top = Evolution(space, Limits(min_params=largest), EvolutionSettings(tries=200), Random(0)).ask()
+    at_the_top = Evolution(space, Limits(min_params_m=largest / 1e6), EvolutionSettings(tries=200), Random(0)).ask()
     assert [candidate.spec for candidate in at_the_top] == [space.largest]
-    band = Limits(min_params=smallest + 50_000, max_params=smallest + 400_000)
+    band = Limits.on_params(smallest + 50_000, smallest + 400_000)
     found = random_baseline(space, band, 20, 300, Random(0))
     assert len(found) == 20
     for candidate in found:
@@ -188,7 +196,12 @@ def test_a_budget_at_the_very_edge_of_a_space_is_met() -> None:
 
 def test_a_space_smaller_than_the_population_is_searched_whole_and_ends() -> None:
     space = space_with(depth=[1], embed_dim=[64, 128], num_heads=[4, 8], mlp_ratio=[2.0])
-    evolution = Evolution(space, Limits(), EvolutionSettings(10, 20, 2, 5, 5, tries=500), Random(0))
+    evolution = Evolution(
+        space,
+        Limits(),
+        EvolutionSettings(population=10, generations=20, parents=2, mutations=5, crossovers=5, tries=500),
+        Random(0),
+    )
     first = evolution.ask()
     assert {candidate.spec for candidate in first} == {
         SubnetSpec(1, width, (heads,), (2.0,)) for width in (64, 128) for heads in (4, 8)
@@ -209,7 +222,12 @@ def test_ties_go_to_the_smaller_subnet_then_to_the_earlier() -> None:
 
 def test_the_same_seed_gives_the_same_search() -> None:
     def run(seed: int) -> list[Candidate]:
-        evolution = Evolution(SPACE, Limits(), EvolutionSettings(10, 2, 4, 5, 5), Random(seed))
+        evolution = Evolution(
+            SPACE,
+            Limits(),
+            EvolutionSettings(population=10, generations=2, parents=4, mutations=5, crossovers=5),
+            Random(seed),
+        )
         table: list[Candidate] = []
         while candidates := evolution.ask():
             table += candidates
@@ -221,7 +239,7 @@ def test_the_same_seed_gives_the_same_search() -> None:
 
 
 def test_a_population_too_small_for_its_offspring_is_refused() -> None:
-    with pytest.raises(AutoFormerError, match=r"mutations 25 \+ crossovers 25 are more than population 10"):
+    with pytest.raises(ValidationError, match=r"mutations 25 \+ crossovers 25 are more than population 10"):
         EvolutionSettings(population=10)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from interrupted import Place, place
 from processes import at_answer, killed, signal_self
-from run_steps import config_of, contents, run
+from run_steps import argv, config_of, contents, run
+from together import run_ranks
 
 from runtime.common.code import step_code
 from runtime.common.tables import read_table
@@ -23,7 +24,7 @@ STEP = "search_subnet"
 
 
 @pytest.fixture(autouse=True)
-def fresh_step_code(step) -> None:
+def fresh_code() -> None:
     step_code.cache_clear()
 
 
@@ -79,11 +80,16 @@ def bits(text: str) -> int:
     return int(np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8)).sum())
 
 
-def test_two_processes_find_what_one_does(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AUTOFORMER_PROCESSES", "2")
+def test_two_processes_find_what_one_does(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that are forked: how a step's are launched is held in test_ranks, and that a search's are, here."""
     config = json.dumps(json.loads(CONFIG) | {"device": "cpu"})
     given = place.given(STEP, "two", config)
-    assert run(STEP, given) == 0
-    monkeypatch.delenv("AUTOFORMER_PROCESSES")
+    launched: list[tuple[object, ...]] = []
+    with monkeypatch.context() as patch:
+        patch.setenv("AUTOFORMER_PROCESSES", "2")
+        patch.setattr("runtime.steps.command.launch", lambda *told: launched.append(told))
+        assert run(STEP, given) == 0
+    assert launched == [(STEP, argv(given), 2)] and not Path(given["--out"]).exists()
+    assert run_ranks(STEP, given, tmp_path / "log") == [0, 0]
     assert contents(Path(given["--out"])) == place.undisturbed(STEP, config)
     assert place.record(given)["ranks"] == 2

@@ -14,7 +14,8 @@ import pytest
 from s3_server import S3Server
 
 from autoformer.errors import AutoFormerError
-from autoformer.images.archives import EncodedImages, Place
+from autoformer.images.archives import EncodedImages
+from autoformer.images.source import Place
 from autoformer.images.split_files import Split, image_checksums
 from runtime.common.config import ROOT
 from runtime.storage import connect, copies, staging

@@ -4,6 +4,7 @@ import errno
 import json
 from argparse import Namespace
 from functools import partial
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from autoformer.checkpoint import Preprocessing, SubnetCard, save_subnet
 from autoformer.errors import AutoFormerError
 from autoformer.evaluation import gather_logits, predict_batches, predict_logits
 from autoformer.files import UnwritableError, hash_file, write_json
+from autoformer.images.ahead import decoded_ahead
 from autoformer.images.archives import EncodedImages, EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.loading import Images
@@ -117,6 +119,21 @@ def test_an_error_comes_from_a_worker_as_the_kind_that_it_is(workers: int, tmp_p
     with pytest.raises(UnwritableError, match=r"^/somewhere: no space left on device; ") as error:
         list(StreamedPixels(encoded, full, 4, workers))
     assert (error.value.path, error.value.number) == ("/somewhere", errno.ENOSPC)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_order_from_an_endless_source_and_past_an_error(workers: int) -> None:
+    stream = decoded_ahead(_unless_three, count(), workers, ahead=2)
+    assert [next(stream).item() for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(AutoFormerError, match=r"^three$"):
+        next(stream)
+    assert [next(stream).item() for _ in range(3)] == [4, 5, 6]
+
+
+def _unless_three(number: int) -> torch.Tensor:
+    if number == 3:
+        raise AutoFormerError("three")
+    return torch.tensor(number)
 
 
 def test_evaluate_subnet_gives_the_same_whether_its_images_fit_into_memory(tmp_path: Path) -> None:

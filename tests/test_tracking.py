@@ -2,18 +2,23 @@
 
 # ruff: noqa: F401, F811 - fixtures are imported, and then asked for by name
 
+import multiprocessing
+import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow_server import free_port
+from processes import PATIENCE_SECONDS, PRELOADED, ended
 from tracking_fixtures import empty_store, store, use_store
 
+from autoformer.candidates import Outcome
 from autoformer.errors import AutoFormerError
+from autoformer.search import Candidate
+from autoformer.space import SubnetSpec
 from components.resolve_config.step import for_each_step
 from runtime import tracking
 from runtime.common.code import package_code
@@ -22,10 +27,10 @@ from runtime.common.stopping import Stopped
 from runtime.tracking.step_run import child_run
 from runtime.tracking.store import shown
 
-CANDIDATE = {
-    "id": 7, "origin": "mutation", "generation": 2, "parents": "3", "depth": 2, "embed_dim": 64, "num_heads": "4;8",
-    "mlp_ratio": "2;3.5", "params": 250_000, "macs": 3_000_000, "top1_percent": 81.25, "loss": 0.5,
-}  # fmt: skip
+SPEC = SubnetSpec(2, 64, (4, 8), (2.0, 3.5))
+CANDIDATE, OTHER = (
+    Outcome(Candidate(id, SPEC, "mutation", 2, (3,), 250_000, 3_000_000), 81.25, 0.5, 3000) for id in (7, 8)
+)
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +71,7 @@ def test_a_step_tells_mlflow_all_there_is_to_know(
         run.subnet(config.space.smallest)
         run.table(table)
         run.artifact(table, "more")
-        run.children([CANDIDATE, CANDIDATE | {"id": 8}])
+        run.children([CANDIDATE, OTHER], SPEC)
     tracking.close_pipeline_run(parent, "FINISHED")
 
     logged = client().get_run(record["mlflow_run_id"])
@@ -98,17 +103,15 @@ def test_a_step_tells_mlflow_all_there_is_to_know(
 
 
 def test_a_candidate_becomes_flat_parameters_and_metrics() -> None:
-    assert child_run(CANDIDATE | {"latency_ms": 1.5, "chosen": True}) == {
+    assert child_run(CANDIDATE, SPEC) == {
         "name": "candidate 7",
         "params": {
             "arch/depth": 2, "arch/embed_dim": 64, "arch/num_heads": "4;8", "arch/mlp_ratio": "2;3.5",
             "arch/mean_num_heads": 6.0, "arch/mean_mlp_ratio": 2.75,
         },
-        "metrics": {
-            "val/top1": 81.25, "val/loss": 0.5, "cost/params_m": 0.25, "cost/macs_g": 0.003, "cost/latency_ms": 1.5,
-        },
+        "metrics": {"val/top1": 81.25, "val/loss": 0.5, "cost/params_m": 0.25, "cost/macs_g": 0.003},
         "tags": {
-            "origin": "mutation", "generation": "2", "parents": "3", "chosen": "True",
+            "origin": "mutation", "generation": "2", "parents": "3", "images": "3000", "chosen": "True",
             "arch": "depth 2, width 64, heads 4 8, ratios 2 3.5",
         },
     }  # fmt: skip
@@ -128,7 +131,7 @@ def test_a_step_that_failed_goes_on_in_its_own_run(
     ):
         run.metrics({"loss": 3.0}, 1)
         run.metrics({"loss": 2.0}, 2)
-        run.children([CANDIDATE])
+        run.children([CANDIDATE], SPEC)
         raise AutoFormerError("the loss is nan")
     failed = client().get_run(records[0]["mlflow_run_id"])
     assert (failed.info.status, failed.data.tags["error"]) == ("FAILED", "the loss is nan")
@@ -137,7 +140,7 @@ def test_a_step_that_failed_goes_on_in_its_own_run(
         assert client().get_run(run.run_id).info.status == "RUNNING"
         run.metrics({"loss": 2.0}, 2)  # the checkpoint was older than the last point: it comes again
         run.metrics({"loss": 1.0}, 3)
-        run.children([CANDIDATE])
+        run.children([CANDIDATE], SPEC)
     assert records[1] == records[0]
     finished = client().get_run(records[1]["mlflow_run_id"])
     assert finished.info.status == "FINISHED" and "error" not in finished.data.tags
@@ -259,7 +262,7 @@ def test_nothing_is_tracked_on_other_ranks_or_when_switched_off(
     monkeypatch.setenv(variable, value)
     with tracking.step_run("train_supernet", config, {}) as run:
         run.metrics({"loss": 1.0})
-        run.children([CANDIDATE])
+        run.children([CANDIDATE], SPEC)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -310,17 +313,16 @@ def test_passwords_are_not_shown() -> None:
     assert shown("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
 
 
-STEP_THAT_WAITS = """
-import sys, time
-from components import tracking
-from components.config import load_config
-record = {}
-with tracking.step_run(sys.argv[1], load_config("smoke"), record) as run:
-    run.metrics({"loss": 1.0}, 1)
-    run.flush(wait_seconds=60)
-    print(record["mlflow_run_id"], flush=True)
-    time.sleep(600)
-"""
+def step_that_waits(step: str, environment: dict[str, str], tell: Connection) -> None:
+    """In a process of its own."""
+    os.environ.clear()
+    os.environ.update(environment)
+    record: dict[str, Any] = {}
+    with tracking.step_run(step, load_config("smoke"), record) as run:
+        run.metrics({"loss": 1.0}, 1)
+        run.flush(wait_seconds=60)
+        tell.send(record["mlflow_run_id"])
+        time.sleep(600)
 
 
 @pytest.mark.slow
@@ -328,19 +330,23 @@ def test_two_first_users_of_a_fresh_store_and_both_ways_to_be_killed(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_store(f"sqlite:///{tmp_path / 'fresh.db'}", tmp_path / "work", monkeypatch)
-    steps = [
-        subprocess.Popen([sys.executable, "-c", STEP_THAT_WAITS, step], stdout=subprocess.PIPE, text=True)
-        for step in ("train_supernet", "search_subnet")
-    ]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    steps, ids = [], []
+    for step in ("train_supernet", "search_subnet"):
+        heard, tell = context.Pipe(duplex=False)
+        steps.append((context.Process(target=step_that_waits, args=(step, dict(os.environ), tell)), heard))
+        steps[-1][0].start()
     try:
-        ids = [step.stdout.readline().strip() for step in steps if step.stdout]
-        steps[0].terminate()
-        steps[1].kill()
-        assert [step.wait(timeout=60) for step in steps] == [128 + signal.SIGTERM, -signal.SIGKILL]
+        for _, heard in steps:
+            assert heard.poll(PATIENCE_SECONDS)
+            ids.append(heard.recv())
+        steps[0][0].terminate()
+        steps[1][0].kill()
+        assert [ended(process) for process, _ in steps] == [128 + signal.SIGTERM, -signal.SIGKILL]
     finally:
-        for step in steps:
-            step.kill()
-            step.wait()
+        for process, _ in steps:
+            process.kill()
     assert all(ids)
     assert [client().get_run(run_id).info.status for run_id in ids] == ["KILLED", "RUNNING"]
     assert len(runs("tags.stage = 'pipeline'")) == 1

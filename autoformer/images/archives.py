@@ -13,21 +13,13 @@ from PIL import Image
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.pixels import open_image, to_channels
-from autoformer.images.source import archive_folder
+from autoformer.images.source import Place, archive_folder
 from autoformer.images.split_files import Split
 
 TOGETHER = 512  # images that are fetched side by side, where they come from afar
 OPEN_FILES = 128  # of a process at once: a tree of loose images is one archive an image
 
 Reader = Callable[[str, int, int], bytes]  # archive name, offset and size in bytes -> what lies there
-
-
-class Place(NamedTuple):
-    """Where an image file lies."""
-
-    archive: str
-    offset: int
-    size: int
 
 
 @runtime_checkable

@@ -20,16 +20,35 @@ from autoformer.recipe import Augmentation
 _WORTH_ITS_CALLS = 2**17  # bytes of an image, from which on calls by image take less than what they save
 
 
+class Normalisation:
+    """uint8 (B, C, S, S) -> float32 (B, C, S, S): (pixels / 255 - mean) / std by channel.
+
+    Args:
+        mean, std: of pixels in [0, 1], one a channel.
+        device: of the pixels; the statistics are copied there once, since each copy to a GPU waits for it.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        self._scale = 1.0 / (255.0 * by_channel(std, device))
+        self._shift = by_channel(mean, device) * 255.0
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        images = torch.empty(pixels.shape, device=pixels.device)
+        if pixels.device.type == "cpu" and images[:1].nbytes >= _WORTH_ITS_CALLS:
+            for image, source in zip(images, pixels, strict=True):  # one by one, while it is in the processor's cache
+                image.copy_(source).sub_(self._shift).mul_(self._scale)
+            return images
+        return images.copy_(pixels).sub_(self._shift).mul_(self._scale)
+
+
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (B, C, S, S) -> float32 (B, C, S, S): (pixels / 255 - mean) / std by channel."""
-    scale = 1.0 / (255.0 * torch.tensor(std, device=pixels.device).view(-1, 1, 1))
-    shift = torch.tensor(mean, device=pixels.device).view(-1, 1, 1) * 255.0
-    images = torch.empty(pixels.shape, device=pixels.device)
-    if pixels.device.type == "cpu" and images[:1].nbytes >= _WORTH_ITS_CALLS:
-        for image, source in zip(images, pixels, strict=True):  # one by one, while it is in the processor's cache
-            image.copy_(source).sub_(shift).mul_(scale)
-        return images
-    return images.copy_(pixels).sub_(shift).mul_(scale)
+    """One batch by `Normalisation`, on its device."""
+    return Normalisation(mean, std, pixels.device)(pixels)
+
+
+def by_channel(values: Sequence[float], device: torch.device) -> Tensor:
+    """(C, 1, 1), to be combined with images (B, C, S, S)."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def augment(

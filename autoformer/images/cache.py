@@ -3,17 +3,15 @@
 Letters in shapes: n images, h and w pixels of one, C channels.
 """
 
-import contextlib
-import fcntl
 import mmap
 import tempfile
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from autoformer.errors import AutoFormerError
+from autoformer.locks import among_forks
 
 Pixels = npt.NDArray[np.uint8]  # (h, w, C)
 
@@ -72,35 +70,35 @@ class Kept:
         return self._first + int(self._used[0])
 
     def facts(self, index: int) -> Facts | None:
-        with self._locked():
+        with among_forks(self._lock):
             width, height, reducible = self._facts[index].tolist()
         return Facts(width, height, bool(reducible)) if width else None
 
     def note(self, index: int, facts: Facts) -> None:
-        with self._locked():
+        with among_forks(self._lock):
             self._facts[index] = facts
 
     def get(self, index: int, scale: int) -> Pixels | None:
         """The pixels of an image whose facts are noted; not to be written to."""
-        with self._locked():
+        with among_forks(self._lock):
             place = int(self._places[index, SCALES.index(scale)])
         return self._at(place, *self._shape(index, scale)) if place else None
 
     def has(self, index: int) -> bool:
         """Whether an image is kept, at one scale or several."""
-        with self._locked():
+        with among_forks(self._lock):
             return bool(self._places[index].any())
 
     def put(self, index: int, scale: int, pixels: Pixels) -> None:
         """Keep the pixels of an image whose facts are noted, where there is room."""
         size = pixels.size + -pixels.size % 64
-        with self._locked():
+        with among_forks(self._lock):
             place = self.used
             if self._places[index, SCALES.index(scale)] or place + size > self.budget:
                 return
             self._used += size
         self._at(place, *pixels.shape)[:] = pixels
-        with self._locked():  # and not before: another process may look at any moment
+        with among_forks(self._lock):  # and not before: another process may look at any moment
             self._places[index, SCALES.index(scale)] = place
 
     def _shape(self, index: int, scale: int) -> tuple[int, int, int]:
@@ -109,11 +107,3 @@ class Kept:
 
     def _at(self, place: int, *shape: int) -> Pixels:
         return self._bytes[place : place + int(np.prod(shape))].reshape(shape)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        fcntl.lockf(self._lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._lock, fcntl.LOCK_UN)

@@ -7,6 +7,7 @@ Dimensions: n images, B images of a batch, C channels, S pixels on a side.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +15,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from autoformer.errors import AutoFormerError
+from autoformer.images.ahead import decoded_ahead
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.augmentation import picture_transform
 from autoformer.images.batches import augment
@@ -112,76 +112,38 @@ class PictureImages:
         workers: int,
     ) -> None:
         self._labels, self.order, self._workers = labels, order, workers
-        self._dataset = _Decoded(decoder, augment, shape, order.seed)
+        self._decode = _Decoded(decoder, augment, shape, order.seed)
         self._next = 0
-        self._stream: Iterator[Tensor | AutoFormerError] | None = None
+        self._stream: Iterator[Tensor] | None = None
 
     def batch(self, number: int) -> Batch:
-        _, samples, _ = self.order.batch(number)
-        labels = self._labels[torch.from_numpy(samples)]
-        if not self._workers:
-            return Batch(_value(self._dataset[self.order.batch(number)]), labels)
         if self._stream is None or self._next != number:
             self.close()
-            self._stream = self._read_from(number)
+            wanted = map(self.order.batch, count(number))
+            self._stream = decoded_ahead(self._decode, wanted, self._workers, AHEAD)
         self._next = number + 1
-        return Batch(_value(next(self._stream)), labels)
-
-    def _read_from(self, first: int) -> Iterator[Tensor | AutoFormerError]:
-        loader = DataLoader(
-            self._dataset,
-            batch_size=None,
-            sampler=_Numbers(self.order, first),
-            num_workers=self._workers,
-            prefetch_factor=AHEAD,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else a start of the loader would draw from the global one
-        )
-        return iter(loader)
+        _, samples, _ = self.order.batch(number)
+        return Batch(next(self._stream), self._labels[torch.from_numpy(samples)])
 
     def close(self) -> None:
         """End the workers."""
         self._stream = None
 
 
-class _Numbers:
-    """Endless batches of an order, from one on."""
-
-    def __init__(self, order: Order, first: int) -> None:
-        self._order, self._first = order, first
-
-    def __iter__(self) -> Iterator[tuple[int, IntArray, IntArray]]:
-        number = self._first
-        while True:
-            yield self._order.batch(number)
-            number += 1
-
-
-class _Decoded(Dataset[Tensor | AutoFormerError]):
-    """Batches, by what `Order.batch` says of them. An error is a value, or its line would come with a traceback."""
+class _Decoded:
+    """Batches, by what `Order.batch` says of them."""
 
     def __init__(self, decoder: Decoder, augment: Augment, shape: tuple[int, int, int], seed: int) -> None:
         self._decoder, self._augment, self._shape, self._seed = decoder, augment, shape, seed
 
-    def __getitem__(self, batch: tuple[int, IntArray, IntArray]) -> Tensor | AutoFormerError:
+    def __call__(self, batch: tuple[int, IntArray, IntArray]) -> Tensor:
         """uint8 (B, C, S, S)."""
-        try:
-            return self._decode(*batch)
-        except AutoFormerError as error:
-            return error
-
-    def _decode(self, epoch: int, samples: IntArray, copies: IntArray) -> Tensor:
+        epoch, samples, copies = batch
         self._decoder.prefetch(dict.fromkeys(samples.tolist()))
         pixels = np.empty((len(samples), *self._shape), dtype=np.uint8)
         for out, sample, copy in zip(pixels, samples.tolist(), copies.tolist(), strict=True):
             self._augment(self._decoder, sample, ("augmentation", self._seed, epoch, sample, copy), out)
         return torch.from_numpy(pixels)
-
-
-def _value(batch: Tensor | AutoFormerError) -> Tensor:
-    if isinstance(batch, AutoFormerError):
-        raise batch
-    return batch
 
 
 def exactly(transform: Callable[[Image.Image], Tensor]) -> Augment:

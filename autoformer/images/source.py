@@ -1,16 +1,24 @@
 """Where the archives of a data folder lie: in it, or where its `source.yaml` says. Torch-free."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
 from autoformer.errors import AutoFormerError, validated
-from autoformer.files import read_yaml
+from autoformer.files import parse_yaml, read_yaml
 from autoformer.frozen import Frozen
 
 SOURCE = "source.yaml"
 REMOTE = "s3://"  # begins a location that is no folder
+
+
+class Place(NamedTuple):
+    """Where an image file lies."""
+
+    archive: str
+    offset: int
+    size: int
 
 
 class SourceArchive(Frozen):
@@ -51,3 +59,8 @@ def read_source(data: Path) -> Source:
     """Raises `AutoFormerError` where the data folder has no `source.yaml`, or one that is not as it should be."""
     file = data / SOURCE
     return validated(Source, read_yaml(file), str(file))
+
+
+def parse_source(text: str, where: str) -> Source:
+    """The text of a `source.yaml`. Raises `AutoFormerError`, naming `where` it is from."""
+    return validated(Source, parse_yaml(text, where), where)

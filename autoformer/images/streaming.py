@@ -4,28 +4,18 @@ Dimensions: n images, B images of a batch, C channels, S pixels on a side.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from autoformer.errors import AutoFormerError
-from autoformer.images.archives import EncodedImages
+from autoformer.images.ahead import decoded_ahead
+from autoformer.images.decoding import Decoder, Pictures
 from autoformer.ranks import ALONE, Ranks
 
 AHEAD = 2  # batches that a worker decodes before they are asked for
-
-
-class Pictures(Protocol):
-    """Images that are decoded one at a time, as `autoformer.images.archives.EncodedImages` are."""
-
-    def __len__(self) -> int: ...
-
-    def image(self, index: int) -> Image.Image: ...
 
 
 class StreamedPixels:
@@ -53,35 +43,12 @@ class StreamedPixels:
         share = ranks.share(range(len(pictures))[:limit])
         self.images = len(share)
         self._batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
-        self._decoded, self._workers = _Decoded(pictures, pixels_of), workers
+        self._decoder, self._pixels_of, self._workers = Decoder(pictures), pixels_of, workers
 
     def __iter__(self) -> Iterator[Tensor]:
         """uint8 (B, C, S, S). Raises `AutoFormerError` for an image that cannot be decoded."""
-        loader = DataLoader(
-            self._decoded,
-            batch_size=None,
-            sampler=self._batches,
-            num_workers=self._workers,
-            prefetch_factor=AHEAD if self._workers else None,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else a start of the loader would draw from the global one
-        )
-        for batch in loader:
-            if isinstance(batch, AutoFormerError):
-                raise batch
-            yield batch
+        return decoded_ahead(self._decode, self._batches, self._workers, AHEAD)
 
-
-class _Decoded(Dataset[Tensor | AutoFormerError]):
-    """Batches by the numbers of their images. An error is a value, or its line would come with a worker's traceback."""
-
-    def __init__(self, pictures: Pictures, pixels_of: Callable[[Image.Image], npt.NDArray[np.uint8]]) -> None:
-        self._pictures, self._pixels_of = pictures, pixels_of
-
-    def __getitem__(self, indices: Sequence[int]) -> Tensor | AutoFormerError:
-        if isinstance(self._pictures, EncodedImages):
-            self._pictures.prefetch(indices)
-        try:
-            return torch.from_numpy(np.stack([self._pixels_of(self._pictures.image(index)) for index in indices]))
-        except AutoFormerError as error:
-            return error
+    def _decode(self, indices: Sequence[int]) -> Tensor:
+        self._decoder.prefetch(indices)
+        return torch.from_numpy(np.stack([self._pixels_of(self._decoder.image(index)) for index in indices]))

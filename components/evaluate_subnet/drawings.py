@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from autoformer.candidates import Outcome
 from autoformer.evaluation import Scores
 from autoformer.space import SearchSpace, SubnetSpec
+from autoformer.subnet_text import ratio_text
 from components.evaluate_subnet.charts import Frame, axes, element, end_labels, line, number, plot, scale, thinned
-from components.evaluate_subnet.results import Candidate, Point
+from components.evaluate_subnet.results import Point
 
 MOST_CLASSES = 50  # a larger confusion matrix is unreadable
 CURVE_HEIGHT, SCATTER_HEIGHT, ROW_HEIGHT = 240, 380, 46
@@ -67,13 +69,13 @@ def _dot(frame: Frame, point: Point, css: str) -> str:
     return element("circle", class_=f"fill {css}", cx=frame.left(point[0]), cy=frame.top(point[1]), r=4)
 
 
-def scatter(candidates: Sequence[Candidate], front: Sequence[int], chosen: int) -> str:
+def scatter(candidates: Sequence[Outcome], front: Sequence[int], chosen: int) -> str:
     """Accuracy against parameters: one mark a candidate, `data-candidate` its index; the front as steps.
 
     Candidates that were stopped early are drawn faint and below the others.
     """
-    params = [candidate.params / 1e6 for candidate in candidates]
-    accuracy = [candidate.top1_percent for candidate in candidates]
+    params = [outcome.candidate.params / 1e6 for outcome in candidates]
+    accuracy = [outcome.top1_percent for outcome in candidates]
     margin = 0.03 * (max(params) - min(params))
     frame = Frame(scale([min(params) - margin, max(params) + margin], tight=True), scale(accuracy), SCATTER_HEIGHT)
     marks = []
@@ -103,7 +105,7 @@ def architecture(space: SearchSpace, spec: SubnetSpec) -> str:
     for block in range(size.depth):
         if block < spec.depth:
             heads, hidden = spec.num_heads[block], spec.hidden_dim(block)
-            values = (str(heads), f"{spec.mlp_ratio[block]:g} · {hidden}")
+            values = (str(heads), f"{ratio_text(spec.mlp_ratio[block])} · {hidden}")
         else:
             heads, hidden, values = 0, 0, ("–", "left out")
         width = spec.embed_dim if heads else 0

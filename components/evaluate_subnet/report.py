@@ -8,6 +8,7 @@ from typing import Any
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.evaluation import ECE_BINS
+from autoformer.subnet_text import size_text
 from components.evaluate_subnet import drawings, sections
 from components.evaluate_subnet.charts import element
 from components.evaluate_subnet.measure import Evaluation
@@ -58,7 +59,7 @@ def _headline(results: Results, evaluation: Evaluation) -> str:
     kicker = f"{results.card.name} · search space {results.space.name} · {unseen}"
     tiles = [
         (f"{scores.top1_percent:.2f} %", f"test accuracy (top-1), 95 % interval {low:.2f} to {high:.2f} %"),
-        (amount(params), f"parameters; depth {spec.depth}, width {spec.embed_dim}"),
+        (amount(params), f"parameters; {size_text(spec)}"),
         (amount(macs), "multiply-adds for one image"),
         (f"{100 * scores.ece:.1f} %", f"calibration error: mean gap between confidence and accuracy, {ECE_BINS} bins"),
     ]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from autoformer.candidates import COLUMNS, Outcome
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import read_json
 from autoformer.images.archives import EncodedSplit
@@ -21,42 +22,11 @@ MODEL_FOLDERS: dict[Model, str] = {"retrained": "model", "inherited": "inherited
 TRAINING = ("step", "epoch", "train_loss")
 SUPERNET_CURVES = ("smallest_top1_percent", "middle_top1_percent", "largest_top1_percent")
 PROGRESS_CURVES = ("evolution_best_top1_percent", "random_best_top1_percent")
-CANDIDATE = (
-    "id", "origin", "generation", "parents", "depth", "embed_dim", "num_heads", "mlp_ratio", "params", "macs",
-    "top1_percent", "loss", "images",
-)  # fmt: skip
-
 Point = tuple[float, float]
 
 
-class Candidate(NamedTuple):
-    """A row of the search's candidates.csv. `id` is that of the search; the baseline may count from 0 again.
-
-    A candidate without a loss was stopped after `images` of the search split, and its score is an estimate.
-    """
-
-    id: str
-    origin: str
-    generation: int
-    parents: tuple[str, ...]
-    spec: SubnetSpec
-    params: int
-    macs: int
-    top1_percent: float
-    loss: float | None
-    images: int
-
-    @property
-    def is_baseline(self) -> bool:
-        return self.origin == "baseline"
-
-    @property
-    def complete(self) -> bool:
-        return self.loss is not None
-
-
 class Search(NamedTuple):
-    candidates: list[Candidate]
+    candidates: list[Outcome]  # the ids of the baseline may count from 0 again
     chosen: int  # index in candidates
     progress: dict[str, list[Point]]  # column of progress.csv -> (candidates scored, best top-1 so far)
     metrics: dict[str, float]
@@ -117,8 +87,8 @@ def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> 
         AutoFormerError: one line, where a table is damaged or does not hold the chosen subnet.
     """
     table = existing(folder / "candidates.csv", "search_subnet")
-    candidates = [_candidate(table, row) for row in _rows(table, CANDIDATE)]
-    same = [index for index, candidate in enumerate(candidates) if candidate.spec == chosen]
+    candidates = [_outcome(table, row) for row in _rows(table, COLUMNS)]
+    same = [index for index, outcome in enumerate(candidates) if outcome.candidate.spec == chosen]
     if not same:
         raise AutoFormerError(f"{table}: does not hold the subnet of chosen.yaml; run search_subnet again")
     metrics = read_json(existing(folder / "metrics.json", "search_subnet"))
@@ -178,26 +148,9 @@ def _mode(provenance: Mapping[str, Any]) -> str:
     return str(provenance.get("weights") or section.get("mode") or "unknown")
 
 
-def _candidate(file: Path, row: dict[str, str]) -> Candidate:
+def _outcome(file: Path, row: dict[str, str]) -> Outcome:
     try:
-        spec = SubnetSpec(
-            int(row["depth"]),
-            int(row["embed_dim"]),
-            tuple(int(heads) for heads in row["num_heads"].split(";")),
-            tuple(float(ratio) for ratio in row["mlp_ratio"].split(";")),
-        )
-        return Candidate(
-            id=row["id"],
-            origin=row["origin"],
-            generation=int(row["generation"] or 0),
-            parents=tuple(parent for parent in row["parents"].split(";") if parent),
-            spec=spec,
-            params=int(row["params"]),
-            macs=int(row["macs"]),
-            top1_percent=float(row["top1_percent"]),
-            loss=float(row["loss"]) if row["loss"] else None,
-            images=int(row["images"]),
-        )
+        return Outcome.from_row(row)
     except ValueError as error:
         raise AutoFormerError(f"{file}: candidate {row['id']}: {error}; run search_subnet again") from None
 

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from autoformer.candidates import Outcome
 from autoformer.complexity import count_params
 from autoformer.evaluation import wilson_interval
 from autoformer.pareto import pareto_front
+from autoformer.subnet_text import heads_text, ratio_text, ratios_text, size_text
 from components.evaluate_subnet import drawings
 from components.evaluate_subnet.charts import element
 from components.evaluate_subnet.measure import Evaluation
-from components.evaluate_subnet.results import Candidate, Point, Results
+from components.evaluate_subnet.results import Point, Results
 
 
 def section(title: str, *content: str) -> str:
@@ -105,9 +107,10 @@ def search_progress(results: Results) -> str:
 
 def candidates(results: Results) -> str:
     found, chosen, size = results.search.candidates, results.search.chosen, results.space.supernet
-    whole = [index for index, candidate in enumerate(found) if candidate.complete]
-    front = [whole[i] for i in pareto_front([(found[index].params, -found[index].top1_percent) for index in whole])]
-    at_most = [found[index] for index in whole if found[index].params <= found[chosen].params]
+    whole = [index for index, outcome in enumerate(found) if outcome.complete]
+    params = [outcome.candidate.params for outcome in found]
+    front = [whole[i] for i in pareto_front([(params[index], -found[index].top1_percent) for index in whole])]
+    at_most = [found[index] for index in whole if params[index] <= params[chosen]]
     better = sum(c.top1_percent > found[chosen].top1_percent for c in at_most)
     of_all = f"{len(whole):,}" + ("" if len(whole) == len(found) else " that were scored whole")
     title = (
@@ -159,41 +162,41 @@ def _key(baseline: bool) -> str:
     return element("p", "".join(keys), class_="note")
 
 
-def _described(candidate: Candidate, chosen: bool) -> dict[str, Any]:
+def _described(outcome: Outcome, chosen: bool) -> dict[str, Any]:
     """What the panel beside the scatter plot says of a candidate."""
+    candidate, spec = outcome.candidate, outcome.candidate.spec
     origin = {
         "initial": "drawn at random to start evolution",
         "fill": "drawn at random to fill up",
         "baseline": "random search",
     }
     born = origin.get(candidate.origin, candidate.origin)
-    if not candidate.is_baseline:
+    if not outcome.is_baseline:
         born += f", generation {candidate.generation}"
     if candidate.parents:
-        born += f", from {' and '.join(candidate.parents)}"
+        born += f", from {' and '.join(map(str, candidate.parents))}"
     return {
-        "score": f"{candidate.top1_percent:.2f} %{' · chosen' if chosen else ''}"
-        if candidate.complete
-        else f"about {candidate.top1_percent:.1f} % · stopped after {candidate.images:,} images",
+        "score": f"{outcome.top1_percent:.2f} %{' · chosen' if chosen else ''}"
+        if outcome.complete
+        else f"about {outcome.top1_percent:.1f} % · stopped after {outcome.images:,} images",
         "cost": f"{amount(candidate.params)} parameters, {amount(candidate.macs)} multiply-adds",
-        "shape": f"depth {candidate.spec.depth}, width {candidate.spec.embed_dim}"
-        + ("" if candidate.loss is None else f", loss {candidate.loss:.3f}"),
+        "shape": size_text(spec) + ("" if outcome.loss is None else f", loss {outcome.loss:.3f}"),
         "origin": f"candidate {candidate.id}: {born}",
-        "heads": list(candidate.spec.num_heads),
-        "ratios": [f"{ratio:g}" for ratio in candidate.spec.mlp_ratio],
+        "heads": list(spec.num_heads),
+        "ratios": [ratio_text(ratio) for ratio in spec.mlp_ratio],
     }
 
 
-def _front_table(front: Sequence[Candidate]) -> str:
+def _front_table(front: Sequence[Outcome]) -> str:
     header = ("candidate", "top-1, %", "parameters", "multiply-adds", "depth", "width", "heads", "MLP ratio")
-    rows = [
-        (
-            c.id, f"{c.top1_percent:.2f}", amount(c.params), amount(c.macs), str(c.spec.depth), str(c.spec.embed_dim),
-            " ".join(map(str, c.spec.num_heads)), " ".join(f"{ratio:g}" for ratio in c.spec.mlp_ratio),
-        )
-        for c in front
-    ]  # fmt: skip
-    return drawings.table(header, rows)
+    return drawings.table(header, [_front_row(outcome) for outcome in front])
+
+
+def _front_row(outcome: Outcome) -> tuple[str, ...]:
+    candidate, spec = outcome.candidate, outcome.candidate.spec
+    costs = (amount(candidate.params), amount(candidate.macs))
+    shape = (str(spec.depth), str(spec.embed_dim), heads_text(spec), ratios_text(spec))
+    return (str(candidate.id), f"{outcome.top1_percent:.2f}", *costs, *shape)
 
 
 def architecture(results: Results) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoformer.files import hash_path, write_json
+from autoformer.files import write_json
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_files import Split, write_split
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
@@ -24,7 +24,7 @@ from runtime.common.locks import alone
 from runtime.common.workspace import Record
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import DATA
-from runtime.storage.places import open_data
+from runtime.storage.places import hash_data, open_data
 
 STEP = "prepare_data"
 SPLITS = {
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     data = open_data(arguments.data).folder
     prepared = prepare(data, read_delivered(data, config.dataset), section, config.seed)
     with alone(arguments.card, "output"), record:
-        provenance = {"code": step_code(STEP), "inputs": {"data": hash_path(data)}}
+        provenance = {"code": step_code(STEP), "inputs": {"data": hash_data(arguments.data)}}
         with tracking.step_run(STEP, config, record.values, provenance) as tracked:
             paths = {name: getattr(arguments, f"{name}_split") for name in SPLITS}
             write_prepared(prepared, arguments.card, paths)

@@ -12,6 +12,7 @@ import yaml
 from autoformer.cards import SubnetCard
 from autoformer.images.card import DatasetCard
 from autoformer.recipe import Augmentation, Recipe
+from autoformer.subnet_text import heads_text, ratios_text
 from components.register_model.gate import Decision
 from components.register_model.latency import Latency
 from runtime.common.config import RegisterModel
@@ -211,8 +212,6 @@ def _limits(facts: Facts) -> str:
 
 def _architecture(facts: Facts) -> str:
     space, subnet = facts.model.space, facts.model.subnet
-    heads = " ".join(map(str, subnet.num_heads))
-    ratios = " ".join(f"{ratio:g}" for ratio in subnet.mlp_ratio)
     pooled = "the mean of the patches" if space.pooling == "mean" else "the class token"
     return f"""## Architecture
 
@@ -220,8 +219,8 @@ def _architecture(facts: Facts) -> str:
 |---|---|
 | depth, in blocks | {subnet.depth} |
 | width, in channels | {subnet.embed_dim} |
-| heads of each block | {heads}, of {space.head_dim} channels |
-| MLP ratio of each block | {ratios} |
+| heads of each block | {heads_text(subnet)}, of {space.head_dim} channels |
+| MLP ratio of each block | {ratios_text(subnet)} |
 | input | {space.image_size} x {space.image_size} x {space.in_channels}, patches of {space.patch_size} pixels |
 | relative position | {"yes" if space.relative_position else "no"} |
 | classified from | {pooled} |

@@ -1,29 +1,28 @@
 """From the parameters of the run form to a configuration."""
 
-import shlex
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
-from autoformer.files import canonical_json, hash_path, hash_value
+from autoformer.files import canonical_json, hash_value
+from autoformer.limits import UNITS
 from runtime.common.code import package_code
 from runtime.common.config import STEPS, Config, RetrainSubnet, SearchSubnet, load_config
 from runtime.common.console import end_early
 from runtime.common.exit_codes import BAD_INPUT
+from runtime.common.overrides import split
 from runtime.steps.compiler import require_compiler
-from runtime.storage.objects import listing_hash
-from runtime.storage.uris import S3Uri, is_uri
+from runtime.storage.places import NoFolderError, hash_data
 
 CACHED = STEPS[:-1]  # register_model runs always
 
 
-def resolve(preset: str, overrides: str = "", seed: int = -1, max_params_m: float = 0.0) -> Config:
+def resolve(preset: str, overrides: Sequence[str] = (), seed: int = -1, max_params_m: float = 0.0) -> Config:
     """The configuration of a pipeline run.
 
     Args:
         preset: a preset's name or a params file.
-        overrides: `section.key=value`, separated by spaces, applied last.
+        overrides: `section.key=value`, applied last.
         seed: -1 for the preset's.
         max_params_m: the most parameters, in millions, that the subnet may have; 0 for the preset's limit.
 
@@ -35,7 +34,7 @@ def resolve(preset: str, overrides: str = "", seed: int = -1, max_params_m: floa
         settings.append(f"seed={seed}")
     if max_params_m > 0:
         settings.append(f"search_subnet.limits.max_params_m={max_params_m}")
-    config = load_config(preset, [*settings, *split_overrides([overrides])])
+    config = load_config(preset, [*settings, *overrides])
     _check_limits(config)
     return config
 
@@ -50,7 +49,7 @@ def for_each_step(
     data: str,
     data_hash: str,
 ) -> tuple[str, ...]:
-    """What decides the steps' results, for their cache keys; see `resolve`, `identity_of` and `lineages`.
+    """What decides the steps' results, for their cache keys; see `resolve`, `hash_data` and `lineages`.
 
     The configuration of register_model is whole: no result of that step is ever taken from a cache, so that more than
     decides it may be in its key; and on a cluster it is the step that tells MLflow the configuration of the whole run.
@@ -58,6 +57,7 @@ def for_each_step(
     Bad input, and a package of other source than is here, are one line on stderr, and end the process with code 2.
 
     Args:
+        overrides: `section.key=value`, separated by spaces: a parameter of a run is one text.
         compiled_from: the source that the package was compiled from.
         image: of the steps; empty where the runner itself names the source of each.
         data: what the run form says, as the steps see it.
@@ -68,10 +68,10 @@ def for_each_step(
     """
     try:
         _check_version(compiled_from)
-        config = resolve(preset, overrides, seed, max_params_m)
+        config = resolve(preset, split(overrides), seed, max_params_m)
         if config.section(RetrainSubnet).compile:  # a supernet later would be too late to hear that
             require_compiler()
-        known = data_hash or identity_of(data)
+        known = data_hash or _hash_here(data)
     except AutoFormerError as error:
         raise SystemExit(end_early("resolve_config", str(error), BAD_INPUT)) from None
     parts = {step: config.step_json(step) for step in STEPS}
@@ -92,13 +92,14 @@ def lineages(config: Config, made_by: str) -> tuple[str, ...]:
     return tuple(hash_value([made_by, *configs[: STEPS.index(step)]])[:16] for step in CACHED)
 
 
-def identity_of(data: str) -> str:
-    """By what changed data is told: what the files of a folder hold, or what S3 says of its objects."""
-    if is_uri(data):
-        return listing_hash(S3Uri.parse(data))
-    if not Path(data).is_dir():
-        raise AutoFormerError(f"{data}: no such folder in this pod; mount its volume in every step, or give data_hash")
-    return hash_path(Path(data))
+def _hash_here(data: str) -> str:
+    """`hash_data`. A folder that is missing is one that this pod has not mounted."""
+    try:
+        return hash_data(data)
+    except NoFolderError as error:
+        raise AutoFormerError(
+            f"{error.folder}: no such folder in this pod; mount its volume in every step, or give data_hash"
+        ) from None
 
 
 def _check_version(compiled_from: str) -> None:
@@ -109,22 +110,11 @@ def _check_version(compiled_from: str) -> None:
         )
 
 
-def split_overrides(texts: Iterable[str]) -> list[str]:
-    """Overrides one by one, from texts that hold several, with spaces between them."""
-    found = []
-    for text in texts:
-        try:
-            found += shlex.split(text)
-        except ValueError as error:
-            raise AutoFormerError(f"--set {text}: {str(error).lower()}; quote values with spaces") from None
-    return found
-
-
 def _check_limits(config: Config) -> None:
     """Refuse limits that no subnet of the space meets: the search would find out, after the supernet is trained."""
     limits, space = config.section(SearchSubnet).limits, config.space
-    for key, unit, count in (("params_m", 1e6, count_params), ("macs_g", 1e9, count_macs)):
-        least, most = count(space, space.smallest) / unit, count(space, space.largest) / unit
+    for key, count in (("params_m", count_params), ("macs_g", count_macs)):
+        least, most = (count(space, spec) / UNITS[key] for spec in (space.smallest, space.largest))
         low, high = getattr(limits, f"min_{key}"), getattr(limits, f"max_{key}")
         beyond = f"max_{key} = {high} is less than the smallest" if high is not None and high < least else ""
         if low is not None and low > most:

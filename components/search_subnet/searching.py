@@ -6,27 +6,15 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
+from autoformer.candidates import Outcome
 from autoformer.racing import Flags, Indices, Race, Racing
 from autoformer.randomness import derived_rng
-from autoformer.search import Candidate, Evolution, Limits, Origin, Scored, random_baseline
+from autoformer.search import Candidate, Evolution, Origin, Scored, random_baseline
 from autoformer.space import SubnetSpec
 from components.search_subnet.memory import ScoreMemory
 from runtime.common.config import Config, SearchSubnet
 
 _DRAWN: tuple[Origin, ...] = ("initial", "baseline")
-
-
-class Outcome(NamedTuple):
-    """What a candidate has come to: its score on all images, or, where it was stopped after fewer, an estimate."""
-
-    candidate: Candidate
-    top1_percent: float
-    loss: float | None  # None where it was stopped
-    images: int
-
-    @property
-    def complete(self) -> bool:
-        return self.loss is not None
 
 
 class Result(NamedTuple):
@@ -57,7 +45,7 @@ def search(
         log: is told the metrics of each generation, and its number.
     """
     section = config.section(SearchSubnet)
-    grading = _Grading(racing(section), images, memory, show)
+    grading = _Grading(section.racing, images, memory, show)
     candidates, ends = first, []
     while candidates:
         found = grading.grade(candidates, section.parents, grading.table)
@@ -70,7 +58,7 @@ def search(
     images_of_evolution = grading.images_scored
     if section.random_baseline:
         rng = derived_rng("random baseline", config.seed)
-        drawn = random_baseline(config.space, limits(section), len(evolved), section.tries, rng)
+        drawn = random_baseline(config.space, section.limits, len(evolved), section.tries, rng)
         moved = [_renumbered(candidate, len(evolved)) for candidate in drawn]
         for start in range(0, len(moved), section.population):
             # of random search the best alone is of interest, so all others may be stopped
@@ -86,21 +74,6 @@ def search(
     if baseline:
         metrics["random_images_scored"] = grading.images_scored - images_of_evolution
     return Result(grading.table, chosen, rows, metrics)
-
-
-def limits(section: SearchSubnet) -> Limits:
-    def whole(value: float | None, unit: float) -> int | None:
-        return None if value is None else round(value * unit)
-
-    wanted = section.limits
-    return Limits(
-        whole(wanted.min_params_m, 1e6), whole(wanted.max_params_m, 1e6),
-        whole(wanted.min_macs_g, 1e9), whole(wanted.max_macs_g, 1e9),
-    )  # fmt: skip
-
-
-def racing(section: SearchSubnet) -> Racing | None:
-    return None if section.racing is None else Racing(**section.racing.model_dump())
 
 
 class _Grading:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from autoformer.candidates import COLUMNS, Outcome
 from autoformer.complexity import count_macs
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
@@ -20,10 +21,10 @@ from autoformer.images.loading import Images
 from autoformer.pareto import pareto_front
 from autoformer.racing import Answers, Task
 from autoformer.randomness import derived_rng
-from autoformer.search import Candidate, Evolution, EvolutionSettings
+from autoformer.search import Candidate, Evolution
 from autoformer.space import SearchSpace, SubnetSpec
 from components.search_subnet.memory import Crew, ScoreMemory
-from components.search_subnet.searching import Outcome, Result, limits, search
+from components.search_subnet.searching import Result, search
 from runtime.common.config import Config, SearchSubnet
 from runtime.common.console import Progress
 from runtime.common.processes import set_threads
@@ -41,21 +42,6 @@ from runtime.steps.joining import joined
 from runtime.steps.opening import OpenStep, open_step
 
 STEP = "search_subnet"
-COLUMNS = (
-    "id",
-    "origin",
-    "generation",
-    "parents",
-    "depth",
-    "embed_dim",
-    "num_heads",
-    "mlp_ratio",
-    "params",
-    "macs",
-    "top1_percent",
-    "loss",
-    "images",
-)
 PROGRESS = ("generation", "scored", "images_scored", "evolution_best_top1_percent", "random_best_top1_percent")
 
 
@@ -78,7 +64,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     count = section.images or len(images.labels)
     if count > len(images.labels):
         raise AutoFormerError(f"search_subnet.images = {count}: the search split has {len(images.labels)}")
-    evolution = Evolution(config.space, limits(section), settings(section), derived_rng("evolution", config.seed))
+    evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed))
     first = evolution.ask()  # legal candidates exist, or the step ends here, before anything heavy
     used = Images(images.pixels[:count], images.labels[:count], images.checksums[:count])
     with (
@@ -110,17 +96,13 @@ def _lead(opened: OpenStep, evolution: Evolution, first: list[Candidate], crew: 
             raise
     crew.dismiss()
     opened.record.values |= {"candidates_scored_now": memory.scored_now, "images_scored_now": memory.images_now}
-    _write(out, config, result, opened.workspace.provenance)
+    write_result(out, config, result, opened.workspace.provenance)
     tracked.subnet(result.chosen.candidate.spec)
     tracked.metrics(result.metrics)
     tracked.headline(result.metrics, result.chosen.candidate.spec)
     tracked.table(out / "candidates.csv")
-    tracked.children(_children(result))
+    tracked.children(_shown(result), result.chosen.candidate.spec)
     print(f"{STEP}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
-
-
-def settings(section: SearchSubnet) -> EvolutionSettings:
-    return EvolutionSettings(**section.model_dump(include=set(EvolutionSettings.__dataclass_fields__)))
 
 
 def _scorer(folder: Path, config: Config, card: DatasetCard, images: Images) -> Callable[..., Iterator[Answers]]:
@@ -136,26 +118,7 @@ def _scorer(folder: Path, config: Config, card: DatasetCard, images: Images) -> 
     return Scorer(supernet, images, card, section.batch_size, find_precision(section.precision, device))
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
-    candidate, spec = outcome.candidate, outcome.candidate.spec
-    return {
-        "id": candidate.id,
-        "origin": candidate.origin,
-        "generation": candidate.generation,
-        "parents": ";".join(map(str, candidate.parents)),
-        "depth": spec.depth,
-        "embed_dim": spec.embed_dim,
-        "num_heads": ";".join(map(str, spec.num_heads)),
-        "mlp_ratio": ";".join(f"{ratio:g}" for ratio in spec.mlp_ratio),
-        "params": candidate.params,
-        "macs": candidate.macs,
-        "top1_percent": outcome.top1_percent,
-        "loss": "" if outcome.loss is None else outcome.loss,
-        "images": outcome.images,
-    }
-
-
-def _children(result: Result) -> list[dict[str, Any]]:
+def _shown(result: Result) -> list[Outcome]:
     """The Pareto front of accuracy and parameters, and the ten best: what MLflow shows as runs of their own."""
     complete = [outcome for outcome in result.outcomes if outcome.complete]
     costs = [(outcome.candidate.params, -outcome.top1_percent) for outcome in complete]
@@ -163,11 +126,11 @@ def _children(result: Result) -> list[dict[str, Any]]:
     shown: dict[SubnetSpec, Outcome] = {}
     for index in [*best, *pareto_front(costs)]:
         shown.setdefault(complete[index].candidate.spec, complete[index])
-    chosen = result.chosen.candidate.spec
-    return [_row(outcome) | {"chosen": spec == chosen} for spec, outcome in list(shown.items())[:50]]
+    return list(shown.values())[:50]
 
 
-def _write(out: Path, config: Config, result: Result, provenance: dict[str, Any]) -> None:
+def write_result(out: Path, config: Config, result: Result, provenance: dict[str, Any]) -> None:
+    """Write the search folder, whole or not at all."""
     chosen = {
         "name": f"{config.name}-chosen",
         "space": config.space.name,
@@ -176,7 +139,7 @@ def _write(out: Path, config: Config, result: Result, provenance: dict[str, Any]
     }
     with replacing(out) as folder:
         folder.mkdir()
-        write_table(folder / "candidates.csv", COLUMNS, [_row(outcome) for outcome in result.outcomes])
+        write_table(folder / "candidates.csv", COLUMNS, [outcome.to_row() for outcome in result.outcomes])
         write_table(folder / "progress.csv", PROGRESS, result.progress)
         write_text(folder / "chosen.yaml", yaml.safe_dump(chosen, sort_keys=False))
         write_json(folder / "metrics.json", result.metrics)

@@ -6,10 +6,10 @@ from typing import Any
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value, replacing
-from components.resolve_config.step import split_overrides
 from pipeline.cluster.settings import Cluster, Step, load_cluster
 from runtime.common.config import STEPS
 from runtime.common.console import Parser, refuse
+from runtime.common.overrides import add_option
 
 OUT = Path("dist/autoformer.yaml")
 PIPELINE = "autoformer"
@@ -19,22 +19,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m pipeline.cluster.compile", description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT, help="the package to write (default: %(default)s)")
     parser.add_argument("--cluster", help="a file of configs/cluster/ by name, or the path of one")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override one of its values"
-    )
+    add_option(parser, "KEY=VALUE", "override one of its values")
     parser.add_argument(
         "--manifests", type=Path, help="write Pipeline and PipelineVersion, Kubernetes objects, as well"
     )
     try:
         arguments = parser.parse_args(argv)
         out: Path = arguments.out
-        overrides = split_overrides(arguments.overrides)
-        if overrides and not arguments.cluster:
+        if arguments.overrides and not arguments.cluster:
             raise AutoFormerError("--set overrides values of a cluster; name one with --cluster")
         for file in filter(None, (out, arguments.manifests)):
             if file.is_dir():
                 raise AutoFormerError(f"{file}: a folder; name the file to write")
-        cluster = load_cluster(arguments.cluster, overrides) if arguments.cluster else None
+        cluster = load_cluster(arguments.cluster, arguments.overrides) if arguments.cluster else None
         print(f"{out}: the pipeline '{PIPELINE}', its steps on the image {write_package(out, cluster)}")
         if arguments.manifests:
             version = write_manifests(arguments.manifests, cluster)

@@ -3,11 +3,13 @@
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from itertools import repeat
 from typing import Any
 
 from pipeline.cluster.kfp_server import NoAnswerError, Server
 from runtime.common.config import STEPS
 from runtime.common.console import say
+from runtime.common.retrying import retry, within
 
 POLL_SECONDS = 5.0
 PATIENCE_SECONDS = 900.0  # for a server that does not answer: the run goes on without it
@@ -47,21 +49,17 @@ def follow(server: Server, run_id: str) -> int:
 
 def _looks(server: Server, run_id: str) -> Iterator[Any]:
     """The run, asked for again and again; the last one has ended."""
-    answered, is_silent = time.monotonic(), False
+
+    def tell(error: NoAnswerError, failures: int) -> None:
+        if failures == 1:
+            say(f"{error}; the run goes on, and is asked for again")
+
     while True:
-        try:
-            run = server.run(run_id)
-        except NoAnswerError as error:
-            if time.monotonic() - answered > PATIENCE_SECONDS:
-                raise
-            if not is_silent:
-                say(f"{error}; the run goes on, and is asked for again")
-            is_silent = True
-        else:
-            answered, is_silent = time.monotonic(), False
-            yield run
-            if run.state in ENDED:
-                return
+        pauses = within(PATIENCE_SECONDS, repeat(POLL_SECONDS))
+        run = retry(lambda: server.run(run_id), NoAnswerError, pauses, tell)
+        yield run
+        if run.state in ENDED:
+            return
         time.sleep(POLL_SECONDS)
 
 

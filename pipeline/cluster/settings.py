@@ -8,15 +8,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from autoformer.errors import AutoFormerError, nearest, validated
+from autoformer.errors import AutoFormerError, validated
 from autoformer.files import read_yaml
 from autoformer.frozen import Frozen
-from autoformer.named import CONFIGS
-from runtime.common.config import STEPS, override
-from runtime.kubernetes import settings as job_settings
-from runtime.kubernetes.settings import VARIABLE, JobSettings, Name, SecretVariable, Toleration, Variable
+from autoformer.named import named_file
+from runtime.common.config import STEPS
+from runtime.common.overrides import apply
+from runtime.kubernetes.settings import (
+    VARIABLE,
+    EveryPod,
+    GpuType,
+    JobSettings,
+    Name,
+    Placement,
+    SecretVariable,
+    Variable,
+    as_text,
+)
 from runtime.kubernetes.settings import Path as Mount
 
 SHARED = ("train_supernet", "search_subnet", "retrain_subnet")  # steps that several machines can share
@@ -62,19 +72,9 @@ def _image(text: str) -> str:
     return text
 
 
-def _as_text(value: Any) -> Any:
-    """YAML reads 8 as a number; an environment has texts alone."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-Cores = Annotated[str, BeforeValidator(_as_text), AfterValidator(_cores)]
+Cores = Annotated[str, BeforeValidator(as_text), AfterValidator(_cores)]
 Bytes = Annotated[str, AfterValidator(_bytes)]
 Image = Annotated[str, AfterValidator(_image)]
-Text = Annotated[str, BeforeValidator(_as_text)]
-Label = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
-LabelKey = Annotated[
-    str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")
-]
 
 
 class Images(Frozen):
@@ -96,11 +96,9 @@ class Retries(Frozen):
     backoff_max_seconds: int = Field(3600, ge=0, description="longest pause")
 
 
-class Pod(Frozen):
+class Pod(Placement):
     cpu: Cores = Field(description="cores that are asked for; more are used where they are free")
     memory: Bytes = Field(description="asked for and at most")
-    node_selector: dict[LabelKey, Label] = Field({}, description="labels that a node must have")
-    tolerations: tuple[Toleration, ...] = Field((), description="taints that a node may have")
     deadline_seconds: int | None = Field(
         None, gt=0, le=10**8, description="after which the pod, or the job of several machines, is ended"
     )
@@ -109,9 +107,7 @@ class Pod(Frozen):
 
 class Step(Pod):
     gpus: int = Field(0, ge=0, le=64, description="of each machine")
-    gpu_type: str = Field(
-        "nvidia.com/gpu", pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", description="the resource that a GPU is"
-    )
+    gpu_type: GpuType = "nvidia.com/gpu"
     shm: Bytes | None = Field(None, description="shared memory, /dev/shm, of its memory; workers hand batches over it")
     nodes: int = Field(1, ge=1, le=1024, description="machines; more than one run as a TrainJob")
 
@@ -138,32 +134,15 @@ class Secret(Frozen):
     optional: bool = Field(False, description="whether a pod starts where the secret is not there")
 
 
-class Volume(job_settings.Volume):
-    claim: Name = Field(description="a PersistentVolumeClaim; of access mode ReadWriteMany where several pods write")
-    mount: Mount = Field(description="where pods find it")
-    read_only: bool = Field(
-        False, description="in the pods of jobs; KFP mounts all claims so that they may be written to"
-    )
-
-
-class Cluster(Frozen):
+class Cluster(EveryPod):
     """Where a pipeline runs."""
 
     namespace: Name = Field(description="of the runs")
-    service_account: Name | None = Field(None, description="of the pods; null for the one that KFP gives them")
-    runtime: Name = Field("autoformer-training", description="the TrainingRuntime of jobs of several machines")
     deadline_seconds: int | None = Field(None, gt=0, le=10**8, description="of a whole run; null for none")
     keep_seconds: int | None = Field(
         None, gt=0, le=10**8, description="that the pods of a run are kept after its end; null for KFP's own rule"
     )
-    run_as_user: int | None = Field(None, gt=0, description="of the pods; null for the image's, which is not root")
-    run_as_group: int | None = Field(None, gt=0, description="of the pods, for volumes that belong to one")
-    labels: dict[LabelKey, Label] = Field({}, description="of every pod, beside our own")
-    env: dict[Variable, Text] = Field(
-        {}, description="variables of every pod, nothing secret: where S3, MLflow and the store of large things are"
-    )
     secrets: tuple[Secret, ...] = Field((), description="by name, for every pod")
-    volumes: tuple[Volume, ...] = Field((), description="claims, for every pod")
     scratch: Scratch = Scratch()
     images: Images
     launcher: Pod = Pod(cpu="500m", memory="1Gi", retries=Retries(count=2))
@@ -234,30 +213,19 @@ class Cluster(Frozen):
         settings: Step = getattr(self.steps, step)
         if settings.nodes == 1:
             return None
-        given = {"deadline_seconds": settings.deadline_seconds, "shm": settings.shm}
+        of_every_pod = self.model_dump(include=EveryPod.model_fields.keys() - {"env"})
+        of_the_step = settings.model_dump(include=set(JobSettings.model_fields), exclude_none=True)
         return JobSettings(
-            nodes=settings.nodes,
-            gpus=settings.gpus,
-            gpu_type=settings.gpu_type,
+            **of_every_pod,
+            **of_the_step,
             image=self.images.training,
-            runtime=self.runtime,
-            cpu=settings.cpu,
-            memory=settings.memory,
-            node_selector=settings.node_selector,
-            tolerations=settings.tolerations,
-            volumes=tuple(job_settings.Volume(**volume.model_dump()) for volume in self.volumes),
             env={"AUTOFORMER_STAGING_GB": self.environment["AUTOFORMER_STAGING_GB"]} | self.env,
             secret_env=tuple(
                 SecretVariable(secret=secret.secret, key=key, env=variable, optional=secret.optional)
                 for secret in self.secrets
                 for key, variable in secret.keys.items()
             ),
-            labels=self.labels,
             pull_secrets=self.images.pull_secrets,
-            run_as_user=self.run_as_user,
-            run_as_group=self.run_as_group,
-            service_account=self.service_account,
-            **{key: value for key, value in given.items() if value is not None},
         )
 
     def placeholders(self) -> list[str]:
@@ -278,21 +246,14 @@ def load_cluster(source: str, overrides: Sequence[str] = ()) -> Cluster:
     path = cluster_path(source)
     data = read_yaml(path)
     if isinstance(data, dict):
-        for text in overrides:
-            override(data, text)
+        apply(data, overrides)
         _refuse_secrets(data, str(path))
     return validated(Cluster, data, str(path))
 
 
 def cluster_path(source: str) -> Path:
     """The file of a cluster's name, or the path itself where `source` is one."""
-    if source.endswith((".yaml", ".yml")):
-        return Path(source)
-    path = CONFIGS / "cluster" / f"{source}.yaml"
-    if not path.is_file():
-        known = [file.stem for file in path.parent.glob("*.yaml")]
-        raise AutoFormerError(f"no cluster '{source}' in configs/cluster; {nearest(source, known)}")
-    return path
+    return named_file("cluster", source, "no cluster '{}' in configs/cluster; {}")
 
 
 def _refuse_secrets(data: dict[str, Any], where: str) -> None:

@@ -19,7 +19,7 @@ import yaml
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value
-from components.resolve_config.step import resolve, split_overrides
+from components.resolve_config.step import resolve
 from pipeline.cluster import schedules
 from pipeline.cluster.compile import PIPELINE, write_package
 from pipeline.cluster.following import follow
@@ -28,8 +28,9 @@ from pipeline.cluster.kfp_server import OLDEST, MissingError, Server, Start, Ver
 from pipeline.cluster.settings import Cluster, load_cluster
 from runtime.common.code import package_code
 from runtime.common.config import Config
-from runtime.common.console import Parser, refuse, say
-from runtime.common.stopping import Stopped, stoppable
+from runtime.common.console import Parser, run_command, say
+from runtime.common.overrides import add_option, join
+from runtime.common.stopping import Stopped
 from runtime.storage import S3Uri, is_uri
 
 _NONE = "nothing was started"
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     result = Parser(prog="python -m pipeline.cluster.submit", description="Start the pipeline on a KFP server.")
     result.add_argument("--host", default=os.environ.get("KFP_HOST"), help="of KFP's UI or API (default: KFP_HOST)")
     result.add_argument("--preset", default="demo", help="a preset's name, or a params file of yours")
-    result.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
+    add_option(result)
     result.add_argument(
         "--cluster", help="on what the steps run: a file of configs/cluster/ by name, or the path of one"
     )
@@ -61,15 +62,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     left = [_NONE]  # what a person is told where this process is stopped
-    try:
-        arguments = parser().parse_args(argv)
-        with stoppable():
+
+    def work(arguments: argparse.Namespace) -> int:
+        try:
             return _run(arguments, left)
-    except (AutoFormerError, OSError) as error:
-        return refuse("submit", error)
-    except Stopped as stopped:
-        print(f"submit: {stopped}; {left[0]}", file=sys.stderr)
-        return int(str(stopped.code))
+        except Stopped as stopped:
+            stopped.note = f"; {left[0]}"
+            raise
+
+    return run_command("submit", parser(), work, argv, after="")
 
 
 def _run(arguments: argparse.Namespace, left: list[str]) -> int:
@@ -86,14 +87,13 @@ def _run(arguments: argparse.Namespace, left: list[str]) -> int:
         return _unschedule(Server(arguments.host, namespace), arguments)
     _check_cluster(cluster, arguments)
     trigger = None if arguments.every is None else schedules.trigger(arguments.every)
-    overrides = split_overrides(arguments.overrides)
-    config = resolve(arguments.preset, shlex.join(overrides))
+    config = resolve(arguments.preset, arguments.overrides)
     server = Server(arguments.host, namespace)
     _warn_of_age(server)
     start = Start(
         version=_upload(server, cluster, arguments.fresh),
         experiment=server.experiment(arguments.experiment),
-        parameters=_parameters(arguments, config, overrides),
+        parameters=_parameters(arguments, config),
         service_account=(cluster.service_account if cluster else None) or "",
     )
     if trigger is not None:
@@ -140,14 +140,14 @@ def _check_cluster(cluster: Cluster | None, arguments: argparse.Namespace) -> No
         raise AutoFormerError(f"DATA={arguments.data}: on no volume of CLUSTER={arguments.cluster}; {known}")
 
 
-def _parameters(arguments: argparse.Namespace, config: Config, overrides: list[str]) -> dict[str, Any]:
+def _parameters(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Of the run form. A params file of yours is in no image, so its content goes along, with what overrides it."""
     preset, own = arguments.preset, arguments.preset.endswith((".yaml", ".yml"))
     return {
         "preset": config.model_dump_json() if own else preset,
         "data": arguments.data,
         "data_hash": arguments.data_hash,
-        "overrides": "" if own else shlex.join(overrides),
+        "overrides": "" if own else join(arguments.overrides),
     }
 
 

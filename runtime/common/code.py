@@ -6,7 +6,7 @@ the import closure of each step lies inside. An edit of any shared module theref
 often than once too seldom.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def step_folders(step: str) -> tuple[str, ...]:
 @cache
 def step_code(step: str) -> str:
     """Hash of all code that a step may run: part of its work folder's key and of its cache key."""
-    return hash_files(file for folder in step_folders(step) for file in code_files(ROOT / folder))
+    return hash_files({_name(file): file for folder in step_folders(step) for file in code_files(ROOT / folder)})
 
 
 @cache
@@ -36,7 +36,8 @@ def package_code() -> str:
     A compiled package states it, so that no image of other code runs it.
     """
     named = [file for kind in NAMED for file in (CONFIGS / kind).glob("*.yaml")]
-    return hash_files([*(file for folder in (*SHARED, "components") for file in code_files(ROOT / folder)), *named])
+    code = [file for folder in (*SHARED, "components") for file in code_files(ROOT / folder)]
+    return hash_files({_name(file): file for file in (*code, *named)})
 
 
 def code_files(place: Path) -> Iterator[Path]:
@@ -44,14 +45,16 @@ def code_files(place: Path) -> Iterator[Path]:
 
     Left out are Python's caches and hidden files, such as an editor's, or those that are being written.
     """
-    for file in place.rglob("*") if place.is_dir() else [place]:
-        if file.is_file() and "__pycache__" not in file.parts and not file.name.startswith("."):
+    if place.is_file():
+        yield place
+    for file in place.rglob("*"):
+        if file.is_file() and not any(part.startswith((".", "__pycache__")) for part in file.relative_to(place).parts):
             yield file
 
 
-def hash_files(files: Iterable[Path]) -> str:
-    """Hash of names below the checkout and of contents; the order does not matter."""
-    return hash_value({_name(file): hash_file(file) for file in files})[:16]
+def hash_files(files: Mapping[str, Path]) -> str:
+    """Hash of names and contents; the order does not matter."""
+    return hash_value({name: hash_file(file) for name, file in files.items()})[:16]
 
 
 def _name(file: Path) -> str:

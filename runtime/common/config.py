@@ -5,20 +5,23 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
-from autoformer.errors import AutoFormerError, nearest, validated
+from autoformer.errors import AutoFormerError, validated
 from autoformer.files import canonical_json, hash_file, hash_value, read_yaml
 from autoformer.frozen import Frozen
-from autoformer.named import CONFIGS, load_space
+from autoformer.limits import Limits
+from autoformer.named import CONFIGS, load_space, named_file
+from autoformer.racing import Racing
 from autoformer.recipe import Precision, Recipe
 from autoformer.sampling import Lessons, Sampling, sampler
+from autoformer.search import EvolutionSettings
 from autoformer.space import SearchSpace
+from runtime.common.overrides import apply
 
 STEPS = ("prepare_data", "train_supernet", "search_subnet", "retrain_subnet", "evaluate_subnet", "register_model")
 ROOT = CONFIGS.parent
@@ -72,42 +75,9 @@ class TrainSupernet(TrainingSection):
         return sampler(self.sampling, space, seed, self.sandwich_random)
 
 
-class Limits(Frozen):
-    """What a legal candidate may cost; both ends are legal. Null for no limit."""
-
-    min_params_m: float | None = Field(None, ge=0, description="least parameters, in millions")
-    max_params_m: float | None = Field(None, gt=0, description="most parameters, in millions")
-    min_macs_g: float | None = Field(None, ge=0, description="least multiply-adds for one image, in thousand millions")
-    max_macs_g: float | None = Field(None, gt=0, description="most multiply-adds for one image, in thousand millions")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        for cost in ("params_m", "macs_g"):
-            low, high = getattr(self, f"min_{cost}"), getattr(self, f"max_{cost}")
-            if low is not None and high is not None and low > high:
-                raise ValueError(f"min_{cost} {low:g} is above max_{cost} {high:g}")
-        return self
-
-
-class Racing(Frozen):
-    """Hopeless candidates are stopped on growing parts of the search split (`autoformer.racing`)."""
-
-    confidence: float = Field(0.98, gt=0.5, lt=1, description="that a stopped candidate is not among the best")
-    first_images: int = Field(250, gt=0, description="search images that every candidate is scored on")
-    growth: float = Field(1.25, gt=1, description="of the images from one look to the next")
-
-
-class SearchSubnet(Frozen):
+class SearchSubnet(EvolutionSettings):
     """Evolution (paper section 3.4). Scored in all: population + generations x population, at most."""
 
-    population: int = Field(50, gt=0, description="candidates of a generation")
-    generations: int = Field(20, ge=0, description="after the initial population")
-    parents: int = Field(10, gt=0, description="best candidates so far that mutate and cross over")
-    mutations: int = Field(25, ge=0, description="of a generation, made by changing one parent")
-    crossovers: int = Field(25, ge=0, description="of a generation, made of two parents; random ones fill it up")
-    mutation_probability: float = Field(0.2, ge=0, le=1, description="for each block's heads and MLP ratio")
-    structure_probability: float = Field(0.4, ge=0, le=1, description="for depth and for width")
-    tries: int = Field(10_000, gt=0, description="draws before a population counts as impossible to fill")
     random_baseline: bool = Field(True, description="score as many random legal candidates, for comparison")
     weights: Literal["ema", "raw"] = Field("ema", description="the supernet weights that candidates inherit")
     images: int | None = Field(None, gt=0, description="search images that score a candidate; null for all")
@@ -119,16 +89,6 @@ class SearchSubnet(Frozen):
         Racing(), description="stop hopeless candidates early; null to score each on all search images"
     )
     limits: Limits = Limits()
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.parents > self.population:
-            raise ValueError(f"parents {self.parents} are more than population {self.population}")
-        if self.mutations + self.crossovers > self.population:
-            raise ValueError(
-                f"mutations {self.mutations} + crossovers {self.crossovers} are more than population {self.population}"
-            )
-        return self
 
     @property
     def budget(self) -> int:
@@ -232,8 +192,7 @@ def load_config(source: str, overrides: Sequence[str] = (), steps: Sequence[str]
         AutoFormerError: one line naming the file or key and what to do.
     """
     data, where = _read(source)
-    for text in overrides:
-        override(data, text)
+    apply(data, overrides)
     _name_teachers(data)
     config = validated(Config, data, where)
     for step in steps:
@@ -272,31 +231,4 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
 
 def preset_path(source: str) -> Path:
     """The file of a preset's name, or the path itself where `source` is one."""
-    if source.endswith((".yaml", ".yml")):
-        return Path(source)
-    path = CONFIGS / "presets" / f"{source}.yaml"
-    if not path.is_file():
-        presets = [file.stem for file in path.parent.glob("*.yaml")]
-        raise AutoFormerError(f"no preset '{source}' in configs/presets; {nearest(source, presets)}")
-    return path
-
-
-def override(data: dict[str, Any], text: str) -> None:
-    """Put `section.key=value` into what was read of a file, the value as YAML."""
-    key, equals, value_text = text.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(path):
-        raise AutoFormerError(f"--set {text}: expected section.key=value")
-    try:
-        value = yaml.safe_load(value_text)
-    except yaml.YAMLError:
-        raise AutoFormerError(f"--set {text}: the value is not readable as YAML") from None
-    for part in path[:-1]:
-        below = data.setdefault(part, {})
-        if part == "space" and isinstance(below, str):
-            below = data["space"] = load_space(below).model_dump(mode="json")
-        if not isinstance(below, Mapping):
-            raise AutoFormerError(f"--set {text}: '{part}' is a value, not a section")
-        data[part] = dict(below)
-        data = data[part]
-    data[path[-1]] = value
+    return named_file("presets", source, "no preset '{}' in configs/presets; {}")

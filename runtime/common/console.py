@@ -5,6 +5,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -13,6 +14,7 @@ from autoformer.files import unwritable, write_json
 from runtime.common import processes
 from runtime.common.exit_codes import BAD_INPUT
 from runtime.common.redaction import hide
+from runtime.common.stopping import Stopped, stoppable
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +22,36 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise AutoFormerError(f"{message}; --help lists the arguments")
+
+
+def run_command(
+    who: str,
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace], int | None],
+    argv: Sequence[str] | None = None,
+    first: Callable[[], None] | None = None,
+    after: str = "; the same command goes on from there",
+) -> int:
+    """Parse the arguments of a command that may be stopped, and do its work; what ends it early is one line on stderr.
+
+    Args:
+        who: is named in that line.
+        work: takes the parsed arguments, and returns the exit code, or None for 0.
+        first: is called when a signal comes, before the work is interrupted.
+        after: ends the line where a signal has come.
+
+    Returns:
+        The exit code; see `runtime.common.exit_codes`.
+    """
+    try:
+        arguments = parser.parse_args(argv)
+        with stoppable(first):
+            return work(arguments) or 0
+    except (AutoFormerError, OSError) as error:
+        return refuse(who, error)
+    except Stopped as stopped:
+        print(f"{who}: {stopped}{after}", file=sys.stderr)
+        return int(str(stopped.code))
 
 
 def refuse(who: str, error: AutoFormerError | OSError) -> int:

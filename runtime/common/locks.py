@@ -1,7 +1,7 @@
-"""One process at a time in a folder: locks that the kernel releases when their holder ends, however it ends."""
+"""One process at a time at a path: a lock file beside it names its holder, for the one that comes second."""
 
 import contextlib
-import fcntl
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from autoformer.errors import AutoFormerError
+from autoformer.locks import lock
 
 _held: set[IO[bytes]] = set()
 
@@ -41,45 +42,42 @@ def in_turn(path: Path) -> Iterator[None]:
 def _holding(path: Path, what: str | None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.parent / f".{path.name}.lock"
-    lock = _locked(name, path, what)
-    _held.add(lock)
+    file = _locked(name, path, what)
+    _held.add(file)
     try:
         yield
     finally:
-        _held.discard(lock)
+        _held.discard(file)
         name.unlink(missing_ok=True)  # before it is released, so that nobody waits for a file without a name
-        lock.close()
+        file.close()
 
 
 def _locked(name: Path, path: Path, what: str | None) -> IO[bytes]:
     """The lock file, held; `what` is None for one to wait for."""
     while True:
-        lock = name.open("a+b", buffering=0)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if what is None else fcntl.LOCK_NB))
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().decode() or "its process is not known"
-            lock.close()
-            raise AutoFormerError(f"{path}: another run is at work in this {what} ({holder}); "
-                                  "wait for it, or end it") from None  # fmt: skip
+        file = name.open("a+b", buffering=0)
+        if not lock(file, wait_seconds=math.inf if what is None else 0):
+            file.seek(0)
+            holder = file.read().decode() or "its process is not known"
+            file.close()
+            raise AutoFormerError(f"{path}: another run is at work in this {what} ({holder}); wait for it, or end it")
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(name.stat(), os.fstat(lock.fileno())):
+            if os.path.samestat(name.stat(), os.fstat(file.fileno())):
                 break
-        lock.close()  # its holder has just removed it
+        file.close()  # its holder has just removed it
     try:
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
     except OSError as error:  # which does not name the file
         name.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from None
-    return lock
+    return file
 
 
 def _close_in_child() -> None:
     """A forked child, as a loader's worker is, must not keep a lock that its parent held when it was killed."""
-    for lock in _held:
-        os.close(lock.fileno())
+    for file in _held:
+        os.close(file.fileno())
     _held.clear()
 
 

@@ -3,9 +3,7 @@
 import contextlib
 import json
 import os
-import random
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +11,7 @@ from typing import Any, NamedTuple
 from autoformer.errors import AutoFormerError
 from runtime.common.console import say
 from runtime.common.exit_codes import LOST, Fallen
+from runtime.common.retrying import doubling, retry, within
 from runtime.kubernetes.job import GROUP, PLURAL, POD_JOB, VERSION
 
 RETRIED = (408, 410, 429, 500, 502, 503, 504)  # answers that another time may be others
@@ -44,6 +43,10 @@ class RefusedError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class _AwayError(Exception):
+    """No answer, or one that another time may be another. The message is the short reason."""
 
 
 class Cluster:
@@ -186,32 +189,26 @@ class Cluster:
 
     def _repeated(self, ask: Callable[[], Object]) -> Object:
         """What the API answers, if it does so within `outage_seconds`."""
-        give_up = time.monotonic() + self._patience.outage_seconds
-        pause, told = self._patience.pause_seconds, False
-        while True:
-            try:
-                answer = ask()
-            except (OSError, ValueError) as error:
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
-            except RefusedError as refused:
-                if refused.status not in RETRIED:
-                    raise
-                reason = f"{refused.status} {refused}"
-            else:
-                if told:
-                    say("the Kubernetes API answers again", sys.stderr)
-                return answer
-            if time.monotonic() >= give_up:
-                raise Fallen(
-                    f"the Kubernetes API does not answer ({reason}); the job goes on without this process, and the "
-                    "same command follows it again",
-                    LOST,
-                )
-            if not told and pause > self._patience.pause_seconds:  # a single blip is not worth a line
-                say(f"the Kubernetes API does not answer ({reason}); asking again", sys.stderr)
+        patience, told = self._patience, False
+
+        def tell(away: _AwayError, failures: int) -> None:
+            nonlocal told
+            if failures == 2:  # a single blip is not worth a line
+                say(f"the Kubernetes API does not answer ({away}); asking again", sys.stderr)
                 told = True
-            time.sleep(pause * random.uniform(0.5, 1.5))
-            pause = min(2 * pause, max(self._patience.poll_seconds, self._patience.pause_seconds))
+
+        pauses = doubling(patience.pause_seconds, (0.5, 1.5), max(patience.poll_seconds, patience.pause_seconds))
+        try:
+            answer = retry(lambda: _answered(ask), _AwayError, within(patience.outage_seconds, pauses), tell)
+        except _AwayError as away:
+            raise Fallen(
+                f"the Kubernetes API does not answer ({away}); the job goes on without this process, and the "
+                "same command follows it again",
+                LOST,
+            ) from None
+        if told:
+            say("the Kubernetes API answers again", sys.stderr)
+        return answer
 
     def _once(
         self, method: str, path: str, query: Query, body: Object | None, timeout: tuple[float, float], api: Any = None
@@ -251,6 +248,18 @@ class Cluster:
         if refused.status == 404:
             return AutoFormerError(f"the cluster has no {where}; install Kubeflow Trainer, and apply {MANIFESTS}")
         return AutoFormerError(f"the cluster refuses to {verb} {where}: {refused}")
+
+
+def _answered(ask: Callable[[], Object]) -> Object:
+    """The answer of one request. Raises `_AwayError`, and `RefusedError` for what no repetition changes."""
+    try:
+        return ask()
+    except (OSError, ValueError) as error:
+        raise _AwayError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+    except RefusedError as refused:
+        if refused.status not in RETRIED:
+            raise
+        raise _AwayError(f"{refused.status} {refused}") from None
 
 
 def _message(error: Any) -> str:

@@ -1,5 +1,7 @@
 """What `AUTOFORMER_JOB` says: on how many machines of which kind a step runs, as one line of JSON.
 
+What the settings of a whole cluster (`pipeline.cluster.settings`) have in common with those of a job stands here.
+
 The cluster's settings write it into the environment of the tasks with more than one machine; the task's pod then
 launches a `TrainJob` in place of the step. No secret stands in it, only names of secrets.
 """
@@ -10,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import canonical_json
@@ -33,16 +35,29 @@ def _ours(name: str) -> str:
     return name
 
 
+def as_text(value: Any) -> Any:
+    """YAML reads 8 as a number; an environment has texts alone."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|[MGTPE]i?)?$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_ours)]
+Text = Annotated[str, BeforeValidator(as_text)]
 Path = Annotated[str, AfterValidator(_absolute)]
+Label = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
+LabelKey = Annotated[
+    str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")
+]
+GpuType = Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", description="the resource that a GPU is")]
 
 
 class Volume(Frozen):
-    claim: Name = Field(description="a PersistentVolumeClaim that several machines may mount at once")
-    mount: Path = Field(description="where it is mounted, in the pods of the job and in the one that launches it")
-    read_only: bool = Field(False, description="for volumes of data")
+    claim: Name = Field(description="a PersistentVolumeClaim; of access mode ReadWriteMany where several pods write")
+    mount: Path = Field(description="where pods find it")
+    read_only: bool = Field(
+        False, description="in the pods of jobs; KFP mounts all claims so that they may be written to"
+    )
 
 
 class Toleration(Frozen):
@@ -59,6 +74,27 @@ class Toleration(Frozen):
         return values if seconds is None else values | {"tolerationSeconds": seconds}
 
 
+class Placement(Frozen):
+    """On which nodes a pod may run."""
+
+    node_selector: dict[LabelKey, Label] = Field({}, description="labels that a node must have")
+    tolerations: tuple[Toleration, ...] = Field((), description="taints that a node may have")
+
+
+class EveryPod(Frozen):
+    """What all pods of a run have, those of tasks and those of jobs."""
+
+    service_account: Name | None = Field(None, description="of the pods; null for the one that KFP gives them")
+    runtime: Name = Field("autoformer-training", description="the TrainingRuntime of jobs of several machines")
+    run_as_user: int | None = Field(None, gt=0, description="of the pods; null for the image's, which is not root")
+    run_as_group: int | None = Field(None, gt=0, description="of the pods, for volumes that belong to one")
+    labels: dict[LabelKey, Label] = Field({}, description="of every pod, beside our own")
+    env: dict[Variable, Text] = Field(
+        {}, description="variables of every pod, nothing secret: where S3, MLflow and the store of large things are"
+    )
+    volumes: tuple[Volume, ...] = Field((), description="claims, for every pod")
+
+
 class SecretVariable(Frozen):
     secret: Name = Field(description="name of the secret")
     key: str = Field(min_length=1, description="in the secret")
@@ -66,28 +102,19 @@ class SecretVariable(Frozen):
     optional: bool = Field(False, description="whether a pod starts where the secret is not there")
 
 
-class JobSettings(Frozen):
+class JobSettings(EveryPod, Placement):
     """The machines of one step."""
 
     nodes: int = Field(ge=1, description="machines")
     gpus: int = Field(ge=0, description="GPUs of each machine, one process each; 0 for one process on its CPUs")
     image: str = Field(min_length=1, description="of the steps, by digest")
-    runtime: Name = Field("autoformer-training", description="TrainingRuntime of the namespace")
     deadline_seconds: int = Field(86_400, gt=0, lt=2**31, description="after which the job is ended")
     cpu: Quantity | None = Field(None, description="cores of each machine that are asked for")
     memory: Quantity | None = Field(None, description="of each machine, asked for and at most")
-    gpu_type: str = Field("nvidia.com/gpu", min_length=1, description="the resource that a GPU is")
-    node_selector: dict[str, str] = Field({}, description="labels that a machine must have")
-    tolerations: tuple[Toleration, ...] = Field((), description="taints that a machine may have")
-    volumes: tuple[Volume, ...] = Field((), description="claims to mount")
-    env: dict[Variable, str] = Field({}, description="variables of the step; nothing secret")
+    gpu_type: GpuType = "nvidia.com/gpu"
     secret_env: tuple[SecretVariable, ...] = Field((), description="variables that come from secrets")
     shm: Quantity = Field("16Gi", description="shared memory of each machine, /dev/shm, of its memory")
-    labels: dict[str, str] = Field({}, description="of the pods, beside our own")
     pull_secrets: tuple[Name, ...] = Field((), description="secrets with which nodes fetch the image")
-    run_as_user: int | None = Field(None, gt=0, description="of the pods; null for the image's, which is not root")
-    run_as_group: int | None = Field(None, gt=0, description="of the pods, for volumes that belong to one")
-    service_account: Name | None = Field(None, description="of the job's pods, for a store that knows pods by it")
     shared: Path | None = Field(
         None, description="folder on a volume that all see; null for the first volume that is not read-only"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autoformer.devices import fewest_parts, find_device, find_precision, memory_bytes
+from autoformer.devices import autocast, fewest_parts, find_device, find_precision, memory_bytes
 from autoformer.distillation import Teacher
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json, write_json
@@ -139,7 +139,7 @@ def _trial(training: Training, teacher: Teacher | None) -> Callable[[int], None]
     def run(images: int) -> None:
         batch = torch.zeros((images, space.in_channels, space.image_size, space.image_size), device=device)
         try:
-            with torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"):
+            with autocast(device, precision):
                 if teacher is not None:
                     teacher(batch)
                 loss = training.largest(batch).float().sum()

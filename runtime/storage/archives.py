@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from functools import cache
 from typing import Any, NamedTuple, Self
 
-from autoformer.images.archives import Place
+from autoformer.images.source import Place
 from runtime.storage.copies import LocalCopy, Writer, pieces_of, staging_bytes
 from runtime.storage.failures import MissingError
 from runtime.storage.objects import Entry, listing

@@ -11,7 +11,6 @@ of which a process reads.
 """
 
 import contextlib
-import fcntl
 import mmap
 import os
 import shutil
@@ -22,7 +21,8 @@ from typing import IO, NamedTuple, Self
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value
-from autoformer.images.archives import Place
+from autoformer.images.source import Place
+from autoformer.locks import lock
 from runtime.common.workspace import work_root
 from runtime.storage.objects import Entry
 
@@ -78,7 +78,7 @@ class Hold:
         with _alone():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._used = (self.folder / _USED).open("ab")
-            fcntl.flock(self._used, fcntl.LOCK_SH)
+            lock(self._used, shared=True)
         os.utime(self.folder / _USED)
 
     def filling(self) -> contextlib.AbstractContextManager[None]:
@@ -89,7 +89,7 @@ class Hold:
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
     with file.open("ab") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
+        lock(opened)
         yield
 
 
@@ -111,7 +111,7 @@ def make_room(wanted: int) -> int:
             if free >= wanted:
                 break
             with (copy / _USED).open("ab") as used:
-                if _locks(used):
+                if lock(used, wait_seconds=0):
                     free += _taken(copy)
                     shutil.rmtree(copy, ignore_errors=True)
     return max(0, free)
@@ -208,41 +208,32 @@ def _write(descriptor: int, content: bytes, offset: int) -> None:
         left, offset = left[written:], offset + written
 
 
-def _locks(file: IO[bytes]) -> bool:
-    """Lock a file for this process alone, without waiting; whether that went."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
 class Writer:
     """The one process of a machine that writes pieces, as long as this lives; its threads may share it."""
 
-    def __init__(self, copy: LocalCopy, lock: IO[bytes], room: int) -> None:
-        self._copy, self._lock, self._room = copy, lock, room
+    def __init__(self, copy: LocalCopy, locked: IO[bytes], room: int) -> None:
+        self._copy, self._locked, self._room = copy, locked, room
         self._counting, self._full = threading.Lock(), False
 
     @classmethod
     def take(cls, copy: LocalCopy) -> Self | None:
         """None where another process writes."""
-        lock = (staging_root() / "writer").open("ab")
-        if not _locks(lock):
-            lock.close()
+        file = (staging_root() / "writer").open("ab")
+        if not lock(file, wait_seconds=0):
+            file.close()
             return None
-        return cls(copy, lock, make_room(sum(piece.size for piece in copy.missing(copy.archives))))
+        return cls(copy, file, make_room(sum(piece.size for piece in copy.missing(copy.archives))))
 
     def close(self) -> None:
         """Let another process write."""
         self._full = True
-        self._lock.close()
+        self._locked.close()
 
     @staticmethod
     def busy() -> bool:
         """Whether there is one."""
-        with (staging_root() / "writer").open("ab") as lock:
-            return not _locks(lock)
+        with (staging_root() / "writer").open("ab") as file:
+            return not lock(file, wait_seconds=0)
 
     @property
     def full(self) -> bool:

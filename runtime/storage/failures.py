@@ -5,19 +5,18 @@ boto3 itself repeats a request that was refused for want of capacity, or that fo
 """
 
 import contextlib
-import random
-import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from autoformer.errors import AutoFormerError, UnavailableError
+from runtime.common.retrying import doubling, retry
 from runtime.storage.uris import S3Uri
 
 T = TypeVar("T")
 TRIES = 5  # of a transfer that breaks off
 PAUSE_SECONDS = 1.0  # after the first of them; each pause is up to twice the one before
-_jitter = random.SystemRandom()  # not the generator that training draws from
 
 _PERMISSIONS = {
     "HeadObject": "s3:GetObject", "GetObject": "s3:GetObject", "PutObject": "s3:PutObject",
@@ -94,14 +93,7 @@ def body_of(uri: S3Uri) -> Iterator[None]:
 
 def patiently(do: Callable[[], T]) -> T:
     """What `do` returns, tried again where a transfer is `BrokenError`."""
-    for attempt in range(TRIES):
-        try:
-            return do()
-        except BrokenError:
-            if attempt == TRIES - 1:
-                raise
-            time.sleep(PAUSE_SECONDS * 2**attempt * _jitter.uniform(0.5, 1.0))
-    raise AssertionError
+    return retry(do, BrokenError, islice(doubling(PAUSE_SECONDS, jitter=(0.5, 1.0)), TRIES - 1))
 
 
 def explained(error: Exception, uri: S3Uri) -> StorageError | None:

@@ -5,16 +5,17 @@ part can be read: the local folder then has a `source.yaml` that names the place
 """
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
 import yaml
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import FileState, hash_path, hash_value, write_text
-from autoformer.images.source import SOURCE, Source, archive_folder, read_source
+from autoformer.images.source import SOURCE, Source, archive_folder, parse_source, read_source
+from runtime.common.workspace import known_hashes
 from runtime.storage.archives import S3Archive, S3Archives, S3State
 from runtime.storage.copies import Hold, make_room, staging_bytes
 from runtime.storage.downloads import download
@@ -28,6 +29,14 @@ _HELD: list[Hold] = []  # copies that this process reads
 
 ArchivePlace = Path | S3Archives
 ArchiveFile = Path | S3Archive
+
+
+class NoFolderError(AutoFormerError):
+    """A folder of data, or of their archives, that this machine does not have."""
+
+    def __init__(self, folder: Path, answer: str) -> None:
+        super().__init__(f"{folder}: no such folder; {answer}")
+        self.folder = folder
 
 
 def archive_place(data: Path) -> ArchivePlace:
@@ -52,11 +61,50 @@ def size_of(archive: ArchiveFile) -> int:
 
 
 def hash_data(place: str | Path) -> str:
-    """What tells changed data from what they were: a folder's files, and what S3 says of objects there."""
+    """Hash of a data set, for cache keys and lineage: a changed image changes it, wherever the archives lie.
+
+    It covers the content of a folder's files, or the names, sizes and ETags of S3's objects. Archives that a
+    `source.yaml` puts elsewhere count too: in S3 by the same, in another folder as `_hash_archives` says.
+
+    Raises:
+        NoFolderError: this machine has no such folder.
+        StorageError: S3 has nothing of that name, or cannot be asked.
+    """
     if is_uri(place):
-        return listing_hash(str(place))
-    files, remote = hash_path(Path(place)), remote_archives(Path(place))
-    return hash_value([files, listing_hash(remote.uri)]) if remote else files
+        uri = S3Uri.parse(str(place))
+        return _with_archives(listing_hash(uri), str(uri), _source_in(uri))
+    data = Path(place).resolve()
+    if not data.is_dir():
+        raise NoFolderError(Path(place), "put the data there, or name another place")
+    source = read_source(data) if (data / SOURCE).is_file() else None
+    if source and isinstance(source.location, Path):
+        source = source.model_copy(update={"location": (data / source.location).resolve()})
+    return _with_archives(hash_path(data, known_hashes()), data, source)
+
+
+def _with_archives(files: str, place: str | Path, source: Source | None) -> str:
+    """The hash `files` of a data folder, and that of the archives where they lie outside of it."""
+    if source is None or PurePath(source.location).is_relative_to(place):
+        return files
+    if isinstance(source.location, str):
+        return hash_value([files, listing_hash(source.location)])
+    return hash_value([files, _hash_archives(source.location, source.archives)])
+
+
+def _hash_archives(folder: Path, published: Collection[str]) -> str:
+    """Hash of a folder's archives by names, sizes and times of change: to read ImageNet takes minutes.
+
+    Where `source.yaml` names published archives, with their md5, only those count, and not their times: prepare_data
+    refuses others, and a copy on another disk is the same data.
+    """
+    if not folder.is_dir():
+        raise NoFolderError(folder, f"a {SOURCE} says that the archives lie there; mend it, or put them there")
+    if published:
+        found = [folder / name for name in sorted(published) if (folder / name).is_file()]
+        return hash_value([[file.name, file.stat().st_size] for file in found])
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    states = ((file.relative_to(folder).as_posix(), file.stat()) for file in files)
+    return hash_value([[name, state.st_size, state.st_mtime_ns] for name, state in states])
 
 
 class Data(NamedTuple):
@@ -81,7 +129,7 @@ def _brought(uri: S3Uri) -> Path:
     """The local folder for a folder in S3; of the same name, since a data set may be called by it."""
     objects = _listed(uri)
     whole = sum(entry.bytes for entry in objects) <= WHOLE_GB * 1e9
-    named = any(entry.name == SOURCE for entry in objects)
+    named = next((entry for entry in objects if entry.name == SOURCE), None)
     stay = [entry for entry in objects if entry.name.endswith(".tar") and (named or not (whole or "/" in entry.name))]
     hold = Hold(hash_value(["files", str(uri), objects])[:16])
     folder = hold.folder / "files" / uri.bucket / uri.key
@@ -137,16 +185,35 @@ def _is_there(file: Path, entry: Entry) -> bool:
     return file.is_file() and file.stat().st_size == entry.bytes
 
 
-def _name_source(uri: S3Uri, folder: Path, delivered: bool) -> None:
-    """Write the `source.yaml` of a folder whose archives stay in S3, or see to that which was delivered there."""
+def _name_source(uri: S3Uri, folder: Path, delivered: Entry | None) -> None:
+    """Write the `source.yaml` of a folder whose archives stay in S3: that which was delivered there, or a new one."""
     if delivered:
-        write_text(folder / SOURCE, (S3Archives(str(uri)) / SOURCE).read_text())
-        source = read_source(folder)
-        if not isinstance(source.location, Path) or source.location.is_absolute():
+        text, as_delivered = _read_source_in(uri, delivered)
+        source = _seen_from_here(as_delivered, uri)
+        if source is as_delivered:
+            write_text(folder / SOURCE, text)
             return
-        seen_from_there = posixpath.normpath(f"{uri.key}/{source.location.as_posix()}")
-        source = source.model_copy(update={"location": str(S3Uri(uri.bucket, seen_from_there.strip("./")))})
     else:
         source = Source(location=str(uri))
     text = yaml.safe_dump(source.model_dump(mode="json", exclude_defaults=True, exclude_none=True), sort_keys=False)
     write_text(folder / SOURCE, text)
+
+
+def _source_in(uri: S3Uri) -> Source | None:
+    """The `source.yaml` of a data folder in S3, where it has one."""
+    found = next((entry for entry in listing(uri) if entry.name == SOURCE), None)
+    return _seen_from_here(_read_source_in(uri, found)[1], uri) if found else None
+
+
+def _read_source_in(uri: S3Uri, entry: Entry) -> tuple[str, Source]:
+    """The `source.yaml` of a data folder in S3, as text and as it stands there."""
+    text = (S3Archives(str(uri), {entry.name: entry}) / entry.name).read_text()
+    return text, parse_source(text, str(uri / entry.name))
+
+
+def _seen_from_here(source: Source, uri: S3Uri) -> Source:
+    """A relative location is one in S3, beside the data folder `uri`; any other stays."""
+    if not isinstance(source.location, Path) or source.location.is_absolute():
+        return source
+    location = posixpath.normpath(f"{uri.key}/{source.location.as_posix()}")
+    return source.model_copy(update={"location": str(S3Uri(uri.bucket, location.strip("./")))})

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoformer.errors import AutoFormerError
+from autoformer.candidates import Outcome
 from autoformer.space import SubnetSpec
+from autoformer.subnet_text import shape_text, to_cells
 from runtime.common.tables import read_table
 from runtime.tracking.outbox import Outbox
 from runtime.tracking.provenance import user
@@ -67,7 +68,7 @@ class StepRun:
     def subnet(self, spec: SubnetSpec) -> None:
         """Log the subnet that the step is about, as `arch/…` parameters, and as one line for a table's column."""
         self.params(arch_params(spec))
-        self.tags({ARCH: arch_text(spec)})
+        self.tags({ARCH: shape_text(spec)})
 
     def headline(self, found: Mapping[str, float], spec: SubnetSpec) -> None:
         """Tell the pipeline run what came out, so that a table of pipeline runs says it without opening them.
@@ -83,7 +84,7 @@ class StepRun:
         now = milliseconds()
         points = [[name, found[key] / size, now, 0] for key, (name, size) in _HEADLINE.items() if key in found]
         self._outbox.put({"kind": "metrics", "run_id": self._parent_id, "metrics": points})
-        self._outbox.put({"kind": "tags", "run_id": self._parent_id, "tags": {ARCH: arch_text(spec)}})
+        self._outbox.put({"kind": "tags", "run_id": self._parent_id, "tags": {ARCH: shape_text(spec)}})
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._put("tags", tags=dict(values))
@@ -105,12 +106,12 @@ class StepRun:
         """Say which data the step read, for MLflow's lineage. `digest`: 36 characters of it are kept."""
         self._put("dataset", name=name, digest=digest, source=source, context=context)
 
-    def children(self, candidates: Sequence[Mapping[str, Any]]) -> None:
-        """Make a finished child run of each candidate, a row of candidates.csv; further keys become tags.
+    def children(self, candidates: Sequence[Outcome], chosen: SubnetSpec) -> None:
+        """Make a finished child run of each candidate, with a tag that says whether its subnet is the chosen one.
 
         For some tens of candidates: a store takes 5 to 9 runs a second. A candidate that has its run keeps it.
         """
-        children = [child_run(candidate) for candidate in candidates]
+        children = [child_run(outcome, chosen) for outcome in candidates]
         self._put("children", children=children, user=user(), time=milliseconds())
         self.flush()
 
@@ -128,41 +129,29 @@ class StepRun:
 def arch_params(spec: SubnetSpec) -> dict[str, str | float]:
     """A subnet as flat parameters. Heads and ratios by block are text; their means beside them can be plotted."""
     return {
-        "arch/depth": spec.depth,
-        "arch/embed_dim": spec.embed_dim,
-        "arch/num_heads": ";".join(map(str, spec.num_heads)),
-        "arch/mlp_ratio": ";".join(f"{ratio:g}" for ratio in spec.mlp_ratio),
+        **{f"arch/{column}": cell for column, cell in to_cells(spec).items()},
         "arch/mean_num_heads": round(sum(spec.num_heads) / spec.depth, 3),
         "arch/mean_mlp_ratio": round(sum(spec.mlp_ratio) / spec.depth, 3),
     }
 
 
-def arch_text(spec: SubnetSpec) -> str:
-    """A subnet in one line: "depth 2, width 64, heads 4 8, ratios 2 3.5"."""
-    heads, ratios = " ".join(map(str, spec.num_heads)), " ".join(f"{ratio:g}" for ratio in spec.mlp_ratio)
-    return f"depth {spec.depth}, width {spec.embed_dim}, heads {heads}, ratios {ratios}"
-
-
-def child_run(candidate: Mapping[str, Any]) -> dict[str, Any]:
+def child_run(outcome: Outcome, chosen: SubnetSpec) -> dict[str, Any]:
     """What MLflow is told of a candidate: name, parameters, metrics, tags."""
-    row = dict(candidate)
-    try:
-        heads = tuple(int(value) for value in row.pop("num_heads").split(";"))
-        ratios = tuple(float(value) for value in row.pop("mlp_ratio").split(";"))
-        spec = SubnetSpec(int(row.pop("depth")), int(row.pop("embed_dim")), heads, ratios)
-        metrics = {
-            "val/top1": float(row.pop("top1_percent")),
-            "cost/params_m": float(row.pop("params")) / 1e6,
-            "cost/macs_g": float(row.pop("macs")) / 1e9,
-        }
-        name = f"candidate {row.pop('id')}"
-    except KeyError as error:
-        raise AutoFormerError(f"a candidate has no value {error}; give rows as candidates.csv has them") from None
-    for key, metric in (("loss", "val/loss"), ("latency_ms", "cost/latency_ms")):
-        if row.get(key) not in (None, ""):
-            metrics[metric] = float(row.pop(key))
-    tags = {key: str(value) for key, value in row.items() if value not in (None, "")} | {ARCH: arch_text(spec)}
-    return {"name": name, "params": arch_params(spec), "metrics": metrics, "tags": tags}
+    row, spec = outcome.to_row(), outcome.candidate.spec
+    metrics = {
+        "val/top1": outcome.top1_percent,
+        "cost/params_m": outcome.candidate.params / 1e6,
+        "cost/macs_g": outcome.candidate.macs / 1e9,
+    }
+    if outcome.loss is not None:
+        metrics["val/loss"] = outcome.loss
+    tags = {key: str(row[key]) for key in ("origin", "generation", "parents", "images") if row[key] != ""}
+    return {
+        "name": f"candidate {outcome.candidate.id}",
+        "params": arch_params(spec),
+        "metrics": metrics,
+        "tags": tags | {"chosen": str(spec == chosen), ARCH: shape_text(spec)},
+    }
 
 
 def milliseconds() -> int:

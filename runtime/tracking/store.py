@@ -1,22 +1,23 @@
 """Where runs are kept, and the one way to reach it. MLflow is imported inside functions: it takes seconds."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from autoformer.errors import AutoFormerError
+from autoformer.locks import lock
 from runtime.common.config import ROOT
 from runtime.common.console import say
 from runtime.common.redaction import hide
+from runtime.common.retrying import retry, within
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -132,17 +133,12 @@ def patiently(ask: Callable[[], Answer], seconds: float | None = None) -> Answer
         AutoFormerError: the server said no, or nothing for so many seconds (the usual time where that is None).
     """
     seconds = usual_patience_seconds() if seconds is None else seconds
-    give_up, told = time.monotonic() + seconds, False
-    while True:
-        try:
-            return ask()
-        except NoAnswerError as error:
-            if time.monotonic() >= give_up:
-                raise
-            if not told:
-                say(f"tracking: {error.told}; waiting for it, up to {seconds:.0f} s", sys.stderr)
-            told = True
-        time.sleep(min(ASK_AGAIN_SECONDS, max(0.0, give_up - time.monotonic())))
+
+    def tell(error: NoAnswerError, failures: int) -> None:
+        if failures == 1:
+            say(f"tracking: {error.told}; waiting for it, up to {seconds:.0f} s", sys.stderr)
+
+    return retry(ask, NoAnswerError, within(seconds, repeat(ASK_AGAIN_SECONDS)), tell)
 
 
 def is_refusal(error: Exception) -> bool:
@@ -173,25 +169,16 @@ def _is_unauthorised(error: Exception) -> bool:
 @contextlib.contextmanager
 def locked(uri: str) -> Iterator[None]:
     """Hold the lock of a store among the processes of this machine."""
-    file = sqlite_file(uri)
+    database = sqlite_file(uri)
     digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
     path = (
-        file.with_name(f"{file.name}.lock")
-        if file
+        database.with_name(f"{database.name}.lock")
+        if database
         else Path(tempfile.gettempdir()) / f"mlflow-{os.getuid()}-{digest}.lock"
     )
-    give_up = time.monotonic() + LOCK_SECONDS
-    with path.open("a") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    raise AutoFormerError(
-                        f"{path}: another process has held this lock for {LOCK_SECONDS} s; end it"
-                    ) from None
-                time.sleep(0.05)
+    with path.open("a") as file:
+        if not lock(file, wait_seconds=LOCK_SECONDS):
+            raise AutoFormerError(f"{path}: another process has held this lock for {LOCK_SECONDS} s; end it")
         yield
 
 

@@ -204,7 +204,7 @@ def test_files_belong_to_the_caller(built: Built, client: "DockerClient", tmp_pa
 
 LOYAL = """
 import time
-from components.cli import run_step, step_parser
+from runtime.steps.command import run_step, step_parser
 def body(arguments, config):
     print("at work", flush=True)
     time.sleep(600)

@@ -1,0 +1,86 @@
+"""Overrides: `section.key=value` changes one value of a configuration. On the way to it they are a list of texts.
+
+One text holds several where a person or KFP gives one: `make run SET="seed=1 name='my run'"`, the run form's parameter.
+"""
+
+import argparse
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+from autoformer.errors import AutoFormerError
+from autoformer.named import load_space
+
+
+class Override(NamedTuple):
+    """One parsed override."""
+
+    path: tuple[str, ...]  # the sections, then the key
+    value: Any
+
+    @property
+    def key(self) -> str:
+        """The dotted key."""
+        return ".".join(self.path)
+
+
+def parse(text: str) -> Override:
+    """Parse `section.key=value`; the value is YAML. Raises `AutoFormerError`, as all functions here do."""
+    key, equals, value = text.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
+        raise AutoFormerError(f"--set {text}: expected section.key=value")
+    try:
+        return Override(path, yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise AutoFormerError(f"--set {text}: the value is not readable as YAML") from None
+
+
+def apply(data: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Put overrides into the plain data of a configuration, in order.
+
+    A section is copied before it changes: two sections of a file may be one object, by a YAML alias. A named search
+    space becomes its content when one of its keys is set.
+    """
+    for text in overrides:
+        override, section = parse(text), data
+        for part in override.path[:-1]:
+            below = section.setdefault(part, {})
+            if part == "space" and isinstance(below, str):
+                below = load_space(below).model_dump(mode="json")
+            if not isinstance(below, dict):
+                raise AutoFormerError(f"--set {text}: '{part}' is a value, not a section")
+            section[part] = below = below.copy()
+            section = below
+        section[override.path[-1]] = override.value
+
+
+def split(text: str) -> list[str]:
+    """The overrides of a text that holds several, with spaces between them, as a shell splits words."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise AutoFormerError(f"--set {text}: {str(error).lower()}; quote values with spaces") from None
+
+
+def join(overrides: Iterable[str]) -> str:
+    """The text that `split` splits into these overrides."""
+    return shlex.join(overrides)
+
+
+def add_option(parser: argparse.ArgumentParser, metavar: str = "SECTION.KEY=VALUE", help: str | None = None) -> None:
+    """Add `--set`, which may be given several times, each with several overrides; `overrides` is the list of all."""
+    parser.add_argument("--set", action=_Split, default=[], metavar=metavar, dest="overrides", help=help)
+
+
+class _Split(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *split(str(values))])
