@@ -23,11 +23,16 @@ if TYPE_CHECKING:
 
 TOGETHER = {
     "whole run": ("test_dvc", "test_dvc_s3", "test_pipeline"),
+    "forked steps": (  # from one server, which takes ten seconds of imports to start
+        "test_ranks", "test_interrupt", "test_full_disk", "test_locks", "test_resume", "test_rollback",
+        "test_search_race", "test_storage_steps", "test_tracking", "test_trainjob",
+    ),
+    "registry": ("test_outages", "test_register_model"),  # what exports a model is slow to import, too
     "two runs": ("test_browser_mlflow", "test_compare"),
-}
+}  # fmt: skip
 LONGEST = (
-    "test_dvc", "test_dvc_s3", "test_pipeline", "test_outages", "test_interrupt", "test_ranks", "test_register_model",
-    "test_tracking", "test_predict",
+    "test_dvc", "test_dvc_s3", "test_pipeline", "test_ranks", "test_interrupt", "test_outages", "test_register_model",
+    "test_s3_data", "test_own_run", "test_prepare_data",
 )  # fmt: skip
 NO_BROWSER = "there is no Chromium on this machine: `make browser` installs it (as root, on Debian)"
 

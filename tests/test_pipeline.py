@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,33 +171,25 @@ def test_the_model_is_registered_under_its_alias(kfp_run: WholeRun, client: "Mlf
 # The same command again, and with a change
 
 
-def again(kfp_run: WholeRun, *arguments: str) -> tuple[set[str], str, Path]:
+def again(
+    kfp_run: WholeRun, *arguments: str, code: int = 0
+) -> "tuple[set[str], subprocess.CompletedProcess[str], Path]":
     """Run once more; which tasks ran, what was printed, and the new folder."""
     before = set(kfp_run.checkout.root.glob("runs/autoformer-*"))
-    output = kfp_run.checkout.run(*arguments).stdout
+    result = kfp_run.checkout.run(*arguments, code=code)
     folder = only(set(kfp_run.checkout.root.glob("runs/autoformer-*")) - before)
-    return {task.name for task in folder.iterdir()}, output, folder
+    return {task.name for task in folder.iterdir()}, result, folder
 
 
 def test_the_same_run_again_only_asks_the_registry(kfp_run: WholeRun, client: "MlflowClient") -> None:
-    ran, output, folder = again(kfp_run)
+    ran, result, folder = again(kfp_run)
     assert ran == {"resolve-config", "register-model"}
-    assert output.count("taken from the cache") == 5
+    assert result.stdout.count("taken from the cache") == 5
     told = json.loads((folder / "register-model" / "registration").read_text())
     assert told["decision"] == "unchanged"
     assert len(client.search_model_versions("name = 'fashion-mnist-tiny'")) == 1
     newest = pipeline_runs(client)[-1]
     assert [run.info.run_name for run in nested(client, newest.info.run_id)] == ["register_model"]
-
-
-def test_a_changed_section_runs_its_step_and_what_follows(kfp_run: WholeRun) -> None:
-    ran, output, folder = again(kfp_run, "--set", "evaluate_subnet.mistakes=5")
-    assert ran == {"resolve-config", "evaluate-subnet", "register-model"}
-    assert output.count("taken from the cache") == 4
-    old = task_folder(kfp_run.folder, "evaluate_subnet") / "evaluation"
-    new = folder / "evaluate-subnet" / "evaluation"
-    assert (new / "metrics.json").read_bytes() == (old / "metrics.json").read_bytes()
-    assert (new / "report.html").read_bytes() != (old / "report.html").read_bytes()
 
 
 def test_an_edited_step_is_not_taken_from_the_cache(kfp_run: WholeRun) -> None:
@@ -227,9 +220,14 @@ def test_bad_input_is_one_line(kfp_run: WholeRun) -> None:
     assert len(result.stderr.splitlines()) == 1 and not result.stdout
 
 
-def test_a_step_that_refuses_says_why_in_one_line(kfp_run: WholeRun, client: "MlflowClient") -> None:
+def test_a_changed_section_runs_its_step_which_refuses_it_in_one_line(
+    kfp_run: WholeRun, client: "MlflowClient"
+) -> None:
+    """Which steps any other change would run is held in test_caching, and what a new evaluation is in test_dvc."""
     between_two_subnets = "search_subnet.limits={min_params_m: 0.25, max_params_m: 0.25}"
-    result = kfp_run.checkout.run("--set", f"'{between_two_subnets}' search_subnet.tries=20", code=2)
+    ran, result, _ = again(kfp_run, "--set", f"'{between_two_subnets}' search_subnet.tries=20", code=2)
+    assert ran == {"resolve-config", "search-subnet"}
+    assert result.stdout.count("taken from the cache") == 2  # prepare_data and train_supernet
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith("search_subnet: no legal candidate in")
     assert pipeline_runs(client)[-1].info.status == "FAILED"
