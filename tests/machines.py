@@ -3,13 +3,12 @@
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.context import ForkProcess, ForkServerProcess
 from pathlib import Path
 
-from processes import PRELOADED, at_step, signal_self
+from processes import PRELOADED, at_step, enter, signal_self
 
 from runtime.kubernetes.cluster import Patience
 from runtime.kubernetes.settings import JobSettings
@@ -18,20 +17,10 @@ QUICK = Patience(poll_seconds=0.01, pause_seconds=0.005, outage_seconds=20, sile
 Dies = Callable[[str, str], bool]  # a job's name and a machine's number -> whether it is killed after step 12
 
 
-def _in_a_container(environment: dict[str, str], log: str) -> None:
-    """The environment that it is given, and its output in a file."""
-    os.environ.clear()
-    os.environ.update(environment)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-
-
 def _node(words: list[str], environment: dict[str, str], log: str, dies: bool) -> None:
     from runtime.steps import job_node as node
 
-    _in_a_container(environment, log)
+    enter(environment, log)
     if dies:
         at_step(12, partial(signal_self, signal.SIGKILL))
     raise SystemExit(node.main(words))
@@ -52,7 +41,7 @@ def start_node(
 def _launcher(step: str, words: list[str], settings: str, log: str) -> None:
     from runtime.steps.job_launch import launch
 
-    _in_a_container(dict(os.environ), log)
+    enter(dict(os.environ), log)
     raise SystemExit(launch(step, words, JobSettings.parse(settings), QUICK))
 
 

@@ -100,13 +100,18 @@ def signal_self(number: int) -> None:
 Event = tuple[Any, ...]  # a function of this module, and its arguments
 
 
-def _main(step: str, given: dict[str, str], environment: dict[str, str], log: str, events: list[Event]) -> None:
+def enter(environment: dict[str, str], log: str) -> None:
+    """Give this forked process an environment of its own, and its output to a file."""
     os.environ.clear()
     os.environ.update(environment)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+
+
+def _main(step: str, given: dict[str, str], environment: dict[str, str], log: str, events: list[Event]) -> None:
+    enter(environment, log)
     for do, *arguments in events:
         do(*arguments)
     raise SystemExit(run(step, given))
