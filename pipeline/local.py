@@ -4,6 +4,7 @@ Each step is a process of this environment or, with `--runner docker`, a contain
 """
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from runtime.common.locks import alone
 from runtime.common.overrides import add_option, join
 from runtime.common.redaction import hide_in_tracebacks
 from runtime.common.stopping import Stopped
+from runtime.steps.kfp_edge import CODE
 from runtime.storage import is_uri
 from runtime.storage.places import hash_data
 
@@ -175,8 +177,9 @@ def _run_dag(
 
     from pipeline.dag import autoformer
 
+    os.environ.pop(CODE, None)
     if images is None:
-        name_sources(autoformer)
+        os.environ[CODE] = json.dumps(name_sources(autoformer))
     else:
         name_images(autoformer, images)
     root = ROOT / "runs"
@@ -201,12 +204,17 @@ def name_images(pipeline: Any, images: Mapping[str, str]) -> None:
         executor["container"]["image"] = images[kind]
 
 
-def name_sources(pipeline: Any) -> None:
-    """Put the hash of what a step runs in the place of its image: it is part of the cache key, as a digest is."""
+def name_sources(pipeline: Any) -> dict[str, str]:
+    """Put the hash of a step's code in the place of its image: it is part of the cache key, as a digest is.
+
+    Returns the hash of each step.
+    """
     executors = pipeline.pipeline_spec.deployment_spec["executors"]
-    for step in ("resolve_config", *STEPS):
-        image = f"autoformer-python:source-{step_code(step)}"  # kfp.local warns of an image without "python"
+    codes = {step: step_code(step) for step in ("resolve_config", *STEPS)}
+    for step, code in codes.items():
+        image = f"autoformer-python:source-{code}"  # kfp.local warns of an image without "python"
         executors[f"exec-{step.replace('_', '-')}"]["container"]["image"] = image
+    return codes
 
 
 def _explain(failure: Path) -> int:

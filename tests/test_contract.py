@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -22,9 +23,9 @@ from kfp import compiler, dsl
 from autoformer.files import canonical_json
 from components.resolve_config.step import CACHED, lineages
 from pipeline.dag import autoformer
-from runtime.common.code import package_code, step_folders
+from runtime.common.code import package_code, step_code, step_folders
 from runtime.common.config import ROOT, STEPS, load_config
-from runtime.steps.kfp_edge import IMAGE, call
+from runtime.steps.kfp_edge import CODE, IMAGE, call
 
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -216,6 +217,29 @@ def test_a_failed_step_fails_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
     call("prepare_data", [])
 
 
+def test_code_that_was_edited_meanwhile_is_not_kept_under_the_old_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(step_module("prepare_data"), "main", lambda argv: calls.append(argv))
+    monkeypatch.setenv(
+        CODE, json.dumps({"prepare_data": step_code("prepare_data"), "search_subnet": "of another edit"})
+    )
+    call("prepare_data", [])
+    with pytest.raises(SystemExit) as ended:
+        call("search_subnet", [])
+    assert (ended.value.code, calls) == (2, [[]])
+    assert "search_subnet: the code was edited while the pipeline ran; " in capsys.readouterr().err
+
+
+def test_a_package_of_another_version_is_other_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = step_code("search_subnet")
+    step_code.cache_clear()
+    monkeypatch.setattr("runtime.common.code.version", lambda name: "9.9" if name == "torch" else version(name))
+    assert step_code("search_subnet") != before
+    step_code.cache_clear()
+
+
 def test_a_component_works_when_its_source_is_shipped_alone(package: dict[str, Any], tmp_path: Path) -> None:
     """As KFP starts it: the source in a file of its own, run by KFP's executor, in another folder."""
     container = package["deploymentSpec"]["executors"]["exec-resolve-config"]["container"]
@@ -270,5 +294,5 @@ def test_a_stage_depends_on_all_code_that_its_step_may_run(step: str) -> None:
     """The same folders as the key of its work and of its task in the cache; their import closure: test_architecture."""
     deps = {resolved(dep) for dep in DVC["stages"][step]["deps"]}
     outside = {dep for dep in deps if not dep.startswith(("artifacts/", "data/", "configs/"))}
-    assert outside == set(step_folders(step))
+    assert outside == {*step_folders(step), "requirements.lock"}
     assert all((ROOT / dep).exists() for dep in deps if not dep.startswith("artifacts/")), deps

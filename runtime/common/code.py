@@ -2,12 +2,13 @@
 
 A step runs what it imports: the library, the shared ground with its services, and its own folder. All of it is in
 the step's key, recursively, so that no moved or new module can be forgotten; tests/test_architecture.py holds that
-the import closure of each step lies inside. An edit of any shared module therefore runs the steps again: rather too
-often than once too seldom.
+the import closure of each step lies inside. So are the versions of the packages that compute. An edit of any shared
+module therefore runs the steps again: rather too often than once too seldom.
 """
 
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from autoformer.files import hash_file, hash_value
@@ -15,6 +16,14 @@ from autoformer.named import CONFIGS
 from runtime.common.config import ROOT
 
 SHARED = ("autoformer", "runtime")  # folders of code that every step may run
+PACKAGES = (
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "timm",
+    "torch",
+    "torchvision",
+)  # that compute; the lock file has their versions
 NAMED = ("presets", "spaces", "subnets")  # folders of configs/ whose files a run form names
 
 
@@ -25,8 +34,17 @@ def step_folders(step: str) -> tuple[str, ...]:
 
 @cache
 def step_code(step: str) -> str:
-    """Hash of all code that a step may run: part of its work folder's key and of its cache key."""
-    return hash_files({_name(file): file for folder in step_folders(step) for file in code_files(ROOT / folder)})
+    """Hash of all code that a step may run, and of `PACKAGES`: part of its work folder's key and of its cache key."""
+    files = {_name(file): file for folder in step_folders(step) for file in code_files(ROOT / folder)}
+    return hash_value([hash_files(files), [[name, installed(name)] for name in PACKAGES]])[:16]
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package; None without it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 @cache

@@ -1,6 +1,6 @@
 """Overrides: `section.key=value` changes one value of a configuration. On the way to it they are a list of texts.
 
-One text holds several where a person or KFP gives one: `make run SET="seed=1 name='my run'"`, the run form's parameter.
+One text holds several where a person or KFP gives one: `--set "seed=1 name='my run'"`, the run form's parameter.
 """
 
 import argparse

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoformer.errors import AutoFormerError
+from runtime.common.code import step_code
 from runtime.common.console import refuse
 from runtime.kubernetes.settings import job_settings
 from runtime.steps.job_launch import launch
@@ -18,6 +19,10 @@ IMAGE = os.environ.get("AUTOFORMER_IMAGE", "autoformer:dev")
 of other code is served. The local runner puts the hash of the source in its place."""
 
 
+CODE = "AUTOFORMER_STEP_CODE"
+"""Environment variable: by step, as JSON, the hash of the code that stands in the run's cache keys."""
+
+
 def call(step: str, arguments: Sequence[str]) -> None:
     """Run a step as its command line would, and fail the task with the step's exit code.
 
@@ -25,6 +30,7 @@ def call(step: str, arguments: Sequence[str]) -> None:
     follows it; the step itself is then not imported, which a light image could not.
     """
     try:
+        _check_code(step)
         job = job_settings()
     except AutoFormerError as error:
         raise SystemExit(refuse(step, error)) from None
@@ -34,6 +40,15 @@ def call(step: str, arguments: Sequence[str]) -> None:
         code = launch(step, arguments, job)
     if code:
         raise SystemExit(code)
+
+
+def _check_code(step: str) -> None:
+    """Raise `AutoFormerError` where the code is not what the run's cache keys name: they would keep its result."""
+    expected = json.loads(os.environ.get(CODE, "{}")).get(step)
+    if expected is not None and expected != step_code(step):
+        raise AutoFormerError(
+            "the code was edited while the pipeline ran; the same command runs what the edit concerns"
+        )
 
 
 def log_metrics(artifact: Any, file: str | Path) -> None:
