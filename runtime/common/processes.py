@@ -60,3 +60,15 @@ def number_in_environment(name: str, otherwise: int) -> int:
     if not text.isdecimal():
         raise AutoFormerError(f"{name} = {text}: expected a whole number, 0 or more")
     return int(text)
+
+
+def gigabytes_in_environment(name: str, otherwise: float) -> int:
+    """Bytes, from gigabytes of the environment."""
+    text = os.environ.get(name, str(otherwise))
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = -1.0
+    if not 0 <= gigabytes < float("inf"):
+        raise AutoFormerError(f"{name} = {text}: expected gigabytes, 0 or more")
+    return int(gigabytes * 1e9)

@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from autoformer.errors import AutoFormerError
-from runtime.common.processes import cores, machine_share
+from runtime.common.processes import cores, gigabytes_in_environment, machine_share
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +31,4 @@ def kept_bytes() -> int:
 
     It changes no result, and so is no part of the configuration. The ranks of a machine share it out.
     """
-    given = os.environ.get("AUTOFORMER_CACHE_GB", "0")
-    try:
-        gigabytes = float(given)
-    except ValueError:
-        gigabytes = -1.0
-    if not 0 <= gigabytes < float("inf"):
-        raise AutoFormerError(f"AUTOFORMER_CACHE_GB = {given}: expected gigabytes, 0 or more")
-    return int(gigabytes * 1e9) // machine_share()
+    return gigabytes_in_environment("AUTOFORMER_CACHE_GB", 0) // machine_share()

@@ -19,10 +19,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
-from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value
 from autoformer.images.source import Place
 from autoformer.locks import lock
+from runtime.common.processes import gigabytes_in_environment
 from runtime.common.workspace import work_root
 from runtime.storage.objects import Entry
 
@@ -38,14 +38,7 @@ def staging_root() -> Path:
 
 def staging_bytes() -> int:
     """What all copies of a machine may take: `AUTOFORMER_STAGING_GB`. No result depends on it."""
-    given = os.environ.get("AUTOFORMER_STAGING_GB", str(STAGING_GB))
-    try:
-        gigabytes = float(given)
-    except ValueError:
-        gigabytes = -1.0
-    if not 0 <= gigabytes < float("inf"):
-        raise AutoFormerError(f"AUTOFORMER_STAGING_GB = {given}: expected gigabytes, 0 or more")
-    return int(gigabytes * 1e9)
+    return gigabytes_in_environment("AUTOFORMER_STAGING_GB", STAGING_GB)
 
 
 def taken_bytes() -> int:
