@@ -350,3 +350,17 @@ def test_an_unknown_device_is_one_failed_part_and_no_hang(tmp_path: Path) -> Non
     done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "FAILED: the process ended with code" in done.stdout
     assert issubclass(AutoFormerError, ValueError) and "device = cuda: this machine has cpu" in done.stderr
+
+
+def test_what_it_cannot_use_is_one_line_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for arguments, line in (
+        (("--minutes", "-1"), "--minutes -1: expected a number above 0"),
+        (("--minutes", "nan"), "--minutes nan: expected a number above 0"),
+        (("--device", "tpu"), "--device tpu: expected auto, cpu, cuda or cuda:N"),
+        (("--wheels", str(tmp_path)), f"--wheels {tmp_path}: no wheels there; download them with --carry"),
+        (("--out", str(tmp_path / "file" / "x.json")), f"--out {tmp_path}/file/x.json: cannot be written there ("),
+    ):
+        done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), arguments
+        assert done.stderr.startswith(f"benchmarks.gpu: {line}")

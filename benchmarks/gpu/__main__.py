@@ -12,6 +12,7 @@ printed and the JSON file written as it comes; a part that fails does not stop t
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", default="torch", help="torch: a machine that has torch and timm; bare; or gpu.json")
     parser.add_argument("--python", default="3.12", help="of that machine (default: %(default)s), Linux on x86-64")
     given = parser.parse_args(argv)
+    wrong = refused(given)
+    if wrong:
+        print(f"benchmarks.gpu: {wrong}", file=sys.stderr)
+        return 2
     if given.carry:
         try:
             print("\n".join(carry(given.carry, given.target, given.python)))
@@ -56,7 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(lines(described)), flush=True)
         absent = missing(described)
         if absent:
-            given.out.parent.mkdir(parents=True, exist_ok=True)
             given.out.write_text(json.dumps({"machine": described, "parts": {}}, indent=1), encoding="utf-8")
             print("\n".join(to_carry(absent)))
             return 2
@@ -65,12 +69,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print(f"\nbenchmarks.gpu: stopped; what was measured stands in {given.out}", file=sys.stderr)
             return 130
-    wrong, rows = failed(result), [row for found in result["parts"].values() for row in found["rows"]]
+    unsound, rows = failed(result), [row for found in result["parts"].values() for row in found["rows"]]
     held = [row["holds"] for row in rows if row["holds"] is not None]
     print(f"\n{sum(held)} of {len(held)} limits hold; {given.out}")
-    if wrong:
-        print(f"failed: {', '.join(wrong)}")
-    return 1 if wrong else 0
+    if unsound:
+        print(f"failed: {', '.join(unsound)}")
+    return 1 if unsound else 0
+
+
+def refused(given: argparse.Namespace) -> str | None:
+    """What is wrong with the arguments, in one line; None where nothing is."""
+    if not 0 < given.minutes < float("inf"):
+        return f"--minutes {given.minutes:g}: expected a number above 0"
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", given.device):
+        return f"--device {given.device}: expected auto, cpu, cuda or cuda:N"
+    if given.wheels and not any(given.wheels.glob("*.whl")):
+        return f"--wheels {given.wheels}: no wheels there; download them with --carry"
+    if given.carry:
+        return None
+    try:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=given.out.parent):
+            return None
+    except OSError as error:
+        return f"--out {given.out}: cannot be written there ({error.strerror}); name another file"
 
 
 if __name__ == "__main__":
