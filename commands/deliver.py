@@ -59,7 +59,7 @@ _BLOCK = 1 << 20
 _GZIP = 31  # zlib's word for a gzip header of any window
 
 
-def deliver(archives: Path, data: Path, published: Mapping[str, str]) -> list[str]:
+def copy_verified(archives: Path, data: Path, published: Mapping[str, str]) -> list[str]:
     """Verify the files in `archives` and write them into `data`, each whole or not at all.
 
     Args:
@@ -95,7 +95,7 @@ def _further(bar: Progress, before: int, size: int) -> None:
     bar.update(before + size)
 
 
-def bring(dataset: str, archives: str | Path, data: Path) -> str:
+def fill_data_folder(dataset: str, archives: str | Path, data: Path) -> str:
     """Fill `data` in the way that suits the data set; what it holds, in words.
 
     Args:
@@ -107,15 +107,15 @@ def bring(dataset: str, archives: str | Path, data: Path) -> str:
         archives = open_data(archives).folder if is_uri(archives) else Path(archives)
         other = INSTEAD.get(dataset, {})
         has_other = other and all((archives / name).is_file() for name in other)
-        return ", ".join(deliver(archives, data, other if has_other else PUBLISHED[dataset]))
-    place = link.located(archives)
+        return ", ".join(copy_verified(archives, data, other if has_other else PUBLISHED[dataset]))
+    place = link.archive_location(archives)
     official = dataset == imagenet.NAME and (place / imagenet.TRAIN).is_file()  # which no look into it has to say
     folders = isinstance(place, Path) and class_folders.is_mine(place)
     if not official and (folders or webdataset.holds_shards(place)):
         link.link_folder(archives, data)
         return f"{SOURCE}, which names {archives}"
     if dataset == imagenet.NAME:
-        link.link(archives, data)
+        link.link_imagenet(archives, data)
         return f"{SOURCE}, which names {', '.join(imagenet.PUBLISHED.archives)}"
     raise AutoFormerError(
         f"{archives}: neither train/ and val/ with class folders nor WebDataset shards; "
@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder to fill")
     try:
         arguments = parser.parse_args(argv)
-        print(f"{arguments.data}: {bring(arguments.dataset, arguments.archives, arguments.data)}")
+        print(f"{arguments.data}: {fill_data_folder(arguments.dataset, arguments.archives, arguments.data)}")
     except (AutoFormerError, OSError) as error:
         return refuse("deliver", error)
     return 0

@@ -18,7 +18,7 @@ from runtime.storage.archives import S3Archives
 from runtime.storage.places import ArchivePlace
 
 
-def located(archives: str | Path) -> ArchivePlace:
+def archive_location(archives: str | Path) -> ArchivePlace:
     """The place that a command line names."""
     return S3Archives(str(archives)) if is_uri(archives) else Path(archives).expanduser().resolve()
 
@@ -27,9 +27,9 @@ def _text(location: ArchivePlace) -> Path | str:
     return location if isinstance(location, Path) else str(location)
 
 
-def link(archives: str | Path, data: Path, published: imagenet.Published = imagenet.PUBLISHED) -> None:
+def link_imagenet(archives: str | Path, data: Path, published: imagenet.Published = imagenet.PUBLISHED) -> None:
     """Write the `source.yaml` of `data`. Raises `AutoFormerError` where an archive is missing or of another size."""
-    location = located(archives)
+    location = archive_location(archives)
     if isinstance(location, Path) and not location.is_dir():
         raise AutoFormerError(f"{archives}: no such folder; name the one that holds {', '.join(published.archives)}")
     imagenet.check_sizes(location, published.archives, published)
@@ -40,6 +40,6 @@ def link(archives: str | Path, data: Path, published: imagenet.Published = image
 
 def link_folder(folder: str | Path, data: Path) -> None:
     """Write the `source.yaml` of a folder of class folders or of WebDataset shards."""
-    source = Source(location=_text(located(folder)))
+    source = Source(location=_text(archive_location(folder)))
     text = yaml.safe_dump(source.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
     write_text(data / SOURCE, f"# Where the images are: in train/<class>/ and so on, or in WebDataset shards.\n{text}")
