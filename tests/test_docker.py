@@ -254,18 +254,6 @@ def test_no_program_to_build_with(fixtures: Fixtures) -> None:
     assert fixtures[2].readouterr().err == told
 
 
-def test_make_hands_on_what_it_is_given() -> None:
-    def says(*arguments: str) -> str:
-        command = ["make", "--dry-run", "--old-file=.venv/.installed", "--old-file=data", *arguments]
-        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-
-    assert "pipeline.local" in says("run") and "--runner" not in says("run")
-    assert "--runner 'docker'" in says("run", "RUNNER=docker")
-    given = says("images", "TAG=v1", "REGISTRY=registry.example.com/team", "PUSH=1", "BUILD=--pull --network host")
-    assert "--tag 'v1' --registry 'registry.example.com/team'" in given
-    assert "--push --build='--pull --network host'" in given
-
-
 @pytest.mark.parametrize(("required", "code"), [("", 0), ("1", 1)])
 def test_where_no_daemon_can_be_had_that_is_said_aloud(required: str, code: int, tmp_path: Path) -> None:
     """To a user who is not root, as `id` has it; the command is left out."""
