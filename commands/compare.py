@@ -11,7 +11,7 @@ from autoformer.files import read_json
 from autoformer.subnet_text import by_block
 from runtime import tracking
 from runtime.common.config import ROOT
-from runtime.common.console import Parser, refuse
+from runtime.common.console import Parser, report_error
 
 LISTED = 10  # runs, where none are named
 SHOWN = 44  # characters of a value
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise AutoFormerError(f'{len(arguments.runs)} runs given; give two, as in make compare RUNS="a b"')
         first, second = (tracking.read_pipeline_run(find(name)) for name in arguments.runs)
     except AutoFormerError as error:
-        return refuse("compare", error)
+        return report_error("compare", error)
     print(report(first, second))
     return 0
 

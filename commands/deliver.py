@@ -19,7 +19,7 @@ from autoformer.files import replacing
 from autoformer.images.source import SOURCE
 from commands import link
 from components.prepare_data import class_folders, imagenet, webdataset
-from runtime.common.console import Parser, Progress, refuse
+from runtime.common.console import Parser, Progress, report_error
 from runtime.storage import is_uri
 from runtime.storage.places import open_data
 
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse_args(argv)
         print(f"{arguments.data}: {fill_data_folder(arguments.dataset, arguments.archives, arguments.data)}")
     except (AutoFormerError, OSError) as error:
-        return refuse("deliver", error)
+        return report_error("deliver", error)
     return 0
 
 

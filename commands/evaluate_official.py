@@ -22,7 +22,7 @@ from autoformer.named import load_space, load_subnet
 from autoformer.space import NamedSubnet, Offsets, SearchSpace
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
 from components.prepare_data.readers import read_to_test
-from runtime.common.console import Parser, Progress, existing, refuse, say
+from runtime.common.console import Parser, Progress, existing, print_line, report_error
 from runtime.storage.places import Data, open_data
 
 COMMAND = "evaluate-official"
@@ -70,11 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser().parse_args(argv)
         found = evaluate(arguments)
         for line in summary(found):
-            say(line)
+            print_line(line)
         if arguments.out:
             write_json(arguments.out, found)
     except (AutoFormerError, OSError) as error:
-        return refuse(COMMAND, error)
+        return report_error(COMMAND, error)
     return 0
 
 

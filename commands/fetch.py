@@ -17,7 +17,7 @@ from pathlib import Path
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, replacing
 from components.prepare_data.fashion_mnist import ARCHIVES, NAME
-from runtime.common.console import Parser, refuse
+from runtime.common.console import Parser, report_error
 
 PACKAGE = "dataset-fashion-mnist"
 INSTALLED = Path("usr/share/datasets/fashion-mnist")  # below the root of the file system, or of an unpacked package
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse_args(argv)
         print(f"{arguments.data}: {NAME}, {fetch(arguments.data)}")
     except AutoFormerError as error:
-        return refuse("fetch", error)
+        return report_error("fetch", error)
     return 0
 
 

@@ -191,7 +191,7 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
 
     from autoformer.evaluation import predict_logits
     from autoformer.images.loader import AHEAD
-    from runtime.steps.trainers import make_trainer, supernet_training
+    from runtime.steps.training_setup import make_trainer, supernet_training
     from runtime.steps.workers import worker_count
 
     section, space = config.section(TrainSupernet), config.space

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from autoformer.cards import read_subnet_card
 from autoformer.errors import AutoFormerError
-from runtime.common.console import Parser, existing, refuse
+from runtime.common.console import Parser, existing, report_error
 
 TOP = 3
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in answers(arguments):
             print(line, flush=True)
     except AutoFormerError as error:
-        return refuse("predict", error)
+        return report_error("predict", error)
     return 0
 
 

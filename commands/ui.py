@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoformer.errors import AutoFormerError
-from runtime.common.console import Parser, refuse
-from runtime.tracking.store import answering, connect, shown, sqlite_file, tracking_uri
+from runtime.common.console import Parser, report_error
+from runtime.tracking.store import connect, sqlite_file, tracking_uri, translate_errors, without_password
 from runtime.tracking.views import save_views
 
 HOST = "127.0.0.1"
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse_args(argv)
         return serve(arguments.port)
     except AutoFormerError as error:
-        return refuse("ui", error)
+        return report_error("ui", error)
 
 
 def serve(port: int) -> int:
@@ -31,9 +31,9 @@ def serve(port: int) -> int:
     if not remote and not _is_free(port):
         raise AutoFormerError(f"port {port} is taken, perhaps by an earlier `make ui`; choose another: make ui PORT=…")
     client = connect()
-    with answering(uri):
+    with translate_errors(uri):
         pages = save_views(client)
-    server = shown(uri).rstrip("/") if remote else f"http://{HOST}:{port}"
+    server = without_password(uri).rstrip("/") if remote else f"http://{HOST}:{port}"
     print(f"MLflow: {server}", flush=True)
     for page in pages:
         print(f"  {page.shows}:\n    {server}{page.path}", flush=True)

@@ -20,9 +20,9 @@ from autoformer.files import hash_value, read_yaml, write_text
 from pipeline.cluster.settings import cluster_path
 from runtime.common.code import code_files, hash_files
 from runtime.common.config import ROOT
-from runtime.common.console import Parser, refuse
+from runtime.common.console import Parser, report_error
 from runtime.tracking.provenance import git_commit
-from runtime.tracking.store import shown
+from runtime.tracking.store import without_password
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name_images(settings, pushed)
             print(f"{settings}: names them")
     except (AutoFormerError, OSError) as error:
-        return refuse("images", error)
+        return report_error("images", error)
     return 0
 
 
@@ -135,7 +135,7 @@ def _labels() -> dict[str, str]:
     remote = subprocess.run(
         ["git", "config", "--get", "remote.origin.url"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    address = shown(remote.stdout.strip())
+    address = without_password(remote.stdout.strip())
     return labels | {"URL": address} if "://" in address else labels  # a path says nothing elsewhere
 
 

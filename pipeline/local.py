@@ -26,7 +26,7 @@ from runtime import tracking
 from runtime.common.code import step_code
 from runtime.common.config import ROOT, STEPS, Config, RegisterModel
 from runtime.common.console import Parser, run_command
-from runtime.common.locks import alone
+from runtime.common.locks import hold_lock
 from runtime.common.overrides import add_option, join
 from runtime.common.redaction import hide_in_tracebacks
 from runtime.common.stopping import Stopped
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     hide_in_tracebacks()
 
     def work(arguments: argparse.Namespace) -> int:
-        with alone(ROOT / "runs" / "pipeline", "checkout"):
+        with hold_lock(ROOT / "runs" / "pipeline", "checkout"):
             return _run(arguments, steps)
 
     return run_command("pipeline", parser(), work, argv, steps.signal)

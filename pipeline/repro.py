@@ -20,7 +20,7 @@ from pipeline.summary import summary
 from runtime import tracking
 from runtime.common.config import ROOT, STEPS, load_config, preset_path
 from runtime.common.console import Parser, run_command
-from runtime.common.locks import alone
+from runtime.common.locks import hold_lock
 from runtime.common.overrides import add_option, apply, parse
 from runtime.common.stopping import Stopped
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work(arguments: argparse.Namespace) -> int:
         try:
-            with alone(ROOT / ".dvc" / "tmp" / "repro", "checkout"):
+            with hold_lock(ROOT / ".dvc" / "tmp" / "repro", "checkout"):
                 _write_params(arguments.preset, arguments.overrides)
                 tracking.initialise(tracking.tracking_uri())
                 return _repro()

@@ -19,8 +19,8 @@ from typing import Any
 from run_steps import run
 
 PRELOADED = [
-    "torch", "mlflow", "autoformer.training", "autoformer.checkpoint", "runtime.steps.training",
-    "runtime.steps.trainers", "components.train_supernet.step", "components.search_subnet.step",
+    "torch", "mlflow", "autoformer.training", "autoformer.checkpoint", "runtime.steps.training_loop",
+    "runtime.steps.training_setup", "components.train_supernet.step", "components.search_subnet.step",
     "components.retrain_subnet.step", "processes",
 ]  # fmt: skip
 PATIENCE_SECONDS = 240.0  # so that a hang ends

@@ -123,7 +123,7 @@ def test_what_was_stopped_goes_on_to_the_same_weights(ran: tuple[str, Result]) -
         r"train_supernet\.accumulation=(\d+), which changes nothing else of the recipe, and start it again",
         facts["out of memory"],
     )
-    assert line and int(line[1]) * int(line[2]) == 2048  # of runtime.steps.trainers.out_of_memory
+    assert line and int(line[1]) * int(line[2]) == 2048  # of runtime.steps.training_setup.out_of_memory
 
 
 # --- what can go wrong in it ---

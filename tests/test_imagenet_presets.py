@@ -5,7 +5,7 @@ import pytest
 from autoformer.complexity import count_macs, count_params
 from autoformer.named import CONFIGS, load_subnet
 from runtime.common.config import Config, load_config
-from runtime.steps.launching import check_parts
+from runtime.steps.rank_launch import check_batch_split
 
 PUBLISHED = {
     "imagenet-tiny": "autoformer-tiny",
@@ -36,7 +36,7 @@ def test_the_published_subnet_can_be_found(preset: str) -> None:
 @pytest.mark.parametrize("gpus", [1, 2, 4, 8, 16])
 def test_a_step_can_be_shared_by_the_usual_numbers_of_gpus(preset: str, gpus: int) -> None:
     for step in ("train_supernet", "retrain_subnet"):
-        check_parts(step, config(preset), gpus)
+        check_batch_split(step, config(preset), gpus)
 
 
 def test_each_opens_with_where_it_is_from_and_says_that_it_was_not_run(preset: str) -> None:

@@ -54,15 +54,15 @@ def test_sigterm_while_the_search_split_is_scored(sandbox: Sandbox, tmp_path: Pa
 
 
 def in_scoring(do: "partial[None]") -> None:
-    from runtime.steps.training import Scorer
+    from runtime.steps.training_loop import SearchSplitAccuracy
 
-    score = Scorer.top1_percent
+    score = SearchSplitAccuracy.top1_percent
 
-    def armed(self: Scorer, forward: object) -> float:
+    def armed(self: SearchSplitAccuracy, forward: object) -> float:
         do()
         return score(self, forward)  # type: ignore[arg-type]
 
-    Scorer.top1_percent = armed  # type: ignore[method-assign]
+    SearchSplitAccuracy.top1_percent = armed  # type: ignore[method-assign]
 
 
 def test_sigterm_in_retraining_and_in_a_search(sandbox: Sandbox, tmp_path: Path) -> None:

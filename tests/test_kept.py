@@ -19,7 +19,7 @@ from autoformer.images.decoding import Box, Decoder
 from autoformer.images.loader import training_images
 from autoformer.images.split_files import Split
 from autoformer.recipe import Augmentation, Recipe
-from runtime.steps.trainers import kept_bytes
+from runtime.steps.training_setup import cache_bytes
 
 SIDE = 32
 File = tuple[Image.Image, str, dict[str, Any]]  # picture, format, options
@@ -144,11 +144,11 @@ def test_the_budget_comes_from_the_environment(given: str | None, found: int, mo
     monkeypatch.delenv("AUTOFORMER_CACHE_GB", raising=False)
     if given is not None:
         monkeypatch.setenv("AUTOFORMER_CACHE_GB", given)
-    assert kept_bytes() == found
+    assert cache_bytes() == found
 
 
 @pytest.mark.parametrize("given", ["", "much", "-1", "nan", "inf"])
 def test_a_budget_that_is_no_number_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOFORMER_CACHE_GB", given)
     with pytest.raises(AutoFormerError, match=f"^AUTOFORMER_CACHE_GB = {given}: expected gigabytes, 0 or more$"):
-        kept_bytes()
+        cache_bytes()

@@ -16,7 +16,7 @@ from run_steps import config_of, contents, run
 from autoformer.errors import AutoFormerError
 from pipeline import local, repro
 from runtime.common.config import ROOT
-from runtime.common.locks import alone
+from runtime.common.locks import hold_lock
 
 __all__ = ["sandbox"]
 
@@ -49,7 +49,7 @@ def test_a_checkout_runs_one_pipeline_at_a_time(
 ) -> None:
     for runner, name, place_of_lock in ((local, "pipeline", "runs/pipeline"), (repro, "repro", ".dvc/tmp/repro")):
         monkeypatch.setattr(runner, "ROOT", tmp_path)
-        with alone(tmp_path / place_of_lock, "checkout"):
+        with hold_lock(tmp_path / place_of_lock, "checkout"):
             assert runner.main(["--preset", "smoke"]) == 2
         told = capsys.readouterr().err
         expected = (
@@ -61,8 +61,8 @@ def test_a_checkout_runs_one_pipeline_at_a_time(
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from runtime.common.locks import alone
-with alone(Path(sys.argv[1]), "folder"):
+from runtime.common.locks import hold_lock
+with hold_lock(Path(sys.argv[1]), "folder"):
     if os.fork() == 0:
         print(os.getpid(), flush=True)
         time.sleep(60)
@@ -77,12 +77,12 @@ def test_a_child_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         with pytest.raises(AutoFormerError, match=f"process {parent.pid} on"):
-            with alone(tmp_path / "folder", "folder"):
+            with hold_lock(tmp_path / "folder", "folder"):
                 pass
         parent.kill()
         parent.wait()
         try:
-            with alone(tmp_path / "folder", "folder"):
+            with hold_lock(tmp_path / "folder", "folder"):
                 os.kill(child, 0)  # still there
         finally:
             os.kill(child, signal.SIGKILL)

@@ -96,8 +96,8 @@ def away(served: Away, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Away:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.1)
     monkeypatch.setattr(outbox, "FINAL_RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(store, "ASK_AGAIN_SECONDS", 0.1)
-    monkeypatch.setattr(sys.modules["runtime.tracking.step_run"], "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(store, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(sys.modules["runtime.tracking.step_logger"], "FLUSH_SECONDS", 0.0)
     for line in (served.line, served.s3_line):
         line.turn("open")
     return served
@@ -281,8 +281,10 @@ def test_a_model_is_registered_once_though_the_first_try_fails(
 ) -> None:
     """S3 is away as the model is logged, then the server as it is asked for the champion; the third try has both."""
     monkeypatch.setenv("AUTOFORMER_TRACKING_PATIENCE", "0.3")
-    flush = tracking.StepRun.flush  # the step waits a minute for S3 before it asks for the champion
-    monkeypatch.setattr(tracking.StepRun, "flush", lambda self, wait_seconds=0.0: flush(self, min(wait_seconds, 2.0)))
+    flush = tracking.StepLogger.flush  # the step waits a minute for S3 before it asks for the champion
+    monkeypatch.setattr(
+        tracking.StepLogger, "flush", lambda self, wait_seconds=0.0: flush(self, min(wait_seconds, 2.0))
+    )
     made = Made(tmp_path / "made", seed=0, top1_percent=88.0)
     away.s3_line.turn("refused")
     assert made.register()[0] == 2

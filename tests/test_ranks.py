@@ -31,8 +31,8 @@ from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from runtime.common import exit_codes
 from runtime.common.config import load_config
-from runtime.common.processes import FOLDER
-from runtime.steps import launching as edge
+from runtime.common.processes import REPORT_FOLDER
+from runtime.steps import rank_launch as edge
 
 __all__ = ["sandbox"]
 SPACE = SearchSpace.model_validate(FORTY)
@@ -283,9 +283,9 @@ def test_torchrun_starts_ranks_again_that_find_each_other(tmp_path: Path) -> Non
         """
 import os, pathlib, signal
 from runtime.common.config import load_config
-from runtime.steps.joining import joined
+from runtime.steps.distributed import process_group
 
-with joined(load_config("smoke", ["device=cpu"])) as ranks:
+with process_group(load_config("smoke", ["device=cpu"])) as ranks:
     first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     assert ranks.gather(ranks.rank) == [0, 1]
     if first and ranks.rank == 1:
@@ -296,7 +296,7 @@ with joined(load_config("smoke", ["device=cpu"])) as ranks:
     )
     (tmp_path / "heard").mkdir()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    environment = os.environ | {"PYTHONPATH": str(edge.__file__).removesuffix("runtime/steps/launching.py")}
+    environment = os.environ | {"PYTHONPATH": str(edge.__file__).removesuffix("runtime/steps/rank_launch.py")}
     environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     subprocess.run([*torchrun, "told.py"], cwd=tmp_path, env=environment, check=True, timeout=240)
     assert [(tmp_path / "heard" / str(rank)).read_text() for rank in (0, 1)] == ["1 1", "1 1"]
@@ -319,7 +319,7 @@ def test_what_cannot_be_shared_is_said_before_any_process_starts(
 def test_bad_input_that_ranks_find_is_told_to_who_has_started_them(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setenv(REPORT_FOLDER, str(tmp_path))
     given = sandbox.given(STEP, "bad") | {"--card": str(tmp_path / "none.json")}
     assert [ended(process) for process in start_ranks(STEP, given, tmp_path / "log")] == [2, 2]
     told = edge._read(tmp_path)
@@ -337,9 +337,9 @@ def failure(rank: int, code: int) -> ProcessFailure:
 def test_the_first_cause_is_named_and_not_those_that_ended_for_its_sake() -> None:
     stopped = {"step": STEP, "message": "stopped by SIGTERM at step 5 of 9", "code": 143}
     lost = {"step": STEP, "message": "rank 0 of 3 has lost its connection to the others", "code": exit_codes.LOST}
-    away = {"step": STEP, "message": "s3://a/b: S3 is away", "code": exit_codes.AWAY}
+    away = {"step": STEP, "message": "s3://a/b: S3 is away", "code": exit_codes.UNAVAILABLE}
     for codes, told, line, code in (
-        ([exit_codes.LOST, exit_codes.AWAY, -15], [lost, away], "s3://a/b: S3 is away", exit_codes.AWAY),
+        ([exit_codes.LOST, exit_codes.UNAVAILABLE, -15], [lost, away], "s3://a/b: S3 is away", exit_codes.UNAVAILABLE),
         ([exit_codes.LOST, -9, -15], [lost], "rank 1 of 3 was killed by SIGKILL, as", 137),
         ([143, -11, exit_codes.LOST], [stopped], "rank 1 of 3 was killed by SIGSEGV; ", 139),
         ([143, 143, 1], [stopped], "rank 2 of 3 failed; its traceback stands above", 1),

@@ -8,7 +8,7 @@ from botocore.exceptions import EndpointConnectionError
 from planted import SECRETS, WORD, told
 
 from runtime.common.redaction import hide
-from runtime.tracking.store import reason, shown
+from runtime.tracking.store import reason, without_password
 
 URL = f"https://me:{WORD}-password@mlflow.example:5000/x"
 
@@ -34,7 +34,7 @@ def test_what_is_hidden(text: str, said: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_errors_of_libraries_are_told_without_passwords() -> None:
-    assert shown(URL) == "https://mlflow.example:5000/x"
+    assert without_password(URL) == "https://mlflow.example:5000/x"
     assert reason(EndpointConnectionError(endpoint_url=f"http://me:{WORD}@127.0.0.1:9/bucket")) == (
         'Could not connect to the endpoint URL: "http://127.0.0.1:9/bucket"'
     )

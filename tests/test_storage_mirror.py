@@ -18,8 +18,8 @@ from tracking_fixtures import empty_store, store
 from runtime.common import stopping
 from runtime.common.config import load_config
 from runtime.common.stopping import SIGNALS, Stopped, stoppable
-from runtime.steps import command, launching
-from runtime.steps.opening import open_step
+from runtime.steps import command, rank_launch
+from runtime.steps.step_context import open_step
 from runtime.storage import StorageError, connect, listing, uploads
 from runtime.storage import mirror as module
 from runtime.storage.mirror import Mirror
@@ -242,7 +242,7 @@ def test_a_manifest_that_leads_out_of_the_folder_is_refused(s3: S3Server, tmp_pa
 def listens(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Signals are heard as in a step, and that one has come is forgotten afterwards."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    for name in ("told", "listening"):
+    for name in ("received", "listening"):
         monkeypatch.setattr(stopping._State, name, getattr(stopping._State, name))
     with stoppable():
         yield
@@ -294,7 +294,7 @@ def test_a_stopped_step_does_not_wait_until_it_is_killed(
     when: str,
 ) -> None:
     """It says what is lost, and begins no further part: a process outlives what its pools have been given."""
-    assert min(launching.GRACE_SECONDS, command.GRACE_SECONDS) > module.STOPPED_SECONDS
+    assert min(rank_launch.GRACE_SECONDS, command.GRACE_SECONDS) > module.STOPPED_SECONDS
     for of, name, value in ((module, "STOPPED_SECONDS", 0.3), (uploads, "PART_BYTES", 2), (uploads, "PARALLEL", 1)):
         monkeypatch.setattr(of, name, value)
     uri, folder = uri_of(faulty.server, f"late-{when[0]}"), made(tmp_path / "work", 1000, a_pt="of five parts")

@@ -24,8 +24,8 @@ from runtime import tracking
 from runtime.common.code import package_code
 from runtime.common.config import STEPS, Config, load_config
 from runtime.common.stopping import Stopped
-from runtime.tracking.step_run import child_run
-from runtime.tracking.store import shown
+from runtime.tracking.step_logger import child_run
+from runtime.tracking.store import without_password
 
 SPEC = SubnetSpec(2, 64, (4, 8), (2.0, 3.5))
 CANDIDATE, OTHER = (
@@ -309,8 +309,8 @@ def test_a_patience_that_is_no_number_is_told_before_anything_runs(
 
 
 def test_passwords_are_not_shown() -> None:
-    assert shown("https://me:secret@mlflow.example:5000/x") == "https://mlflow.example:5000/x"
-    assert shown("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
+    assert without_password("https://me:secret@mlflow.example:5000/x") == "https://mlflow.example:5000/x"
+    assert without_password("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
 
 
 def step_that_waits(step: str, environment: dict[str, str], tell: Connection) -> None:

@@ -34,7 +34,7 @@ from benchmarks.gpu.work import card_of, random_images
 from benchmarks.loader import MEAN, STD
 from components.train_supernet.step import main as train_supernet
 from runtime.common.config import TrainSupernet, load_config
-from runtime.steps.trainers import Training, make_trainer, out_of_memory
+from runtime.steps.training_setup import Training, make_trainer, out_of_memory
 
 TRAINED = 8  # steps, half of them before the state is saved
 IN_BATCHES = {"flip": True, "mixup": 0.8, "cutmix": 1.0}  # augmentation without a loader
@@ -43,7 +43,7 @@ STOP_AFTER, PATIENCE_SECONDS = 10, 120  # optimiser steps; of one process
 
 
 def resume(bench: Bench) -> None:
-    bench.fact("ran", "the library's Trainer, runtime.steps.trainers, and components.train_supernet with tracking off")
+    bench.fact("ran", "the library's Trainer, runtime.steps.training_setup, and train_supernet with tracking off")
     for name, part in (("Trainer", _trainer), ("Ctrl-C", _interrupted), ("memory", _memory)):
         if bench.cut(f"{name} and what follows"):
             return
@@ -127,7 +127,8 @@ def _training(bench: Bench, space: SearchSpace, images: Images, accumulation: in
     section = load_config("imagenet-tiny", [f"{key}={value}" for key, value in given.items()]).section(TrainSupernet)
     return Training(
         step="train_supernet", section=section, space=space, model=Supernet(space), subnet=space.largest,
-        lessons=section.lessons(space, 0), images=images, card=card_of(space), seed=0, device=bench.device, found=found,
+        lessons=section.lessons(space, 0), images=images, card=card_of(space), seed=0, device=bench.device,
+        accumulation_file=found,
     )  # fmt: skip
 
 

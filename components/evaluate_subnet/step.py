@@ -17,7 +17,7 @@ from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import add_data_arguments, add_folder_arguments, add_output_arguments
-from runtime.steps.opening import open_step
+from runtime.steps.step_context import open_step
 
 if TYPE_CHECKING:
     from components.evaluate_subnet.measure import Evaluation

@@ -25,7 +25,7 @@ from autoformer.files import hash_file, hash_value, read_json, replacing, write_
 from autoformer.frozen import Frozen
 from autoformer.images.pixels import open_image, to_channels, with_shorter_side
 from components.prepare_data.sources import Source, SourceImage, discover
-from runtime.common.locks import alone
+from runtime.common.locks import hold_lock
 from runtime.common.tables import read_table, write_table
 
 FORMAT = 2  # 1 rounded the longer side; such packs are read as they are
@@ -108,7 +108,7 @@ def pack(
     folder = place / f"{title}-{digest[:8]}"
     work = place / f".{folder.name}.packing"
     report = place / f"{folder.name}-{UNREADABLE}"
-    with alone(work, "packing"):
+    with hold_lock(work, "packing"):
         if (folder / CARD).exists() and read_pack(folder).hash == digest:
             card = read_pack(folder)
             _check_share(source, card.unreadable, len(source.images), max_unreadable_percent, folder / UNREADABLE)

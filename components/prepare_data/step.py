@@ -20,7 +20,7 @@ from components.prepare_data.splitting import describe, split, statistics
 from runtime import tracking
 from runtime.common.code import step_code
 from runtime.common.config import Config, PrepareData
-from runtime.common.locks import alone
+from runtime.common.locks import hold_lock
 from runtime.common.workspace import Record
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import DATA
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     record = Record(arguments.record, STEP)  # its clock begins here
     data = open_data(arguments.data).folder
     prepared = prepare(data, read_delivered(data, config.dataset), section, config.seed)
-    with alone(arguments.card, "output"), record:
+    with hold_lock(arguments.card, "output"), record:
         provenance = {"code": step_code(STEP), "inputs": {"data": hash_data(arguments.data)}}
         with tracking.step_run(STEP, config, record.values, provenance) as tracked:
             paths = {name: getattr(arguments, f"{name}_split") for name in SPLITS}

@@ -21,7 +21,7 @@ from runtime.common.console import existing
 from runtime.common.workspace import Record
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import add_folder_arguments
-from runtime.steps.opening import open_step
+from runtime.steps.step_context import open_step
 from runtime.tracking.provenance import git_commit
 
 STEP = "register_model"
@@ -142,7 +142,7 @@ def read_facts(candidate: Candidate, arguments: argparse.Namespace, section: Reg
     )
 
 
-def _timed(candidate: Candidate, config: Config, record: Record, tracked: tracking.StepRun) -> Latency:
+def _timed(candidate: Candidate, config: Config, record: Record, tracked: tracking.StepLogger) -> Latency:
     latency = measure(candidate.folder, config.threads)
     record.values["cpu_latency"] = latency._asdict()
     tracked.metrics({"cost/cpu_latency_median_ms": latency.median_ms, "cost/cpu_latency_p90_ms": latency.p90_ms})

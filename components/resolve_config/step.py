@@ -8,7 +8,7 @@ from autoformer.files import canonical_json, hash_value
 from autoformer.limits import UNITS
 from runtime.common.code import package_code
 from runtime.common.config import STEPS, Config, RetrainSubnet, SearchSubnet, load_config
-from runtime.common.console import end_early
+from runtime.common.console import report_failure
 from runtime.common.exit_codes import BAD_INPUT
 from runtime.common.overrides import split
 from runtime.steps.compiler import require_compiler
@@ -73,7 +73,7 @@ def component_outputs(
             require_compiler()
         known = data_hash or _hash_here(data)
     except AutoFormerError as error:
-        raise SystemExit(end_early("resolve_config", str(error), BAD_INPUT)) from None
+        raise SystemExit(report_failure("resolve_config", str(error), BAD_INPUT)) from None
     parts = {step: config.step_json(step) for step in STEPS}
     parts["register_model"] = canonical_json(config.model_dump(mode="json"))
     return *parts.values(), known, *lineages(config, f"{image} {compiled_from}" if image else "")

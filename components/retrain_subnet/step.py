@@ -18,6 +18,7 @@ from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.compiler import require_compiler
+from runtime.steps.distributed import process_group
 from runtime.steps.inputs import (
     add_data_arguments,
     add_folder_arguments,
@@ -26,8 +27,7 @@ from runtime.steps.inputs import (
     read_supernet,
     read_train_images,
 )
-from runtime.steps.joining import joined
-from runtime.steps.opening import OpenStep, open_step
+from runtime.steps.step_context import StepContext, open_step
 
 STEP = "retrain_subnet"
 Weights = Literal["ema", "raw"]
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.section(RetrainSubnet)
     if section.compile:
         require_compiler()
-    with joined(config) as ranks:
+    with process_group(config) as ranks:
         card, (search_images,) = read_data(arguments, config, "search")
         train_images = read_train_images(arguments, config, card, section, STEP, section.split)
         chosen = NamedSubnet.from_yaml(existing(arguments.search, "search_subnet") / "chosen.yaml")
@@ -90,7 +90,7 @@ class _Retraining:
 
     def __init__(
         self,
-        opened: OpenStep,
+        opened: StepContext,
         section: RetrainSubnet,
         card: DatasetCard,
         train_images: Images | EncodedSplit,
@@ -98,14 +98,14 @@ class _Retraining:
         start: Start,
     ) -> None:
         from autoformer.devices import find_device
-        from runtime.steps.training import Scorer
+        from runtime.steps.training_loop import SearchSplitAccuracy
 
         config = opened.config
         self.opened, self.config, self.section, self.card, self.start = opened, config, section, card, start
         self.train_images = train_images
         self.device = find_device(config.device)
-        self.scorer = Scorer(search_images, card, self.device)
-        self.watcher = Scorer(search_images, card, self.device, section.score_images)
+        self.scorer = SearchSplitAccuracy(search_images, card, self.device)
+        self.watcher = SearchSplitAccuracy(search_images, card, self.device, section.score_images)
         set_threads(config.threads)
 
     def run(self) -> None:
@@ -153,8 +153,8 @@ class _Retraining:
     def _train(self, model: Any, name: str) -> tuple[Any, Any]:
         """Train `model` with the step's recipe; return it, averaged, and its history."""
         from autoformer.sampling import whole_model
-        from runtime.steps.trainers import Training, make_trainer
-        from runtime.steps.training import Names, Row, train
+        from runtime.steps.training_loop import Row, TrainingNames, train
+        from runtime.steps.training_setup import Training, make_trainer
 
         if self.section.compile:
             model.compile()  # its forward alone: the names of its weights stay, and a copy of it is not compiled
@@ -169,7 +169,7 @@ class _Retraining:
             card=self.card,
             seed=self.config.seed + 1,  # another order of the images than the supernet has seen
             device=self.device,
-            found=self.opened.workspace.file(f"{name}-found.json"),
+            accumulation_file=self.opened.workspace.file(f"{name}-found.json"),
             ranks=self.opened.ranks,
         )
         trainer = make_trainer(training)
@@ -180,7 +180,7 @@ class _Retraining:
             return {"search_top1_percent": self.watcher.top1_percent(averaged.eval())}
 
         what = f"{STEP} ({self.section.mode if name == 'model' else name})"
-        names = Names(name, what, prefix="" if name == "model" else f"{name}/")
+        names = TrainingNames(name, what, prefix="" if name == "model" else f"{name}/")
         return trainer.averaged, train(self.opened, training, trainer, score, names)
 
     def _is_trained(self, name: str) -> bool:

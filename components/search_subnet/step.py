@@ -31,6 +31,7 @@ from runtime.common.processes import set_threads
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
+from runtime.steps.distributed import process_group
 from runtime.steps.inputs import (
     add_data_arguments,
     add_folder_arguments,
@@ -38,8 +39,7 @@ from runtime.steps.inputs import (
     read_data,
     read_supernet,
 )
-from runtime.steps.joining import joined
-from runtime.steps.opening import OpenStep, open_step
+from runtime.steps.step_context import StepContext, open_step
 
 STEP = "search_subnet"
 PROGRESS = ("generation", "scored", "images_scored", "evolution_best_top1_percent", "random_best_top1_percent")
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     first = evolution.ask()  # legal candidates exist, or the step ends here, before anything heavy
     used = Images(images.pixels[:count], images.labels[:count], images.checksums[:count])
     with (
-        joined(config) as ranks,
+        process_group(config) as ranks,
         open_step(
             STEP, arguments, config, "card", "search_split", "supernet", ranks=ranks, has_checkpoints=True
         ) as opened,
@@ -84,7 +84,7 @@ def _cost(space: SearchSpace, task: Task) -> float:
     return count_macs(space, task.spec) * len(task.images)
 
 
-def _lead(opened: OpenStep, evolution: Evolution, first: list[Candidate], crew: Crew, images: int) -> None:
+def _lead(opened: StepContext, evolution: Evolution, first: list[Candidate], crew: Crew, images: int) -> None:
     """Evolve, decide who is scored on what, and write the result: the work of rank 0."""
     config, tracked, out = opened.config, opened.tracked, opened.arguments.out
     memory = ScoreCache(opened.workspace.file("scores.jsonl"), images, crew, opened.mirror.changed)

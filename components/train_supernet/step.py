@@ -13,14 +13,14 @@ from runtime.common.config import Config, TrainSupernet
 from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
+from runtime.steps.distributed import process_group
 from runtime.steps.inputs import add_data_arguments, add_output_arguments, read_data, read_train_images
-from runtime.steps.joining import joined
-from runtime.steps.opening import OpenStep, open_step
+from runtime.steps.step_context import StepContext, open_step
 from runtime.storage.artifacts import publish
 
 if TYPE_CHECKING:
     from autoformer.training import Trainer
-    from runtime.steps.training import Trained
+    from runtime.steps.training_loop import TrainingResult
 
 STEP = "train_supernet"
 SCORED = ("smallest", "middle", "largest")
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.section(TrainSupernet)
-    with joined(config) as ranks:
+    with process_group(config) as ranks:
         card, (search_images,) = read_data(arguments, config, "search")
         train_images = read_train_images(arguments, config, card, section, STEP)
         with open_step(
@@ -49,27 +49,27 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
             _train(opened, card, train_images, search_images)
 
 
-def _train(opened: OpenStep, card: DatasetCard, train_images: Images | EncodedSplit, search_images: Images) -> None:
-    from runtime.steps.trainers import make_trainer, supernet_training
-    from runtime.steps.training import Names, Row, Scorer, train
+def _train(opened: StepContext, card: DatasetCard, train_images: Images | EncodedSplit, search_images: Images) -> None:
+    from runtime.steps.training_loop import Row, SearchSplitAccuracy, TrainingNames, train
+    from runtime.steps.training_setup import make_trainer, supernet_training
 
     set_threads(opened.config.threads)
     found = opened.workspace.file("found.json")
     training = supernet_training(opened.config, train_images, card, found, opened.ranks)
     trainer, space = make_trainer(training), training.space
-    scorer = Scorer(search_images, card, trainer.device, training.section.score_images)
+    scorer = SearchSplitAccuracy(search_images, card, trainer.device, training.section.score_images)
 
     def score(model: Any) -> Row:
         model.eval()
         forwards = {name: partial(model, spec=getattr(space, name)) for name in SCORED}
         return {f"{name}_top1_percent": scorer.top1_percent(forward) for name, forward in forwards.items()}
 
-    trained = train(opened, training, trainer, score, Names("checkpoint", STEP))
+    trained = train(opened, training, trainer, score, TrainingNames("checkpoint", STEP))
     if opened.ranks.leads:
         _write(opened, card, trainer, trained)
 
 
-def _write(opened: OpenStep, card: DatasetCard, trainer: "Trainer", trained: "Trained") -> None:
+def _write(opened: StepContext, card: DatasetCard, trainer: "Trainer", trained: "TrainingResult") -> None:
     from autoformer.checkpoint import Preprocessing, SupernetCard, save_supernet
 
     out, (history, rollbacks) = opened.arguments.out, trained

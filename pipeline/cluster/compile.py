@@ -8,7 +8,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value, replacing
 from pipeline.cluster.settings import Cluster, Step, load_cluster
 from runtime.common.config import STEPS
-from runtime.common.console import Parser, refuse
+from runtime.common.console import Parser, report_error
 from runtime.common.overrides import add_option
 
 OUT = Path("dist/autoformer.yaml")
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in told(cluster) if cluster else ():
             print(line)
     except (AutoFormerError, OSError) as error:
-        return refuse("compile", error)
+        return report_error("compile", error)
     return 0
 
 

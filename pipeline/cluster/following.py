@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.cluster.kfp_server import NoAnswerError, Server
 from runtime.common.config import STEPS
-from runtime.common.console import say
+from runtime.common.console import print_line
 from runtime.common.retrying import retry, within
 
 POLL_SECONDS = 5.0
@@ -39,11 +39,11 @@ def follow(server: Server, run_id: str) -> int:
             state = str(tasks[name].state) if name in tasks else ""
             if state in _WORDS and shown.get(name) != state:
                 shown[name] = state
-                say(f"{name}: {_WORDS[state]}{_seconds(tasks[name]) if state == 'SUCCEEDED' else ''}")
+                print_line(f"{name}: {_WORDS[state]}{_seconds(tasks[name]) if state == 'SUCCEEDED' else ''}")
     if run.state != "SUCCEEDED":
-        say(f"submit: {_end(run, server)}", sys.stderr)
+        print_line(f"submit: {_end(run, server)}", sys.stderr)
         return 1
-    say(f"the run succeeded: {server.page(run_id)}")
+    print_line(f"the run succeeded: {server.page(run_id)}")
     return 0
 
 
@@ -52,7 +52,7 @@ def _looks(server: Server, run_id: str) -> Iterator[Any]:
 
     def tell(error: NoAnswerError, failures: int) -> None:
         if failures == 1:
-            say(f"{error}; the run goes on, and is asked for again")
+            print_line(f"{error}; the run goes on, and is asked for again")
 
     while True:
         pauses = within(PATIENCE_SECONDS, repeat(POLL_SECONDS))

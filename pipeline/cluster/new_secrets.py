@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoformer.errors import AutoFormerError
 from runtime.common.config import ROOT
-from runtime.common.console import Parser, refuse
+from runtime.common.console import Parser, report_error
 
 MANIFESTS = ROOT / "pipeline" / "manifests"
 S3_USER = "autoformer"
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for file, is_new in write_secrets(MANIFESTS):
             print(f"{file.relative_to(ROOT)}: {'written' if is_new else 'is there already, and stays'}")
     except (AutoFormerError, OSError) as error:
-        return refuse("secrets", error)
+        return report_error("secrets", error)
     return 0
 
 

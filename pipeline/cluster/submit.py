@@ -28,7 +28,7 @@ from pipeline.cluster.kfp_server import OLDEST, MissingError, Server, Start, Ver
 from pipeline.cluster.settings import Cluster, load_cluster
 from runtime.common.code import package_code
 from runtime.common.config import Config
-from runtime.common.console import Parser, run_command, say
+from runtime.common.console import Parser, print_line, run_command
 from runtime.common.overrides import add_option, join
 from runtime.common.stopping import Stopped
 from runtime.storage import S3Uri, is_uri
@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace, left: list[str]) -> int:
         return _follow(Server(arguments.host, namespace), arguments.run, left)
     if arguments.terminate:
         Server(arguments.host, namespace).terminate(arguments.terminate)
-        say(f"run {arguments.terminate}: told to end")
+        print_line(f"run {arguments.terminate}: told to end")
         return 0
     if arguments.every == schedules.NEVER:
         return _unschedule(Server(arguments.host, namespace), arguments)
@@ -101,7 +101,7 @@ def _run(arguments: argparse.Namespace, left: list[str]) -> int:
     name = f"{_title(arguments)} {time.strftime('%Y-%m-%d %H:%M:%S')} {uuid.uuid4().hex[:6]}"
     left[0] = f"the run '{name}' may have been started; {server.host} lists it"
     run_id = server.start(name, start)
-    say(f"run {run_id}: {config.name} on {arguments.data}\n{server.page(run_id)}")
+    print_line(f"run {run_id}: {config.name} on {arguments.data}\n{server.page(run_id)}")
     return _follow(server, run_id, left) if arguments.wait else 0
 
 
@@ -160,7 +160,7 @@ def _upload(server: Server, cluster: Cluster | None, fresh: bool) -> Version:
         content = list(yaml.load_all(package.read_text(encoding="utf-8"), yaml.CSafeLoader))
         name = f"{PIPELINE}-{hash_value(content)[:12]}"
         version = server.upload(PIPELINE, name, package, f"source {package_code()}, image {image}")
-    say(f"pipeline '{PIPELINE}', version {name}{'' if version.is_new else ', which was there already'}")
+    print_line(f"pipeline '{PIPELINE}', version {name}{'' if version.is_new else ', which was there already'}")
     return version
 
 
@@ -172,7 +172,7 @@ def _schedule(server: Server, arguments: argparse.Namespace, start: Start, trigg
     for each in former:
         server.unschedule(each)
     instead = f", in place of {', '.join(former)}" if former else ""
-    say(f"recurring run '{name}', {made}: EVERY={shlex.quote(arguments.every)}{instead}")
+    print_line(f"recurring run '{name}', {made}: EVERY={shlex.quote(arguments.every)}{instead}")
     return 0
 
 
@@ -183,7 +183,7 @@ def _unschedule(server: Server, arguments: argparse.Namespace) -> int:
         raise AutoFormerError(f"no recurring run '{name}' in the experiment '{arguments.experiment}'")
     for each in former:
         server.unschedule(each)
-        say(f"recurring run '{name}', {each}: ended; the runs that it has started stay")
+        print_line(f"recurring run '{name}', {each}: ended; the runs that it has started stay")
     return 0
 
 
@@ -208,7 +208,7 @@ def _title(arguments: argparse.Namespace) -> str:
 def _warn_of_age(server: Server) -> None:
     version = server.version()
     if version is not None and version < OLDEST:
-        say(
+        print_line(
             f"{server.host}: KFP {version[0]}.{version[1]}; the package is made for {OLDEST[0]}.{OLDEST[1]}", sys.stderr
         )
 

@@ -48,19 +48,19 @@ def run_command(
         with stoppable(first):
             return work(arguments) or 0
     except (AutoFormerError, OSError) as error:
-        return refuse(who, error)
+        return report_error(who, error)
     except Stopped as stopped:
         print(f"{who}: {stopped}{after}", file=sys.stderr)
         return int(str(stopped.code))
 
 
-def refuse(who: str, error: AutoFormerError | OSError) -> int:
+def report_error(who: str, error: AutoFormerError | OSError) -> int:
     """Say in one line what `who` cannot do; the exit code."""
-    say(f"{who}: {in_one_line(error)}", sys.stderr)
+    print_line(f"{who}: {error_line(error)}", sys.stderr)
     return BAD_INPUT
 
 
-def in_one_line(error: AutoFormerError | OSError) -> str:
+def error_line(error: AutoFormerError | OSError) -> str:
     """What a person is told of bad input, or of a disk; raises an `OSError` that no line explains."""
     told = unwritable(error) if isinstance(error, OSError) else error
     if told is None:
@@ -68,18 +68,18 @@ def in_one_line(error: AutoFormerError | OSError) -> str:
     return hide(str(told))
 
 
-def end_early(step: str, message: str, code: int) -> int:
+def report_failure(step: str, message: str, code: int) -> int:
     """Say in one line why a step ends, on stderr and to the runner; the exit code.
 
     One of several processes tells the one that has started them all, which says it once.
     """
-    folder = os.environ.get(processes.FOLDER)
+    folder = os.environ.get(processes.REPORT_FOLDER)
     if folder and processes.is_rank():
         _tell(Path(folder) / f"{os.environ['RANK']}.json", step, message, code)
         return code
-    say(f"{step}: {message}", sys.stderr)
+    print_line(f"{step}: {message}", sys.stderr)
     file = os.environ.get("AUTOFORMER_FAILURE")
-    if file and processes.leads():
+    if file and processes.is_rank_zero():
         _tell(Path(file), step, message, code)
     pod = os.environ.get("AUTOFORMER_TERMINATION")
     if pod:
@@ -94,12 +94,12 @@ def _tell(file: Path, step: str, message: str, code: int) -> None:
         write_json(file, {"step": step, "message": message, "code": code})
 
 
-def say(line: str, file: TextIO | None = None) -> None:
+def print_line(line: str, file: TextIO | None = None) -> None:
     """Print a line. Where its reader is gone, as with a runner that was killed, the work goes on without one.
 
     Of several processes rank 0 alone speaks, but for what goes to stderr.
     """
-    if file is None and not processes.leads():
+    if file is None and not processes.is_rank_zero():
         return
     file = file or sys.stdout
     try:
@@ -160,11 +160,11 @@ class Progress:
         rate = (self._done - self._initial) / max(seconds, 1e-9)
         left = (self._total - self._done) / rate if rate > 0 else float("inf")
         minutes = f"{left / 60:.1f} min left" if self._done < self._total else f"took {seconds:.0f} s"
-        say(f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.3g}/s, {minutes} {note}".rstrip())
+        print_line(f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.3g}/s, {minutes} {note}".rstrip())
 
 
 def _open_terminal() -> Any:
-    if not processes.leads():
+    if not processes.is_rank_zero():
         return None
     if sys.stderr.isatty():
         return sys.stderr

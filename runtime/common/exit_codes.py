@@ -15,11 +15,11 @@
 """
 
 BAD_INPUT = 2
-AWAY = 69  # exit code of a step that a server was away from; another start may succeed
+UNAVAILABLE = 69  # exit code of a step that a server was away from; another start may succeed
 LOST = 75  # exit code of a rank whose connection to another is gone
 
 
-class Fallen(SystemExit):
+class JobFailed(SystemExit):
     """Processes have ended before their work was done: why, and the exit code of the one that started them."""
 
     def __init__(self, message: str, code: int) -> None:

@@ -15,7 +15,7 @@ _held: set[IO[bytes]] = set()
 
 
 @contextlib.contextmanager
-def alone(path: Path, what: str) -> Iterator[None]:
+def hold_lock(path: Path, what: str) -> Iterator[None]:
     """Hold the lock of `path`, a file or folder that need not exist; the lock is a file beside it, gone at the end.
 
     Holds among the processes of one machine, and of several where the file system shares its locks (NFS 4 does).
@@ -32,7 +32,7 @@ def alone(path: Path, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def in_turn(path: Path) -> Iterator[None]:
+def wait_for_lock(path: Path) -> Iterator[None]:
     """The same, but wait for another process that holds it: for what one brings and all of a machine then use."""
     with _holding(path, None):
         yield

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from autoformer.errors import AutoFormerError
 
-FOLDER = "AUTOFORMER_RANKS"  # environment variable: where ranks report to the process that started them
+REPORT_FOLDER = "AUTOFORMER_RANKS"  # environment variable: where ranks report to the process that started them
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, that of Windows' subsystem, AMD's
 
 
@@ -14,12 +14,12 @@ def is_rank() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def leads() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process speaks: rank 0, or one that is alone."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def machine_share() -> int:
+def ranks_on_machine() -> int:
     """How many ranks share this machine's cores with this one, itself counted."""
     return number_in_environment("LOCAL_WORLD_SIZE", 1)
 
@@ -40,7 +40,7 @@ def set_threads(threads: int | None) -> None:
 def threads_of_rank() -> int:
     """CPU threads of one of several ranks: OMP_NUM_THREADS, or an equal share of this machine's cores."""
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) > 0 else max(1, cores() // machine_share())
+    return int(given) if given.isdecimal() and int(given) > 0 else max(1, cores() // ranks_on_machine())
 
 
 def gpus() -> int:

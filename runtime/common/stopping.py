@@ -1,6 +1,6 @@
 """How a step hears that it shall stop: SIGTERM, SIGINT and SIGHUP become `Stopped`, once, where that does no harm.
 
-Outside of `between_steps` a signal raises `Stopped` at once, so that folders half made are removed and the MLflow
+Outside of `delay_signals` a signal raises `Stopped` at once, so that folders half made are removed and the MLflow
 run is ended. Inside it the signal waits until the block is left, or until the block asks. Later signals are
 ignored: a terminal and a runner both send one, and the second must not cut short what the first has begun.
 """
@@ -29,7 +29,7 @@ class Stopped(SystemExit):
 
 
 class _State:
-    told: int | None = None  # the signal that came
+    received: int | None = None  # the signal that came
     told_at = 0.0  # seconds of the monotonic clock
     waits = 0  # blocks entered that a signal does not interrupt
     listening = False
@@ -49,52 +49,52 @@ def stoppable(first: Callable[[], None] | None = None) -> Iterator[None]:
         yield
         return
     former = {number: signal.getsignal(number) for number in SIGNALS}
-    _State.told, _State.waits, _State.listening, _State.first = None, 0, True, first
+    _State.received, _State.waits, _State.listening, _State.first = None, 0, True, first
     for number, handler in former.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, _hear)
+            signal.signal(number, _on_signal)
     try:
         yield
     finally:
-        if _State.told is None:
+        if _State.received is None:
             _State.listening = False
             for number, handler in former.items():
                 signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def between_steps() -> Iterator[Callable[[], bool]]:
+def delay_signals() -> Iterator[Callable[[], bool]]:
     """While entered, a signal interrupts nothing; ask whether one has come. On leaving it raises `Stopped`."""
     _State.waits += 1
     try:
-        yield lambda: _State.told is not None
+        yield lambda: _State.received is not None
     finally:
         _State.waits -= 1
-    if _State.told is not None and not _State.waits:
-        raise Stopped(_State.told)
+    if _State.received is not None and not _State.waits:
+        raise Stopped(_State.received)
 
 
-def heard() -> int | None:
+def received_signal() -> int | None:
     """The signal that has come, if one has."""
-    return _State.told
+    return _State.received
 
 
-def seconds_since() -> float | None:
+def seconds_since_signal() -> float | None:
     """How long ago a signal came, if one has: those who stop a process kill it after a while."""
-    return None if _State.told is None else time.monotonic() - _State.told_at
+    return None if _State.received is None else time.monotonic() - _State.told_at
 
 
-def hear(number: int) -> None:
-    """Take a signal that another process has had for one of our own; inside of `between_steps`."""
-    if _State.told is None:
+def receive_signal(number: int) -> None:
+    """Take a signal that another process has had for one of our own; inside of `delay_signals`."""
+    if _State.received is None:
         _State.told_at = time.monotonic()
-        _State.told = number
+        _State.received = number
 
 
-def _hear(number: int, frame: FrameType | None) -> None:
-    if _State.told is None:
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    if _State.received is None:
         _State.told_at = time.monotonic()
-        _State.told = number
+        _State.received = number
         if _State.first is not None:
             _State.first()
         if not _State.waits:

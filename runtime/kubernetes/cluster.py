@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoformer.errors import AutoFormerError
-from runtime.common.console import say
-from runtime.common.exit_codes import LOST, Fallen
+from runtime.common.console import print_line
+from runtime.common.exit_codes import LOST, JobFailed
 from runtime.common.retrying import doubling, retry, within
 from runtime.kubernetes.job import GROUP, PLURAL, POD_JOB, VERSION
 
@@ -194,20 +194,20 @@ class Cluster:
         def tell(away: _AwayError, failures: int) -> None:
             nonlocal told
             if failures == 2:  # a single blip is not worth a line
-                say(f"the Kubernetes API does not answer ({away}); asking again", sys.stderr)
+                print_line(f"the Kubernetes API does not answer ({away}); asking again", sys.stderr)
                 told = True
 
         pauses = doubling(patience.pause_seconds, (0.5, 1.5), max(patience.poll_seconds, patience.pause_seconds))
         try:
             answer = retry(lambda: _answered(ask), _AwayError, within(patience.outage_seconds, pauses), tell)
         except _AwayError as away:
-            raise Fallen(
+            raise JobFailed(
                 f"the Kubernetes API does not answer ({away}); the job goes on without this process, and the "
                 "same command follows it again",
                 LOST,
             ) from None
         if told:
-            say("the Kubernetes API answers again", sys.stderr)
+            print_line("the Kubernetes API answers again", sys.stderr)
         return answer
 
     def _once(

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from autoformer.errors import AutoFormerError
-from runtime.common.console import say
-from runtime.common.exit_codes import BAD_INPUT, LOST, Fallen
+from runtime.common.console import print_line
+from runtime.common.exit_codes import BAD_INPUT, LOST, JobFailed
 from runtime.common.stopping import SIGNALS
 from runtime.kubernetes.cluster import Cluster, Object, Patience
 from runtime.kubernetes.job import CONTAINER, REPLICATED
@@ -36,7 +36,7 @@ def follow(cluster: Cluster, name: str, step: str, patience: Patience) -> None:
     """Wait until a job is complete; its first machine's log is printed, and what it waits for.
 
     Raises:
-        Fallen: why it has not come so far, with the exit code of the container that failed first.
+        JobFailed: why it has not come so far, with the exit code of the container that failed first.
     """
     log = LogThread(cluster, name, patience)
     log.start()
@@ -58,7 +58,7 @@ def _watched(
     while True:
         job = cluster.get(name)
         if job is None or job["metadata"].get("deletionTimestamp"):
-            raise Fallen(f"the job {name} was deleted; the same command goes on from the last checkpoint", LOST)
+            raise JobFailed(f"the job {name} was deleted; the same command goes on from the last checkpoint", LOST)
         pods = cluster.pods(name)
         log.see(pods)
         if has_ended(job):
@@ -118,7 +118,7 @@ class _Watch:
             return []
 
     def _say(self, line: str) -> None:
-        say(f"{self._step}: {line}")
+        print_line(f"{self._step}: {line}")
 
 
 def _waits_for(pod: Object) -> str | None:
@@ -145,10 +145,10 @@ class _End(NamedTuple):
     told: str
 
 
-def _failure(cluster: Cluster, job: Object, failed: Object, pods: list[Object]) -> Fallen:
+def _failure(cluster: Cluster, job: Object, failed: Object, pods: list[Object]) -> JobFailed:
     name, machines = job["metadata"]["name"], job["spec"]["trainer"]["numNodes"]
     if failed.get("reason") == "DeadlineExceeded":
-        return Fallen(
+        return JobFailed(
             f"the job {name} has taken more than its {job['spec']['activeDeadlineSeconds']} seconds; raise its "
             "deadline_seconds; the same command goes on from the last checkpoint",
             DEADLINE,
@@ -157,10 +157,10 @@ def _failure(cluster: Cluster, job: Object, failed: Object, pods: list[Object]) 
     if first is None:
         _report(_events(cluster, name))
         said = f"{failed.get('reason', '')}: {failed.get('message', '')}".strip(": ")
-        return Fallen(f"the job {name} failed ({said}); none of its pods is left to say more", 1)
+        return JobFailed(f"the job {name} failed ({said}); none of its pods is left to say more", 1)
     pod = first.pod["metadata"]["name"]
     _report([f"last lines of {pod}:", *_tail(cluster, pod), *_events(cluster, pod)])
-    return Fallen(f"machine {index_of(first.pod)} of {machines}: {first.told}", first.code)
+    return JobFailed(f"machine {index_of(first.pod)} of {machines}: {first.told}", first.code)
 
 
 def _end(pod: Object) -> _End | None:
@@ -209,7 +209,7 @@ def _told(cluster: Cluster, about: str) -> list[str]:
 
 def _report(lines: Any) -> None:
     for line in lines:
-        say(line, sys.stderr)
+        print_line(line, sys.stderr)
 
 
 def _refused() -> type[Exception]:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from runtime.common.console import say
+from runtime.common.console import print_line
 from runtime.kubernetes.cluster import Cluster, Patience, RefusedError
 from runtime.kubernetes.job import CONTAINER, POD_INDEX
 
@@ -128,7 +128,7 @@ class LogThread(threading.Thread):
             answer = self._cluster.log(name, CONTAINER, reader.since, follow=follow)
             for line in reader.new(lines_of(answer, whole=not follow)):
                 self._lines += 1
-                say(line)
+                print_line(line)
         except RefusedError as refused:
             return refused.status == 404  # the pod is gone, and its log with it
         except (OSError, _http_error()):

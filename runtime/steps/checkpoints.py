@@ -18,8 +18,8 @@ from autoformer.devices import is_out_of_memory
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing
 from autoformer.ranks import Ranks
-from runtime.steps.joining import hand_out
-from runtime.steps.opening import OpenStep
+from runtime.steps.distributed import hand_out
+from runtime.steps.step_context import StepContext
 
 State = dict[str, Any]
 
@@ -27,7 +27,7 @@ State = dict[str, Any]
 class Checkpoints:
     """The files of one training. `name`: of the files, without ending."""
 
-    def __init__(self, opened: OpenStep, name: str, ranks: Ranks) -> None:
+    def __init__(self, opened: StepContext, name: str, ranks: Ranks) -> None:
         self._mirror, self._ranks = opened.mirror, ranks
         self._regular = opened.workspace.file(f"{name}.pt")
         self._beginning = opened.workspace.file(f"{name}-beginning.pt")

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from autoformer.errors import AutoFormerError, UnavailableError
 from runtime.common.config import Config, load_config
-from runtime.common.console import Parser, end_early, in_one_line
-from runtime.common.exit_codes import AWAY, BAD_INPUT, LOST, Fallen
+from runtime.common.console import Parser, error_line, report_failure
+from runtime.common.exit_codes import BAD_INPUT, LOST, UNAVAILABLE, JobFailed
 from runtime.common.overrides import add_option
 from runtime.common.processes import is_rank
 from runtime.common.redaction import hide_in_tracebacks
 from runtime.common.stopping import Stopped, stoppable
-from runtime.steps.joining import LostRank
-from runtime.steps.launching import check_parts, launch, processes
+from runtime.steps.distributed import LostRank
+from runtime.steps.rank_launch import check_batch_split, launch, processes
 from runtime.storage.artifacts import whole
 
 SHELLS = ("sh", "dash", "bash", "zsh", "fish")  # what may stand between a runner and its step
@@ -43,7 +43,7 @@ def run_step(
     """Parse, validate, run. What ends the step early is one line on stderr and a code of `runtime.common.exit_codes`.
 
     Args:
-        shared: `body` works inside of `joined` (runtime.steps.joining): it runs in as many processes as there are GPUs.
+        shared: `body` works inside of `process_group`, and runs in as many processes as there are GPUs.
     """
     argv = sys.argv[1:] if argv is None else argv
     hide_in_tracebacks()
@@ -54,7 +54,7 @@ def run_step(
             _end_with_the_runner()
             config = load_config(arguments.config, arguments.overrides, [step])
             count = processes(config) if shared else 1
-            check_parts(step, config, count)
+            check_batch_split(step, config, count)
             if count > 1 and not is_rank():
                 launch(step, argv, count)
             else:
@@ -70,15 +70,15 @@ def exit_code(step: str, work: Callable[[], None]) -> int:
     try:
         work()
     except UnavailableError as error:
-        return end_early(step, str(error), AWAY)
+        return report_failure(step, str(error), UNAVAILABLE)
     except (AutoFormerError, OSError) as error:
-        return end_early(step, in_one_line(error), BAD_INPUT)
+        return report_failure(step, error_line(error), BAD_INPUT)
     except Stopped as stopped:
-        return end_early(step, f"{stopped}; the same command goes on from there", int(str(stopped.code)))
+        return report_failure(step, f"{stopped}; the same command goes on from there", int(str(stopped.code)))
     except LostRank as lost:
-        return end_early(step, str(lost), LOST)
-    except Fallen as fallen:
-        return end_early(step, str(fallen), fallen.exit_code)
+        return report_failure(step, str(lost), LOST)
+    except JobFailed as fallen:
+        return report_failure(step, str(fallen), fallen.exit_code)
     return 0
 
 

@@ -16,15 +16,15 @@ from urllib.parse import urlsplit
 
 from autoformer.errors import AutoFormerError
 from runtime.common.config import load_config
-from runtime.common.console import refuse, say
-from runtime.common.stopping import Stopped, between_steps, stoppable
+from runtime.common.console import print_line, report_error
+from runtime.common.stopping import Stopped, delay_signals, stoppable
 from runtime.kubernetes.cluster import PATIENCE, Cluster, Object, Patience
 from runtime.kubernetes.follow import condition, follow
 from runtime.kubernetes.job import ATTEMPT, STEPS, Launch, manifest, owners
 from runtime.kubernetes.place import Place, pairs, read_hash, shared_folder
 from runtime.kubernetes.settings import VARIABLE, JobSettings, job_settings
 from runtime.steps.command import exit_code
-from runtime.steps.launching import check_parts
+from runtime.steps.rank_launch import check_batch_split
 
 # What the pods of a job inherit of the launching one; nothing secret is among it.
 PASSED = (
@@ -80,7 +80,7 @@ def checked(step: str, argv: Sequence[str], settings: JobSettings) -> list[str]:
     if source is None:
         raise AutoFormerError("the following arguments are required: --config; --help lists the arguments")
     config = load_config(source, overrides, [step])
-    check_parts(step, config, settings.nodes * settings.processes)
+    check_batch_split(step, config, settings.nodes * settings.processes)
     others = [word for name, value in given if name not in ("--config", "--set") for word in (name, value)]
     return ["--config", config.step_json(step), *others]
 
@@ -118,7 +118,7 @@ class _Launcher:
         with self._cancelled_with_us(name):
             follow(self.cluster, name, self.launched.step, self.patience)
         self._at_work = None  # it has ended well, and stays for whoever has to bring its results another time
-        with between_steps():
+        with delay_signals():
             self._place(name).take(self.launched.argv)
 
     def _place(self, name: str) -> Place:
@@ -141,7 +141,7 @@ class _Launcher:
 
     def _adopt(self, name: str) -> None:
         """With the pod that has launched it a job would go; it is to go with this one."""
-        say(f"{self.launched.step}: goes on with the job {name}")
+        print_line(f"{self.launched.step}: goes on with the job {name}")
         if self.launched.pod_uid:
             self.cluster.patch(name, {"metadata": {"ownerReferences": owners(self.launched)}})
 
@@ -156,12 +156,12 @@ class _Launcher:
         place = self._place(name)
         given = place.give(self.launched.argv)
         made = manifest(self.launched, self.settings, attempt, place.root, given, self.environment)
-        with self._cancelled_with_us(name), between_steps():
+        with self._cancelled_with_us(name), delay_signals():
             if self.cluster.create(made) is None:
                 self._adopt(name)  # a request that broke off had come so far
             else:
                 machines = f"{self.settings.nodes} machines with {self.settings.gpus} GPUs each"
-                say(f"{self.launched.step}: launched the job {name} on {machines}")
+                print_line(f"{self.launched.step}: launched the job {name} on {machines}")
         return name
 
     def _remove(self, names: Sequence[str]) -> None:
@@ -180,7 +180,7 @@ class _Launcher:
         told = False
         while self.cluster.get(name) is not None:
             if not told:
-                say(f"{self.launched.step}: waits until the job {name} is gone")
+                print_line(f"{self.launched.step}: waits until the job {name} is gone")
                 told = True
             time.sleep(self.patience.poll_seconds)
 
@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if settings is None:
             raise AutoFormerError(f"{VARIABLE} is not set; it says on which machines: docs/cluster.md")
     except AutoFormerError as error:
-        return refuse("trainjob", error)
+        return report_error("trainjob", error)
     return launch(step, arguments, settings)
 
 

@@ -15,7 +15,7 @@ from runtime.common.stopping import stoppable
 from runtime.kubernetes.job import STEPS
 from runtime.kubernetes.place import Place
 from runtime.steps.command import exit_code
-from runtime.steps.launching import Machine, as_only_rank_of, launch_on
+from runtime.steps.rank_launch import Machine, as_only_rank_of, launch_on
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from typing import Any
 
 from autoformer.errors import AutoFormerError
 from runtime.common.code import step_code
-from runtime.common.console import refuse
+from runtime.common.console import report_error
 from runtime.kubernetes.settings import job_settings
 from runtime.steps.job_launch import launch
 
@@ -33,7 +33,7 @@ def call(step: str, arguments: Sequence[str]) -> None:
         _check_code(step)
         job = job_settings()
     except AutoFormerError as error:
-        raise SystemExit(refuse(step, error)) from None
+        raise SystemExit(report_error(step, error)) from None
     if job is None:
         code = importlib.import_module(f"components.{step}.step").main(list(arguments))
     else:

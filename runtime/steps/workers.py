@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from autoformer.errors import AutoFormerError
-from runtime.common.processes import cores, gigabytes_in_environment, machine_share
+from runtime.common.processes import cores, gigabytes_in_environment, ranks_on_machine
 
 if TYPE_CHECKING:
     import torch
@@ -22,13 +22,13 @@ def worker_count(device: "torch.device") -> int:
         if not given.isdecimal():
             raise AutoFormerError(f"AUTOFORMER_WORKERS = {given}: expected a number of processes, 0 or more")
         return int(given)
-    mine = cores() // machine_share()
+    mine = cores() // ranks_on_machine()
     return min(MOST_WORKERS, mine // 2 if device.type == "cpu" else max(1, mine - 1))
 
 
-def kept_bytes() -> int:
+def cache_bytes() -> int:
     """Memory in which decoded training images are kept: `AUTOFORMER_CACHE_GB`, else none.
 
     It changes no result, and so is no part of the configuration. The ranks of a machine share it out.
     """
-    return gigabytes_in_environment("AUTOFORMER_CACHE_GB", 0) // machine_share()
+    return gigabytes_in_environment("AUTOFORMER_CACHE_GB", 0) // ranks_on_machine()

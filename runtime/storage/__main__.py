@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoformer.errors import AutoFormerError
-from runtime.common.console import Parser, existing, refuse
+from runtime.common.console import Parser, existing, report_error
 from runtime.common.redaction import hide_in_tracebacks
 from runtime.storage import download_folder, is_uri, upload_folder
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             download_folder(source, Path(target))
             print(f"{target}: as {source}")
     except (AutoFormerError, OSError) as error:
-        return refuse("storage", error)
+        return report_error("storage", error)
     return 0
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_path, read_json, write_json
-from runtime.common.locks import in_turn
+from runtime.common.locks import wait_for_lock
 from runtime.common.workspace import work_root
 from runtime.storage.failures import MissingError
 from runtime.storage.folders import File, bring, read_files
@@ -90,7 +90,7 @@ def whole(folder: Path) -> Path:
     if found is None:
         return folder
     copy = work_root() / "fetched" / found.hash
-    with in_turn(copy):
+    with wait_for_lock(copy):
         if not copy.is_dir() or hash_path(copy) != found.hash:
             _fetch(folder, found, copy)
     return copy

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from runtime.common.locks import in_turn
+from runtime.common.locks import wait_for_lock
 from runtime.storage.client import connect
 from runtime.storage.failures import BrokenError, ChangedError, DamagedError, body_of, patiently, told
 from runtime.storage.objects import Stored, look
@@ -42,7 +42,7 @@ def download(
     """
     uri = S3Uri.of(uri)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with in_turn(file):
+    with wait_for_lock(file):
         for attempt in range(1, TRIES + 1):
             partial = _Partial(uri, file, look(uri))
             try:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Self
 
 from autoformer.files import hash_file, put_in_place
-from runtime.common.locks import in_turn
+from runtime.common.locks import wait_for_lock
 from runtime.storage import downloads, uploads
 from runtime.storage.client import connect
 from runtime.storage.failures import MissingError, StorageError, body_of, patiently, told
@@ -62,7 +62,7 @@ def download_folder(uri: S3Uri | str, folder: Path) -> None:
         StorageError: one line; what stood in the place of `folder` still stands there.
     """
     uri = S3Uri.of(uri)
-    with in_turn(folder):
+    with wait_for_lock(folder):
         bring({file: uri / file.name for file in read_files(read_manifest(uri))}, folder)
 
 

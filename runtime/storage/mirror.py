@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from autoformer.files import FileState
-from runtime.common.stopping import Stopped, seconds_since
+from runtime.common.stopping import Stopped, seconds_since_signal
 from runtime.storage.artifacts import store
 from runtime.storage.failures import AwayError, BrokenError, DeniedError, MissingError, StorageError
 from runtime.storage.folders import (
@@ -179,7 +179,7 @@ class Mirror:
             self._condition.notify()
         if self._thread is None:
             return
-        limits, since = [LAST_SECONDS] if self._problem else [], seconds_since()
+        limits, since = [LAST_SECONDS] if self._problem else [], seconds_since_signal()
         if since is not None:
             limits.append(max(0.0, STOPPED_SECONDS - since))
         has_ended = self._has_ended.wait(
@@ -260,9 +260,9 @@ class Mirror:
         return sorted(file for file in self.folder.iterdir() if file.is_file() and not file.name.startswith("."))
 
     def _tell(self, line: str) -> None:
-        from runtime.common.console import say
+        from runtime.common.console import print_line
 
-        say(f"{self.step}: {line}", sys.stderr)
+        print_line(f"{self.step}: {line}", sys.stderr)
 
 
 def _owner() -> str:

@@ -3,7 +3,7 @@
 Everything goes through `MlflowClient` with run ids said outright, so that no global run is active.
 """
 
-from runtime.tracking.history import Listed, PipelineRun, find_run_id, list_pipeline_runs, read_pipeline_run
+from runtime.tracking.history import PipelineRun, RunSummary, find_run_id, list_pipeline_runs, read_pipeline_run
 from runtime.tracking.models import (
     ModelVersion,
     aliased_version,
@@ -14,15 +14,15 @@ from runtime.tracking.models import (
     version_with_tag,
 )
 from runtime.tracking.runs import Status, close_pipeline_run, find_pipeline_run, open_pipeline_run, step_run
-from runtime.tracking.step_run import StepRun
+from runtime.tracking.step_logger import StepLogger
 from runtime.tracking.store import initialise, tracking_uri
 
 __all__ = [
-    "Listed",
     "ModelVersion",
     "PipelineRun",
+    "RunSummary",
     "Status",
-    "StepRun",
+    "StepLogger",
     "aliased_version",
     "close_pipeline_run",
     "find_pipeline_run",

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from autoformer.errors import AutoFormerError
 from runtime.common.config import STEPS
-from runtime.tracking.store import answering, connect, experiment_id, shown, tracking_uri
+from runtime.tracking.store import connect, experiment_id, tracking_uri, translate_errors, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +36,7 @@ class PipelineRun(NamedTuple):
     scores: dict[str, float]
 
 
-class Listed(NamedTuple):
+class RunSummary(NamedTuple):
     """A line of a list of pipeline runs."""
 
     run_id: str
@@ -46,9 +46,9 @@ class Listed(NamedTuple):
     test_top1_percent: float | None
 
 
-def list_pipeline_runs(most: int = MOST_LISTED) -> list[Listed]:
+def list_pipeline_runs(most: int = MOST_LISTED) -> list[RunSummary]:
     """The latest pipeline runs, newest first."""
-    with answering(tracking_uri()):
+    with translate_errors(tracking_uri()):
         return [_listed(run) for run in _pipeline_runs(connect(), most)]
 
 
@@ -59,9 +59,9 @@ def _pipeline_runs(client: "MlflowClient", most: int) -> "list[Run]":
     )
 
 
-def _listed(run: "Run") -> Listed:
+def _listed(run: "Run") -> RunSummary:
     info, top1 = run.info, run.data.metrics.get("test_top1_percent")
-    return Listed(str(info.run_id), str(info.run_name), str(info.status), int(info.start_time), top1)
+    return RunSummary(str(info.run_id), str(info.run_name), str(info.status), int(info.start_time), top1)
 
 
 def find_run_id(name: str) -> str | None:
@@ -70,7 +70,7 @@ def find_run_id(name: str) -> str | None:
     Raises:
         AutoFormerError: several ids begin so.
     """
-    with answering(tracking_uri()):
+    with translate_errors(tracking_uri()):
         client = connect()
         runs = [str(run.info.run_id) for run in _pipeline_runs(client, MOST_LISTED)]
         if name in runs:
@@ -100,7 +100,7 @@ def _above(client: "MlflowClient", run_id: str) -> str | None:
 
 def read_pipeline_run(run_id: str) -> PipelineRun:
     """A pipeline run with what its steps logged. A step that was taken from KFP's cache has no run in it."""
-    with answering(tracking_uri()):
+    with translate_errors(tracking_uri()):
         client = connect()
         parent = client.get_run(run_id)
         matching = f"tags.`{_PARENT}` = '{run_id}'"
@@ -108,7 +108,7 @@ def read_pipeline_run(run_id: str) -> PipelineRun:
         found = client.search_runs([parent.info.experiment_id], matching, order_by=["attributes.start_time ASC"])
     steps = {run.data.tags.get("stage"): run for run in found}
     if parent.data.tags.get("stage") != "pipeline":
-        raise AutoFormerError(f"{run_id}: not a pipeline run of {shown(tracking_uri())}")
+        raise AutoFormerError(f"{run_id}: not a pipeline run of {without_password(tracking_uri())}")
     ordered = [steps[step] for step in STEPS if step in steps]
     return PipelineRun(
         *_listed(parent)[:4],

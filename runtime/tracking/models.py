@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import autoformer
 from autoformer.errors import AutoFormerError
-from runtime.tracking.store import answering, connect, shown, sqlite_file, tracking_uri
+from runtime.tracking.store import connect, sqlite_file, tracking_uri, translate_errors, without_password
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -41,7 +41,7 @@ def aliased_version(name: str, alias: str) -> ModelVersion | None:
     from mlflow.exceptions import MlflowException
 
     client = connect()
-    with answering(tracking_uri()):
+    with translate_errors(tracking_uri()):
         try:
             found = client.get_model_version_by_alias(name, alias)
         except MlflowException as error:
@@ -53,7 +53,7 @@ def aliased_version(name: str, alias: str) -> ModelVersion | None:
 
 def version_with_tag(name: str, tag: str, value: str) -> ModelVersion | None:
     """The newest version of a model that has the tag; None where there is none."""
-    with answering(tracking_uri()):
+    with translate_errors(tracking_uri()):
         versions = connect().search_model_versions(f"name = '{name}'")
     matching = [found for found in versions if found.tags.get(tag) == value]
     if not matching:
@@ -79,7 +79,7 @@ def log_model(run_id: str, name: str, model: Path, program: Path, card: Path, ta
     from mlflow.models import Model
 
     # MLflow's advice on type hints and input examples, which no warning filter stops; errors come through
-    with answering(tracking_uri()), contextlib.redirect_stderr(io.StringIO()):
+    with translate_errors(tracking_uri()), contextlib.redirect_stderr(io.StringIO()):
         logged = client.create_logged_model(
             client.get_run(run_id).info.experiment_id, name=name, source_run_id=run_id, tags=dict(tags)
         )
@@ -128,7 +128,7 @@ def register(name: str, alias: str, model_uri: str, run_id: str, tags: Mapping[s
     from mlflow.exceptions import MlflowException
 
     client = connect()
-    with answering(tracking_uri()):
+    with translate_errors(tracking_uri()):
         try:
             client.create_registered_model(name)
         except MlflowException as error:
@@ -143,13 +143,13 @@ def register(name: str, alias: str, model_uri: str, run_id: str, tags: Mapping[s
 
 
 def move_alias(name: str, alias: str, to_version: str) -> None:
-    with answering(tracking_uri()):
+    with translate_errors(tracking_uri()):
         connect().set_registered_model_alias(name, alias, to_version)
 
 
 def newest_model(alias: str) -> str | None:
     """The name of the registered model whose version with the alias is the youngest; None where none has it."""
-    with answering(tracking_uri()):
+    with translate_errors(tracking_uri()):
         named = [model.name for model in connect().search_registered_models() if alias in model.aliases]
         versions = [connect().get_model_version_by_alias(name, alias) for name in named]
     youngest = max(versions, key=lambda found: int(found.creation_timestamp), default=None)
@@ -167,7 +167,7 @@ def model_folder(name: str | None, alias: str) -> Path:
     """
     what = f"model '{name}'" if name else "model"
     missing = AutoFormerError(
-        f"no {what} with the alias '{alias}' is registered in {shown(tracking_uri())}; run `make run` first"
+        f"no {what} with the alias '{alias}' is registered in {without_password(tracking_uri())}; run `make run` first"
     )
     file = sqlite_file(tracking_uri())
     if file is not None and not file.exists():
@@ -178,7 +178,7 @@ def model_folder(name: str | None, alias: str) -> Path:
         raise missing
     from mlflow.artifacts import download_artifacts
 
-    with answering(tracking_uri()):
+    with translate_errors(tracking_uri()):
         logged = Path(download_artifacts(f"models:/{name}/{found.version}"))
     cards = list(logged.glob("artifacts/*/model.json"))
     if not cards:

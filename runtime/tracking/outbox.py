@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoformer.files import read_json, write_json
-from runtime.common.console import say
+from runtime.common.console import print_line
 from runtime.tracking.store import is_refusal, reason
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Outbox:
                 return
             if not told and idle >= TOLD_AFTER_SECONDS:
                 told = True
-                say(f"tracking: waiting for MLflow to take what is left, up to {patience:.0f} s", sys.stderr)
+                print_line(f"tracking: waiting for MLflow to take what is left, up to {patience:.0f} s", sys.stderr)
             self._changed.wait(min(patience - idle, TOLD_AFTER_SECONDS))
 
     def _keep(self, left: list[Operation]) -> None:
@@ -115,7 +115,7 @@ class Outbox:
             self._backlog.unlink(missing_ok=True)
             return
         write_json(self._backlog, left)
-        say(
+        print_line(
             f"tracking: {len(left)} messages to MLflow were not delivered; they are in {self._backlog}: "
             f"send them with `python -m runtime.tracking {self._backlog}`",
             sys.stderr,
@@ -160,10 +160,10 @@ class Outbox:
         self._taken_at = time.monotonic()
         if error is not None:
             self._refused.append(operation | {"refused": reason(error)})
-            say(f"tracking: MLflow refused {operation['kind']}: {reason(error)}", sys.stderr)
+            print_line(f"tracking: MLflow refused {operation['kind']}: {reason(error)}", sys.stderr)
         elif self._away and not self._waiting and not self._aside:
             self._away = False
-            say("tracking: MLflow answers again, and has all that was kept", sys.stderr)
+            print_line("tracking: MLflow answers again, and has all that was kept", sys.stderr)
         self._due = bool(self._waiting or self._aside)
 
     def _pause(self) -> None:
@@ -179,7 +179,7 @@ class Outbox:
         if not self._away:
             self._away = True
             what = f"takes no {operation['kind']}" if operation["kind"] in UPLOADS else "does not answer"
-            say(f"tracking: MLflow {what} ({reason(error)}); kept, and tried again later", sys.stderr)
+            print_line(f"tracking: MLflow {what} ({reason(error)}); kept, and tried again later", sys.stderr)
 
 
 def left_over(backlog: Path) -> list[Operation]:

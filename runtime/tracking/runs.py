@@ -14,17 +14,17 @@ from autoformer.files import hash_value
 from runtime.common.config import ROOT, STEPS, Config
 from runtime.tracking.outbox import Outbox, last_steps, sender
 from runtime.tracking.provenance import dvc_revision, provenance_tags
-from runtime.tracking.step_run import StepRun, milliseconds
+from runtime.tracking.step_logger import StepLogger, milliseconds
 from runtime.tracking.store import (
-    answering,
     connect,
     experiment_id,
     locked,
     patiently,
     reason,
-    shown,
     tracking_uri,
+    translate_errors,
     usual_patience_seconds,
+    without_password,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def open_pipeline_run(config: Config, tags: Mapping[str, str] | None = None) -> 
     The caller hands the id to its steps as `AUTOFORMER_PARENT_RUN_ID`, and calls `close_pipeline_run`.
     """
     usual_patience_seconds()  # what it refuses is told before anything runs
-    with answering(tracking_uri()):
+    with translate_errors(tracking_uri()):
         key = _config_and_data(config, dvc_revision())
         run_id, is_new = _pipeline_run(config, "runner", key, tags or {}, again=False)
         if is_new:
@@ -68,7 +68,7 @@ def open_pipeline_run(config: Config, tags: Mapping[str, str] | None = None) -> 
 
 def find_pipeline_run(config: Config, data_hash: str) -> str:
     """The parent run of this config and data under `dvc repro`, where no process owns it; made by its first step."""
-    with answering(tracking_uri()):
+    with translate_errors(tracking_uri()):
         return _pipeline_run(config, "dvc", _config_and_data(config, data_hash), {}, again=True)[0]
 
 
@@ -88,7 +88,7 @@ def step_run(
     *,
     tags: Mapping[str, str] | None = None,
     patience_seconds: float | None = None,
-) -> Iterator[StepRun]:
+) -> Iterator[StepLogger]:
     """The MLflow run of a step, ended as the block ends: FINISHED, FAILED, or KILLED by a signal.
 
     KFP's own run (`MLFLOW_RUN_ID`) is used where there is one, and left for KFP to end. Else the run is nested in
@@ -107,7 +107,7 @@ def step_run(
             could as well be a wrong address, and the work of days would be logged nowhere.
     """
     if os.environ.get("RANK", "0") != "0" or os.environ.get("AUTOFORMER_TRACKING") == "off":
-        yield StepRun("", None)
+        yield StepLogger("", None)
         return
     provenance = provenance or {}
     inputs: Mapping[str, str] = provenance.get("inputs", {})
@@ -115,12 +115,12 @@ def step_run(
     begun = patiently(
         lambda: _begin(step, config, {key: value for key, value in tags.items() if value}), patience_seconds
     )
-    record |= {"mlflow_run_id": begun.run_id, "mlflow_tracking_uri": shown(tracking_uri())}
+    record |= {"mlflow_run_id": begun.run_id, "mlflow_tracking_uri": without_password(tracking_uri())}
     if begun.parent_id:
         record["mlflow_parent_run_id"] = begun.parent_id
     backlog = backlog_folder() / f"{begun.run_id}.json"
     outbox = Outbox(sender(connect()), backlog)
-    run = StepRun(begun.run_id, outbox, begun.logged | last_steps(backlog), begun.parent_id)
+    run = StepLogger(begun.run_id, outbox, begun.logged | last_steps(backlog), begun.parent_id)
     if begun.parent_id in begun.owned:
         _describe(outbox, begun.parent_id, config, inputs)
     run.params(config_params(config, [step]))
@@ -174,7 +174,7 @@ class _Begun(NamedTuple):
 
 
 def _begin(step: str, config: Config, tags: Mapping[str, str]) -> _Begun:
-    with answering(tracking_uri()):
+    with translate_errors(tracking_uri()):
         return _find_or_create(connect(), step, config, tags)
 
 

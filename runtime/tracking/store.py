@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from autoformer.errors import AutoFormerError
 from autoformer.locks import lock
 from runtime.common.config import ROOT
-from runtime.common.console import say
+from runtime.common.console import print_line
 from runtime.common.redaction import hide
 from runtime.common.retrying import retry, within
 
@@ -28,7 +28,7 @@ EXPERIMENT = "autoformer"
 LOCK_SECONDS = 120
 PATIENCE_SECONDS = 300.0  # a server that is restarted, or moved to another machine, is back by then
 FILE_PATIENCE_SECONDS = 60.0  # with a sqlite file that another process writes to
-ASK_AGAIN_SECONDS = 5.0
+POLL_SECONDS = 5.0
 # MLflow's own defaults are 7 retries of 120 s each, after a pause that the server may choose. Its jitter is drawn from
 # Python's one generator, from which augmentation draws too: requests of another thread would move a training's result.
 ENVIRONMENT = {
@@ -47,7 +47,7 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
 
 
-def shown(uri: str) -> str:
+def without_password(uri: str) -> str:
     """The address without user name and password, fit for records and messages."""
     parts = urlsplit(uri)
     secret, at, _ = parts.netloc.rpartition("@")
@@ -81,7 +81,7 @@ def initialise(uri: str) -> "MlflowClient":
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     file = sqlite_file(uri)
-    with answering(uri):
+    with translate_errors(uri):
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
         with locked(uri), _short_requests():
@@ -95,14 +95,15 @@ class NoAnswerError(AutoFormerError):
     """The server does not answer, or not now: asking again may help."""
 
     def __init__(self, uri: str, why: str) -> None:
+        address = without_password(uri)
         super().__init__(
-            f"MLflow at {shown(uri)} cannot be used ({why}); see that it is there, or set MLFLOW_TRACKING_URI"
+            f"MLflow at {address} cannot be used ({why}); see that it is there, or set MLFLOW_TRACKING_URI"
         )
-        self.told = f"MLflow at {shown(uri)} does not answer ({why})"
+        self.notice = f"MLflow at {address} does not answer ({why})"
 
 
 @contextlib.contextmanager
-def answering(uri: str) -> Iterator[None]:
+def translate_errors(uri: str) -> Iterator[None]:
     """Say it in one line where the store does not do what it is asked."""
     try:
         yield
@@ -136,9 +137,9 @@ def patiently(ask: Callable[[], Answer], seconds: float | None = None) -> Answer
 
     def tell(error: NoAnswerError, failures: int) -> None:
         if failures == 1:
-            say(f"tracking: {error.told}; waiting for it, up to {seconds:.0f} s", sys.stderr)
+            print_line(f"tracking: {error.notice}; waiting for it, up to {seconds:.0f} s", sys.stderr)
 
-    return retry(ask, NoAnswerError, within(seconds, repeat(ASK_AGAIN_SECONDS)), tell)
+    return retry(ask, NoAnswerError, within(seconds, repeat(POLL_SECONDS)), tell)
 
 
 def is_refusal(error: Exception) -> bool:

@@ -2,7 +2,7 @@
 
 `run_step` starts as many processes as there are GPUs (or as `AUTOFORMER_PROCESSES` says), after it has checked
 arguments and configuration. A process that torchrun has started, on this machine or on several, joins the others
-(`runtime.steps.joining`).
+(`runtime.steps.distributed`).
 
 What went wrong is told in one line, once, by the process that was started first, with an exit code of
 `runtime.common.exit_codes`: a rank writes its own line to a file below `AUTOFORMER_RANKS`, and prints nothing.
@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json
 from runtime.common.config import Config, TrainingSection
-from runtime.common.exit_codes import AWAY, BAD_INPUT, LOST, Fallen
-from runtime.common.processes import FOLDER, cores, gpus, is_rank, number_in_environment
+from runtime.common.exit_codes import BAD_INPUT, LOST, UNAVAILABLE, JobFailed
+from runtime.common.processes import REPORT_FOLDER, cores, gpus, is_rank, number_in_environment
 from runtime.common.stopping import SIGNALS
-from runtime.steps.joining import is_lost
+from runtime.steps.distributed import is_lost
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -66,7 +66,7 @@ def processes(config: Config) -> int:
     return wanted or max(1, available)
 
 
-def check_parts(step: str, config: Config, count: int) -> None:
+def check_batch_split(step: str, config: Config, count: int) -> None:
     """Raise `AutoFormerError` unless `count` ranks can take equal parts of an optimiser step."""
     section = getattr(config, step)
     if not isinstance(section, TrainingSection):
@@ -114,13 +114,13 @@ def launch(step: str, argv: Sequence[str], count: int) -> None:
     Signals are passed on to them, and each has `GRACE_SECONDS` to end. They end when this process is gone, too.
 
     Raises:
-        Fallen: the line and the exit code of what went wrong first.
+        JobFailed: the line and the exit code of what went wrong first.
     """
     restarts = number_in_environment("AUTOFORMER_MAX_RESTARTS", 0)
     for again in range(restarts + 1):
         try:
             _launch_once(step, argv, count)
-        except Fallen as fallen:
+        except JobFailed as fallen:
             if again == restarts or fallen.exit_code in (BAD_INPUT, *(128 + number for number in SIGNALS)):
                 raise
             print(f"{step}: {fallen}; starting again, {again + 1} of {restarts}", file=sys.stderr, flush=True)
@@ -132,7 +132,7 @@ def launch_on(machine: Machine, step: str, argv: Sequence[str]) -> None:
     """The same for the processes of one of several machines; the others must do so too. Without restarts.
 
     Raises:
-        Fallen: the line and the exit code of what went wrong first on this machine.
+        JobFailed: the line and the exit code of what went wrong first on this machine.
     """
     try:
         _launch_once(step, argv, machine.processes, machine)
@@ -141,7 +141,7 @@ def launch_on(machine: Machine, step: str, argv: Sequence[str]) -> None:
             raise
         reason = " ".join(str(error).split()[:20])
         where = f"machine {machine.number} of {machine.machines}"
-        raise Fallen(f"{where} does not find the others ({reason})", LOST) from None
+        raise JobFailed(f"{where} does not find the others ({reason})", LOST) from None
 
 
 @contextlib.contextmanager
@@ -220,7 +220,7 @@ def _meeting_at(machine: Machine) -> dict[str, Any]:
 def _environment(told: Path, count: int, alone: bool) -> Iterator[None]:
     """What the ranks inherit. `alone`: all of them are on this machine."""
     former = dict(os.environ)
-    os.environ |= {FOLDER: str(told), "AUTOFORMER_RUNNER_PID": str(os.getpid())}
+    os.environ |= {REPORT_FOLDER: str(told), "AUTOFORMER_RUNNER_PID": str(os.getpid())}
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     if alone and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a container's own name need not resolve
@@ -234,17 +234,17 @@ def _environment(told: Path, count: int, alone: bool) -> Iterator[None]:
 _ENDED = tuple(code for number in SIGNALS for code in (128 + number, -number))
 
 
-def _fallen(failures: "Mapping[int, ProcessFailure]", told: Sequence[Mapping[str, Any]], count: int) -> Fallen:
+def _fallen(failures: "Mapping[int, ProcessFailure]", told: Sequence[Mapping[str, Any]], count: int) -> JobFailed:
     """Why the job has ended: bad input that a rank names, else a rank that was killed, else one that failed.
 
     Those that are ended for the sake of another have told so, or were killed after it.
     """
     for word in told:
         if word["code"] == BAD_INPUT:
-            return Fallen(str(word["message"]), BAD_INPUT)
+            return JobFailed(str(word["message"]), BAD_INPUT)
     for word in told:
-        if word["code"] == AWAY:
-            return Fallen(str(word["message"]), AWAY)
+        if word["code"] == UNAVAILABLE:
+            return JobFailed(str(word["message"]), UNAVAILABLE)
     first = {rank: failure for rank, failure in failures.items() if failure.exitcode not in (LOST, *_ENDED)}
     killed = sorted((failure.timestamp, rank) for rank, failure in first.items() if failure.exitcode < 0)
     if killed:
@@ -252,24 +252,24 @@ def _fallen(failures: "Mapping[int, ProcessFailure]", told: Sequence[Mapping[str
         number = -first[rank].exitcode
         by = signal.Signals(number).name
         why = ", as where memory runs out" if number == signal.SIGKILL else ""
-        return Fallen(
+        return JobFailed(
             f"rank {rank} of {count} was killed by {by}{why}; the same command goes on from the last checkpoint",
             128 + number,
         )
     if first:
-        return Fallen(f"rank {min(first)} of {count} failed; its traceback stands above", 1)
+        return JobFailed(f"rank {min(first)} of {count} failed; its traceback stands above", 1)
     for word in told:
         if word["code"] != LOST:
-            return Fallen(str(word["message"]), int(word["code"]))
-    return Fallen(f"the {count} ranks have lost their connections to each other; the same command goes on", LOST)
+            return JobFailed(str(word["message"]), int(word["code"]))
+    return JobFailed(f"the {count} ranks have lost their connections to each other; the same command goes on", LOST)
 
 
-def _stopped(number: signal.Signals, told: Sequence[Mapping[str, Any]]) -> Fallen:
+def _stopped(number: signal.Signals, told: Sequence[Mapping[str, Any]]) -> JobFailed:
     """What rank 0 says of a signal, which it has had from here."""
     for word in told:
         if word["code"] != LOST:
-            return Fallen(str(word["message"]), int(word["code"]))
-    return Fallen(f"stopped by {number.name}; the same command goes on from the last checkpoint", 128 + number)
+            return JobFailed(str(word["message"]), int(word["code"]))
+    return JobFailed(f"stopped by {number.name}; the same command goes on from the last checkpoint", 128 + number)
 
 
 def _wait_for_children() -> None:

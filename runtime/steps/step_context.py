@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from autoformer.ranks import ALONE, Ranks
 from runtime import tracking
 from runtime.common.config import Config
-from runtime.common.locks import alone
+from runtime.common.locks import hold_lock
 from runtime.common.workspace import Record, Workspace
 from runtime.storage.mirror import Mirror, mirrored
 
@@ -16,14 +16,14 @@ NOWHERE = Mirror()
 
 
 @dataclass(frozen=True)
-class OpenStep:
+class StepContext:
     """What a step is given to work with, and what it says where its result came from."""
 
     arguments: argparse.Namespace
     config: Config
     workspace: Workspace
     record: Record
-    tracked: tracking.StepRun
+    tracked: tracking.StepLogger
     ranks: Ranks = ALONE
     mirror: Mirror = NOWHERE  # is told when checkpoints change
 
@@ -36,7 +36,7 @@ def open_step(
     *inputs: str,
     ranks: Ranks = ALONE,
     has_checkpoints: bool = False,
-) -> Iterator[OpenStep]:
+) -> Iterator[StepContext]:
     """Open the step's work in progress, record and MLflow run; forget the work once the step has succeeded.
 
     Of several processes rank 0 holds the locks, writes the record and logs; the others have a record and a run that
@@ -59,15 +59,15 @@ def open_step(
     record.values["ranks"] = ranks.count
     if not ranks.leads:
         with tracking.step_run(step, config, record.values) as silent:
-            yield OpenStep(arguments, config, workspace, record, silent, ranks)
+            yield StepContext(arguments, config, workspace, record, silent, ranks)
         return
-    with alone(workspace.folder, "work folder"), alone(arguments.out, "output"):
+    with hold_lock(workspace.folder, "work folder"), hold_lock(arguments.out, "output"):
         with (
             record,
             mirrored(step, workspace.folder) if has_checkpoints else contextlib.nullcontext(NOWHERE) as mirror,
             # whose run has ended before the last checkpoint is waited for: there may be no time for both
             tracking.step_run(step, config, record.values, workspace.provenance) as tracked,
         ):
-            yield OpenStep(arguments, config, workspace, record, tracked, ranks, mirror)
+            yield StepContext(arguments, config, workspace, record, tracked, ranks, mirror)
         workspace.clear()
         mirror.clear()

@@ -3,7 +3,7 @@
 A step that can be shared calls `run_step(..., shared=True)` and works inside of `joined`:
 
     def run(arguments: argparse.Namespace, config: Config) -> None:
-        with joined(config) as ranks:                       # ALONE where the step is one process
+        with process_group(config) as ranks:                       # ALONE where the step is one process
             scores = score(ranks.share(candidates))         # every rank its own
             everything = ranks.gather(scores)               # in the order of the ranks
             with open_step(STEP, arguments, config, ..., ranks=ranks) as opened:
@@ -26,12 +26,12 @@ from runtime.common.exit_codes import LOST
 from runtime.common.processes import (
     gpus,
     is_rank,
-    machine_share,
     number_in_environment,
+    ranks_on_machine,
     set_threads,
     threads_of_rank,
 )
-from runtime.common.stopping import Stopped, heard
+from runtime.common.stopping import Stopped, received_signal
 
 TIMEOUT = timedelta(minutes=30)  # of a word between ranks: longer than rank 0 scores or writes while others wait
 _CHUNK_BYTES = 2**26  # of a file that rank 0 hands out
@@ -50,7 +50,7 @@ class LostRank(SystemExit):
 
 
 @contextlib.contextmanager
-def joined(config: Config) -> Iterator[Ranks]:
+def process_group(config: Config) -> Iterator[Ranks]:
     """The ranks of this job, once all have come: NCCL between GPUs, gloo between CPUs. ALONE without torchrun.
 
     Raises:
@@ -86,7 +86,7 @@ def joined(config: Config) -> Iterator[Ranks]:
         if not is_lost(error):
             raise
         time.sleep(1)
-        number = heard()
+        number = received_signal()
         raise (LostRank(ranks) if number is None else Stopped(number)) from None
     distributed.destroy_process_group()
 
@@ -119,7 +119,7 @@ def hand_out(ranks: Ranks, file: Path) -> Path:
 
     Among ranks of one machine, and where machines share the folder, there is nothing to do.
     """
-    if machine_share() == ranks.count:
+    if ranks_on_machine() == ranks.count:
         return file
     wanted = ranks.broadcast(hash_file(file) if ranks.leads else "")
     lacks = number_in_environment("LOCAL_RANK", 0) == 0 and not (file.is_file() and hash_file(file) == wanted)

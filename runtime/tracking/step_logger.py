@@ -29,7 +29,7 @@ _HEADLINE: dict[str, tuple[str, float]] = {
 }  # fmt: skip
 
 
-class StepRun:
+class StepLogger:
     """Logs to the run of a step. Nothing here raises, or waits, when the store is away.
 
     Args:

@@ -24,7 +24,7 @@ from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
 from runtime.common.config import Config, TrainingSection, TrainSupernet
-from runtime.steps.workers import kept_bytes, worker_count
+from runtime.steps.workers import cache_bytes, worker_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Training:
         card: of the data set.
         seed: of order, augmentation and stochastic depth.
         device: that it runs on.
-        found: file that remembers how many forward passes the memory asks for, so that a resumed run takes as many.
+        accumulation_file: remembers the number of forward passes that fit, for a resumed run.
         ranks: which of the processes that train together this is; a step has `accumulation` parts for each of them.
     """
 
@@ -56,7 +56,7 @@ class Training:
     card: DatasetCard
     seed: int
     device: torch.device
-    found: Path
+    accumulation_file: Path
     ranks: Ranks = ALONE
 
     def largest(self, images: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Training:
 
 
 def supernet_training(
-    config: Config, images: Images | EncodedSplit, card: DatasetCard, found: Path, ranks: Ranks = ALONE
+    config: Config, images: Images | EncodedSplit, card: DatasetCard, accumulation_file: Path, ranks: Ranks = ALONE
 ) -> Training:
     """The training of the configured supernet, from new weights. See `Training`.
 
@@ -91,7 +91,7 @@ def supernet_training(
         card=card,
         seed=config.seed,
         device=find_device(config.device),
-        found=found,
+        accumulation_file=accumulation_file,
         ranks=ranks,
     )
 
@@ -114,14 +114,14 @@ def make_trainer(training: Training) -> Trainer:
         passes = _agreed_passes(training, partial(_find_passes, training, teacher))
     source = training_images(
         training.images, recipe, seed, space.image_size, card.mean, passes * ranks.count, worker_count(device), ranks,
-        kept_bytes(),
+        cache_bytes(),
     )  # fmt: skip
     return Trainer(model, training.lessons, source, space.num_classes, card.mean, card.std, recipe, seed, teacher)
 
 
 def _agreed_passes(training: Training, find: Callable[[], int]) -> int:
     """Forward passes of each rank to a step: what was remembered, else as many as the neediest rank finds."""
-    ranks, found = training.ranks, training.found
+    ranks, found = training.ranks, training.accumulation_file
     remembered = ranks.broadcast(_remembered(found) if ranks.leads else None)
     if remembered is not None and training.section.batch_size % (remembered * ranks.count) == 0:
         return remembered
@@ -173,14 +173,14 @@ def _memory(device: torch.device) -> str:
     return f"the {total / 2**30:.0f} GiB of {device}" if total else "this machine's memory"
 
 
-def _remembered(found: Path) -> int | None:
-    return int(read_json(found)["accumulation"]) if found.exists() else None
+def _remembered(accumulation_file: Path) -> int | None:
+    return int(read_json(accumulation_file)["accumulation"]) if accumulation_file.exists() else None
 
 
 def out_of_memory(training: Training, trainer: Trainer) -> AutoFormerError:
     """One line for an optimiser step that ran out of memory, with the accumulation that fits.
 
-    Where accumulation is to be found, the file `training.found` is told, so that the same command goes on with it.
+    With `accumulation: auto` it is written to `training.accumulation_file`, for the same command to resume with.
     """
     section = training.section
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -192,7 +192,7 @@ def out_of_memory(training: Training, trainer: Trainer) -> AutoFormerError:
         return _too_large(trainer.device)
     passes = more * trainer.parts // trainer.ranks.count
     if section.accumulation == "auto":
-        write_json(training.found, {"accumulation": passes})  # by whichever rank: the others cannot be asked any more
+        write_json(training.accumulation_file, {"accumulation": passes})  # whichever rank: others may be gone
         answer = f"the same command goes on with accumulation {passes}"
     else:
         answer = (

@@ -28,17 +28,17 @@ from autoformer.images.card import DatasetCard
 from autoformer.images.loading import Images
 from autoformer.ranks import Ranks
 from autoformer.training import Trainer
-from runtime.common.console import Progress, say
-from runtime.common.stopping import Stopped, between_steps, hear, heard
+from runtime.common.console import Progress, print_line
+from runtime.common.stopping import Stopped, delay_signals, receive_signal, received_signal
 from runtime.steps.checkpoints import Checkpoints, State, load
-from runtime.steps.opening import OpenStep
-from runtime.steps.trainers import Training, findings, out_of_memory
+from runtime.steps.step_context import StepContext
+from runtime.steps.training_setup import Training, findings, out_of_memory
 
 Row = dict[str, float | int]
 Rollback = dict[str, Any]  # step, reason, subnet, back_to_step, learning_rate_scale: a row of rollbacks.json
 
 
-class Scorer:
+class SearchSplitAccuracy:
     """Top-1 accuracy, in percent, on the first images of the search split, the same ones every time."""
 
     def __init__(self, split: Images, card: DatasetCard, device: torch.device, images: int | None = None) -> None:
@@ -50,14 +50,14 @@ class Scorer:
         return 100.0 * int((logits.argmax(dim=1) == self.labels).sum()) / len(self.labels)
 
 
-class Trained(NamedTuple):
+class TrainingResult(NamedTuple):
     """One row every `log_steps` steps, and where training went back."""
 
     history: list[Row]
     rollbacks: list[Rollback]
 
 
-class Names(NamedTuple):
+class TrainingNames(NamedTuple):
     """What one training is called."""
 
     checkpoint: str  # file in the work folder, without ending
@@ -66,8 +66,12 @@ class Names(NamedTuple):
 
 
 def train(
-    opened: OpenStep, training: Training, trainer: Trainer, score: Callable[[torch.nn.Module], Row], names: Names
-) -> Trained:
+    opened: StepContext,
+    training: Training,
+    trainer: Trainer,
+    score: Callable[[torch.nn.Module], Row],
+    names: TrainingNames,
+) -> TrainingResult:
     """Train to the end, from the checkpoint where there is one.
 
     Args:
@@ -88,18 +92,18 @@ def train(
     first = loop.resume()
     if first:
         opened.record.values["resumed_from_step"] = first
-        say(f"{names.what}: resumed from step {first} of {trainer.total_steps}")
+        print_line(f"{names.what}: resumed from step {first} of {trainer.total_steps}")
     start = time.monotonic()
     images, total = trainer.images_per_step, trainer.total_steps * trainer.images_per_step
     with Progress(names.what, total, "images", first * images) as progress, contextlib.closing(trainer.images):
         # a rank that follows stops where all do, never by itself
-        with contextlib.nullcontext() if trainer.ranks.leads else between_steps():
+        with contextlib.nullcontext() if trainer.ranks.leads else delay_signals():
             fits = loop.run(lambda note: progress.update(trainer.step * images, note))
     if not fits:
         raise out_of_memory(training, trainer)
     rate = loop.steps_taken * images / max(time.monotonic() - start, 1e-9)
     opened.record.values["images_per_second"] = round(rate)
-    return Trained(loop.history, loop.rollbacks)
+    return TrainingResult(loop.history, loop.rollbacks)
 
 
 class _Agreement:
@@ -111,12 +115,12 @@ class _Agreement:
 
     def __call__(self) -> bool:
         if self.ranks.count == 1:
-            return heard() is not None
+            return received_signal() is not None
         answer = self._answer()
         if answer:
-            hear(answer)
+            receive_signal(answer)
             return True
-        number = torch.tensor(heard() or 0)
+        number = torch.tensor(received_signal() or 0)
         work = torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, async_op=True)
         assert work is not None
         self._asked = number, work
@@ -135,11 +139,11 @@ class _Loop:
 
     def __init__(
         self,
-        opened: OpenStep,
+        opened: StepContext,
         training: Training,
         trainer: Trainer,
         score: Callable[[torch.nn.Module], Row],
-        names: Names,
+        names: TrainingNames,
     ) -> None:
         self.opened, self.training, self.trainer, self.score, self.names = opened, training, trainer, score, names
         self.section = training.section
@@ -185,7 +189,7 @@ class _Loop:
 
     def next_row(self) -> Row | None:
         """Train up to the next row of the history; None where training has gone back instead."""
-        with between_steps():
+        with delay_signals():
             wanted = self.section.log_steps - len(self.losses)
             last = min(self.trainer.step + wanted, self.trainer.total_steps)
             stopping, shares = False, []
@@ -195,15 +199,15 @@ class _Loop:
             if shares:
                 self.losses = torch.cat([self.losses, self.ranks.add(torch.stack(shares))])
         if stopping:  # of a rank that follows, for which the signal waits
-            raise Stopped(heard() or signal.SIGTERM)
+            raise Stopped(received_signal() or signal.SIGTERM)
         losses = self.losses.cpu()
         unsound = self._unsound(losses)
         if unsound:
-            with between_steps():
+            with delay_signals():
                 self._go_back(*unsound)
             return None
         row = self._row(losses)
-        with between_steps():
+        with delay_signals():
             self.history.append(row)
             self.losses = self._no_losses()
             self.opened.tracked.row(row, self.names.prefix)
@@ -275,7 +279,7 @@ class _Loop:
         }
         self.rollbacks = [*rollbacks, rollback]
         told = f"back to step {self.trainer.step}, learning rates times {self.trainer.learning_rate_scale:g}"
-        say(f"{self.names.what}: {what}; {told}")
+        print_line(f"{self.names.what}: {what}; {told}")
         self.opened.tracked.tags(
             {f"{self.names.prefix}rollbacks": f"{len(self.rollbacks)}: {rollback['reason']}; {told}"}
         )
