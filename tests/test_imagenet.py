@@ -19,7 +19,7 @@ from autoformer.images.loading import load_images, read_rows
 from autoformer.images.pixels import model_pixels
 from autoformer.images.source import SourceArchive, read_source
 from benchmarks.index import devkit
-from commands import deliver, link
+from commands import deliver
 from commands.plan import SplitSizes, read_sample
 from components.prepare_data import imagenet
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
@@ -323,7 +323,7 @@ def test_make_data_says_where_the_archives_are(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_plan_looks_at_a_few_images_only(tmp_path: Path) -> None:
-    link.link_imagenet(sparse_archives(tmp_path), tmp_path / "data")
+    deliver.link_imagenet(sparse_archives(tmp_path), tmp_path / "data")
     settings = ["dataset=imagenet-1k", "space.num_classes=1000", "prepare_data.search_images=10000"]
     card, images, counts = read_sample(load_config("photos", settings), tmp_path / "data")
     assert counts == SplitSizes(1_271_167, 10_000, 50_000, 1_281_167)

@@ -28,7 +28,7 @@ from autoformer.images.pixels import model_pixels
 from autoformer.images.source import archive_folder, read_source
 from autoformer.images.streaming import StreamedPixels
 from autoformer.recipe import Augmentation, Recipe
-from commands import deliver, link
+from commands import deliver
 from components.prepare_data import imagenet, step
 from components.prepare_data.pack import pack
 from components.train_supernet.step import main as train_supernet
@@ -382,7 +382,7 @@ def test_official_archives_in_s3_are_named_or_brought(
 ) -> None:
     published = write_archives(tmp_path / "archives")
     large, small = upload(s3, tmp_path / "archives", f"{name}/large"), f"{name}/small"
-    link.link_imagenet(large, tmp_path / "linked", published)
+    deliver.link_imagenet(large, tmp_path / "linked", published)
     stated = read_source(tmp_path / "linked")
     assert (stated.location, stated.archives) == (large, published.archives)
     wds = upload(s3, shards(tmp_path / "mine"), f"{name}/shards")
