@@ -26,7 +26,7 @@ def worker_count(device: "torch.device") -> int:
     return min(MOST_WORKERS, mine // 2 if device.type == "cpu" else max(1, mine - 1))
 
 
-def kept_bytes() -> int:
+def cache_bytes() -> int:
     """Memory in which decoded training images are kept: `AUTOFORMER_CACHE_GB`, else none.
 
     It changes no result, and so is no part of the configuration. The ranks of a machine share it out.
