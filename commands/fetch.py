@@ -1,10 +1,11 @@
-"""Put the four files of Fashion-MNIST into a data folder, by whichever route is there.
+"""Put the four files of Fashion-MNIST into a data folder, by the first route that works.
 
     python -m commands.fetch --dataset fashion-mnist --data data/fashion-mnist
 
-Every route ends in the same bytes, the published ones, so that `data.dvc` matches whichever was taken.
+Every route gives the published bytes, so `data.dvc` matches whichever was taken.
 """
 
+import argparse
 import shutil
 import struct
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, replacing
 from components.prepare_data.fashion_mnist import ARCHIVES, NAME
-from runtime.common.console import Parser, report_error
+from runtime.common.console import Parser, run_command
 
 PACKAGE = "dataset-fashion-mnist"
 INSTALLED = Path("usr/share/datasets/fashion-mnist")  # below the root of the file system, or of an unpacked package
@@ -36,33 +37,37 @@ _GZIP_HEADER_BYTES = 10
 
 
 class RouteError(Exception):
-    """This way to the files is not there; the message says why."""
+    """A route does not work; the message gives the reason."""
 
 
-def fetch(
-    data: Path, routes: Sequence[str] = ("installed", "debian", "mirrors"), mirrors: Sequence[str] = MIRRORS
-) -> str:
-    """Make the four files stand in `data` as published; each is written whole or not at all.
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m commands.fetch", description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", default=NAME, choices=[NAME])
+    parser.add_argument("--data", type=Path, default=Path("data") / NAME, help="folder to fill (default: %(default)s)")
+
+    def work(arguments: argparse.Namespace) -> None:
+        print(f"{arguments.data}: {NAME}, {fetch(arguments.data)}")
+
+    return run_command("fetch", parser, work, argv, after="")
+
+
+def fetch(data: Path) -> str:
+    """Write the four published files into `data`, each whole or not at all.
 
     Returns:
-        how: "already there" or the route taken.
+        "already there", or the route taken.
 
     Raises:
-        AutoFormerError: no route led to them; one line says why not, and what to do.
+        AutoFormerError: no route worked; the line has the reason of each.
     """
-    missing = [name for name, checksum in ARCHIVES.items() if not _is_right(data / name, checksum)]
+    missing = [name for name, checksum in ARCHIVES.items() if not _has_checksum(data / name, checksum)]
     if not missing:
         return "already there"
-    ways: dict[str, Callable[[Path], Path]] = {
-        "installed": lambda _: Path("/") / INSTALLED,
-        "debian": _unpack_package,
-        "mirrors": lambda folder: _download(folder, missing, mirrors),
-    }
     problems = []
-    for route in routes:
+    for route, get in ROUTES.items():
         with tempfile.TemporaryDirectory(prefix="autoformer-fetch-") as folder:
             try:
-                files = _published(ways[route](Path(folder)), missing)
+                files = _published(get(Path(folder), missing), missing)
             except RouteError as problem:
                 problems.append(f"{route}: {problem}")
                 continue
@@ -72,12 +77,12 @@ def fetch(
             return route
     raise AutoFormerError(
         f"{data}: could not get {NAME} ({'; '.join(problems)}); install Debian's package {PACKAGE}, "
-        f"or put {', '.join(missing)} there from one of: {' '.join(mirrors)}"
+        f"or put {', '.join(missing)} there from one of: {' '.join(MIRRORS)}"
     )
 
 
 def published_bytes(name: str, content: bytes) -> bytes:
-    """The published file, out of itself or out of Debian's copy, whose gzip header lacks name and time."""
+    """The published file, from itself or from Debian's copy, whose gzip header lacks name and time."""
     flags = content[3:4]
     if content[:2] != b"\x1f\x8b" or flags != b"\x00":
         return content
@@ -87,7 +92,7 @@ def published_bytes(name: str, content: bytes) -> bytes:
 
 
 def _published(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """Read files of a route and hold them against their checksums, all of them before any is written."""
+    """Read all files of a route and verify their checksums, before any is written."""
     files = {}
     for name in names:
         if not (folder / name).is_file():
@@ -98,12 +103,12 @@ def _published(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     return files
 
 
-def _is_right(path: Path, checksum: str) -> bool:
+def _has_checksum(path: Path, checksum: str) -> bool:
     return path.is_file() and hash_file(path) == checksum
 
 
-def _unpack_package(folder: Path) -> Path:
-    """Download Debian's package and unpack it into `folder`, without root. Private package lists, if need be."""
+def _unpack_package(folder: Path, _: Sequence[str]) -> Path:
+    """Download Debian's package and unpack it into `folder`, without root; fetch package lists if there are none."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise RouteError("no apt-get or no dpkg here")
     lists, cache = folder / "lists", folder / "cache"
@@ -134,11 +139,11 @@ def _call(command: list[str], folder: Path, seconds: float = 300) -> None:
         raise RouteError(f"{command[0]} ended with {done.returncode}: {last}")
 
 
-def _download(folder: Path, names: Sequence[str], mirrors: Sequence[str]) -> Path:
-    """Download files into `folder`, each from the first mirror that has it, byte for byte."""
+def _download(folder: Path, names: Sequence[str]) -> Path:
+    """Download files into `folder`, each from the first mirror that has the published bytes."""
     for name in names:
         problems = []
-        for mirror in mirrors:
+        for mirror in MIRRORS:
             try:
                 with urllib.request.urlopen(f"{mirror}/{name}", timeout=30) as answer:
                     content = answer.read()
@@ -154,16 +159,12 @@ def _download(folder: Path, names: Sequence[str], mirrors: Sequence[str]) -> Pat
     return folder
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m commands.fetch", description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", default=NAME, choices=[NAME])
-    parser.add_argument("--data", type=Path, default=Path("data") / NAME, help="folder to fill (default: %(default)s)")
-    try:
-        arguments = parser.parse_args(argv)
-        print(f"{arguments.data}: {NAME}, {fetch(arguments.data)}")
-    except AutoFormerError as error:
-        return report_error("fetch", error)
-    return 0
+# Route -> function of an empty folder and the names of the missing files; returns the folder that has them.
+ROUTES: dict[str, Callable[[Path, Sequence[str]], Path]] = {
+    "installed": lambda folder, names: Path("/") / INSTALLED,
+    "debian": _unpack_package,
+    "mirrors": _download,
+}
 
 
 if __name__ == "__main__":

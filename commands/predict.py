@@ -1,4 +1,4 @@
-"""`python -m commands.predict IMAGE…`: say what is in a picture, with the registered model or one of a folder."""
+"""Name what an image shows, by the registered model or by one of a folder: `python -m commands.predict IMAGE…`."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,59 +6,54 @@ from pathlib import Path
 
 from autoformer.cards import read_subnet_card
 from autoformer.errors import AutoFormerError
-from runtime.common.console import Parser, existing, report_error
+from runtime.common.console import Parser, existing, run_command
 
 TOP = 3
 
 
-def parser() -> argparse.ArgumentParser:
-    result = Parser(
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(
         prog="python -m commands.predict",
         description="Name what images show. They must look like the training images: see autoformer/predict.py.",
     )
-    result.add_argument(
+    parser.add_argument(
         "--model",
         help="the name of a registered model, or a folder with model.safetensors and model.json "
         "(default: the model that was registered last)",
     )
-    result.add_argument("--alias", default="champion", help="of the registered version to use (%(default)s)")
-    result.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    return result
+    parser.add_argument("--alias", default="champion", help="of the registered version to use (%(default)s)")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        arguments = parser().parse_args(argv)
-        for line in answers(arguments):
+    def work(arguments: argparse.Namespace) -> None:
+        for line in predictions(arguments.images, arguments.model, arguments.alias):
             print(line, flush=True)
-    except AutoFormerError as error:
-        return report_error("predict", error)
-    return 0
+
+    return run_command("predict", parser, work, argv, after="")
 
 
-def answers(arguments: argparse.Namespace) -> list[str]:
-    """A line for each image: the likeliest classes with their probabilities."""
-    for path in arguments.images:  # before seconds of imports
+def predictions(paths: Sequence[Path], model_name: str | None, alias: str) -> list[str]:
+    """A line for each image: the most probable classes and their probabilities."""
+    for path in paths:  # before seconds of imports
         if not path.is_file():
             raise AutoFormerError(f"{path}: {'a folder, not an image' if path.is_dir() else 'no such image'}")
-    folder = _model_folder(arguments.model, arguments.alias)
+    folder = _model_folder(model_name, alias)
     from autoformer.checkpoint import load_subnet
     from autoformer.images.pixels import open_image, resized_side
     from autoformer.predict import predict
 
     side = resized_side(read_subnet_card(folder).space.image_size)
-    images = [open_image(path, side) for path in arguments.images]
+    images = [open_image(path, side) for path in paths]
     model, card = load_subnet(folder)
     lines = []
-    for path, image in zip(arguments.images, images, strict=True):
+    for path, image in zip(paths, images, strict=True):
         best = predict(model, card, image)[:TOP]
         lines.append(f"{path}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best))
     return lines
 
 
 def _model_folder(model: str | None, alias: str) -> Path:
-    """The folder that is meant: itself, or that of a registered model."""
-    if model is not None and ("/" in model or (Path(model) / "model.json").exists()):  # not any folder of that name
+    """`model` itself where it is a folder of a model, else the folder of the registered model of that name."""
+    if model is not None and ("/" in model or (Path(model) / "model.json").exists()):
         return existing(Path(model), "retrain_subnet")
     from runtime import tracking
 

@@ -1,5 +1,6 @@
-"""`python -m commands.ui`: MLflow's pages on this machine, and the addresses worth opening."""
+"""Serve MLflow's pages on this machine, and print the addresses worth opening: `python -m commands.ui`."""
 
+import argparse
 import os
 import socket
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoformer.errors import AutoFormerError
-from runtime.common.console import Parser, report_error
+from runtime.common.console import Parser, run_command
 from runtime.tracking.store import connect, sqlite_file, tracking_uri, translate_errors, without_password
 from runtime.tracking.views import save_views
 
@@ -17,15 +18,15 @@ HOST = "127.0.0.1"
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m commands.ui", description="Open MLflow's pages.")
     parser.add_argument("--port", type=int, default=5000, help="of the server on this machine (default: 5000)")
-    try:
-        arguments = parser.parse_args(argv)
-        return serve(arguments.port)
-    except AutoFormerError as error:
-        return report_error("ui", error)
+
+    def work(arguments: argparse.Namespace) -> None:
+        serve(arguments.port)
+
+    return run_command("ui", parser, work, argv, after="")
 
 
-def serve(port: int) -> int:
-    """Print the addresses, and become the server. Where runs are kept on a server already, there is none to start."""
+def serve(port: int) -> None:
+    """Print the addresses, and become the server, unless the runs are on a remote one."""
     uri = tracking_uri()
     remote = sqlite_file(uri) is None and uri.startswith("http")
     if not remote and not _is_free(port):
@@ -40,7 +41,7 @@ def serve(port: int) -> int:
     if len(pages) == 1:
         print("  no search has finished yet; `make run` makes one", flush=True)
     if remote:
-        return 0
+        return
     print("Ctrl-C ends the server.", flush=True)
     command = [str(Path(sys.executable).with_name("mlflow")), "ui", "--backend-store-uri", uri]
     # one worker is enough for one person, and starts in a quarter of the time; requests are not worth a line each

@@ -23,7 +23,7 @@ from autoformer.images.card import read_card
 from autoformer.images.split_files import read_split
 from autoformer.images.split_images import DecodedSplit, load_images
 from autoformer.images.splits import hold_out
-from commands.fetch import INSTALLED, fetch, published_bytes
+from commands.fetch import INSTALLED, ROUTES, fetch, published_bytes
 from components.prepare_data import fashion_mnist
 from components.prepare_data.fashion_mnist import ARCHIVES
 from components.prepare_data.step import SPLITS, main, prepare, summary
@@ -297,20 +297,33 @@ def mirror(fashion_mnist: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def test_fetch_from_a_mirror_replaces_what_is_wrong(fashion_mnist: Path, mirror: str, tmp_path: Path) -> None:
+def use_mirrors(monkeypatch: pytest.MonkeyPatch, *mirrors: str) -> None:
+    """Let these be the only route."""
+    monkeypatch.setattr("commands.fetch.ROUTES", {"mirrors": ROUTES["mirrors"]})
+    monkeypatch.setattr("commands.fetch.MIRRORS", mirrors)
+
+
+def test_fetch_from_a_mirror_replaces_what_is_wrong(
+    fashion_mnist: Path, mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_mirrors(monkeypatch, f"{mirror}/nothing", mirror)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"damaged")
     shutil.copy(fashion_mnist / "train-images-idx3-ubyte.gz", tmp_path)
     kept = (tmp_path / "train-images-idx3-ubyte.gz").stat().st_mtime_ns
-    assert fetch(tmp_path, ["mirrors"], [f"{mirror}/nothing", mirror]) == "mirrors"
+    assert fetch(tmp_path) == "mirrors"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(ARCHIVES)
     assert all((tmp_path / name).read_bytes() == (fashion_mnist / name).read_bytes() for name in ARCHIVES)
     assert (tmp_path / "train-images-idx3-ubyte.gz").stat().st_mtime_ns == kept
-    assert fetch(tmp_path, routes=[]) == "already there"
+    use_mirrors(monkeypatch)
+    assert fetch(tmp_path) == "already there"
 
 
-def test_a_mirror_with_other_files_is_refused(tiny_data: TinyData, tmp_path: Path) -> None:
+def test_a_mirror_with_other_files_is_refused(
+    tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_mirrors(monkeypatch, tiny_data.data.as_uri())
     with pytest.raises(AutoFormerError, match="another checksum than the published file"):
-        fetch(tmp_path / "data", ["mirrors"], [tiny_data.data.as_uri()])
+        fetch(tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
