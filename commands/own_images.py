@@ -1,19 +1,19 @@
-"""Take a user's own images into a run: pack them, and propose a space, epochs and batch size that suit them.
+"""Use your own images: pack them, and propose a space, epochs and batch size that suit them.
 
     python -m commands.own_images --source photos --name flowers
 
-puts the pack under `data/`, which DVC versions, with a search space and a preset of that name. `make run DATA=…` packs
-into `datasets/`, outside of it. What is proposed is a function of the images, and of whether there is a GPU; never of
-a clock.
+writes the pack to `data/flowers`, which DVC versions, with a search space and a preset of that name. `make run DATA=…`
+packs into `datasets/` instead. Proposals depend on the images and on whether there is a GPU, never on a clock.
 """
 
 import argparse
+import contextlib
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from PIL import Image
@@ -23,7 +23,6 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
 from autoformer.images.pixels import resized_side
 from autoformer.named import CONFIGS, load_space
-from autoformer.space import SearchSpace
 from components.prepare_data import packed
 from components.prepare_data.pack import CARD, PackCard, pack, read_pack, slug, unreadable_of
 from components.prepare_data.sources import discover
@@ -34,83 +33,109 @@ from runtime.common.overrides import add_option, parse
 PRESET = "photos"
 SPACES = ("photos-64", "photos-32", "autoformer-tiny")  # that are proposed
 DATASETS = ROOT / "datasets"
-SHOWN = 5  # unreadable files and classes that are named on the screen
-_SAMPLED = 200  # images whose size is looked at
-_LARGE = 160  # pixels of a shorter side from which 224 are worth their cost, on a GPU
+_LISTED = 5  # unreadable files and classes that are printed
+_SAMPLED = 200  # images whose size is read
+_LARGE = 160  # pixels of the shorter side from which a space of 224 pixels is worth its cost, on a GPU
 _MANY = 20_000  # images from which a space of 224 pixels has enough to learn from
 
 
 class Adopted(NamedTuple):
-    """What a run is given for a user's images."""
+    """What a run takes for a user's images."""
 
     data: Path
     preset: str
     overrides: list[str]
 
 
-def adopt(source: Path, preset: str | None, overrides: Sequence[str], place: Path = DATASETS) -> Adopted:
-    """Pack the images at `source`, or take the pack that it is; return what to run.
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m commands.own_images", description="Put your images under data/.")
+    parser.add_argument("--source", type=Path, required=True, help="class folders, train/val/test folders, or a CSV")
+    parser.add_argument("--name", required=True, help="of the data set, its search space and its preset")
+    parser.add_argument("--preset", help="to start from (default: photos, adapted to the images)")
+    add_option(parser)
+
+    def work(arguments: argparse.Namespace) -> None:
+        print(add_dataset(arguments.source.expanduser(), arguments.name, arguments.preset, arguments.overrides))
+
+    return run_command("own_images", parser, work, argv)
+
+
+def adopt(source: Path, preset: str | None, overrides: Sequence[str], packs: Path) -> Adopted:
+    """Pack the images at `source`, unless it is a pack; return what to run.
 
     Args:
         source: a folder of class folders, of train, val and test folders, a CSV, or a pack.
-        preset: null for `photos`, adapted to the images; any other is taken as it is but for the data set's own
-            keys, dataset, number of classes and the model's name.
-        overrides: the user's; they win over what is proposed.
-        place: where packs lie.
+        preset: None for `photos`, adapted to the images. Any other keeps its values but for the data set's own keys:
+            dataset, number of classes, and the model's name.
+        overrides: the user's; they win over proposals.
+        packs: the folder to put a new pack into.
 
     Raises:
-        AutoFormerError: one line, where the images or the settings are not what they should be.
+        AutoFormerError: the images or the settings are unusable.
     """
+    given = {override.key: override.value for override in map(parse, overrides)}
     if preset is None:
-        overrides = [*_warmup(overrides), *overrides]
-    first = load_config(preset or PRESET, overrides)
+        overrides = [*_warmup(given), *overrides]
+    config = load_config(preset or PRESET, overrides)
     settings: list[str] = []
-    if preset is None and not _is_set("space", overrides):
-        settings.append(
-            f"space={_space_of(read_pack(source)) if packed.is_mine(source) else propose_space(source, first.device)}"
-        )
-        first = load_config(PRESET, [*settings, *overrides])
-    if packed.is_mine(source):
-        data = source
-    else:
-        most_unreadable = first.section(PrepareData).max_unreadable_percent
-        side, channels = resized_side(first.space.image_size), first.space.in_channels
-        with _Watch() as watch:
-            data = pack(source, place, side, channels, most_unreadable, watch)
+    if preset is None and "space" not in given:
+        is_pack = packed.is_mine(source)
+        space = _space_of(read_pack(source)) if is_pack else propose_space(source, config.device)
+        settings.append(f"space={space}")
+        config = load_config(PRESET, [*settings, *overrides])
+    data = source if packed.is_mine(source) else _pack(source, packs, config)
     card = read_pack(data)
     settings.append(f"dataset={card.name}")
-    if first.section(PrepareData).search_images and not _is_set("prepare_data.search_images", overrides):
+    if config.section(PrepareData).search_images and "prepare_data.search_images" not in given:
         settings.append("prepare_data.search_images=null")  # of a preset for images that have as many in each class
-    if not _is_set("space.num_classes", overrides):  # after the user's, which may name another space
+    if "space.num_classes" not in given:  # after the user's, which may name another space
         overrides = [*overrides, f"space.num_classes={len(card.classes)}"]
-    if preset is None or first.name == PRESET:
+    if preset is None or config.name == PRESET:
         settings += [f"name={card.name}", f"register_model.model_name={card.name}"]
     if preset is None:
         settings += propose_recipe(card, load_config(PRESET, [*settings, *overrides]))
     return Adopted(data, preset or PRESET, [*settings, *overrides])
 
 
+def _pack(source: Path, packs: Path, config: Config) -> Path:
+    side, channels = resized_side(config.space.image_size), config.space.in_channels
+    with _packing_progress() as update:
+        return pack(source, packs, side, channels, config.section(PrepareData).max_unreadable_percent, update)
+
+
+@contextlib.contextmanager
+def _packing_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each phase of the packing."""
+    bars: dict[str, Progress] = {}
+    with contextlib.ExitStack() as open_bar:
+
+        def update(phase: str, done: int, total: int) -> None:
+            if phase not in bars:
+                open_bar.close()
+                bars[phase] = open_bar.enter_context(Progress(phase, total, "images"))
+            bars[phase].update(done)
+
+        yield update
+
+
 def propose_space(source: Path, device: str = "auto") -> str:
     """The search space that suits the images and the machine; `device`: as configured."""
     images = discover(source).images
     sides = sorted(_shorter_sides([image.path for image in images[:: max(1, len(images) // _SAMPLED)]]))
-    side = sides[len(sides) // 2] if sides else 64
-    if side < 48:
-        return "photos-32"
-    return (
-        "autoformer-tiny" if device != "cpu" and _has_gpu() and side >= _LARGE and len(images) >= _MANY else "photos-64"
-    )
+    median = sides[len(sides) // 2] if sides else 64
+    if median >= _LARGE and len(images) >= _MANY and device != "cpu" and _has_gpu():
+        return "autoformer-tiny"
+    return "photos-32" if median < 48 else "photos-64"
 
 
 def _space_of(card: PackCard) -> str:
-    """The search space that images are packed for, where it is one that is proposed."""
-    fitting = [name for name in SPACES if resized_side(load_space(name).image_size) == card.shorter_side]
-    return fitting[0] if fitting else SPACES[0]
+    """The first of `SPACES` whose images are as large as those of the pack."""
+    return next((name for name in SPACES if resized_side(load_space(name).image_size) == card.shorter_side), SPACES[0])
 
 
-def _warmup(overrides: Sequence[str]) -> list[str]:
-    """Of the user's epochs, the share that is proposed: else the preset's might be longer than all of them."""
-    given, settings = {override.key: override.value for override in map(parse, overrides)}, []
+def _warmup(given: Mapping[str, Any]) -> list[str]:
+    """Warm-up in proportion to the user's epochs; the preset's might be longer than all of them."""
+    settings = []
     for section in ("train_supernet", "retrain_subnet"):
         epochs = given.get(f"{section}.epochs")
         if isinstance(epochs, int | float) and 0 < epochs < 1e9:  # a larger one may fit no float
@@ -130,15 +155,15 @@ def _shorter_sides(paths: Sequence[Path]) -> list[int]:
 
 
 def _has_gpu() -> bool:
-    """Without the seconds that importing torch takes."""
+    """Does not import torch, which takes seconds."""
     return any(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
 
 
 def propose_recipe(card: PackCard, config: Config) -> list[str]:
-    """Epochs, batch size and limits for so many images: few images are seen more often, with smaller steps.
+    """Epochs, batch size and limits: few images are repeated more often, in smaller batches.
 
-    100 epochs at 900 training images, in inverse proportion to their root: 20 at 22,500, never below 10 nor above
-    300; a third of them to retrain. At least four optimiser steps to an epoch.
+    100 epochs at 900 training images, inversely proportional to their square root: 20 at 22,500. Never below 10 nor
+    above 300; a third of them for retraining. At least four optimiser steps an epoch.
     """
     images = max(1, training_images(card, config))
     epochs = min(300, max(10, round(3000 / math.sqrt(images))))
@@ -156,76 +181,38 @@ def propose_recipe(card: PackCard, config: Config) -> list[str]:
     ]
     if config.space.image_size >= 224:
         settings += ["train_supernet.init_gain=null", "retrain_subnet.init_gain=null"]
-    limits = config.section(SearchSubnet).limits
-    most = limits.max_params_m
-    if (
-        most is not None
-        and not _reach(config.space, most)
-        and limits == load_config(PRESET).section(SearchSubnet).limits
-    ):
-        middle = (
-            count_params(config.space, config.space.smallest) + count_params(config.space, config.space.largest)
-        ) / 2
-        settings.append(f"search_subnet.limits.max_params_m={middle / 1e6:.3g}")
+    limits, space = config.section(SearchSubnet).limits, config.space
+    if limits.max_params_m is not None and limits == load_config(PRESET).section(SearchSubnet).limits:
+        smallest, largest = (count_params(space, spec) / 1e6 for spec in (space.smallest, space.largest))
+        if not smallest < limits.max_params_m < largest:
+            settings.append(f"search_subnet.limits.max_params_m={(smallest + largest) / 2:.3g}")
     return settings
 
 
-def _reach(space: SearchSpace, params_m: float) -> bool:
-    return count_params(space, space.smallest) < params_m * 1e6 < count_params(space, space.largest)
-
-
 def training_images(card: PackCard, config: Config) -> int:
-    """About how many images will train."""
-    section = config.section(PrepareData)
-    total = sum(card.splits.values())
-    if not set(card.splits) & {"val", "test"}:
-        return round(total * (1 - (section.search_percent + section.test_percent) / 100))
+    """Approximate number of training images."""
+    section, splits = config.section(PrepareData), set(card.splits)
+    if not splits & {"val", "test"}:
+        return round(sum(card.splits.values()) * (1 - (section.search_percent + section.test_percent) / 100))
     train = card.splits.get("train", 0)
-    both = {"val", "test"} <= set(card.splits)
-    return train if both else round(train * (1 - section.search_percent / 100))
-
-
-def _is_set(key: str, overrides: Sequence[str]) -> bool:
-    return any(parse(override).key == key for override in overrides)
-
-
-class _Watch:
-    """A progress bar for each thing that packing does."""
-
-    def __init__(self) -> None:
-        self._what = ""
-        self._bar: Progress | None = None
-
-    def __enter__(self) -> "_Watch":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.__exit__()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what != self._what:
-            self.__exit__()
-            self._what, self._bar = what, Progress(what, total, "images")
-        assert self._bar is not None
-        self._bar.update(done)
+    return train if {"val", "test"} <= splits else round(train * (1 - section.search_percent / 100))
 
 
 def relative_path(path: Path) -> Path:
-    """A path as a person in the present folder would write it."""
+    """The path relative to the working directory, where it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def describe_pack(data: Path) -> str:
-    """What a pack holds, in a few lines for people."""
+    """The content of a pack in a few lines for people."""
     card = read_pack(data)
     width, height = card.median_size
     counts = sorted(card.counts.items(), key=lambda item: (item[1], item[0]))
     lines = [
         f"{relative_path(data)}: {sum(card.counts.values()):,} images, {len(card.classes)} classes, {card.layout}",
-        f"  a middling image has {width} x {height} pixels; packed with {card.shorter_side} on the shorter side",
-        "  classes: " + ", ".join(f"{name} {count:,}" for name, count in counts[:SHOWN])
-        + (f", … {counts[-1][0]} {counts[-1][1]:,}" if len(counts) > SHOWN else ""),
+        f"  median image size {width} x {height} pixels; packed with {card.shorter_side} on the shorter side",
+        "  classes: " + ", ".join(f"{name} {count:,}" for name, count in counts[:_LISTED])
+        + (f", … {counts[-1][0]} {counts[-1][1]:,}" if len(counts) > _LISTED else ""),
     ]  # fmt: skip
     if set(card.splits) - {""}:
         lines.append("  splits: " + ", ".join(f"{name} {count:,}" for name, count in card.splits.items()))
@@ -235,28 +222,14 @@ def describe_pack(data: Path) -> str:
         lines.append(
             f"  {card.unreadable:,} unreadable, left out; all are named in {relative_path(data / 'unreadable.csv')}:"
         )
-        lines += [f"    {row['source']}: {row['reason']}" for row in unreadable_of(data)[:SHOWN]]
+        lines += [f"    {row['source']}: {row['reason']}" for row in unreadable_of(data)[:_LISTED]]
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m commands.own_images", description="Put your images under data/.")
-    parser.add_argument("--source", type=Path, required=True, help="class folders, train/val/test folders, or a CSV")
-    parser.add_argument("--name", required=True, help="of the data set, its search space and its preset")
-    parser.add_argument("--preset", help="to start from (default: photos, adapted to the images)")
-    add_option(parser)
-
-    def work(arguments: argparse.Namespace) -> None:
-        print(add_dataset(arguments.source.expanduser(), arguments.name, arguments.preset, arguments.overrides))
-
-    return run_command("own_images", parser, work, argv)
-
-
 def add_dataset(source: Path, name: str, preset: str | None, overrides: Sequence[str]) -> str:
-    """Make `data/<name>`, `configs/spaces/<name>.yaml` and `configs/presets/<name>.yaml`; return what to say of it.
+    """Write `data/<name>`, `configs/spaces/<name>.yaml` and `configs/presets/<name>.yaml`; return a summary.
 
-    Configurations that are there already are kept. Raises `AutoFormerError` as `adopt` does, and where the name is
-    taken.
+    Existing configurations are kept. Raises `AutoFormerError` as `adopt` does, and where the name is taken.
     """
     if name != slug(name):
         raise AutoFormerError(f"NAME={name}: a name has lower case letters, digits and hyphens, such as {slug(name)}")
@@ -267,7 +240,7 @@ def add_dataset(source: Path, name: str, preset: str | None, overrides: Sequence
             raise AutoFormerError(f"{file}: a configuration of this name is there already; give another NAME")
     if data.exists() and not packed.is_mine(data):
         raise AutoFormerError(f"{data}: a folder of this name is there already; give another NAME")
-    adopted = adopt(source, preset, overrides)
+    adopted = adopt(source, preset, overrides, DATASETS)
     _copy(adopted.data, data, name)
     config = load_config(adopted.preset, adopted.overrides)
     space = config.space.model_dump(mode="json") | {"name": name}
@@ -284,7 +257,7 @@ def add_dataset(source: Path, name: str, preset: str | None, overrides: Sequence
 
 
 def _copy(pack: Path, data: Path, name: str) -> None:
-    """Put a pack into `data`, under another name; whole or not at all."""
+    """Copy a pack to `data` under another name, whole or not at all."""
     card = read_pack(pack)
     if packed.is_mine(data):
         if read_pack(data).hash != card.hash:

@@ -1,8 +1,8 @@
-"""What a run will take, before it is begun: steps, images, memory and hours, from training steps that are measured.
+"""Estimate the steps, images, memory and hours of a run, from a few measured training steps.
 
     python -m commands.plan --config CONFIG --data FOLDER
 
-Nothing is written, and nothing of the run depends on it.
+It writes nothing, and no run depends on it.
 """
 
 import argparse
@@ -37,14 +37,15 @@ from runtime.common.processes import set_threads
 from runtime.steps.inputs import DATA, check_batch, check_space
 from runtime.storage.data import open_data, remote_archives
 
-STEP_SECONDS = 20  # what a step's process takes to start and to end
-_ENOUGH_SECONDS = 5.0
-_MOST_STEPS = 30
-_NOISE = 2048
+STEP_SECONDS = 20  # for the process of a step to start and to end
+PREPARED_PER_SECOND = 2000.0  # images
+_MIN_SECONDS = 5.0  # of a measurement, unless it has _MAX_STEPS before
+_MAX_STEPS = 30
+_NOISE_IMAGES = 2048
 
 
 class SplitSizes(NamedTuple):
-    """How many images each split has."""
+    """Number of images in each split."""
 
     train: int
     search: int
@@ -53,16 +54,16 @@ class SplitSizes(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One step of the pipeline: how many images go through it, and how fast."""
+    """One step of the pipeline."""
 
     name: str
-    work: str
-    images: float
-    images_per_second: float
+    work: str = ""  # in words
+    images: int = 0  # that go through a model, with repetitions
+    images_per_second: float = 1.0
 
     @property
     def hours(self) -> float:
-        return (STEP_SECONDS + (self.images / self.images_per_second if self.images else 0)) / 3600
+        return (STEP_SECONDS + self.images / self.images_per_second) / 3600
 
 
 class Plan(NamedTuple):
@@ -88,67 +89,57 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_plan(config: Config, data: Path) -> Plan:
-    """Measure some training steps and some scored images of the configured supernet, and count the rest."""
+    """Measure training and scoring of the configured supernet for seconds, and count the work of each step."""
     import torch
 
     from autoformer.devices import find_device
 
     set_threads(config.threads)
     device = find_device(config.device)
-    card, pictures, images = read_sample(config, data)
-    training, scoring = _measure(config, card, pictures)
-    search, retrained = config.section(SearchSubnet), config.section(RetrainSubnet)
-    candidates = search.budget
+    card, sample, images = read_sample(config, data)
+    training, scoring = _measure(config, card, sample)
+    search, retrain = config.section(SearchSubnet), config.section(RetrainSubnet)
     scored = min(search.images or images.search, images.search)
-    trainings = _trainings(retrained)
+    candidates = f"{search.budget:,} candidates on {'at most ' if search.racing else ''}{scored:,} images"
+    retrainings = (retrain.mode != "inherited") + (retrain.scratch_reference and retrain.mode != "scratch")
     stages = [
-        Stage("prepare_data", "", images.train_full + images.test, 2000.0),
+        Stage("prepare_data", images=images.train_full + images.test, images_per_second=PREPARED_PER_SECOND),
         _training_stage("train_supernet", config.section(TrainSupernet), images.train, 1, training),
-        Stage(
-            "search_subnet",
-            f"{candidates:,} candidates on {'at most ' if search.racing else ''}{scored:,} images",
-            candidates * scored,
-            scoring,
-        ),
-        _training_stage("retrain_subnet", retrained, getattr(images, retrained.split), trainings, training),
+        Stage("search_subnet", candidates, search.budget * scored, scoring),
+        _training_stage("retrain_subnet", retrain, getattr(images, retrain.split), retrainings, training),
         Stage("evaluate_subnet", f"{images.test:,} images", 3 * images.test, scoring),
-        Stage("register_model", "", 0, 1.0),
+        Stage("register_model"),
     ]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 + _held_bytes(config, card, images) / 2**30
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**30
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 + _decoded_bytes(config, card, images) / 2**30
     return Plan(str(device), images, stages, peak)
 
 
-def _held_bytes(config: Config, card: DatasetCard, images: SplitSizes) -> int:
-    """Decoded images that the hungriest step holds in memory beside what was measured."""
+def _decoded_bytes(config: Config, card: DatasetCard, images: SplitSizes) -> int:
+    """Decoded images in memory in the largest step, beside those of the measurement."""
     by_image = card.encoding == "image" and config.section(TrainSupernet).augmentation.by_image
     trained = 0 if by_image else max(images.train, getattr(images, config.section(RetrainSubnet).split))
-    most = max(images.search + trained, images.test)
-    return most * card.channels * config.space.image_size**2
-
-
-def _trainings(section: RetrainSubnet) -> int:
-    """Of the chosen subnet: by its mode, and from scratch for a reference, unless it is that itself."""
-    return (section.mode != "inherited") + (section.scratch_reference and section.mode != "scratch")
+    return max(images.search + trained, images.test) * card.channels * config.space.image_size**2
 
 
 def _training_stage(name: str, section: TrainingSection, images: int, times: int, rate: float) -> Stage:
-    steps = times * max(1, round(section.epochs * (images // section.batch_size)))
     if not times:
-        return Stage(name, "none: weights as inherited", 0, 1.0)
+        return Stage(name, "none: weights as inherited")
+    steps = times * max(1, round(section.epochs * (images // section.batch_size)))
     trainings = f"{times} trainings of " if times > 1 else ""
     work = f"{trainings}{section.epochs:g} epochs, {steps:,} steps of {section.batch_size}"
     return Stage(name, work, steps * section.batch_size, rate)
 
 
 def read_sample(config: Config, data: Path) -> tuple[DatasetCard, DecodedSplit | EncodedSplit, SplitSizes]:
-    """A card, images that stand for the train split, and the size of each split."""
+    """The data set's card, training images to measure with, and the size of each split."""
     section, training, space = config.section(PrepareData), config.section(TrainSupernet), config.space
-    counts = None
-    if imagenet.is_mine(existing(data, "`make data`")):  # not read for hours before a plan
+    is_imagenet = imagenet.is_mine(existing(data, "`make data`"))
+    if is_imagenet:  # reading all of it takes hours
         delivered = imagenet.glance(data)
-        splits, counts = Splits({"train": delivered.rows}, ()), _published_counts(section)
+        splits = Splits({"train": delivered.rows}, ())
     else:
         delivered = read_delivered(data, config.dataset)
         splits = split(delivered, section, config.seed)
@@ -156,29 +147,29 @@ def read_sample(config: Config, data: Path) -> tuple[DatasetCard, DecodedSplit |
     card = describe(delivered, splits, (half, half))
     check_space(card, space)
     train = splits.rows["train"]
-    counts = counts or SplitSizes(*(card.counts[name] for name in SplitSizes._fields))
+    sizes = _imagenet_sizes(section) if is_imagenet else SplitSizes(*(card.counts[name] for name in SplitSizes._fields))
     if card.encoding == "raw":
-        return card, _noise(card, min(len(train.labels), _NOISE)), counts
+        return card, _noise(card, min(len(train.labels), _NOISE_IMAGES)), sizes
     encoded = EncodedSplit(
         EncodedImages(data, train, card.channels, card.upright, card.files, remote_archives(data)),
         train.labels.astype(np.int64),
     )
     if training.augmentation.by_image:
-        return card, encoded, counts
+        return card, encoded, sizes
     few = range(min(len(train.labels), 8 * training.batch_size))
     decoded = [model_pixels(encoded.pictures.image(index), card.channels, space.image_size) for index in few]
-    return card, DecodedSplit(np.stack(decoded), encoded.labels[: len(few)], []), counts
+    return card, DecodedSplit(np.stack(decoded), encoded.labels[: len(few)], []), sizes
 
 
-def _published_counts(section: PrepareData) -> SplitSizes:
-    """Of ImageNet, but for the few images that are in two splits as they were delivered."""
+def _imagenet_sizes(section: PrepareData) -> SplitSizes:
+    """From the published numbers; the few images that are in two splits are ignored."""
     full = imagenet.PUBLISHED.train_images
     search = section.search_images or round(full * section.search_percent / 100)
     return SplitSizes(full - search, search, imagenet.PUBLISHED.val_images, full)
 
 
 def _noise(card: DatasetCard, images: int) -> DecodedSplit:
-    """Images of the data set's shape, which take as long as any."""
+    """Random images of the data set's shape: they train as fast as real ones."""
     assert card.image_size is not None
     shape = (images, card.channels, card.image_size, card.image_size)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -186,7 +177,7 @@ def _noise(card: DatasetCard, images: int) -> DecodedSplit:
 
 
 def _measure(config: Config, card: DatasetCard, images: DecodedSplit | EncodedSplit) -> tuple[float, float]:
-    """Images a second of training, and of scoring a candidate."""
+    """Images per second of training, and of scoring a candidate."""
     import torch
 
     from autoformer.evaluation import predict_logits
@@ -199,9 +190,9 @@ def _measure(config: Config, card: DatasetCard, images: DecodedSplit | EncodedSp
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(supernet_training(config, images, card, Path(folder) / "found.json"))
     trainer.total_steps = sys.maxsize
-    # workers decode ahead while the model warms up: a rate is that of both once as many batches are gone
-    ahead = PREFETCH_FACTOR * worker_count(trainer.device) if section.augmentation.by_image else 0
-    training = _rate(lambda: trainer.advance(1), section.batch_size, warm_up=2 + ahead)
+    # the rate includes decoding once the batches are used up that workers prefetch during the warm-up
+    prefetched = PREFETCH_FACTOR * worker_count(trainer.device) if section.augmentation.by_image else 0
+    training = _rate(lambda: trainer.advance(1), section.batch_size, warm_up=2 + prefetched)
     trainer.images.close()
     size = (config.section(SearchSubnet).batch_size, space.in_channels, space.image_size, space.image_size)
     batch = torch.zeros(size, dtype=torch.uint8)
@@ -214,11 +205,11 @@ def _measure(config: Config, card: DatasetCard, images: DecodedSplit | EncodedSp
 
 
 def _rate(work: Callable[[], object], images: int, warm_up: int = 2) -> float:
-    """Images a second of a piece of work, after some to warm up."""
+    """Images per second of repeated `work`, each time on so many images."""
     for _ in range(warm_up):
         work()
     start, done = time.perf_counter(), 0
-    while done < _MOST_STEPS and (done < 3 or time.perf_counter() - start < _ENOUGH_SECONDS):
+    while done < _MAX_STEPS and (done < 3 or time.perf_counter() - start < _MIN_SECONDS):
         work()
         done += 1
     return done * images / (time.perf_counter() - start)

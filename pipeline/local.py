@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json
-from commands.own_images import adopt, describe_pack, relative_path
+from commands.own_images import DATASETS, adopt, describe_pack, relative_path
 from components.resolve_config.step import resolve
 from pipeline.containers import Containers, mounted_paths
 from pipeline.kfp_output import KfpOutput
@@ -75,7 +75,7 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
     given: str | Path | None = arguments.data
     preset: str | None = arguments.preset
     if arguments.source is not None:
-        adopted = adopt(arguments.source.expanduser(), preset, overrides)
+        adopted = adopt(arguments.source.expanduser(), preset, overrides, DATASETS)
         given, preset, overrides = adopted
         print(describe_pack(adopted.data), flush=True)
     preset = preset or "params.yaml"

@@ -52,9 +52,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the repository is locked or written; no store is asked but where a case names one."""
     for module in (pipeline.local, commands.own_images):
         monkeypatch.setattr(module, "ROOT", tmp_path / "root")
+        monkeypatch.setattr(module, "DATASETS", tmp_path / "root" / "datasets")
     monkeypatch.setattr(pipeline.repro, "ROOT", tmp_path / "root")
     monkeypatch.setattr(pipeline.repro, "PARAMS", tmp_path / "root" / "params.yaml")
-    monkeypatch.setattr(commands.own_images.adopt, "__defaults__", (tmp_path / "root" / "datasets",))
     monkeypatch.setenv("AUTOFORMER_TRACKING", "off")
     monkeypatch.setenv("AUTOFORMER_WORK", str(tmp_path / "root" / "work"))
     for name in ("data", "runs", ".dvc/tmp"):

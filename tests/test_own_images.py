@@ -205,7 +205,6 @@ class Checkout:
         monkeypatch.setattr(own_images, "ROOT", root)
         monkeypatch.setattr(own_images, "CONFIGS", root / "configs")
         monkeypatch.setattr(own_images, "DATASETS", root / "datasets")
-        monkeypatch.setattr(own_images.adopt, "__defaults__", (root / "datasets",))
 
 
 @pytest.fixture
@@ -231,7 +230,7 @@ def test_make_data_puts_a_pack_a_space_and_a_preset_under_a_name(checkout: Check
 
 
 def test_make_data_of_a_pack_that_a_run_has_made(checkout: Checkout, tmp_path: Path) -> None:
-    adopted = adopt(class_folders(tmp_path / "src", 6, 6), None, [])
+    adopted = adopt(class_folders(tmp_path / "src", 6, 6), None, [], own_images.DATASETS)
     add_dataset(adopted.data, "garden", None, [])
     made = checkout.root / "data" / "garden"
     assert contents(made).keys() == contents(adopted.data).keys()
@@ -277,7 +276,7 @@ TINY = [
 
 def test_the_plan_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """50 training images: 3 steps of 16 to an epoch, round(2.5 x 3) = 8 of them; 6 steps of 8 for each retraining."""
-    monkeypatch.setattr("commands.plan._ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr("commands.plan._MIN_SECONDS", 0.0)
     monkeypatch.setenv("AUTOFORMER_WORKERS", "0")
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     for split, images in (("train", 25), ("val", 10), ("test", 6)):
