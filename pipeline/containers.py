@@ -1,7 +1,7 @@
-"""The steps in containers on this machine: KFP's DockerRunner, each task with what it needs of the machine.
+"""Run the steps in containers on this machine, through KFP's DockerRunner.
 
-A container has the caller's user, network and process numbers, a read-only root with a /tmp of its own, and those
-folders that a step reads or writes, each under the name that it has outside.
+A container has the caller's user, network and process numbers, a read-only root with its own /tmp, and the folders that
+a step reads or writes, at the paths that they have outside.
 """
 
 import os
@@ -29,12 +29,11 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
     from kfp import local
 
-WORKING_FOLDER = Path("/app")  # of the images; what a step is given by a relative path is found below it
+WORKING_FOLDER = Path("/app")  # of the images; relative paths start there
 CHECKOUT_LABEL = "autoformer.checkout"
-# What of the environment a step is told: names, and what names begin with.
-PASSED = ("AUTOFORMER_", "AWS_", "MLFLOW_", "OMP_", "NCCL_", "CUDA_VISIBLE_DEVICES", *PROXIES)
-KEPT = ("AUTOFORMER_TTY", "AUTOFORMER_IMAGE")  # a terminal of outside is none inside
-# Files that the environment names, or that are at a place of their own: mounted, to be read.
+PASSED = ("AUTOFORMER_", "AWS_", "MLFLOW_", "OMP_", "NCCL_", "CUDA_VISIBLE_DEVICES", *PROXIES)  # beginnings of names
+WITHHELD = ("AUTOFORMER_TTY", "AUTOFORMER_IMAGE")  # a terminal outside is none inside
+# Variable -> default path; mounted read-only.
 NAMED_FILES = {
     "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
     "AWS_CONFIG_FILE": "~/.aws/config",
@@ -45,54 +44,44 @@ NAMED_FILES = {
 
 
 class MountedPath(NamedTuple):
-    """A file or folder of this machine that the steps see, under its own name."""
+    """A file or folder that the steps see at the path that it has on this machine."""
 
     path: Path
     writable: bool = False
 
 
 def mounted_paths(config: Config, data: str, preset: str) -> list[MountedPath]:
-    """What the steps read and write beside `runs/`, which KFP mounts itself. Folders to be written are made.
+    """The paths that the steps read or write beside `runs/`, which KFP mounts. Makes the folders that they write to.
 
-    The store's folder is among them, by default the checkout: sqlite writes its journal beside the file.
+    They include the folder of the MLflow store, by default the checkout: sqlite writes its journal beside the file.
     """
     store = sqlite_file(tracking_uri())
     written = [work_root().absolute(), staging_root().absolute(), *([store.absolute().parent] if store else [])]
-    read = [*_data_places(data), *_named_files().values()]
-    read += [Path(preset)] if preset.endswith((".yaml", ".yml")) else []
+    read = [*_named_files().values()]
+    if not is_uri(data):
+        read += [Path(data)] if remote_archives(Path(data)) else [Path(data), archive_folder(Path(data)).absolute()]
+    if preset.endswith((".yaml", ".yml")):
+        read.append(Path(preset))
     for section in (config.train_supernet, config.retrain_subnet):
         if section is not None and section.distillation is not None:
             read.append(Path(section.distillation.checkpoint))
-    written = _outermost(written)
-    for folder in written:
+    real = {folder.resolve(): folder for folder in written}
+    outermost = [folder for path, folder in real.items() if not any(parent in real for parent in path.parents)]
+    for folder in outermost:
         folder.mkdir(parents=True, exist_ok=True)
-    found = {path: MountedPath(path) for path in read} | {path: MountedPath(path, writable=True) for path in written}
-    return [place for path, place in found.items() if place.writable or path.exists()]
-
-
-def _outermost(folders: Iterable[Path]) -> list[Path]:
-    """Without those that lie in another of them."""
-    real = {folder.resolve(): folder for folder in folders}
-    return [folder for place, folder in real.items() if not any(parent in real for parent in place.parents)]
-
-
-def _data_places(data: str) -> list[Path]:
-    """The data folder, and where its archives are; none of what lies in S3."""
-    if is_uri(data):
-        return []
-    folder = Path(data)
-    return [folder] if remote_archives(folder) else [folder, archive_folder(folder).absolute()]
+    mounts = {path: MountedPath(path) for path in read if path.exists()}
+    return [*(mounts | {path: MountedPath(path, writable=True) for path in outermost}).values()]
 
 
 def _named_files() -> dict[str, Path]:
-    named = {name: os.environ.get(name) or usual for name, usual in NAMED_FILES.items()}
+    named = {name: os.environ.get(name) or default for name, default in NAMED_FILES.items()}
     paths = {name: Path(file).expanduser() for name, file in named.items() if file}
     return {name: path.absolute() for name, path in paths.items() if os.access(path, os.R_OK)}
 
 
 def environment() -> dict[str, str]:
-    """What a step in a container is told of this process's environment."""
-    passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED) and name not in KEPT}
+    """The environment of a step in a container."""
+    passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED) and name not in WITHHELD}
     store = sqlite_file(tracking_uri())
     return passed | {
         "USER": user(),
@@ -104,10 +93,10 @@ def environment() -> dict[str, str]:
 
 
 class Containers:
-    """The images of this checkout, and what runs the container of each task, one at a time.
+    """The images of this checkout; runs one container at a time.
 
     Args:
-        steps: is told the processes of a container, so that a signal reaches the step in it.
+        steps: signals the step inside the running container.
 
     Raises:
         AutoFormerError: there is no Docker daemon, or no image of this source.
@@ -117,12 +106,12 @@ class Containers:
         self._client, self._steps = connect(), steps
         self.images = images_of_checkout(self._client)
 
-    def runner(self, seen: Iterable[MountedPath]) -> "local.DockerRunner":
-        """KFP's runner for containers, with the options that every step's container has.
+    def runner(self, mounted: Iterable[MountedPath]) -> "local.DockerRunner":
+        """KFP's runner for containers, with the options of every container.
 
-        `run` takes the place of KFP's own function, which lets Docker remove a container as it ends: where it then
-        asks too late for the exit code, it takes a failed step for a success. It also prints pieces for lines, fetches
-        an image that is missing, and has no way to stop a step.
+        `run` replaces KFP's own function. That one lets Docker remove a container as it ends, and takes a failed step
+        for a success if it requests the exit code too late. It also splits lines, pulls a missing image, and cannot
+        stop a step.
         """
         from docker.types import DeviceRequest, Mount
         from kfp import local
@@ -138,13 +127,13 @@ class Containers:
             environment=environment(),
             mounts=[
                 Mount(str(WORKING_FOLDER / path), str(path.resolve()), type="bind", read_only=not writable)
-                for path, writable in seen
+                for path, writable in mounted
             ],
             read_only=True,
-            tmpfs={"/tmp": "exec,mode=1777"},  # torch.compile loads what it has written there
-            shm_size=psutil.virtual_memory().total // 2,  # as outside; Docker's own 64 MB hold no batch of photographs
-            network_mode="host",  # a server of this machine is found by the address that it has here
-            pid_mode="host",  # a step sees that its runner is gone, and the runner sees the step
+            tmpfs={"/tmp": "exec,mode=1777"},  # torch.compile loads libraries that it writes there
+            shm_size=psutil.virtual_memory().total // 2,  # as outside; Docker's 64 MB hold no batch of photographs
+            network_mode="host",  # servers of this machine keep their addresses
+            pid_mode="host",  # a step watches its runner's process, and the runner signals the step's
             security_opt=["no-new-privileges"],
             labels={CHECKOUT_LABEL: str(ROOT)},
             **gpus,
@@ -153,7 +142,7 @@ class Containers:
     def run(
         self, client: "DockerClient", image: str, command: list[str], volumes: Mapping[str, Any], **options: Any
     ) -> int:
-        """Run a command to its end, its lines printed as they come; its exit code."""
+        """Run a command in a container, print its lines as they come, and return its exit code."""
         import docker
         from requests.exceptions import RequestException
 
@@ -164,7 +153,8 @@ class Containers:
             finally:
                 container.remove(force=True)
         except (docker.errors.DockerException, RequestException) as error:
-            raise AutoFormerError(f"Docker could not run a step in {image} ({_in_one_line(error)})") from error
+            reason = " ".join(str(getattr(error, "explanation", None) or error).split())
+            raise AutoFormerError(f"Docker could not run a step in {image} ({reason})") from error
 
     def _follow(self, container: "Container") -> int:
         container.start()
@@ -178,7 +168,7 @@ class Containers:
         return int(container.wait()["StatusCode"])
 
     def _remove_ended(self) -> None:
-        """Remove what a killed runner of this checkout has left: containers that have ended, or never began."""
+        """Remove containers of a killed runner of this checkout that have ended or never started."""
         ours = {"label": f"{CHECKOUT_LABEL}={ROOT}"}
         for status in ("created", "exited", "dead"):
             for container in self._client.containers.list(all=True, filters=ours | {"status": status}):
@@ -186,10 +176,10 @@ class Containers:
 
 
 def _processes(container: "Container") -> list[psutil.Process]:
-    """The first process of a container that runs on this machine's kernel, by its number here."""
+    """The first process of a container, if it runs on this machine's kernel."""
     container.reload()
     number = container.attrs["State"]["Pid"]
-    try:  # the number of a virtual machine's process means another one here
+    try:  # a virtual machine's process number is another process here
         ours = container.id in Path(f"/proc/{number}/cgroup").read_text(encoding="utf-8")
         return [psutil.Process(number)] if ours else []
     except (OSError, psutil.NoSuchProcess):
@@ -197,14 +187,10 @@ def _processes(container: "Container") -> list[psutil.Process]:
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Whole lines, each with its end, of bytes that come in pieces; what is no UTF-8 is shown as such."""
+    """Whole lines, from bytes cut anywhere; bytes that are not UTF-8 become replacement characters."""
     rest = b""
     for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
         yield from (f"{line.decode(errors='replace')}\n" for line in lines)
     if rest:
         yield f"{rest.decode(errors='replace')}\n"
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(getattr(error, "explanation", None) or error).split())

@@ -1,12 +1,12 @@
-"""The pipeline, in the order of a datum's way.
+"""The pipeline, in the order of its steps.
 
 1. resolve_config   the run's parameters become one frozen configuration, a part for each step
 2. prepare_data     index the images, hold the search split out of training
 3. train_supernet   one set of weights for every subnet of the search space
 4. search_subnet    evolution under limits, candidates scored on the search split
 5. retrain_subnet   the chosen subnet: from scratch, fine-tuned, or as inherited
-6. evaluate_subnet  the only step that is given the test split
-7. register_model   past its gate, into the MLflow registry; never cached
+6. evaluate_subnet  the only step that gets the test split
+7. register_model   through its gate into the MLflow registry; never cached
 """
 
 from collections.abc import Callable
@@ -23,38 +23,34 @@ from components.retrain_subnet.component import retrain_subnet
 from components.search_subnet.component import search_subnet
 from components.train_supernet.component import train_supernet
 from runtime.common.code import package_code
+from runtime.common.config import STEPS
 
-Results = NamedTuple(  # noqa: UP014 - kfp reads this form
+Results = NamedTuple(  # the form that kfp reads
     "Results",
     [
         ("search", Artifact),
         ("retrain", Model),
         ("evaluation", Artifact),
         ("registration", Artifact),
-        ("prepare_data_record", Artifact),
-        ("train_supernet_record", Artifact),
-        ("search_subnet_record", Artifact),
-        ("retrain_subnet_record", Artifact),
-        ("evaluate_subnet_record", Artifact),
-        ("register_model_record", Artifact),
+        *((f"{step}_record", Artifact) for step in STEPS),
     ],
 )
 
 
 Configure = Callable[[str, dsl.PipelineTask], Any]
-"""Is told the name of each step and its task, while the DAG is built: what a cluster gives it to run on."""
+"""Takes a step's name and its task while the DAG is built; sets the resources of a cluster."""
 
 
 def build(
     configure: Configure = lambda step, task: None, image: str = "", settings: dsl.PipelineConfig | None = None
 ) -> Any:
-    """The pipeline, each of its tasks handed to `configure`.
+    """Build the pipeline, and call `configure` for each task.
 
-    The DAG is the same wherever it runs: `configure` may say on what a task runs, never what it does.
+    The DAG is the same wherever it runs: `configure` may decide where a task runs, never what it does.
 
     Args:
-        image: that the steps run on, for the cache; empty where the runner itself names the source of each step.
-        settings: what holds for a whole run.
+        image: of the steps, for the cache key; empty if the runner puts the source of each step there.
+        settings: of the whole run.
     """
 
     @dsl.pipeline(
@@ -75,9 +71,9 @@ def build(
         Args:
             preset: a file of configs/presets/, or the path of a params file.
             data: folder with the delivered archives, as the steps see it.
-            data_hash: hash of those archives; a changed one misses the cache. Empty: taken by resolve_config.
-            max_params_m: most parameters of the subnet, in millions; 0 for the preset's limit.
-            seed: of everything that is drawn; -1 for the preset's.
+            data_hash: hash of those archives; a changed one misses the cache. Empty: resolve_config computes it.
+            max_params_m: maximum parameters of the subnet, in millions; 0 for the preset's limit.
+            seed: of everything random; -1 for the preset's.
             overrides: section.key=value, separated by spaces, applied last.
         """
         configs = resolve_config(
@@ -85,32 +81,30 @@ def build(
             image=image, data=data, data_hash=data_hash,
         )  # fmt: skip
         configs.set_caching_options(False)  # a params file may have changed under the same name
-        source = {"data": data, "data_hash": configs.outputs["data_hash"]}
 
-        def decided(step: str) -> dict[str, Any]:
-            """What decides a step's result beside its own code and inputs."""
-            return {"config": configs.outputs[step], "lineage": configs.outputs[f"{step}_lineage"]}
+        def common(step: str) -> dict[str, Any]:
+            """The arguments that all cached steps have; with a step's code and inputs they decide its result."""
+            lineage, hash_of_data = configs.outputs[f"{step}_lineage"], configs.outputs["data_hash"]
+            return {"config": configs.outputs[step], "lineage": lineage, "data": data, "data_hash": hash_of_data}
 
-        prepared = prepare_data(**decided("prepare_data"), **source)
+        prepared = prepare_data(**common("prepare_data"))
         card = prepared.outputs["card"]
         train_split, search_split = prepared.outputs["train_split"], prepared.outputs["search_split"]
 
         trained = train_supernet(
-            **decided("train_supernet"), **source, card=card, train_split=train_split, search_split=search_split
+            **common("train_supernet"), card=card, train_split=train_split, search_split=search_split
         )
         supernet = trained.outputs["supernet"]
-        searched = search_subnet(
-            **decided("search_subnet"), **source, card=card, search_split=search_split, supernet=supernet
-        )
+        searched = search_subnet(**common("search_subnet"), card=card, search_split=search_split, supernet=supernet)
         search = searched.outputs["search"]
         retrained = retrain_subnet(
-            **decided("retrain_subnet"), **source, card=card, train_split=train_split,
+            **common("retrain_subnet"), card=card, train_split=train_split,
             train_full_split=prepared.outputs["train_full_split"], search_split=search_split, supernet=supernet,
             search=search,
         )  # fmt: skip
         retrain = retrained.outputs["retrain"]
         evaluated = evaluate_subnet(
-            **decided("evaluate_subnet"), **source, card=card, test_split=prepared.outputs["test_split"],
+            **common("evaluate_subnet"), card=card, test_split=prepared.outputs["test_split"],
             supernet=supernet, search=search, retrain=retrain,
         )  # fmt: skip
         evaluation = evaluated.outputs["evaluation"]
@@ -123,9 +117,8 @@ def build(
         tasks = (prepared, trained, searched, retrained, evaluated, registered)
         for task in (configs, *tasks):
             configure(task.name.replace("-", "_"), task)
-        return Results(
-            search, retrain, evaluation, registered.outputs["registration"], *(task.outputs["record"] for task in tasks)
-        )
+        results = [search, retrain, evaluation, registered.outputs["registration"]]
+        return Results(*results, *(task.outputs["record"] for task in tasks))
 
     return autoformer
 

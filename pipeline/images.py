@@ -1,9 +1,10 @@
-"""The images of the pipeline: build them from this checkout, and find those that were.
+"""Build the images of the pipeline from this checkout, and find those that were built from it.
 
-Their tag says what is in them, since KFP's cache goes by the tag: a rebuilt image of the same layers, as after a commit
-of documents, keeps its tag and its results; one of other layers has another.
+KFP's cache goes by the tag, so the tag is a hash of the content: an image that is rebuilt with the same layers keeps
+its tag and its cached results.
 """
 
+import argparse
 import os
 import re
 import shlex
@@ -20,7 +21,7 @@ from autoformer.files import hash_value, read_yaml, write_text
 from pipeline.cluster.settings import cluster_path
 from runtime.common.code import code_files, hash_files
 from runtime.common.config import ROOT
-from runtime.common.console import Parser, report_error
+from runtime.common.console import Parser, run_command
 from runtime.tracking.provenance import git_commit
 from runtime.tracking.store import without_password
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 NAMES = ("launcher", "training")
 SOURCE_LABEL = "autoformer.source"
-# What an image is made of; a test holds that the Dockerfile copies this, and that the builder is sent no more.
+# The files in an image. A test holds that the Dockerfile copies these, and that the build context has no others.
 CODE = (
     "LICENSE",
     "THIRD_PARTY_NOTICES.md",
@@ -41,10 +42,10 @@ CODE = (
     "commands",
     "pipeline",
 )
-LEFT_OUT = ("configs/cluster", "pipeline/manifests")  # on what steps run; an edit makes no other image
+LEFT_OUT = ("configs/cluster", "pipeline/manifests")  # where steps run; no image depends on that
 RECIPE = ("docker/Dockerfile", *(f"docker/{name}.lock" for name in ("uv", "launcher", "training", "executor")))
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-# Where packages come from on this machine. A secret of the build: an address may hold a password.
+# Package indices of this machine, as a secret of the build: an address may hold a password.
 INDEX = (
     "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST",
     "UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_INSECURE_HOST",
@@ -54,34 +55,33 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy",
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m pipeline.images", description="Build the images of the pipeline.")
-    parser.add_argument("--tag", help="a tag beside the one that says what is in the image")
+    parser.add_argument("--tag", help="a tag beside the one that names the image's content")
     parser.add_argument("--registry", default="", help="what stands before the names: registry.example.com/team")
     parser.add_argument(
         "--push", action="store_true", help="push the images to their registry, and print their digests"
     )
     parser.add_argument("--cluster", help="with --push: the file of configs/cluster/ that is to name these digests")
     parser.add_argument("--build", default="", metavar="ARGUMENTS", help="more arguments of `docker build`")
-    try:
-        arguments = parser.parse_args(argv)
+
+    def work(arguments: argparse.Namespace) -> None:
         if arguments.cluster and not arguments.push:
             raise AutoFormerError("--cluster names images by digest, which an image has once it is pushed; give --push")
         settings = cluster_path(arguments.cluster) if arguments.cluster else None
         if settings is not None:
-            read_yaml(settings)
+            read_yaml(settings)  # before the build: a file that cannot be read
         client, pushed = connect(), {}
         for name in NAMES:
             image = build(client, name, arguments.registry, shlex.split(arguments.build), arguments.tag)
-            size = client.images.get(image).attrs["Size"]
-            print(f"{image}  {client.images.get(image).id}  {size / 1e9:.2f} GB", flush=True)
+            built = client.images.get(image)
+            print(f"{image}  {built.id}  {built.attrs['Size'] / 1e9:.2f} GB", flush=True)
             if arguments.push:
                 pushed[name] = _push(client, image)
                 print(f"  {pushed[name]}", flush=True)
         if settings is not None:
             name_images(settings, pushed)
             print(f"{settings}: names them")
-    except (AutoFormerError, OSError) as error:
-        return report_error("images", error)
-    return 0
+
+    return run_command("images", parser, work, argv, after="")
 
 
 def connect() -> "DockerClient":
@@ -104,10 +104,10 @@ def _host() -> str:
 
 
 def build(client: "DockerClient", name: str, registry: str, more: Sequence[str], tag: str | None) -> str:
-    """Build one image, and tag it with what is in it; its full name.
+    """Build one image and tag it with its content; return its full name.
 
     Raises:
-        AutoFormerError: one line, where there is no `docker`, or the build fails: what it said is above.
+        AutoFormerError: there is no `docker`, or the build fails; Docker has printed the reason.
     """
     program = shutil.which("docker")
     if program is None:
@@ -118,7 +118,7 @@ def build(client: "DockerClient", name: str, registry: str, more: Sequence[str],
         command = [program, "build", "--file", "docker/Dockerfile", "--target", name, "--iidfile", str(written)]
         for argument, value in _labels().items():
             command += ["--build-arg", f"{argument}={value}"]
-        for proxy in PROXIES:  # by name: Docker leaves these out of the image and of its history
+        for proxy in PROXIES:  # by name alone: Docker keeps these out of the image and its history
             command += ["--build-arg", proxy] if proxy in os.environ else []
         command += [*_secrets(Path(folder)), *more, "."]
         environment = os.environ | {"DOCKER_BUILDKIT": "1", "DOCKER_HOST": _host()}
@@ -136,11 +136,11 @@ def _labels() -> dict[str, str]:
         ["git", "config", "--get", "remote.origin.url"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     address = without_password(remote.stdout.strip())
-    return labels | {"URL": address} if "://" in address else labels  # a path says nothing elsewhere
+    return labels | {"URL": address} if "://" in address else labels  # a path means nothing on other machines
 
 
 def _secrets(folder: Path) -> Iterator[str]:
-    """This machine's certificates and package index, for the build alone."""
+    """Arguments that mount this machine's certificates and package index during the build."""
     certificates = Path(os.environ.get("SSL_CERT_FILE") or CERTIFICATES)
     if certificates.is_file():
         yield from ("--secret", f"id=ca,src={certificates}")
@@ -152,7 +152,7 @@ def _secrets(folder: Path) -> Iterator[str]:
 
 
 def _push(client: "DockerClient", image: str) -> str:
-    """Push an image; its name by digest, as `configs/cluster/` wants it."""
+    """Push an image; return its name by digest, as in `configs/cluster/`."""
     repository, _, tag = image.rpartition(":")
     for line in client.images.push(repository, tag=tag, stream=True, decode=True):
         if "error" in line:
@@ -162,7 +162,7 @@ def _push(client: "DockerClient", image: str) -> str:
 
 
 def name_images(settings: Path, images: Mapping[str, str]) -> None:
-    """Write the names of images into a cluster's settings; all else in the file, its comments too, stays as it is.
+    """Write image names into a cluster's settings; the rest of the file stays, comments included.
 
     Raises:
         AutoFormerError: the file has no section `images` with a line for each.
@@ -177,10 +177,10 @@ def name_images(settings: Path, images: Mapping[str, str]) -> None:
 
 
 def content_tag(attributes: Mapping[str, Any]) -> str:
-    """What a container of the image finds, as twelve digits: its layers and settings, not its labels and commit.
+    """Hash, twelve digits, of an image's layers and settings, without its labels and commit.
 
     Args:
-        attributes: of the image, as Docker's API has them.
+        attributes: of the image, from Docker's API.
     """
     config = attributes["Config"]
     settings = {key: config.get(key) for key in ("User", "WorkingDir", "Entrypoint", "Cmd")}
@@ -189,21 +189,21 @@ def content_tag(attributes: Mapping[str, Any]) -> str:
 
 
 def source_hash() -> str:
-    """Hash of all that the images are made of."""
+    """Hash of all files that the images are built from."""
     return hash_files({file.relative_to(ROOT).as_posix(): file for file in image_files()})
 
 
 def image_files() -> list[Path]:
-    """The files that the images are made of."""
+    """The files that the images are built from."""
     files = (file for name in (*CODE, *RECIPE) for file in code_files(ROOT / name))
     return [file for file in files if not any(file.is_relative_to(ROOT / name) for name in LEFT_OUT)]
 
 
 def images_of_checkout(client: "DockerClient") -> dict[str, str]:
-    """The images that were built from this very source, by name.
+    """The newest image of this very source for each of `NAMES`.
 
     Raises:
-        AutoFormerError: one line, where there is none, or only such as were built from other source.
+        AutoFormerError: there is none, or only images of other source.
     """
     return {name: _newest(client, name) for name in NAMES}
 

@@ -1,10 +1,9 @@
-"""What a person sees of a local run: the steps' own lines. All that KFP prints goes to a log file."""
+"""Show the steps' own lines of a local run, and write all that KFP prints to a log file."""
 
 import logging
 import re
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TextIO
 
 _TASK = re.compile(
@@ -15,7 +14,7 @@ _STREAMED = "    "  # kfp.local indents what a step prints
 
 
 class KfpOutput:
-    """While entered, takes the place of stdout: everything is logged, and the steps' own lines are shown."""
+    """While entered, replaces stdout: everything is logged, and the steps' own lines are shown."""
 
     def __init__(self, log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +23,7 @@ class KfpOutput:
         self._line = ""
         self._inside_dump = False
         self._inside_outputs = False
-        # KFP has a handler of its own while a task runs; what it says of its cache, between tasks, comes here
+        # KFP has its own handler while a task runs; this one gets its messages between tasks, about the cache
         self._handler = logging.StreamHandler(self)
         self._level = logging.WARNING
 
@@ -36,9 +35,7 @@ class KfpOutput:
         root.setLevel(logging.INFO)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         logging.getLogger().removeHandler(self._handler)
         logging.getLogger().setLevel(self._level)
         sys.stdout = self._shown
@@ -61,15 +58,15 @@ class KfpOutput:
         return getattr(self._shown, name)
 
     def _visible(self, line: str) -> str | None:
-        """The line as it is shown, or None where it is KFP's own."""
+        """The line to show, or None for one of KFP's own."""
         if not line.startswith(_STREAMED):
-            self._inside_outputs = line.endswith(" outputs:")  # listed after a task, indented as its own lines are
+            self._inside_outputs = line.endswith(" outputs:")  # KFP lists them after a task, indented like its lines
             return self._task_line(line)
         content = line[len(_STREAMED) :]
         if "[KFP Executor" in content:
             self._inside_dump = content.endswith("Got executor_input:")
             return None
-        if self._inside_dump:  # the step's whole input as JSON, closed by a brace at its margin
+        if self._inside_dump:  # the step's input as JSON, up to a brace at the margin
             self._inside_dump = content != "}"
             return None
         return f"  {content}" if content.strip() and not self._inside_outputs else None
@@ -81,5 +78,5 @@ class KfpOutput:
             return f"{cached[1]}: taken from the cache" if cached else None
         started, ended, status = found.groups()
         if started:
-            return f"{started}"
+            return str(started)
         return f"{ended}: failed" if status == "FAILURE" else None

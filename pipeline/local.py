@@ -38,28 +38,24 @@ if TYPE_CHECKING:
     from kfp import local
 
 
-def parser() -> argparse.ArgumentParser:
-    result = Parser(prog="python -m pipeline.local", description="Run the pipeline on this machine.")
-    result.add_argument("--preset", help="a preset's name or a params file (default: params.yaml; photos for --source)")
-    add_option(result)
-    result.add_argument(
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m pipeline.local", description="Run the pipeline on this machine.")
+    parser.add_argument("--preset", help="a preset's name or a params file (default: params.yaml; photos for --source)")
+    add_option(parser)
+    parser.add_argument(
         "--data", help="folder with the delivered archives, or s3://bucket/folder (default: data/<dataset>)"
     )
-    result.add_argument(
+    parser.add_argument(
         "--source", type=Path, help="your own images: class folders, train/val/test folders of them, or a CSV"
     )
-    result.add_argument(
+    parser.add_argument(
         "--runner",
         choices=("subprocess", "docker"),
         default="subprocess",
         help="what a step runs in (default: %(default)s)",
     )
-    result.add_argument("--dry-run", action="store_true", help="print what the run would take, from measured steps")
-    result.add_argument("--fresh", action="store_true", help="run every step, also where its result is in the cache")
-    return result
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+    parser.add_argument("--dry-run", action="store_true", help="print what the run would take, from measured steps")
+    parser.add_argument("--fresh", action="store_true", help="run every step, also where its result is in the cache")
     steps = StepProcesses()
     hide_in_tracebacks()
 
@@ -67,29 +63,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         with hold_lock(ROOT / "runs" / "pipeline", "checkout"):
             return _run(arguments, steps)
 
-    return run_command("pipeline", parser(), work, argv, steps.signal)
+    return run_command("pipeline", parser, work, argv, steps.signal)
 
 
 def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
-    overrides: list[str] = arguments.overrides
-    given: str | Path | None = arguments.data
-    preset: str | None = arguments.preset
+    data, preset, overrides = arguments.data, arguments.preset, arguments.overrides
     if arguments.source is not None:
-        adopted = adopt(arguments.source.expanduser(), preset, overrides, DATASETS)
-        given, preset, overrides = adopted
-        print(describe_pack(adopted.data), flush=True)
+        data, preset, overrides = adopt(arguments.source.expanduser(), preset, overrides, DATASETS)
+        print(describe_pack(data), flush=True)
     preset = preset or "params.yaml"
-    preset = str(Path(preset).resolve()) if preset.endswith((".yaml", ".yml")) else preset
+    if preset.endswith((".yaml", ".yml")):
+        preset = str(Path(preset).resolve())
     config = resolve(preset, overrides)
-    data = _data_location(given or ROOT / "data" / config.dataset, config.dataset)
+    data = _data_location(data or ROOT / "data" / config.dataset, config.dataset)
     if arguments.source is not None or arguments.dry_run:
         code = _print_plan(config, data)
         if code or arguments.dry_run:
             return code
     containers = Containers(steps) if arguments.runner == "docker" else None
     data_hash = hash_data(data)
-    runner_name = "kfp.local, docker" if containers else "kfp.local"
-    run_id = tracking.open_pipeline_run(config, {"data_hash": data_hash, "runner": runner_name})
+    tags = {"data_hash": data_hash, "runner": "kfp.local, docker" if containers else "kfp.local"}
+    run_id = tracking.open_pipeline_run(config, tags)
     failure = ROOT / "runs" / f".failure-{os.getpid()}.json"
     _prepare_environment(run_id, failure)
     started = time.monotonic()
@@ -115,23 +109,22 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
 
 
 def _data_location(given: str | Path, dataset: str) -> str:
-    """Where the data are, as the steps are told it."""
+    """The data argument of the steps: an absolute path, or an S3 URI."""
     if is_uri(given):
         return str(given)
     data = Path(given).resolve()
     if not data.is_dir():
-        raise AutoFormerError(f"{data}: no such folder; {_how_to_get(dataset)}")
+        answer = (
+            f"`make data DATASET={dataset} ARCHIVES=…` fills it, or `make data NAME={dataset} DATA=…` with your images"
+        )
+        if dataset == "fashion-mnist":
+            answer = "`make data` fetches the images of 'fashion-mnist'"
+        raise AutoFormerError(f"{data}: no such folder; {answer}")
     return str(data)
 
 
-def _how_to_get(dataset: str) -> str:
-    if dataset == "fashion-mnist":
-        return "`make data` fetches the images of 'fashion-mnist'"
-    return f"`make data DATASET={dataset} ARCHIVES=…` fills it, or `make data NAME={dataset} DATA=…` with your images"
-
-
 def _print_plan(config: Config, data: str) -> int:
-    """What the run will take, measured in a process of its own, as every step is."""
+    """Measure in another process, as every step is one; its exit code."""
     command = [sys.executable, "-m", "commands.plan", "--config", config.model_dump_json(), "--data", data]
     code = subprocess.run(command, cwd=ROOT, env=os.environ | patient_threads(), check=False).returncode
     if code == -signal.SIGKILL:
@@ -143,7 +136,7 @@ def _print_plan(config: Config, data: str) -> int:
 
 
 def _prepare_environment(run_id: str, failure: Path) -> None:
-    """What the steps' processes inherit: nothing of it decides a result."""
+    """Set the environment of the steps' processes; no variable decides a result."""
     failure.parent.mkdir(exist_ok=True)
     os.environ |= {
         "AUTOFORMER_PARENT_RUN_ID": run_id,
@@ -158,10 +151,10 @@ def _prepare_environment(run_id: str, failure: Path) -> None:
 
 
 def patient_threads() -> dict[str, str]:
-    """Let torch's threads sleep while they wait for each other, unless the caller has said otherwise.
+    """Make torch's threads sleep while they wait for each other, unless the environment decides.
 
-    By default they spin. On two cores that is up to a sixth faster where nothing else runs, and thirteen times
-    slower where one other program does (measured: 80 against 1,065 images a second).
+    By default they spin. On two cores that is up to a sixth faster on an idle machine, and thirteen times slower
+    beside one other program (measured: 80 against 1,065 images a second).
     """
     return {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 
@@ -169,9 +162,10 @@ def patient_threads() -> dict[str, str]:
 def _run_dag(
     parameters: Mapping[str, Any], fresh: bool, runner: "local.DockerRunner | None", images: Mapping[str, str] | None
 ) -> dict[str, Any]:
-    """Run the DAG, in processes where no runner for containers is given; returns its outputs by name.
+    """Run the DAG, in processes if `runner` is None; return its outputs by name.
 
-    Raises RuntimeError where a task fails.
+    Raises:
+        RuntimeError: a task failed.
     """
     from kfp import local
 
@@ -198,45 +192,48 @@ def _run_dag(
 
 
 def name_images(pipeline: Any, images: Mapping[str, str]) -> None:
-    """Name the image of each step: the light one for what needs no torch, by a tag that says what is in it."""
+    """Set the image of each step: `launcher`, without torch, for resolve_config; `training` for the others."""
     for name, executor in pipeline.pipeline_spec.deployment_spec["executors"].items():
         kind = "launcher" if name == "exec-resolve-config" else "training"
         executor["container"]["image"] = images[kind]
 
 
 def name_sources(pipeline: Any) -> dict[str, str]:
-    """Put the hash of a step's code in the place of its image: it is part of the cache key, as a digest is.
+    """Set the image of each step to a name with `step_code`, so that code and package versions are in the cache key.
 
-    Returns the hash of each step.
+    Returns:
+        Step -> that hash.
     """
     executors = pipeline.pipeline_spec.deployment_spec["executors"]
     codes = {step: step_code(step) for step in ("resolve_config", *STEPS)}
     for step, code in codes.items():
-        image = f"autoformer-python:source-{code}"  # kfp.local warns of an image without "python"
+        image = f"autoformer-python:source-{code}"  # kfp.local warns if "python" is not in the name
         executors[f"exec-{step.replace('_', '-')}"]["container"]["image"] = image
     return codes
 
 
 def _explain(failure: Path) -> int:
-    """Repeat the failed step's own line, and end with its exit code."""
+    """Print the failed step's own line again; return its exit code."""
     if not failure.exists():
         print("pipeline: a step failed; its messages are above", file=sys.stderr)
         return 1
-    told = read_json(failure)
-    print(f"{told['step']}: {told['message']}", file=sys.stderr)
-    return int(told["code"])
+    reported = read_json(failure)
+    print(f"{reported['step']}: {reported['message']}", file=sys.stderr)
+    return int(reported["code"])
 
 
 def _show(config: Config, results: dict[str, Any], seconds: float, run_id: str) -> None:
     paths = {name: Path(artifact.path) for name, artifact in results.items()}
     records = {step: read_json(paths[f"{step}_record"]) for step in STEPS}
-    print(summary(config, paths["search"], paths["retrain"], paths["evaluation"], paths["registration"], records))
-    print(f"  wall time             {seconds / 60:.1f} min in all")
-    print(f"  report                {relative_path(paths['evaluation'] / 'report.html')}")
-    print(f"  model                 {relative_path(paths['retrain'] / 'model')}")
-    print(f"  model card            {relative_path(paths['registration'].with_name('model_card'))}")
-    print(f"  MLflow                `make ui`, run {run_id}")
-    print(f"  try it                make predict MODEL={config.section(RegisterModel).model_name} IMAGE=path")
+    more = [
+        ("wall time", f"{seconds / 60:.1f} min in all"),
+        ("report", f"{relative_path(paths['evaluation'] / 'report.html')}"),
+        ("model", f"{relative_path(paths['retrain'] / 'model')}"),
+        ("model card", f"{relative_path(paths['registration'].with_name('model_card'))}"),
+        ("MLflow", f"`make ui`, run {run_id}"),
+        ("try it", f"make predict MODEL={config.section(RegisterModel).model_name} IMAGE=path"),
+    ]
+    print(summary(config, paths, records, more))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from runtime.common.overrides import add_option, apply, parse
 from runtime.common.stopping import Stopped
 
 PARAMS = ROOT / "params.yaml"
-_TRACKED = {"threads": "null", "device": "auto"}  # optional, but DVC's stages name them, and it wants them to be there
-WRITTEN = ROOT / ".dvc" / "tmp" / "params.sha256"  # of the params.yaml that a command line made
+_TRACKED = {"threads": "null", "device": "auto"}  # optional keys that dvc.yaml names, and DVC requires those
+WRITTEN = ROOT / ".dvc" / "tmp" / "params.sha256"  # of the params.yaml that this command wrote last
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,19 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _repro() -> int:
     environment = os.environ | {
         "AUTOFORMER_RUNNER_PID": str(os.getpid()),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # dvc.yaml says `python`
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # dvc.yaml runs `python`
         "PYTHONUNBUFFERED": "1",
         **patient_threads(),
     }
     dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment)
-    code = dvc.wait()  # not `run`, which would kill it where it is to end by itself
+    code = dvc.wait()  # `subprocess.run` would kill it on a signal, before its stage has ended
     if code == 0:
         _show()
     return code
 
 
 def _write_params(preset: str, overrides: list[str]) -> None:
-    """Make params.yaml the preset with its overrides; validated first, and never over edits that exist nowhere else."""
+    """Validate the preset with its overrides, and write it to params.yaml, unless edits of that would be lost."""
     resolve(preset, overrides)
     path = preset_path(preset)
     text = path.read_text(encoding="utf-8")
@@ -72,7 +72,7 @@ def _write_params(preset: str, overrides: list[str]) -> None:
     text += "".join(f"{key}: {value}\n" for key, value in _TRACKED.items() if key not in yaml.safe_load(text))
     if text == PARAMS.read_text(encoding="utf-8"):
         return
-    if path.resolve() != PARAMS and not _is_kept_elsewhere(PARAMS):
+    if path.resolve() != PARAMS and not _is_saved_elsewhere(PARAMS):
         raise AutoFormerError(
             "params.yaml has edits that are neither committed nor a preset; commit them, or save them as a file "
             f"of configs/presets/, before PRESET={preset} takes their place"
@@ -83,7 +83,7 @@ def _write_params(preset: str, overrides: list[str]) -> None:
           "`git checkout params.yaml` brings the committed one back")  # fmt: skip
 
 
-def _is_kept_elsewhere(params: Path) -> bool:
+def _is_saved_elsewhere(params: Path) -> bool:
     presets = (preset.read_bytes() for preset in (CONFIGS / "presets").glob("*.yaml"))
     if params.read_bytes() in presets:
         return True
@@ -93,7 +93,7 @@ def _is_kept_elsewhere(params: Path) -> bool:
 
 
 def overridden(params: str, overrides: list[str]) -> str:
-    """The YAML text with values replaced; its comments stay."""
+    """The YAML text with values replaced and its comments preserved."""
     from ruamel.yaml import YAML
 
     editor = YAML()
@@ -112,13 +112,12 @@ def overridden(params: str, overrides: list[str]) -> str:
 def _show() -> None:
     artifacts = ROOT / "artifacts"
     files = {step: artifacts / "records" / f"{step}.json" for step in STEPS}
-    # no stage's output, so DVC does not bring them back with results from its cache
+    # no output of a stage, so DVC does not restore them from its cache
     records = {step: read_json(file) for step, file in files.items() if file.exists()}
-    config = load_config(str(PARAMS))
-    search, retrain, evaluation = (artifacts / name for name in ("search", "retrain", "evaluation"))
-    print(summary(config, search, retrain, evaluation, artifacts / "registration.json", records))
-    print("  report                artifacts/evaluation/report.html")
-    print("  model card            artifacts/model_card.md")
+    outputs = {name: artifacts / name for name in ("search", "retrain", "evaluation")}
+    outputs["registration"] = artifacts / "registration.json"
+    more = [("report", "artifacts/evaluation/report.html"), ("model card", "artifacts/model_card.md")]
+    print(summary(load_config(str(PARAMS)), outputs, records, more))
 
 
 if __name__ == "__main__":

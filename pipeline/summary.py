@@ -1,6 +1,6 @@
 """The table that a run ends with."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,21 @@ from runtime.common.config import Config, RetrainSubnet
 
 def summary(
     config: Config,
-    search: Path,
-    retrain: Path,
-    evaluation: Path,
-    registration: Path,
+    outputs: Mapping[str, Path],
     records: Mapping[str, Mapping[str, Any]],
+    more: Iterable[tuple[str, str]],
 ) -> str:
-    """The chosen subnet, what it costs, how good it is, and how long each step took."""
-    spec = NamedSubnet.from_yaml(search / "chosen.yaml").subnet
-    searched, retrained = read_json(search / "metrics.json"), read_json(retrain / "metrics.json")
-    tested, registered = read_json(evaluation / "metrics.json"), read_json(registration)
+    """The chosen subnet, its costs and accuracies, and the time of each step.
+
+    Args:
+        outputs: the folders `search`, `retrain` and `evaluation`, and the file `registration`.
+        records: step -> its record.
+        more: rows to add, of a name and a value.
+    """
+    spec = NamedSubnet.from_yaml(outputs["search"] / "chosen.yaml").subnet
+    searched, retrained, tested = (
+        read_json(outputs[name] / "metrics.json") for name in ("search", "retrain", "evaluation")
+    )
     params, macs = count_params(config.space, spec), count_macs(config.space, spec)
     rows = [
         ("chosen subnet", size_text(spec)),
@@ -32,11 +37,11 @@ def summary(
         ("multiply-adds", f"{macs:,} ({macs / 1e9:.3g} G)"),
         ("search split", _search_scores(searched, retrained)),
         ("test split", _test_scores(config, tested)),
-        ("registry", registered["reason"]),
+        ("registry", read_json(outputs["registration"])["reason"]),
+        *((f"  {step}", f"{record['seconds']:.0f} s") for step, record in records.items()),
+        *more,
     ]
-    rows += [(f"  {step}", f"{record['seconds']:.0f} s") for step, record in records.items()]
-    width = max(len(name) for name, _ in rows) + 2
-    return "\n" + "\n".join(f"  {name:<{max(width, 22)}}{value}" for name, value in rows)
+    return "\n" + "\n".join(f"  {name:<22}{value}" for name, value in rows)
 
 
 def _search_scores(searched: Mapping[str, float], retrained: Mapping[str, float]) -> str:
