@@ -137,7 +137,7 @@ def _searched(config: Config, memory: ScoreCache, images: int) -> SearchResult:
 
 def _figures(result: SearchResult) -> dict[str, float]:
     """Images are those that each candidate was scored on by itself; the baseline's are counted apart."""
-    baseline = [outcome for outcome in result.outcomes if outcome.candidate.origin == "baseline"]
+    baseline = [outcome for outcome in result.candidates if outcome.candidate.origin == "baseline"]
     found = {"top1_percent": result.chosen.top1_percent, "images": result.metrics["images_scored"]}
     if baseline:
         found["random_top1_percent"] = result.metrics["random_best_top1_percent"]
@@ -268,7 +268,7 @@ def _imagenet_search(world: World, seed: int, confidence: float | None) -> dict[
     with tempfile.TemporaryDirectory() as folder:
         memory = ScoreCache(Path(folder) / "answers", world.images, world.score)
         result = _searched(load_config("demo", given), memory, world.images)
-    evolved = [outcome for outcome in result.outcomes if outcome.candidate.origin != "baseline"]
+    evolved = [outcome for outcome in result.candidates if outcome.candidate.origin != "baseline"]
     return {
         "seed": seed,
         "confidence": confidence,

@@ -67,7 +67,7 @@ def test_the_evaluation_finds_the_subnet_of_a_search_in_thirds(tmp_path: Path) -
     assert 8 / 3 in chosen.mlp_ratio
     config.space.check(chosen)
     found = read_search(tmp_path / "search", chosen)
-    assert found.candidates == result.outcomes
+    assert found.candidates == result.candidates
     assert found.candidates[found.chosen] == result.chosen
 
 

@@ -1,7 +1,11 @@
-"""Evolution, and random search of the same budget, with what each candidate has come to."""
+"""The search: evolution, then random search with as many candidates.
+
+Letters in shapes: N images that score a candidate, m images of one round of a race.
+"""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -14,13 +18,13 @@ from autoformer.space import SubnetSpec
 from components.search_subnet.score_cache import ScoreCache
 from runtime.common.config import Config, SearchSubnet
 
-_DRAWN: tuple[Origin, ...] = ("initial", "baseline")
+_RANDOM: tuple[Origin, ...] = ("initial", "baseline")
 
 
 class SearchResult(NamedTuple):
-    """All candidates, the chosen one, and how the search went."""
+    """All candidates, the chosen one, a row for each generation, and metrics of the whole search."""
 
-    outcomes: list[ScoredCandidate]
+    candidates: list[ScoredCandidate]
     chosen: ScoredCandidate
     progress: list[dict[str, Any]]
     metrics: dict[str, float]
@@ -30,170 +34,35 @@ def search(
     config: Config,
     evolution: Evolution,
     first: list[Candidate],
-    memory: ScoreCache,
+    cache: ScoreCache,
     images: int,
     show: Callable[[int, str], None],
     log: Callable[[dict[str, float], int], None],
 ) -> SearchResult:
-    """Run evolution to its end, then random search of as many candidates.
+    """Run evolution to its end, then random search with as many candidates.
 
     Args:
-        evolution, first: what its first `ask` gave.
-        memory: scores candidates.
-        images: that score a candidate, N.
-        show: is told of progress: how many candidates are done with, and the best so far in words.
-        log: is told the metrics of each generation, and its number.
+        evolution: after its first `ask`.
+        first: the candidates of that `ask`.
+        cache: scores candidates.
+        images: N.
+        show: takes the number of finished candidates and the best score in words.
+        log: takes the metrics of each generation, and its number.
     """
     section = config.section(SearchSubnet)
-    grading = _Grading(section.racing, images, memory, show)
-    candidates, ends = first, []
+    races = _Races(section.racing, images, cache, show)
+    progress: list[dict[str, Any]] = []
+    candidates = first
     while candidates:
-        found = grading.grade(candidates, section.parents, grading.table)
-        evolution.tell(found)
-        ends.append(_End(len(grading.table), grading.images_scored))
-        log(_generation_metrics(found, evolution, grading), evolution.generation - 1)
+        scored = races.run(candidates, section.parents, rivals=races.scored)
+        evolution.tell(scored)
+        best, generation = evolution.best(1)[0].top1_percent, evolution.generation - 1
+        log(_generation_metrics(scored, races, best), generation)
+        counts = {"scored": len(races.scored), "images_scored": races.images_scored}
+        progress.append({"generation": generation, **counts, "evolution_best_top1_percent": best})
         candidates = evolution.ask()
 
-    evolved, baseline = list(grading.table), list[ScoredCandidate]()
-    images_of_evolution = grading.images_scored
-    if section.random_baseline:
-        rng = derived_rng("random baseline", config.seed)
-        drawn = random_baseline(config.space, section.limits, len(evolved), section.tries, rng)
-        moved = [_renumbered(candidate, len(evolved)) for candidate in drawn]
-        for start in range(0, len(moved), section.population):
-            # of random search the best alone is of interest, so all others may be stopped
-            baseline += grading.grade(moved[start : start + section.population], 1, baseline, _DRAWN)
-    chosen = evolution.best(1)[0]
-    rows = [_progress_row(generation, end, evolved, baseline) for generation, end in enumerate(ends)]
-    metrics = _metrics(chosen, baseline) | {
-        "candidates_scored": len(grading.asked),
-        "images_scored": images_of_evolution,
-        "images_scored_percent": 100 * images_of_evolution / (len(evolved) * images),
-    }
-    if baseline:
-        metrics["random_images_scored"] = grading.images_scored - images_of_evolution
-    return SearchResult(grading.table, chosen, rows, metrics)
-
-
-class _Grading:
-    """Grades one group of candidates after the other, and keeps the books.
-
-    What is counted, and what one race tells the next of the images, comes from the races themselves, never from what
-    the memory holds: there a search that was killed has left more than the races have come to again.
-    """
-
-    def __init__(self, rules: Racing | None, images: int, memory: ScoreCache, show: Callable[[int, str], None]) -> None:
-        self.rules, self.images, self.memory, self.show = rules, images, memory, show
-        self.table: list[ScoredCandidate] = []
-        self.complete: dict[SubnetSpec, Flags] = {}  # whole answers (N,)
-        self.asked: dict[SubnetSpec, Flags] = {}  # which images (N,)
-
-    @property
-    def images_scored(self) -> int:
-        """Over all subnets; one that was drawn twice counts once."""
-        return sum(int(asked.sum()) for asked in self.asked.values())
-
-    def grade(
-        self,
-        candidates: Sequence[Candidate],
-        keep: int,
-        rivals: Sequence[ScoredCandidate],
-        alike: Sequence[Origin] = get_args(Origin),
-    ) -> list[ScoredCandidate]:
-        """A race of candidates among each other and against the complete ones of `rivals`; the table is told.
-
-        Args:
-            keep: how many of the best of them all are never stopped.
-            alike: whose answers tell which images the candidates will differ in. What evolution has bred differs
-                less than what is drawn at random.
-        """
-        known = {c.id: self._whole(c) for c in candidates if c.spec in self.complete}
-        racers = [candidate for candidate in candidates if candidate.id not in known]
-        scores = [o.top1_percent / 100 for o in (*rivals, *known.values()) if o.complete]
-        origins = {outcome.candidate.spec: outcome.candidate.origin for outcome in reversed(self.table)}
-        before = [answers for spec, answers in self.complete.items() if origins[spec] in alike]
-        race = Race(self.rules, len(racers), self.images, keep, before, scores)
-        for entrants, images in race.rounds():
-            specs = [racers[entrant].spec for entrant in entrants]
-            settles = race.answered[entrants[0]] + len(images) == self.images
-            told = self._teller(len(candidates) - len(race.live), settles)
-            race.record(dict(zip(entrants, self._ask(specs, images, told), strict=True)))
-            if settles:
-                self.complete |= {spec: self.memory[spec].right.copy() for spec in specs}
-        outcomes = dict(known)
-        for entrant, candidate in enumerate(racers):
-            estimate, answered = race.estimates[entrant], race.answered[entrant]
-            stopped = ScoredCandidate(candidate, 100 * estimate.score, None, answered)
-            outcomes[candidate.id] = self._whole(candidate) if answered == self.images else stopped
-        found = [outcomes[candidate.id] for candidate in candidates]
-        self.table += found
-        self._tell(0)
-        return found
-
-    def _ask(self, specs: Sequence[SubnetSpec], images: Indices, told: Callable[[], None]) -> list[Flags]:
-        for spec in specs:
-            self.asked.setdefault(spec, np.zeros(self.images, dtype=bool))[images] = True
-        return self.memory.ask(specs, images, told)
-
-    def _whole(self, candidate: Candidate) -> ScoredCandidate:
-        """Of a candidate whose subnet has answered all images."""
-        right, loss_sum = self.complete[candidate.spec], self.memory[candidate.spec].loss_sum
-        return ScoredCandidate(candidate, 100.0 * int(right.sum()) / self.images, loss_sum / self.images, self.images)
-
-    def _teller(self, settled: int, settles: bool) -> Callable[[], None]:
-        """Called for each answer: shows how many of the race are done with, `settled` and those that answer now."""
-        done = itertools.count(settled + 1) if settles else itertools.repeat(settled)
-        return lambda: self._tell(next(done))
-
-    def _tell(self, settled: int) -> None:
-        best = max((outcome.top1_percent for outcome in self.table if outcome.complete), default=None)
-        self.show(len(self.table) + settled, "" if best is None else f"best {best:.2f} %")
-
-
-class _End(NamedTuple):
-    """How far the search was at the end of a generation."""
-
-    candidates: int
-    images_scored: int
-
-
-def _renumbered(candidate: Candidate, offset: int) -> Candidate:
-    fields = {name: getattr(candidate, name) for name in candidate.__dataclass_fields__}
-    return Candidate(**fields | {"id": candidate.id + offset})
-
-
-def _best(outcomes: Sequence[ScoredCandidate]) -> float:
-    """The best score of complete candidates, in percent."""
-    return max(outcome.top1_percent for outcome in outcomes if outcome.complete)
-
-
-def _generation_metrics(found: Sequence[ScoredCandidate], evolution: Evolution, grading: _Grading) -> dict[str, float]:
-    """Of a generation; its mean has the estimates of stopped candidates in it, its best has not."""
-    complete = any(outcome.complete for outcome in found)
-    return ({"search/generation_best_top1_percent": _best(found)} if complete else {}) | {
-        "search/best_top1_percent": evolution.best(1)[0].top1_percent,
-        "search/generation_mean_top1_percent": sum(outcome.top1_percent for outcome in found) / len(found),
-        "search/scored": len(evolution.scored),
-        "search/complete": sum(outcome.complete for outcome in grading.table),
-        "search/images_scored": grading.images_scored,
-    }
-
-
-def _progress_row(
-    generation: int, end: _End, evolved: Sequence[ScoredCandidate], baseline: Sequence[ScoredCandidate]
-) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "generation": generation,
-        "scored": end.candidates,
-        "images_scored": end.images_scored,
-        "evolution_best_top1_percent": _best(evolved[: end.candidates]),
-    }
-    if baseline:
-        row["random_best_top1_percent"] = _best(baseline[: end.candidates])
-    return row
-
-
-def _metrics(chosen: ScoredCandidate, baseline: Sequence[ScoredCandidate]) -> dict[str, float]:
+    chosen, evolved, evolution_images = evolution.best(1)[0], len(races.scored), races.images_scored
     assert chosen.loss is not None
     metrics = {
         "chosen_top1_percent": chosen.top1_percent,
@@ -201,6 +70,124 @@ def _metrics(chosen: ScoredCandidate, baseline: Sequence[ScoredCandidate]) -> di
         "chosen_params_m": chosen.candidate.params / 1e6,
         "chosen_macs_g": chosen.candidate.macs / 1e9,
     }
-    if baseline:
+    if section.random_baseline:
+        baseline = _random_search(config, races, evolved)
         metrics["random_best_top1_percent"] = _best(baseline)
-    return metrics
+        for row in progress:
+            row["random_best_top1_percent"] = _best(baseline[: row["scored"]])
+    metrics |= {
+        "candidates_scored": races.subnets_scored,
+        "images_scored": evolution_images,
+        "images_scored_percent": 100 * evolution_images / (evolved * images),
+    }
+    if section.random_baseline:
+        metrics["random_images_scored"] = races.images_scored - evolution_images
+    return SearchResult(races.scored, chosen, progress, metrics)
+
+
+def _random_search(config: Config, races: "_Races", count: int) -> list[ScoredCandidate]:
+    """Score `count` random candidates; their ids follow those of evolution."""
+    section, scored = config.section(SearchSubnet), list[ScoredCandidate]()
+    rng = derived_rng("random baseline", config.seed)
+    drawn = random_baseline(config.space, section.limits, count, section.tries, rng)
+    candidates = [replace(candidate, id=candidate.id + count) for candidate in drawn]
+    for start in range(0, len(candidates), section.population):
+        # only the best of random search is reported: the race may stop all others
+        scored += races.run(candidates[start : start + section.population], 1, rivals=scored, similar=_RANDOM)
+    return scored
+
+
+class _Races:
+    """Runs races one after the other, and collects the scored candidates.
+
+    Counts, and what one race learns about the images for the next, come from the races and not from the cache. After a
+    kill the cache also holds results that the resumed search has not reached yet.
+    """
+
+    def __init__(self, racing: Racing | None, images: int, cache: ScoreCache, show: Callable[[int, str], None]) -> None:
+        self.scored: list[ScoredCandidate] = []
+        self._racing, self._images, self._cache, self._show = racing, images, cache, show
+        self._complete: dict[SubnetSpec, Flags] = {}  # subnets scored on all images, and where they are right (N,)
+        self._requested: dict[SubnetSpec, Flags] = {}  # the images that each subnet was scored on (N,)
+
+    @property
+    def subnets_scored(self) -> int:
+        return len(self._requested)
+
+    @property
+    def images_scored(self) -> int:
+        """Over all subnets; a subnet that was drawn twice counts once."""
+        return sum(int(images.sum()) for images in self._requested.values())
+
+    def run(
+        self,
+        candidates: Sequence[Candidate],
+        keep: int,
+        rivals: Sequence[ScoredCandidate],
+        similar: Sequence[Origin] = get_args(Origin),
+    ) -> list[ScoredCandidate]:
+        """Race candidates against each other and against the complete ones of `rivals`.
+
+        Args:
+            keep: number of the best of all of them that the race may not stop.
+            similar: origins of the candidates that predict on which images these will differ. Offspring of evolution
+                differs less than random candidates.
+        """
+        known = {c.id: self._complete_score(c) for c in candidates if c.spec in self._complete}
+        racers = [candidate for candidate in candidates if candidate.id not in known]
+        scores = [rival.top1_percent / 100 for rival in (*rivals, *known.values()) if rival.complete]
+        origins = {scored.candidate.spec: scored.candidate.origin for scored in reversed(self.scored)}
+        answers = [right for spec, right in self._complete.items() if origins[spec] in similar]
+        race = Race(self._racing, len(racers), self._images, keep, answers, scores)
+        for entrants, images in race.rounds():
+            finished = len(candidates) - len(race.live)
+            self._score_round(race, {entrant: racers[entrant].spec for entrant in entrants}, images, finished)
+        results = known
+        for entrant, candidate in enumerate(racers):
+            if race.answered[entrant] == self._images:
+                results[candidate.id] = self._complete_score(candidate)
+            else:
+                estimate = 100 * race.estimates[entrant].score
+                results[candidate.id] = ScoredCandidate(candidate, estimate, None, race.answered[entrant])
+        scored = [results[candidate.id] for candidate in candidates]
+        self.scored += scored
+        self._show_progress(0)
+        return scored
+
+    def _score_round(self, race: Race, specs: Mapping[int, SubnetSpec], images: Indices, finished: int) -> None:
+        """Score the entrants of a round on its images (m,); `finished`: candidates that need no more images."""
+        for spec in specs.values():
+            self._requested.setdefault(spec, np.zeros(self._images, dtype=bool))[images] = True
+        is_last = race.answered[next(iter(specs))] + len(images) == self._images
+        done = itertools.count(finished + 1) if is_last else itertools.repeat(finished)
+        right = self._cache.score([*specs.values()], images, lambda: self._show_progress(next(done)))
+        race.record(dict(zip(specs, right, strict=True)))
+        if is_last:
+            self._complete |= {spec: self._cache[spec].right.copy() for spec in specs.values()}
+
+    def _complete_score(self, candidate: Candidate) -> ScoredCandidate:
+        right, loss_sum = self._complete[candidate.spec], self._cache[candidate.spec].loss_sum
+        return ScoredCandidate(
+            candidate, 100.0 * int(right.sum()) / self._images, loss_sum / self._images, self._images
+        )
+
+    def _show_progress(self, finished: int) -> None:
+        complete = [scored for scored in self.scored if scored.complete]
+        self._show(len(self.scored) + finished, f"best {_best(complete):.2f} %" if complete else "")
+
+
+def _best(scored: Sequence[ScoredCandidate]) -> float:
+    """The highest score of complete candidates, in percent."""
+    return max(one.top1_percent for one in scored if one.complete)
+
+
+def _generation_metrics(scored: Sequence[ScoredCandidate], races: _Races, best: float) -> dict[str, float]:
+    """The mean includes estimates of stopped candidates; the best does not."""
+    complete = any(one.complete for one in scored)
+    return ({"search/generation_best_top1_percent": _best(scored)} if complete else {}) | {
+        "search/best_top1_percent": best,
+        "search/generation_mean_top1_percent": sum(one.top1_percent for one in scored) / len(scored),
+        "search/scored": len(races.scored),
+        "search/complete": sum(one.complete for one in races.scored),
+        "search/images_scored": races.images_scored,
+    }

@@ -1,7 +1,8 @@
-"""Search the supernet: evolution, and random search of the same budget, both scored on the search split alone.
+"""Search the supernet for the best subnet under limits: evolution, then random search with as many candidates.
 
-Hopeless candidates are stopped on a part of the split (`autoformer.racing`); the best are always scored on all of it.
-Several processes score together, one a GPU; rank 0 evolves, decides and writes.
+Candidates are scored on the search split alone. A race (`autoformer.racing`) stops hopeless ones after part of the
+images; the best are always scored on all of them. Several processes score together, one a GPU; rank 0 runs the search
+and writes the result.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from autoformer.racing import ScoringResult, ScoringTask
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution
 from autoformer.space import SearchSpace, SubnetSpec
-from components.search_subnet.score_cache import Crew, ScoreCache
+from components.search_subnet.parallel_scorer import ParallelScorer
+from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, search
 from runtime.common.config import Config, SearchSubnet
 from runtime.common.console import Progress
@@ -40,6 +42,7 @@ from runtime.steps.inputs import (
     read_supernet,
 )
 from runtime.steps.step_context import StepContext, open_step
+from runtime.tracking import StepLogger
 
 STEP = "search_subnet"
 PROGRESS = ("generation", "scored", "images_scored", "evolution_best_top1_percent", "random_best_top1_percent")
@@ -64,54 +67,47 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     count = section.images or len(images.labels)
     if count > len(images.labels):
         raise AutoFormerError(f"search_subnet.images = {count}: the search split has {len(images.labels)}")
+    images = DecodedSplit(images.pixels[:count], images.labels[:count], images.checksums[:count])
     evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed))
-    first = evolution.ask()  # legal candidates exist, or the step ends here, before anything heavy
-    used = DecodedSplit(images.pixels[:count], images.labels[:count], images.checksums[:count])
+    first = evolution.ask()  # raises before anything heavy if no candidate is legal
+    inputs = ("card", "search_split", "supernet")
     with (
         process_group(config) as world,
-        open_step(
-            STEP, arguments, config, "card", "search_split", "supernet", world=world, has_checkpoints=True
-        ) as opened,
+        open_step(STEP, arguments, config, *inputs, world=world, has_checkpoints=True) as opened,
     ):
-        crew = Crew(world, _scorer(arguments.supernet, config, card, used), partial(_cost, config.space))
+        score = ParallelScorer(world, _scorer(arguments.supernet, config, card, images), partial(_cost, config.space))
         if world.is_rank_zero:
-            _lead(opened, evolution, first, crew, count)
+            result = _search(opened, evolution, first, score, count)
+            score.stop()
+            write_result(arguments.out, config, result, opened.workspace.provenance)
+            _log(opened.tracked, arguments.out, result)
         else:
-            crew.work()
+            score.serve()
+
+
+def _search(
+    opened: StepContext, evolution: Evolution, first: list[Candidate], score: ParallelScorer, images: int
+) -> SearchResult:
+    """Run the search with a progress bar, and resume from the scores of an earlier try."""
+    cache = ScoreCache(opened.workspace.file("scores.jsonl"), images, score, opened.mirror.request_upload)
+    with Progress(STEP, opened.config.section(SearchSubnet).budget, "candidates") as progress:
+        try:
+            result = search(opened.config, evolution, first, cache, images, progress.update, opened.tracked.metrics)
+        except Stopped as stopped:
+            stopped.note = f" after {len(cache)} scored candidates"
+            raise
+    opened.record.values |= {name: getattr(cache, name) for name in ("candidates_scored_now", "images_scored_now")}
+    return result
 
 
 def _cost(space: SearchSpace, task: ScoringTask) -> float:
     return count_macs(space, task.spec) * len(task.images)
 
 
-def _lead(opened: StepContext, evolution: Evolution, first: list[Candidate], crew: Crew, images: int) -> None:
-    """Evolve, decide who is scored on what, and write the result: the work of rank 0."""
-    config, tracked, out = opened.config, opened.tracked, opened.arguments.out
-    memory = ScoreCache(opened.workspace.file("scores.jsonl"), images, crew, opened.mirror.request_upload)
-    with Progress(STEP, config.section(SearchSubnet).budget, "candidates") as progress:
-        try:
-            result = search(config, evolution, first, memory, images, progress.update, tracked.metrics)
-        except Stopped as stopped:
-            stopped.note = f" after {len(memory)} scored candidates"
-            raise
-    crew.dismiss()
-    opened.record.values |= {
-        "candidates_scored_now": memory.candidates_scored_now,
-        "images_scored_now": memory.images_scored_now,
-    }
-    write_result(out, config, result, opened.workspace.provenance)
-    tracked.subnet(result.chosen.candidate.spec)
-    tracked.metrics(result.metrics)
-    tracked.headline(result.metrics, result.chosen.candidate.spec)
-    tracked.table(out / "candidates.csv")
-    tracked.children(_shown(result), result.chosen.candidate.spec)
-    print(f"{STEP}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
-
-
 def _scorer(
     folder: Path, config: Config, card: DatasetCard, images: DecodedSplit
 ) -> Callable[..., Iterator[ScoringResult]]:
-    """What answers tasks with inherited weights, on this process's device."""
+    """Scores subnets with inherited weights, on this process's device."""
     from autoformer.checkpoint import load_supernet
     from autoformer.devices import find_device, find_precision
     from autoformer.scoring import SubnetScorer
@@ -121,17 +117,6 @@ def _scorer(
     device = find_device(config.device)
     supernet = load_supernet(folder, section.weights).model.to(device)
     return SubnetScorer(supernet, images, card, section.batch_size, find_precision(section.precision, device))
-
-
-def _shown(result: SearchResult) -> list[ScoredCandidate]:
-    """The Pareto front of accuracy and parameters, and the ten best: what MLflow shows as runs of their own."""
-    complete = [outcome for outcome in result.outcomes if outcome.complete]
-    costs = [(outcome.candidate.params, -outcome.top1_percent) for outcome in complete]
-    best = sorted(range(len(costs)), key=lambda index: (costs[index][1], costs[index][0]))[:10]
-    shown: dict[SubnetSpec, ScoredCandidate] = {}
-    for index in [*best, *pareto_front(costs)]:
-        shown.setdefault(complete[index].candidate.spec, complete[index])
-    return list(shown.values())[:50]
 
 
 def write_result(out: Path, config: Config, result: SearchResult, provenance: dict[str, Any]) -> None:
@@ -144,8 +129,29 @@ def write_result(out: Path, config: Config, result: SearchResult, provenance: di
     }
     with replacing(out) as folder:
         folder.mkdir()
-        write_table(folder / "candidates.csv", COLUMNS, [outcome.to_row() for outcome in result.outcomes])
+        write_table(folder / "candidates.csv", COLUMNS, [scored.to_row() for scored in result.candidates])
         write_table(folder / "progress.csv", PROGRESS, result.progress)
         write_text(folder / "chosen.yaml", yaml.safe_dump(chosen, sort_keys=False))
         write_json(folder / "metrics.json", result.metrics)
         write_json(folder / "provenance.json", provenance)
+
+
+def _log(tracked: StepLogger, out: Path, result: SearchResult) -> None:
+    chosen = result.chosen.candidate.spec
+    tracked.subnet(chosen)
+    tracked.metrics(result.metrics)
+    tracked.headline(result.metrics, chosen)
+    tracked.table(out / "candidates.csv")
+    tracked.children(_best_and_pareto_front(result.candidates), chosen)
+    print(f"{STEP}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
+
+
+def _best_and_pareto_front(candidates: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
+    """The ten best and the Pareto front of accuracy and parameters, at most 50: MLflow gets a run for each."""
+    complete = [scored for scored in candidates if scored.complete]
+    costs = [(scored.candidate.params, -scored.top1_percent) for scored in complete]
+    best = sorted(range(len(costs)), key=lambda index: (costs[index][1], costs[index][0]))[:10]
+    by_spec: dict[SubnetSpec, ScoredCandidate] = {}
+    for index in [*best, *pareto_front(costs)]:
+        by_spec.setdefault(complete[index].candidate.spec, complete[index])
+    return list(by_spec.values())[:50]

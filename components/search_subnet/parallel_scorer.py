@@ -1,0 +1,55 @@
+"""Score candidates on several ranks, usually one a GPU."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from autoformer.distributed import World
+from autoformer.racing import ScoringResult, ScoringTask
+
+_ROUND_IMAGES = 4000  # that a rank scores, with at least one task, before rank 0 stores the results
+
+
+class ParallelScorer:
+    """Rank 0 calls it with tasks, and it distributes them over the ranks; the others `serve` until rank 0 ends.
+
+    Tasks are sorted by cost and dealt in turn, which keeps the ranks busy for equal times.
+
+    Args:
+        world: this rank among all.
+        score: runs tasks in order, on this rank's device.
+        cost: of a task, in any unit.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        score: Callable[[Iterable[ScoringTask]], Iterator[ScoringResult]],
+        cost: Callable[[ScoringTask], float],
+    ) -> None:
+        self.world, self.score, self.cost = world, score, cost
+
+    def __call__(self, tasks: Sequence[ScoringTask]) -> Iterator[tuple[ScoringTask, ScoringResult]]:
+        """Tasks with their results. A single process yields each as soon as it has it."""
+        if self.world.size == 1:
+            yield from zip(tasks, self.score(tasks), strict=True)
+            return
+        left = sorted(tasks, key=self.cost, reverse=True)
+        while left:
+            count = self.world.size * max(1, _ROUND_IMAGES // len(left[0].images))
+            dealt, left = left[:count], left[count:]
+            self.world.broadcast(dealt)
+            for rank, results in enumerate(self._score_shards(dealt)):
+                yield from zip(dealt[rank :: self.world.size], results, strict=True)
+
+    def serve(self) -> None:
+        """Score what rank 0 distributes, until `stop`."""
+        no_tasks: list[ScoringTask] = []
+        while dealt := self.world.broadcast(no_tasks):
+            self._score_shards(dealt)
+
+    def stop(self) -> None:
+        """On rank 0: end `serve` of the other ranks."""
+        if self.world.size > 1:
+            self.world.broadcast([])
+
+    def _score_shards(self, dealt: Sequence[ScoringTask]) -> list[list[ScoringResult]]:
+        return self.world.all_gather(list(self.score(self.world.shard(dealt))))
