@@ -32,15 +32,9 @@ from runtime.common.console import Progress
 from runtime.common.processes import set_threads
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
+from runtime.steps import inputs
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.distributed import process_group
-from runtime.steps.inputs import (
-    add_data_arguments,
-    add_folder_arguments,
-    add_output_arguments,
-    read_data,
-    read_supernet,
-)
 from runtime.steps.step_context import StepContext, open_step
 from runtime.tracking import StepLogger
 
@@ -50,9 +44,9 @@ PROGRESS = ("generation", "scored", "images_scored", "evolution_best_top1_percen
 
 def parser() -> argparse.ArgumentParser:
     result = step_parser(STEP, "Search the supernet for the best subnet under limits, on the search split.")
-    add_data_arguments(result, "search")
-    add_folder_arguments(result, "supernet")
-    add_output_arguments(result)
+    inputs.add_data_arguments(result, "search")
+    inputs.add_folder_arguments(result, "supernet")
+    inputs.add_output_arguments(result)
     return result
 
 
@@ -62,18 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.section(SearchSubnet)
-    card, (images,) = read_data(arguments, config, "search")
-    read_supernet(arguments.supernet, config, section.weights)
+    card, (images,) = inputs.read_data(arguments, config, "search")
+    inputs.read_supernet(arguments.supernet, config, section.weights)
     count = section.images or len(images.labels)
     if count > len(images.labels):
         raise AutoFormerError(f"search_subnet.images = {count}: the search split has {len(images.labels)}")
     images = DecodedSplit(images.pixels[:count], images.labels[:count], images.checksums[:count])
     evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed))
     first = evolution.ask()  # raises before anything heavy if no candidate is legal
-    inputs = ("card", "search_split", "supernet")
+    keys = ("card", "search_split", "supernet")
     with (
         process_group(config) as world,
-        open_step(STEP, arguments, config, *inputs, world=world, has_checkpoints=True) as opened,
+        open_step(STEP, arguments, config, *keys, world=world, has_checkpoints=True) as opened,
     ):
         score = ParallelScorer(world, _scorer(arguments.supernet, config, card, images), partial(_cost, config.space))
         if world.is_rank_zero:

@@ -1,4 +1,4 @@
-"""Train the supernet: arguments -> validated configuration -> library -> files."""
+"""Train the supernet and score its smallest, middle and largest subnet on the way."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from autoformer.images.split_images import DecodedSplit
 from runtime.common.config import Config, TrainSupernet
 from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
+from runtime.steps import inputs
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.distributed import process_group
-from runtime.steps.inputs import add_data_arguments, add_output_arguments, read_data, read_train_images
 from runtime.steps.step_context import StepContext, open_step
 from runtime.storage.artifacts import publish
 
@@ -29,8 +29,8 @@ HISTORY = ("step", "epoch", "learning_rate", "train_loss", *(f"{name}_top1_perce
 
 def parser() -> argparse.ArgumentParser:
     result = step_parser(STEP, "Train the weight-entangled supernet on the train split.")
-    add_data_arguments(result, "train", "search")
-    add_output_arguments(result)
+    inputs.add_data_arguments(result, "train", "search")
+    inputs.add_output_arguments(result)
     return result
 
 
@@ -41,11 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.section(TrainSupernet)
     with process_group(config) as world:
-        card, (search_images,) = read_data(arguments, config, "search")
-        train_images = read_train_images(arguments, config, card, section, STEP)
-        with open_step(
-            STEP, arguments, config, "card", "train_split", "search_split", world=world, has_checkpoints=True
-        ) as opened:
+        card, (search_images,) = inputs.read_data(arguments, config, "search")
+        train_images = inputs.read_train_images(arguments, config, card, section, STEP)
+        keys = ("card", "train_split", "search_split")
+        with open_step(STEP, arguments, config, *keys, world=world, has_checkpoints=True) as opened:
             _train(opened, card, train_images, search_images)
 
 
@@ -56,15 +55,15 @@ def _train(
     from runtime.steps.training_setup import make_trainer, supernet_training
 
     set_threads(opened.config.threads)
-    found = opened.workspace.file("found.json")
-    training = supernet_training(opened.config, train_images, card, found, opened.world)
+    accumulation_file = opened.workspace.file("found.json")
+    training = supernet_training(opened.config, train_images, card, accumulation_file, opened.world)
     trainer, space = make_trainer(training), training.space
-    scorer = SearchSplitAccuracy(search_images, card, trainer.device, training.section.score_images)
+    accuracy = SearchSplitAccuracy(search_images, card, trainer.device, training.section.score_images)
 
     def score(model: Any) -> Row:
         model.eval()
         forwards = {name: partial(model, spec=getattr(space, name)) for name in SCORED}
-        return {f"{name}_top1_percent": scorer.top1_percent(forward) for name, forward in forwards.items()}
+        return {f"{name}_top1_percent": accuracy.top1_percent(forward) for name, forward in forwards.items()}
 
     trained = train(opened, training, trainer, score, TrainingNames("checkpoint", STEP))
     if opened.world.is_rank_zero:
