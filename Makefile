@@ -50,7 +50,7 @@ COMPILE = uv pip compile --universal --python-version 3.11 --generate-hashes --n
   --quiet --upgrade
 
 .PHONY: lock
-lock: ## resolve the dependencies into requirements.lock, and those of the images, of the same versions, into docker/
+lock: ## resolve the dependencies into requirements.lock, and those of the images, with the same versions, into docker/
 	$(COMPILE) pyproject.toml --all-extras --output-file requirements.lock
 	$(COMPILE) docker/uv.in --output-file docker/uv.lock
 	$(COMPILE) docker/launcher.in --constraint requirements.lock --output-file docker/launcher.lock
@@ -91,7 +91,7 @@ images: $(STAMP) ## build the container images, for RUNNER=docker and for a clus
 	  $(call option,--cluster,CLUSTER) $(if $(value BUILD),--build=$(call quote,BUILD))
 
 .PHONY: submit
-submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=name DATA=s3://…, and perhaps PRESET, SET, WAIT=1, EVERY="0 3 * * 1"
+submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=name DATA=s3://…; optional PRESET, SET, WAIT=1, EVERY="0 3 * * 1"
 	$(if $(value IMAGE),AUTOFORMER_IMAGE=$(call quote,IMAGE)) $(BIN)/python -m pipeline.cluster.submit \
 	  $(call option,--host,HOST) $(call option,--cluster,CLUSTER) $(SETTINGS) $(call option,--data,DATA) \
 	  $(call option,--data-hash,DATA_HASH) $(call option,--experiment,EXPERIMENT) $(call option,--namespace,NAMESPACE) \
@@ -99,7 +99,7 @@ submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=
 	  $(call option,--terminate,TERMINATE)
 
 .PHONY: secrets
-secrets: $(STAMP) ## draw the passwords of a new cluster, into files that git ignores (docs/cluster.md)
+secrets: $(STAMP) ## generate the passwords of a new cluster, in files that git ignores (docs/cluster.md)
 	$(BIN)/python -m pipeline.cluster.new_secrets
 
 .PHONY: ui
@@ -107,7 +107,7 @@ ui: $(STAMP) ## open the MLflow UI on http://127.0.0.1:5000
 	$(BIN)/python -m commands.ui $(call option,--port,PORT)
 
 .PHONY: compare
-compare: $(STAMP) ## say what differs between two pipeline runs: make compare RUNS="a b"; without, list them
+compare: $(STAMP) ## compare two pipeline runs: make compare RUNS="a b"; without RUNS, list them
 	printf %s $(call quote,RUNS) | xargs $(BIN)/python -m commands.compare
 
 .PHONY: browser
@@ -119,7 +119,7 @@ predict: $(STAMP) ## name the class of an image: make predict IMAGE=path [MODEL=
 	$(BIN)/python -m commands.predict $(call option,--model,MODEL) $(call quote,IMAGE)
 
 .PHONY: evaluate-official
-evaluate-official: $(STAMP) ## measure a published subnet: CHECKPOINT=path SUBNET=name DATA=folder, and perhaps SIZE, BATCH, LIMIT, OUT
+evaluate-official: $(STAMP) ## measure a published subnet: CHECKPOINT=path SUBNET=name DATA=folder; optional SIZE, BATCH, LIMIT, OUT
 	$(BIN)/python -m commands.evaluate_official --checkpoint $(call quote,CHECKPOINT) --subnet $(call quote,SUBNET) \
 	  --data $(call quote,DATA) $(call option,--size,SIZE) $(call option,--batch-size,BATCH) $(call option,--limit,LIMIT) \
 	  $(call option,--out,OUT)
@@ -133,7 +133,7 @@ test-containers: data ## build the images, and run the pipeline in containers: a
 	OMP_NUM_THREADS=1 tests/containers/with-docker.sh $(BIN)/python -m pytest tests/containers/suite.py $(PYTEST)
 
 .PHONY: bench
-bench: data ## measure speed, into dist/bench; PARTS="engine loader" for some (gpu: what a GPU shows), QUICK=1 to see that it runs
+bench: data ## measure speed, into dist/bench: PARTS="engine loader" for some parts (gpu checks a GPU), QUICK=1 for a trial
 	$(BIN)/python -m benchmarks.bench $(PARTS) $(if $(QUICK),--quick)
 
 .PHONY: lint
@@ -143,12 +143,12 @@ lint: $(STAMP) ## check style and types
 	$(BIN)/mypy
 
 .PHONY: format
-format: $(STAMP) ## put the code into shape
+format: $(STAMP) ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 .PHONY: docs
-docs: $(STAMP) ## make docs/configuration.md from the models that validate the configuration
+docs: $(STAMP) ## write docs/configuration.md from the models that validate the configuration
 	$(BIN)/python -m docs.configuration
 
 .PHONY: docs-check
@@ -156,5 +156,5 @@ docs-check: $(STAMP) ## check links, commands, keys, paths and quoted messages o
 	$(BIN)/python -m docs.check
 
 .PHONY: clean
-clean: ## remove what runs have left: runs/, work/, artifacts/, dist/; keeps data, registry and environment
+clean: ## remove the output of runs: runs/, work/, artifacts/, dist/; keep data, registry and environment
 	rm -rf runs work artifacts dist dvc_plots
