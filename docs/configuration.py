@@ -1,6 +1,6 @@
-"""Make docs/configuration.md: every key of a file of configs/, from the models that validate them.
+"""Write docs/configuration.md, with every key of the files of configs/, from the models that validate them.
 
-`python -m docs.configuration` (or `make docs`) writes it; a test holds that the file is what this makes.
+Run it as `python -m docs.configuration` or `make docs`; a test fails while the page is not up to date.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,88 +20,88 @@ from runtime.kubernetes.settings import Name
 
 PAGE = Path(__file__).with_suffix(".md")
 
-# What a process reads from its environment. None of it decides a result.
+# Environment variables that a process reads; none decides a result.
 ENVIRONMENT = {
-    "MLFLOW_TRACKING_URI": "where runs and models are kept; `mlflow.db` in the repository by default",
+    "MLFLOW_TRACKING_URI": "where runs and models are stored; `mlflow.db` in the repository by default",
     "MLFLOW_EXPERIMENT_NAME": "the experiment; `autoformer` by default",
-    "MLFLOW_RUN_ID": "the run that a step logs to, and leaves for its owner to end; KFP's own integration sets it",
-    "KFP_RUN_ID": "set on a cluster: the KFP run, whose pipeline run in MLflow the steps find, or make, by it",
-    "AUTOFORMER_TRACKING_PATIENCE": "seconds for which a step waits for an MLflow server that is away, before its work "
+    "MLFLOW_RUN_ID": "a run that a step logs to and does not end; KFP's own integration sets it",
+    "KFP_RUN_ID": "set on a cluster: the KFP run, by which the steps find or create their pipeline run in MLflow",
+    "AUTOFORMER_TRACKING_PATIENCE": "seconds for which a step waits for an unavailable MLflow server, before its work "
     "and after it; 300 by default",
     "AUTOFORMER_TRACKING": "`off`: steps log nothing; `register_model` needs MLflow all the same",
-    "AUTOFORMER_WORK": "where work in progress lies; `work/` in the repository by default",
-    "AUTOFORMER_STORE": "`s3://bucket/folder`: where weights and checkpoints go; unset, they stay in files",
-    "AUTOFORMER_WORKERS": "processes that decode and augment images; by default as many cores as training leaves over",
-    "AUTOFORMER_CACHE_GB": "memory in which decoded training images are kept, of the whole machine; 0 by default",
-    "AUTOFORMER_STAGING": "where copies of data in S3 lie, on a local disk; `staged/` in the work folder by default",
-    "AUTOFORMER_STAGING_GB": "what these copies may take of the disk, of the whole machine; 10 by default, 0 for none",
-    "AUTOFORMER_PROCESSES": "processes of a step that can be shared; by default one for each GPU, 1 without",
-    "AUTOFORMER_MAX_RESTARTS": "how often all of them are started again when one has died; 0 by default",
+    "AUTOFORMER_WORK": "folder of work in progress; `work/` in the repository by default",
+    "AUTOFORMER_STORE": "`s3://bucket/folder` for weights and checkpoints; by default they stay in files",
+    "AUTOFORMER_WORKERS": "processes that decode and augment images; by default as many as training leaves cores",
+    "AUTOFORMER_CACHE_GB": "memory of the whole machine for decoded training images; 0 by default",
+    "AUTOFORMER_STAGING": "folder on a local disk for copies of data in S3; `staged/` in the work folder by default",
+    "AUTOFORMER_STAGING_GB": "disk space of the whole machine for these copies; 10 by default, 0 for none",
+    "AUTOFORMER_PROCESSES": "processes of a step that can run on several; by default one a GPU, 1 without",
+    "AUTOFORMER_MAX_RESTARTS": "restarts of all these processes after one has died; 0 by default",
     "AUTOFORMER_JOB": "set by `make compile CLUSTER=…` for a step on several machines: the settings of its TrainJob",
-    "AUTOFORMER_TERMINATION": "set in the pods of such a job: the file in which a step tells Kubernetes why it ended",
+    "AUTOFORMER_TERMINATION": "set in the pods of such a job: the file in which a step gives Kubernetes its error",
     "KFP_POD_NAME": "set on a cluster, with `KFP_POD_UID`: the pod that owns such a job",
-    "KFP_NAMESPACE": "set on a cluster: where such a job is made; by default the pod's own, or that of KUBECONFIG",
+    "KFP_NAMESPACE": "set on a cluster: the namespace of such a job; by default the pod's own, or that of KUBECONFIG",
     "AUTOFORMER_IMAGE": "the image that `make compile` writes into the package; `make compile IMAGE=…` sets it",
-    "KFP_HOST": "the KFP server of `make submit`, where HOST is not given",
-    "KFP_TOKEN": "what proves to that server who asks; better from a file",
-    "KFP_TOKEN_FILE": "that file; by default the token that KFP's documentation projects into a pod",
-    "KF_PIPELINES_UI_ENDPOINT": "where the UI is, if not at HOST; KFP's own SDK reads it too",
+    "KFP_HOST": "the KFP server of `make submit` without HOST",
+    "KFP_TOKEN": "the token for that server; a file is safer",
+    "KFP_TOKEN_FILE": "the file of that token; by default the one that KFP's documentation projects into a pod",
+    "KF_PIPELINES_UI_ENDPOINT": "the address of the UI, if not HOST; KFP's SDK reads it too",
     "DOCKER_HOST": "the Docker daemon of `make images` and `make run RUNNER=docker`; this machine's by default",
-    "GIT_COMMIT": "the commit of the code, where there is no git to ask, as in an image",
-    "OMP_WAIT_POLICY": "`PASSIVE` where it is not set: torch's threads sleep while they wait for each other",
+    "GIT_COMMIT": "the commit of the code where there is no git, as in an image",
+    "OMP_WAIT_POLICY": "`PASSIVE` by default: torch's threads sleep while they wait for each other",
     "AUTOFORMER_PARENT_RUN_ID": "set by `make run` for its steps: the pipeline run in MLflow",
     "AUTOFORMER_RUNNER_PID": "set by `make run` and `make repro` for their steps, which end when that process does",
-    "AUTOFORMER_FAILURE": "set by `make run` for its steps: the file in which a step says why it failed",
-    "AUTOFORMER_TTY": "set by `make run` for its steps: the terminal on which progress is drawn",
+    "AUTOFORMER_FAILURE": "set by `make run` for its steps: the file in which a step gives its error",
+    "AUTOFORMER_TTY": "set by `make run` for its steps: the terminal for progress bars",
 }
 
 _OPENING = """\
 # Configuration
 
 Every key of a parameter file (`params.yaml`, a file of [configs/presets](../configs/presets)), of a
-[space file](#search-spaces) and of a [cluster's](#clusters). This page is made from the models that validate them, by
-`make docs`.
+[space file](#search-spaces) and of a [cluster's settings](#clusters). `make docs` writes this page from the models that
+validate them.
 
-A preset is complete: what a step needs is in its section, what all steps share is at the top. An unknown key, a value
-of another type or out of its range is refused in one line before anything runs. Single values are overridden by dotted
-keys: `make run SET="search_subnet.limits.max_params_m=0.3 seed=1"`, or `--set search_subnet.images=null` of a step. A
-value is read as YAML: `null`, `true`, `[8, 12]`, `{flip: true}`.
+A preset is complete: each step has a section, and the keys that all steps share are at the top. An unknown key, or a
+value of another type or out of range, is refused in one line before anything runs. Dotted keys override single values:
+`make run SET="search_subnet.limits.max_params_m=0.3 seed=1"`, or `--set search_subnet.images=null` of a step. Values
+are YAML: `null`, `true`, `[8, 12]`, `{flip: true}`.
 
-"Required" stands where there is no default.
+"Required" means that there is no default.
 """
 
 
-def _named(names: Iterable[str]) -> str:
+def _names(names: Iterable[str]) -> str:
     *first, last = (f"`{name}`" for name in names)
     return f"{', '.join(first)} and {last}"
 
 
 CLUSTERS, ON_A_CLUSTER = "Clusters", "Steps on a cluster"
-_SAID = {
+_INTRODUCTIONS = {
     "train_supernet": "`retrain_subnet` takes all of these keys too, for the training of the chosen subnet.\n",
     "retrain_subnet": "Beside [those of train_supernet](#train_supernet), for the chosen subnet:\n",
     "search_subnet": "At most population x (1 + generations) candidates are scored, and as many random ones.\n",
     "Search spaces": """\
-One file each in [configs/spaces](../configs/spaces): the images that it is for, the supernet, and what a subnet's
-dimensions are chosen from. No choice may be larger than the supernet's dimension of that name.
+One file each in [configs/spaces](../configs/spaces): the shape of the images, the supernet, and the choices for each
+dimension of a subnet. No choice may be larger than the supernet's dimension of that name.
 """,
     CLUSTERS: """\
-One file each in [configs/cluster](../configs/cluster): where the pipeline runs, and on what. `make compile CLUSTER=gpu`
-takes it by name or by path; single values are overridden there by `SET="namespace=vision"`. Nothing of it decides a
-result. No secret stands in it: what looks like one, in a value or by the name of a variable, is refused and not
-repeated.
+One file each in [configs/cluster](../configs/cluster): the cluster and the resources of each step. `make compile
+CLUSTER=gpu` takes it by name or by path, and `SET="namespace=vision"` overrides single values. No key decides a result.
+Secrets do not belong here: what looks like one, by its value or by the name of its variable, is refused and not
+printed.
 """,
     ON_A_CLUSTER: f"""\
-Keys of each section of `steps`, which are {_named(STEPS)}.
+Keys of each section of `steps`, which are {_names(STEPS)}.
 
-GPUs are for {_named(ON_GPUS)}; several machines for {_named(SHARED)}. The section `launcher`, for `resolve_config` and
-for pods that launch a job of several machines, takes {_named(Pod.model_fields)} of these keys.
+GPUs are for {_names(ON_GPUS)}; several machines for {_names(SHARED)}. The section `launcher`, for `resolve_config` and
+for pods that launch a job of several machines, takes {_names(Pod.model_fields)} of these keys.
 """,
-    "Environment": "What a process reads from its environment. None of it decides a result.\n",
+    "Environment": "The environment variables that a process reads. None decides a result.\n",
 }
 
 
-_WORDS = {get_args(Name)[1].pattern: "a name of Kubernetes"}  # of patterns that say less than they
+_PATTERNS = {get_args(Name)[1].pattern: "a name of Kubernetes"}  # in words
 
 
 class Row(NamedTuple):
@@ -115,29 +115,28 @@ class Row(NamedTuple):
 def page() -> str:
     """The whole page."""
     parts = [_OPENING]
-    for title, found in tables().items():
-        said = [_SAID[title]] if title in _SAID else []
-        parts += [f"## {title}\n", *said, table(found)]
+    for title, keys in tables().items():
+        introduction = [_INTRODUCTIONS[title]] if title in _INTRODUCTIONS else []
+        parts += [f"## {title}\n", *introduction, table(keys)]
     lines = [f"| `{name}` | {meaning} |" for name, meaning in ENVIRONMENT.items()]
     parts += [
         "## Environment\n",
-        _SAID["Environment"],
+        _INTRODUCTIONS["Environment"],
         "\n".join(["| Variable | Meaning |", "|---|---|", *lines]) + "\n",
     ]
     return "\n".join(parts)
 
 
 def tables() -> dict[str, list[Row]]:
-    """Title -> the keys of that part of a file. What the two training sections share stands once."""
+    """Title -> the keys of that part of a file. Keys of both training sections stand in the first."""
     shared = [name for name in Config.model_fields if name not in STEPS]
-    common = list(rows(TrainingSection))
-    found = {"Shared by all steps": [row for row in rows(Config) if row.key in shared]}
+    training = list(rows(TrainingSection))
+    by_title = {"Shared by all steps": [row for row in rows(Config) if row.key in shared]}
     for step in STEPS:
         section = _nested(Config.model_fields[step].annotation)
         assert section is not None
-        own = [row for row in rows(section) if step != "retrain_subnet" or row not in common]
-        found[step] = own
-    return found | {
+        by_title[step] = [row for row in rows(section) if step != "retrain_subnet" or row not in training]
+    return by_title | {
         "Search spaces": list(rows(SearchSpace)),
         CLUSTERS: [row for row in rows(Cluster) if not row.key.startswith(("steps.", "launcher."))],
         ON_A_CLUSTER: list(rows(Step)),
@@ -145,7 +144,7 @@ def tables() -> dict[str, list[Row]]:
 
 
 def rows(model: type[BaseModel], prefix: str = "") -> Iterator[Row]:
-    """A row for each key of a model, those of nested models with dotted names. A space has a table of its own."""
+    """A row for each key of a model and, with dotted names, of nested models. Search spaces have their own table."""
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         nested = _nested(field.annotation)
@@ -153,32 +152,32 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[Row]:
             yield Row(key, _type(field, nested), _default(field), _range(field), field.description or "")
         if nested is not None and nested is not SearchSpace:
             yield from rows(nested, f"{key}.")
-        several = _nested_in_list(field.annotation)
-        if several is not None:
-            yield from rows(several, f"{key}[].")
+        element = _nested_in_list(field.annotation)
+        if element is not None:
+            yield from rows(element, f"{key}[].")
 
 
 def undescribed() -> list[str]:
-    """The keys whose meaning nobody has written down."""
-    return [f"{title}: {row.key}" for title, found in tables().items() for row in found if not row.meaning]
+    """The keys without a description."""
+    return [f"{title}: {row.key}" for title, keys in tables().items() for row in keys if not row.meaning]
 
 
-def table(found: Iterable[Row]) -> str:
+def table(keys: Iterable[Row]) -> str:
     lines = ["| Key | Type | Default | Range | Meaning |", "|---|---|---|---|---|"]
-    for row in found:
+    for row in keys:
         cells = (f"`{row.key}`", *row[1:])
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def _nested(annotation: Any) -> type[BaseModel] | None:
-    """The model that a key's value is, or may be."""
+    """The model of a key's value, also where it may be null."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _nested_in_list(annotation: Any) -> type[BaseModel] | None:
-    """The model that each value of a list is."""
+    """The model of the elements of a list."""
     return _nested(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
 
 
@@ -207,8 +206,8 @@ def _plain(annotation: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(_plain(part) for part in parts)
     if origin is tuple:
-        many = {"whole number": "whole numbers", "number": "numbers", "text": "texts"}[_plain(parts[0])]
-        return f"list of {many}" if parts[1:] == (Ellipsis,) else f"list of {len(parts)} {many}"
+        plural = {"whole number": "whole numbers", "number": "numbers", "text": "texts"}[_plain(parts[0])]
+        return f"list of {plural}" if parts[1:] == (Ellipsis,) else f"list of {len(parts)} {plural}"
     raise TypeError(f"no words for {annotation}")
 
 
@@ -222,18 +221,17 @@ def _default(field: FieldInfo) -> str:
 
 
 def _range(field: FieldInfo) -> str:
-    """The bounds that a value must keep."""
+    """The bounds of a value."""
     signs = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}", "pattern": "`{}`"}
-    found = []
+    bounds = []
     for name, text in signs.items():
-        values = [getattr(bound, name) for bound in field.metadata if getattr(bound, name, None) is not None]
-        found += [
-            _WORDS.get(value) or text.format(f"{value:g}" if isinstance(value, int | float) else value)
-            for value in values
-        ]
+        for value in (getattr(bound, name, None) for bound in field.metadata):
+            if value is not None:
+                number = f"{value:g}" if isinstance(value, int | float) else value
+                bounds.append(_PATTERNS.get(value) or text.format(number))
     if any(getattr(bound, "min_length", None) for bound in field.metadata):
-        found.append("not empty")
-    return ", ".join(found)
+        bounds.append("not empty")
+    return ", ".join(bounds)
 
 
 if __name__ == "__main__":
