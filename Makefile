@@ -1,4 +1,4 @@
-# AutoFormer pipeline. `make` or `make help` lists what there is.
+# AutoFormer pipeline. `make` or `make help` lists the targets.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -9,7 +9,7 @@ DATASET ?= fashion-mnist
 # flag with that word, where the variable is set. Neither expands the value: `value` reads it as it was typed.
 quote = '$(subst ','\'',$(value $1))'
 option = $(if $(value $2),$1 $(call quote,$2))
-# make exports what its command line sets, expanded: a dollar sign would be lost, or be an error.
+# Not exported: make would expand the values, and lose dollar signs or stop at them.
 unexport ARCHIVES BATCH BUILD CHECKPOINT CLUSTER DATA DATASET DATA_HASH EVERY EXPERIMENT HOST IMAGE LIMIT MODEL NAME \
   NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SET SIZE SUBNET TAG TERMINATE
 SETTINGS = $(call option,--preset,PRESET) $(call option,--set,SET)
@@ -17,13 +17,13 @@ SETTINGS = $(call option,--preset,PRESET) $(call option,--set,SET)
 PARAMS = $(if $(filter %.yaml %.yml,$(value PRESET)),$(call quote,PRESET),$(PARAMS_BY_NAME))
 PARAMS_BY_NAME = $(if $(value PRESET),configs/presets/$(call quote,PRESET).yaml,params.yaml)
 DATASET_OF_PARAMS = $(shell sed -n "s/^dataset: *[\"']\{0,1\}\([^ \"'\#]*\).*/\1/p" $(PARAMS) 2>/dev/null)
-# Only Fashion-MNIST can be fetched; what else a parameter file may name, the run itself checks.
+# Only Fashion-MNIST can be fetched; the run itself checks for other data sets.
 IMAGES = $(if $(filter fashion-mnist,$(DATASET_OF_PARAMS)),data,$(STAMP))
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# A library that asks its maker's server something at every start has no place in a pipeline.
+# No library may send data to its makers.
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 

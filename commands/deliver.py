@@ -133,10 +133,10 @@ def copy_verified(archives: Path, data: Path, published: Mapping[str, str]) -> l
         for name, expected in published.items():
             target = UNCOMPRESSED.get(name, name)
             with replacing(data / target) as temporary, temporary.open("wb") as out:
-                found = _copy(archives / name, out, name in UNCOMPRESSED, advance)
-                if found != expected:
+                checksum = _copy(archives / name, out, name in UNCOMPRESSED, advance)
+                if checksum != expected:
                     raise AutoFormerError(
-                        f"{archives / name}: md5 is {found}, not {expected} as published; download it again"
+                        f"{archives / name}: md5 is {checksum}, not {expected} as published; download it again"
                     )
             copied.append(target)
     return copied

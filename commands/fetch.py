@@ -60,7 +60,8 @@ def fetch(data: Path) -> str:
     Raises:
         AutoFormerError: no route worked; the line has the reason of each.
     """
-    missing = [name for name, checksum in ARCHIVES.items() if not _has_checksum(data / name, checksum)]
+    present = [name for name in ARCHIVES if (data / name).is_file() and hash_file(data / name) == ARCHIVES[name]]
+    missing = [name for name in ARCHIVES if name not in present]
     if not missing:
         return "already there"
     problems = []
@@ -101,10 +102,6 @@ def _published(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
         if sha256(files[name]).hexdigest() != ARCHIVES[name]:
             raise RouteError(f"{name} has another checksum than the published file")
     return files
-
-
-def _has_checksum(path: Path, checksum: str) -> bool:
-    return path.is_file() and hash_file(path) == checksum
 
 
 def _unpack_package(folder: Path, _: Sequence[str]) -> Path:

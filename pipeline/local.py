@@ -108,19 +108,19 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
     return 0
 
 
-def _data_location(given: str | Path, dataset: str) -> str:
+def _data_location(data: str | Path, dataset: str) -> str:
     """The data argument of the steps: an absolute path, or an S3 URI."""
-    if is_uri(given):
-        return str(given)
-    data = Path(given).resolve()
-    if not data.is_dir():
+    if is_uri(data):
+        return str(data)
+    folder = Path(data).resolve()
+    if not folder.is_dir():
         answer = (
             f"`make data DATASET={dataset} ARCHIVES=…` fills it, or `make data NAME={dataset} DATA=…` with your images"
         )
         if dataset == "fashion-mnist":
             answer = "`make data` fetches the images of 'fashion-mnist'"
-        raise AutoFormerError(f"{data}: no such folder; {answer}")
-    return str(data)
+        raise AutoFormerError(f"{folder}: no such folder; {answer}")
+    return str(folder)
 
 
 def _print_plan(config: Config, data: str) -> int:
@@ -184,7 +184,7 @@ def _run_dag(
         cache_root=str(root / ".kfp_cache"),
     )
     log = root / "logs" / f"{time.strftime('%Y-%m-%d-%H-%M-%S')}.log"
-    print(f"running the pipeline; all that KFP says is in {relative_path(log)}", flush=True)
+    print(f"running the pipeline; KFP's own log is {relative_path(log)}", flush=True)
     with KfpOutput(log):
         task = autoformer(**parameters)
     outputs: dict[str, Any] = task.outputs

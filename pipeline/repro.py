@@ -80,7 +80,7 @@ def _write_params(preset: str, overrides: list[str]) -> None:
     write_text(PARAMS, text)
     write_text(WRITTEN, hash_file(PARAMS))
     print(f"repro: params.yaml is now {preset}{' with ' + ' '.join(overrides) if overrides else ''}; "
-          "`git checkout params.yaml` brings the committed one back")  # fmt: skip
+          "`git checkout params.yaml` restores the committed one")  # fmt: skip
 
 
 def _is_saved_elsewhere(params: Path) -> bool:

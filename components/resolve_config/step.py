@@ -65,13 +65,21 @@ def component_outputs(
         The configuration of each of `STEPS`, the hash of the data, and the lineage of each of `CACHED_STEPS`.
     """
     try:
-        _check_version(compiled_from)
+        if compiled_from != package_code():
+            raise AutoFormerError(
+                f"the package was compiled from other source ({compiled_from}) than this image holds "
+                f"({package_code()}); compile it again from the source of the image, or name the image that it was "
+                "compiled for"
+            )
         config = resolve(preset, split(overrides), seed, max_params_m)
         if config.section(RetrainSubnet).compile:  # fails now, and not when the supernet is trained
             require_compiler()
-        data_hash = data_hash or _hash_here(data)
+        data_hash = data_hash or hash_data(data)
     except AutoFormerError as error:
-        raise SystemExit(report_failure("resolve_config", str(error), BAD_INPUT)) from None
+        message = str(error)
+        if isinstance(error, NoFolderError):
+            message = f"{error.folder}: no such folder in this pod; mount its volume in every step, or give data_hash"
+        raise SystemExit(report_failure("resolve_config", message, BAD_INPUT)) from None
     parts = {step: config.step_json(step) for step in STEPS}
     parts["register_model"] = canonical_json(config.model_dump(mode="json"))
     return *parts.values(), data_hash, *lineages(config, f"{image} {compiled_from}" if image else "")
@@ -88,24 +96,6 @@ def lineages(config: Config, made_by: str) -> tuple[str, ...]:
     """
     configs = [config.step_json(step) for step in STEPS]
     return tuple(hash_value([made_by, *configs[: STEPS.index(step)]])[:16] for step in CACHED_STEPS)
-
-
-def _hash_here(data: str) -> str:
-    """`hash_data`, with an answer for a pod where the folder is missing."""
-    try:
-        return hash_data(data)
-    except NoFolderError as error:
-        raise AutoFormerError(
-            f"{error.folder}: no such folder in this pod; mount its volume in every step, or give data_hash"
-        ) from None
-
-
-def _check_version(compiled_from: str) -> None:
-    if compiled_from != package_code():
-        raise AutoFormerError(
-            f"the package was compiled from other source ({compiled_from}) than this image holds ({package_code()}); "
-            "compile it again from the source of the image, or name the image that it was compiled for"
-        )
 
 
 def _check_limits(config: Config) -> None:

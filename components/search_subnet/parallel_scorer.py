@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from autoformer.complexity import count_macs
 from autoformer.distributed import World
 from autoformer.racing import ScoringResult, ScoringTask
+from autoformer.space import SearchSpace
 
 _ROUND_IMAGES = 4000  # that a rank scores, with at least one task, before rank 0 stores the results
 
@@ -11,28 +13,25 @@ _ROUND_IMAGES = 4000  # that a rank scores, with at least one task, before rank 
 class ParallelScorer:
     """Rank 0 calls it with tasks, and it distributes them over the ranks; the others `serve` until rank 0 ends.
 
-    Tasks are sorted by cost and dealt in turn, which keeps the ranks busy for equal times.
+    Tasks are sorted by MACs and dealt in turn, which keeps the ranks busy for equal times.
 
     Args:
         world: this rank among all.
+        space: of the subnets.
         score: runs tasks in order, on this rank's device.
-        cost: of a task, in any unit.
     """
 
     def __init__(
-        self,
-        world: World,
-        score: Callable[[Iterable[ScoringTask]], Iterator[ScoringResult]],
-        cost: Callable[[ScoringTask], float],
+        self, world: World, space: SearchSpace, score: Callable[[Iterable[ScoringTask]], Iterator[ScoringResult]]
     ) -> None:
-        self.world, self.score, self.cost = world, score, cost
+        self.world, self.space, self.score = world, space, score
 
     def __call__(self, tasks: Sequence[ScoringTask]) -> Iterator[tuple[ScoringTask, ScoringResult]]:
         """Tasks with their results. A single process yields each as soon as it has it."""
         if self.world.size == 1:
             yield from zip(tasks, self.score(tasks), strict=True)
             return
-        left = sorted(tasks, key=self.cost, reverse=True)
+        left = sorted(tasks, key=lambda task: -count_macs(self.space, task.spec) * len(task.images))
         while left:
             count = self.world.size * max(1, _ROUND_IMAGES // len(left[0].images))
             dealt, left = left[:count], left[count:]

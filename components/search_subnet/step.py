@@ -7,23 +7,21 @@ and writes the result.
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from autoformer.candidates import COLUMNS, Candidate, ScoredCandidate
-from autoformer.complexity import count_macs
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.pareto import pareto_front
-from autoformer.racing import ScoringResult, ScoringTask
+from autoformer.racing import ScoringResult
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution
-from autoformer.space import SearchSpace, SubnetSpec
+from autoformer.space import SubnetSpec
 from components.search_subnet.parallel_scorer import ParallelScorer
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, search
@@ -69,7 +67,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         process_group(config) as world,
         open_step(STEP, arguments, config, *keys, world=world, has_checkpoints=True) as opened,
     ):
-        score = ParallelScorer(world, _scorer(arguments.supernet, config, card, images), partial(_cost, config.space))
+        score = ParallelScorer(world, config.space, _scorer(arguments.supernet, config, card, images))
         if world.is_rank_zero:
             result = _search(opened, evolution, first, score, count)
             score.stop()
@@ -92,10 +90,6 @@ def _search(
             raise
     opened.record.values |= {name: getattr(cache, name) for name in ("candidates_scored_now", "images_scored_now")}
     return result
-
-
-def _cost(space: SearchSpace, task: ScoringTask) -> float:
-    return count_macs(space, task.spec) * len(task.images)
 
 
 def _scorer(
