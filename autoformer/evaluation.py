@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from autoformer.devices import halve_on_oom
-from autoformer.distributed import World
 from autoformer.errors import AutoFormerError
 from autoformer.images.batches import normalise
 
@@ -104,15 +103,6 @@ def predict_batches(
     if not done:
         raise AutoFormerError("no images to predict; the split is empty")
     return [torch.cat(of_model) for of_model in found]
-
-
-def gather_logits(logits: Tensor, world: World) -> Tensor:
-    """All images' logits (n, K) in their order, from each rank's share of them. Every rank calls it, and has them."""
-    shares = world.all_gather(logits)
-    whole = torch.empty(sum(map(len, shares)), logits.shape[1])
-    for rank, share in enumerate(shares):
-        whole[rank :: world.size] = share
-    return whole
 
 
 def score(logits: Tensor, labels: Tensor) -> Scores:
