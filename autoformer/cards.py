@@ -1,4 +1,4 @@
-"""What lies beside the weights of a model: all that is needed to use them. Torch-free."""
+"""The JSON beside the weights of a model: all that is needed to use them. Torch-free."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -12,15 +12,15 @@ from autoformer.space import SearchSpace, SubnetSpec
 
 
 class Preprocessing(Frozen):
-    """What turns an image file into the model's input, and an output into a word."""
+    """Pixel statistics of the input, and names of the classes."""
 
-    mean: tuple[float, ...]  # of pixels in [0, 1], one a channel
+    mean: tuple[float, ...]  # of pixels in [0, 1], one per channel
     std: tuple[float, ...]
     classes: tuple[str, ...]
 
 
 class SupernetCard(Frozen):
-    """What lies beside the weights of a supernet. `provenance`: seed, configuration, hashes of inputs, code version."""
+    """`supernet.json`. `provenance`: seed, configuration, hashes of inputs, code version."""
 
     space: SearchSpace
     bias_rule: Literal["aligned", "official"] = "aligned"
@@ -29,7 +29,7 @@ class SupernetCard(Frozen):
 
 
 class SubnetCard(SupernetCard):
-    """What lies beside the weights of one subnet."""
+    """`model.json`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -37,11 +37,11 @@ class SubnetCard(SupernetCard):
 
     @field_validator("subnet", mode="before")
     @classmethod
-    def _spec(cls, value: Any) -> SubnetSpec:
+    def _from_dict(cls, value: Any) -> SubnetSpec:
         return value if isinstance(value, SubnetSpec) else SubnetSpec.from_dict(value)
 
     @field_serializer("subnet")
-    def _plain(self, spec: SubnetSpec) -> dict[str, Any]:
+    def _to_dict(self, spec: SubnetSpec) -> dict[str, Any]:
         return spec.to_dict()
 
 

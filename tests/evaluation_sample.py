@@ -14,7 +14,8 @@ from tiny import TinyData
 from torch import Tensor
 
 from autoformer.candidates import COLUMNS, Candidate, ScoredCandidate
-from autoformer.checkpoint import Preprocessing, SubnetCard, SupernetCard, save_subnet, save_supernet
+from autoformer.cards import Preprocessing, SubnetCard, SupernetCard
+from autoformer.checkpoint import save_subnet, save_supernet
 from autoformer.files import write_json, write_text
 from autoformer.images.batches import normalise
 from autoformer.images.split_images import load_images

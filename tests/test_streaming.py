@@ -16,7 +16,8 @@ from PIL import Image
 from small import perturb, small_space
 from transfer_archives import jpeg, write_tar
 
-from autoformer.checkpoint import Preprocessing, SubnetCard, save_subnet
+from autoformer.cards import Preprocessing, SubnetCard
+from autoformer.checkpoint import save_subnet
 from autoformer.errors import AutoFormerError
 from autoformer.evaluation import predict_batches, predict_logits
 from autoformer.files import UnwritableError, hash_file, write_json

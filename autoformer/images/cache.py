@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoformer.errors import AutoFormerError
-from autoformer.locks import among_forks
+from autoformer.locks import process_lock
 
 Pixels = npt.NDArray[np.uint8]  # (h, w, C)
 
@@ -70,35 +70,35 @@ class PixelCache:
         return self._first + int(self._used[0])
 
     def facts(self, index: int) -> ImageInfo | None:
-        with among_forks(self._lock):
+        with process_lock(self._lock):
             width, height, reducible = self._facts[index].tolist()
         return ImageInfo(width, height, bool(reducible)) if width else None
 
     def note(self, index: int, facts: ImageInfo) -> None:
-        with among_forks(self._lock):
+        with process_lock(self._lock):
             self._facts[index] = facts
 
     def get(self, index: int, scale: int) -> Pixels | None:
         """The pixels of an image whose facts are noted; not to be written to."""
-        with among_forks(self._lock):
+        with process_lock(self._lock):
             place = int(self._places[index, SCALES.index(scale)])
         return self._at(place, *self._shape(index, scale)) if place else None
 
     def has(self, index: int) -> bool:
         """Whether an image is kept, at one scale or several."""
-        with among_forks(self._lock):
+        with process_lock(self._lock):
             return bool(self._places[index].any())
 
     def put(self, index: int, scale: int, pixels: Pixels) -> None:
         """Keep the pixels of an image whose facts are noted, where there is room."""
         size = pixels.size + -pixels.size % 64
-        with among_forks(self._lock):
+        with process_lock(self._lock):
             place = self.used
             if self._places[index, SCALES.index(scale)] or place + size > self.budget:
                 return
             self._used += size
         self._at(place, *pixels.shape)[:] = pixels
-        with among_forks(self._lock):  # and not before: another process may look at any moment
+        with process_lock(self._lock):  # and not before: another process may look at any moment
             self._places[index, SCALES.index(scale)] = place
 
     def _shape(self, index: int, scale: int) -> tuple[int, int, int]:

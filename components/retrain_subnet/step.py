@@ -190,7 +190,8 @@ class _Retraining:
         return self.scorer.top1_percent(model.to(self.device).eval())
 
     def _write(self, models: dict[str, Any], histories: dict[str, Any], metrics: dict[str, float]) -> None:
-        from autoformer.checkpoint import SubnetCard, save_subnet
+        from autoformer.cards import SubnetCard
+        from autoformer.checkpoint import save_subnet
 
         with replacing(self.opened.arguments.out) as folder:
             folder.mkdir()

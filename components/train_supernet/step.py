@@ -72,7 +72,8 @@ def _train(
 
 
 def _write(opened: OpenStep, card: DatasetCard, trainer: "Trainer", trained: "Trained") -> None:
-    from autoformer.checkpoint import Preprocessing, SupernetCard, save_supernet
+    from autoformer.cards import Preprocessing, SupernetCard
+    from autoformer.checkpoint import save_supernet
 
     out, (history, rollbacks) = opened.arguments.out, trained
     preprocessing = Preprocessing(mean=card.mean, std=card.std, classes=card.classes)
