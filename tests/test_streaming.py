@@ -87,7 +87,7 @@ def test_an_error_comes_from_a_worker_as_the_kind_that_it_is(workers: int, tmp_p
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_in_order_from_an_endless_source_and_past_an_error(workers: int) -> None:
-    stream = prefetched(_unless_three, count(), workers, ahead=2)
+    stream = prefetched(_unless_three, count(), workers, factor=2)
     assert [next(stream).item() for _ in range(3)] == [0, 1, 2]
     with pytest.raises(AutoFormerError, match=r"^three$"):
         next(stream)

@@ -49,7 +49,7 @@ def open_image(source: Path | bytes, shorter_side: int | None = None, upright: b
         AutoFormerError: no such file, or not an image that Pillow can read.
     """
     where = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
-    with one_line(where):
+    with pillow_errors(where):
         image = open_header(source)
         if shorter_side is not None and min(image.size) > 2 * shorter_side:
             factor = 2 * shorter_side / min(image.size)
@@ -59,7 +59,7 @@ def open_image(source: Path | bytes, shorter_side: int | None = None, upright: b
 
 
 def open_header(source: Path | bytes) -> Image.Image:
-    """An image file that is not decoded yet: its size, mode and metadata. To be used inside `one_line`."""
+    """An image file that is not decoded yet: its size, mode and metadata. To be used inside `pillow_errors`."""
     # Pillow warns of large images and odd metadata, and reads them. Not catch_warnings: threads share what it sets.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
@@ -68,7 +68,7 @@ def open_header(source: Path | bytes) -> Image.Image:
 
 
 @contextlib.contextmanager
-def one_line(where: str) -> Iterator[None]:
+def pillow_errors(where: str) -> Iterator[None]:
     """Whatever Pillow raises of an image as an `AutoFormerError` of one line, which begins with `where` it is."""
     try:
         yield

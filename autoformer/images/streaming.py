@@ -1,6 +1,6 @@
-"""Images that are decoded while those before them are classified: what does not fit into memory is evaluated all same.
+"""Images that are decoded during evaluation, for splits that do not fit into memory.
 
-Dimensions: n images, B images of a batch, C channels, S pixels on a side.
+Dimensions: B images of a batch, C channels, S pixels on a side.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,17 +14,17 @@ from torch import Tensor
 from autoformer.images.decoding import Decoder, Pictures
 from autoformer.images.prefetch import prefetched
 
-PREFETCH_FACTOR = 2  # batches that a worker decodes before they are asked for
+PREFETCH_FACTOR = 2  # batches that each worker decodes in advance
 
 
 class StreamedPixels:
-    """Images as a model sees them, batch by batch, in their order: each once, none padded, none left out.
+    """Images as the model sees them, batch by batch, in order, without padding.
 
     Args:
-        pictures: n images. Workers are forked, or it is picklable.
-        pixels_of: a picture as uint8 (C, S, S), the same for each call; `autoformer.images.pixels.model_pixels`, say.
-        batch_size: B; the last batch has what is left.
-        workers: processes that decode; 0 for none, then the caller's own does.
+        pictures: workers are forked, or it is picklable.
+        pixels_of: decoded image -> uint8 (C, S, S), such as `autoformer.images.pixels.model_pixels`.
+        batch_size: B; the last batch may be smaller.
+        workers: processes that decode; 0 to decode in this process.
     """
 
     def __init__(
