@@ -101,7 +101,9 @@ class Trainer:
         )
         self.augmentation = BatchAugmentation(recipe.augmentation, num_classes, recipe.label_smoothing, self.device)
         self.loss: nn.Module = (
-            SoftTargetCrossEntropy() if self.augmentation.mixes else LabelSmoothingCrossEntropy(recipe.label_smoothing)
+            SoftTargetCrossEntropy()
+            if recipe.augmentation.mixes
+            else LabelSmoothingCrossEntropy(recipe.label_smoothing)
         )
         self.in_place_loss = SoftTargetCrossEntropy()
         self.ddp = _data_parallel(model) if self.world.size > 1 else None
