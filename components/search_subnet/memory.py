@@ -29,7 +29,7 @@ class Known:
         self.loss_sum = 0.0
 
     def add(self, images: Indices, answers: ScoringResult) -> None:
-        self.answered[images], self.right[images] = True, answers.right
+        self.answered[images], self.right[images] = True, answers.correct
         self.loss_sum += answers.loss_sum
 
 
@@ -91,7 +91,7 @@ class ScoreMemory:
 
 def _line(task: ScoringTask, answers: ScoringResult, images: int) -> dict[str, Any]:
     here, right = np.zeros(images, dtype=bool), np.zeros(images, dtype=bool)
-    here[task.images], right[task.images] = True, answers.right
+    here[task.images], right[task.images] = True, answers.correct
     return {
         "subnet": task.spec.to_dict(),
         "images": _packed(here),
