@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, field_serializer, field_validator
-
 from autoformer.errors import validated
 from autoformer.files import read_json
 from autoformer.frozen import Frozen
-from autoformer.space import SearchSpace, SubnetSpec
+from autoformer.space import SearchSpace, SubnetField
 
 
 class Preprocessing(Frozen):
@@ -31,18 +29,7 @@ class SupernetCard(Frozen):
 class SubnetCard(SupernetCard):
     """`model.json`."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    subnet: SubnetSpec
-
-    @field_validator("subnet", mode="before")
-    @classmethod
-    def _from_dict(cls, value: Any) -> SubnetSpec:
-        return value if isinstance(value, SubnetSpec) else SubnetSpec.from_dict(value)
-
-    @field_serializer("subnet")
-    def _to_dict(self, spec: SubnetSpec) -> dict[str, Any]:
-        return spec.to_dict()
+    subnet: SubnetField
 
 
 def read_supernet_card(folder: Path) -> SupernetCard:

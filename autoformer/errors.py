@@ -59,7 +59,8 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
     message = message[:1].lower() + message[1:]
     if not name:
         return message
-    return f"{name} = {_short(problem['input'])}: {message}"
+    value = repr(problem["input"])
+    return f"{name} = {value if len(value) <= 80 else value[:79] + '…'}: {message}"
 
 
 def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
@@ -72,8 +73,3 @@ def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
         kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
         current = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
     return list(current.model_fields) if hasattr(current, "model_fields") else []
-
-
-def _short(value: Any, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -27,11 +27,10 @@ def lock(file: IO[Any], shared: bool = False, wait_seconds: float = math.inf) ->
     while True:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
             if time.monotonic() >= give_up:
                 return False
-        else:
-            return True
         time.sleep(_POLL_SECONDS)
 
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import read_yaml
@@ -80,6 +80,14 @@ class SubnetSpec:
         """Pairs of field and value, one for each block in `num_heads` and `mlp_ratio`."""
         by_block = [(name, value) for name in ("num_heads", "mlp_ratio") for value in getattr(self, name)]
         return [("depth", self.depth), ("embed_dim", self.embed_dim), *by_block]
+
+
+def _to_spec(value: Any) -> SubnetSpec:
+    return value if isinstance(value, SubnetSpec) else SubnetSpec.from_dict(value)
+
+
+SubnetField = Annotated[SubnetSpec, BeforeValidator(_to_spec), PlainSerializer(SubnetSpec.to_dict)]
+"""A field of a pydantic model, a mapping in JSON and YAML."""
 
 
 def _positive(name: str, value: Any, kind: type) -> Any:
@@ -244,19 +252,12 @@ class Published(Frozen):
 class NamedSubnet(Frozen):
     """A file of `configs/subnets/`, or the choice of a search."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
     name: str
     space: str
     source: str
     outside_space: str | None = None  # why it may use a value that its space does not offer
     published: Published | None = None
-    subnet: SubnetSpec
-
-    @field_validator("subnet", mode="before")
-    @classmethod
-    def _from_dict(cls, value: Any) -> SubnetSpec:
-        return value if isinstance(value, SubnetSpec) else SubnetSpec.from_dict(value)
+    subnet: SubnetField
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:

@@ -152,7 +152,9 @@ class AutoFormer(VisionTransformer):
     def from_spec(cls, space: SearchSpace, spec: SubnetSpec, drop_path: Sequence[float] | None = None) -> Self:
         """The model of a subnet, with fresh weights. `drop_path`: the supernet's rates, one per block."""
         model = cls(**timm_arguments(space, spec), drop_path=drop_path)
-        model.pretrained_cfg = model.default_cfg = pretrained_cfg(space)
+        model.pretrained_cfg = model.default_cfg = describe(
+            space.name, space.image_size, space.in_channels, space.num_classes
+        )
         return model
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
@@ -220,13 +222,8 @@ def timm_arguments(space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
     }
 
 
-def pretrained_cfg(space: SearchSpace) -> dict[str, Any]:
-    """timm's description of the model's input: the official evaluation protocol for spaces of three channels."""
-    return describe(space.name, space.image_size, space.in_channels, space.num_classes)
-
-
 def describe(name: str, image_size: int = 224, in_channels: int = 3, num_classes: int = 1000) -> dict[str, Any]:
-    """`pretrained_cfg` without a search space."""
+    """timm's `pretrained_cfg` of a model: for three channels the official evaluation protocol."""
     rgb = in_channels == 3
     return {
         "url": "",
