@@ -91,25 +91,22 @@ def position_features(grid: int, head_dim: int) -> Tensor:
     return features
 
 
-def attend(qkv: Tensor) -> Tensor:
-    """Plain attention. (B, N, H, 3, d) -> (B, N, H, d)."""
-    q, k, v = qkv.transpose(1, 2).unbind(dim=3)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-
-def attend_with_position(
-    qkv: Tensor, on_keys: RelativePosition2D, on_values: RelativePosition2D, features: Tensor
+def attend(
+    qkv: Tensor, on_keys: RelativePosition2D | None, on_values: RelativePosition2D | None, features: Tensor
 ) -> Tensor:
     """Attention with relative position on keys and values (paper section 3.3; Shaw et al., arXiv 1803.02155).
 
     Args:
         qkv: (B, N, H, 3, d), token 0 the class token, then the patches row by row.
-        on_keys, on_values: the tables of this block.
+        on_keys, on_values: the tables of this block; None for plain attention.
         features: `position_features` (N, W).
 
     Returns:
         (B, N, H, d).
     """
+    if on_keys is None or on_values is None:
+        q, k, v = qkv.transpose(1, 2).unbind(dim=3)  # (B, H, N, d)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     grid = round((qkv.shape[1] - 1) ** 0.5)
     extended: Tensor = _Extend.apply(qkv, on_keys(grid).to(qkv.dtype), features)
     q, k, v = extended.transpose(1, 2).unbind(dim=3)  # (B, H, N, d + W)

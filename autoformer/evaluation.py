@@ -140,13 +140,13 @@ def expected_calibration_error(confidence: npt.ArrayLike, correct: npt.ArrayLike
     return float(np.abs(np.bincount(of_bin, weights=gap, minlength=bins)).sum() / len(confidence))
 
 
-def wilson_interval(successes: int, trials: int, z: float = Z95) -> Interval:
-    """Wilson's score interval of a proportion, in [0, 1] (Wilson 1927)."""
+def wilson_interval(successes: int, trials: int) -> Interval:
+    """Wilson's 95 % score interval of a proportion, in [0, 1] (Wilson 1927)."""
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"{successes} successes in {trials} trials")
-    p, z2 = successes / trials, z * z
+    p, z2 = successes / trials, Z95 * Z95
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = z / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
+    half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 

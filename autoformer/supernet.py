@@ -10,7 +10,7 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
+from autoformer.attention import RelativePosition2D, attend, position_features
 from autoformer.layers import (
     SlicedLayerNorm,
     SlicedLinear,
@@ -67,10 +67,7 @@ class SupernetAttention(nn.Module):
     def forward(self, x: Tensor, num_heads: int, features: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
         qkv = self.qkv(x, num_heads)
-        if self.rel_pos_k is None or self.rel_pos_v is None:
-            out = attend(qkv)
-        else:
-            out = attend_with_position(qkv, self.rel_pos_k, self.rel_pos_v, features)
+        out = attend(qkv, self.rel_pos_k, self.rel_pos_v, features)  # (B, N, H, d)
         return self.proj(out.flatten(2), x.shape[-1])
 
 

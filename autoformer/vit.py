@@ -12,7 +12,7 @@ from timm.layers import DropPath, Mlp, to_2tuple
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
+from autoformer.attention import RelativePosition2D, attend, position_features
 from autoformer.errors import AutoFormerError
 from autoformer.images.pixels import resized_side
 from autoformer.layers import drop_path_rates, initialise
@@ -64,10 +64,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
         qkv = self.qkv(x).unflatten(-1, (self.num_heads, 3, self.head_dim))
-        if self.rel_pos_k is None or self.rel_pos_v is None:
-            out = attend(qkv)
-        else:
-            out = attend_with_position(qkv, self.rel_pos_k, self.rel_pos_v, self.features)
+        out = attend(qkv, self.rel_pos_k, self.rel_pos_v, self.features)  # (B, N, H, d)
         return self.proj(out.flatten(2))
 
 
