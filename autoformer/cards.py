@@ -1,26 +1,24 @@
-"""What lies beside the weights of a model: all that is needed to use them. Torch-free."""
+"""The JSON beside the weights of a model: all that is needed to use them. Torch-free."""
 
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, field_serializer, field_validator
-
 from autoformer.errors import validated
 from autoformer.files import read_json
 from autoformer.frozen import Frozen
-from autoformer.space import SearchSpace, SubnetSpec
+from autoformer.space import SearchSpace, SubnetField
 
 
 class Preprocessing(Frozen):
-    """What turns an image file into the model's input, and an output into a word."""
+    """Pixel statistics of the input, and names of the classes."""
 
-    mean: tuple[float, ...]  # of pixels in [0, 1], one a channel
+    mean: tuple[float, ...]  # of pixels in [0, 1], one per channel
     std: tuple[float, ...]
     classes: tuple[str, ...]
 
 
 class SupernetCard(Frozen):
-    """What lies beside the weights of a supernet. `provenance`: seed, configuration, hashes of inputs, code version."""
+    """`supernet.json`. `provenance`: seed, configuration, hashes of inputs, code version."""
 
     space: SearchSpace
     bias_rule: Literal["aligned", "official"] = "aligned"
@@ -29,20 +27,9 @@ class SupernetCard(Frozen):
 
 
 class SubnetCard(SupernetCard):
-    """What lies beside the weights of one subnet."""
+    """`model.json`."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    subnet: SubnetSpec
-
-    @field_validator("subnet", mode="before")
-    @classmethod
-    def _spec(cls, value: Any) -> SubnetSpec:
-        return value if isinstance(value, SubnetSpec) else SubnetSpec.from_dict(value)
-
-    @field_serializer("subnet")
-    def _plain(self, spec: SubnetSpec) -> dict[str, Any]:
-        return spec.to_dict()
+    subnet: SubnetField
 
 
 def read_supernet_card(folder: Path) -> SupernetCard:

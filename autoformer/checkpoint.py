@@ -1,6 +1,6 @@
-"""Models on disk: weights as safetensors, and beside them, as JSON, all that is needed to use them.
+"""Models on disk: weights as safetensors, and a card as JSON (`autoformer.cards`).
 
-A folder is written whole or not at all. The bytes depend on the content alone: no clock, path or name.
+A folder is written whole or not at all. Its bytes depend only on the content: no clock, path or name.
 """
 
 import os
@@ -14,26 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from autoformer.cards import Preprocessing, SubnetCard, SupernetCard, read_subnet_card, read_supernet_card
+from autoformer.cards import SubnetCard, SupernetCard, read_subnet_card, read_supernet_card
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json
 from autoformer.supernet import Supernet
 from autoformer.vit import AutoFormer
-
-__all__ = [
-    "LoadedSubnet",
-    "LoadedSupernet",
-    "Preprocessing",
-    "SubnetCard",
-    "SupernetCard",
-    "first_not_finite",
-    "load_subnet",
-    "load_supernet",
-    "read_subnet_card",
-    "read_supernet_card",
-    "save_subnet",
-    "save_supernet",
-]
 
 
 class LoadedSupernet(NamedTuple):
@@ -47,7 +32,7 @@ class LoadedSubnet(NamedTuple):
 
 
 def save_supernet(folder: Path, raw: dict[str, Tensor], ema: dict[str, Tensor] | None, card: SupernetCard) -> None:
-    """Write `weights.safetensors`, `ema.safetensors` where there is an average, and `supernet.json`."""
+    """Write `weights.safetensors`, `ema.safetensors` unless `ema` is None, and `supernet.json`."""
     with replacing(folder) as temporary:
         temporary.mkdir()
         _save(temporary / "weights.safetensors", raw)
@@ -57,9 +42,9 @@ def save_supernet(folder: Path, raw: dict[str, Tensor], ema: dict[str, Tensor] |
 
 
 def load_supernet(folder: Path, weights: Literal["ema", "raw"] = "raw", drop_path: float = 0.0) -> LoadedSupernet:
-    """The supernet of a folder, in evaluation mode. Raises `AutoFormerError` naming the damaged or missing file.
+    """Load a supernet in evaluation mode. Raises `AutoFormerError` naming the damaged or missing file.
 
-    `drop_path` is the stochastic depth of what is later trained with these weights.
+    `drop_path`: stochastic depth rate, for further training.
     """
     card = read_supernet_card(folder)
     model = Supernet(card.space, drop_path, card.bias_rule)
@@ -79,7 +64,7 @@ def save_subnet(folder: Path, model: AutoFormer, card: SubnetCard) -> None:
 
 
 def load_subnet(folder: Path) -> LoadedSubnet:
-    """The subnet of a folder, in evaluation mode. Raises `AutoFormerError` naming the damaged or missing file."""
+    """Load a subnet in evaluation mode. Raises `AutoFormerError` naming the damaged or missing file."""
     card = read_subnet_card(folder)
     model = AutoFormer.from_spec(card.space, card.subnet)
     _load(model, folder / "model.safetensors")
@@ -87,7 +72,7 @@ def load_subnet(folder: Path) -> LoadedSubnet:
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity; None where all are finite. Reads the device once."""
+    """The name of the first tensor with NaN or infinity, if any. Synchronises with the device once."""
     names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
     if not names:
         return None
@@ -105,11 +90,11 @@ def _save(file: Path, tensors: dict[str, Tensor]) -> None:
     _check_finite(tensors, file.name)
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
-    except SafetensorError as error:  # it has the number in its text alone
-        found = re.search(r"os error (\d+)", str(error))
-        if found is None:
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))  # it has no errno
+        if number is None:
             raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from None
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from None
 
 
 def _load(model: Supernet | AutoFormer, file: Path) -> None:

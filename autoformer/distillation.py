@@ -1,4 +1,4 @@
-"""A teacher whose answers a subnet learns from as well (DeiT, arXiv 2012.12877, section 4; no distillation token).
+"""Distillation from a timm model (DeiT, arXiv 2012.12877, section 4), without a distillation token.
 
 Dimensions: B images, C channels, S pixels on a side, K classes.
 """
@@ -21,16 +21,15 @@ from autoformer.recipe import Distillation
 
 
 class Teacher:
-    """A frozen model of timm, which sees what the student sees, in its own normalisation and size.
+    """A frozen timm model. It sees the student's images, in its own normalisation and size.
 
     Args:
-        settings: which model, and which weights.
-        mean, std: by which the student's images are normalised, one a channel.
+        mean, std: normalisation of the student's images, one per channel.
         num_classes: K.
 
     Raises:
-        AutoFormerError: one line: no such model or file, another file than the settings' sha256 says, a file with
-            code in it, or weights of another model, or of another number of classes.
+        AutoFormerError: no such model or file, a file with another sha256 or with code in it, or weights of another
+            model or number of classes.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """The teacher's logits (B, K) for images (B, C, S, S) as the student gets them."""
+        """The student's images (B, C, S, S) -> the teacher's logits (B, K)."""
         pixels = images * self._std + self._mean
         if pixels.shape[1] != self._channels:
             pixels = pixels.expand(-1, self._channels, -1, -1)
@@ -69,24 +68,26 @@ class Teacher:
     def loss(self, student: Tensor, base: Tensor, images: Tensor) -> Tensor:
         """(1 - weight) * base + weight * distance to the teacher, a scalar.
 
-        Args:
-            student: logits (B, K). base: the loss against the labels. images: what the student saw.
-
-        Hard: cross entropy with the teacher's class (DeiT, equation 3). Soft: Kullback-Leibler divergence at a
+        Hard: cross entropy with the teacher's class (DeiT, equation 3). Soft: Kullback-Leibler divergence at
         temperature T, times T squared (equation 2).
+
+        Args:
+            student: logits (B, K).
+            base: the loss against the labels.
+            images: the student's input.
         """
-        answers = self(images)
+        teacher = self(images)
         if self.settings.kind == "hard":
-            distance = F.cross_entropy(student, answers.argmax(dim=1))
+            distance = F.cross_entropy(student, teacher.argmax(dim=1))
         else:
             t = self.settings.temperature
-            ours, theirs = (F.log_softmax(logits.float() / t, dim=1) for logits in (student, answers))
-            distance = F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * t * t
+            log_student, log_teacher = (F.log_softmax(logits.float() / t, dim=1) for logits in (student, teacher))
+            distance = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * t * t
         return (1 - self.settings.weight) * base + self.settings.weight * distance
 
 
 def load_teacher(settings: Distillation, num_classes: int) -> nn.Module:
-    """The teacher in evaluation mode, without gradients. Raises `AutoFormerError` as `Teacher` does."""
+    """The teacher in evaluation mode, without gradients. Raises `AutoFormerError` like `Teacher`."""
     name, file = settings.teacher, Path(settings.checkpoint)
     if not timm.is_model(name) or "." in name:
         raise AutoFormerError(
@@ -118,7 +119,7 @@ def _read_weights(file: Path, sha256: str | None) -> dict[str, Tensor]:
         raise AutoFormerError(
             f"{file}: holds more than tensors, which could be code and is not run; save its state dict as safetensors"
         ) from None
-    except Exception as error:  # a damaged file makes torch and safetensors raise many kinds
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         reason = " ".join(str(error).split()[:20]) or type(error).__name__
         raise AutoFormerError(f"{file}: not a readable checkpoint ({reason}); save it again") from None
     for key in ("state_dict", "model"):

@@ -1,4 +1,4 @@
-"""The exceptions that this project raises for what a person can mend, or wait out."""
+"""Errors that a person can fix or wait out, and validation that reports the first problem in one line."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -11,31 +11,22 @@ class AutoFormerError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # a path or a library's message may hold several
+        super().__init__(" ".join(message.splitlines()))  # of paths and of libraries' messages
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Come from a worker process as the same kind; kinds are made of other arguments than the message."""
-        return _as_it_was, (type(self), self.args, self.__dict__)
-
-
-def _as_it_was(kind: type[AutoFormerError], arguments: tuple[Any, ...], state: dict[str, Any]) -> AutoFormerError:
-    error = kind.__new__(kind, *arguments)
-    error.__dict__.update(state)
-    return error
+        """Pickle without calling `__init__`, whose arguments differ in subclasses."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class UnavailableError(AutoFormerError):
-    """No fault of the input: a server does not answer, and the same command may succeed another time."""
+    """A server does not answer; the same command may succeed later."""
 
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def validated(model: type[Model], data: Any, where: str) -> Model:
-    """Validate `data` as `model`; raise `AutoFormerError` with one line that names `where`.
-
-    An unknown key is answered with the nearest key that the model has.
-    """
+    """Validate `data` as `model`. Raises `AutoFormerError`: one line with `where`, key and nearest known key."""
     if not isinstance(data, Mapping):
         raise AutoFormerError(f"{where}: expected a mapping of keys to values, found {type(data).__name__}")
     try:
@@ -45,7 +36,7 @@ def validated(model: type[Model], data: Any, where: str) -> Model:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Say which of `choices` was perhaps meant by `word`: "did you mean 'x'?", or the choices."""
+    """A hint for a misspelt `word`: "did you mean 'x'?", or "one of: ..."."""
     choices = sorted(choices)
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     return (
@@ -68,24 +59,17 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
     message = message[:1].lower() + message[1:]
     if not name:
         return message
-    return f"{name} = {_short(problem['input'])}: {message}"
+    value = repr(problem["input"])
+    return f"{name} = {value if len(value) <= 80 else value[:79] + '…'}: {message}"
 
 
 def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    """The field names of the model that lies at `path` below `model`; empty where there is none."""
+    """Field names of the nested model at `path`; none if there is no model."""
     current: Any = model
     for part in path:
         field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
         if field is None:
             return []
-        current = next((kind for kind in _kinds(field.annotation) if hasattr(kind, "model_fields")), None)
+        kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+        current = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
     return list(current.model_fields) if hasattr(current, "model_fields") else []
-
-
-def _kinds(annotation: Any) -> list[Any]:
-    return [annotation, *getattr(annotation, "__args__", ())]
-
-
-def _short(value: Any, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

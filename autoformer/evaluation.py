@@ -1,4 +1,7 @@
-"""How good a classifier is, from its logits. Symbols: n images, K classes, C channels, S pixels on a side."""
+"""Accuracy, confidence intervals and calibration from logits.
+
+Dimensions: n images, B images of a batch, K classes, C channels, S pixels on a side.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from autoformer.devices import halve_on_oom
-from autoformer.distributed import World
 from autoformer.errors import AutoFormerError
 from autoformer.images.batches import normalise
 
@@ -26,7 +28,7 @@ class Interval(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Figures of one classifier on one set of images."""
+    """Metrics of one classifier on n images."""
 
     images: int
     correct: int
@@ -38,11 +40,11 @@ class Scores(NamedTuple):
 
 
 class PairedDifference(NamedTuple):
-    """Two classifiers on the same images: what the first has right and the second wrong, and the reverse."""
+    """Two classifiers on the same images."""
 
-    gained: int
-    lost: int
-    percent: float  # accuracy of the first minus accuracy of the second, in percentage points
+    gained: int  # images that only the first has right
+    lost: int  # images that only the second has right
+    percent: float  # accuracy of the first minus that of the second, in percentage points
     interval: Interval  # 95 %, in percentage points
 
 
@@ -56,13 +58,13 @@ def predict_logits(
 ) -> Tensor:
     """Logits of all images, batch by batch, without gradients.
 
+    A batch that does not fit into memory is halved, down to single images, which changes logits by rounding.
+
     Args:
         forward: a model in evaluation mode, or a supernet with its subnet bound: (B, C, S, S) -> (B, K).
         pixels: uint8 (n, C, S, S).
-        mean, std: of pixels in [0, 1], one a channel.
-        device: where each batch is moved before `forward`; None leaves it where the pixels are.
-
-    A batch that does not fit into memory is halved, down to single images: that moves a logit by its rounding.
+        mean, std: of pixels in [0, 1], one per channel.
+        device: of `forward`; None for that of the pixels.
 
     Returns:
         float32 (n, K), on the CPU.
@@ -80,50 +82,38 @@ def predict_batches(
     device: torch.device | str | None = None,
     watch: Callable[[int], None] = lambda images: None,
 ) -> list[Tensor]:
-    """As `predict_logits`, for several models and for batches that come one by one: each is read once for all models.
+    """`predict_logits` for several models and an iterable of batches, which is read once.
 
     Args:
         batches: uint8 (B, C, S, S).
-        watch: is told after each batch how many images are done.
+        watch: called after each batch with the number of images done.
 
     Returns:
-        float32 (n, K) of each model, on the CPU.
+        float32 (n, K) for each model, on the CPU.
     """
 
-    def logits(forward: Callable[[Tensor], Tensor], part: Tensor) -> tuple[Tensor]:
-        return (forward(normalise(part.to(device or part.device), mean, std)).float().cpu(),)
+    def predict(forward: Callable[[Tensor], Tensor], batch: Tensor) -> tuple[Tensor]:
+        return (forward(normalise(batch.to(device or batch.device), mean, std)).float().cpu(),)
 
-    found: list[list[Tensor]] = [[] for _ in forwards]
+    logits: list[list[Tensor]] = [[] for _ in forwards]
     done = 0
     with torch.inference_mode():
         for batch in batches:
-            for forward, of_model in zip(forwards, found, strict=True):
-                of_model.extend(halve_on_oom(partial(logits, forward), batch))
+            for forward, of_model in zip(forwards, logits, strict=True):
+                of_model.extend(halve_on_oom(partial(predict, forward), batch))
             done += len(batch)
             watch(done)
     if not done:
         raise AutoFormerError("no images to predict; the split is empty")
-    return [torch.cat(of_model) for of_model in found]
-
-
-def gather_logits(logits: Tensor, world: World) -> Tensor:
-    """All images' logits (n, K) in their order, from each rank's share of them. Every rank calls it, and has them."""
-    shares = world.all_gather(logits)
-    whole = torch.empty(sum(map(len, shares)), logits.shape[1])
-    for rank, share in enumerate(shares):
-        whole[rank :: world.size] = share
-    return whole
+    return [torch.cat(of_model) for of_model in logits]
 
 
 def score(logits: Tensor, labels: Tensor) -> Scores:
-    """Score logits (n, K) against labels (n,).
-
-    Raises `AutoFormerError` where a logit is not finite: every figure would be meaningless.
-    """
+    """Metrics of logits (n, K) against labels (n,). Raises `AutoFormerError` if a logit is not finite."""
     if not torch.isfinite(logits).all():
         raise AutoFormerError("the model's outputs are not finite: its weights have diverged; train at a lower rate")
     n, classes = logits.shape
-    ranked = logits.topk(min(5, classes), dim=1).indices.eq(labels[:, None])  # n x 5
+    ranked = logits.topk(min(5, classes), dim=1).indices.eq(labels[:, None])  # (n, 5)
     correct, in_top5 = int(ranked[:, 0].sum()), int(ranked.sum())
     probabilities = logits.double().softmax(dim=1)
     confidence = probabilities.max(dim=1).values.numpy()
@@ -140,9 +130,9 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
 
 
 def expected_calibration_error(confidence: npt.ArrayLike, correct: npt.ArrayLike, bins: int = ECE_BINS) -> float:
-    """How far confidence is from accuracy: sum over bins of (share of images) x |accuracy - mean confidence|.
+    """Sum over bins of (fraction of images) x |accuracy - mean confidence| (Guo et al., arXiv 1706.04599, section 2).
 
-    Bins of equal width, (m - 1) / bins < confidence <= m / bins (Guo et al., arXiv 1706.04599, section 2).
+    Bins of equal width: (m - 1) / bins < confidence <= m / bins.
     """
     confidence = np.asarray(confidence, dtype=np.float64)
     of_bin = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
@@ -150,18 +140,18 @@ def expected_calibration_error(confidence: npt.ArrayLike, correct: npt.ArrayLike
     return float(np.abs(np.bincount(of_bin, weights=gap, minlength=bins)).sum() / len(confidence))
 
 
-def wilson_interval(successes: int, trials: int, z: float = Z95) -> Interval:
-    """Wilson's score interval of a share, both ends in [0, 1] (Wilson 1927); 95 % unless `z` says otherwise."""
+def wilson_interval(successes: int, trials: int) -> Interval:
+    """Wilson's 95 % score interval of a proportion, in [0, 1] (Wilson 1927)."""
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"{successes} successes in {trials} trials")
-    share, z2 = successes / trials, z * z
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = z / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
+    p, z2 = successes / trials, Z95 * Z95
+    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 
 def paired_difference(correct: npt.ArrayLike, other: npt.ArrayLike) -> PairedDifference:
-    """Compare two classifiers image by image; the interval is the usual one of paired shares (Wald)."""
+    """Compare two classifiers image by image, with the Wald interval of a difference of paired proportions."""
     first, second = np.asarray(correct, dtype=bool), np.asarray(other, dtype=bool)
     gained, lost, n = int((first & ~second).sum()), int((second & ~first).sum()), len(first)
     percent = 100 * (gained - lost) / n
@@ -170,6 +160,6 @@ def paired_difference(correct: npt.ArrayLike, other: npt.ArrayLike) -> PairedDif
 
 
 def confusion_matrix(actual: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> npt.NDArray[np.int64]:
-    """Images by actual class (rows) and predicted class (columns), (K, K)."""
+    """Number of images by actual class (rows) and predicted class (columns) (K, K)."""
     cells = np.asarray(actual, dtype=np.int64) * classes + np.asarray(predicted, dtype=np.int64)
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and hashes of what they hold."""
+"""Atomic writes, JSON and YAML with errors in one line, and hashes of files."""
 
 import contextlib
 import ctypes
@@ -17,38 +17,37 @@ import yaml
 
 from autoformer.errors import AutoFormerError
 
-_TICK_NS = 2_000_000_000  # of the coarsest clock of a file system
+_CLOCK_TICK_NS = 2_000_000_000  # of the file system with the coarsest clock
 _FREE = "free some space there, and give the same command again"
 _CHOOSE = "choose a place that may be written to, or change its permissions"
-_ANSWERS = {
+_ADVICE = {
     errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EFBIG: _FREE, errno.EROFS: _CHOOSE, errno.EACCES: _CHOOSE,
     errno.EPERM: _CHOOSE, errno.ENOTDIR: _CHOOSE, errno.EEXIST: _CHOOSE, errno.EIO: "see to the disk",
 }  # fmt: skip
 
 
 class UnwritableError(AutoFormerError):
-    """A disk that is full, or a place that cannot be written to."""
+    """A full disk, or a path that cannot be written to."""
 
     def __init__(self, path: str, number: int) -> None:
-        super().__init__(f"{path}: {os.strerror(number).lower()}; {_ANSWERS[number]}")
+        super().__init__(f"{path}: {os.strerror(number).lower()}; {_ADVICE[number]}")
         self.path, self.number = path, number
 
 
 def unwritable(error: OSError) -> UnwritableError | None:
-    """One line for an error of that kind; None for any other."""
-    return UnwritableError(str(error.filename or "a file"), error.errno) if error.errno in _ANSWERS else None
+    """The error in one line, if it is of that kind."""
+    return UnwritableError(str(error.filename or "a file"), error.errno) if error.errno in _ADVICE else None
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes the place of `path` by one rename.
+    """Yield a temporary path beside `path`; on success it replaces `path`, a file or a folder, in one rename.
 
-    Works for a file and for a folder that the caller makes. On an error the temporary is removed and
-    whatever stood at `path` before still stands there. All of it is on the disk before the rename, so that a
-    machine that loses its power keeps the one or the other.
+    On an error the temporary is removed, and `path` is unchanged. The content is flushed to disk before the rename, so
+    a power failure leaves the old or the new version.
 
     Raises:
-        UnwritableError: the disk is full, or the place cannot be written to.
+        UnwritableError: the disk is full, or the path cannot be written to.
     """
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
@@ -59,19 +58,19 @@ def replacing(path: Path) -> Iterator[Path]:
         where, number = (
             (error.path, error.number) if isinstance(error, UnwritableError) else (error.filename, error.errno)
         )
-        if number not in _ANSWERS or not str(where or path).startswith(str(path.parent)):
+        if number not in _ADVICE or not str(where or path).startswith(str(path.parent)):
             raise
         raise UnwritableError(str(path), number) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            with contextlib.suppress(NotADirectoryError):  # its parent is a file, which the error above says
+            with contextlib.suppress(NotADirectoryError):  # its parent is a file, as the error above reports
                 temporary.unlink(missing_ok=True)
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Let a file or folder, once it is on the disk, take the place of `path`, beside it, by one rename."""
+    """Flush a file or folder to disk, and let it replace `path`, beside it."""
     _flush(temporary)
     if temporary.is_dir():
         _replace_folder(temporary, path)
@@ -80,7 +79,6 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or all that a folder holds, is on the disk."""
     for each in [path, *(path.rglob("*") if path.is_dir() else ())]:
         handle = os.open(each, os.O_RDONLY)
         try:
@@ -90,7 +88,7 @@ def _flush(path: Path) -> None:
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
-    """A rename refuses a folder that is not empty: the two change places, or else the old one steps aside first."""
+    """A rename cannot replace a folder: exchange the two, or else move the old one aside first."""
     if not path.exists():
         temporary.replace(path)
     elif not _exchange(temporary, path):
@@ -105,7 +103,7 @@ def _replace_folder(temporary: Path, path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change their names at one stroke; False where the system cannot (Linux can, by renameat2)."""
+    """Exchange two paths atomically, by Linux's renameat2; return whether it worked."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):
@@ -124,7 +122,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises `AutoFormerError` naming the file where it is missing or damaged."""
+    """Parse a JSON file. Raises `AutoFormerError` naming the file if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -134,7 +132,7 @@ def read_json(path: Path) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which PyYAML would keep the last and say nothing."""
+    """Refuses duplicate keys, of which PyYAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: list[Any] = []
@@ -147,17 +145,17 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Any:
-    """Parse a YAML file. Raises `AutoFormerError` naming file and line where it is missing or malformed."""
+    """Parse a YAML file. Raises `AutoFormerError` naming file and line if it is missing or malformed."""
     try:
         return parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise AutoFormerError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, UnicodeError) as error:
         raise _not_yaml(str(path), error) from None
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML text. Raises `AutoFormerError` naming `where` it is from and the line where it is malformed."""
+    """Parse YAML text. Raises `AutoFormerError` naming `where` and the line if it is malformed."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -169,25 +167,23 @@ def _not_yaml(where: str, error: Exception) -> AutoFormerError:
 
 
 def canonical_json(value: Any) -> str:
-    """One text for one value: keys sorted, no spaces. What hashes are made of."""
+    """One text per value, for hashes: keys sorted, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def hash_value(value: Any) -> str:
+    """sha256 of the canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of the bytes of a file."""
+    """sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_path(path: Path, hash_of: Callable[[Path], str] = hash_file) -> str:
-    """sha256 of a file, or of the names and hashes of all files below a folder.
-
-    `hash_of`: sha256 of a file; `HashCache` spares reading a large one each time.
-    """
+    """sha256 of a file, or of the names and hashes of all files in a folder. `hash_of`: such as a `HashCache`."""
     if path.is_file():
         return hash_of(path)
     if not path.is_dir():
@@ -197,7 +193,7 @@ def hash_path(path: Path, hash_of: Callable[[Path], str] = hash_file) -> str:
 
 
 class FileState(NamedTuple):
-    """By what a changed file is told from the one that it was, without reading it."""
+    """Metadata that changes when the file does."""
 
     path: str
     size: int
@@ -207,48 +203,46 @@ class FileState(NamedTuple):
     @classmethod
     def of(cls, path: Path) -> Self:
         real = path.resolve()
-        found = real.stat()
-        return cls(str(real), found.st_size, found.st_mtime_ns, found.st_ino)
+        stat = real.stat()
+        return cls(str(real), stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
 class HashCache:
-    """sha256 of files, remembered as DVC does: a file of the same path, size, time of change and inode is the same.
+    """sha256 of files, cached by path, size, modification time and inode, as in DVC.
 
-    Small files are read each time, and so are those that were changed just now, since a second change within one tick
-    of the clock would leave no trace. Several processes may share the place: each adds lines, and damaged ones count
-    for nothing.
+    Small and recently changed files are always read: a second change within one clock tick would not show in the
+    metadata. Processes may share the cache: each appends lines, and damaged lines are ignored.
 
     Args:
-        place: a file of lines of JSON; made where it is missing.
-        min_bytes: of a file that is worth remembering.
+        place: a file of JSON lines; created if missing.
+        min_bytes: of cached files.
     """
 
     def __init__(self, place: Path, min_bytes: int = 2**24) -> None:
-        self._place, self._least_bytes = place, min_bytes
+        self._place, self._min_bytes = place, min_bytes
 
     def __call__(self, path: Path) -> str:
         state = FileState.of(path)
-        if state.size < self._least_bytes:
+        if state.size < self._min_bytes:
             return hash_file(path)
-        return self._known().get(state) or self.remember(state, hash_file(path))
+        return self._load().get(state) or self.remember(state, hash_file(path))
 
     def remember(self, state: FileState, sha256: str) -> str:
-        """Note what a file's bytes hashed to, unless it has changed since `state` was taken."""
-        settled = time.time_ns() - state.mtime_ns > _TICK_NS
+        """Cache the hash of a file, unless the file has changed since `state` was taken."""
+        settled = time.time_ns() - state.mtime_ns > _CLOCK_TICK_NS
         if settled and FileState.of(Path(state.path)) == state:
             line = canonical_json({"file": state, "sha256": sha256}) + "\n"
-            with contextlib.suppress(OSError):  # what cannot be remembered is read again
+            with contextlib.suppress(OSError):  # then the file is read again next time
                 self._place.parent.mkdir(parents=True, exist_ok=True)
-                with self._place.open("ab", buffering=0) as file:  # one write: whole lines, whoever else writes
+                with self._place.open("ab", buffering=0) as file:  # one write, so lines of processes do not mix
                     file.write(line.encode())
         return sha256
 
-    def _known(self) -> dict[FileState, str]:
-        if not self._place.is_file():
-            return {}
-        known = {}
-        for line in self._place.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
-                known[FileState(*entry["file"])] = str(entry["sha256"])
-        return known
+    def _load(self) -> dict[FileState, str]:
+        hashes = {}
+        if self._place.is_file():
+            for line in self._place.read_text(encoding="utf-8", errors="replace").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    hashes[FileState(*entry["file"])] = str(entry["sha256"])
+        return hashes

@@ -26,10 +26,10 @@ class SlicedLayerNorm(nn.LayerNorm):
 
 
 def embed_patches(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve with stride = kernel = patch, as one matrix product.
+    """Patch convolution (stride = kernel = p) as one matrix product.
 
     Args:
-        images: (B, C, S, S), S a multiple of the patch size.
+        images: (B, C, S, S), S a multiple of p.
         weight: (E, C, p, p).
         bias: (E,).
 
@@ -39,18 +39,16 @@ def embed_patches(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     batch, channels, side, _ = images.shape
     embed_dim, patch = weight.shape[0], weight.shape[-1]
     grid = side // patch
-    patches = images.reshape(batch, channels, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
+    patches = images.reshape(batch, channels, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)  # (B, g, g, C, p, p)
     return F.linear(patches.reshape(batch, grid * grid, channels * patch * patch), weight.reshape(embed_dim, -1), bias)
 
 
 def initialise(module: nn.Module, gain: float | None = None) -> None:
-    """Initialise linear layers: normal weights, zero bias.
-
-    The patch convolution keeps torch's own. Tokens, positions and tables are the caller's.
+    """Initialise linear layers: normal weights, zero bias. The patch convolution keeps torch's initialisation.
 
     Args:
-        gain: the standard deviation is gain / sqrt(inputs). None for the official 0.02, which suits the widths
-            of the published spaces (0.02 = 0.4 / sqrt(400)) and is far too small for narrow ones.
+        gain: the standard deviation is gain / sqrt(inputs). None for the official 0.02, which suits the widths of the
+            published spaces (0.02 = 0.4 / sqrt(400)) and is far too small for narrow ones.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
@@ -60,7 +58,7 @@ def initialise(module: nn.Module, gain: float | None = None) -> None:
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """Stochastic depth of each block: linear from 0 to `rate` over `depth` blocks."""
+    """Stochastic depth rate of each block, linear from 0 to `rate`."""
     return [rate * block / max(depth - 1, 1) for block in range(depth)]
 
 

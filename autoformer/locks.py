@@ -1,4 +1,4 @@
-"""Locks of open files between processes. The kernel releases them when their holder ends, however it ends."""
+"""File locks between processes. The kernel releases them when the holder ends, even by SIGKILL."""
 
 import contextlib
 import fcntl
@@ -11,13 +11,13 @@ _POLL_SECONDS = 0.05
 
 
 def lock(file: IO[Any], shared: bool = False, wait_seconds: float = math.inf) -> bool:
-    """Lock an open file until it is closed; return whether that worked.
+    """Lock an open file until it is closed; return whether it worked.
 
-    The lock belongs to the open file: a forked child holds it too, until both have closed it.
+    A forked child shares the lock, which lasts until both have closed the file.
 
     Args:
-        shared: beside others who lock it so; alone by default.
-        wait_seconds: for others to release it; 0 to try once.
+        shared: a shared lock; exclusive by default.
+        wait_seconds: for the holder to release it; 0 to try once.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     if wait_seconds == math.inf:
@@ -27,19 +27,18 @@ def lock(file: IO[Any], shared: bool = False, wait_seconds: float = math.inf) ->
     while True:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
             if time.monotonic() >= give_up:
                 return False
-        else:
-            return True
         time.sleep(_POLL_SECONDS)
 
 
 @contextlib.contextmanager
-def among_forks(file: IO[Any]) -> Iterator[None]:
-    """Hold the lock of a file that was opened before this process was forked: alone among parent and children.
+def process_lock(file: IO[Any]) -> Iterator[None]:
+    """Hold an exclusive lock among a parent and its forked children, which share the open file.
 
-    It belongs to the process, unlike that of `lock`, and does not keep the threads of one process apart.
+    Unlike `lock`, it belongs to the process. It does not exclude threads of one process.
     """
     fcntl.lockf(file, fcntl.LOCK_EX)
     try:

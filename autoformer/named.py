@@ -1,4 +1,4 @@
-"""The files of configs/ by name: search spaces and subnets, and the rule by which all of them are found."""
+"""Search spaces and subnets by the names of their files in configs/."""
 
 from pathlib import Path
 
@@ -10,22 +10,22 @@ CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.
 
 
 def load_space(name: str) -> SearchSpace:
-    """A search space by the name of its file in `configs/spaces/`, or by the path of any such file."""
+    """A search space by its name in `configs/spaces/`, or by a file path."""
     return SearchSpace.from_yaml(named_file("spaces", name, "no file '{}.yaml' in configs/spaces; {}"))
 
 
 def load_subnet(name: str) -> NamedSubnet:
-    """A subnet by the name of its file in `configs/subnets/`, or by the path of any such file."""
+    """A subnet by its name in `configs/subnets/`, or by a file path."""
     subnet = NamedSubnet.from_yaml(named_file("subnets", name, "no file '{}.yaml' in configs/subnets; {}"))
     subnet.check(load_space(subnet.space))
     return subnet
 
 
 def named_file(folder: str, name: str, missing: str) -> Path:
-    """The YAML file of a name in a folder of `configs/`, or the path itself where `name` is one.
+    """The YAML file of `name` in a folder of `configs/`; `name` itself if it is a path.
 
     Raises:
-        AutoFormerError: there is no such file; `missing` with the name and the nearest names filled in.
+        AutoFormerError: no such file. The message is `missing`, filled in with the name and the nearest names.
     """
     if name.endswith((".yaml", ".yml")):
         return Path(name)

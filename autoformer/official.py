@@ -1,9 +1,9 @@
-"""The published AutoFormer checkpoints, loaded exactly, quirks included.
+"""The published AutoFormer checkpoints, loaded exactly.
 
-Official layout (microsoft/Cream, AutoFormer): row r of a qkv weight belongs to component r mod 3 (q, k, v) and
-channel r div 3. The bias is not interleaved: a subnet of attention width D takes the first 3D entries as
-[q | k | v]. So one bias entry serves different channels in different subnets, which `Supernet` reproduces with
-`bias_rule="official"`; no reordering of the bias could.
+Official layout (microsoft/Cream, AutoFormer): row r of a qkv weight is component r mod 3 (q, k, v) of channel r div
+3. The bias is not interleaved: a subnet of attention width D reads its first 3D entries as [q | k | v]. One bias
+entry therefore serves different channels in different subnets. No reordering reproduces that;
+`Supernet(bias_rule="official")` does.
 """
 
 from argparse import Namespace
@@ -29,10 +29,12 @@ _RENAMED = (
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The weights of an official checkpoint file, without running code that it may carry.
+    """The weights of an official checkpoint file. No code in it is run.
 
-    Raises `AutoFormerError` where the file is not such a checkpoint. The files carry the training arguments
-    as an `argparse.Namespace`; that one class is allowed.
+    The files hold the training arguments as an `argparse.Namespace`, the one class that is allowed.
+
+    Raises:
+        AutoFormerError: the file is not such a checkpoint.
     """
     try:
         with torch.serialization.safe_globals([Namespace]):
@@ -48,7 +50,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_official(state_dict: Mapping[str, Tensor], space: SearchSpace) -> Supernet:
-    """A supernet with the weights of an official checkpoint, equal to the official code for every subnet.
+    """A supernet with the weights of an official checkpoint: the official logits for every subnet.
 
     Raises `AutoFormerError` naming the first tensor that is missing, unknown or of another shape.
     """
@@ -70,13 +72,13 @@ def load_official(state_dict: Mapping[str, Tensor], space: SearchSpace) -> Super
 
 
 def from_official(tensors: Mapping[str, Tensor], space: SearchSpace) -> dict[str, Tensor]:
-    """Official names and row order to ours. Weights and their gradients alike."""
+    """Rename official tensors, weights or gradients, and reorder qkv rows to [head][q, k, v][channel]."""
     ours = {}
     for name, tensor in tensors.items():
         for official, own in _RENAMED:
             name = name.replace(official, own)
-        if name.endswith("attn.qkv.weight"):  # rows [head, channel, q/k/v] -> [head, q/k/v, channel]
+        if name.endswith("attn.qkv.weight"):
             heads = tensor.shape[0] // (3 * space.head_dim)
-            tensor = tensor.view(heads, space.head_dim, 3, -1).transpose(1, 2).reshape(tensor.shape)
+            tensor = tensor.view(heads, space.head_dim, 3, -1).transpose(1, 2).reshape(tensor.shape)  # (3D, E)
         ours[name] = tensor
     return ours

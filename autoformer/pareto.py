@@ -4,18 +4,13 @@ from collections.abc import Sequence
 
 
 def pareto_front(costs: Sequence[Sequence[float]]) -> list[int]:
-    """Indices of the points that no other point dominates; every cost is better when lower.
+    """Indices of the points that no other dominates, ordered by the first cost. Lower costs are better.
 
-    A point dominates another where it is nowhere worse and somewhere better. Of equal points the first stays.
-    The result is ordered by the first cost.
+    A point dominates another if it is nowhere worse and somewhere better. The first of equal points stays.
     """
     order = sorted(range(len(costs)), key=lambda index: (*costs[index], index))
     front: list[int] = []
     for index in order:
-        if not any(_covers(costs[kept], costs[index]) for kept in front):
+        if not any(all(a <= b for a, b in zip(costs[other], costs[index], strict=True)) for other in front):
             front.append(index)
     return front
-
-
-def _covers(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(a <= b for a, b in zip(one, other, strict=True))

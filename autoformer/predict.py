@@ -1,8 +1,7 @@
-"""From an image file to words: what a trained subnet says of one picture.
+"""Class probabilities of a trained subnet for image files.
 
-A picture must look like the training images: nothing here makes it one. Fashion-MNIST, for example, shows a
-single garment in white on black, upright and filling the frame; a photograph of a dark shirt on a white wall
-has to be cut out and inverted first, or the answer means nothing.
+An image must look like the training images. Fashion-MNIST, for example, shows one garment in white on black, upright
+and filling the frame: a photograph of a dark shirt on a white wall must be cut out and inverted first.
 
 Dimensions: B images, C channels, S pixels on a side, K classes.
 """
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from autoformer.checkpoint import SubnetCard
+from autoformer.cards import SubnetCard
 from autoformer.errors import AutoFormerError
 from autoformer.images.batches import normalise
 from autoformer.images.pixels import model_pixels
@@ -38,16 +37,13 @@ def image_from_pixels(values: object) -> Image.Image:
 
 
 def prepare(image: Image.Image, card: SubnetCard) -> Tensor:
-    """The model's input (1, C, S, S) for an upright image of any mode and size (`autoformer.images.pixels`).
-
-    An image of the training size and mode goes in exactly as the training images did.
-    """
+    """The model's input (1, C, S, S) for an upright image of any mode and size, as in training and evaluation."""
     pixels = torch.from_numpy(model_pixels(image, card.space.in_channels, card.space.image_size))
     return normalise(pixels[None], card.preprocessing.mean, card.preprocessing.std)
 
 
 def probabilities(model: AutoFormer, card: SubnetCard, images: Sequence[Image.Image]) -> Tensor:
-    """Probability of each class for each image (B, K). `model` in evaluation mode."""
+    """Class probabilities (B, K), on the CPU. `model`: in evaluation mode."""
     device = next(model.parameters()).device
     inputs = torch.cat([prepare(image, card) for image in images])
     with torch.inference_mode():
@@ -56,11 +52,11 @@ def probabilities(model: AutoFormer, card: SubnetCard, images: Sequence[Image.Im
 
 
 def predict(model: AutoFormer, card: SubnetCard, image: Image.Image) -> list[tuple[str, float]]:
-    """Every class name with its probability, the likeliest first."""
+    """All class names with their probabilities, most likely first."""
     return ranked(probabilities(model, card, [image])[0], card)
 
 
 def ranked(row: Tensor, card: SubnetCard) -> list[tuple[str, float]]:
-    """Class names and probabilities of one row (K,), the likeliest first; of equals, in the order of the labels."""
+    """Class names and probabilities (K,), most likely first; ties in label order."""
     order = row.argsort(descending=True, stable=True)
     return [(card.preprocessing.classes[index], row[index].item()) for index in order.tolist()]

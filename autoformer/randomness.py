@@ -1,7 +1,6 @@
-"""Randomness as a function of (seed, step) and of (seed, epoch, sample): nothing to save, nothing to replay.
+"""Randomness as a function of (seed, step) and of (seed, epoch, sample), so there is no generator state to save.
 
-Whatever the batch, the worker or the moment of a restart, the same step draws the same subnet and the same
-sample is cropped the same way.
+The same step draws the same subnet, and a sample gets the same crop, whatever the batch, the worker or the restarts.
 """
 
 import contextlib
@@ -16,15 +15,15 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 
 
-def derived_seed(*parts: object) -> int:
-    """A 63-bit seed from any parts, such as ("drop path", seed, step, rank)."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+def derived_seed(*key: object) -> int:
+    """A 63-bit seed from a key, such as ("subnet", seed, step)."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
 
-def derived_rng(*parts: object) -> Random:
-    """Python's generator, seeded from any parts."""
-    return Random(derived_seed(*parts))
+def derived_rng(*key: object) -> Random:
+    """Python's generator, seeded from a key."""
+    return Random(derived_seed(*key))
 
 
 def epoch_order(seed: int, epoch: int, samples: int) -> IntArray:
@@ -33,9 +32,9 @@ def epoch_order(seed: int, epoch: int, samples: int) -> IntArray:
 
 
 def sample_uniform(seed: int, epoch: int, stream: str, samples: IntArray) -> npt.NDArray[np.float64]:
-    """One number in [0, 1) for each sample of an epoch; streams are independent of each other.
+    """One number in [0, 1) per sample (n,); streams are independent.
 
-    A counter-based generator (splitmix64's finaliser), so that a batch is one vector operation.
+    A counter-based generator (splitmix64's finaliser): a batch is one vector operation.
     """
     x = samples.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(derived_seed(stream, seed, epoch))
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -44,20 +43,19 @@ def sample_uniform(seed: int, epoch: int, stream: str, samples: IntArray) -> npt
 
 
 @contextlib.contextmanager
-def seeded(*parts: object) -> Iterator[None]:
-    """Python's, numpy's and torch's global generators, seeded from any parts; as they were afterwards,
-    but for those of GPUs.
+def seeded(*key: object) -> Iterator[None]:
+    """Seed the global generators of Python, numpy and torch from a key; restore them afterwards, but for GPUs.
 
-    For libraries that draw from them, as timm's augmentations do. Not for two threads at once.
+    For libraries that draw from them, such as timm's augmentations. Not thread-safe.
     """
     import torch
 
-    seed = derived_seed(*parts)
+    seed = derived_seed(*key)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)  # all that it takes
+    np.random.seed(seed & 0xFFFFFFFF)  # numpy takes 32 bits
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():  # never so in a worker process
+    if torch.cuda.is_initialized():  # never in a worker process
         torch.cuda.manual_seed_all(seed)
     try:
         yield
@@ -68,11 +66,11 @@ def seeded(*parts: object) -> Iterator[None]:
 
 
 def repeated_order(seed: int, epoch: int, samples: int, repeats: int) -> tuple[IntArray, IntArray]:
-    """The samples of an epoch with repeated augmentation, and which copy of its sample each is.
+    """The samples of an epoch with repeated augmentation (Hoffer et al., arXiv 1901.09335), and their copy numbers.
 
-    An epoch is as long as ever, `samples`: its first samples / repeats of a shuffled order come `repeats` times each,
-    the copies next to each other, so that an optimiser step has all of them, however it is dealt out (Hoffer et al.,
-    arXiv 1901.09335; timm's sampler has this order too, in a process group alone, and deals it out image by image).
+    An epoch keeps its length: the first samples / repeats of the shuffled order come `repeats` times each. Copies are
+    adjacent, so one optimiser step has all of them. timm's sampler has the same order, but needs a process group, and
+    deals it out to the ranks image by image.
     """
     order = epoch_order(seed, epoch, samples)
     if repeats == 1:

@@ -1,4 +1,4 @@
-"""How weights are trained: a value that the training loop and the configuration share. Torch-free."""
+"""The training recipe, shared by the training loop and the configuration. Torch-free."""
 
 import re
 from typing import Literal, Self
@@ -7,23 +7,22 @@ from pydantic import Field, field_validator, model_validator
 
 from autoformer.frozen import Frozen
 
-# What timm's rand_augment_transform reads; it passes over most words that it does not know.
+# Accepted by timm's rand_augment_transform, which ignores most unknown words.
 _RAND_AUGMENT = r"rand(-(m\d+(\.\d+)?|n\d+|p\d+(\.\d+)?|mstd(\d+(\.\d+)?|inf)|mmax\d+|inc[01]))*"
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Augmentation(Frozen):
-    """What is done to training images.
+    """Augmentation of training images.
 
-    Padding, crops of the image's own size and flips alone are done on whole batches in memory; `crop_scale`,
-    `rand_augment` and `color_jitter` on one image at a time, by timm (or `fast`), in worker processes where there are
-    some.
+    Padding, crops of the image's own size and flips alone run on whole batches in memory. `crop_scale`,
+    `rand_augment` and `color_jitter` run image by image, by timm or `fast`, in worker processes if there are any.
     """
 
     crop_padding: int = Field(0, ge=0, description="pixels of zero padding around a random crop of the image's size")
     flip: bool = Field(False, description="mirror half of the images")
     crop_scale: tuple[float, float] | None = Field(
-        None, description="random resized crop: least and most of the image's area; null for none"
+        None, description="random resized crop: minimum and maximum fraction of the image's area; null for none"
     )
     rand_augment: str | None = Field(
         None, description="timm's RandAugment, such as rand-m9-mstd0.5-inc1; null for none"
@@ -46,14 +45,14 @@ class Augmentation(Frozen):
 
     @field_validator("crop_scale")
     @classmethod
-    def _share(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+    def _fractions(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and not 0 < value[0] <= value[1] <= 1:
             raise ValueError("expected two shares of the area, 0 < least <= most <= 1")
         return value
 
     @field_validator("rand_augment")
     @classmethod
-    def _rand_augment(cls, value: str | None) -> str | None:
+    def _known_to_timm(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(_RAND_AUGMENT, value):
             raise ValueError("expected a RandAugment of timm, such as rand-m9-mstd0.5-inc1")
         return value
@@ -62,17 +61,13 @@ class Augmentation(Frozen):
     def _one_crop(self) -> Self:
         if self.crop_scale and self.crop_padding:
             raise ValueError("crop_scale and crop_padding exclude each other: an image is cropped once")
-        return self
-
-    @model_validator(mode="after")
-    def _fast_is_a_crop(self) -> Self:
         if self.fast and (not self.crop_scale or self.color_jitter):
             raise ValueError("fast is for a random resized crop (crop_scale) without color_jitter")
         return self
 
     @property
     def by_image(self) -> bool:
-        """Whether an image is worked on by itself, as a picture, rather than in a batch of tensors."""
+        """Whether images are augmented one by one, not in batches of tensors."""
         return bool(self.crop_scale or self.rand_augment or self.color_jitter)
 
     @property
@@ -81,7 +76,7 @@ class Augmentation(Frozen):
 
 
 class Distillation(Frozen):
-    """Learning from a teacher's answers too (DeiT, arXiv 2012.12877, section 4, without its distillation token)."""
+    """Distillation from a teacher (DeiT, arXiv 2012.12877, section 4), without a distillation token."""
 
     teacher: str = Field(min_length=1, description="the name of a model in timm")
     checkpoint: str = Field(min_length=1, description="its weights: safetensors, or a .pth file of tensors alone")
@@ -103,7 +98,7 @@ class Distillation(Frozen):
 
 
 class Recipe(Frozen):
-    """The training recipe of a supernet or of a subnet (paper section 4.1 has ImageNet's)."""
+    """The training recipe of a supernet or a subnet (paper section 4.1 for ImageNet)."""
 
     epochs: float = Field(gt=0, description="passes over the training images; a fraction is fine")
     batch_size: int = Field(gt=0, description="images of an optimiser step")
@@ -119,13 +114,13 @@ class Recipe(Frozen):
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over all classes")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the deepest block; linear from 0")
-    clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient; null for none")
+    clip_grad: float | None = Field(None, gt=0, description="maximum norm of the gradient; null for none")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; null for none")
     precision: Precision = Field(
         "auto", description="of the forward pass; auto for bfloat16 or float16 on a GPU, float32 on a CPU"
     )
     activation_checkpointing: bool = Field(
-        False, description="keep a block's input alone and compute the rest again: less memory, a slower step"
+        False, description="keep only a block's input and recompute the rest: less memory, a slower step"
     )
     init_gain: float | None = Field(
         None, gt=0, description="new linear weights have deviation gain / sqrt(inputs); null for the official 0.02"
@@ -152,5 +147,5 @@ class Recipe(Frozen):
 
     @property
     def forward_images(self) -> int:
-        """Images in one forward pass, where accumulation is stated; those of the step where it is found."""
+        """Images of a forward pass; those of the whole step if accumulation is "auto"."""
         return self.batch_size // (self.accumulation if isinstance(self.accumulation, int) else 1)

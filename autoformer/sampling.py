@@ -1,12 +1,13 @@
-"""Which subnets an optimiser step trains, and what each of them learns from. Torch-free.
+"""The subnets that an optimiser step trains, and their losses. Torch-free.
 
-A sampler is a function of the step, from 0, made from a space and a seed: nothing to save, and every rank of a job
-takes the same subnets without asking another.
+A sampler is a function of the step, made from a space and a seed. It has no state, and all ranks draw the same subnets.
 
-- `uniform`: one subnet a step, every choice uniform: single-path training (AutoFormer, arXiv 2107.00651, section 3.3).
-- `sandwich`: the largest, the smallest and some random ones, the others taught by the largest (BigNAS, arXiv
-  2003.11142, section 3; slimmable networks, arXiv 1903.05134). A step costs as many passes as there are subnets.
-- `uniform_params`: one subnet a step, uniform in its number of parameters. Uniform choices seldom give a small or a
+- `uniform`: one subnet per step, every choice uniform: single-path training (AutoFormer, arXiv 2107.00651, section
+  3.3).
+- `sandwich`: the largest subnet, the smallest and some random ones, the others by in-place distillation from the
+  largest (BigNAS, arXiv 2003.11142, section 3; slimmable networks, arXiv 1903.05134). A step costs one pass per
+  subnet.
+- `uniform_params`: one subnet per step, uniform in its number of parameters. Uniform choices seldom give a small or a
   large subnet: the size is a sum of many draws.
 """
 
@@ -15,28 +16,27 @@ from random import Random
 from typing import Literal, NamedTuple
 
 from autoformer.complexity import count_params
-from autoformer.limits import Limits, towards
+from autoformer.limits import Limits, move_towards
 from autoformer.randomness import derived_rng
 from autoformer.space import SearchSpace, SubnetSpec
 
-PARAM_BINS = 32  # of the range of parameters, each trained once in as many steps
-PARAM_DRAWS = 16  # uniform draws for one that lies in the bin as it is
-PARAM_MOVES = 6  # walks towards it, to and fro
+PARAM_BINS = 32  # bins of the range of parameters, each sampled once in as many steps
+PARAM_DRAWS = 16  # uniform draws before a subnet is moved into its bin
+PARAM_MOVES = 6  # moves towards the bin, from either side
 Sampling = Literal["uniform", "sandwich", "uniform_params"]
 
 
 class SubnetPass(NamedTuple):
     """One forward and backward pass over the images of a step."""
 
-    subnet: SubnetSpec | None = None  # None for a model that is no supernet: all of it
-    in_place_distillation: bool = False  # learns the answers of the step's first subnet, not the labels
+    subnet: SubnetSpec | None = None  # None for all of a model that is not a supernet
+    in_place_distillation: bool = False  # learn the outputs of the step's first subnet, not the labels
 
 
 SubnetSampler = Callable[[int], tuple[SubnetPass, ...]]
 
 
 def make_sampler(kind: Sampling, space: SearchSpace, seed: int, sandwich_random: int = 2) -> SubnetSampler:
-    """The lessons of each step, by the name of a way to sample. `sandwich_random`: random subnets of a sandwich."""
     match kind:
         case "uniform":
             return uniform(space, seed)
@@ -47,22 +47,21 @@ def make_sampler(kind: Sampling, space: SearchSpace, seed: int, sandwich_random:
 
 
 def whole_model(step: int) -> tuple[SubnetPass, ...]:
-    """Every step trains all of the model."""
+    """The sampler of a model that is not a supernet."""
     return (SubnetPass(),)
 
 
 def uniform(space: SearchSpace, seed: int) -> SubnetSampler:
-    """One uniformly drawn subnet a step."""
     return lambda step: (SubnetPass(sampled_subnet(space, seed, step)),)
 
 
 def sampled_subnet(space: SearchSpace, seed: int, step: int) -> SubnetSpec:
-    """The subnet of an optimiser step in uniform single-path sampling (paper section 3.3)."""
+    """The subnet of a step in uniform sampling."""
     return space.sample(derived_rng("subnet", seed, step))
 
 
 def sandwich(space: SearchSpace, seed: int, random: int = 2) -> SubnetSampler:
-    """The largest subnet, taught by the labels; the smallest and `random` others, taught by its answers."""
+    """The largest subnet, the smallest and `random` random ones."""
 
     def sampler(step: int) -> tuple[SubnetPass, ...]:
         rng = derived_rng("subnet", seed, step)
@@ -73,27 +72,24 @@ def sandwich(space: SearchSpace, seed: int, random: int = 2) -> SubnetSampler:
 
 
 def uniform_params(space: SearchSpace, seed: int, bins: int = PARAM_BINS) -> SubnetSampler:
-    """One subnet a step, its number of parameters uniform between those of the smallest and of the largest.
-
-    The range is cut into `bins` of one width; every `bins` steps visit each of them once, in an order of their own.
-    """
+    """One subnet per step, uniform in parameters: every `bins` steps visit each bin of equal width once, shuffled."""
     low, high = count_params(space, space.smallest), count_params(space, space.largest)
 
     def sampler(step: int) -> tuple[SubnetPass, ...]:
-        cycle, place = divmod(step, bins)
+        cycle, position = divmod(step, bins)
         order = list(range(bins))
         derived_rng("parameter bins", seed, cycle).shuffle(order)
-        ends = [low + (high - low) * (order[place] + end) // bins for end in (0, 1)]
+        ends = [low + (high - low) * (order[position] + end) // bins for end in (0, 1)]
         return (SubnetPass(subnet_within(space, ends[0], ends[1], derived_rng("subnet", seed, step))),)
 
     return sampler
 
 
 def subnet_within(space: SearchSpace, low: int, high: int, rng: Random) -> SubnetSpec:
-    """A random subnet with `low` to `high` parameters, or, where none is found, one near that.
+    """A random subnet with `low` to `high` parameters, or one near them if none is found.
 
-    The first of some uniform draws that lies there, so that every subnet can come. Near the ends of a space hardly
-    any draw does; then the nearest of them is moved there by single choices, and back where it was moved past.
+    The first of `PARAM_DRAWS` uniform draws in the range, so every subnet can occur. Otherwise the nearest draw, moved
+    towards the range.
     """
 
     def distance(subnet: SubnetSpec) -> int:
@@ -108,5 +104,5 @@ def subnet_within(space: SearchSpace, low: int, high: int, rng: Random) -> Subne
     moved = [min(draws, key=distance)]
     limits = Limits.on_params(low, high)
     while distance(moved[-1]) and len(moved) <= PARAM_MOVES:
-        moved.append(towards(space, moved[-1], limits, rng))
+        moved.append(move_towards(space, moved[-1], limits, rng))
     return min(moved, key=distance)

@@ -1,6 +1,6 @@
-"""Scores subnets of a supernet on images that are decoded once and stay in memory.
+"""Scores subnets of a supernet on images that stay decoded in memory.
 
-Letters in shapes: N images of the split, m images to answer, B images of a batch, C channels, S pixels on a side.
+Dimensions: N images of the split, m images of a task, B images of a batch, C channels, S pixels on a side.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,20 +22,20 @@ from autoformer.racing import ScoringResult, ScoringTask
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
 
-_SHARE_OF_FREE = 0.5  # of a GPU's free memory; the rest is for what a forward pass needs
+_GPU_FRACTION = 0.5  # of the free memory, for pixels; the rest is for forward passes
 
 
 class SubnetScorer:
-    """Answers with weights inherited from the supernet, without gradients.
+    """Scores subnets with weights inherited from the supernet.
 
-    The bytes of all images lie on the device where they fit in half of its free memory, else in the host's memory, in
-    pages that the device can copy from while it works. A batch that does not fit into memory is halved, down to single
-    images: that moves a result by its rounding.
+    Pixels are on the device if they fit into half of its free memory, otherwise in host memory, and are copied through
+    pinned memory during the computation. A batch that does not fit into memory is halved, down to single images, which
+    changes results by rounding.
 
     Args:
         supernet: on its device, in evaluation mode.
         images: N of them.
-        card: of their data set, for its pixel statistics.
+        card: for the pixel statistics.
         batch_size: B.
         precision: of the forward pass; logits and loss are float32.
     """
@@ -55,72 +55,69 @@ class SubnetScorer:
         self.normalise = Normalisation(card.mean, card.std, self.device)
 
     def __call__(self, tasks: Iterable[ScoringTask]) -> Iterator[ScoringResult]:
-        """The answers to each task, in their order.
+        """The result of each task, in order. Raises `AutoFormerError` if a logit is not finite.
 
-        On a GPU the next task is under way before the answers to one are waited for, so that it never stands still.
-
-        Raises:
-            AutoFormerError: a logit is not finite.
+        On a GPU the next task is queued before the result of one is read, so the GPU is never idle.
         """
-        behind = 1 if self.device.type == "cuda" else 0
+        queued = 1 if self.device.type == "cuda" else 0
         waiting: list[tuple[SubnetSpec, Tensor, Tensor]] = []
         for spec, images in tasks:
             waiting.append((spec, *self._start(spec, images)))
-            while len(waiting) > behind:
-                yield self._fetch(*waiting.pop(0))
+            while len(waiting) > queued:
+                yield self._result(*waiting.pop(0))
         for started in waiting:
-            yield self._fetch(*started)
+            yield self._result(*started)
 
     @torch.inference_mode()
     def _start(self, spec: SubnetSpec, images: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Right or wrong (m,) and losses (m,), both on the device, without waiting for it."""
-        parts = [halve_on_oom(partial(self._answer, spec), *batch) for batch in self._batches(images)]
-        return torch.cat([right for right, _ in parts]), torch.cat([losses for _, losses in parts])
+        """Correct or not (m,) and losses (m,), on the device, without synchronisation."""
+        parts = [halve_on_oom(partial(self._score, spec), *batch) for batch in self._batches(images)]
+        return torch.cat([correct for correct, _ in parts]), torch.cat([losses for _, losses in parts])
 
     def _batches(self, images: npt.NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
-        """uint8 (B, C, S, S) and labels (B,) on the device, the next copied there while the last is at work."""
-        wanted = torch.from_numpy(images)
-        there = wanted.to(self.device, non_blocking=True)
+        """uint8 (B, C, S, S) and labels (B,) on the device; the next batch is copied during the computation."""
+        index = torch.from_numpy(images)
+        device_index = index.to(self.device, non_blocking=True)
         if self.pixels.device == self.device:
-            for part in there.split(self.batch_size):
+            for part in device_index.split(self.batch_size):
                 yield self.pixels[part], self.labels[part]
             return
-        copies = torch.cuda.Stream(self.device)
+        stream = torch.cuda.Stream(self.device)
 
-        def copied(part: Tensor) -> Tensor:
+        def copy(part: Tensor) -> Tensor:
             gathered = torch.empty((len(part), *self.pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
             torch.index_select(self.pixels, 0, part, out=gathered)
-            with torch.cuda.stream(copies):
+            with torch.cuda.stream(stream):
                 return gathered.to(self.device, non_blocking=True)
 
-        parts = wanted.split(self.batch_size)
-        ahead = copied(parts[0])
-        for part, following in zip(there.split(self.batch_size), [*parts[1:], None], strict=True):
-            torch.cuda.current_stream(self.device).wait_stream(copies)
-            batch = ahead
+        parts = index.split(self.batch_size)
+        following = copy(parts[0])
+        for part, next_part in zip(device_index.split(self.batch_size), [*parts[1:], None], strict=True):
+            torch.cuda.current_stream(self.device).wait_stream(stream)
+            batch = following
             batch.record_stream(torch.cuda.current_stream(self.device))
-            if following is not None:
-                ahead = copied(following)
+            if next_part is not None:
+                following = copy(next_part)
             yield batch, self.labels[part]
 
-    def _answer(self, spec: SubnetSpec, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Right or wrong (B,) and losses (B,) of a batch."""
+    def _score(self, spec: SubnetSpec, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Correct or not (B,) and losses (B,)."""
         with autocast(self.device, self.precision):
             logits = self.supernet(self.normalise(pixels), spec).float()
         return logits.argmax(dim=1) == labels, cross_entropy(logits, labels, reduction="none")
 
-    def _fetch(self, spec: SubnetSpec, right: Tensor, losses: Tensor) -> ScoringResult:
-        found, loss_sum = right.cpu().numpy(), float(losses.cpu().double().sum())
+    def _result(self, spec: SubnetSpec, correct: Tensor, losses: Tensor) -> ScoringResult:
+        flags, loss_sum = correct.cpu().numpy(), float(losses.cpu().double().sum())
         if not np.isfinite(loss_sum):
-            answer = "its weights have diverged; train at a lower rate"
+            advice = "its weights have diverged; train at a lower rate"
             if self.precision == "float16":
-                answer = "score in bfloat16 or float32"
-            raise AutoFormerError(f"a logit of subnet {spec.to_json()} is not finite in {self.precision}: {answer}")
-        return ScoringResult(found, loss_sum)
+                advice = "score in bfloat16 or float32"
+            raise AutoFormerError(f"a logit of subnet {spec.to_json()} is not finite in {self.precision}: {advice}")
+        return ScoringResult(flags, loss_sum)
 
 
 def _placed(pixels: Tensor, device: torch.device) -> Tensor:
-    """On the device; beyond a share of a GPU's free memory they stay with the host."""
-    if device.type == "cuda" and pixels.nbytes > _SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]:
+    """Pixels on the device, or in host memory if they are too large for a GPU."""
+    if device.type == "cuda" and pixels.nbytes > _GPU_FRACTION * torch.cuda.mem_get_info(device)[0]:
         return pixels
     return pixels.to(device)

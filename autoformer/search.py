@@ -1,13 +1,14 @@
 """Evolutionary search for the best subnet of a trained supernet (paper section 3.4). Torch-free.
 
-The official algorithm, without its faults: the initial population and every generation are ranked; a child is
-legal by construction, whatever its parents' depths; loops are bounded and end in an error that says why; a
-candidate is scored once. The caller scores: `ask` gives the next candidates, `tell` takes their scores, so the
-search itself is a function of the rng and the scores, and is resumed by telling it again what it knew. A candidate
-that was stopped before it was scored whole (`autoformer.racing`) becomes no parent, and is never the best.
+The official algorithm without its faults: the initial population and every generation are ranked, children are legal by
+construction whatever their parents' depths, loops are bounded, and a candidate is scored once.
+
+`Evolution` has an ask-and-tell interface: the caller scores the candidates. The search is a function of the rng and the
+scores, and is resumed by telling it the known scores again. A candidate that was stopped early (`autoformer.racing`) is
+never a parent or the best.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Self
@@ -18,13 +19,12 @@ from autoformer.candidates import Candidate, Origin, ScoredCandidate
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
-from autoformer.limits import Limits as Limits
-from autoformer.limits import towards
+from autoformer.limits import Limits, move_towards
 from autoformer.space import SearchSpace, SubnetSpec
 
 
 class EvolutionSettings(Frozen):
-    """How evolution goes. The defaults are the official ones (`evolution.py` of the official code)."""
+    """Settings of the evolution, by default the official ones (`evolution.py`)."""
 
     population: int = Field(50, gt=0, description="candidates of a generation")
     generations: int = Field(20, ge=0, description="after the initial population")
@@ -47,11 +47,11 @@ class EvolutionSettings(Frozen):
 
 
 def mutate(space: SearchSpace, parent: SubnetSpec, rng: Random, settings: EvolutionSettings) -> SubnetSpec:
-    """A subnet near `parent`.
+    """A mutant of `parent`.
 
-    With `structure_probability` a new depth is drawn (blocks are cut off, or random ones appended); then each
-    block's MLP ratio, then each block's heads, is drawn anew with `mutation_probability`; then the width with
-    `structure_probability`. A drawn value may equal the old.
+    With `structure_probability` a new depth is drawn: blocks are cut off, or random ones appended. Then each block's
+    MLP ratio, then each block's heads, is redrawn with `mutation_probability`; then the width with
+    `structure_probability`. A redrawn value may equal the old.
     """
     choices = space.choices
     depth = rng.choice(choices.depth) if rng.random() < settings.structure_probability else parent.depth
@@ -66,10 +66,7 @@ def mutate(space: SearchSpace, parent: SubnetSpec, rng: Random, settings: Evolut
 
 
 def cross(first: SubnetSpec, second: SubnetSpec, rng: Random) -> SubnetSpec:
-    """A child that has each value from either parent, with equal chance.
-
-    A block that only one parent has comes from that parent, so the child is whole whatever the depths.
-    """
+    """A child with each value from either parent, with equal probability. A block that only one has is that one's."""
     depth = rng.choice((first.depth, second.depth))
 
     def block(values: tuple[float, ...], others: tuple[float, ...], index: int) -> float:
@@ -82,46 +79,44 @@ def cross(first: SubnetSpec, second: SubnetSpec, rng: Random) -> SubnetSpec:
 
 @dataclass
 class _Pool:
-    """Draws legal candidates that were not drawn before."""
+    """Draws legal candidates, each subnet once."""
 
     space: SearchSpace
     limits: Limits
     tries: int
     rng: Random
     seen: set[SubnetSpec] = field(default_factory=set)
-    drawn: int = 0
 
-    def fresh(self, spec: SubnetSpec, origin: Origin, generation: int, parents: Sequence[int] = ()) -> Candidate | None:
-        """The candidate of `spec`, or None where it is not legal or was drawn before."""
+    def fresh(self, spec: SubnetSpec, origin: Origin, generation: int, parents: Sequence[int] = ()) -> list[Candidate]:
+        """The candidate of `spec`, unless it is not legal or was drawn before."""
         if spec in self.seen:
-            return None
+            return []
         params, macs = count_params(self.space, spec), count_macs(self.space, spec)
         if not self.limits.allow(params, macs):
-            return None
+            return []
         self.seen.add(spec)
-        self.drawn += 1
-        return Candidate(self.drawn - 1, spec, origin, generation, tuple(parents), params, macs)
+        return [Candidate(len(self.seen) - 1, spec, origin, generation, tuple(parents), params, macs)]
 
     def random(self, count: int, origin: Origin, generation: int) -> list[Candidate]:
-        """Up to `count` random candidates; fewer where `tries` draws find no more.
-
-        Where uniform draws find too few, more are moved towards the limits.
-        """
-        found: list[Candidate] = []
+        """Up to `count` random candidates: uniform draws first, then draws that are moved towards the limits."""
+        candidates: list[Candidate] = []
         for move, tries in ((False, self.tries), (True, min(self.tries, 20 * count))):
             for _ in range(tries):
-                if len(found) == count:
-                    return found
+                if len(candidates) == count:
+                    return candidates
                 spec = self.space.sample(self.rng)
                 if move:
-                    spec = towards(self.space, spec, self.limits, self.rng)
-                candidate = self.fresh(spec, origin, generation)
-                found += [candidate] if candidate else []
-        return found
+                    spec = move_towards(self.space, spec, self.limits, self.rng)
+                candidates += self.fresh(spec, origin, generation)
+        return candidates
 
-    def impossible(self) -> AutoFormerError:
+    def random_or_error(self, count: int, origin: Origin) -> list[Candidate]:
+        """`random` for generation 0. Raises `AutoFormerError` if there is no candidate."""
+        candidates = self.random(count, origin, 0)
+        if candidates:
+            return candidates
         low, high = self.space.smallest, self.space.largest
-        return AutoFormerError(
+        raise AutoFormerError(
             f"no legal candidate in {self.tries:,} tries under {self.limits}; in '{self.space.name}' the smallest "
             f"subnet has {count_params(self.space, low):,} parameters and {count_macs(self.space, low):,} "
             f"multiply-adds, the largest {count_params(self.space, high):,} and {count_macs(self.space, high):,}; "
@@ -130,10 +125,10 @@ class _Pool:
 
 
 class Evolution:
-    """Ask for a generation, tell its scores, until `ask` gives none.
+    """Ask for a generation, tell its scores, until `ask` returns none.
 
-    Generation 0 is random. Every later one has mutants and children of the best `parents` of all generations
-    so far, and random candidates to fill it up. It ends early where no unseen legal candidate is left.
+    Generation 0 is random. Each later one has mutants and children of the best `parents` of all generations so far, and
+    random candidates to fill it up. The search ends early when no unseen legal candidate is left.
     """
 
     def __init__(self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random) -> None:
@@ -143,20 +138,16 @@ class Evolution:
         self._pool = _Pool(space, limits, settings.tries, rng)
 
     def ask(self) -> list[Candidate]:
-        """The candidates of the next generation; empty at the end.
-
-        Raises `AutoFormerError` where no legal candidate is found for generation 0.
-        """
+        """The candidates of the next generation; none at the end. Raises `AutoFormerError` if generation 0 is empty."""
         settings = self.settings
         if self.generation > settings.generations:
             return []
         if self.generation == 0:
-            candidates = self._pool.random(settings.population, "initial", 0)
-            if not candidates:
-                raise self._pool.impossible()
-            return candidates
+            return self._pool.random_or_error(settings.population, "initial")
         best = self.best(settings.parents)
-        candidates = self._mutants(best) + self._children(best)
+        candidates = self._offspring(settings.mutations, lambda: self._mutant(best))
+        if len(best) > 1:
+            candidates += self._offspring(settings.crossovers, lambda: self._child(best))
         return candidates + self._pool.random(settings.population - len(candidates), "fill", self.generation)
 
     def tell(self, scored: Sequence[ScoredCandidate]) -> None:
@@ -169,40 +160,30 @@ class Evolution:
         complete = [scored for scored in self.scored if scored.complete]
         return sorted(complete, key=lambda scored: scored.rank)[:count]
 
-    def _mutants(self, best: Sequence[ScoredCandidate]) -> list[Candidate]:
-        mutants: list[Candidate] = []
-        for _ in range(10 * self.settings.mutations):
-            if len(mutants) == self.settings.mutations:
+    def _offspring(self, count: int, draw: Callable[[], list[Candidate]]) -> list[Candidate]:
+        """Up to `count` candidates in 10 * `count` draws."""
+        candidates: list[Candidate] = []
+        for _ in range(10 * count):
+            if len(candidates) == count:
                 break
-            parent = self.rng.choice(best).candidate
-            spec = mutate(self.space, parent.spec, self.rng, self.settings)
-            mutant = self._pool.fresh(spec, "mutation", self.generation, [parent.id])
-            mutants += [mutant] if mutant else []
-        return mutants
+            candidates += draw()
+        return candidates
 
-    def _children(self, best: Sequence[ScoredCandidate]) -> list[Candidate]:
-        """Children of two parents, the second of the first one's depth where there is another such."""
-        children: list[Candidate] = []
-        for _ in range(10 * self.settings.crossovers):
-            if len(children) == self.settings.crossovers or len(best) < 2:
-                break
-            first = self.rng.choice(best)
-            others = [scored for scored in best if scored is not first]
-            alike = [scored for scored in others if scored.candidate.spec.depth == first.candidate.spec.depth]
-            second = self.rng.choice(alike or others)
-            spec = cross(first.candidate.spec, second.candidate.spec, self.rng)
-            child = self._pool.fresh(spec, "crossover", self.generation, [first.candidate.id, second.candidate.id])
-            children += [child] if child else []
-        return children
+    def _mutant(self, best: Sequence[ScoredCandidate]) -> list[Candidate]:
+        parent = self.rng.choice(best).candidate
+        spec = mutate(self.space, parent.spec, self.rng, self.settings)
+        return self._pool.fresh(spec, "mutation", self.generation, [parent.id])
+
+    def _child(self, best: Sequence[ScoredCandidate]) -> list[Candidate]:
+        """A child of two parents of equal depth, if the first has such a partner."""
+        first = self.rng.choice(best).candidate
+        others = [scored.candidate for scored in best if scored.candidate is not first]
+        same_depth = [other for other in others if other.spec.depth == first.spec.depth]
+        second = self.rng.choice(same_depth or others)
+        spec = cross(first.spec, second.spec, self.rng)
+        return self._pool.fresh(spec, "crossover", self.generation, [first.id, second.id])
 
 
 def random_baseline(space: SearchSpace, limits: Limits, count: int, tries: int, rng: Random) -> list[Candidate]:
-    """Random search of the same budget: `count` different legal candidates, drawn without looking at a score.
-
-    Raises `AutoFormerError` where there is none.
-    """
-    pool = _Pool(space, limits, tries, rng)
-    candidates = pool.random(count, "baseline", 0)
-    if not candidates:
-        raise pool.impossible()
-    return candidates
+    """Random search: `count` different legal candidates. Raises `AutoFormerError` if there is none."""
+    return _Pool(space, limits, tries, rng).random_or_error(count, "baseline")

@@ -1,7 +1,7 @@
-"""Search spaces and the subnets in them. Torch-free.
+"""Search spaces and their subnets. Torch-free.
 
-A search space (paper section 3.3 and table 1) says which embedding width, depth, number of heads and MLP
-ratio a subnet may have, and how large the supernet is that holds them all. A `SubnetSpec` is one point of it.
+A search space (paper section 3.3 and table 1) has the choices of embedding width, depth, heads and MLP ratio, and the
+size of the supernet. A `SubnetSpec` is one point of it.
 """
 
 import json
@@ -10,23 +10,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import read_yaml
 from autoformer.frozen import Frozen
 
-Offsets = Literal["keep", "stretch"]
-"""What relative positions mean in an image of another size: so many patches as before, or such a part of the image."""
+Offsets = Literal["keep", "stretch"]  # of relative positions at another image size; see `AutoFormer.set_input_size`
+_FIELDS = ("depth", "embed_dim", "num_heads", "mlp_ratio")
 
 
 @dataclass(frozen=True, order=True)
 class SubnetSpec:
-    """One subnet: its depth, its embedding width, and the heads and MLP ratio of each block.
+    """Depth, embedding width, and heads and MLP ratio of each block.
 
-    Raises `AutoFormerError` where a list does not have one entry for each block.
+    Raises `AutoFormerError` for a value that is not positive, or a list without one entry per block.
     """
 
     depth: int
@@ -48,7 +48,7 @@ class SubnetSpec:
                 )
 
     def hidden_dim(self, block: int) -> int:
-        """Width of the MLP of one block, truncated as the official code truncates it."""
+        """Width of the MLP of a block, truncated as in the official code."""
         return int(self.embed_dim * self.mlp_ratio[block])
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,10 +61,9 @@ class SubnetSpec:
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "subnet") -> Self:
-        fields = ("depth", "embed_dim", "num_heads", "mlp_ratio")
-        if not isinstance(data, Mapping) or set(data) != set(fields):
+        if not isinstance(data, Mapping) or set(data) != set(_FIELDS):
             found = ", ".join(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
-            raise AutoFormerError(f"{where}: a subnet has the keys {', '.join(fields)}; found {found}")
+            raise AutoFormerError(f"{where}: a subnet has the keys {', '.join(_FIELDS)}; found {found}")
         return cls(**data)
 
     def to_json(self) -> str:
@@ -77,17 +76,30 @@ class SubnetSpec:
         except json.JSONDecodeError as error:
             raise AutoFormerError(f"subnet: not readable as JSON: {error}") from None
 
+    def values(self) -> list[tuple[str, float]]:
+        """Pairs of field and value, one for each block in `num_heads` and `mlp_ratio`."""
+        by_block = [(name, value) for name in ("num_heads", "mlp_ratio") for value in getattr(self, name)]
+        return [("depth", self.depth), ("embed_dim", self.embed_dim), *by_block]
+
+
+def _to_spec(value: Any) -> SubnetSpec:
+    return value if isinstance(value, SubnetSpec) else SubnetSpec.from_dict(value)
+
+
+SubnetField = Annotated[SubnetSpec, BeforeValidator(_to_spec), PlainSerializer(SubnetSpec.to_dict)]
+"""A field of a pydantic model, a mapping in JSON and YAML."""
+
 
 def _positive(name: str, value: Any, kind: type) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or kind(value) != value or value <= 0:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or kind(value) != value or value <= 0:
         expected = "number" if kind is float else "integer"
         raise AutoFormerError(f"subnet: {name} = {value!r}: expected a positive {expected}")
     return kind(value)
 
 
 class SupernetSize(Frozen):
-    """The dimensions of the supernet, which bound those of every subnet in it."""
+    """The dimensions of the supernet, an upper bound for every subnet."""
 
     embed_dim: int = Field(gt=0, description="channels of a token")
     depth: int = Field(gt=0, description="blocks")
@@ -96,7 +108,7 @@ class SupernetSize(Frozen):
 
 
 class Choices(Frozen):
-    """What each dimension of a subnet is chosen from; heads and MLP ratio are chosen for each block."""
+    """The choices of each dimension; heads and MLP ratio are chosen per block."""
 
     embed_dim: tuple[int, ...] = Field(description="ascending; one for the whole subnet")
     depth: tuple[int, ...] = Field(description="ascending; one for the whole subnet")
@@ -112,7 +124,7 @@ class Choices(Frozen):
 
 
 class SearchSpace(Frozen):
-    """A search space: the images it is for, the supernet, and the choices."""
+    """The shape of the images, the supernet, and the choices."""
 
     name: str = Field(min_length=1, description="that of the file")
     image_size: int = Field(gt=0, description="pixels in height and in width")
@@ -121,9 +133,9 @@ class SearchSpace(Frozen):
     num_classes: int = Field(gt=0, description="of the data set")
     head_dim: int = Field(gt=0, description="channels of an attention head")
     max_relative_position: int = Field(gt=0, description="patches; greater offsets share one entry")
-    relative_position: bool = Field(True, description="whether attention knows where patches lie to each other")
+    relative_position: bool = Field(True, description="whether attention has relative position")
     pooling: Literal["mean", "class_token"] = Field(
-        "mean", description="what is classified: the mean of the patches, or a token"
+        "mean", description="input of the classifier: the mean of the patches, or the class token"
     )
     supernet: SupernetSize
     choices: Choices
@@ -164,13 +176,18 @@ class SearchSpace(Frozen):
 
     @property
     def middle(self) -> SubnetSpec:
-        """The subnet of the middle choices; of the upper middle where their number is even."""
+        """The subnet of the middle choices, the upper one if their number is even."""
         return self._extreme(lambda choices: choices[len(choices) // 2])
 
-    def resized(self, image_size: int, offsets: Offsets = "keep") -> Self:
-        """The space of the same subnets for images of another size; `AutoFormer.set_input_size` says what `offsets` is.
+    def _extreme(self, pick: Any) -> SubnetSpec:
+        c = self.choices
+        depth = pick(c.depth)
+        return SubnetSpec(depth, pick(c.embed_dim), (pick(c.num_heads),) * depth, (pick(c.mlp_ratio),) * depth)
 
-        Raises `AutoFormerError` where the patches do not divide that size.
+    def resized(self, image_size: int, offsets: Offsets = "keep") -> Self:
+        """The space for another image size; `offsets` as in `AutoFormer.set_input_size`.
+
+        Raises `AutoFormerError` if the patches do not divide that size.
         """
         reach = self.max_relative_position
         if offsets == "stretch" and image_size != self.image_size:
@@ -178,21 +195,16 @@ class SearchSpace(Frozen):
         changed = self.model_dump() | {"image_size": image_size, "max_relative_position": reach}
         return validated(type(self), changed, f"space '{self.name}'")
 
-    def _extreme(self, pick: Any) -> SubnetSpec:
-        c = self.choices
-        depth = pick(c.depth)
-        return SubnetSpec(depth, pick(c.embed_dim), (pick(c.num_heads),) * depth, (pick(c.mlp_ratio),) * depth)
-
     def count(self) -> int:
-        """Exact number of different subnets."""
+        """The number of different subnets."""
         c = self.choices
         blocks = len(c.num_heads) * len(c.mlp_ratio)
         return len(c.embed_dim) * sum(blocks**depth for depth in c.depth)
 
     def sample(self, rng: Random) -> SubnetSpec:
-        """Draw a subnet as supernet training does: every choice uniform, hence every depth equally likely.
+        """A subnet with every choice uniform, hence every depth equally likely.
 
-        The order of the draws is the official code's: depth, MLP ratios, heads, width.
+        Drawn in the official order: depth, MLP ratios, heads, width.
         """
         c = self.choices
         depth = rng.choice(c.depth)
@@ -201,8 +213,8 @@ class SearchSpace(Frozen):
         return SubnetSpec(depth, rng.choice(c.embed_dim), num_heads, mlp_ratio)
 
     def check(self, spec: SubnetSpec) -> None:
-        """Raise `AutoFormerError` unless `spec` is one of this space's subnets."""
-        for field, value in _values(spec):
+        """Raise `AutoFormerError` unless `spec` is a subnet of this space."""
+        for field, value in spec.values():
             choices = getattr(self.choices, field)
             if value not in choices:
                 raise AutoFormerError(
@@ -211,12 +223,11 @@ class SearchSpace(Frozen):
                 )
 
     def check_fits(self, spec: SubnetSpec) -> None:
-        """Raise `AutoFormerError` unless the supernet is large enough to hold `spec`.
+        """Raise `AutoFormerError` unless `spec` is a slice of the supernet.
 
-        Weaker than `check`: the published AutoFormer-T uses an MLP ratio that its own space does not offer
-        (3.0), and is none the less a slice of that space's supernet.
+        Weaker than `check`: the published AutoFormer-T has an MLP ratio (3.0) that its own space does not offer.
         """
-        for field, value in _values(spec):
+        for field, value in spec.values():
             limit = getattr(self.supernet, field)
             if value > limit:
                 raise AutoFormerError(
@@ -225,25 +236,13 @@ class SearchSpace(Frozen):
 
 
 def stretched_reach(reach: int, grid: int, new_grid: int) -> int:
-    """The greatest offset with an entry of its own, in patches, once a grid of patches has another size.
-
-    What counts of the old reach is what the old grid has: beyond its last patch there is nothing to learn from.
-    """
+    """`max_relative_position` on a new grid, if the offsets in use on the old grid are stretched to it. In patches."""
     used = min(reach, grid - 1)
     return max(1, round(used * (new_grid - 1) / (grid - 1))) if grid > 1 else reach
 
 
-def _values(spec: SubnetSpec) -> list[tuple[str, float]]:
-    return [
-        ("depth", spec.depth),
-        ("embed_dim", spec.embed_dim),
-        *(("num_heads", heads) for heads in spec.num_heads),
-        *(("mlp_ratio", ratio) for ratio in spec.mlp_ratio),
-    ]
-
-
 class Published(Frozen):
-    """What others have measured of a subnet with inherited weights, at its space's image size, on ImageNet's val."""
+    """Published ImageNet accuracy of a subnet with inherited weights, at its space's image size."""
 
     top1_percent: float
     top5_percent: float | None = None
@@ -251,28 +250,21 @@ class Published(Frozen):
 
 
 class NamedSubnet(Frozen):
-    """A subnet with a name: a file of `configs/subnets/`, or what a search has chosen."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    """A file of `configs/subnets/`, or the choice of a search."""
 
     name: str
     space: str
     source: str
-    outside_space: str | None = None  # why the subnet may use a value that its space does not offer
+    outside_space: str | None = None  # why it may use a value that its space does not offer
     published: Published | None = None
-    subnet: SubnetSpec
-
-    @field_validator("subnet", mode="before")
-    @classmethod
-    def _spec(cls, value: Any) -> SubnetSpec:
-        return value if isinstance(value, SubnetSpec) else SubnetSpec.from_dict(value)
+    subnet: SubnetField
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
         return validated(cls, read_yaml(Path(path)), str(path))
 
     def check(self, space: SearchSpace) -> None:
-        """Raise `AutoFormerError` unless the subnet belongs to `space`, or says why it need not."""
+        """Raise `AutoFormerError` unless the subnet is in `space`, or fits and has a reason in `outside_space`."""
         if self.outside_space is None:
             space.check(self.subnet)
         space.check_fits(self.subnet)

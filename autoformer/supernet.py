@@ -10,7 +10,7 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
+from autoformer.attention import RelativePosition2D, attend, position_features
 from autoformer.layers import (
     SlicedLayerNorm,
     SlicedLinear,
@@ -20,18 +20,17 @@ from autoformer.layers import (
     normal_parameter,
 )
 from autoformer.space import SearchSpace, SubnetSpec
-from autoformer.vit import AutoFormer
+from autoformer.vit import LAYER_NORM_EPS, AutoFormer
 
-EPS = 1e-5
 BiasRule = Literal["aligned", "official"]
 
 
 class SupernetQKV(SlicedLinear):
-    """The projection to queries, keys and values; its rows are ordered [head][q, k, v][channel].
+    """The projection to queries, keys and values, with rows ordered [head][q, k, v][channel].
 
-    So the rows of a subnet with fewer heads are one contiguous view. With the "aligned" rule the bias is sliced
-    like the weight. "official" reproduces the published checkpoints, whose bias is sliced out of step with the
-    weight: the first 3D entries, whatever their channel, are read as [q, k, v][head][channel].
+    The rows of a subnet with fewer heads are therefore one contiguous view. The "aligned" rule slices the bias like the
+    weight. "official" reproduces the published checkpoints, whose bias is sliced out of step with the weight: its first
+    3D entries, whatever their channel, are read as [q, k, v][head][channel].
     """
 
     def __init__(self, in_features: int, num_heads: int, head_dim: int, bias_rule: BiasRule) -> None:
@@ -46,7 +45,7 @@ class SupernetQKV(SlicedLinear):
         return out.unflatten(-1, (num_heads, 3, self.head_dim))
 
     def bias_of(self, num_heads: int) -> Tensor:
-        """The bias of a subnet with `num_heads` heads, ordered like its weight rows (3D,)."""
+        """The bias of a subnet with `num_heads` heads (3D,), ordered like its weight rows."""
         bias = self.bias[: 3 * num_heads * self.head_dim]
         if self.bias_rule == "aligned":
             return bias
@@ -68,10 +67,7 @@ class SupernetAttention(nn.Module):
     def forward(self, x: Tensor, num_heads: int, features: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
         qkv = self.qkv(x, num_heads)
-        if self.rel_pos_k is None or self.rel_pos_v is None:
-            out = attend(qkv)
-        else:
-            out = attend_with_position(qkv, self.rel_pos_k, self.rel_pos_v, features)
+        out = attend(qkv, self.rel_pos_k, self.rel_pos_v, features)  # (B, N, H, d)
         return self.proj(out.flatten(2), x.shape[-1])
 
 
@@ -90,9 +86,9 @@ class SupernetBlock(nn.Module):
         super().__init__()
         size = space.supernet
         self.drop_path = drop_path
-        self.norm1 = SlicedLayerNorm(size.embed_dim, eps=EPS)
+        self.norm1 = SlicedLayerNorm(size.embed_dim, eps=LAYER_NORM_EPS)
         self.attn = SupernetAttention(space, bias_rule)
-        self.norm2 = SlicedLayerNorm(size.embed_dim, eps=EPS)
+        self.norm2 = SlicedLayerNorm(size.embed_dim, eps=LAYER_NORM_EPS)
         self.mlp = SupernetMlp(size.embed_dim, int(size.embed_dim * size.mlp_ratio))
 
     def forward(self, x: Tensor, num_heads: int, hidden_dim: int, features: Tensor) -> Tensor:
@@ -116,13 +112,12 @@ class SupernetPatchEmbed(nn.Module):
 class Supernet(nn.Module):
     """All subnets of a search space in one set of weights.
 
-    The subnet to run is an argument of `forward`; nothing keeps an active one. Every dimension is entangled:
-    width, heads and MLP ratio by taking prefixes, depth by leaving out the last blocks. Parameters are named
-    as in the extracted model, whose every tensor is a prefix of the one here.
+    The subnet is an argument of `forward`; there is no active subnet. Width, heads and MLP ratio are prefixes; a
+    smaller depth leaves out the last blocks. Parameters have the names of the extracted model, whose tensors are
+    prefixes of those here.
 
     Args:
-        space: the search space.
-        drop_path: stochastic depth of the deepest block of the supernet; linear from 0, never rescaled.
+        drop_path: stochastic depth rate of the deepest block; linear from 0, not rescaled with a subnet's depth.
         bias_rule: how a subnet's qkv bias is sliced; "official" is for `autoformer.official.load_official`.
     """
 
@@ -136,25 +131,17 @@ class Supernet(nn.Module):
         self.pos_embed = normal_parameter(1, 1 + space.num_patches, embed_dim)
         self.drop_path_rates = drop_path_rates(drop_path, depth)
         self.blocks = nn.ModuleList(SupernetBlock(space, rate, bias_rule) for rate in self.drop_path_rates)
-        self.norm = SlicedLayerNorm(embed_dim, eps=EPS)
+        self.norm = SlicedLayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.head = SlicedLinear(embed_dim, space.num_classes)
         features = position_features(space.grid, space.head_dim)
         self.register_buffer("features", features, persistent=False)
         initialise(self)
 
     def forward(self, images: Tensor, spec: SubnetSpec) -> Tensor:
-        """Classify images with the subnet `spec`.
-
-        Args:
-            images: (B, C, S, S).
-            spec: a subnet that fits into the supernet; not checked here, see `SearchSpace.check_fits`.
-
-        Returns:
-            Logits (B, K).
-        """
-        x = self.patch_embed(images, spec.embed_dim)
+        """Images (B, C, S, S) -> logits (B, K) of the subnet `spec`, which must fit (`SearchSpace.check_fits`)."""
+        x = self.patch_embed(images, spec.embed_dim)  # (B, P, E)
         class_token = self.cls_token[..., : spec.embed_dim].expand(len(x), -1, -1)
-        x = torch.cat([class_token, x], dim=1) + self.pos_embed[..., : spec.embed_dim]
+        x = torch.cat([class_token, x], dim=1) + self.pos_embed[..., : spec.embed_dim]  # (B, N, E)
         for block, heads in enumerate(spec.num_heads):
             arguments = x, heads, spec.hidden_dim(block), self.features
             if self.grad_checkpointing and torch.is_grad_enabled():
@@ -162,19 +149,19 @@ class Supernet(nn.Module):
             else:
                 x = self.blocks[block](*arguments)
         x = self.norm(x)
-        x = x[:, 1:].mean(dim=1) if self.space.pooling == "mean" else x[:, 0]
+        x = x[:, 1:].mean(dim=1) if self.space.pooling == "mean" else x[:, 0]  # (B, E)
         return self.head(x, self.space.num_classes)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep each block's input alone for the backward pass, which computes the rest again; timm's name for it."""
+        """Keep only each block's input for the backward pass, which recomputes the rest. timm's name."""
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that AdamW leaves undecayed, beside all 1-D ones: tokens, positions, tables."""
+        """Parameters without weight decay, besides all 1-D ones: tokens, positions, tables. timm's name."""
         return {name for name, _ in self.named_parameters() if "rel_pos" in name} | {"cls_token", "pos_embed"}
 
     def extract(self, spec: SubnetSpec) -> AutoFormer:
-        """The subnet `spec` as a plain, static vision transformer with weights of its own."""
+        """The subnet `spec` as a plain vision transformer with its own weights."""
         self.space.check_fits(spec)
         model = AutoFormer.from_spec(self.space, spec, drop_path=self.drop_path_rates)
         model.to(dtype=self.cls_token.dtype, device=self.cls_token.device)
@@ -182,7 +169,7 @@ class Supernet(nn.Module):
         return model.train(self.training)
 
     def slices(self, shapes: dict[str, Tensor], spec: SubnetSpec) -> dict[str, Tensor]:
-        """Copies of this supernet's tensors, cut to the shapes of the extracted model's."""
+        """Copies of this supernet's tensors, cut to the given shapes: those of the extracted model's state dict."""
         own = self.state_dict()
         cut = {name: own[name][tuple(slice(n) for n in like.shape)].clone() for name, like in shapes.items()}
         for block, heads in enumerate(spec.num_heads):

@@ -1,7 +1,7 @@
 """The published subnets as timm models: import this module, then `timm.create_model("autoformer_tiny")`.
 
 No weights are hosted. `create_model("autoformer_tiny", pretrained=True, pretrained_cfg_overlay=dict(file=path))`
-cuts the subnet out of an official supernet checkpoint, or takes the weights of a model saved earlier.
+extracts the subnet from an official supernet checkpoint, or loads the weights of a saved model.
 """
 
 from collections.abc import Mapping
@@ -45,12 +45,12 @@ def autoformer_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model  # type: ignore[untyped-decorator]
 def autoformer_base_mmrazor(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """The base subnet that mmrazor found: 54.5 M parameters. It fits into the official base supernet too."""
+    """The base subnet that mmrazor found: 54.5 M parameters. It also fits into the official base supernet."""
     return _create("autoformer_base_mmrazor", "mmrazor-base", "autoformer-base", pretrained, **kwargs)
 
 
 def _create(variant: str, subnet: str, official_space: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """Build a model from `configs/subnets/`; `official_space` is the one whose checkpoint its weights are cut from."""
+    """Build a subnet of `configs/subnets/`. `official_space`: of the checkpoint that its weights are extracted from."""
     named = load_subnet(subnet)
     if pretrained:
         _check_source(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
@@ -65,7 +65,7 @@ def _create(variant: str, subnet: str, official_space: str, pretrained: bool, **
 
 
 def _check_source(variant: str, cfg: Any, overlay: Mapping[str, Any] | None) -> None:
-    """Raise `AutoFormerError` where there are no weights to load; timm would say so only after building the model."""
+    """Raise `AutoFormerError` if there are no weights to load. timm would fail only after building the model."""
     resolved = resolve_pretrained_cfg(variant, cfg, dict(overlay or {}))
     if not (resolved.has_weights or resolved.state_dict or resolved.source):
         raise AutoFormerError(
@@ -79,7 +79,7 @@ def _check_source(variant: str, cfg: Any, overlay: Mapping[str, Any] | None) -> 
 
 
 def _weights(state: Mapping[str, Tensor], model: AutoFormer, space: str, spec: SubnetSpec) -> dict[str, Tensor]:
-    """timm's filter: weights of an official supernet, or of this very subnet, as `model` wants them."""
+    """timm's filter: the state dict of an official supernet, or of this subnet -> that of `model`."""
     if any(name.startswith("patch_embed_super.") for name in state):
         state = load_official(state, load_space(space)).extract(spec).state_dict()
-    return checkpoint_filter_fn(dict(state), model)  # positions and patches to the model's image size
+    return checkpoint_filter_fn(dict(state), model)  # resizes positions and patches

@@ -1,19 +1,21 @@
-"""The training loop of the supernet and of a subnet: one loop, one optimiser step at a time.
+"""The training loop of a supernet or of a subnet, one optimiser step at a time.
 
-What AdamW does to weights that a step did not use (decided here, held by tests):
+What AdamW does to weights that a step did not use (held by tests):
 
-- Inside a tensor that the sampled subnet uses, weights beyond its slice get a zero gradient. AdamW moves them
-  all the same, by momentum and weight decay, as the official code does.
-- Blocks beyond the sampled depth get no gradient at all (`set_to_none`). AdamW skips them: weights, moments and
-  step count stay as they are. (Under torch 1.7 the official code moved them; under today's torch it skips them.)
+- Inside a tensor that the sampled subnet uses, weights beyond its slice get a zero gradient. AdamW still moves them, by
+  momentum and weight decay, as in the official code.
+- Blocks beyond the sampled depth get no gradient at all (`set_to_none`). AdamW skips them: weights, moments and step
+  count stay. (Under torch 1.7 the official code moved them; under today's torch it skips them.)
 
 Randomness is a function of (seed, step) and (seed, epoch, sample), so a checkpoint holds no generator state.
 
-A step is split into parts, the same ones however many ranks share them: W ranks with A parts each train what one rank
-with A x W parts trains, up to the rounding of a sum, whatever is augmented or dropped. Gradients are summed over ranks
-at the end of a step (`autoformer.gradients`); clipping, loss scale and average then are the same everywhere.
+A step has W x A micro-batches on W ranks with A accumulation steps each. What a micro-batch draws depends on its number
+in the step alone, so W ranks train what one rank with W x A accumulation steps trains, up to the rounding of a sum.
+
+Dimensions: B images of a micro-batch, C channels, S pixels on a side, K classes.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,10 +25,10 @@ from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from autoformer.devices import autocast, find_precision
 from autoformer.distillation import Teacher
-from autoformer.gradients import GradientSync
 from autoformer.images.augmentation import BatchAugmentation
 from autoformer.images.batches import Normalisation
 from autoformer.images.training_loader import TrainingLoader
@@ -38,21 +40,20 @@ from autoformer.vit import AutoFormer
 
 
 class Trainer:
-    """Weights, optimiser, average and position: what a checkpoint holds, and what one step changes.
+    """Model, optimiser, averaged weights and step: what a checkpoint holds and one step changes.
 
     Args:
-        model: a `Supernet` or an `AutoFormer`; its `no_weight_decay()` names parameters that are not decayed.
-        sampler: which subnets each step trains, and what each learns from; see `autoformer.sampling`.
-        images: training images by batch number. Its order says how many images an optimiser step takes, how many a
-            forward pass, and which of the ranks that train together this is.
+        model: its `no_weight_decay()` names the parameters that are not decayed. On several ranks all take the weights
+            of rank 0.
+        sampler: the subnet passes of each step; see `autoformer.sampling`.
+        images: micro-batches by number. Its order holds images per step, images per micro-batch, and this rank.
         num_classes: K.
-        mean, std: of pixels in [0, 1], one a channel.
-        recipe: the training recipe.
+        mean, std: of pixels in [0, 1], one per channel.
         seed: of augmentation and stochastic depth.
-        teacher: whose answers are learned too.
+        teacher: for distillation, in addition to the labels.
 
     Raises:
-        ValueError: if there are fewer images than one optimiser step takes, or parts than ranks.
+        ValueError: fewer images than one step takes, or micro-batches that the ranks cannot share equally.
     """
 
     def __init__(
@@ -71,9 +72,12 @@ class Trainer:
         self.images, self.teacher = images, teacher
         self.images_per_step = images.order.images_per_step
         self.world = images.order.world
-        self.micro_batches = self.images_per_step // images.order.batch_size  # of all ranks together
+        self.micro_batches = self.images_per_step // images.order.batch_size  # of a step, over all ranks
         if self.micro_batches % self.world.size:
-            raise ValueError(f"{self.micro_batches} parts of a step cannot be shared by {self.world.size} ranks")
+            raise ValueError(
+                f"{self.micro_batches} micro-batches of a step cannot be shared by {self.world.size} ranks"
+            )
+        self.accumulation_steps = self.micro_batches // self.world.size
         self.steps_per_epoch = images.order.samples // self.images_per_step
         if not self.steps_per_epoch:
             raise ValueError(
@@ -81,7 +85,7 @@ class Trainer:
             )
         self.total_steps = max(1, round(recipe.epochs * self.steps_per_epoch))
         self.step = 0
-        self.learning_rate_scale = 1.0  # of all that the schedule says; below 1 after a rollback
+        self.learning_rate_scale = 1.0  # factor on the schedule; below 1 after a rollback
         self.device = next(model.parameters()).device
         self.precision = find_precision(recipe.precision, self.device)
         self.normalise = Normalisation(mean, std, self.device)
@@ -97,10 +101,12 @@ class Trainer:
         )
         self.augmentation = BatchAugmentation(recipe.augmentation, num_classes, recipe.label_smoothing, self.device)
         self.loss: nn.Module = (
-            SoftTargetCrossEntropy() if self.augmentation.mixes else LabelSmoothingCrossEntropy(recipe.label_smoothing)
+            SoftTargetCrossEntropy()
+            if recipe.augmentation.mixes
+            else LabelSmoothingCrossEntropy(recipe.label_smoothing)
         )
-        self.from_first = SoftTargetCrossEntropy()
-        self.gradients = GradientSync(model, self.world)
+        self.in_place_loss = SoftTargetCrossEntropy()
+        self.ddp = _data_parallel(model) if self.world.size > 1 else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
         self.ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
 
@@ -110,20 +116,17 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the step that was taken last."""
+        """Of the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @property
     def averaged(self) -> nn.Module:
-        """The model with averaged weights, or the model itself where none are kept."""
+        """The model with averaged weights; without `ema_decay` the model itself."""
         return self.model if self.ema is None else self.ema.module
 
     def advance(self, steps: int) -> float:
-        """Take `steps` optimiser steps, at most to the end of training; return their mean loss, over all ranks.
-
-        The loss stays on the device until the end of the call.
-        """
-        total = torch.zeros((), device=self.device)
+        """Take up to `steps` optimiser steps; return their mean loss over all ranks."""
+        total = torch.zeros((), device=self.device)  # stays on the device until all steps are taken
         last = min(self.step + steps, self.total_steps)
         taken = last - self.step
         while self.step < last:
@@ -131,22 +134,17 @@ class Trainer:
         return self.world.all_reduce(total).item() / max(taken, 1)
 
     def take_step(self) -> Tensor:
-        """Take one optimiser step; return this rank's share of the mean loss of its images.
+        """Take one optimiser step; return this rank's addend of the mean loss, a scalar on the device.
 
-        A scalar that stays on the device; the shares of all ranks add up to the mean.
+        The sum over all ranks is the mean loss over the images of the step.
         """
-        loss = self._one_step()
-        self.step += 1
-        return loss
-
-    def _one_step(self) -> Tensor:
-        self.scheduler.step_update(self.step)  # a function of the step: the scheduler itself holds no state
+        self.scheduler.step_update(self.step)  # a function of the step: the scheduler holds no state
         for group in self.optimizer.param_groups:
             group["lr"] *= self.learning_rate_scale
-        loss_of_step = torch.zeros((), device=self.device)
-        passes, turns = self.sampler(self.step), self.micro_batches // self.world.size
-        for turn in range(turns):
-            loss_of_step += self._one_part(passes, turn, last=turn == turns - 1)
+        step_loss = torch.zeros((), device=self.device)
+        passes = self.sampler(self.step)
+        for accumulation_step in range(self.accumulation_steps):
+            step_loss += self._micro_batch(passes, accumulation_step)
         if self.recipe.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             dispatch_clip_grad(self.model.parameters(), self.recipe.clip_grad)
@@ -155,60 +153,60 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.model, self.step)
-        return loss_of_step
+        self.step += 1
+        return step_loss
 
-    def _one_part(self, passes: Sequence[SubnetPass], turn: int, last: bool) -> Tensor:
-        """Forward and backward passes of one part, one subnet after the other; its share of the loss, detached.
+    def _micro_batch(self, passes: Sequence[SubnetPass], accumulation_step: int) -> Tensor:
+        """All subnet passes over one micro-batch; its addend of the step's mean loss, detached.
 
-        Subnets count alike: the loss is the mean over them. BigNAS adds them up, which AdamW cannot tell from the
-        mean; clipping can, and so it means the same whatever is sampled.
+        The loss is the mean over subnets. BigNAS takes the sum: AdamW cannot tell the two apart, clipping can.
         """
-        part = turn * self.world.size + self.world.rank
-        images, targets = self._batch(turn, part)
-        loss_of_part = torch.zeros((), device=self.device)
-        answers: Tensor | None = None  # of the first subnet (B, K)
-        for number, subnet_pass in enumerate(passes):
-            # after the batch: augmentation and a loader's start draw from the same generators
-            drawn = (self.step, part, number) if number else (self.step, part)
-            torch.manual_seed(derived_seed("stochastic depth", self.seed, *drawn))
-            logits, loss = self._loss(images, targets, subnet_pass, answers)
-            answers = logits.detach() if number == 0 else answers
-            loss = loss / (self.micro_batches * len(passes))
-            with self.gradients.of_last_pass(last and number == len(passes) - 1):
-                self.scaler.scale(loss).backward()
-            loss_of_part += loss.detach()
-        return loss_of_part
+        number = accumulation_step * self.world.size + self.world.rank  # of the micro-batch in the step
+        images, targets = self._batch(accumulation_step, number)
+        mean_loss = torch.zeros((), device=self.device)
+        first_logits: Tensor | None = None  # (B, K)
+        for index, subnet_pass in enumerate(passes):
+            # seeded after the batch: augmentation and the start of a loader draw from the same generators
+            key = (self.step, number, index) if index else (self.step, number)
+            torch.manual_seed(derived_seed("stochastic depth", self.seed, *key))
+            is_last = accumulation_step == self.accumulation_steps - 1 and index == len(passes) - 1
+            with contextlib.nullcontext() if self.ddp is None or is_last else self.ddp.no_sync():
+                logits, loss = self._loss(images, targets, subnet_pass, first_logits)
+                # DDP takes the mean over ranks
+                self.scaler.scale(loss / (self.accumulation_steps * len(passes))).backward()
+            first_logits = logits.detach() if index == 0 else first_logits
+            mean_loss += loss.detach() / (self.micro_batches * len(passes))
+        return mean_loss
 
     def _loss(
-        self, images: Tensor, targets: Tensor, subnet_pass: SubnetPass, answers: Tensor | None
+        self, images: Tensor, targets: Tensor, subnet_pass: SubnetPass, first_logits: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Logits (B, K) of one subnet, and its mean loss, a scalar.
 
-        One that learns from the first learns its probabilities alone, without stochastic depth (BigNAS, section 3.1:
+        In-place distillation uses the first subnet's probabilities alone, and no stochastic depth (BigNAS, section 3.1:
         labels and regularisation are for the largest).
         """
         learns_labels = not subnet_pass.in_place_distillation
         if self.model.training != learns_labels:
             self.model.train(learns_labels)
+        model = self.model if self.ddp is None else self.ddp
         with autocast(self.device, self.precision):
-            logits = (
-                self.model(images) if subnet_pass.subnet is None else self.model(images, subnet_pass.subnet)
-            ).float()
+            logits = (model(images) if subnet_pass.subnet is None else model(images, subnet_pass.subnet)).float()
             if subnet_pass.in_place_distillation:
-                assert answers is not None
-                return logits, self.from_first(logits, answers.softmax(dim=1))
+                assert first_logits is not None
+                return logits, self.in_place_loss(logits, first_logits.softmax(dim=1))
             loss = self.loss(logits, targets)
             return logits, loss if self.teacher is None else self.teacher.loss(logits, loss, images)
 
-    def _batch(self, turn: int, part: int) -> tuple[Tensor, Tensor]:
-        """Images (B, C, S, S) of one part of the present step, and labels (B,) or mixed targets (B, K)."""
-        pixels, labels = self.images.batch(self.step * (self.micro_batches // self.world.size) + turn)
+    def _batch(self, accumulation_step: int, number: int) -> tuple[Tensor, Tensor]:
+        """Images (B, C, S, S) of a micro-batch, and labels (B,) or mixed targets (B, K)."""
+        pixels, labels = self.images.batch(self.step * self.accumulation_steps + accumulation_step)
         images = self.normalise(pixels.to(self.device, non_blocking=True))
         labels = labels.to(self.device, non_blocking=True)
-        return self.augmentation(images, labels, self.seed, self.step, part)
+        return self.augmentation(images, labels, self.seed, self.step, number)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a later `load_state_dict` needs to go on to the same weights."""
+        """All that `load_state_dict` needs to resume to the same weights."""
         return {
             "step": self.step,
             "learning_rate_scale": self.learning_rate_scale,
@@ -225,3 +223,30 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
+
+
+class _WithSpareParameter(nn.Module):
+    """A model and one parameter that no pass uses. DDP prints a warning where it finds no unused parameter."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.spare = nn.Parameter(torch.zeros((), device=next(model.parameters()).device))
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.model(*arguments)
+
+
+def _data_parallel(model: Supernet | AutoFormer) -> DistributedDataParallel:
+    """The model with gradients averaged over the ranks at the end of a step's last pass.
+
+    `find_unused_parameters` searches the graph of that pass for blocks beyond the depth. A parameter that no rank used
+    in any pass of the step keeps its gradient None, so AdamW skips it.
+    """
+    is_supernet = isinstance(model, Supernet)
+    return DistributedDataParallel(
+        _WithSpareParameter(model) if is_supernet else model,
+        forward_sync_buffers=False,
+        find_unused_parameters=is_supernet,
+        gradient_as_bucket_view=True,
+    )

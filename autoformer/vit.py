@@ -1,4 +1,4 @@
-"""A subnet by itself: a plain, static vision transformer, timm's own but for its attention and its blocks' shapes.
+"""An extracted subnet: timm's vision transformer with relative position, and heads and MLP width by block.
 
 Dimensions: B images, N tokens, E embedding width, H heads, d head_dim.
 """
@@ -12,17 +12,18 @@ from timm.layers import DropPath, Mlp, to_2tuple
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
+from autoformer.attention import RelativePosition2D, attend, position_features
 from autoformer.errors import AutoFormerError
 from autoformer.images.pixels import resized_side
 from autoformer.layers import drop_path_rates, initialise
 from autoformer.space import Offsets, SearchSpace, SubnetSpec, stretched_reach
 
+LAYER_NORM_EPS = 1e-5
 Pooling = Literal["", "avg", "avgmax", "max", "token", "map", "prr"]
 
 
 class Attention(nn.Module):
-    """Multi-head attention with a width of its own (heads * head_dim) and 2-D relative position."""
+    """Multi-head attention of width heads * head_dim, whatever `dim` is, with 2-D relative position."""
 
     features: Tensor
 
@@ -40,12 +41,12 @@ class Attention(nn.Module):
         self.set_grid(grid)
 
     def set_grid(self, grid: int) -> None:
-        """Be ready for images of grid * grid patches. Nothing that is learned depends on the grid."""
+        """Set the grid of patches. No parameter depends on it."""
         self.grid = grid
         self.features = position_features(grid, self.head_dim).to(self.features)
 
     def stretch(self, grid: int) -> None:
-        """Spread the relative tables over a grid of another size."""
+        """Interpolate the relative tables to a grid of another size."""
         for tables in (self.rel_pos_k, self.rel_pos_v):
             if tables is not None:
                 reach = tables.max_relative_position
@@ -53,7 +54,7 @@ class Attention(nn.Module):
                 tables.stretch(min(reach, self.grid - 1), self.max_relative_position)
 
     def reset_parameters(self) -> None:
-        """Fill what a model has that was made on the meta device and given storage afterwards."""
+        """Initialise the tables and features of a model that was moved from the meta device to empty storage."""
         for tables in (self.rel_pos_k, self.rel_pos_v):
             if tables is not None:
                 nn.init.trunc_normal_(tables.table_v, std=0.02)
@@ -63,10 +64,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
         qkv = self.qkv(x).unflatten(-1, (self.num_heads, 3, self.head_dim))
-        if self.rel_pos_k is None or self.rel_pos_v is None:
-            out = attend(qkv)
-        else:
-            out = attend_with_position(qkv, self.rel_pos_k, self.rel_pos_v, self.features)
+        out = attend(qkv, self.rel_pos_k, self.rel_pos_v, self.features)  # (B, N, H, d)
         return self.proj(out.flatten(2))
 
 
@@ -75,14 +73,14 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, drop_path: float, attention: Attention) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-5)
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = attention
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=1e-5)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, hidden_dim)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        if attn_mask is not None or is_causal:  # timm passes them on; ignoring them would be a wrong answer
+        if attn_mask is not None or is_causal:  # timm passes them on; ignoring them would give wrong logits
             raise AutoFormerError("AutoFormer: attn_mask and is_causal are not supported; leave them out")
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
@@ -91,16 +89,15 @@ class Block(nn.Module):
 class AutoFormer(VisionTransformer):
     """A vision transformer whose blocks differ in heads and MLP width, with 2-D relative position.
 
-    All of timm's `VisionTransformer` interface works: `forward_features`, `forward_intermediates`,
-    `forward_head`, `reset_classifier`, `feature_info`, `set_input_size`. What timm's constructor offers beyond
-    the arguments here (other norms, register tokens, patch dropout) is not part of an AutoFormer.
+    timm's `VisionTransformer` interface works: `forward_features`, `forward_intermediates`, `forward_head`,
+    `reset_classifier`, `feature_info`, `set_input_size`. Its other constructor arguments (norms, register tokens, patch
+    dropout) are not part of an AutoFormer.
 
     Args:
         img_size, patch_size: a number or (height, width); square with relative position.
-        num_heads, mlp_ratio: one entry for each block.
-        head_dim: width of a head; attention is num_heads * head_dim wide, whatever embed_dim is.
-        max_relative_position: offsets beyond it share an entry of the tables; None for no relative position.
-        drop_path: stochastic depth of each block; by default linear from 0 to drop_path_rate.
+        num_heads, mlp_ratio: one entry per block.
+        max_relative_position: larger offsets share an entry of the tables; None for no relative position.
+        drop_path: stochastic depth rate of each block; by default linear from 0 to drop_path_rate.
         drop_rate, pos_drop_rate: dropout before the classifier, and after the positions.
     """
 
@@ -150,13 +147,15 @@ class AutoFormer(VisionTransformer):
 
     @classmethod
     def from_spec(cls, space: SearchSpace, spec: SubnetSpec, drop_path: Sequence[float] | None = None) -> Self:
-        """The model of a subnet, with fresh weights. `drop_path`: a rate for each block, as the supernet has them."""
+        """The model of a subnet, with fresh weights. `drop_path`: the supernet's rates, one per block."""
         model = cls(**timm_arguments(space, spec), drop_path=drop_path)
-        model.pretrained_cfg = model.default_cfg = pretrained_cfg(space)
+        model.pretrained_cfg = model.default_cfg = describe(
+            space.name, space.image_size, space.in_channels, space.num_classes
+        )
         return model
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """As the supernet is initialised. `needs_reset`: also what layers fill in themselves when they are made."""
+        """Initialise like the supernet. `needs_reset`: first call every layer's `reset_parameters`."""
         for module in self.modules() if needs_reset else ():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
@@ -170,20 +169,19 @@ class AutoFormer(VisionTransformer):
         return {name for name, _ in self.named_parameters() if "rel_pos" in name} | {"cls_token", "pos_embed"}
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None, offsets: Offsets = "keep") -> None:
-        """Change the image size. Positions are resampled, as timm does.
+        """Change the image size. Positions are resampled as in timm.
 
         Args:
-            offsets: what becomes of the relative tables. "keep", the default, leaves them: two patches to the right
-                stay two patches to the right, weights keep their shapes, and fit a model that is made for the new size.
-                But offsets that the old grid did not have find an entry that was never trained (the published tables
-                have one more on each side than their 14 x 14 patches use), beyond it the last one. Right for smaller
-                images, and for training that goes on. "stretch" spreads the trained offsets over the new grid, as
-                the positions are spread: a quarter of the image stays a quarter of the image, and no untrained entry
-                is used. Right for an evaluation without further training. It changes the tables' length:
-                `SearchSpace.resized` is the space that then describes the model.
+            offsets: of the relative tables. "keep" changes nothing: two patches to the right stay two patches to the
+                right, and weights fit a model made for the new size. Offsets that the old grid lacked use an untrained
+                entry (the published tables have one on each side), larger ones the last entry. For smaller images and
+                for further training.
+                "stretch" interpolates the trained offsets to the new grid, like the positions: a quarter of the image
+                stays a quarter of the image. For evaluation without further training. It changes the tables' length;
+                `SearchSpace.resized` describes the new model.
 
-        With the size as it was, both change nothing. Raises `AutoFormerError` for an oblong grid of patches where there
-        is relative position.
+        Raises:
+            AutoFormerError: an oblong grid of patches, with relative position.
         """
         embed = self.patch_embed
         grid = _square_grid(img_size or embed.img_size, patch_size or embed.patch_size, self.max_relative_position)
@@ -206,7 +204,7 @@ def _square_grid(img_size: Any, patch_size: Any, max_relative_position: int | No
 
 
 def timm_arguments(space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
-    """The constructor arguments of `AutoFormer` for a subnet, all of them plain data."""
+    """The constructor arguments of `AutoFormer` for a subnet."""
     return {
         "img_size": space.image_size,
         "patch_size": space.patch_size,
@@ -221,13 +219,8 @@ def timm_arguments(space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
     }
 
 
-def pretrained_cfg(space: SearchSpace) -> dict[str, Any]:
-    """timm's description of what the model eats: the official evaluation protocol for spaces of three channels."""
-    return describe(space.name, space.image_size, space.in_channels, space.num_classes)
-
-
 def describe(name: str, image_size: int = 224, in_channels: int = 3, num_classes: int = 1000) -> dict[str, Any]:
-    """`pretrained_cfg` of a model whose search space has not been read."""
+    """timm's `pretrained_cfg` of a model: for three channels the official evaluation protocol."""
     rgb = in_channels == 3
     return {
         "url": "",
@@ -250,4 +243,4 @@ def describe(name: str, image_size: int = 224, in_channels: int = 3, num_classes
 
 
 def _layer_norm(dim: int, **kwargs: Any) -> nn.LayerNorm:
-    return nn.LayerNorm(dim, eps=1e-5, **kwargs)
+    return nn.LayerNorm(dim, eps=LAYER_NORM_EPS, **kwargs)

@@ -3,10 +3,9 @@
     python -m benchmarks.ranks [--quick] [--space autoformer-tiny] [--out ranks.json]
 
 All of it is measured in the two processes of one torchrun, round by round: rank 0 trains alone with one thread, then
-alone with two threads and twice the images, then both train together, with our sum of gradients, with
-DistributedDataParallel in its place, and with none; whoever does not train waits without work. Every run takes the
-same subnets, drawn uniformly, of one supernet at its own image size. gloo carries the gradients over loopback; NCCL
-between GPUs is another matter, and is not measured here.
+alone with two threads and twice the images, then both train together, with gradients summed and without; whoever does
+not train waits without work. Every run takes the same subnets, drawn uniformly, of one supernet at its own image size.
+gloo carries the gradients over loopback; NCCL between GPUs is another matter, and is not measured here.
 """
 
 import argparse
@@ -23,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from autoformer.distributed import SINGLE_PROCESS, World
 from autoformer.files import write_json
@@ -77,10 +75,6 @@ def measure_space(space: str, images: int, steps: int, rounds: int) -> dict[str,
             "2 ranks: the sum of a step's gradients by itself, as a share of the step",
             100 * ratio(seconds["sum alone"], together), "%", note="gloo over loopback, all at once",
         ),
-        Row(
-            "2 ranks: step against the same step with torch's DistributedDataParallel",
-            ratio(together, seconds["two ranks, DDP"]), "x", note="find_unused_parameters, which it needs",
-        ),
         Row("2 ranks: step", statistics.median(together) / steps, "s"),
     ]  # fmt: skip
     return measured(rows, space=space, images_of_a_rank=images, seconds=seconds)
@@ -89,12 +83,8 @@ def measure_space(space: str, images: int, steps: int, rounds: int) -> dict[str,
 def time_ranks(world: World, space: SearchSpace, images: int, steps: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of `steps` steps, of each run in each round; the same call in both ranks."""
     alone, alone_twice = (make_trainer(SINGLE_PROCESS, space, count) for count in (images, 2 * images))
-    shared, unshared, ddp = (make_trainer(world, space, 2 * images) for _ in range(3))
-    unshared.gradients.world = SINGLE_PROCESS
-    ddp.gradients.world = SINGLE_PROCESS
-    ddp.model = DistributedDataParallel(  # type: ignore[assignment]
-        ddp.model, find_unused_parameters=True, gradient_as_bucket_view=True
-    )
+    shared, unshared = (make_trainer(world, space, 2 * images) for _ in range(2))
+    unshared.ddp = None
     bucket = torch.zeros(_mean_gradients(space, steps))
 
     def only_rank_0(trainer: Trainer, threads: int) -> Callable[[], None]:
@@ -124,7 +114,6 @@ def time_ranks(world: World, space: SearchSpace, images: int, steps: int, rounds
         "two threads": only_rank_0(alone_twice, 2),
         "two ranks": both(shared),
         "two ranks, no sum": both(unshared),
-        "two ranks, DDP": both(ddp),
         "sum alone": add,
     }
     return interleaved(runs, rounds, time.perf_counter)
@@ -155,7 +144,8 @@ def _mean_gradients(space: SearchSpace, steps: int) -> int:
     model = Supernet(space)
     blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
     rest = sum(parameter.numel() for parameter in model.parameters()) - sum(blocks)
-    depths = [lesson.subnet.depth for step in range(steps) for lesson in uniform(space, 0)(step) if lesson.subnet]
+    passes = [each for step in range(steps) for each in uniform(space, 0)(step)]
+    depths = [each.subnet.depth for each in passes if each.subnet]
     return round(rest + statistics.mean(sum(blocks[:depth]) for depth in depths))
 
 

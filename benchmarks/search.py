@@ -322,7 +322,7 @@ def rate(supernet: Supernet, images: int, rounds: int) -> list[Row]:
     by_picture = DataLoader(Pictures(), batch_size=128)
     by_tensor = DataLoader(TensorDataset(decoded, torch.from_numpy(loaded.labels)), batch_size=128)
     task = ScoringTask(spec, np.arange(images))
-    top1 = {"ours": 100 * float(next(scorer([task])).right.mean()), "pictures": evaluate(by_picture)}
+    top1 = {"ours": 100 * float(next(scorer([task])).correct.mean()), "pictures": evaluate(by_picture)}
     if abs(top1["ours"] - top1["pictures"]) > 0.5:
         raise SystemExit(f"the loops do not score alike: {top1}")
     seconds = interleaved(

@@ -14,12 +14,14 @@ from tiny import TinyData
 from torch import Tensor
 
 from autoformer.candidates import COLUMNS, Candidate, ScoredCandidate
-from autoformer.checkpoint import Preprocessing, SubnetCard, SupernetCard, save_subnet, save_supernet
+from autoformer.cards import Preprocessing, SubnetCard, SupernetCard
+from autoformer.checkpoint import save_subnet, save_supernet
 from autoformer.files import write_json, write_text
 from autoformer.images.batches import normalise
 from autoformer.images.split_images import load_images
+from autoformer.limits import Limits
 from autoformer.named import load_space
-from autoformer.search import Evolution, EvolutionSettings, Limits, random_baseline
+from autoformer.search import Evolution, EvolutionSettings, random_baseline
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
 from components.search_subnet.step import PROGRESS

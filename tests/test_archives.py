@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from autoformer.errors import AutoFormerError
+from autoformer.images import archives
 from autoformer.images.archives import EncodedImages, FileReader
 from autoformer.images.split_files import Split
 
@@ -42,17 +43,21 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_few_files_are_open_at_once(tmp_path: Path, rows: Split) -> None:
+def test_few_files_are_open_at_once(tmp_path: Path, rows: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "OPEN_FILES", 8)
     before = open_files()
-    images = EncodedImages(tmp_path, rows, 1, reader=FileReader(tmp_path, open_files=8))
+    images = EncodedImages(tmp_path, rows, 1, reader=FileReader(tmp_path))
     assert values(images) == list(range(COUNT))
     assert open_files() == before + 8
     del images
     assert open_files() == before
 
 
-def test_threads_read_what_they_ask_for_though_files_are_closed_meanwhile(tmp_path: Path, rows: Split) -> None:
-    images = EncodedImages(tmp_path, rows, 1, reader=FileReader(tmp_path, open_files=2))
+def test_threads_read_what_they_ask_for_though_files_are_closed_meanwhile(
+    tmp_path: Path, rows: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "OPEN_FILES", 2)
+    images = EncodedImages(tmp_path, rows, 1, reader=FileReader(tmp_path))
     wanted = np.random.default_rng(0).integers(0, COUNT, 1000).tolist()
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda index: images.image(index).getpixel((0, 0)), wanted)

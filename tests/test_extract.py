@@ -9,15 +9,8 @@ from hypothesis import given, settings
 from small import perturb, small_space, specs, variants
 from torch import Tensor, nn
 
-from autoformer.checkpoint import (
-    Preprocessing,
-    SubnetCard,
-    SupernetCard,
-    load_subnet,
-    load_supernet,
-    save_subnet,
-    save_supernet,
-)
+from autoformer.cards import Preprocessing, SubnetCard, SupernetCard
+from autoformer.checkpoint import load_subnet, load_supernet, save_subnet, save_supernet
 from autoformer.complexity import count_params
 from autoformer.errors import AutoFormerError
 from autoformer.named import load_space

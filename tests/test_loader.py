@@ -17,7 +17,7 @@ from autoformer.distributed import World
 from autoformer.images.augmentation import BatchAugmentation, picture_transform
 from autoformer.images.decoding import Decoder
 from autoformer.images.split_images import DecodedSplit
-from autoformer.images.training_loader import ArrayPictures, Batch, BatchOrder, DecodingLoader, exactly, training_loader
+from autoformer.images.training_loader import ArrayPictures, Batch, BatchOrder, DecodingLoader, training_loader
 from autoformer.named import load_space
 from autoformer.randomness import repeated_order, seeded
 from autoformer.recipe import Augmentation, Recipe
@@ -78,11 +78,11 @@ def test_worker_processes_need_not_be_forked(options: dict[str, Any]) -> None:
 
 def test_an_image_is_augmented_alike_in_whichever_batch_it_comes() -> None:
     images, transform = split(), picture_transform(Augmentation(**FULL), 20, (0.5,) * 3)
-    augment, labels = exactly(transform), torch.from_numpy(images.labels)
+    labels = torch.from_numpy(images.labels)
 
     def batches(batch_size: int) -> DecodingLoader:
         order = BatchOrder(0, 30, 30, batch_size)
-        return DecodingLoader(Decoder(ArrayPictures(images.pixels)), labels, order, augment, (3, 20, 20), 0)
+        return DecodingLoader(Decoder(ArrayPictures(images.pixels)), labels, order, transform, (3, 20, 20), 0)
 
     halves = batches(15)
     assert torch.equal(batches(30).batch(0).pixels, torch.cat([halves.batch(0).pixels, halves.batch(1).pixels]))

@@ -115,21 +115,21 @@ def test_a_crop_is_decoded_at_the_part_of_its_size_that_it_needs(split: EncodedS
 
 
 def test_the_budget_is_kept_and_shared_between_processes() -> None:
-    kept = PixelCache(images=10, channels=1, budget=2000)
+    cache = PixelCache(images=10, channels=1, budget=2000)
     pixels = np.arange(600, dtype=np.uint8).reshape(20, 30, 1)
     for index in range(10):
-        kept.note(index, ImageInfo(30, 20, True))
+        cache.set_info(index, ImageInfo(30, 20, True))
     if not (child := os.fork()):  # what another process puts in is found here
-        kept.put(3, 1, pixels)
-        kept.put(4, 2, pixels[:10, :15])
+        cache.put(3, 1, pixels)
+        cache.put(4, 2, pixels[:10, :15])
         os._exit(0)
     os.waitpid(child, 0)
-    assert np.array_equal(kept.get(3, 1), pixels) and np.array_equal(kept.get(4, 2), pixels[:10, :15])
-    assert kept.get(3, 2) is None and kept.get(5, 1) is None and kept.facts(9) == ImageInfo(30, 20, True)
+    assert np.array_equal(cache.get(3, 1), pixels) and np.array_equal(cache.get(4, 2), pixels[:10, :15])
+    assert cache.get(3, 2) is None and cache.get(5, 1) is None and cache.info(9) == ImageInfo(30, 20, True)
     for index in range(10):
-        kept.put(index, 1, pixels)
-    held = [index for index in range(10) if kept.get(index, 1) is not None]
-    assert held == [0, 3] and kept.used <= 2000
+        cache.put(index, 1, pixels)
+    held = [index for index in range(10) if cache.get(index, 1) is not None]
+    assert held == [0, 3] and cache.used <= 2000
 
 
 def test_a_budget_that_cannot_be_is_refused() -> None:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from autoformer.candidates import Candidate, ScoredCandidate
+from autoformer.limits import Limits
 from autoformer.racing import Race, Racing, Strata
-from autoformer.search import Evolution, EvolutionSettings, Limits
+from autoformer.search import Evolution, EvolutionSettings
 from autoformer.space import SubnetSpec
 
 ENDS = (0.05, 0.15, 0.4, 0.6, 0.85, 0.95)  # shares of the candidates that have an image right

@@ -62,7 +62,7 @@ def test_answers_are_those_of_a_plain_loop(supernet: Supernet, images: DecodedSp
     found = list(SubnetScorer(supernet, images, CARD, batch_size)(wanted))
     for task, answers in zip(wanted, found, strict=True):
         right, loss = plainly(supernet, images, task)
-        assert list(answers.right) == right
+        assert list(answers.correct) == right
         assert answers.loss_sum == pytest.approx(loss, rel=1e-4)
 
 
@@ -82,7 +82,7 @@ def test_a_batch_that_does_not_fit_is_halved(
     monkeypatch.setattr(Supernet, "forward", small_memory)
     found = list(SubnetScorer(supernet, images, CARD, 500)(wanted))
     for one, other in zip(found, expected, strict=True):
-        assert list(one.right) == list(other.right)
+        assert list(one.correct) == list(other.correct)
         assert one.loss_sum == pytest.approx(other.loss_sum, rel=1e-5)
     assert max(sizes) == 29 and min(sizes) < 4
 
@@ -91,7 +91,7 @@ def test_bfloat16_answers_nearly_alike(supernet: Supernet, images: DecodedSplit)
     wanted = [ScoringTask(spec, np.arange(COUNT)) for spec in SPECS]
     exact, rounded = (list(SubnetScorer(supernet, images, CARD, 16, p)(wanted)) for p in ("float32", "bfloat16"))
     for one, other in zip(exact, rounded, strict=True):
-        assert (one.right != other.right).mean() < 0.1
+        assert (one.correct != other.correct).mean() < 0.1
         assert one.loss_sum != other.loss_sum
         assert one.loss_sum == pytest.approx(other.loss_sum, rel=0.05)
 

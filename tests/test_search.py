@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from autoformer.candidates import Candidate, ScoredCandidate
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
+from autoformer.limits import Limits
 from autoformer.named import load_space
 from autoformer.pareto import pareto_front
-from autoformer.search import Evolution, EvolutionSettings, Limits, cross, mutate, random_baseline
+from autoformer.search import Evolution, EvolutionSettings, cross, mutate, random_baseline
 from autoformer.space import SearchSpace, SubnetSpec
 
 SPACE = SearchSpace.model_validate(

@@ -5,7 +5,6 @@ import json
 from argparse import Namespace
 from functools import partial
 from itertools import count
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ import pytest
 import torch
 from PIL import Image
 from small import perturb, small_space
-from torch import distributed
 from transfer_archives import jpeg, write_tar
 
-from autoformer.checkpoint import Preprocessing, SubnetCard, save_subnet
-from autoformer.distributed import World
+from autoformer.cards import Preprocessing, SubnetCard
+from autoformer.checkpoint import save_subnet
 from autoformer.errors import AutoFormerError
-from autoformer.evaluation import gather_logits, predict_batches, predict_logits
+from autoformer.evaluation import predict_batches, predict_logits
 from autoformer.files import UnwritableError, hash_file, write_json
 from autoformer.images.archives import EncodedImages, EncodedSplit
 from autoformer.images.card import DatasetCard
@@ -66,40 +64,6 @@ def test_logits_equal_those_of_images_in_memory(workers: int, batch_size: int, t
     assert torch.equal(second, -first)
 
 
-def evaluate_as(rank: int, count: int, folder: Path, split: Split) -> None:
-    """One of several processes that evaluate together."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
-    world = World(rank, count)
-    streamed = StreamedPixels(EncodedImages(folder, split, 3), PIXELS_OF, 2, world=world)
-    share = predict_batches([model()], streamed, MEAN, STD)[0]
-    torch.save((len(share), gather_logits(share, world)), folder / f"{rank}.pt")
-    distributed.destroy_process_group()
-
-
-def test_ranks_see_each_image_once_and_bring_the_whole_together(tmp_path: Path) -> None:
-    """Of 11 images no rank is given one twice to fill its share up, as samplers of torch and timm would."""
-    split = rows(tmp_path)
-    whole = predict_batches([model()], StreamedPixels(EncodedImages(tmp_path, split, 3), PIXELS_OF, 4), MEAN, STD)[0]
-    processes = [get_context("fork").Process(target=evaluate_as, args=(rank, 3, tmp_path, split)) for rank in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
-    assert [images for images, _ in found] == [4, 4, 3]
-    for _, gathered in found:
-        torch.testing.assert_close(gathered, whole)
-
-
-def test_the_first_images_only(tmp_path: Path) -> None:
-    encoded = EncodedImages(tmp_path, rows(tmp_path), 3)
-    batches = list(StreamedPixels(encoded, PIXELS_OF, 4, limit=5))
-    assert [len(batch) for batch in batches] == [4, 1]
-    assert np.array_equal(batches[1][0].numpy(), PIXELS_OF(encoded.image(4)))
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_decoded_is_one_line(workers: int, tmp_path: Path) -> None:
     encoded = EncodedImages(tmp_path, rows(tmp_path, jpeg(0)[:200]), 3)
@@ -123,7 +87,7 @@ def test_an_error_comes_from_a_worker_as_the_kind_that_it_is(workers: int, tmp_p
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_in_order_from_an_endless_source_and_past_an_error(workers: int) -> None:
-    stream = prefetched(_unless_three, count(), workers, ahead=2)
+    stream = prefetched(_unless_three, count(), workers, factor=2)
     assert [next(stream).item() for _ in range(3)] == [0, 1, 2]
     with pytest.raises(AutoFormerError, match=r"^three$"):
         next(stream)

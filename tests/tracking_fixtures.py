@@ -57,7 +57,8 @@ def subnet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save_random_subnet(folder: Path, seed: int) -> Path:
     import torch
 
-    from autoformer.checkpoint import Preprocessing, SubnetCard, save_subnet
+    from autoformer.cards import Preprocessing, SubnetCard
+    from autoformer.checkpoint import save_subnet
     from autoformer.supernet import Supernet
 
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Random access to image files inside uncompressed archives, at the offsets that an index gives. Torch-free."""
+"""Random access to image files inside uncompressed archives. Torch-free."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -16,54 +16,54 @@ from autoformer.images.pixels import open_image, to_channels
 from autoformer.images.source import ByteRange, archive_folder
 from autoformer.images.split_files import Split
 
-PREFETCH_IMAGES = 512  # images that are fetched side by side, where they come from afar
-OPEN_FILES = 128  # of a process at once: a tree of loose images is one archive an image
+PREFETCH_IMAGES = 512  # images that are read concurrently from a remote archive
+OPEN_FILES = 128  # per process; in a tree of loose images each image is an archive
 
-Reader = Callable[[str, int, int], bytes]  # archive name, offset and size in bytes -> what lies there
+Reader = Callable[[str, int, int], bytes]  # archive name, offset, size in bytes -> content
 
 
 @runtime_checkable
 class RemoteReader(Protocol):
-    """A reader of archives that lie elsewhere, each reading of which takes its time.
+    """A reader of remote archives, with high latency.
 
     Picklable, and safe to share between threads and forked processes.
     """
 
     def __call__(self, archive: str, offset: int, size: int, /) -> bytes:
-        """What lies there. Raises `AutoFormerError` where it cannot be had."""
+        """The bytes of a range. Raises `AutoFormerError` if they cannot be read."""
 
     def size_of(self, archive: str) -> int:
-        """Bytes of an archive. Raises `AutoFormerError` where there is none of that name."""
+        """Bytes of an archive. Raises `AutoFormerError` if there is none of that name."""
 
     def prefetch(self, places: Sequence[ByteRange]) -> None:
-        """These are read before the next such call: begin to fetch them, side by side."""
+        """Start to read these ranges concurrently. They are read before the next call of `prefetch`."""
 
     def reread(self, archive: str, offset: int, size: int) -> bytes:
-        """As a call, but from where the archive really lies, whatever copies of it there are nearer by."""
+        """Like a call, but from the remote archive itself, not from a local copy."""
 
 
 class FileReader:
-    """Reads from archives in a folder.
+    """Reads archives in a folder.
 
-    Picklable, and safe to share between threads and forked processes: reads name their position (`pread`), and a
-    file that another thread still reads is closed after that.
+    Picklable, and safe to share between threads and forked processes: `pread` has no shared position, and a file that
+    another thread still reads is closed afterwards.
     """
 
-    def __init__(self, folder: Path, open_files: int = OPEN_FILES) -> None:
-        self._folder, self._open_files = folder, open_files
-        self._file = lru_cache(open_files)(_File)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = lru_cache(OPEN_FILES)(_File)
 
     def __call__(self, archive: str, offset: int, size: int) -> bytes:
-        """Fewer bytes than `size` where the archive ends before them."""
-        file = self._file(self._folder / archive)  # held until it has been read, whoever else opens what
+        """Fewer than `size` bytes at the end of the archive."""
+        file = self._file(self._folder / archive)  # stays open while it is referenced here
         return os.pread(file.descriptor, size, offset)
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Path, int]]:
-        return type(self), (self._folder, self._open_files)
+    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
+        return type(self), (self._folder,)
 
 
 class _File:
-    """An open file, closed when nobody holds it any more."""
+    """An open file, closed with its last reference."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -77,20 +77,20 @@ class _File:
 
 
 class EncodedImages:
-    """The image files of some rows of a split; each is read and decoded when it is asked for.
+    """The image files of some rows of a split, read and decoded on demand.
 
-    Picklable, and safe to share between threads and forked processes, as long as its reader is. What it knows of the
-    images are a few flat arrays, which forked workers share: no object an image, whose count of references each
-    worker would write to.
+    Picklable, and safe to share between threads and forked processes if its reader is. It holds a few flat arrays,
+    which forked workers share. With an object per image each worker would write to its reference counts, and copy its
+    memory.
 
     Args:
-        data: the folder of the archives, or of the card that says where they are.
-        rows: which archive, offset and size each image has.
+        data: the folder of the archives, or of the `source.yaml` that names it.
+        rows: archive, offset and size of each image.
         channels: 1 for grey, 3 for RGB; other modes are converted.
-        upright: whether an image is turned as its camera noted.
-        verify: hold each file's bytes against its row's checksum, as is right where no archive's checksum vouches.
-            Always so with a `RemoteReader`: an archive that lies elsewhere is not hashed as a whole.
-        reader: of archives that lie elsewhere; by default files in that folder are read.
+        upright: apply the EXIF orientation.
+        verify: check each file against the checksum of its row, for archives without a checksum. Always with a
+            `RemoteReader`: a remote archive is not hashed as a whole.
+        reader: by default `FileReader` of the folder.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class EncodedImages:
         reader: Reader | None = None,
     ) -> None:
         names, archive = np.unique(rows.archives, return_inverse=True)
-        self._names = np.array([str(name).encode() for name in names])  # a quarter of what numpy's own text takes
+        self._names = np.array([str(name).encode() for name in names])  # a quarter of the size of numpy's str
         self._archive = archive.astype(np.int32)
         self._offsets, self._sizes = rows.offsets.astype(np.int64), rows.sizes.astype(np.int32)
         self.channels, self.upright = channels, upright
@@ -115,23 +115,23 @@ class EncodedImages:
 
     @property
     def archives(self) -> list[str]:
-        """The archives that hold them, by name, sorted."""
+        """Names of the archives, sorted."""
         return [name.decode() for name in self._names.tolist()]
 
     def read(self, index: int) -> bytes:
-        """The bytes of one image file. Raises `AutoFormerError` where the archive ends before them."""
+        """The bytes of one image file. Raises `AutoFormerError` if they are incomplete or have another checksum."""
         place = self._place(index)
         content = self._reader(*place)
-        if self._is_right(index, content):
+        if self._is_valid(index, content):
             return content
-        if isinstance(self._reader, RemoteReader):  # a copy nearer by may be what is damaged
+        if isinstance(self._reader, RemoteReader):  # a local copy may be damaged
             content = self._reader.reread(*place)
         if len(content) != place.size:
             raise AutoFormerError(
                 f"{place.archive}: no {place.size} bytes at offset {place.offset}; the archive and the split do not "
                 "belong together, run prepare_data again"
             )
-        if not self._is_right(index, content):
+        if not self._is_valid(index, content):
             raise AutoFormerError(
                 f"{place.archive}: another image than the one that was indexed; put that back, or run prepare_data "
                 "again"
@@ -139,26 +139,26 @@ class EncodedImages:
         return content
 
     def prefetch(self, indices: Iterable[int]) -> None:
-        """Say which images are read next, so that those from afar come side by side. It changes nothing else."""
+        """Announce the next images, so that a remote reader reads them concurrently. Changes no result."""
         if isinstance(self._reader, RemoteReader):
             self._reader.prefetch([self._place(index) for index in indices])
+
+    def image(self, index: int) -> Image.Image:
+        """One image, grey or RGB, in its stored size."""
+        return to_channels(open_image(self.read(index), upright=self.upright), self.channels)
 
     def _place(self, index: int) -> ByteRange:
         name = self._names[self._archive[index]].decode()
         return ByteRange(name, int(self._offsets[index]), int(self._sizes[index]))
 
-    def _is_right(self, index: int, content: bytes) -> bool:
+    def _is_valid(self, index: int, content: bytes) -> bool:
         if len(content) != self._sizes[index]:
             return False
         return self._checksums is None or sha256(content).hexdigest().encode() == self._checksums[index]
 
-    def image(self, index: int) -> Image.Image:
-        """One image, grey or RGB, as large as it is stored."""
-        return to_channels(open_image(self.read(index), upright=self.upright), self.channels)
-
 
 class EncodedSplit(NamedTuple):
-    """Images of a split that are decoded when they are wanted."""
+    """A split whose images are decoded on demand."""
 
     pictures: EncodedImages
     labels: npt.NDArray[np.int64]  # (n,)

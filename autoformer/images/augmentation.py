@@ -1,7 +1,9 @@
-"""timm's augmentations, with every draw a function of (seed, epoch, sample, copy) or of (seed, step, part).
+"""timm's augmentations, with every draw a function of (seed, epoch, sample, copy) or of (seed, step, micro-batch).
 
-timm draws from the global generators of Python, numpy and torch; `autoformer.randomness.seeded` seeds all three
-around each use. Dimensions: B images, C channels, S pixels on a side, K classes.
+timm draws from the global generators of Python, numpy and torch, so the caller seeds them with
+`autoformer.randomness.seeded`.
+
+Dimensions: B images, C channels, S pixels on a side, K classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,18 +26,17 @@ from autoformer.recipe import Augmentation
 def picture_transform(
     augmentation: Augmentation, image_size: int, mean: Sequence[float]
 ) -> Callable[[Image.Image], Tensor]:
-    """What training does to one picture: crop, flip, colour, RandAugment, in the order of timm's own transforms.
+    """Augmentation of one image: crop, flip, RandAugment, colour jitter, in the order of timm's own transforms.
 
     Args:
-        mean: of pixels in [0, 1], one a channel: what RandAugment fills with where it has moved a picture.
+        mean: of pixels in [0, 1], one per channel; RandAugment fills with it.
 
     Returns:
-        a function from a grey or RGB picture to uint8 (C, S, S), which draws from the global generators. It can be
-        pickled, for worker processes that are not forked.
+        A picklable function from a grey or RGB image to uint8 (C, S, S), which draws from the global generators.
     """
     steps: list[Callable[[Image.Image], Image.Image]] = []
     if augmentation.crop_scale is None:
-        steps.append(partial(_middle, image_size))
+        steps.append(partial(_resize_and_crop, image_size))
         if augmentation.crop_padding:
             steps.append(transforms.RandomCrop(image_size, padding=augmentation.crop_padding))
     else:
@@ -47,23 +48,23 @@ def picture_transform(
         steps.append(rand_augment(augmentation.rand_augment, image_size, mean))
     if augmentation.color_jitter:
         steps.append(transforms.ColorJitter(*[augmentation.color_jitter] * 3))
-    whole: Callable[[Image.Image], Tensor] = transforms.Compose([*steps, _as_tensor])
-    return whole
+    transform: Callable[[Image.Image], Tensor] = transforms.Compose([*steps, _to_tensor])
+    return transform
 
 
-def _middle(image_size: int, image: Image.Image) -> Image.Image:
+def _resize_and_crop(image_size: int, image: Image.Image) -> Image.Image:
     return center_crop(resize_shorter_side(image, resized_side(image_size)), image_size)
 
 
-def _as_tensor(image: Image.Image) -> Tensor:
+def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(to_pixels(image))
 
 
 def rand_augment(config: str, image_size: int, mean: Sequence[float]) -> RandAugment:
-    """timm's RandAugment as its `transforms_imagenet_train` makes it, for grey or RGB pictures."""
+    """timm's RandAugment with the parameters of `transforms_imagenet_train`, for grey or RGB images."""
     fill = tuple(min(255, round(255 * value)) for value in mean)
     hparams = {
-        "translate_const": int(image_size * 0.45),  # as timm's transforms_imagenet_train has it
+        "translate_const": int(image_size * 0.45),
         "img_mean": fill if len(fill) > 1 else fill[0],
         "interpolation": Image.Resampling.BICUBIC,
     }
@@ -97,16 +98,12 @@ class BatchAugmentation:
                 num_classes=num_classes,
             )
 
-    @property
-    def mixes(self) -> bool:
-        return self._mix is not None
-
-    def __call__(self, images: Tensor, labels: Tensor, *seed: object) -> tuple[Tensor, Tensor]:
-        """Images (B, C, S, S), changed in place; labels (B,), or targets (B, K) where images are mixed."""
+    def __call__(self, images: Tensor, labels: Tensor, *key: object) -> tuple[Tensor, Tensor]:
+        """Images (B, C, S, S), changed in place, and labels (B,), or mixed targets (B, K)."""
         if self._erase is not None:
-            with seeded("erasing", *seed):
+            with seeded("erasing", *key):
                 images = self._erase(images)
         if self._mix is not None:
-            with seeded("mixing", *seed):
+            with seeded("mixing", *key):
                 images, labels = self._mix(images, labels)
         return images, labels

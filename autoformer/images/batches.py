@@ -1,8 +1,8 @@
-"""Batches of images that stay in memory as bytes: crops, flips, normalisation.
+"""Crops, flips and normalisation of whole batches in memory.
 
-The augmentations are those of small images (timm uses pad-and-crop and flips up to 32 pixels too), as vector
-operations on a batch: through PIL, image by image, they cost a fifth of the time of a demo's training step. All
-others are timm's: see `autoformer.images.augmentation`.
+For small images, where timm too uses pad-and-crop and flips: image by image, through PIL, they take a fifth of the
+demo's training step. All other augmentations are timm's (`autoformer.images.augmentation`).
+
 Dimensions: B images, C channels, S pixels on a side.
 """
 
@@ -17,15 +17,15 @@ from torch import Tensor
 from autoformer.randomness import sample_uniform
 from autoformer.recipe import Augmentation
 
-_WORTH_ITS_CALLS = 2**17  # bytes of an image, from which on calls by image take less than what they save
+_BY_IMAGE_BYTES = 2**17  # float32 images of this size are faster one by one, in the CPU's cache
 
 
 class Normalisation:
     """uint8 (B, C, S, S) -> float32 (B, C, S, S): (pixels / 255 - mean) / std by channel.
 
     Args:
-        mean, std: of pixels in [0, 1], one a channel.
-        device: of the pixels; the statistics are copied there once, since each copy to a GPU waits for it.
+        mean, std: of pixels in [0, 1], one per channel.
+        device: of the pixels. The statistics are copied there once: each copy to a GPU synchronises.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
@@ -34,31 +34,31 @@ class Normalisation:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         images = torch.empty(pixels.shape, device=pixels.device)
-        if pixels.device.type == "cpu" and images[:1].nbytes >= _WORTH_ITS_CALLS:
-            for image, source in zip(images, pixels, strict=True):  # one by one, while it is in the processor's cache
+        if pixels.device.type == "cpu" and images[:1].nbytes >= _BY_IMAGE_BYTES:
+            for image, source in zip(images, pixels, strict=True):
                 image.copy_(source).sub_(self._shift).mul_(self._scale)
             return images
         return images.copy_(pixels).sub_(self._shift).mul_(self._scale)
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """One batch by `Normalisation`, on its device."""
+    """`Normalisation` of one batch, on its device."""
     return Normalisation(mean, std, pixels.device)(pixels)
 
 
 def by_channel(values: Sequence[float], device: torch.device) -> Tensor:
-    """(C, 1, 1), to be combined with images (B, C, S, S)."""
+    """(C, 1, 1), which broadcasts to images (B, C, S, S)."""
     return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def augment(
     pixels: Tensor, samples: npt.NDArray[np.int64], augmentation: Augmentation, seed: int, epoch: int
 ) -> Tensor:
-    """Crop and flip a batch; each image by its own draw from (seed, epoch, sample).
+    """Crop and flip a batch, each image by its own draw from (seed, epoch, sample).
 
     Args:
         pixels: uint8 (B, C, S, S).
-        samples: the index of each image in its split (B,).
+        samples: key of each image's draw (B,).
 
     Returns:
         uint8 (B, C, S, S).
@@ -71,11 +71,11 @@ def augment(
     if augmentation.crop_padding or augmentation.flip:
         padding = augmentation.crop_padding
         steps = torch.arange(side)
-        rows = steps + (draw("crop row") * (2 * padding + 1)).long()[:, None]  # B S
+        rows = steps + (draw("crop row") * (2 * padding + 1)).long()[:, None]  # (B, S)
         columns = steps + (draw("crop column") * (2 * padding + 1)).long()[:, None]
         if augmentation.flip:
             columns = torch.where(draw("flip")[:, None] < 0.5, columns.flip(1), columns)
         padded = F.pad(pixels, (padding,) * 4)
         image = torch.arange(len(pixels))[:, None, None]
-        pixels = padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        pixels = padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # from (B, S, S, C)
     return pixels

@@ -1,4 +1,4 @@
-"""A data set's card: its classes, pixels, splits and archives, as prepare_data wrote them. Torch-free."""
+"""The card of a data set, `card.json`: classes, pixels, splits and archives. Torch-free."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -11,8 +11,6 @@ from autoformer.frozen import Frozen
 
 
 class DatasetCard(Frozen):
-    """What a data set is, and which archives and splits belong to it."""
-
     name: str
     classes: tuple[str, ...] = Field(min_length=2, description="in the order of their labels, from 0")
     image_size: int | None = Field(
@@ -53,5 +51,5 @@ class DatasetCard(Frozen):
 
 
 def read_card(path: Path) -> DatasetCard:
-    """Raises `AutoFormerError` where the file is missing, damaged or not a card."""
+    """Raises `AutoFormerError` if the file is missing, damaged or not a card."""
     return validated(DatasetCard, read_json(path), str(path))

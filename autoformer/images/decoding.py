@@ -1,10 +1,11 @@
-"""From pictures by number to pixels: a whole picture, or a crop of it at the least scale that it needs.
+"""Decode images by number: whole, or a crop at the smallest scale that it needs.
 
-Letters in shapes: C channels, S pixels on a side of what the model sees, h and w pixels of a crop.
+Dimensions: C channels, S pixels on a side of the model's input, h and w pixels of a crop.
 """
 
 import math
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,14 +16,14 @@ from torchvision.io import decode_jpeg
 
 from autoformer.images.archives import EncodedImages
 from autoformer.images.cache import SCALES, ImageInfo, PixelCache, Pixels
-from autoformer.images.pixels import MODES, one_line, open_header, open_image, to_channels
+from autoformer.images.pixels import MODES, open_header, open_image, pillow_errors, to_channels
 
-GAP = 2.0  # pixels that a crop has to a side, decoded at a part of its size, for each that it is resized to
+GAP = 2.0  # pixels per side of a crop decoded at a smaller scale, for each pixel of the resized crop
 _ORIENTATION = 0x0112  # EXIF
 
 
 class Box(NamedTuple):
-    """A part of a picture, in pixels."""
+    """A crop, in pixels of the whole image."""
 
     left: int
     top: int
@@ -31,7 +32,7 @@ class Box(NamedTuple):
 
 
 class Pictures(Protocol):
-    """Images that are decoded one at a time, as `autoformer.images.archives.EncodedImages` are."""
+    """Images that are decoded one at a time, such as `autoformer.images.archives.EncodedImages`."""
 
     def __len__(self) -> int: ...
 
@@ -39,123 +40,117 @@ class Pictures(Protocol):
 
 
 class Decoder:
-    """Decodes pictures; what fits the budget is decoded once.
+    """Decodes images, and caches them within a budget.
 
     Args:
-        pictures: n of them. `EncodedImages` are kept, and JPEG files among them decoded at a part of their size;
-            others are taken as they are.
-        budget: bytes of memory in which decoded pictures are kept. No result depends on it.
+        pictures: only `EncodedImages` are cached, and only their JPEG files decoded at a smaller scale.
+        budget: bytes of the cache. No result depends on it.
     """
 
     def __init__(self, pictures: Pictures, budget: int = 0) -> None:
         self._pictures = pictures
-        self._kept = None
+        self._cache = None
         if budget and isinstance(pictures, EncodedImages):
-            self._kept = PixelCache(len(pictures), pictures.channels, budget)
+            self._cache = PixelCache(len(pictures), pictures.channels, budget)
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_kept": None}  # another machine, or a process that is not forked: none shared
+        return self.__dict__ | {"_cache": None}  # a process that is not forked does not share it
 
     def prefetch(self, indices: Iterable[int]) -> None:
-        """Say which pictures are wanted next: see `EncodedImages.prefetch`."""
+        """Announce the next images; see `EncodedImages.prefetch`."""
         if isinstance(self._pictures, EncodedImages):
-            self._pictures.prefetch(index for index in indices if not (self._kept and self._kept.has(index)))
+            self._pictures.prefetch(index for index in indices if not (self._cache and self._cache.has(index)))
 
     def image(self, index: int) -> Image.Image:
-        """A whole picture, grey or RGB."""
-        if self._kept is None:
+        """A whole image, grey or RGB."""
+        if self._cache is None or not isinstance(self._pictures, EncodedImages):
             return self._pictures.image(index)
-        pixels = self._whole(index)
+        pixels = _EncodedImage(self._pictures, index, self._cache).pixels(1)
         return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
     def crop(self, index: int, draw: Callable[[int, int], Box], side: int) -> Tensor:
-        """The part of a picture that `draw` names when it is told width and height: uint8 (C, h, w), a view.
+        """The crop that `draw(width, height)` returns: uint8 (C, h, w), a view.
 
-        A JPEG file is decoded at a half, a quarter or an eighth of its size where the crop then still has `GAP`
-        times `side` pixels both ways; then the edges of the crop are moved to whole pixels, by half of one at most.
+        A JPEG file is decoded at a half, a quarter or an eighth of its size if the crop then still has `GAP` times
+        `side` pixels both ways. The edges of the crop then move to whole pixels, by at most half of one.
         """
         if not isinstance(self._pictures, EncodedImages):
-            pixels = _pixels(self._pictures.image(index))
+            pixels = _to_array(self._pictures.image(index))
             return _cut(pixels, draw(pixels.shape[1], pixels.shape[0]), 1)
-        picture = _Encoded(self._pictures, index, self._kept)
-        box = draw(picture.facts.width, picture.facts.height)
-        scale = least_scale(box, side) if picture.facts.reducible else 1
-        return _cut(picture.pixels(scale), box, scale)
-
-    def _whole(self, index: int) -> Pixels:
-        assert isinstance(self._pictures, EncodedImages)
-        return _Encoded(self._pictures, index, self._kept).pixels(1)
+        image = _EncodedImage(self._pictures, index, self._cache)
+        box = draw(image.info.width, image.info.height)
+        scale = least_scale(box, side) if image.info.reducible else 1
+        return _cut(image.pixels(scale), box, scale)
 
 
 def least_scale(box: Box, side: int) -> int:
-    """The largest divisor of its picture's sides at which a crop has enough pixels to be resized to `side`."""
+    """The largest divisor of the image's sides at which a crop has enough pixels to be resized to `side`."""
     return max(scale for scale in SCALES if scale == 1 or min(box.width, box.height) >= GAP * side * scale)
 
 
-class _Encoded:
-    """One picture out of an archive, of which no more is read and decoded than is asked for."""
+class _EncodedImage:
+    """One image of an archive. It is read, parsed and decoded on demand, and each at most once."""
 
-    def __init__(self, pictures: EncodedImages, index: int, kept: PixelCache | None) -> None:
-        self._pictures, self._index, self._kept = pictures, index, kept
-        self._content: bytes | None = None
-        self._header: Image.Image | None = None
-        self._whole: Pixels | None = None
-        facts = kept.facts(index) if kept else None
-        self.facts = facts or self._read_facts()
-        if kept and not facts:
-            kept.note(index, self.facts)
+    def __init__(self, images: EncodedImages, index: int, cache: PixelCache | None) -> None:
+        self._images, self._index, self._cache = images, index, cache
+
+    @cached_property
+    def info(self) -> ImageInfo:
+        info = self._cache.info(self._index) if self._cache else None
+        if info is None:
+            info = self._read_info()
+            if self._cache:
+                self._cache.set_info(self._index, info)
+        return info
 
     def pixels(self, scale: int) -> Pixels:
-        """(h, w, C), not to be written to; `scale` is 1 where the picture is not reducible."""
-        pixels = self._kept.get(self._index, scale) if self._kept else None
+        """(h, w, C), read-only; `scale` is 1 unless the image is reducible."""
+        pixels = self._cache.get(self._index, scale) if self._cache else None
         if pixels is None:
-            pixels = self._decode(scale)
-            if self._kept:
-                self._kept.put(self._index, scale, pixels)
+            pixels = self._decode(scale) if self.info.reducible else self._whole
+            if self._cache:
+                self._cache.put(self._index, scale, pixels)
         return pixels
 
-    def _read_facts(self) -> ImageInfo:
-        content = self._read()
-        with one_line(f"image of {len(content)} bytes"):
-            header = open_header(content)
-            turned = self._pictures.upright and header.getexif().get(_ORIENTATION, 1) != 1
-            plain = header.format == "JPEG" and header.mode == MODES[self._pictures.channels]
-            if plain and not turned:
-                self._header = header
-                return ImageInfo(*header.size, reducible=True)
-        self._whole = _pixels(to_channels(open_image(content, upright=self._pictures.upright), self._pictures.channels))
+    @cached_property
+    def _content(self) -> bytes:
+        return self._images.read(self._index)
+
+    @cached_property
+    def _header(self) -> Image.Image:
+        return open_header(self._content)
+
+    @cached_property
+    def _whole(self) -> Pixels:
+        image = open_image(self._content, upright=self._images.upright)
+        return _to_array(to_channels(image, self._images.channels))
+
+    def _read_info(self) -> ImageInfo:
+        with pillow_errors(f"image of {len(self._content)} bytes"):
+            turned = self._images.upright and self._header.getexif().get(_ORIENTATION, 1) != 1
+            if self._header.format == "JPEG" and self._header.mode == MODES[self._images.channels] and not turned:
+                return ImageInfo(*self._header.size, reducible=True)
         return ImageInfo(self._whole.shape[1], self._whole.shape[0], reducible=False)
 
-    def _read(self) -> bytes:
-        if self._content is None:
-            self._content = self._pictures.read(self._index)
-        return self._content
-
     def _decode(self, scale: int) -> Pixels:
-        if not self.facts.reducible:
-            if self._whole is None:
-                self._read_facts()
-            assert self._whole is not None
-            return self._whole
-        content = self._read()
         if scale == 1:
-            try:  # the same library as Pillow's, the same pixels, two thirds of the time
-                return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8)).permute(1, 2, 0).numpy()
-            except RuntimeError:  # a damaged file: Pillow decodes more of them, and says what it does not
-                return _pixels(open_image(content, upright=False))
-        with one_line(f"image of {len(content)} bytes"):
-            header = self._header or open_header(content)
-            header.draft(None, (header.width // scale, header.height // scale))
-            return _pixels(header)
+            try:  # the same library and pixels as Pillow's, in two thirds of the time
+                encoded = torch.frombuffer(bytearray(self._content), dtype=torch.uint8)
+                return decode_jpeg(encoded).permute(1, 2, 0).numpy()
+            except RuntimeError:  # damaged: Pillow decodes more such files, and its errors are clearer
+                return _to_array(open_image(self._content, upright=False))
+        with pillow_errors(f"image of {len(self._content)} bytes"):
+            self._header.draft(None, (self._header.width // scale, self._header.height // scale))
+            return _to_array(self._header)
 
 
-def _pixels(image: Image.Image) -> Pixels:
+def _to_array(image: Image.Image) -> Pixels:
     array = np.array(image)
     return array[:, :, None] if array.ndim == 2 else array
 
 
 def _cut(pixels: Pixels, box: Box, scale: int) -> Tensor:
-    """uint8 (C, h, w), a view of pixels (height, width, C) that were decoded at a part of the picture's size."""
+    """uint8 (C, h, w), a view of the pixels (height, width, C) of an image decoded at 1 / scale of its size."""
     edges = box.left, box.top, box.left + box.width, box.top + box.height
     left, top, right, bottom = (math.floor(edge / scale + 0.5) for edge in edges)
     return torch.from_numpy(pixels[top:bottom, left:right]).permute(2, 0, 1)

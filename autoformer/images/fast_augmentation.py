@@ -1,11 +1,11 @@
 """The augmentation of `autoformer.images.augmentation.picture_transform`, with the same statistics, in less time.
 
-What is drawn is what timm draws: crop boxes, flips, RandAugment's operations and their strengths have the same
-distributions. They come from one cheap generator a picture instead of three global ones. The crop is drawn before the
-picture is decoded (`autoformer.images.decoding`) and resized by torch's bicubic filter, which is Pillow's in vector
-instructions. Operations that take long in Pillow are computed on arrays (`autoformer.images.pixel_operations`); the
-others are timm's own functions.
-Letters in shapes: C channels, S pixels on a side.
+Crop boxes, flips, and RandAugment's operations and magnitudes have timm's distributions, but come from one cheap
+generator per image instead of three global ones. The crop is drawn before the image is decoded
+(`autoformer.images.decoding`), and resized by torch's vectorised bicubic filter, which equals Pillow's. Operations
+that are slow in Pillow run on arrays (`autoformer.images.pixel_operations`); the others are timm's functions.
+
+Dimensions: C channels, S pixels on a side, h and w pixels of a crop.
 """
 
 import math
@@ -25,40 +25,40 @@ from autoformer.images.decoding import Box, Decoder
 from autoformer.images.pixel_operations import ON_ARRAYS, mirrored
 from autoformer.recipe import Augmentation
 
-LEVELS = 10.0  # timm's magnitude at which an operation is at its strongest
+LEVELS = 10.0  # timm's largest magnitude
 _RATIO = (3 / 4, 4 / 3)  # of a crop's width to its height
 _SIGNED = {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3, "TranslateXRel": 0.45, "TranslateYRel": 0.45}
-_WHOLE = {  # operations whose strength is a whole number
+_INTEGER = {  # operations whose argument is an integer
     "Posterize": lambda level: int(level * 4),
     "PosterizeIncreasing": lambda level: 4 - int(level * 4),
     "Solarize": lambda level: min(256, int(level * 256)),
     "SolarizeIncreasing": lambda level: 256 - min(256, int(level * 256)),
     "SolarizeAdd": lambda level: min(128, int(level * 110)),
 }
-_PLAIN = ("AutoContrast", "Equalize", "Invert")
+_NO_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
 
 
 class Operation(NamedTuple):
-    """One of RandAugment's, by its name in timm, and its strength; None where it has none."""
+    """An operation of RandAugment, by timm's name, and its argument, if any."""
 
     name: str
     strength: float | None
 
 
 class Draw(NamedTuple):
-    """All that is random about one picture but its crop; it is mirrored first."""
+    """All random choices for one image except its crop. It is mirrored first."""
 
     mirrored: bool
     operations: tuple[Operation, ...]
 
 
 class FastAugmentation:
-    """Crops, mirrors and augments pictures; every draw comes from a generator that is handed in.
+    """Crop, flip and RandAugment.
 
     Args:
-        augmentation: with a random resized crop, and no jitter of colours.
+        augmentation: with a random resized crop, without colour jitter.
         image_size: S.
-        mean: of pixels in [0, 1], one a channel: what RandAugment fills with where it has moved a picture.
+        mean: of pixels in [0, 1], one per channel; RandAugment fills with it.
     """
 
     def __init__(self, augmentation: Augmentation, image_size: int, mean: Sequence[float]) -> None:
@@ -69,7 +69,7 @@ class FastAugmentation:
             self._timm = rand_augment(augmentation.rand_augment, image_size, mean)
 
     def __call__(self, decoder: Decoder, index: int, rng: Random, out: Pixels) -> None:
-        """Write one augmented picture to `out`, uint8 (C, S, S)."""
+        """Write one augmented image to `out`, uint8 (C, S, S)."""
         crop = decoder.crop(index, lambda width, height: draw_crop(rng, width, height, self._scale), self._side)
         self.finish(self.resize(crop), self.draw(rng), out)
 
@@ -85,7 +85,7 @@ class FastAugmentation:
         return Draw(mirrored, tuple(operation for operation in drawn if operation))
 
     def finish(self, pixels: Pixels, draw: Draw, out: Pixels) -> None:
-        """What is drawn, done to pixels (S, S, C) and written to `out`, (C, S, S)."""
+        """Apply a draw to pixels (S, S, C), and write them to `out` (C, S, S)."""
         if draw.mirrored:
             pixels = mirrored(pixels)
         for operation in draw.operations:
@@ -99,16 +99,15 @@ class FastAugmentation:
             return ON_ARRAYS[operation.name](pixels, operation.strength, options["fillcolor"])
         grey = pixels.shape[2] == 1
         image = Image.fromarray(pixels[:, :, 0] if grey else pixels)
-        strength = () if operation.strength is None else (operation.strength,)
-        changed = np.asarray(NAME_TO_OP[operation.name](image, *strength, **options))
+        arguments = () if operation.strength is None else (operation.strength,)
+        changed = np.asarray(NAME_TO_OP[operation.name](image, *arguments, **options))
         return changed[:, :, None] if grey else changed
 
 
 def draw_crop(rng: Random, width: int, height: int, scale: tuple[float, float]) -> Box:
-    """A box of a share of the area between `scale`, of a ratio between 3:4 and 4:3, anywhere in the picture.
+    """A random resized crop: area in `scale` as a fraction of the image, width to height between 3:4 and 4:3.
 
-    As timm's `RandomResizedCropAndInterpolation.get_params`: ten tries, then the largest box of a legal ratio at the
-    centre.
+    Like timm's `RandomResizedCropAndInterpolation.get_params`: ten tries, then the largest legal box at the centre.
     """
     for _ in range(10):
         area = rng.uniform(*scale) * width * height
@@ -126,7 +125,7 @@ def draw_crop(rng: Random, width: int, height: int, scale: tuple[float, float]) 
 
 
 def draw_operation(rng: Random, operation: AugmentOp) -> Operation | None:
-    """Whether one of timm's operations is done at all, and how strongly."""
+    """Whether one of timm's operations is applied, and with which argument."""
     if operation.prob < 1 and rng.random() > operation.prob:
         return None
     magnitude, deviation = operation.magnitude, operation.magnitude_std
@@ -139,17 +138,17 @@ def draw_operation(rng: Random, operation: AugmentOp) -> Operation | None:
 
 
 def _strength(rng: Random, name: str, level: float) -> float | None:
-    """What timm's function of that name takes (the table `LEVEL_TO_ARG` there, which draws signs globally)."""
-    if name in _PLAIN:
+    """The argument of timm's function of that name (`LEVEL_TO_ARG` there, which draws signs from global `random`)."""
+    if name in _NO_ARGUMENT:
         return None
-    if name in _WHOLE:
-        return _WHOLE[name](level)
+    if name in _INTEGER:
+        return _INTEGER[name](level)
     if name in _SIGNED:
-        return _either_sign(rng, _SIGNED[name] * level)
+        return _random_sign(rng, _SIGNED[name] * level)
     if name.endswith("Increasing"):  # colour, contrast, brightness, sharpness: 1 is no change
-        return max(0.1, 1 + _either_sign(rng, 0.9 * level))
+        return max(0.1, 1 + _random_sign(rng, 0.9 * level))
     return 1.8 * level + 0.1
 
 
-def _either_sign(rng: Random, value: float) -> float:
+def _random_sign(rng: Random, value: float) -> float:
     return -value if rng.random() > 0.5 else value

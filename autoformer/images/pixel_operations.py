@@ -1,9 +1,10 @@
-"""RandAugment's slowest operations on arrays: Pillow's arithmetic, along one axis where Pillow goes along two.
+"""RandAugment's slowest operations on arrays, with Pillow's arithmetic along one axis instead of two.
 
-A shear or a translation moves each row (or column) by one distance, so that four neighbours in it decide a pixel;
-Pillow weighs sixteen. Sharpness needs sums of neighbours. Each equals timm's function to the last bit but for a pixel
-in ten thousand, which lies so near a whole number that 32 bits round it otherwise: held by a test.
-Letters in shapes: h, w pixels, C channels.
+A shear or translation moves each row (or column) by one distance, so a pixel depends on 4 neighbours in it; Pillow
+weighs 16. Sharpness needs sums of neighbours. Results equal timm's, except for 1 pixel in 10,000, which is so near an
+integer that float32 rounds it differently (held by a test).
+
+Dimensions: h, w pixels, C channels.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ def shear_x(pixels: Pixels, factor: float, fill: Fill) -> Pixels:
 
 
 def shear_y(pixels: Pixels, factor: float, fill: Fill) -> Pixels:
-    return _turned(shear_x(_turned(pixels), factor, fill))
+    return _transposed(shear_x(_transposed(pixels), factor, fill))
 
 
 def translate_x(pixels: Pixels, share: float, fill: Fill) -> Pixels:
@@ -34,33 +35,27 @@ def translate_x(pixels: Pixels, share: float, fill: Fill) -> Pixels:
 
 def translate_y(pixels: Pixels, share: float, fill: Fill) -> Pixels:
     """`share`: of the height."""
-    return _turned(translate_x(_turned(pixels), share, fill))
+    return _transposed(translate_x(_transposed(pixels), share, fill))
 
 
 def mirrored(pixels: Pixels) -> Pixels:
-    """Left becomes right."""
     return _transposed(pixels, Image.Transpose.FLIP_LEFT_RIGHT)
 
 
-def _turned(pixels: Pixels) -> Pixels:
-    """Rows become columns."""
-    return _transposed(pixels, Image.Transpose.TRANSPOSE)
-
-
-def _transposed(pixels: Pixels, way: Image.Transpose) -> Pixels:
-    """By Pillow, which takes a third of numpy's time where a pixel has three bytes."""
+def _transposed(pixels: Pixels, way: Image.Transpose = Image.Transpose.TRANSPOSE) -> Pixels:
+    """By Pillow, in a third of numpy's time for RGB."""
     grey = pixels.shape[2] == 1
-    turned = np.asarray(Image.fromarray(pixels[:, :, 0] if grey else pixels).transpose(way))
-    return turned[:, :, None] if grey else turned
+    transposed = np.asarray(Image.fromarray(pixels[:, :, 0] if grey else pixels).transpose(way))
+    return transposed[:, :, None] if grey else transposed
 
 
 def _moved(pixels: Pixels, distances: npt.NDArray[np.floating], fill: Fill) -> Pixels:
-    """Each row read from `distances` (h,) further right, between pixels by Pillow's cubic; `fill` beyond the edges."""
+    """Sample each row `distances` (h,) further right with Pillow's cubic; `fill` beyond the edges."""
     height, width, channels = pixels.shape
     whole = np.floor(distances).astype(np.int64)
     part = (distances - whole).astype(np.float32)[:, None]
     reach = int(np.abs(whole).max()) + 3
-    # what lies further out than the neighbours of an edge is read, but its results are filled over: anything will do
+    # pixels beyond the neighbours of an edge stay uninitialised: `fill` overwrites their results
     wide = np.empty((height, width + 2 * reach, channels), dtype=np.uint8)
     wide[:, reach:-reach], wide[:, reach - 3 : reach], wide[:, -reach:][:, :3] = pixels, pixels[:, :1], pixels[:, -1:]
     wide = wide.reshape(height, -1)
@@ -69,7 +64,7 @@ def _moved(pixels: Pixels, distances: npt.NDArray[np.floating], fill: Fill) -> P
         taps[row] = wide[row, start : start + taps.shape[1]]
     moved = _cubic(taps.astype(np.float32), part, channels)
     filling = np.tile(np.array(fill, dtype=np.uint8), width)
-    # from where on, or up to where, a pixel's centre is moved out of the picture
+    # the first or last column whose centre moves out of the image
     edges = np.ceil(np.where(distances > 0, width, 0) - 0.5 - distances).astype(np.int64)
     for row, edge in enumerate((edges.clip(0, width) * channels).tolist()):
         part_of_row = slice(edge, None) if distances[row] > 0 else slice(edge)
@@ -78,10 +73,10 @@ def _moved(pixels: Pixels, distances: npt.NDArray[np.floating], fill: Fill) -> P
 
 
 def _cubic(taps: Floats, part: Floats, channels: int) -> Pixels:
-    """Between the second and the third of four neighbours, `part` of the way: (h, w + 3 of C each) to (h, w of C each).
+    """Interpolate `part` (h, 1) of the way from the second to the third of 4 neighbours: (h, (w + 3) C) -> (h, w C).
 
-    Pillow's cubic (its Geometry.c) has slope -1 where the usual ones have -1/2 or -3/4, and what follows the point is
-    cut off. In this order no rounding can move a value that all neighbours share.
+    Pillow's cubic (Geometry.c) has slope -1 instead of -1/2 or -3/4, and truncates. In this order of operations
+    rounding cannot change a value that all neighbours share.
     """
     size = taps.shape[1] - 3 * channels
     before, here, after, beyond = (taps[:, k * channels : k * channels + size] for k in range(4))
@@ -100,7 +95,7 @@ def _cubic(taps: Floats, part: Floats, channels: int) -> Pixels:
 
 
 def sharpness(pixels: Pixels, factor: float, fill: Fill) -> Pixels:
-    """Blend a picture with its smoothed self; the outermost pixels stay as they are."""
+    """Extrapolate from the smoothed image; the outermost pixels stay unchanged."""
     wide = pixels.astype(np.float32)
     inner = wide[1:-1, 1:-1]
     rows = wide[:, :-2] + wide[:, 1:-1]

@@ -1,7 +1,7 @@
-"""From an image file to upright pixels of one size: one way for packing, training, evaluation, prediction. Torch-free.
+"""From an image file to upright pixels of one size, for packing, training, evaluation and prediction. Torch-free.
 
-Any mode that Pillow reads becomes grey or RGB, transparent parts black; the orientation that the camera noted is
-applied; the shorter side is brought to `resized_side` by one antialiased bicubic resize.
+Any mode that Pillow reads becomes grey or RGB, transparent parts black. The EXIF orientation is applied. The shorter
+side becomes `resized_side` by one antialiased bicubic resize.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from autoformer.errors import AutoFormerError
 
 MODES = {1: "L", 3: "RGB"}
-LONGEST_TO_SHORTEST = 30  # a strip longer than this shows nothing once its centre is cut out
+LONGEST_TO_SHORTEST = 30  # the centre crop of a longer strip shows nothing
 _PIL_ERRORS = (
     OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, ArithmeticError,
     RuntimeError, struct.error, zlib.error,
@@ -30,26 +30,26 @@ _SMALLEST_WITH_MARGIN = 48
 
 
 def resized_side(image_size: int) -> int:
-    """Pixels of the shorter side before the centre crop of `image_size`: the evaluation protocol of ImageNet.
+    """Pixels of the shorter side before the centre crop: int(256 / 224 * size), the evaluation protocol of ImageNet.
 
-    int(256 / 224 * size), as published; small images, below 48 pixels, have no margin to lose and keep their size.
+    Images below 48 pixels are not cropped.
     """
     return int(256 / 224 * image_size) if image_size >= _SMALLEST_WITH_MARGIN else image_size
 
 
 def open_image(source: Path | bytes, shorter_side: int | None = None, upright: bool = True) -> Image.Image:
-    """Decode an image file, or the bytes of one; the first frame of several.
+    """Decode an image file, or its bytes; the first frame of several.
 
     Args:
-        shorter_side: of the image that is wanted in the end, in pixels. A JPEG much larger than that is decoded
-            at a half, a quarter or an eighth of its size, never below twice what is wanted.
-        upright: turn it as its camera noted.
+        shorter_side: of the final image, in pixels. A much larger JPEG is decoded at a half, a quarter or an eighth of
+            its size, with at least twice this side.
+        upright: apply the EXIF orientation.
 
     Raises:
         AutoFormerError: no such file, or not an image that Pillow can read.
     """
     where = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
-    with one_line(where):
+    with pillow_errors(where):
         image = open_header(source)
         if shorter_side is not None and min(image.size) > 2 * shorter_side:
             factor = 2 * shorter_side / min(image.size)
@@ -59,8 +59,8 @@ def open_image(source: Path | bytes, shorter_side: int | None = None, upright: b
 
 
 def open_header(source: Path | bytes) -> Image.Image:
-    """An image file that is not decoded yet: its size, mode and metadata. To be used inside `one_line`."""
-    # Pillow warns of large images and odd metadata, and reads them. Not catch_warnings: threads share what it sets.
+    """Size, mode and metadata of an image file, not decoded. Call inside `pillow_errors`."""
+    # Pillow warns of large images and odd metadata, but reads them. catch_warnings is not thread-safe.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
     _check_shape(image.size, str(source) if isinstance(source, Path) else f"image of {len(source)} bytes")
@@ -68,8 +68,8 @@ def open_header(source: Path | bytes) -> Image.Image:
 
 
 @contextlib.contextmanager
-def one_line(where: str) -> Iterator[None]:
-    """Whatever Pillow raises of an image as an `AutoFormerError` of one line, which begins with `where` it is."""
+def pillow_errors(where: str) -> Iterator[None]:
+    """Turn Pillow's errors into an `AutoFormerError` of one line that begins with `where`."""
     try:
         yield
     except AutoFormerError:
@@ -97,14 +97,13 @@ def _check_shape(size: tuple[int, int], where: str) -> None:
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """An image of any mode as grey (1 channel) or RGB (3); transparent parts become black.
+    """Convert an image of any mode to grey (1 channel) or RGB (3); transparent parts become black.
 
-    Raises `AutoFormerError` for pixels whose range nothing tells (floating point, beyond 16 bits), and for other
-    channel counts.
+    Raises `AutoFormerError` for pixels of unknown range (floating point, more than 16 bits) and other channel counts.
     """
     if channels not in MODES:
         raise AutoFormerError(f"the model takes images of {channels} channels; image files have 1 or 3")
-    if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip to white
+    if image.mode.startswith("I"):  # 16 bits: Pillow's conversion would clip to white
         array: npt.NDArray[np.int64] = np.asarray(image).astype(np.int64)
         if array.min() < 0 or array.max() > _MOST_16_BIT:
             raise AutoFormerError("the image has pixels beyond 16 bits, of unknown range; save it with 8 bits")
@@ -112,7 +111,7 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     elif image.mode == "F":
         raise AutoFormerError("the image has floating-point pixels, of unknown range; save it with 8 bits a channel")
     if image.mode == "LAB":
-        image = image.convert("RGB")  # from which alone Pillow goes on to grey
+        image = image.convert("RGB")  # Pillow has no direct conversion to grey
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
@@ -120,8 +119,7 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
 
 
 def resize_shorter_side(image: Image.Image, pixels: int) -> Image.Image:
-    """The whole image, resized so that its shorter side has so many pixels; the longer loses its fraction of one, as in
-    torchvision's Resize."""
+    """Resize so that the shorter side has `pixels`; the longer side is rounded down, as in torchvision's Resize."""
     if min(image.size) == pixels:
         return image
     longer = int(pixels * max(image.size) / min(image.size))
@@ -130,7 +128,7 @@ def resize_shorter_side(image: Image.Image, pixels: int) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The square of `size` pixels at the centre of an image that is at least as large, as torchvision cuts it."""
+    """The central square of `size` pixels of an image that is at least as large, as in torchvision."""
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
 
@@ -144,10 +142,10 @@ def to_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
 def model_pixels(
     image: Image.Image, channels: int, image_size: int, shorter_side: int | None = None
 ) -> npt.NDArray[np.uint8]:
-    """What evaluation sees of an image: channels, shorter side resized, centre crop: uint8 (C, S, S).
+    """The model's input in evaluation: channels converted, shorter side resized, centre crop; uint8 (C, S, S).
 
-    Pixel by pixel what torchvision's Resize (bicubic) and CenterCrop make of it, by which the published accuracies are.
-    `shorter_side`: before the crop, in pixels; `resized_side` unless it is given.
+    Equal to torchvision's Resize (bicubic) and CenterCrop, with which the published accuracies were measured.
+    `shorter_side`: pixels before the crop; by default `resized_side`.
     """
     resized = resize_shorter_side(to_channels(image, channels), shorter_side or resized_side(image_size))
     return to_pixels(center_crop(resized, image_size))

@@ -1,4 +1,4 @@
-"""Batches that worker processes decode ahead, in order: one way for training and evaluation."""
+"""Batches that worker processes decode in advance, in order. For training and evaluation."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
@@ -12,32 +12,32 @@ from autoformer.errors import AutoFormerError
 Item = TypeVar("Item")
 
 
-def prefetched(decode: Callable[[Item], Tensor], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Tensor]:
-    """`decode` of each item, in their order, whatever the number of workers; pinned where there is a GPU to copy to.
+def prefetched(decode: Callable[[Item], Tensor], items: Iterable[Item], workers: int, factor: int) -> Iterator[Tensor]:
+    """`decode(item)` of each item, in order, in pinned memory if there is a GPU.
 
     Args:
-        decode: a batch; a function of its argument alone. Workers are forked, or it is picklable.
-        items: what each batch is made of; may be endless.
-        workers: processes; 0 for none, then the caller's own decodes each batch when it is asked for.
-        ahead: batches that each worker decodes before they are asked for.
+        decode: a function of its argument alone. Workers are forked, or it is picklable.
+        items: one per batch; may be endless.
+        workers: processes; 0 to decode in this process, on demand.
+        factor: batches that each worker decodes in advance.
 
     Raises:
-        AutoFormerError: that of `decode`, from the batch that it belongs to; those after it can still be had.
+        AutoFormerError: from `decode`, for its batch; later batches can still be read.
     """
     loader = DataLoader(
         _Guarded(decode),
         batch_size=None,
         sampler=items,
         num_workers=workers,
-        prefetch_factor=ahead if workers else None,
+        prefetch_factor=factor if workers else None,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else a start of the loader would draw from the global one
+        generator=torch.Generator(),  # otherwise the start of a loader draws from the global one
     )
-    return map(_batch, loader)
+    return map(_raise_error, loader)
 
 
 class _Guarded(Dataset[Tensor | AutoFormerError], Generic[Item]):
-    """An error is a value, or its line would come with a worker's traceback."""
+    """Returns errors as values: raised in a worker, they would come with its traceback."""
 
     def __init__(self, decode: Callable[[Item], Tensor]) -> None:
         self._decode = decode
@@ -49,7 +49,7 @@ class _Guarded(Dataset[Tensor | AutoFormerError], Generic[Item]):
             return error
 
 
-def _batch(found: Tensor | AutoFormerError) -> Tensor:
-    if isinstance(found, AutoFormerError):
-        raise found
-    return found
+def _raise_error(batch: Tensor | AutoFormerError) -> Tensor:
+    if isinstance(batch, AutoFormerError):
+        raise batch
+    return batch

@@ -1,4 +1,4 @@
-"""Where the archives of a data folder lie: in it, or where its `source.yaml` says. Torch-free."""
+"""Where the archives of a data folder are: in the folder, or where its `source.yaml` says. Torch-free."""
 
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -10,11 +10,11 @@ from autoformer.files import parse_yaml, read_yaml
 from autoformer.frozen import Frozen
 
 SOURCE = "source.yaml"
-REMOTE = "s3://"  # begins a location that is no folder
+REMOTE = "s3://"
 
 
 class ByteRange(NamedTuple):
-    """Where an image file lies."""
+    """The position of an image file in an archive."""
 
     archive: str
     offset: int
@@ -22,7 +22,7 @@ class ByteRange(NamedTuple):
 
 
 class SourceArchive(Frozen):
-    """What a large archive must be, told before it is read (bytes) and after."""
+    """Expected md5 and size of a large archive."""
 
     md5: str
     bytes: int | None = Field(None, gt=0)
@@ -33,7 +33,7 @@ def _location(value: Any) -> Any:
 
 
 class Source(Frozen):
-    """`source.yaml` of a data folder whose archives are too large to lie in it."""
+    """`source.yaml` of a data folder whose archives are elsewhere."""
 
     location: Annotated[Path | str, BeforeValidator(_location)] = Field(
         description="the folder of the archives, a relative one as seen from the data folder; or s3://bucket/folder"
@@ -42,10 +42,7 @@ class Source(Frozen):
 
 
 def archive_folder(data: Path) -> Path:
-    """Where the archives of a data folder lie: in it, or where its `source.yaml` says.
-
-    Raises `AutoFormerError` where that is no folder: then a reader of that place has to be given.
-    """
+    """The folder of the archives of a data folder. Raises `AutoFormerError` if they are remote: give a reader then."""
     location = read_source(data).location if (data / SOURCE).is_file() else Path()
     if isinstance(location, str):
         raise AutoFormerError(
@@ -56,11 +53,11 @@ def archive_folder(data: Path) -> Path:
 
 
 def read_source(data: Path) -> Source:
-    """Raises `AutoFormerError` where the data folder has no `source.yaml`, or one that is not as it should be."""
+    """Raises `AutoFormerError` if the data folder has no valid `source.yaml`."""
     file = data / SOURCE
     return validated(Source, read_yaml(file), str(file))
 
 
 def parse_source(text: str, where: str) -> Source:
-    """The text of a `source.yaml`. Raises `AutoFormerError`, naming `where` it is from."""
+    """Parse the text of a `source.yaml`. Raises `AutoFormerError` that names `where`."""
     return validated(Source, parse_yaml(text, where), where)

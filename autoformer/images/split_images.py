@@ -1,8 +1,8 @@
-"""The images of a split, checked against the card, read into memory. Torch-free.
+"""The images of a split: rows checked against the card, and pixels read into memory. Torch-free.
 
-Images are read out of the archives as they were delivered; nothing is unpacked to disk.
+Images are read from the archives; nothing is unpacked to disk.
 
-Letters in shapes: n images, C channels, S pixels in height and in width.
+Dimensions: n images, C channels, S pixels on a side.
 """
 
 import gzip
@@ -45,20 +45,17 @@ def load_images(
     """Read the images of a split into memory, in the order of its rows.
 
     Args:
-        split: a split file that `card` names by its hash.
-        data: the folder of the archives, or of the card that says where they are.
-        card: the data set's card.
-        limit: read the first so many images; None for all.
-        image_size: S, to which encoded images are resized and cut (`autoformer.images.pixels.model_pixels`); by default
-            the card's. Raw images have one size.
-        name: which of the card's splits it must be; None for any.
-        hash_of: sha256 of an archive; one that remembers it spares reading a large one each time.
-        reader: of archives that lie elsewhere than in files. Instead of a whole archive each image is then held
-            against its checksum.
+        split: a split file whose hash is on the card.
+        data: the folder of the archives, or of the `source.yaml` that names it.
+        limit: read the first images only.
+        image_size: S of encoded images (`autoformer.images.pixels.model_pixels`); by default the card's.
+        name: the split on the card; None for any.
+        hash_of: sha256 of an archive, such as a `HashCache`.
+        reader: of remote archives. The checksum of each image is then checked instead of the archive's.
 
     Raises:
-        AutoFormerError: one line, where the split is missing, damaged or not of this card, an archive is
-            missing or has another checksum than on the card, or a row points outside its archive.
+        AutoFormerError: the split is missing, damaged or not on the card, an archive is missing or has another
+            checksum, or a row is outside its archive.
     """
     rows = read_rows(split, data, card, name, hash_of, reader)
     if limit is not None:
@@ -70,9 +67,8 @@ def load_images(
         pixels = raw_pixels(rows, data, card.channels, card.image_size, split)
     else:
         pixels = _decoded(rows, data, card, image_size, reader)
-    return DecodedSplit(
-        pixels, rows.labels.astype(np.int64), [checksum.decode() for checksum in rows.checksums.tolist()]
-    )
+    checksums = [checksum.decode() for checksum in rows.checksums.tolist()]
+    return DecodedSplit(pixels, rows.labels.astype(np.int64), checksums)
 
 
 def read_rows(
@@ -83,11 +79,9 @@ def read_rows(
     hash_of: HashOf = hash_file,
     reader: RemoteReader | None = None,
 ) -> Split:
-    """The rows of a split, after checking them against the card, and the archives too.
+    """The rows of a split, checked against the card, and its archives; of remote archives only the size is checked.
 
-    Of archives that lie elsewhere (`reader`) it is seen only that they are there and large enough.
-
-    Raises `AutoFormerError` as `load_images` does.
+    Arguments and errors as in `load_images`.
     """
     rows = read_split(split)
     _check_rows(rows, split, card, name)
@@ -106,12 +100,12 @@ def read_rows(
 
 
 def archive_names(rows: Split) -> list[str]:
-    """The archives that hold these rows, sorted."""
+    """Names of the archives of these rows, sorted."""
     return sorted(set(rows.archives.tolist()))
 
 
 def check_places(rows: Split, split: Path, data: Path, reader: RemoteReader | None = None) -> None:
-    """Raise `AutoFormerError` where a row of `split` points outside its archive, a file that is not compressed."""
+    """Raise `AutoFormerError` if a row of `split` is outside its uncompressed archive."""
     size_of = reader.size_of if reader else lambda name: (archive_folder(data) / name).stat().st_size
     for name in archive_names(rows):
         here, end = rows.archives == name, size_of(name)
@@ -121,9 +115,9 @@ def check_places(rows: Split, split: Path, data: Path, reader: RemoteReader | No
 
 
 def raw_pixels(rows: Split, data: Path, channels: int, image_size: int, split: Path | None = None) -> np.ndarray:
-    """Images that are stored as they are: uint8 (n, C, S, S).
+    """Raw images: uint8 (n, C, S, S).
 
-    Raises `AutoFormerError` where an archive is missing or damaged, or a row of `split` points outside of it.
+    Raises `AutoFormerError` if an archive is missing or damaged, or a row of `split` is outside it.
     """
     folder, image_bytes = archive_folder(data), channels * image_size**2
     flat = np.empty((len(rows.labels), image_bytes), dtype=np.uint8)
@@ -142,10 +136,7 @@ def raw_pixels(rows: Split, data: Path, channels: int, image_size: int, split: P
 
 
 def read_archive(path: Path) -> bytes:
-    """All bytes of an archive, decompressed where its name ends in .gz.
-
-    Raises `AutoFormerError` where it is missing or damaged.
-    """
+    """All bytes of an archive, decompressed if it is a .gz. Raises `AutoFormerError` if it is missing or damaged."""
     try:
         data = path.read_bytes()
         return gzip.decompress(data) if path.suffix == ".gz" else data
@@ -156,7 +147,7 @@ def read_archive(path: Path) -> bytes:
 
 
 def check_archive(path: Path, sha256: str, hash_of: HashOf = hash_file) -> None:
-    """Raise `AutoFormerError` unless the file is there and has this checksum."""
+    """Raise `AutoFormerError` unless the file exists and has this checksum."""
     if not path.is_file():
         raise AutoFormerError(f"{path}: no such archive; `make data` fetches it")
     found = hash_of(path)
@@ -169,7 +160,7 @@ def check_archive(path: Path, sha256: str, hash_of: HashOf = hash_file) -> None:
 def _decoded(
     rows: Split, data: Path, card: DatasetCard, image_size: int | None, reader: RemoteReader | None
 ) -> np.ndarray:
-    """Decode on all cores: Pillow lets go of the interpreter meanwhile."""
+    """Decode with threads: Pillow releases the GIL."""
     size = image_size or card.image_size
     if size is None:
         raise AutoFormerError(f"{card.name}: its images are of any size; say to which they are resized")

@@ -1,6 +1,6 @@
-"""Images that are decoded while those before them are classified: what does not fit into memory is evaluated all same.
+"""Images that are decoded during evaluation, for splits that do not fit into memory.
 
-Dimensions: n images, B images of a batch, C channels, S pixels on a side.
+Dimensions: B images of a batch, C channels, S pixels on a side.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,24 +11,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from autoformer.distributed import SINGLE_PROCESS, World
 from autoformer.images.decoding import Decoder, Pictures
 from autoformer.images.prefetch import prefetched
 
-PREFETCH_FACTOR = 2  # batches that a worker decodes before they are asked for
+PREFETCH_FACTOR = 2  # batches that each worker decodes in advance
 
 
 class StreamedPixels:
-    """Images as a model sees them, batch by batch, in their order: each once, none padded, none left out.
+    """Images as the model sees them, batch by batch, in order, without padding.
 
     Args:
-        pictures: n images. Workers are forked, or it is picklable.
-        pixels_of: a picture as uint8 (C, S, S), the same for each call; `autoformer.images.pixels.model_pixels`, say.
-        batch_size: B; the last batch has what is left.
-        workers: processes that decode; 0 for none, then the caller's own does.
-        world: which of the processes that evaluate together this is. It sees its share of the images, every
-            `count`-th, and `autoformer.evaluation.gather_logits` brings the shares together.
-        limit: the first so many images only.
+        pictures: workers are forked, or it is picklable.
+        pixels_of: decoded image -> uint8 (C, S, S), such as `autoformer.images.pixels.model_pixels`.
+        batch_size: B; the last batch may be smaller.
+        workers: processes that decode; 0 to decode in this process.
     """
 
     def __init__(
@@ -37,12 +33,9 @@ class StreamedPixels:
         pixels_of: Callable[[Image.Image], npt.NDArray[np.uint8]],
         batch_size: int,
         workers: int = 0,
-        world: World = SINGLE_PROCESS,
-        limit: int | None = None,
     ) -> None:
-        share = world.shard(range(len(pictures))[:limit])
-        self.images = len(share)
-        self._batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+        self.images = len(pictures)
+        self._batches = [range(self.images)[start : start + batch_size] for start in range(0, self.images, batch_size)]
         self._decoder, self._pixels_of, self._workers = Decoder(pictures), pixels_of, workers
 
     def __iter__(self) -> Iterator[Tensor]:

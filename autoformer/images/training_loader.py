@@ -1,17 +1,16 @@
-"""Training images by batch number: order, repeated augmentation, decoding, in this process or in workers.
+"""Training images by batch number: sample order, repeated augmentation, decoding in worker processes.
 
-`TrainingLoader.batch(number)` is a function of its arguments: whichever batches came before, and however many worker
-processes decode ahead, the same number gives the same bytes. That is what makes training resume in mid-epoch.
+`batch(number)` depends on its argument alone, not on earlier batches or the number of workers. So training resumes in
+mid-epoch.
+
 Dimensions: n images, B images of a batch, C channels, S pixels on a side.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import count
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,6 +19,7 @@ from autoformer.distributed import SINGLE_PROCESS, World
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.augmentation import picture_transform
 from autoformer.images.batches import augment
+from autoformer.images.cache import Pixels
 from autoformer.images.decoding import Decoder
 from autoformer.images.fast_augmentation import FastAugmentation
 from autoformer.images.prefetch import prefetched
@@ -27,7 +27,7 @@ from autoformer.images.split_images import DecodedSplit
 from autoformer.randomness import IntArray, derived_rng, repeated_order, seeded
 from autoformer.recipe import Augmentation, Recipe
 
-PREFETCH_FACTOR = 4  # batches that a worker decodes before they are asked for
+PREFETCH_FACTOR = 4  # batches that each worker decodes in advance
 
 
 class Batch(NamedTuple):
@@ -36,16 +36,14 @@ class Batch(NamedTuple):
 
 
 class BatchOrder:
-    """Which sample, and which copy of it, stands at each place of training.
-
-    Several ranks take the batches of one order in turns, so that together they see what one alone would see: a step
-    of one rank with two batches is a step of two ranks with one batch each.
+    """The samples of each batch. Ranks take the batches of one order in turn, so W ranks see the images that one sees.
 
     Args:
-        images_per_step: of an optimiser step, all ranks together; what does not fill a step at the end of an epoch is
-            left out.
-        batch_size: of one batch, a whole part of a step.
-        ranks: whose batches these are; it numbers its own from 0.
+        samples: n.
+        images_per_step: of an optimiser step, over all ranks. An incomplete step at the end of an epoch is dropped.
+        batch_size: B, of a micro-batch.
+        repeats: copies of each sample, for repeated augmentation.
+        world: each rank numbers its own batches from 0.
     """
 
     def __init__(
@@ -63,20 +61,21 @@ class BatchOrder:
         self._epoch: tuple[int, tuple[IntArray, IntArray]] | None = None
 
     def batch(self, number: int) -> tuple[int, IntArray, IntArray]:
-        """Epoch, samples (B,) and copies (B,) of this rank's batch of that number."""
-        epoch, place = divmod(number * self.world.size + self.world.rank, self.batches_per_epoch)
+        """Epoch, samples (B,) and copy numbers (B,) of this rank's batch `number`."""
+        epoch, position = divmod(number * self.world.size + self.world.rank, self.batches_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, repeated_order(self.seed, epoch, self.samples, self.repeats)
-        here = slice(place * self.batch_size, (place + 1) * self.batch_size)
+        here = slice(position * self.batch_size, (position + 1) * self.batch_size)
         samples, copies = self._epoch[1]
         return epoch, samples[here], copies[here]
 
 
 class InMemoryLoader:
-    """Images that lie in memory at the model's size, augmented batch by batch.
+    """Images in memory, of the model's size, augmented batch by batch.
 
     Args:
-        pixels: uint8 (n, C, S, S). labels: int64 (n,).
+        pixels: uint8 (n, C, S, S).
+        labels: int64 (n,).
     """
 
     def __init__(self, pixels: Tensor, labels: Tensor, order: BatchOrder, augmentation: Augmentation) -> None:
@@ -85,15 +84,12 @@ class InMemoryLoader:
     def batch(self, number: int) -> Batch:
         epoch, samples, copies = self.order.batch(number)
         index = torch.from_numpy(samples)
-        drawn = samples + copies * self.order.samples  # a copy draws as a sample of its own
-        pixels = augment(self._pixels[index], drawn, self._augmentation, self.order.seed, epoch)
+        keys = samples + copies * self.order.samples  # each copy draws as a sample of its own
+        pixels = augment(self._pixels[index], keys, self._augmentation, self.order.seed, epoch)
         return Batch(pixels, self._labels[index])
 
     def close(self) -> None:
         pass
-
-
-Augment = Callable[[Decoder, int, tuple[object, ...], npt.NDArray[np.uint8]], None]
 
 
 class DecodingLoader:
@@ -102,10 +98,9 @@ class DecodingLoader:
     Args:
         decoder: of n images.
         labels: int64 (n,).
-        augment: writes one augmented image, uint8 (C, S, S); a function of its arguments alone. See `exactly` and
-            `quickly`.
+        augmentation: the fast path, or a transform to uint8 (C, S, S) that draws from the global generators.
         shape: C, S, S.
-        workers: processes that decode ahead; 0 for none, then the caller's own process does.
+        workers: processes that decode in advance; 0 to decode in this process.
     """
 
     def __init__(
@@ -113,77 +108,49 @@ class DecodingLoader:
         decoder: Decoder,
         labels: Tensor,
         order: BatchOrder,
-        augment: Augment,
+        augmentation: FastAugmentation | Callable[[Image.Image], Tensor],
         shape: tuple[int, int, int],
         workers: int,
     ) -> None:
-        self._labels, self.order, self._workers = labels, order, workers
-        self._decode = _Decoded(decoder, augment, shape, order.seed)
+        self._decoder, self._labels, self.order, self._augmentation = decoder, labels, order, augmentation
+        self._shape, self._workers = shape, workers
         self._next = 0
         self._stream: Iterator[Tensor] | None = None
 
     def batch(self, number: int) -> Batch:
         if self._stream is None or self._next != number:
             self.close()
-            wanted = map(self.order.batch, count(number))
-            self._stream = prefetched(self._decode, wanted, self._workers, PREFETCH_FACTOR)
+            self._stream = prefetched(
+                self._decode, map(self.order.batch, count(number)), self._workers, PREFETCH_FACTOR
+            )
         self._next = number + 1
         _, samples, _ = self.order.batch(number)
         return Batch(next(self._stream), self._labels[torch.from_numpy(samples)])
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         self._stream = None
 
-
-class _Decoded:
-    """Batches, by what `Order.batch` says of them."""
-
-    def __init__(self, decoder: Decoder, augment: Augment, shape: tuple[int, int, int], seed: int) -> None:
-        self._decoder, self._augment, self._shape, self._seed = decoder, augment, shape, seed
-
-    def __call__(self, batch: tuple[int, IntArray, IntArray]) -> Tensor:
+    def _decode(self, batch: tuple[int, IntArray, IntArray]) -> Tensor:
         """uint8 (B, C, S, S)."""
         epoch, samples, copies = batch
         self._decoder.prefetch(dict.fromkeys(samples.tolist()))
         pixels = np.empty((len(samples), *self._shape), dtype=np.uint8)
         for out, sample, copy in zip(pixels, samples.tolist(), copies.tolist(), strict=True):
-            self._augment(self._decoder, sample, ("augmentation", self._seed, epoch, sample, copy), out)
+            key = ("augmentation", self.order.seed, epoch, sample, copy)
+            if isinstance(self._augmentation, FastAugmentation):
+                self._augmentation(self._decoder, sample, derived_rng(*key), out)
+            else:
+                image = self._decoder.image(sample)
+                with seeded(*key):
+                    out[:] = self._augmentation(image).numpy()
         return torch.from_numpy(pixels)
 
 
-def exactly(transform: Callable[[Image.Image], Tensor]) -> Augment:
-    """By a transform that draws from the global generators, which are seeded around it."""
-    return partial(_exactly, transform)
-
-
-def _exactly(
-    transform: Callable[[Image.Image], Tensor],
-    decoder: Decoder,
-    index: int,
-    seed: tuple[object, ...],
-    out: npt.NDArray[np.uint8],
-) -> None:
-    picture = decoder.image(index)
-    with seeded(*seed):
-        out[:] = transform(picture).numpy()
-
-
-def quickly(fast: FastAugmentation) -> Augment:
-    """By the fast path, whose draws come from one generator an image."""
-    return partial(_quickly, fast)
-
-
-def _quickly(
-    fast: FastAugmentation, decoder: Decoder, index: int, seed: tuple[object, ...], out: npt.NDArray[np.uint8]
-) -> None:
-    fast(decoder, index, derived_rng(*seed), out)
-
-
 class ArrayPictures:
-    """Pixels in memory as pictures. `pixels`: uint8 (n, C, S, S), grey or RGB."""
+    """Pixels in memory, uint8 (n, C, S, S), as grey or RGB images."""
 
-    def __init__(self, pixels: "np.ndarray") -> None:
+    def __init__(self, pixels: Pixels) -> None:
         self._pixels = pixels
 
     def __len__(self) -> int:
@@ -203,35 +170,30 @@ def training_loader(
     seed: int,
     image_size: int,
     mean: Sequence[float],
-    parts: int | None = None,
+    micro_batches: int | None = None,
     workers: int = 0,
     world: World = SINGLE_PROCESS,
     cache_bytes: int = 0,
 ) -> TrainingLoader:
-    """The batches that a recipe asks for.
+    """The training batches of a recipe.
 
     Args:
-        images: pixels in memory, or images that are decoded when they are wanted.
         seed: of order and augmentation.
-        mean: of pixels in [0, 1], one a channel.
-        parts: batches to an optimiser step, of all ranks together; by default the recipe's accumulation, 1 where it is
-            to be found.
-        workers: processes that decode and augment ahead, where images are worked on one at a time.
-        world: which of the processes that train together this is.
-        cache_bytes: of memory in which decoded images are kept; what fits is decoded once. No result depends on it.
+        mean: of pixels in [0, 1], one per channel.
+        micro_batches: of an optimiser step, over all ranks; by default the recipe's accumulation, 1 for "auto".
+        workers: processes that decode and augment in advance, unless whole batches are augmented in memory.
+        cache_bytes: of the cache of decoded images. No result depends on it.
 
     Raises:
-        AutoFormerError: so much memory is not to be had.
+        AutoFormerError: not enough memory for the cache.
     """
     labels, augmentation = torch.from_numpy(images.labels), recipe.augmentation
-    batch_size = recipe.batch_size // parts if parts else recipe.forward_images
+    batch_size = recipe.batch_size // micro_batches if micro_batches else recipe.forward_images
     order = BatchOrder(seed, len(labels), recipe.batch_size, batch_size, augmentation.repeats, world)
     if isinstance(images, DecodedSplit) and not augmentation.by_image:
         return InMemoryLoader(torch.from_numpy(images.pixels), labels, order, augmentation)
     pictures = ArrayPictures(images.pixels) if isinstance(images, DecodedSplit) else images.pictures
-    if augmentation.fast:
-        augment = quickly(FastAugmentation(augmentation, image_size, mean))
-    else:
-        augment = exactly(picture_transform(augmentation, image_size, mean))
+    make = FastAugmentation if augmentation.fast else picture_transform
     shape = (len(mean), image_size, image_size)
-    return DecodingLoader(Decoder(pictures, cache_bytes), labels, order, augment, shape, workers)
+    transform = make(augmentation, image_size, mean)
+    return DecodingLoader(Decoder(pictures, cache_bytes), labels, order, transform, shape, workers)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from autoformer.cards import Preprocessing
+from autoformer.cards import Preprocessing, SubnetCard
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json, replacing, write_json
 from autoformer.images.archives import EncodedSplit
@@ -177,7 +177,7 @@ class _Retraining:
     def _write(
         self, models: Mapping[str, Any], trained: Mapping[str, "TrainingResult"], metrics: dict[str, float]
     ) -> None:
-        from autoformer.checkpoint import SubnetCard, save_subnet
+        from autoformer.checkpoint import save_subnet
 
         with replacing(self.opened.arguments.out) as folder:
             folder.mkdir()

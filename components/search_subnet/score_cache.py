@@ -24,11 +24,11 @@ class SubnetScores:
 
     def __init__(self, images: int) -> None:
         self.scored: Flags = np.zeros(images, dtype=bool)  # N
-        self.right: Flags = np.zeros(images, dtype=bool)  # N
+        self.correct: Flags = np.zeros(images, dtype=bool)  # N
         self.loss_sum = 0.0
 
     def add(self, images: Indices, result: ScoringResult) -> None:
-        self.scored[images], self.right[images] = True, result.right
+        self.scored[images], self.correct[images] = True, result.correct
         self.loss_sum += result.loss_sum
 
 
@@ -71,7 +71,7 @@ class ScoreCache:
         return len(self._scored_now)
 
     def score(self, specs: Sequence[SubnetSpec], images: Indices, on_score: Callable[[], None]) -> list[Flags]:
-        """For each subnet, on which of the images (m,) it is right. Calls `on_score` after each subnet."""
+        """For each subnet, which of the images (m,) it classifies correctly. Calls `on_score` after each subnet."""
         missing = {spec: images[~self[spec].scored[images]] for spec in specs}
         tasks = [ScoringTask(spec, rest) for spec, rest in missing.items() if len(rest)]
         for task, result in self._score(tasks):
@@ -79,7 +79,7 @@ class ScoreCache:
             on_score()
         for _ in range(len(missing) - len(tasks)):
             on_score()
-        return [self[spec].right[images] for spec in specs]
+        return [self[spec].correct[images] for spec in specs]
 
     def _store(self, task: ScoringTask, result: ScoringResult) -> None:
         scored = np.zeros(self._images, dtype=bool)
@@ -88,7 +88,7 @@ class ScoreCache:
         line: dict[str, Any] = {
             "subnet": task.spec.to_dict(),
             "images": _packed(scored),
-            "right": _packed(self[task.spec].right[scored]),
+            "right": _packed(self[task.spec].correct[scored]),
             "loss_sum": result.loss_sum,
         }
         with self._file.open("a", encoding="utf-8") as file:

@@ -107,7 +107,7 @@ class _Races:
     def __init__(self, racing: Racing | None, images: int, cache: ScoreCache, show: Callable[[int, str], None]) -> None:
         self.scored: list[ScoredCandidate] = []
         self._racing, self._images, self._cache, self._show = racing, images, cache, show
-        self._complete: dict[SubnetSpec, Flags] = {}  # subnets scored on all images, and where they are right (N,)
+        self._complete: dict[SubnetSpec, Flags] = {}  # subnets scored on all images, and where they are correct (N,)
         self._requested: dict[SubnetSpec, Flags] = {}  # the images that each subnet was scored on (N,)
 
     @property
@@ -137,7 +137,7 @@ class _Races:
         racers = [candidate for candidate in candidates if candidate.id not in known]
         scores = [rival.top1_percent / 100 for rival in (*rivals, *known.values()) if rival.complete]
         origins = {scored.candidate.spec: scored.candidate.origin for scored in reversed(self.scored)}
-        answers = [right for spec, right in self._complete.items() if origins[spec] in similar]
+        answers = [correct for spec, correct in self._complete.items() if origins[spec] in similar]
         race = Race(self._racing, len(racers), self._images, keep, answers, scores)
         for entrants, images in race.rounds():
             finished = len(candidates) - len(race.live)
@@ -160,15 +160,15 @@ class _Races:
             self._requested.setdefault(spec, np.zeros(self._images, dtype=bool))[images] = True
         is_last = race.answered[next(iter(specs))] + len(images) == self._images
         done = itertools.count(finished + 1) if is_last else itertools.repeat(finished)
-        right = self._cache.score([*specs.values()], images, lambda: self._show_progress(next(done)))
-        race.record(dict(zip(specs, right, strict=True)))
+        correct = self._cache.score([*specs.values()], images, lambda: self._show_progress(next(done)))
+        race.record(dict(zip(specs, correct, strict=True)))
         if is_last:
-            self._complete |= {spec: self._cache[spec].right.copy() for spec in specs.values()}
+            self._complete |= {spec: self._cache[spec].correct.copy() for spec in specs.values()}
 
     def _complete_score(self, candidate: Candidate) -> ScoredCandidate:
-        right, loss_sum = self._complete[candidate.spec], self._cache[candidate.spec].loss_sum
+        correct, loss_sum = self._complete[candidate.spec], self._cache[candidate.spec].loss_sum
         return ScoredCandidate(
-            candidate, 100.0 * int(right.sum()) / self._images, loss_sum / self._images, self._images
+            candidate, 100.0 * int(correct.sum()) / self._images, loss_sum / self._images, self._images
         )
 
     def _show_progress(self, finished: int) -> None:

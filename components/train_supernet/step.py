@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from autoformer.cards import Preprocessing, SupernetCard
 from autoformer.files import replacing, write_json
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
@@ -71,7 +72,7 @@ def _train(
 
 
 def _write(opened: StepContext, card: DatasetCard, trainer: "Trainer", trained: "TrainingResult") -> None:
-    from autoformer.checkpoint import Preprocessing, SupernetCard, save_supernet
+    from autoformer.checkpoint import save_supernet
 
     out, (history, rollbacks) = opened.arguments.out, trained
     preprocessing = Preprocessing(mean=card.mean, std=card.std, classes=card.classes)

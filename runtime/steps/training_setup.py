@@ -139,17 +139,15 @@ def _trial(training: Training, teacher: Teacher | None) -> Callable[[int], None]
     """A function that uses as much memory as the largest forward and backward pass of so many images."""
     device, space = training.device, training.space
     precision = find_precision(training.section.precision, device)
+    weights = [weight for weight in training.model.parameters() if weight.requires_grad]
 
     def run(images: int) -> None:
         batch = torch.zeros((images, space.in_channels, space.image_size, space.image_size), device=device)
-        try:
-            with autocast(device, precision):
-                if teacher is not None:
-                    teacher(batch)
-                loss = training.largest(batch).float().sum()
-            loss.backward()
-        finally:
-            training.model.zero_grad(set_to_none=True)
+        with autocast(device, precision):
+            if teacher is not None:
+                teacher(batch)
+            loss = training.largest(batch).float().sum()
+        torch.autograd.grad(loss, weights, allow_unused=True)  # not backward(), which would start DDP's all-reduce
 
     return run
 
@@ -212,7 +210,7 @@ def findings(trainer: Trainer) -> dict[str, str | int]:
     return {
         "device": str(trainer.device),
         "precision": trainer.precision,
-        "accumulation": trainer.micro_batches // trainer.world.size,
+        "accumulation": trainer.accumulation_steps,
         "ranks": trainer.world.size,
         "workers": worker_count(trainer.device),
     }
