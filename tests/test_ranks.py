@@ -281,7 +281,7 @@ def test_torchrun_starts_ranks_again_that_find_each_other(tmp_path: Path) -> Non
         """
 import os, pathlib, signal
 from runtime.common.config import load_config
-from runtime.steps.distributed import process_group
+from runtime.steps.rendezvous import process_group
 
 with process_group(load_config("smoke", ["device=cpu"])) as ranks:
     first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"

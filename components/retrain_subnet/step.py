@@ -18,7 +18,6 @@ from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.compiler import require_compiler
-from runtime.steps.distributed import process_group
 from runtime.steps.inputs import (
     add_data_arguments,
     add_folder_arguments,
@@ -27,6 +26,7 @@ from runtime.steps.inputs import (
     read_supernet,
     read_train_images,
 )
+from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
 
 STEP = "retrain_subnet"

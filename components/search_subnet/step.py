@@ -31,7 +31,6 @@ from runtime.common.processes import set_threads
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
-from runtime.steps.distributed import process_group
 from runtime.steps.inputs import (
     add_data_arguments,
     add_folder_arguments,
@@ -39,6 +38,7 @@ from runtime.steps.inputs import (
     read_data,
     read_supernet,
 )
+from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
 
 STEP = "search_subnet"

@@ -13,8 +13,8 @@ from runtime.common.config import Config, TrainSupernet
 from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
-from runtime.steps.distributed import process_group
 from runtime.steps.inputs import add_data_arguments, add_output_arguments, read_data, read_train_images
+from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
 from runtime.storage.artifacts import publish
 

@@ -18,7 +18,7 @@ from autoformer.devices import is_out_of_memory
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing
 from autoformer.ranks import Ranks
-from runtime.steps.distributed import hand_out
+from runtime.steps.rendezvous import hand_out
 from runtime.steps.step_context import StepContext
 
 State = dict[str, Any]

@@ -16,8 +16,8 @@ from runtime.common.exit_codes import BAD_INPUT, LOST, UNAVAILABLE, JobFailed
 from runtime.common.processes import is_rank
 from runtime.common.redaction import hide_in_tracebacks
 from runtime.common.stopping import Stopped, stoppable
-from runtime.steps.distributed import LostRank
 from runtime.steps.rank_launch import check_batch_split, launch, processes
+from runtime.steps.rendezvous import LostRank
 from runtime.storage.artifacts import whole
 
 SHELLS = ("sh", "dash", "bash", "zsh", "fish")  # what may stand between a runner and its step

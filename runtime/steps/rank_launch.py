@@ -2,7 +2,7 @@
 
 `run_step` starts as many processes as there are GPUs (or as `AUTOFORMER_PROCESSES` says), after it has checked
 arguments and configuration. A process that torchrun has started, on this machine or on several, joins the others
-(`runtime.steps.distributed`).
+(`runtime.steps.rendezvous`).
 
 What went wrong is told in one line, once, by the process that was started first, with an exit code of
 `runtime.common.exit_codes`: a rank writes its own line to a file below `AUTOFORMER_RANKS`, and prints nothing.
@@ -30,7 +30,7 @@ from runtime.common.config import Config, TrainingSection
 from runtime.common.exit_codes import BAD_INPUT, LOST, UNAVAILABLE, JobFailed
 from runtime.common.processes import REPORT_FOLDER, cores, gpus, is_rank, number_in_environment
 from runtime.common.stopping import SIGNALS
-from runtime.steps.distributed import is_lost
+from runtime.steps.rendezvous import is_lost
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
