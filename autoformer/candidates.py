@@ -1,22 +1,37 @@
-"""What a search says of a candidate, and its row in candidates.csv: written and read here alone. Torch-free."""
+"""Candidates of a search, their scores, and their rows in candidates.csv. Torch-free."""
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self, get_args
 
-from autoformer.search import Candidate, Origin
+from autoformer.space import SubnetSpec
 from autoformer.subnet_text import CELLS, from_cells, to_cells
 
+Origin = Literal["initial", "mutation", "crossover", "fill", "baseline"]
 COLUMNS = ("id", "origin", "generation", "parents", *CELLS, "params", "macs", "top1_percent", "loss", "images")
-_BETWEEN_PARENTS = ";"
+_PARENT_SEPARATOR = ";"
 
 
-class Outcome(NamedTuple):
-    """What a candidate has come to: its score on all images, or, where it was stopped after fewer, an estimate."""
+@dataclass(frozen=True)
+class Candidate:
+    """A subnet to be scored, and where it came from. `parents` are ids of candidates."""
+
+    id: int
+    spec: SubnetSpec
+    origin: Origin
+    generation: int
+    parents: tuple[int, ...]
+    params: int
+    macs: int
+
+
+class ScoredCandidate(NamedTuple):
+    """A candidate and its score: measured on all images, or estimated where the race stopped it early."""
 
     candidate: Candidate
     top1_percent: float
-    loss: float | None  # None where it was stopped
+    loss: float | None  # mean cross entropy in nats; None where the race stopped the candidate
     images: int
 
     @property
@@ -25,17 +40,22 @@ class Outcome(NamedTuple):
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is of random search."""
+        """Whether random search drew it."""
         return self.candidate.origin == "baseline"
 
+    @property
+    def rank(self) -> tuple[bool, float, float, int, int]:
+        """Sort key, best first: complete, higher top-1, lower loss, fewer parameters, lower id."""
+        return not self.complete, -self.top1_percent, self.loss or 0.0, self.candidate.params, self.candidate.id
+
     def to_row(self) -> dict[str, Any]:
-        """Column of `COLUMNS` -> value, for `csv`; `from_row` of what is read back is equal."""
+        """Column of `COLUMNS` -> value. `from_row` of the written row is equal to this."""
         candidate = self.candidate
         return {
             "id": candidate.id,
             "origin": candidate.origin,
             "generation": candidate.generation,
-            "parents": _BETWEEN_PARENTS.join(map(str, candidate.parents)),
+            "parents": _PARENT_SEPARATOR.join(map(str, candidate.parents)),
             **to_cells(candidate.spec),
             "params": candidate.params,
             "macs": candidate.macs,
@@ -46,13 +66,13 @@ class Outcome(NamedTuple):
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> Self:
-        """Read a row that has all `COLUMNS`. Raises `ValueError` that says which value is no good."""
+        """Read a row that has all `COLUMNS`. Raises `ValueError` naming the wrong value."""
         candidate = Candidate(
             id=int(row["id"]),
             spec=from_cells(row),
             origin=_origin(row["origin"]),
             generation=int(row["generation"]),
-            parents=tuple(int(parent) for parent in row["parents"].split(_BETWEEN_PARENTS) if parent),
+            parents=tuple(int(parent) for parent in row["parents"].split(_PARENT_SEPARATOR) if parent),
             params=int(row["params"]),
             macs=int(row["macs"]),
         )

@@ -49,18 +49,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def fewest_parts(trial: Callable[[int], object], images: int, even: bool = False, at_least: int = 1) -> int | None:
+def fewest_micro_batches(
+    trial: Callable[[int], object], images: int, even: bool = False, minimum: int = 1
+) -> int | None:
     """Into how many equal parts `images` must be split so that `trial(images of a part)` does not run out of memory.
 
     Args:
         trial: uses as much memory as the largest forward and backward pass of so many images.
         even: parts of an even number of images only, as mixup needs.
-        at_least: parts.
+        minimum: parts.
 
     Returns:
         the smallest number that does, or None where not even a part of one image fits (two, where `even`).
     """
-    for parts in range(at_least, images + 1):
+    for parts in range(minimum, images + 1):
         if images % parts or (even and (images // parts) % 2):
             continue
         try:
@@ -75,7 +77,7 @@ def fewest_parts(trial: Callable[[int], object], images: int, even: bool = False
     return None
 
 
-def in_parts_that_fit(work: Callable[..., tuple[Tensor, ...]], *batch: Tensor) -> tuple[Tensor, ...]:
+def halve_on_oom(work: Callable[..., tuple[Tensor, ...]], *batch: Tensor) -> tuple[Tensor, ...]:
     """`work(*batch)`; a batch that does not fit into memory is halved, down to single images, and the results joined.
 
     Args:
@@ -88,7 +90,7 @@ def in_parts_that_fit(work: Callable[..., tuple[Tensor, ...]], *batch: Tensor) -
         if not is_out_of_memory(error) or len(batch[0]) == 1:
             raise
     # not inside `except`: the error holds the tensors that did not fit
-    results = [in_parts_that_fit(work, *half) for half in zip(*(part.chunk(2) for part in batch), strict=True)]
+    results = [halve_on_oom(work, *half) for half in zip(*(part.chunk(2) for part in batch), strict=True)]
     return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from autoformer.devices import in_parts_that_fit
+from autoformer.devices import halve_on_oom
+from autoformer.distributed import World
 from autoformer.errors import AutoFormerError
 from autoformer.images.batches import normalise
-from autoformer.ranks import Ranks
 
 ECE_BINS = 15
 Z95 = 1.959963984540054  # the 97.5 % point of the normal distribution: a two-sided 95 % interval
@@ -98,7 +98,7 @@ def predict_batches(
     with torch.inference_mode():
         for batch in batches:
             for forward, of_model in zip(forwards, found, strict=True):
-                of_model.extend(in_parts_that_fit(partial(logits, forward), batch))
+                of_model.extend(halve_on_oom(partial(logits, forward), batch))
             done += len(batch)
             watch(done)
     if not done:
@@ -106,12 +106,12 @@ def predict_batches(
     return [torch.cat(of_model) for of_model in found]
 
 
-def gather_logits(logits: Tensor, ranks: Ranks) -> Tensor:
+def gather_logits(logits: Tensor, world: World) -> Tensor:
     """All images' logits (n, K) in their order, from each rank's share of them. Every rank calls it, and has them."""
-    shares = ranks.gather(logits)
+    shares = world.all_gather(logits)
     whole = torch.empty(sum(map(len, shares)), logits.shape[1])
     for rank, share in enumerate(shares):
-        whole[rank :: ranks.count] = share
+        whole[rank :: world.size] = share
     return whole
 
 

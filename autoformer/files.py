@@ -186,7 +186,7 @@ def hash_file(path: Path) -> str:
 def hash_path(path: Path, hash_of: Callable[[Path], str] = hash_file) -> str:
     """sha256 of a file, or of the names and hashes of all files below a folder.
 
-    `hash_of`: sha256 of a file; `KnownHashes` spares reading a large one each time.
+    `hash_of`: sha256 of a file; `HashCache` spares reading a large one each time.
     """
     if path.is_file():
         return hash_of(path)
@@ -211,7 +211,7 @@ class FileState(NamedTuple):
         return cls(str(real), found.st_size, found.st_mtime_ns, found.st_ino)
 
 
-class KnownHashes:
+class HashCache:
     """sha256 of files, remembered as DVC does: a file of the same path, size, time of change and inode is the same.
 
     Small files are read each time, and so are those that were changed just now, since a second change within one tick
@@ -220,11 +220,11 @@ class KnownHashes:
 
     Args:
         place: a file of lines of JSON; made where it is missing.
-        least_bytes: of a file that is worth remembering.
+        min_bytes: of a file that is worth remembering.
     """
 
-    def __init__(self, place: Path, least_bytes: int = 2**24) -> None:
-        self._place, self._least_bytes = place, least_bytes
+    def __init__(self, place: Path, min_bytes: int = 2**24) -> None:
+        self._place, self._least_bytes = place, min_bytes
 
     def __call__(self, path: Path) -> str:
         state = FileState.of(path)

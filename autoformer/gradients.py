@@ -13,12 +13,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, distributed, nn
 
-from autoformer.ranks import Ranks
+from autoformer.distributed import World
 
 BUCKET_BYTES = 25 * 2**20  # DDP's: large enough for the bandwidth, small enough to begin early
 
 
-class SharedGradients:
+class GradientSync:
     """The gradients of a model's parameters, summed over ranks.
 
     On making it, all ranks take the weights of rank 0.
@@ -28,15 +28,15 @@ class SharedGradients:
         bucket_bytes: gradients are sent as soon as there are so many.
     """
 
-    def __init__(self, model: nn.Module, ranks: Ranks, bucket_bytes: int = BUCKET_BYTES) -> None:
-        self.ranks, self.bucket_bytes = ranks, bucket_bytes
+    def __init__(self, model: nn.Module, world: World, bucket_bytes: int = BUCKET_BYTES) -> None:
+        self.world, self.bucket_bytes = world, bucket_bytes
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._listening = False
         self._waiting: list[Tensor] = []  # parameters whose gradient is complete and not yet sent
         self._waiting_bytes = 0
         self._sent: list[distributed.Work] = []
         self._done: set[int] = set()
-        if ranks.count == 1:
+        if world.size == 1:
             return
         for tensor in (*model.parameters(), *model.buffers()):
             distributed.broadcast(tensor.detach(), src=0)
@@ -46,7 +46,7 @@ class SharedGradients:
     @contextlib.contextmanager
     def of_last_pass(self, last: bool = True) -> Iterator[None]:
         """Around the backward passes of a step. When the `last` one is left, gradients are those of all ranks."""
-        if self.ranks.count == 1 or not last:
+        if self.world.size == 1 or not last:
             yield
             return
         self._listening, self._done, self._waiting, self._waiting_bytes, self._sent = True, set(), [], 0, []

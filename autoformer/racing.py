@@ -41,14 +41,14 @@ _PRIOR_IMAGES = 20  # what is known of a stratum beforehand weighs as much as so
 _FEWEST = 2  # complete candidates, from which deviations can be told
 
 
-class Task(NamedTuple):
+class ScoringTask(NamedTuple):
     """A subnet, and the images of the split that it is to answer (m,)."""
 
     spec: SubnetSpec
     images: Indices
 
 
-class Answers(NamedTuple):
+class ScoringResult(NamedTuple):
     """Which images of its task a subnet has right (m,), and its cross entropy summed over them, in nats."""
 
     right: Flags
@@ -190,7 +190,7 @@ class Race:
                 self._stop(strata, order[:size])
             start = size
 
-    def tell(self, answers: Mapping[int, Flags]) -> None:
+    def record(self, answers: Mapping[int, Flags]) -> None:
         """Which images of the last round each of its entrants had right (m,)."""
         for entrant, right in answers.items():
             self._answers[entrant].append(right)

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from autoformer.devices import autocast, in_parts_that_fit
+from autoformer.devices import autocast, halve_on_oom
 from autoformer.errors import AutoFormerError
 from autoformer.images.batches import Normalisation
 from autoformer.images.card import DatasetCard
-from autoformer.images.loading import Images
-from autoformer.racing import Answers, Task
+from autoformer.images.split_images import DecodedSplit
+from autoformer.racing import ScoringResult, ScoringTask
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
 
 _SHARE_OF_FREE = 0.5  # of a GPU's free memory; the rest is for what a forward pass needs
 
 
-class Scorer:
+class SubnetScorer:
     """Answers with weights inherited from the supernet, without gradients.
 
     The bytes of all images lie on the device where they fit in half of its free memory, else in the host's memory, in
@@ -43,7 +43,7 @@ class Scorer:
     def __init__(
         self,
         supernet: Supernet,
-        images: Images,
+        images: DecodedSplit,
         card: DatasetCard,
         batch_size: int,
         precision: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -54,7 +54,7 @@ class Scorer:
         self.labels = torch.from_numpy(images.labels).to(self.device)
         self.normalise = Normalisation(card.mean, card.std, self.device)
 
-    def __call__(self, tasks: Iterable[Task]) -> Iterator[Answers]:
+    def __call__(self, tasks: Iterable[ScoringTask]) -> Iterator[ScoringResult]:
         """The answers to each task, in their order.
 
         On a GPU the next task is under way before the answers to one are waited for, so that it never stands still.
@@ -74,7 +74,7 @@ class Scorer:
     @torch.inference_mode()
     def _start(self, spec: SubnetSpec, images: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Right or wrong (m,) and losses (m,), both on the device, without waiting for it."""
-        parts = [in_parts_that_fit(partial(self._answer, spec), *batch) for batch in self._batches(images)]
+        parts = [halve_on_oom(partial(self._answer, spec), *batch) for batch in self._batches(images)]
         return torch.cat([right for right, _ in parts]), torch.cat([losses for _, losses in parts])
 
     def _batches(self, images: npt.NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -109,14 +109,14 @@ class Scorer:
             logits = self.supernet(self.normalise(pixels), spec).float()
         return logits.argmax(dim=1) == labels, cross_entropy(logits, labels, reduction="none")
 
-    def _fetch(self, spec: SubnetSpec, right: Tensor, losses: Tensor) -> Answers:
+    def _fetch(self, spec: SubnetSpec, right: Tensor, losses: Tensor) -> ScoringResult:
         found, loss_sum = right.cpu().numpy(), float(losses.cpu().double().sum())
         if not np.isfinite(loss_sum):
             answer = "its weights have diverged; train at a lower rate"
             if self.precision == "float16":
                 answer = "score in bfloat16 or float32"
             raise AutoFormerError(f"a logit of subnet {spec.to_json()} is not finite in {self.precision}: {answer}")
-        return Answers(found, loss_sum)
+        return ScoringResult(found, loss_sum)
 
 
 def _placed(pixels: Tensor, device: torch.device) -> Tensor:

@@ -10,49 +10,17 @@ that was stopped before it was scored whole (`autoformer.racing`) becomes no par
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
+from autoformer.candidates import Candidate, Origin, ScoredCandidate
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
 from autoformer.limits import Limits as Limits
 from autoformer.limits import towards
 from autoformer.space import SearchSpace, SubnetSpec
-
-Origin = Literal["initial", "mutation", "crossover", "fill", "baseline"]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A subnet that the search wants scored, and where it came from. `parents` are the ids of candidates."""
-
-    id: int
-    spec: SubnetSpec
-    origin: Origin
-    generation: int
-    parents: tuple[int, ...]
-    params: int
-    macs: int
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A candidate with its score, higher is better, and its loss, which decides between equal scores.
-
-    One that is not `complete` was stopped on the way: its score is an estimate, and it has no loss.
-    """
-
-    candidate: Candidate
-    score: float
-    loss: float = 0.0
-    complete: bool = True
-
-    @property
-    def rank(self) -> tuple[bool, float, float, int, int]:
-        """Sort key, best first: complete ones, then by score, lower loss, fewer parameters, the earlier candidate."""
-        return (not self.complete, -self.score, self.loss, self.candidate.params, self.candidate.id)
 
 
 class EvolutionSettings(Frozen):
@@ -171,7 +139,7 @@ class Evolution:
     def __init__(self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random) -> None:
         self.space, self.settings, self.rng = space, settings, rng
         self.generation = 0
-        self.scored: list[Scored] = []
+        self.scored: list[ScoredCandidate] = []
         self._pool = _Pool(space, limits, settings.tries, rng)
 
     def ask(self) -> list[Candidate]:
@@ -191,21 +159,17 @@ class Evolution:
         candidates = self._mutants(best) + self._children(best)
         return candidates + self._pool.random(settings.population - len(candidates), "fill", self.generation)
 
-    def tell(self, candidates: Sequence[Candidate], scores: Sequence[float]) -> None:
-        """Take the scores of all candidates of the last `ask`, all of them complete."""
-        self.take([Scored(candidate, score) for candidate, score in zip(candidates, scores, strict=True)])
-
-    def take(self, scored: Sequence[Scored]) -> None:
-        """Take what all candidates of the last `ask` have come to."""
+    def tell(self, scored: Sequence[ScoredCandidate]) -> None:
+        """Record the scores of all candidates of the last `ask`."""
         self.scored += scored
         self.generation += 1
 
-    def best(self, count: int) -> list[Scored]:
+    def best(self, count: int) -> list[ScoredCandidate]:
         """The best complete candidates of all generations so far, best first."""
         complete = [scored for scored in self.scored if scored.complete]
         return sorted(complete, key=lambda scored: scored.rank)[:count]
 
-    def _mutants(self, best: Sequence[Scored]) -> list[Candidate]:
+    def _mutants(self, best: Sequence[ScoredCandidate]) -> list[Candidate]:
         mutants: list[Candidate] = []
         for _ in range(10 * self.settings.mutations):
             if len(mutants) == self.settings.mutations:
@@ -216,7 +180,7 @@ class Evolution:
             mutants += [mutant] if mutant else []
         return mutants
 
-    def _children(self, best: Sequence[Scored]) -> list[Candidate]:
+    def _children(self, best: Sequence[ScoredCandidate]) -> list[Candidate]:
         """Children of two parents, the second of the first one's depth where there is another such."""
         children: list[Candidate] = []
         for _ in range(10 * self.settings.crossovers):

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from autoformer.devices import autocast, find_precision
 from autoformer.distillation import Teacher
-from autoformer.gradients import SharedGradients
+from autoformer.gradients import GradientSync
 from autoformer.images.augmentation import BatchAugmentation
 from autoformer.images.batches import Normalisation
-from autoformer.images.loader import TrainingImages
+from autoformer.images.training_loader import TrainingLoader
 from autoformer.randomness import derived_seed
 from autoformer.recipe import Recipe
-from autoformer.sampling import Lesson, Lessons
+from autoformer.sampling import SubnetPass, SubnetSampler
 from autoformer.supernet import Supernet
 from autoformer.vit import AutoFormer
 
@@ -42,7 +42,7 @@ class Trainer:
 
     Args:
         model: a `Supernet` or an `AutoFormer`; its `no_weight_decay()` names parameters that are not decayed.
-        lessons: which subnets each step trains, and what each learns from; see `autoformer.sampling`.
+        sampler: which subnets each step trains, and what each learns from; see `autoformer.sampling`.
         images: training images by batch number. Its order says how many images an optimiser step takes, how many a
             forward pass, and which of the ranks that train together this is.
         num_classes: K.
@@ -58,8 +58,8 @@ class Trainer:
     def __init__(
         self,
         model: Supernet | AutoFormer,
-        lessons: Lessons,
-        images: TrainingImages,
+        sampler: SubnetSampler,
+        images: TrainingLoader,
         num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
@@ -67,13 +67,13 @@ class Trainer:
         seed: int,
         teacher: Teacher | None = None,
     ) -> None:
-        self.model, self.lessons, self.recipe, self.seed = model, lessons, recipe, seed
+        self.model, self.sampler, self.recipe, self.seed = model, sampler, recipe, seed
         self.images, self.teacher = images, teacher
         self.images_per_step = images.order.images_per_step
-        self.ranks = images.order.ranks
-        self.parts = self.images_per_step // images.order.batch_size  # of all ranks together
-        if self.parts % self.ranks.count:
-            raise ValueError(f"{self.parts} parts of a step cannot be shared by {self.ranks.count} ranks")
+        self.world = images.order.world
+        self.micro_batches = self.images_per_step // images.order.batch_size  # of all ranks together
+        if self.micro_batches % self.world.size:
+            raise ValueError(f"{self.micro_batches} parts of a step cannot be shared by {self.world.size} ranks")
         self.steps_per_epoch = images.order.samples // self.images_per_step
         if not self.steps_per_epoch:
             raise ValueError(
@@ -100,7 +100,7 @@ class Trainer:
             SoftTargetCrossEntropy() if self.augmentation.mixes else LabelSmoothingCrossEntropy(recipe.label_smoothing)
         )
         self.from_first = SoftTargetCrossEntropy()
-        self.gradients = SharedGradients(model, self.ranks)
+        self.gradients = GradientSync(model, self.world)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
         self.ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
 
@@ -128,7 +128,7 @@ class Trainer:
         taken = last - self.step
         while self.step < last:
             total += self.take_step()
-        return self.ranks.add(total).item() / max(taken, 1)
+        return self.world.all_reduce(total).item() / max(taken, 1)
 
     def take_step(self) -> Tensor:
         """Take one optimiser step; return this rank's share of the mean loss of its images.
@@ -144,9 +144,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] *= self.learning_rate_scale
         loss_of_step = torch.zeros((), device=self.device)
-        lessons, turns = self.lessons(self.step), self.parts // self.ranks.count
+        passes, turns = self.sampler(self.step), self.micro_batches // self.world.size
         for turn in range(turns):
-            loss_of_step += self._one_part(lessons, turn, last=turn == turns - 1)
+            loss_of_step += self._one_part(passes, turn, last=turn == turns - 1)
         if self.recipe.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             dispatch_clip_grad(self.model.parameters(), self.recipe.clip_grad)
@@ -157,40 +157,44 @@ class Trainer:
             self.ema.update(self.model, self.step)
         return loss_of_step
 
-    def _one_part(self, lessons: Sequence[Lesson], turn: int, last: bool) -> Tensor:
+    def _one_part(self, passes: Sequence[SubnetPass], turn: int, last: bool) -> Tensor:
         """Forward and backward passes of one part, one subnet after the other; its share of the loss, detached.
 
         Subnets count alike: the loss is the mean over them. BigNAS adds them up, which AdamW cannot tell from the
         mean; clipping can, and so it means the same whatever is sampled.
         """
-        part = turn * self.ranks.count + self.ranks.rank
+        part = turn * self.world.size + self.world.rank
         images, targets = self._batch(turn, part)
         loss_of_part = torch.zeros((), device=self.device)
         answers: Tensor | None = None  # of the first subnet (B, K)
-        for number, lesson in enumerate(lessons):
+        for number, subnet_pass in enumerate(passes):
             # after the batch: augmentation and a loader's start draw from the same generators
             drawn = (self.step, part, number) if number else (self.step, part)
             torch.manual_seed(derived_seed("stochastic depth", self.seed, *drawn))
-            logits, loss = self._loss(images, targets, lesson, answers)
+            logits, loss = self._loss(images, targets, subnet_pass, answers)
             answers = logits.detach() if number == 0 else answers
-            loss = loss / (self.parts * len(lessons))
-            with self.gradients.of_last_pass(last and number == len(lessons) - 1):
+            loss = loss / (self.micro_batches * len(passes))
+            with self.gradients.of_last_pass(last and number == len(passes) - 1):
                 self.scaler.scale(loss).backward()
             loss_of_part += loss.detach()
         return loss_of_part
 
-    def _loss(self, images: Tensor, targets: Tensor, lesson: Lesson, answers: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _loss(
+        self, images: Tensor, targets: Tensor, subnet_pass: SubnetPass, answers: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Logits (B, K) of one subnet, and its mean loss, a scalar.
 
         One that learns from the first learns its probabilities alone, without stochastic depth (BigNAS, section 3.1:
         labels and regularisation are for the largest).
         """
-        learns_labels = not lesson.from_first
+        learns_labels = not subnet_pass.in_place_distillation
         if self.model.training != learns_labels:
             self.model.train(learns_labels)
         with autocast(self.device, self.precision):
-            logits = (self.model(images) if lesson.subnet is None else self.model(images, lesson.subnet)).float()
-            if lesson.from_first:
+            logits = (
+                self.model(images) if subnet_pass.subnet is None else self.model(images, subnet_pass.subnet)
+            ).float()
+            if subnet_pass.in_place_distillation:
                 assert answers is not None
                 return logits, self.from_first(logits, answers.softmax(dim=1))
             loss = self.loss(logits, targets)
@@ -198,7 +202,7 @@ class Trainer:
 
     def _batch(self, turn: int, part: int) -> tuple[Tensor, Tensor]:
         """Images (B, C, S, S) of one part of the present step, and labels (B,) or mixed targets (B, K)."""
-        pixels, labels = self.images.batch(self.step * (self.parts // self.ranks.count) + turn)
+        pixels, labels = self.images.batch(self.step * (self.micro_batches // self.world.size) + turn)
         images = self.normalise(pixels.to(self.device, non_blocking=True))
         labels = labels.to(self.device, non_blocking=True)
         return self.augmentation(images, labels, self.seed, self.step, part)

@@ -21,12 +21,12 @@ from autoformer.checkpoint import load_supernet
 from autoformer.complexity import count_params
 from autoformer.evaluation import predict_logits, score
 from autoformer.files import write_json
-from autoformer.images.loader import training_images
-from autoformer.images.loading import Images
+from autoformer.images.split_images import DecodedSplit
 from autoformer.images.statistics import pixel_statistics
+from autoformer.images.training_loader import training_loader
 from autoformer.layers import drop_path_rates, initialise
 from autoformer.recipe import Recipe
-from autoformer.sampling import Lessons, uniform, whole_model
+from autoformer.sampling import SubnetSampler, uniform, whole_model
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
@@ -97,9 +97,9 @@ class Bench:
         torch.manual_seed(seed)
         data = self.data
         model: torch.nn.Module
-        lessons: Lessons = whole_model
+        sampler: SubnetSampler = whole_model
         if self.stage == "supernet":
-            model, lessons = Supernet(self.space, recipe.drop_path), uniform(self.space, seed)
+            model, sampler = Supernet(self.space, recipe.drop_path), uniform(self.space, seed)
             initialise(model, recipe.init_gain)
         elif self.stage == "finetune":
             assert self.supernet is not None
@@ -108,9 +108,9 @@ class Bench:
             rates = drop_path_rates(recipe.drop_path, self.space.supernet.depth)[: self.spec.depth]
             model = AutoFormer.from_spec(self.space, self.spec, rates)
             initialise(model, recipe.init_gain)
-        split = Images(data.pixels.numpy(), data.labels.numpy(), [])
-        images = training_images(split, recipe, seed, self.space.image_size, data.mean)
-        return Trainer(model, lessons, images, self.space.num_classes, data.mean, data.std, recipe, seed)
+        split = DecodedSplit(data.pixels.numpy(), data.labels.numpy(), [])
+        images = training_loader(split, recipe, seed, self.space.image_size, data.mean)
+        return Trainer(model, sampler, images, self.space.num_classes, data.mean, data.std, recipe, seed)
 
     def rates(self, variants: Mapping[str, Recipe], rounds: int, steps: int = 8) -> dict[str, float]:
         """Images a second of each variant: the best of `rounds` windows, the variants in turn."""

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from autoformer.files import write_json
-from autoformer.images.loading import read_rows
 from autoformer.images.source import SOURCE, Source, SourceArchive, read_source
+from autoformer.images.split_images import read_rows
 from benchmarks.rows import Row, measured
 from components.prepare_data import imagenet
 from components.prepare_data.imagenet import DEVKIT, PUBLISHED, TRAIN, VAL, Published

@@ -39,8 +39,8 @@ from autoformer.images.augmentation import BatchAugmentation, rand_augment
 from autoformer.images.batches import normalise
 from autoformer.images.decoding import Decoder, least_scale
 from autoformer.images.fast_augmentation import FastAugmentation, draw_crop
-from autoformer.images.loader import AHEAD, TrainingImages, training_images
 from autoformer.images.split_files import Split
+from autoformer.images.training_loader import PREFETCH_FACTOR, TrainingLoader, training_loader
 from autoformer.randomness import derived_rng
 from autoformer.recipe import Augmentation, Recipe
 from benchmarks.rows import Row, measured
@@ -140,7 +140,7 @@ def baseline(made: Made, batch_size: int, workers: int) -> Iterator[Tensor]:
     images = ImageFolder(str(made.tree), transform)
     sampler = RandomSampler(images, replacement=True, num_samples=10**9)
     for pixels, _ in DataLoader(
-        images, batch_size, sampler=sampler, num_workers=workers, prefetch_factor=AHEAD if workers else None
+        images, batch_size, sampler=sampler, num_workers=workers, prefetch_factor=PREFETCH_FACTOR if workers else None
     ):
         yield pixels
 
@@ -152,7 +152,7 @@ def recipe_of(batch_size: int, fast: bool) -> Recipe:
     return Recipe(epochs=1, batch_size=batch_size, learning_rate=1, augmentation=augmentation)
 
 
-def ours(images: TrainingImages, recipe: Recipe) -> Iterator[Tensor]:
+def ours(images: TrainingLoader, recipe: Recipe) -> Iterator[Tensor]:
     """Batches as the training loop takes them: normalised and erased in its own process."""
     finish = BatchAugmentation(recipe.augmentation, CLASSES, 0.1, torch.device("cpu"))
     number = 0
@@ -168,16 +168,16 @@ def ours(images: TrainingImages, recipe: Recipe) -> Iterator[Tensor]:
 def loaders(made: Made, batch_size: int, workers: int) -> dict[str, Batches]:
     """A way to start each loader, by name."""
 
-    def start(fast: bool, kept_bytes: int = 0) -> Batches:
+    def start(fast: bool, cache_bytes: int = 0) -> Batches:
         recipe = recipe_of(batch_size, fast)
-        images = training_images(made.split, recipe, 0, SIDE, MEAN, 1, workers, kept_bytes=kept_bytes)
+        images = training_loader(made.split, recipe, 0, SIDE, MEAN, 1, workers, cache_bytes=cache_bytes)
         return partial(ours, images, recipe)
 
     return {
         "ImageFolder + timm": partial(baseline, made, batch_size, workers),
         "exact": start(fast=False),
         "fast": start(fast=True),
-        "fast, kept": start(fast=True, kept_bytes=4 * 2**30),
+        "fast, kept": start(fast=True, cache_bytes=4 * 2**30),
     }
 
 
@@ -335,7 +335,7 @@ def measure_shapes(
 def _measure_shape(
     made: Made, shape: Shape, rounds: int, batches: int, batch_size: int, workers: int
 ) -> dict[str, Any]:
-    ahead, ways = 1 + AHEAD * workers, loaders(made, batch_size, workers)
+    ahead, ways = 1 + PREFETCH_FACTOR * workers, loaders(made, batch_size, workers)
     passes = 3 * shape.images // batch_size  # so that all scales of an image are kept
     rate(ways["fast, kept"], passes, batch_size, ahead)
     rates: dict[str, list[float]] = {name: [] for name in ways}

@@ -25,11 +25,11 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from autoformer.distributed import SINGLE_PROCESS, World
 from autoformer.files import write_json
-from autoformer.images.loader import training_images
-from autoformer.images.loading import Images
+from autoformer.images.split_images import DecodedSplit
+from autoformer.images.training_loader import training_loader
 from autoformer.named import load_space
-from autoformer.ranks import ALONE, Ranks
 from autoformer.recipe import Recipe
 from autoformer.sampling import uniform
 from autoformer.space import SearchSpace
@@ -86,12 +86,12 @@ def measure_space(space: str, images: int, steps: int, rounds: int) -> dict[str,
     return measured(rows, space=space, images_of_a_rank=images, seconds=seconds)
 
 
-def time_ranks(ranks: Ranks, space: SearchSpace, images: int, steps: int, rounds: int) -> dict[str, list[float]]:
+def time_ranks(world: World, space: SearchSpace, images: int, steps: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of `steps` steps, of each run in each round; the same call in both ranks."""
-    alone, alone_twice = (make_trainer(ALONE, space, count) for count in (images, 2 * images))
-    shared, unshared, ddp = (make_trainer(ranks, space, 2 * images) for _ in range(3))
-    unshared.gradients.ranks = ALONE
-    ddp.gradients.ranks = ALONE
+    alone, alone_twice = (make_trainer(SINGLE_PROCESS, space, count) for count in (images, 2 * images))
+    shared, unshared, ddp = (make_trainer(world, space, 2 * images) for _ in range(3))
+    unshared.gradients.world = SINGLE_PROCESS
+    ddp.gradients.world = SINGLE_PROCESS
     ddp.model = DistributedDataParallel(  # type: ignore[assignment]
         ddp.model, find_unused_parameters=True, gradient_as_bucket_view=True
     )
@@ -99,25 +99,25 @@ def time_ranks(ranks: Ranks, space: SearchSpace, images: int, steps: int, rounds
 
     def only_rank_0(trainer: Trainer, threads: int) -> Callable[[], None]:
         def run() -> None:
-            if ranks.leads:
+            if world.is_rank_zero:
                 torch.set_num_threads(threads)
                 train(trainer, steps)
                 torch.set_num_threads(1)
-            ranks.gather(None)
+            world.all_gather(None)
 
         return run
 
     def both(trainer: Trainer) -> Callable[[], None]:
         def run() -> None:
             train(trainer, steps)
-            ranks.gather(None)
+            world.all_gather(None)
 
         return run
 
     def add() -> None:
         for _ in range(steps):
-            ranks.add(bucket)
-        ranks.gather(None)
+            world.all_reduce(bucket)
+        world.all_gather(None)
 
     runs: dict[str, Callable[[], object]] = {
         "one thread": only_rank_0(alone, 1),
@@ -130,14 +130,14 @@ def time_ranks(ranks: Ranks, space: SearchSpace, images: int, steps: int, rounds
     return interleaved(runs, rounds, time.perf_counter)
 
 
-def make_trainer(ranks: Ranks, space: SearchSpace, images: int) -> Trainer:
+def make_trainer(world: World, space: SearchSpace, images: int) -> Trainer:
     """A trainer of a step of `images`, of all ranks together, on random pixels."""
     side = space.image_size
     pixels = torch.randint(0, 256, (2 * images, space.in_channels, side, side), dtype=torch.uint8)
-    split = Images(pixels.numpy(), torch.randint(0, space.num_classes, (2 * images,)).numpy(), [])
+    split = DecodedSplit(pixels.numpy(), torch.randint(0, space.num_classes, (2 * images,)).numpy(), [])
     recipe = Recipe(epochs=1e6, batch_size=images, learning_rate=1e-3, clip_grad=1.0)
     statistics_ = (0.5,) * space.in_channels
-    source = training_images(split, recipe, 0, side, statistics_, ranks.count, ranks=ranks)
+    source = training_loader(split, recipe, 0, side, statistics_, world.size, world=world)
     model = Supernet(space)
     return Trainer(
         model, uniform(space, 0), source, space.num_classes, statistics_, statistics_, recipe, 0
@@ -173,9 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.rank_writes:
         distributed.init_process_group("gloo")
         torch.set_num_threads(1)
-        ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
-        seconds = time_ranks(ranks, load_space(given.space), *sizes)
-        if ranks.leads:
+        world = World(distributed.get_rank(), distributed.get_world_size())
+        seconds = time_ranks(world, load_space(given.space), *sizes)
+        if world.is_rank_zero:
             write_json(given.rank_writes, seconds)
         distributed.destroy_process_group()
         return 0

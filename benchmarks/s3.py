@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from autoformer.images.archives import FileReader, Reader
-from autoformer.images.source import Place
+from autoformer.images.source import ByteRange
 from benchmarks.rows import Row, interleaved, measured, ratio
 from runtime.storage import connect
 from runtime.storage.archives import S3Archives
@@ -48,7 +48,7 @@ def measure(quick: bool) -> dict[str, Any]:
             (local / name).write_bytes(rng.bytes(SHARD_BYTES))
             connect().put_object(Bucket=BUCKET, Key=f"shards/{name}", Body=(local / name).read_bytes())
         offsets = rng.integers(0, SHARD_BYTES - IMAGE_BYTES, images).tolist()
-        places = [Place(names[number % len(names)], offset, IMAGE_BYTES) for number, offset in enumerate(offsets)]
+        places = [ByteRange(names[number % len(names)], offset, IMAGE_BYTES) for number, offset in enumerate(offsets)]
         rows = _bringing(Path(folder), rounds) + _reading(local, names, places, rounds)
     return measured(rows, archive_mb=archive_mb, images=images, image_bytes=IMAGE_BYTES)
 
@@ -71,7 +71,7 @@ def _bringing(folder: Path, rounds: int) -> list[Row]:
     ]
 
 
-def _reading(local: Path, names: list[str], places: list[Place], rounds: int) -> list[Row]:
+def _reading(local: Path, names: list[str], places: list[ByteRange], rounds: int) -> list[Row]:
     """Images at random places: one after the other, side by side, and out of what was staged."""
     bring(S3Archives(SHARDS), names)
     staged, files = S3Archives(SHARDS), FileReader(local)
@@ -93,7 +93,7 @@ def _reading(local: Path, names: list[str], places: list[Place], rounds: int) ->
     ]
 
 
-def _read(reader: Reader, places: list[Place], ahead: S3Archives | None = None) -> None:
+def _read(reader: Reader, places: list[ByteRange], ahead: S3Archives | None = None) -> None:
     for first in range(0, len(places), BATCH):
         batch = places[first : first + BATCH]
         if ahead:

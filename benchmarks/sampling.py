@@ -1,4 +1,4 @@
-"""Uniform sampling, the sandwich and fair sampling on the demo: one budget, counted in images through a forward pass.
+"""The three ways to sample subnets, on the demo: one budget, counted in images through a forward pass.
 
     python -m benchmarks.sampling [--quick] [--seed N] [--out sampling.json]
 
@@ -20,11 +20,11 @@ import torch
 
 from autoformer.evaluation import predict_logits, score
 from autoformer.files import write_json
-from autoformer.images.loader import training_images
-from autoformer.images.loading import Images
+from autoformer.images.split_images import DecodedSplit
+from autoformer.images.training_loader import training_loader
 from autoformer.layers import initialise
 from autoformer.randomness import derived_rng
-from autoformer.sampling import Sampling, fair, sampler
+from autoformer.sampling import Sampling, make_sampler, uniform_params
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
@@ -57,13 +57,13 @@ def compare(
     rng = derived_rng("benchmark subnets")
     groups = {name: [getattr(space, name)] for name in SCORED}
     groups[f"mean of {subnets} random subnets"] = [space.sample(rng) for _ in range(subnets)]
-    even = fair(space, 1, bins=subnets)
+    even = uniform_params(space, 1, bins=subnets)
     groups[f"mean of {subnets} even in parameters"] = [even(step)[0].subnet or space.middle for step in range(subnets)]
     rows, details = [], {}
     for kind in KINDS:
         start = time.perf_counter()
         trainer = make_trainer(kind, data, config, epochs, seed)
-        passes = trainer.total_steps * trainer.images_per_step * len(trainer.lessons(0))
+        passes = trainer.total_steps * trainer.images_per_step * len(trainer.sampler(0))
         trainer.advance(trainer.total_steps)
         seconds = time.perf_counter() - start
         model = trainer.averaged.eval()
@@ -77,17 +77,17 @@ def compare(
 def make_trainer(kind: Sampling, data: Data, config: Config, epochs: float, seed: int) -> Trainer:
     """The demo's supernet training, as long as lets `epochs` train splits through its forward passes."""
     section, space = config.section(TrainSupernet), config.space
-    lessons = sampler(kind, space, seed, section.sandwich_random)
-    own = epochs / len(lessons(0))
+    sampler = make_sampler(kind, space, seed, section.sandwich_random)
+    own = epochs / len(sampler(0))
     recipe = section.recipe()
     warmup = recipe.warmup_epochs / recipe.epochs * own
     recipe = recipe.model_copy(update={"epochs": own, "warmup_epochs": warmup})
     torch.manual_seed(seed)
     model = Supernet(space, recipe.drop_path)
     initialise(model, recipe.init_gain)
-    split = Images(data.pixels.numpy(), data.labels.numpy(), [])
-    images = training_images(split, recipe, seed, space.image_size, data.mean)
-    return Trainer(model, lessons, images, space.num_classes, data.mean, data.std, recipe, seed)
+    split = DecodedSplit(data.pixels.numpy(), data.labels.numpy(), [])
+    images = training_loader(split, recipe, seed, space.image_size, data.mean)
+    return Trainer(model, sampler, images, space.num_classes, data.mean, data.std, recipe, seed)
 
 
 def top1_percent(model: torch.nn.Module, spec: SubnetSpec, data: Data, images: int | None) -> float:

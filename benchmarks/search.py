@@ -35,9 +35,9 @@ import numpy as np
 
 from autoformer.complexity import count_macs
 from autoformer.images.card import DatasetCard, read_card
-from autoformer.images.loading import Images, load_images
+from autoformer.images.split_images import DecodedSplit, load_images
 from autoformer.named import load_space
-from autoformer.racing import Answers, Flags, Racing, Task
+from autoformer.racing import Flags, Racing, ScoringResult, ScoringTask
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution
 from autoformer.space import SubnetSpec
@@ -145,11 +145,13 @@ def _figures(result: Result) -> dict[str, float]:
     return found
 
 
-def make_scorer(folder: Path, images: Images, card: DatasetCard) -> Callable[[Iterable[Task]], Iterator[Answers]]:
+def make_scorer(
+    folder: Path, images: DecodedSplit, card: DatasetCard
+) -> Callable[[Iterable[ScoringTask]], Iterator[ScoringResult]]:
     from autoformer.checkpoint import load_supernet
-    from autoformer.scoring import Scorer
+    from autoformer.scoring import SubnetScorer
 
-    return Scorer(load_supernet(folder, "ema").model, images, card, batch_size=500)
+    return SubnetScorer(load_supernet(folder, "ema").model, images, card, batch_size=500)
 
 
 # --- imagenet
@@ -199,10 +201,10 @@ class World:
         right: Flags = self.base + self.ease + good + self.fits[parts].sum(axis=0) > 0
         return right
 
-    def score(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Answers]]:
+    def score(self, tasks: Sequence[ScoringTask]) -> Iterator[tuple[ScoringTask, ScoringResult]]:
         for task in tasks:
             right = self.answers(task.spec)
-            yield task, Answers(right[task.images], float((~right[task.images]).sum()))
+            yield task, ScoringResult(right[task.images], float((~right[task.images]).sum()))
 
     def apart_percent(self) -> float:
         """Images that one of two random subnets has right and the other wrong."""
@@ -319,7 +321,7 @@ def rate(supernet: Supernet, images: int, rounds: int) -> list[Row]:
 
     by_picture = DataLoader(Pictures(), batch_size=128)
     by_tensor = DataLoader(TensorDataset(decoded, torch.from_numpy(loaded.labels)), batch_size=128)
-    task = Task(spec, np.arange(images))
+    task = ScoringTask(spec, np.arange(images))
     top1 = {"ours": 100 * float(next(scorer([task])).right.mean()), "pictures": evaluate(by_picture)}
     if abs(top1["ours"] - top1["pictures"]) > 0.5:
         raise SystemExit(f"the loops do not score alike: {top1}")

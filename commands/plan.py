@@ -18,8 +18,8 @@ import numpy as np
 
 from autoformer.images.archives import EncodedImages, EncodedSplit
 from autoformer.images.card import DatasetCard
-from autoformer.images.loading import Images as Pixels
 from autoformer.images.pixels import model_pixels
+from autoformer.images.split_images import DecodedSplit
 from components.prepare_data import imagenet
 from components.prepare_data.readers import read_delivered
 from components.prepare_data.splitting import Splits, describe, split
@@ -142,7 +142,7 @@ def _training_stage(name: str, section: TrainingSection, images: int, times: int
     return Stage(name, work, steps * section.batch_size, rate)
 
 
-def look_at(config: Config, data: Path) -> tuple[DatasetCard, Pixels | EncodedSplit, Images]:
+def look_at(config: Config, data: Path) -> tuple[DatasetCard, DecodedSplit | EncodedSplit, Images]:
     """A card, images that stand for the train split, and the size of each split."""
     section, training, space = config.section(PrepareData), config.section(TrainSupernet), config.space
     counts = None
@@ -167,7 +167,7 @@ def look_at(config: Config, data: Path) -> tuple[DatasetCard, Pixels | EncodedSp
         return card, encoded, counts
     few = range(min(len(train.labels), 8 * training.batch_size))
     decoded = [model_pixels(encoded.pictures.image(index), card.channels, space.image_size) for index in few]
-    return card, Pixels(np.stack(decoded), encoded.labels[: len(few)], []), counts
+    return card, DecodedSplit(np.stack(decoded), encoded.labels[: len(few)], []), counts
 
 
 def _published_counts(section: PrepareData) -> Images:
@@ -177,20 +177,20 @@ def _published_counts(section: PrepareData) -> Images:
     return Images(full - search, search, imagenet.PUBLISHED.val_images, full)
 
 
-def _noise(card: DatasetCard, images: int) -> Pixels:
+def _noise(card: DatasetCard, images: int) -> DecodedSplit:
     """Images of the data set's shape, which take as long as any."""
     assert card.image_size is not None
     shape = (images, card.channels, card.image_size, card.image_size)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return Pixels(pixels, np.zeros(len(pixels), dtype=np.int64), [])
+    return DecodedSplit(pixels, np.zeros(len(pixels), dtype=np.int64), [])
 
 
-def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -> tuple[float, float]:
+def _measure(config: Config, card: DatasetCard, images: DecodedSplit | EncodedSplit) -> tuple[float, float]:
     """Images a second of training, and of scoring a candidate."""
     import torch
 
     from autoformer.evaluation import predict_logits
-    from autoformer.images.loader import AHEAD
+    from autoformer.images.training_loader import PREFETCH_FACTOR
     from runtime.steps.training_setup import make_trainer, supernet_training
     from runtime.steps.workers import worker_count
 
@@ -200,7 +200,7 @@ def _measure(config: Config, card: DatasetCard, images: Pixels | EncodedSplit) -
         trainer = make_trainer(supernet_training(config, images, card, Path(folder) / "found.json"))
     trainer.total_steps = sys.maxsize
     # workers decode ahead while the model warms up: a rate is that of both once as many batches are gone
-    ahead = AHEAD * worker_count(trainer.device) if section.augmentation.by_image else 0
+    ahead = PREFETCH_FACTOR * worker_count(trainer.device) if section.augmentation.by_image else 0
     training = _rate(lambda: trainer.advance(1), section.batch_size, warm_up=2 + ahead)
     trainer.images.close()
     size = (config.section(SearchSubnet).batch_size, space.in_channels, space.image_size, space.image_size)

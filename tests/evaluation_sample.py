@@ -13,13 +13,13 @@ import yaml
 from tiny import TinyData
 from torch import Tensor
 
-from autoformer.candidates import COLUMNS, Outcome
+from autoformer.candidates import COLUMNS, Candidate, ScoredCandidate
 from autoformer.checkpoint import Preprocessing, SubnetCard, SupernetCard, save_subnet, save_supernet
 from autoformer.files import write_json, write_text
 from autoformer.images.batches import normalise
-from autoformer.images.loading import load_images
+from autoformer.images.split_images import load_images
 from autoformer.named import load_space
-from autoformer.search import Candidate, Evolution, EvolutionSettings, Limits, random_baseline
+from autoformer.search import Evolution, EvolutionSettings, Limits, random_baseline
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
 from components.search_subnet.step import PROGRESS
@@ -86,7 +86,7 @@ def write_search(
     table, ends = [], []
     while candidates := evolution.ask():
         scores = [score(candidate) for candidate in candidates]
-        evolution.tell(candidates, scores)
+        evolution.tell([_outcome(*pair, stopped=False) for pair in zip(candidates, scores, strict=True)])
         table += list(zip(candidates, scores, strict=True))
         ends.append(len(table))
     baseline = [
@@ -110,7 +110,10 @@ def write_search(
     spec = best.candidate.spec
     chosen = {"name": "sample-chosen", "space": space.name, "source": "search_subnet, seed 7", "subnet": spec.to_dict()}
     write_text(folder / "chosen.yaml", yaml.safe_dump(chosen, sort_keys=False))
-    metrics = {"chosen_top1_percent": best.score, "random_best_top1_percent": max(value for _, value in baseline)}
+    metrics = {
+        "chosen_top1_percent": best.top1_percent,
+        "random_best_top1_percent": max(value for _, value in baseline),
+    }
     write_json(folder / "metrics.json", metrics)
     return spec
 
@@ -173,5 +176,7 @@ def write_models(
         )  # fmt: skip
 
 
-def _outcome(candidate: Candidate, top1_percent: float, stopped: bool) -> Outcome:
-    return Outcome(candidate, top1_percent, None if stopped else 2 - top1_percent / 60, 500 if stopped else 3000)
+def _outcome(candidate: Candidate, top1_percent: float, stopped: bool) -> ScoredCandidate:
+    return ScoredCandidate(
+        candidate, top1_percent, None if stopped else 2 - top1_percent / 60, 500 if stopped else 3000
+    )

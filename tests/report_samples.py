@@ -13,7 +13,7 @@ from PIL import Image
 
 from autoformer.evaluation import confusion_matrix, paired_difference, score
 from autoformer.images.card import DatasetCard
-from autoformer.images.loading import Images
+from autoformer.images.split_images import DecodedSplit
 from autoformer.named import load_space
 from autoformer.space import NamedSubnet
 from components.evaluate_subnet.measure import Evaluation, worst_mistakes
@@ -75,7 +75,7 @@ def invent(sample: Sample, folder: Path) -> tuple[Results, Evaluation]:
     logits[torch.arange(images), labels] += 4.0 if count > 2 else 2.2
     logits[labels == 1, 0] += 1.2  # one pair that is confused more often
     pixels = _photographs(images, size) if channels == 3 else _garments(images, size)
-    test = Images(pixels, labels.numpy(), [""] * images)
+    test = DecodedSplit(pixels, labels.numpy(), [""] * images)
     return _results(card, space, subnet, folder), _evaluation(logits, labels, test)
 
 
@@ -102,7 +102,7 @@ def _results(card: DatasetCard, space: Any, subnet: NamedSubnet, folder: Path) -
     )  # fmt: skip
 
 
-def _evaluation(logits: torch.Tensor, labels: torch.Tensor, images: Images) -> Evaluation:
+def _evaluation(logits: torch.Tensor, labels: torch.Tensor, images: DecodedSplit) -> Evaluation:
     classes = logits.shape[1]
     worse = logits + 0.8 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
     right = {name: (values.argmax(1) == labels).numpy() for name, values in (("best", logits), ("worse", worse))}

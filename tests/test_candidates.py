@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoformer.candidates import COLUMNS, Outcome
+from autoformer.candidates import COLUMNS, Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError
-from autoformer.racing import Answers, Task
+from autoformer.racing import ScoringResult, ScoringTask
 from autoformer.randomness import derived_rng
-from autoformer.search import Candidate, Evolution
+from autoformer.search import Evolution
 from autoformer.space import NamedSubnet, SubnetSpec
 from autoformer.subnet_text import exact_text, from_cells, shape_text, to_cells
 from components.evaluate_subnet.results import read_search
@@ -33,22 +33,22 @@ THIRDS = {
     "choices": {"embed_dim": [24, 48], "depth": [2, 3], "num_heads": [1, 2], "mlp_ratio": [4 / 3, 8 / 3]},
 }  # fmt: skip
 SPEC = SubnetSpec(2, 64, (4, 8), (2.0, 3.5))
-WHOLE = Outcome(Candidate(7, SPEC, "crossover", 2, (3, 5), 250_000, 3_000_000), 81.2, 1 / 3, 500)
-STOPPED = Outcome(Candidate(0, SPEC, "baseline", 0, (), 250_000, 3_000_000), 100 / 3, None, 50)
+WHOLE = ScoredCandidate(Candidate(7, SPEC, "crossover", 2, (3, 5), 250_000, 3_000_000), 81.2, 1 / 3, 500)
+STOPPED = ScoredCandidate(Candidate(0, SPEC, "baseline", 0, (), 250_000, 3_000_000), 100 / 3, None, 50)
 
 
-def through_csv(outcome: Outcome) -> dict[str, str]:
+def through_csv(outcome: ScoredCandidate) -> dict[str, str]:
     file = io.StringIO()
     csv.DictWriter(file, COLUMNS).writerow(outcome.to_row())
     (row,) = csv.DictReader(io.StringIO(file.getvalue()), COLUMNS)
     return row
 
 
-def larger_is_better(tasks: Sequence[Task]) -> Iterator[tuple[Task, Answers]]:
+def larger_is_better(tasks: Sequence[ScoringTask]) -> Iterator[tuple[ScoringTask, ScoringResult]]:
     for task in tasks:
         size = task.spec.embed_dim * sum(task.spec.mlp_ratio)
         right = (task.images * 37 + round(size)) % 500 < size
-        yield task, Answers(right, float(len(right) - np.sum(right)))
+        yield task, ScoringResult(right, float(len(right) - np.sum(right)))
 
 
 def test_the_evaluation_finds_the_subnet_of_a_search_in_thirds(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_any_ratio_reads_back_equal(ratios: list[float]) -> None:
     spec = SubnetSpec(len(ratios), 64, (2,) * len(ratios), tuple(ratios))
     outcome = WHOLE._replace(candidate=Candidate(1, spec, "initial", 0, (), 10, 20))
     assert from_cells({column: str(cell) for column, cell in to_cells(spec).items()}) == spec
-    assert Outcome.from_row(through_csv(outcome)) == outcome
+    assert ScoredCandidate.from_row(through_csv(outcome)) == outcome
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_row_is_as_it_always_was() -> None:
         "0", "baseline", "0", "", "2", "64", "4;8", "2;3.5", "250000", "3000000", "33.333333333333336", "", "50",
     ]  # fmt: skip
     for outcome in (WHOLE, STOPPED):
-        assert Outcome.from_row(through_csv(outcome)) == outcome
+        assert ScoredCandidate.from_row(through_csv(outcome)) == outcome
 
 
 def test_words_for_people_are_rounded() -> None:

@@ -12,8 +12,8 @@ from user_images import noise, write_images
 from autoformer.errors import AutoFormerError
 from autoformer.images.archives import EncodedImages
 from autoformer.images.card import read_card
-from autoformer.images.loading import load_images
 from autoformer.images.split_files import write_split
+from autoformer.images.split_images import load_images
 from components.prepare_data import class_folders
 from components.prepare_data.readers import read_delivered
 from components.prepare_data.step import prepare, write_prepared

@@ -14,8 +14,8 @@ from tiny import TinyData, read_idx
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, write_json
 from autoformer.images.card import DatasetCard, read_card
-from autoformer.images.loading import load_images
 from autoformer.images.split_files import Split, hash_split, image_checksums, read_split, write_split
+from autoformer.images.split_images import load_images
 from autoformer.images.statistics import pixel_statistics
 
 
@@ -179,5 +179,7 @@ def test_card_round_trips_and_names_an_unknown_key(tiny_data: TinyData, tmp_path
 
 
 def test_neither_the_library_nor_the_step_imports_torch() -> None:
-    check = "import sys, autoformer.images.loading, components.prepare_data.step; assert 'torch' not in sys.modules"
+    check = (
+        "import sys, autoformer.images.split_images, components.prepare_data.step; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", check], check=True)

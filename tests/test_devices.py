@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from autoformer.devices import fewest_parts, find_device, find_precision, in_parts_that_fit, is_out_of_memory
+from autoformer.devices import fewest_micro_batches, find_device, find_precision, halve_on_oom, is_out_of_memory
 from autoformer.errors import AutoFormerError
 from runtime.common.config import ROOT
 
@@ -50,7 +50,7 @@ def test_as_few_parts_as_memory_allows(
     images: int, limit: int, even: bool, at_least: int, parts: int | None, asked: list[int]
 ) -> None:
     seen: list[int] = []
-    found = fewest_parts(memory_of(limit, seen), images, even, at_least)  # type: ignore[arg-type]
+    found = fewest_micro_batches(memory_of(limit, seen), images, even, at_least)  # type: ignore[arg-type]
     assert (found, seen) == (parts, asked)
 
 
@@ -64,17 +64,17 @@ def test_a_batch_is_halved_until_it_fits(limit: int, asked: list[int]) -> None:
         return pixels.sum(dim=1), labels + 1
 
     pixels, labels = torch.arange(14.0).view(7, 2), torch.arange(7)
-    sums, more = in_parts_that_fit(work, pixels, labels)
+    sums, more = halve_on_oom(work, pixels, labels)
     assert torch.equal(sums, pixels.sum(dim=1)) and torch.equal(more, labels + 1) and seen == asked
 
 
 def test_a_single_image_that_does_not_fit_is_an_error() -> None:
     seen: list[int] = []
     with pytest.raises(torch.OutOfMemoryError):
-        in_parts_that_fit(lambda batch: (memory_of(0, seen)(len(batch)),), torch.zeros(4))  # type: ignore[operator]
+        halve_on_oom(lambda batch: (memory_of(0, seen)(len(batch)),), torch.zeros(4))  # type: ignore[operator]
     assert seen == [4, 2, 1]
     with pytest.raises(RuntimeError, match="size mismatch"):
-        in_parts_that_fit(_mismatch, torch.zeros(4))
+        halve_on_oom(_mismatch, torch.zeros(4))
 
 
 def _mismatch(batch: torch.Tensor) -> tuple[torch.Tensor]:
@@ -86,16 +86,16 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
         raise RuntimeError("size mismatch")
 
     with pytest.raises(RuntimeError, match="size mismatch"):
-        fewest_parts(trial, 4)
+        fewest_micro_batches(trial, 4)
     assert is_out_of_memory(MemoryError()) and not is_out_of_memory(ValueError("out of memory"))
 
 
 PROBE = """
 import resource, torch
-from autoformer.devices import fewest_parts
+from autoformer.devices import fewest_micro_batches
 used = int(open("/proc/self/statm").read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)
-print(fewest_parts(lambda images: torch.zeros(images, 10 * 2**18), 64))  # 10 MiB an image
+print(fewest_micro_batches(lambda images: torch.zeros(images, 10 * 2**18), 64))  # 10 MiB an image
 """
 
 

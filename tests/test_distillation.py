@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from autoformer.distillation import Teacher, load_teacher
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
-from autoformer.images.loader import training_images
-from autoformer.images.loading import Images
+from autoformer.images.split_images import DecodedSplit
+from autoformer.images.training_loader import training_loader
 from autoformer.named import load_space
 from autoformer.recipe import Distillation, Recipe
 from autoformer.sampling import uniform
@@ -87,9 +87,9 @@ def test_a_student_comes_to_agree_with_its_teacher(checkpoint: Path) -> None:
     torch.manual_seed(0)
     model = Supernet(space)
     master = Teacher(settings(checkpoint, weight=1.0, kind="soft"), (0.5,), (0.3,), 10, CPU)
-    split = Images(pixels.numpy(), labels.numpy(), [])
+    split = DecodedSplit(pixels.numpy(), labels.numpy(), [])
     trainer = Trainer(
-        model, uniform(space, 0), training_images(split, recipe, 0, 28, (0.5,)), 10, (0.5,), (0.3,), recipe, 0,
+        model, uniform(space, 0), training_loader(split, recipe, 0, 28, (0.5,)), 10, (0.5,), (0.3,), recipe, 0,
         master,
     )  # fmt: skip
     before = {name: value.clone() for name, value in master.model.state_dict().items()}

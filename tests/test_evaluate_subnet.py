@@ -15,7 +15,7 @@ from tiny import TinyData
 from autoformer.checkpoint import load_subnet
 from autoformer.complexity import count_macs, count_params
 from autoformer.evaluation import wilson_interval
-from autoformer.images.loading import load_images
+from autoformer.images.split_images import load_images
 from components.evaluate_subnet.step import main
 
 

@@ -16,8 +16,8 @@ from autoformer.images.augmentation import rand_augment
 from autoformer.images.cache import Pixels
 from autoformer.images.decoding import GAP, Box, Decoder, least_scale
 from autoformer.images.fast_augmentation import Draw, FastAugmentation, Operation, draw_crop, draw_operation
-from autoformer.images.loader import ArrayPictures
 from autoformer.images.pixel_operations import ON_ARRAYS
+from autoformer.images.training_loader import ArrayPictures
 from autoformer.randomness import derived_rng
 from autoformer.recipe import Augmentation
 
@@ -141,7 +141,7 @@ def test_pictures_that_are_decoded_smaller_keep_their_statistics(tmp_path_factor
     """Of real photographs, enlarged as a camera would have them: by channel the mean within half a level, the
     deviation within a percent; each crop's own contrast within two percent, and the detail in it (the mean step from
     pixel to pixel) within five."""
-    from test_kept import archive_of
+    from test_pixel_cache import archive_of
 
     pictures = [sample_photograph(name).resize((900, 675), Image.Resampling.BICUBIC) for name in NAMES]
     noise = np.random.default_rng(0).normal(0, 5, (675, 900, 1))

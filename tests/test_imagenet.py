@@ -13,11 +13,11 @@ from imagenet_archives import write_source as write_source_file
 from PIL import Image
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import KnownHashes, hash_file
+from autoformer.files import HashCache, hash_file
 from autoformer.images.archives import EncodedImages, EncodedSplit
-from autoformer.images.loading import load_images, read_rows
 from autoformer.images.pixels import model_pixels
 from autoformer.images.source import SourceArchive, read_source
+from autoformer.images.split_images import load_images, read_rows
 from benchmarks.index import devkit
 from commands import deliver, link
 from commands.plan import Images, look_at
@@ -335,14 +335,14 @@ def test_a_plan_looks_at_a_few_images_only(tmp_path: Path) -> None:
 def test_checksums_of_archives_are_remembered_until_they_change(tmp_path: Path) -> None:
     file, place = tmp_path / "archive.tar", tmp_path / "known" / "checksums.jsonl"
     file.write_bytes(bytes(5000))
-    known = KnownHashes(place, least_bytes=1000)
+    known = HashCache(place, min_bytes=1000)
     assert known(file) == hash_file(file) and not place.exists()  # it was changed just now, and may be again
     settle(file)
     true = known(file)
     assert true == hash_file(file) and place.read_text().count("\n") == 1
     spoil(file)
-    assert KnownHashes(place, least_bytes=1000)(file) == true != hash_file(file)  # not read again
-    assert KnownHashes(place)(file) == hash_file(file)  # a small one always is
+    assert HashCache(place, min_bytes=1000)(file) == true != hash_file(file)  # not read again
+    assert HashCache(place)(file) == hash_file(file)  # a small one always is
     with place.open("a") as lines:
         lines.write('{"file": ["x", 1\nnull\n{"sha256": "a"}\n')
     settle(file)

@@ -10,13 +10,13 @@ from PIL import Image, TiffImagePlugin
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.pixels import (
-    centre,
+    center_crop,
     model_pixels,
     open_image,
+    resize_shorter_side,
     resized_side,
     to_channels,
     to_pixels,
-    with_shorter_side,
 )
 
 # 2 x 3 pixels (height x width), all different, so that no turn of it looks like another.
@@ -167,12 +167,12 @@ def test_the_margin_is_that_of_the_evaluation_protocol(image_size: int, side: in
 def test_the_shorter_side_is_resized_and_the_shape_kept(
     size: tuple[int, int], pixels: int, resized: tuple[int, int]
 ) -> None:
-    assert with_shorter_side(Image.new("L", size), pixels).size == resized
+    assert resize_shorter_side(Image.new("L", size), pixels).size == resized
 
 
 def test_the_centre_is_cut_out() -> None:
     values = np.arange(5 * 8, dtype=np.uint8).reshape(5, 8)
-    cut = to_pixels(centre(Image.fromarray(values), 3))
+    cut = to_pixels(center_crop(Image.fromarray(values), 3))
     assert cut.tolist() == [values[1:4, 2:5].tolist()]
 
 

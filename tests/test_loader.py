@@ -13,13 +13,13 @@ from PIL import Image
 from timm.data.mixup import mixup_target
 from torch import Tensor
 
+from autoformer.distributed import World
 from autoformer.images.augmentation import BatchAugmentation, picture_transform
 from autoformer.images.decoding import Decoder
-from autoformer.images.loader import ArrayPictures, Batch, Order, PictureImages, exactly, training_images
-from autoformer.images.loading import Images
+from autoformer.images.split_images import DecodedSplit
+from autoformer.images.training_loader import ArrayPictures, Batch, BatchOrder, DecodingLoader, exactly, training_loader
 from autoformer.named import load_space
 from autoformer.randomness import repeated_order, seeded
-from autoformer.ranks import Ranks
 from autoformer.recipe import Augmentation, Recipe
 from autoformer.sampling import uniform
 from autoformer.supernet import Supernet
@@ -34,19 +34,19 @@ FULL: dict[str, Any] = {
 }
 
 
-def split(count: int = 30, channels: int = 3, size: int = 20) -> Images:
+def split(count: int = 30, channels: int = 3, size: int = 20) -> DecodedSplit:
     pixels = np.random.default_rng(0).integers(0, 256, (count, channels, size, size), dtype=np.uint8)
-    return Images(pixels, np.arange(count, dtype=np.int64), [])
+    return DecodedSplit(pixels, np.arange(count, dtype=np.int64), [])
 
 
 def recipe(**augmentation: Any) -> Recipe:
     return Recipe(epochs=1, batch_size=8, learning_rate=1, augmentation=Augmentation(**augmentation))
 
 
-def source(workers: int = 0, images: Images | None = None, seed: int = 4, **augmentation: Any) -> Any:
+def source(workers: int = 0, images: DecodedSplit | None = None, seed: int = 4, **augmentation: Any) -> Any:
     images = images or split()
     mean = (0.5,) * images.pixels.shape[1]
-    return training_images(images, recipe(**augmentation), seed, images.pixels.shape[2], mean, 1, workers)
+    return training_loader(images, recipe(**augmentation), seed, images.pixels.shape[2], mean, 1, workers)
 
 
 @pytest.mark.parametrize("options", [FULL, FULL | {"color_jitter": 0, "fast": True}], ids=["exact", "fast"])
@@ -80,9 +80,9 @@ def test_an_image_is_augmented_alike_in_whichever_batch_it_comes() -> None:
     images, transform = split(), picture_transform(Augmentation(**FULL), 20, (0.5,) * 3)
     augment, labels = exactly(transform), torch.from_numpy(images.labels)
 
-    def batches(batch_size: int) -> PictureImages:
-        order = Order(0, 30, 30, batch_size)
-        return PictureImages(Decoder(ArrayPictures(images.pixels)), labels, order, augment, (3, 20, 20), 0)
+    def batches(batch_size: int) -> DecodingLoader:
+        order = BatchOrder(0, 30, 30, batch_size)
+        return DecodingLoader(Decoder(ArrayPictures(images.pixels)), labels, order, augment, (3, 20, 20), 0)
 
     halves = batches(15)
     assert torch.equal(batches(30).batch(0).pixels, torch.cat([halves.batch(0).pixels, halves.batch(1).pixels]))
@@ -146,23 +146,23 @@ def test_ranks_see_together_what_one_alone_sees(count: int, augmentation: dict[s
     images, parts = split(60), 12 // count * count
     options = Recipe(epochs=1, batch_size=parts * 2, learning_rate=1, augmentation=Augmentation(**augmentation))
 
-    def batches(ranks: Ranks, first: int, last: int) -> list[Batch]:
-        source = training_images(images, options, 0, 20, (0.5,) * 3, parts, ranks=ranks)
+    def batches(world: World, first: int, last: int) -> list[Batch]:
+        source = training_loader(images, options, 0, 20, (0.5,) * 3, parts, world=world)
         return [source.batch(number) for number in range(first, last)]
 
-    alone = batches(Ranks(0, 1), 0, 3 * parts)  # a step of the second epoch too
+    alone = batches(World(0, 1), 0, 3 * parts)  # a step of the second epoch too
     for rank in range(count):
-        own = batches(Ranks(rank, count), 0, 3 * parts // count)
+        own = batches(World(rank, count), 0, 3 * parts // count)
         for ours, wanted in zip(own, alone[rank::count], strict=True):
             assert torch.equal(ours.pixels, wanted.pixels) and torch.equal(ours.labels, wanted.labels)
-        from_there_on = batches(Ranks(rank, count), 5, 3 * parts // count)[0]  # as after a resume
+        from_there_on = batches(World(rank, count), 5, 3 * parts // count)[0]  # as after a resume
         assert torch.equal(from_there_on.pixels, own[5].pixels)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_each_sample_comes_once_an_epoch_whoever_has_it(count: int) -> None:
     """But for those that fill no step: of 100 samples, 96."""
-    orders = [Order(0, 100, 12, 12 // count, ranks=Ranks(rank, count)) for rank in range(count)]
+    orders = [BatchOrder(0, 100, 12, 12 // count, world=World(rank, count)) for rank in range(count)]
     for epoch in (0, 1):
         numbers = range(epoch * 8, (epoch + 1) * 8)
         seen = np.concatenate([order.batch(number)[1] for order in orders for number in numbers])
@@ -175,7 +175,7 @@ def test_copies_of_a_sample_are_in_one_step_and_mostly_on_one_rank() -> None:
 
     timm's sampler deals them out one by one. The gradient of a step is the same: it is the mean over all ranks.
     """
-    orders = [Order(0, 96, 24, 12, 3, Ranks(rank, 2)) for rank in range(2)]
+    orders = [BatchOrder(0, 96, 24, 12, 3, World(rank, 2)) for rank in range(2)]
     for number in range(4):
         for order in orders:
             _, samples, copies = order.batch(number)
@@ -192,7 +192,7 @@ def test_weights_are_the_same_whatever_the_workers_and_the_interruption() -> Non
 
     def trainer(workers: int) -> Trainer:
         torch.manual_seed(0)
-        images = training_images(split(size=32), options, 0, 32, (0.5,) * 3, workers=workers)
+        images = training_loader(split(size=32), options, 0, 32, (0.5,) * 3, workers=workers)
         model = Supernet(space, options.drop_path)
         return Trainer(model, uniform(space, 0), images, 30, (0.5,) * 3, (0.2,) * 3, options, 0)
 

@@ -14,8 +14,8 @@ from user_images import class_folders, noise, write_images
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.card import read_card
-from autoformer.images.loading import load_images
 from autoformer.images.split_files import read_split
+from autoformer.images.split_images import load_images
 from commands import own_images
 from commands.own_images import adopt, propose_recipe, propose_space, training_images, version
 from commands.plan import Images, make_plan, shown

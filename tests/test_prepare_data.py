@@ -20,8 +20,8 @@ from tiny import TinyData, make_images, read_idx, write_idx
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json
 from autoformer.images.card import read_card
-from autoformer.images.loading import Images, load_images
 from autoformer.images.split_files import read_split
+from autoformer.images.split_images import DecodedSplit, load_images
 from autoformer.images.splits import hold_out
 from commands.fetch import INSTALLED, fetch, published_bytes
 from components.prepare_data import fashion_mnist
@@ -55,7 +55,7 @@ def _untracked() -> Iterator[None]:
 class Made(NamedTuple):
     folder: Path
     printed: str
-    images: dict[str, Images]
+    images: dict[str, DecodedSplit]
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ from random import Random
 import numpy as np
 import pytest
 
+from autoformer.candidates import Candidate, ScoredCandidate
 from autoformer.racing import Race, Racing, Strata
-from autoformer.search import Candidate, Evolution, EvolutionSettings, Limits, Scored
+from autoformer.search import Evolution, EvolutionSettings, Limits
 from autoformer.space import SubnetSpec
 
 ENDS = (0.05, 0.15, 0.4, 0.6, 0.85, 0.95)  # shares of the candidates that have an image right
@@ -32,7 +33,7 @@ def run(race: Race, answers: np.ndarray) -> int:
     """Answer a race to its end; returns the images that were scored."""
     scored = 0
     for entrants, images in race.rounds():
-        race.tell({entrant: answers[entrant][images] for entrant in entrants})
+        race.record({entrant: answers[entrant][images] for entrant in entrants})
         scored += len(entrants) * len(images)
     return scored
 
@@ -152,7 +153,7 @@ def _answered(race: Race, candidates: int, images: int) -> list[tuple[list[int],
     answers, seen = population(candidates, images, 0), []
     for entrants, of_round in race.rounds():
         seen.append((entrants, of_round))
-        race.tell({entrant: answers[entrant][of_round] for entrant in entrants})
+        race.record({entrant: answers[entrant][of_round] for entrant in entrants})
     return seen
 
 
@@ -181,11 +182,11 @@ def test_rounds_end_with_the_whole_split() -> None:
 def test_stopped_candidates_are_ranked_last_and_never_chosen() -> None:
     spec = SubnetSpec(1, 8, (1,), (1.0,))
 
-    def scored(id: int, score: float, loss: float = 0.0, complete: bool = True) -> Scored:
-        return Scored(Candidate(id, spec, "initial", 0, (), 100, 1), score, loss, complete)
+    def scored(id: int, top1_percent: float, loss: float | None) -> ScoredCandidate:
+        return ScoredCandidate(Candidate(id, spec, "initial", 0, (), 100, 1), top1_percent, loss, 500)
 
-    table = [scored(0, 90.0, complete=False), scored(1, 80.0, 0.7), scored(2, 80.0, 0.6), scored(3, 81.0, 0.9)]
+    table = [scored(0, 90.0, None), scored(1, 80.0, 0.7), scored(2, 80.0, 0.6), scored(3, 81.0, 0.9)]
     assert [entry.candidate.id for entry in sorted(table, key=lambda entry: entry.rank)] == [3, 2, 1, 0]
     evolution = Evolution(None, Limits(), EvolutionSettings(), Random(0))  # type: ignore[arg-type]
-    evolution.take(table)
+    evolution.tell(table)
     assert [entry.candidate.id for entry in evolution.best(4)] == [3, 2, 1]

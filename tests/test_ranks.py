@@ -20,12 +20,12 @@ from together import call_together, run_ranks, start_ranks
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.nn.parallel import DistributedDataParallel
 
-from autoformer.gradients import SharedGradients
-from autoformer.images.loader import training_images
-from autoformer.images.loading import Images
-from autoformer.ranks import ALONE, Ranks
+from autoformer.distributed import SINGLE_PROCESS, World
+from autoformer.gradients import GradientSync
+from autoformer.images.split_images import DecodedSplit
+from autoformer.images.training_loader import training_loader
 from autoformer.recipe import Recipe
-from autoformer.sampling import Lesson, Lessons, sandwich, uniform
+from autoformer.sampling import SubnetPass, SubnetSampler, sandwich, uniform
 from autoformer.space import SearchSpace
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
@@ -57,24 +57,26 @@ class Watched(torch.optim.SGD):
         super().step()
 
 
-def make_trainer(ranks: Ranks, settings: dict[str, Any], parts: int, lessons: Lessons, sgd: bool = True) -> Trainer:
+def make_trainer(
+    world: World, settings: dict[str, Any], parts: int, sampler: SubnetSampler, sgd: bool = True
+) -> Trainer:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (96, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    split = Images(pixels.numpy(), torch.randint(0, 10, (96,), generator=generator).numpy(), [])
+    split = DecodedSplit(pixels.numpy(), torch.randint(0, 10, (96,), generator=generator).numpy(), [])
     recipe = Recipe.model_validate(settings)
-    torch.manual_seed(1 + ranks.rank)  # rank 0's weights are those that count
+    torch.manual_seed(1 + world.rank)  # rank 0's weights are those that count
     model = Supernet(SPACE, recipe.drop_path)
-    images = training_images(split, recipe, 0, 28, (0.3,), parts, ranks=ranks)
-    trainer = Trainer(model, lessons, images, 10, (0.3,), (0.3,), recipe, 0)
+    images = training_loader(split, recipe, 0, 28, (0.3,), parts, world=world)
+    trainer = Trainer(model, sampler, images, 10, (0.3,), (0.3,), recipe, 0)
     if sgd:
         trainer.optimizer = Watched(model.parameters(), lr=0.05, momentum=0.9)  # type: ignore[assignment]
         trainer.scheduler.step_update = lambda step: None
     return trainer
 
 
-def trained(ranks: Ranks, settings: dict[str, Any], parts: int, lessons: Lessons) -> dict[str, Any]:
+def trained(world: World, settings: dict[str, Any], parts: int, sampler: SubnetSampler) -> dict[str, Any]:
     """Gradients of the first step, weights after some more, the average of these, and the mean loss."""
-    trainer = make_trainer(ranks, settings, parts, lessons)
+    trainer = make_trainer(world, settings, parts, sampler)
     first = trainer.advance(1)
     gradients = trainer.optimizer.gradients  # type: ignore[attr-defined]
     loss = (first + trainer.advance(STEPS - 1) * (STEPS - 1)) / STEPS
@@ -83,29 +85,29 @@ def trained(ranks: Ranks, settings: dict[str, Any], parts: int, lessons: Lessons
     return {"loss": loss, "gradients": gradients, "weights": weights, "averages": averages}
 
 
-CASES: dict[str, tuple[dict[str, Any], Lessons]] = {
+CASES: dict[str, tuple[dict[str, Any], SubnetSampler]] = {
     "plain": (PLAIN, uniform(SPACE, 0)),
     "everything": (EVERYTHING, uniform(SPACE, 0)),
     "sandwich": (EVERYTHING, sandwich(SPACE, 0)),
 }
 
 
-def train_together(ranks: Ranks, folder: Path) -> None:
+def train_together(world: World, folder: Path) -> None:
     """In each rank: every case, and what is asked of gradients that nobody has."""
-    result = {name: trained(ranks, settings, 2, lessons) for name, (settings, lessons) in CASES.items()}
-    result["ddp"] = beside_ddp(ranks)
-    result["unused"] = unused_blocks(ranks)
-    torch.save(result, folder / f"{ranks.rank}.pt")
+    result = {name: trained(world, settings, 2, sampler) for name, (settings, sampler) in CASES.items()}
+    result["ddp"] = beside_ddp(world)
+    result["unused"] = unused_blocks(world)
+    torch.save(result, folder / f"{world.rank}.pt")
 
 
-def beside_ddp(ranks: Ranks) -> list[Any]:
+def beside_ddp(world: World) -> list[Any]:
     """Gradients, ours and torch's own, of a shallow subnet after a deep one: the last pass alone is shared."""
     found = []
     for shared in (True, False):
         torch.manual_seed(3)
         model = Supernet(SPACE)
-        images = torch.randn(2, 2, 4, 1, 28, 28)[ranks.rank]
-        ours = SharedGradients(model, ranks, bucket_bytes=4096) if shared else None
+        images = torch.randn(2, 2, 4, 1, 28, 28)[world.rank]
+        ours = GradientSync(model, world, bucket_bytes=4096) if shared else None
         ddp = None if shared else DistributedDataParallel(model, find_unused_parameters=True)
         for number, spec in enumerate((SPACE.largest, SPACE.smallest)):
             if ours is not None:
@@ -120,10 +122,10 @@ def beside_ddp(ranks: Ranks) -> list[Any]:
     return found
 
 
-def unused_blocks(ranks: Ranks) -> bool:
+def unused_blocks(world: World) -> bool:
     """AdamW: a block that no rank uses keeps its weights and moments, and has no gradient to clip."""
-    deep_once: Lessons = lambda step: (Lesson(SPACE.largest),) if step == 0 else SHALLOW(step)  # noqa: E731
-    trainer = make_trainer(ranks, PLAIN | {"clip_grad": 1.0}, 2, deep_once, sgd=False)
+    deep_once: SubnetSampler = lambda step: (SubnetPass(SPACE.largest),) if step == 0 else SHALLOW(step)  # noqa: E731
+    trainer = make_trainer(world, PLAIN | {"clip_grad": 1.0}, 2, deep_once, sgd=False)
     trainer.advance(1)
     block = list(trainer.model.get_submodule("blocks.1").parameters())
     before = [parameter.detach().clone() for parameter in block]
@@ -148,7 +150,7 @@ def same(ours: list[Any], theirs: list[Any], tolerance: float) -> None:
 
 def test_two_ranks_are_one_with_twice_the_batch(together: list[dict[str, Any]]) -> None:
     """Nothing random but the subnets: one pass over the whole batch gives the same."""
-    one, two = trained(ALONE, PLAIN, 1, CASES["plain"][1]), together[0]["plain"]
+    one, two = trained(SINGLE_PROCESS, PLAIN, 1, CASES["plain"][1]), together[0]["plain"]
     same(two["gradients"], one["gradients"], 1e-5)
     same(two["weights"], one["weights"], 1e-5)
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
@@ -156,11 +158,11 @@ def test_two_ranks_are_one_with_twice_the_batch(together: list[dict[str, Any]]) 
 
 @pytest.mark.parametrize("case", ["everything", "sandwich"])
 def test_two_ranks_are_one_with_two_parts_whatever_is_random(together: list[dict[str, Any]], case: str) -> None:
-    one, two = trained(ALONE, CASES[case][0], 2, CASES[case][1]), together[0][case]
+    one, two = trained(SINGLE_PROCESS, CASES[case][0], 2, CASES[case][1]), together[0][case]
     for what in ("gradients", "weights", "averages"):
         same(two[what], one[what], 1e-5)
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
-    other = trained(ALONE, CASES[case][0], 1, CASES[case][1])  # the parts are what is augmented by
+    other = trained(SINGLE_PROCESS, CASES[case][0], 1, CASES[case][1])  # the parts are what is augmented by
     assert abs(other["loss"] - one["loss"]) > 1e-4
 
 
@@ -184,7 +186,7 @@ def test_blocks_that_no_rank_uses_stay_as_they_are(together: list[dict[str, Any]
 
 def test_parts_that_ranks_cannot_share_are_refused() -> None:
     with pytest.raises(ValueError, match="3 parts of a step cannot be shared by 2 ranks"):
-        make_trainer(Ranks(0, 2), PLAIN | {"batch_size": 24}, 3, uniform(SPACE, 0))
+        make_trainer(World(0, 2), PLAIN | {"batch_size": 24}, 3, uniform(SPACE, 0))
 
 
 # --- steps ---
@@ -283,13 +285,13 @@ import os, pathlib, signal
 from runtime.common.config import load_config
 from runtime.steps.rendezvous import process_group
 
-with process_group(load_config("smoke", ["device=cpu"])) as ranks:
+with process_group(load_config("smoke", ["device=cpu"])) as world:
     first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-    assert ranks.gather(ranks.rank) == [0, 1]
-    if first and ranks.rank == 1:
+    assert world.all_gather(world.rank) == [0, 1]
+    if first and world.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    heard = ranks.gather(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    pathlib.Path("heard", str(ranks.rank)).write_text(" ".join(heard))
+    heard = world.all_gather(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    pathlib.Path("heard", str(world.rank)).write_text(" ".join(heard))
 """
     )
     (tmp_path / "heard").mkdir()

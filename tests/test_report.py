@@ -15,7 +15,7 @@ from PIL import Image
 
 from autoformer.evaluation import confusion_matrix, paired_difference, score
 from autoformer.images.card import DatasetCard
-from autoformer.images.loading import Images
+from autoformer.images.split_images import DecodedSplit
 from autoformer.named import load_space
 from autoformer.space import NamedSubnet, SearchSpace
 from components.evaluate_subnet import drawings
@@ -88,7 +88,7 @@ def example(folder: Path, classes: tuple[str, ...]) -> tuple[Results, Evaluation
     logits = torch.randn(400, len(classes), generator=generator)
     logits[torch.arange(400), labels] += 2
     pixels = torch.randint(0, 256, (400, 1, 28, 28), dtype=torch.uint8, generator=generator).numpy()
-    images = Images(pixels, labels.numpy(), [""] * 400)
+    images = DecodedSplit(pixels, labels.numpy(), [""] * 400)
     predicted = logits.argmax(1).numpy()
     right = predicted == images.labels
     return results, Evaluation(

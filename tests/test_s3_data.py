@@ -22,11 +22,11 @@ from user_images import class_folders
 from autoformer.errors import AutoFormerError
 from autoformer.images.archives import EncodedImages, EncodedSplit
 from autoformer.images.card import read_card
-from autoformer.images.loader import training_images
-from autoformer.images.loading import load_images, read_rows
 from autoformer.images.pixels import model_pixels
 from autoformer.images.source import archive_folder, read_source
+from autoformer.images.split_images import load_images, read_rows
 from autoformer.images.streaming import StreamedPixels
+from autoformer.images.training_loader import training_loader
 from autoformer.recipe import Augmentation, Recipe
 from commands import deliver, link
 from components.prepare_data import imagenet, step
@@ -187,7 +187,7 @@ def test_batches_from_s3_are_those_from_the_disk(linked: Linked, workers: int) -
     recipe = Recipe(epochs=1, batch_size=6, learning_rate=1, augmentation=augmentation)
 
     def batches(data: Path, workers: int) -> Any:
-        return training_images(linked.images(data), recipe, 0, 32, (0.5,) * 3, 1, workers)
+        return training_loader(linked.images(data), recipe, 0, 32, (0.5,) * 3, 1, workers)
 
     here, there = batches(linked.disk, 0), batches(linked.data, workers)
     for number in (0, 1, 2, 5):
@@ -290,7 +290,7 @@ def test_another_archive_of_that_name(linked: Linked, s3: S3Server) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_archive_that_changes_while_it_is_read(linked: Linked, s3: S3Server, workers: int) -> None:
     recipe = Recipe(epochs=1, batch_size=6, learning_rate=1, augmentation=Augmentation(crop_scale=(0.3, 1.0)))
-    batches = training_images(linked.images(linked.data), recipe, 0, 32, (0.5,) * 3, 1, workers)
+    batches = training_loader(linked.images(linked.data), recipe, 0, 32, (0.5,) * 3, 1, workers)
     for archive in ("train-0000.tar", "train-0001.tar"):
         connect().put_object(**key(linked, s3, archive), Body=(linked.disk / archive).read_bytes() + b"more")
     with pytest.raises(ChangedError) as caught:

@@ -14,20 +14,30 @@ from torch.nn.functional import cross_entropy
 
 from autoformer.complexity import count_params
 from autoformer.images.batches import normalise
-from autoformer.images.loader import training_images
-from autoformer.images.loading import Images
+from autoformer.images.split_images import DecodedSplit
+from autoformer.images.training_loader import training_loader
 from autoformer.named import load_space
 from autoformer.recipe import Recipe
-from autoformer.sampling import FAIR_BINS, Lesson, Lessons, fair, sampler, sandwich, subnet_within, uniform
+from autoformer.sampling import (
+    PARAM_BINS,
+    SubnetPass,
+    SubnetSampler,
+    make_sampler,
+    sandwich,
+    subnet_within,
+    uniform,
+    uniform_params,
+)
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
+from runtime.common.config import load_config
 
 SPACES = {name: load_space(name) for name in ("fashion-mnist", "autoformer-tiny", "autoformer-small")}
 
 
-def drawn(lessons: Lessons, steps: int) -> list[SubnetSpec]:
-    return [subnet for step in range(steps) for subnet, _ in lessons(step) if subnet is not None]
+def drawn(sampler: SubnetSampler, steps: int) -> list[SubnetSpec]:
+    return [subnet for step in range(steps) for subnet, _ in sampler(step) if subnet is not None]
 
 
 def shares(space: SearchSpace, subnets: list[SubnetSpec], bins: int) -> np.ndarray:
@@ -37,31 +47,31 @@ def shares(space: SearchSpace, subnets: list[SubnetSpec], bins: int) -> np.ndarr
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_fair_is_flat_in_parameters_where_uniform_is_a_heap(name: str) -> None:
+def test_uniform_params_is_flat_in_parameters_where_uniform_is_a_heap(name: str) -> None:
     """Chi-square against a flat histogram of 16 bins: below the 99.9 % point for the one, far above for the other."""
-    space, bins, steps = SPACES[name], 16, 20 * FAIR_BINS
+    space, bins, steps = SPACES[name], 16, 20 * PARAM_BINS
     limit, wanted = chi2.ppf(0.999, bins - 1), steps / bins
 
-    def distance(lessons: Lessons) -> float:
-        return float(((shares(space, drawn(lessons, steps), bins) - wanted) ** 2 / wanted).sum())
+    def distance(sampler: SubnetSampler) -> float:
+        return float(((shares(space, drawn(sampler, steps), bins) - wanted) ** 2 / wanted).sum())
 
-    assert distance(fair(space, 0)) < limit
+    assert distance(uniform_params(space, 0)) < limit
     assert distance(uniform(space, 0)) > 3 * limit
 
 
-def test_fair_visits_every_part_of_the_range_in_so_many_steps() -> None:
+def test_uniform_params_visits_every_part_of_the_range_in_so_many_steps() -> None:
     space = SPACES["autoformer-tiny"]
-    lessons = fair(space, 3)
-    subnets = drawn(lessons, 3 * FAIR_BINS)
+    sampler = uniform_params(space, 3)
+    subnets = drawn(sampler, 3 * PARAM_BINS)
     for cycle in range(3):
-        found = shares(space, subnets[cycle * FAIR_BINS : (cycle + 1) * FAIR_BINS], FAIR_BINS)
-        assert max(found) <= 2 and sum(found == 1) > 0.9 * FAIR_BINS  # a whole block may be too large a move
-    assert lessons(17) == lessons(17) == fair(space, 3)(17) != fair(space, 4)(17)
+        found = shares(space, subnets[cycle * PARAM_BINS : (cycle + 1) * PARAM_BINS], PARAM_BINS)
+        assert max(found) <= 2 and sum(found == 1) > 0.9 * PARAM_BINS  # a whole block may be too large a move
+    assert sampler(17) == sampler(17) == uniform_params(space, 3)(17) != uniform_params(space, 4)(17)
 
 
 def test_every_choice_and_every_subnet_can_come() -> None:
     space = SPACES["autoformer-tiny"]
-    subnets = drawn(fair(space, 0), 10 * FAIR_BINS)
+    subnets = drawn(uniform_params(space, 0), 10 * PARAM_BINS)
     for subnet in subnets:
         space.check(subnet)
     assert {subnet.depth for subnet in subnets} == set(space.choices.depth)
@@ -70,7 +80,7 @@ def test_every_choice_and_every_subnet_can_come() -> None:
         for field in ("num_heads", "mlp_ratio"):
             assert {getattr(subnet, field)[block] for subnet in subnets} == set(getattr(space.choices, field))
     forty = SearchSpace.model_validate(FORTY)
-    assert len(Counter(drawn(fair(forty, 0), 2000))) == forty.count() == 40
+    assert len(Counter(drawn(uniform_params(forty, 0), 2000))) == forty.count() == 40
 
 
 def test_a_range_that_no_subnet_has_gives_the_nearest() -> None:
@@ -81,28 +91,32 @@ def test_a_range_that_no_subnet_has_gives_the_nearest() -> None:
 
 def test_a_sandwich_is_the_largest_the_smallest_and_random_ones() -> None:
     space = SPACES["fashion-mnist"]
-    lessons = sandwich(space, 0, random=3)
-    largest, smallest, *others = lessons(5)
-    assert (largest, smallest) == (Lesson(space.largest), Lesson(space.smallest, from_first=True))
-    assert len(others) == 3 and all(from_first for _, from_first in others)
-    assert lessons(5) == sandwich(space, 0, random=3)(5) != lessons(6)
+    sampler = sandwich(space, 0, random=3)
+    largest, smallest, *others = sampler(5)
+    assert (largest, smallest) == (SubnetPass(space.largest), SubnetPass(space.smallest, in_place_distillation=True))
+    assert len(others) == 3 and all(distilled for _, distilled in others)
+    assert sampler(5) == sandwich(space, 0, random=3)(5) != sampler(6)
 
 
 def test_the_name_of_a_sampler_is_what_the_configuration_says() -> None:
     space = SPACES["fashion-mnist"]
-    for kind, made in (("uniform", uniform(space, 1)), ("sandwich", sandwich(space, 1, 4)), ("fair", fair(space, 1))):
-        assert sampler(kind, space, 1, 4)(7) == made(7)  # type: ignore[arg-type]
+    for kind, made in (
+        ("uniform", uniform(space, 1)),
+        ("sandwich", sandwich(space, 1, 4)),
+        ("uniform_params", uniform_params(space, 1)),
+    ):
+        assert make_sampler(kind, space, 1, 4)(7) == made(7)  # type: ignore[arg-type]
 
 
-def test_the_gradient_of_a_sandwich_is_the_mean_of_its_lessons() -> None:
+def test_the_gradient_of_a_sandwich_is_the_mean_of_its_passes() -> None:
     """Against a plain loop: labels for the largest; its probabilities, as they are, for the others."""
     space = SearchSpace.model_validate(FORTY)
     settings: dict[str, Any] = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1, "label_smoothing": 0.1}
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    split = Images(pixels.numpy(), np.arange(8), [])
+    split = DecodedSplit(pixels.numpy(), np.arange(8), [])
     recipe = Recipe.model_validate(settings)
-    images = training_images(split, recipe, 0, 28, (0.3,))
+    images = training_loader(split, recipe, 0, 28, (0.3,))
     torch.manual_seed(0)
     model = Supernet(space, drop_path=0.0)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -139,8 +153,16 @@ def test_stochastic_depth_is_for_the_largest_alone() -> None:
             return super().forward(images, spec)
 
     recipe = Recipe(epochs=2, batch_size=8, learning_rate=0.1, drop_path=0.9)
-    split = Images(np.zeros((8, 1, 28, 28), dtype=np.uint8), np.arange(8), [])
-    images = training_images(split, recipe, 0, 28, (0.3,))
+    split = DecodedSplit(np.zeros((8, 1, 28, 28), dtype=np.uint8), np.arange(8), [])
+    images = training_loader(split, recipe, 0, 28, (0.3,))
     trainer = Trainer(Seen(space, 0.9), sandwich(space, 0), images, 10, (0.3,), (0.3,), recipe, 0)
     trainer.advance(2)
     assert [training for _, training in modes] == [True, False, False, False] * 2
+
+
+def test_the_old_name_of_uniform_params_is_read_with_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    configs = [load_config("demo", [f"train_supernet.sampling={name}"]) for name in ("fair", "fair", "uniform_params")]
+    assert configs[0] == configs[1] == configs[2]
+    assert capsys.readouterr().err == (
+        "train_supernet.sampling = fair is now called uniform_params; change your configuration\n"
+    )

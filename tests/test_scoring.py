@@ -10,9 +10,9 @@ from torch import Tensor
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.card import DatasetCard
-from autoformer.images.loading import Images
-from autoformer.racing import Task
-from autoformer.scoring import Scorer
+from autoformer.images.split_images import DecodedSplit
+from autoformer.racing import ScoringTask
+from autoformer.scoring import SubnetScorer
 from autoformer.supernet import Supernet
 
 SPACE = small_space()
@@ -27,10 +27,10 @@ def supernet() -> Supernet:
 
 
 @pytest.fixture(scope="module")
-def images() -> Images:
+def images() -> DecodedSplit:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (COUNT, 3, 8, 8), dtype=np.uint8)
-    return Images(pixels, rng.integers(0, 5, COUNT), [""] * COUNT)
+    return DecodedSplit(pixels, rng.integers(0, 5, COUNT), [""] * COUNT)
 
 
 CARD = DatasetCard(
@@ -39,12 +39,12 @@ CARD = DatasetCard(
 )  # fmt: skip
 
 
-def tasks(rng: np.random.Generator) -> list[Task]:
-    return [Task(spec, rng.permutation(COUNT)[: 7 + 11 * number]) for number, spec in enumerate(SPECS)]
+def tasks(rng: np.random.Generator) -> list[ScoringTask]:
+    return [ScoringTask(spec, rng.permutation(COUNT)[: 7 + 11 * number]) for number, spec in enumerate(SPECS)]
 
 
 @torch.no_grad()
-def plainly(supernet: Supernet, images: Images, task: Task) -> tuple[list[bool], float]:
+def plainly(supernet: Supernet, images: DecodedSplit, task: ScoringTask) -> tuple[list[bool], float]:
     """Image by image."""
     mean, std = torch.tensor(CARD.mean).view(3, 1, 1), torch.tensor(CARD.std).view(3, 1, 1)
     right, loss = [], 0.0
@@ -57,9 +57,9 @@ def plainly(supernet: Supernet, images: Images, task: Task) -> tuple[list[bool],
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 500])
-def test_answers_are_those_of_a_plain_loop(supernet: Supernet, images: Images, batch_size: int) -> None:
+def test_answers_are_those_of_a_plain_loop(supernet: Supernet, images: DecodedSplit, batch_size: int) -> None:
     wanted = tasks(np.random.default_rng(1))
-    found = list(Scorer(supernet, images, CARD, batch_size)(wanted))
+    found = list(SubnetScorer(supernet, images, CARD, batch_size)(wanted))
     for task, answers in zip(wanted, found, strict=True):
         right, loss = plainly(supernet, images, task)
         assert list(answers.right) == right
@@ -67,10 +67,10 @@ def test_answers_are_those_of_a_plain_loop(supernet: Supernet, images: Images, b
 
 
 def test_a_batch_that_does_not_fit_is_halved(
-    supernet: Supernet, images: Images, monkeypatch: pytest.MonkeyPatch
+    supernet: Supernet, images: DecodedSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = tasks(np.random.default_rng(2))
-    expected = list(Scorer(supernet, images, CARD, 500)(wanted))
+    expected = list(SubnetScorer(supernet, images, CARD, 500)(wanted))
     forward, sizes = Supernet.forward, []
 
     def small_memory(self: Supernet, batch: Tensor, spec: Any) -> Tensor:
@@ -80,25 +80,25 @@ def test_a_batch_that_does_not_fit_is_halved(
         return forward(self, batch, spec)
 
     monkeypatch.setattr(Supernet, "forward", small_memory)
-    found = list(Scorer(supernet, images, CARD, 500)(wanted))
+    found = list(SubnetScorer(supernet, images, CARD, 500)(wanted))
     for one, other in zip(found, expected, strict=True):
         assert list(one.right) == list(other.right)
         assert one.loss_sum == pytest.approx(other.loss_sum, rel=1e-5)
     assert max(sizes) == 29 and min(sizes) < 4
 
 
-def test_bfloat16_answers_nearly_alike(supernet: Supernet, images: Images) -> None:
-    wanted = [Task(spec, np.arange(COUNT)) for spec in SPECS]
-    exact, rounded = (list(Scorer(supernet, images, CARD, 16, p)(wanted)) for p in ("float32", "bfloat16"))
+def test_bfloat16_answers_nearly_alike(supernet: Supernet, images: DecodedSplit) -> None:
+    wanted = [ScoringTask(spec, np.arange(COUNT)) for spec in SPECS]
+    exact, rounded = (list(SubnetScorer(supernet, images, CARD, 16, p)(wanted)) for p in ("float32", "bfloat16"))
     for one, other in zip(exact, rounded, strict=True):
         assert (one.right != other.right).mean() < 0.1
         assert one.loss_sum != other.loss_sum
         assert one.loss_sum == pytest.approx(other.loss_sum, rel=0.05)
 
 
-def test_logits_that_are_not_finite_end_the_search_in_one_line(images: Images) -> None:
+def test_logits_that_are_not_finite_end_the_search_in_one_line(images: DecodedSplit) -> None:
     broken: Supernet = perturb(Supernet(SPACE)).float().eval()
     with torch.no_grad():
         broken.head.bias[0] = float("inf")
     with pytest.raises(AutoFormerError, match="is not finite in float32: its weights have diverged"):
-        list(Scorer(broken, images, CARD, 16)([Task(SPACE.largest, np.arange(COUNT))]))
+        list(SubnetScorer(broken, images, CARD, 16)([ScoringTask(SPACE.largest, np.arange(COUNT))]))

@@ -1,15 +1,17 @@
 """The evolutionary search, on tables computed by hand."""
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
 from pydantic import ValidationError
 
+from autoformer.candidates import Candidate, ScoredCandidate
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.named import load_space
 from autoformer.pareto import pareto_front
-from autoformer.search import Candidate, Evolution, EvolutionSettings, Limits, Scored, cross, mutate, random_baseline
+from autoformer.search import Evolution, EvolutionSettings, Limits, cross, mutate, random_baseline
 from autoformer.space import SearchSpace, SubnetSpec
 
 SPACE = SearchSpace.model_validate(
@@ -29,8 +31,13 @@ def space_with(**choices: list[float]) -> SearchSpace:
     return SearchSpace.model_validate(data | {"choices": data["choices"] | choices})
 
 
-def heads_of(specs: list[SubnetSpec]) -> list[int]:
-    return [sum(spec.num_heads) for spec in specs]
+def heads_of(candidate: Candidate) -> int:
+    return sum(candidate.spec.num_heads)
+
+
+def scored(candidates: list[Candidate], score: Callable[[Candidate], float]) -> list[ScoredCandidate]:
+    """All complete, with equal losses."""
+    return [ScoredCandidate(candidate, score(candidate), 0.0, 100) for candidate in candidates]
 
 
 class Always(Random):
@@ -100,34 +107,34 @@ def test_children_of_unequal_depth_are_whole() -> None:
 def test_every_generation_is_ranked_and_every_candidate_scored_once() -> None:
     settings = EvolutionSettings(population=8, generations=3, parents=3, mutations=4, crossovers=4)
     evolution = Evolution(SPACE, Limits(), settings, Random(0))
-    asked: list[SubnetSpec] = []
+    asked: list[Candidate] = []
     sizes = []
     while candidates := evolution.ask():
         sizes.append(len(candidates))
-        asked += [candidate.spec for candidate in candidates]
-        evolution.tell(candidates, heads_of([candidate.spec for candidate in candidates]))
+        asked += candidates
+        evolution.tell(scored(candidates, heads_of))
     assert sizes == [8, 8, 8, 8]
-    assert len(set(asked)) == len(asked) == 32
-    best = evolution.best(1)[0]
-    assert best.score == max(heads_of(asked))  # the last generation's too
+    assert len({candidate.spec for candidate in asked}) == len(asked) == 32
+    assert evolution.best(1)[0].top1_percent == max(map(heads_of, asked))  # the last generation's too
 
 
 def test_parents_come_from_the_best_of_all_generations() -> None:
     settings = EvolutionSettings(population=6, generations=4, parents=2, mutations=3, crossovers=3)
     evolution = Evolution(SPACE, Limits(), settings, Random(3))
     while candidates := evolution.ask():
-        allowed = {scored.candidate.id for scored in evolution.best(2)}
+        allowed = {parent.candidate.id for parent in evolution.best(2)}
         for candidate in candidates:
             assert set(candidate.parents) <= allowed
             assert bool(candidate.parents) == (candidate.origin in ("mutation", "crossover"))
-        evolution.tell(candidates, heads_of([candidate.spec for candidate in candidates]))
+        evolution.tell(scored(candidates, heads_of))
 
 
 def test_evolution_finds_what_random_search_does_not() -> None:
     """The score is the closeness to one hidden subnet out of 1.8 million."""
     hidden = SPACE.sample(Random(99))
 
-    def score(spec: SubnetSpec) -> float:
+    def score(candidate: Candidate) -> float:
+        spec = candidate.spec
         alike = sum(a == b for a, b in zip(spec.num_heads, hidden.num_heads, strict=False))
         alike += sum(a == b for a, b in zip(spec.mlp_ratio, hidden.mlp_ratio, strict=False))
         return alike + 3 * (spec.depth == hidden.depth) + 3 * (spec.embed_dim == hidden.embed_dim)
@@ -136,10 +143,10 @@ def test_evolution_finds_what_random_search_does_not() -> None:
     for seed in range(5):
         evolution = Evolution(SPACE, Limits(), EvolutionSettings(), Random(seed))
         while candidates := evolution.ask():
-            evolution.tell(candidates, [score(candidate.spec) for candidate in candidates])
-        evolved.append(evolution.best(1)[0].score)
+            evolution.tell(scored(candidates, score))
+        evolved.append(evolution.best(1)[0].top1_percent)
         baseline = random_baseline(SPACE, Limits(), len(evolution.scored), 10_000, Random(seed + 100))
-        random.append(max(score(candidate.spec) for candidate in baseline))
+        random.append(max(map(score, baseline)))
     assert len(evolution.scored) == 50 * 21  # the official budget, all of it ranked
     assert min(evolved) > max(random)
 
@@ -162,7 +169,7 @@ def test_limits_hold_for_every_candidate_and_both_ends_are_legal() -> None:
             assert candidate.macs == count_macs(SPACE, candidate.spec)
             assert 300_000 <= candidate.params <= 500_000
             assert 5_000_000 <= candidate.macs <= 9_000_000
-        evolution.tell(candidates, [0.0] * len(candidates))
+        evolution.tell(scored(candidates, lambda _: 0.0))
 
 
 @pytest.mark.parametrize(
@@ -206,17 +213,17 @@ def test_a_space_smaller_than_the_population_is_searched_whole_and_ends() -> Non
     assert {candidate.spec for candidate in first} == {
         SubnetSpec(1, width, (heads,), (2.0,)) for width in (64, 128) for heads in (4, 8)
     }
-    evolution.tell(first, [1.0, 2.0, 3.0, 4.0])
+    evolution.tell(scored(first, heads_of))
     assert evolution.ask() == []
 
 
 def test_ties_go_to_the_smaller_subnet_then_to_the_earlier() -> None:
     spec = SPACE.smallest
 
-    def scored(id: int, params: int, score: float) -> Scored:
-        return Scored(Candidate(id, spec, "initial", 0, (), params, 0), score)
+    def entry_of(id: int, params: int, top1_percent: float) -> ScoredCandidate:
+        return ScoredCandidate(Candidate(id, spec, "initial", 0, (), params, 0), top1_percent, 0.0, 100)
 
-    table = [scored(0, 900, 80.0), scored(1, 700, 80.0), scored(2, 700, 80.0), scored(3, 100, 79.9)]
+    table = [entry_of(0, 900, 80.0), entry_of(1, 700, 80.0), entry_of(2, 700, 80.0), entry_of(3, 100, 79.9)]
     assert [entry.candidate.id for entry in sorted(table, key=lambda entry: entry.rank)] == [1, 2, 0, 3]
 
 
@@ -231,7 +238,7 @@ def test_the_same_seed_gives_the_same_search() -> None:
         table: list[Candidate] = []
         while candidates := evolution.ask():
             table += candidates
-            evolution.tell(candidates, heads_of([candidate.spec for candidate in candidates]))
+            evolution.tell(scored(candidates, heads_of))
         return table
 
     assert run(7) == run(7)

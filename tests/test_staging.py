@@ -15,7 +15,7 @@ from s3_server import S3Server
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.archives import EncodedImages
-from autoformer.images.source import Place
+from autoformer.images.source import ByteRange
 from autoformer.images.split_files import Split, image_checksums
 from runtime.common.config import ROOT
 from runtime.storage import connect, copies, staging
@@ -60,7 +60,7 @@ def test_what_was_staged_is_read_from_the_disk(uri: str) -> None:
     archives = S3Archives(uri)
     assert len(copy_of(archives).missing(SIZES)) == 5
     staging.bring(archives, ["a.tar"])
-    assert copy_of(archives).missing(SIZES) == [Place("b.tar", 0, PIECE)]
+    assert copy_of(archives).missing(SIZES) == [ByteRange("b.tar", 0, PIECE)]
     remove(uri, "a.tar")
     for offset, size in ((0, 10), (PIECE - 5, 10), (0, SIZES["a.tar"]), (SIZES["a.tar"] - 3, 3)):
         assert archives("a.tar", offset, size) == content("a.tar")[offset : offset + size]
@@ -126,7 +126,7 @@ def test_a_copy_that_was_damaged_is_read_anew(uri: str) -> None:
     assert archives("b.tar", 0, 100) != content("b.tar")[:100]
     assert images.read(0) == content("b.tar")[:100]
     assert archives("b.tar", 0, 100) == content("b.tar")[:100], "the piece counts as missing"
-    assert copy_of(archives).missing(["b.tar"]) == [Place("b.tar", 0, PIECE)]
+    assert copy_of(archives).missing(["b.tar"]) == [ByteRange("b.tar", 0, PIECE)]
 
 
 def first_byte_is_there(archives: S3Archives) -> bool:
@@ -141,7 +141,7 @@ def test_one_process_writes_and_all_see_it(uri: str) -> None:
         assert writer is not None and Writer.busy() and Writer.take(copy_of(archives)) is None
         staging.bring(archives, ["a.tar"])
         assert len(copy_of(archives).missing(["a.tar"])) == 4
-        assert writer.keep(Place("a.tar", 0, PIECE), content("a.tar")[:PIECE])
+        assert writer.keep(ByteRange("a.tar", 0, PIECE), content("a.tar")[:PIECE])
         assert pool.apply(first_byte_is_there, (archives,))
     del writer
     staging.bring(archives, ["a.tar"])

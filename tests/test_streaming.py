@@ -19,17 +19,17 @@ from torch import distributed
 from transfer_archives import jpeg, write_tar
 
 from autoformer.checkpoint import Preprocessing, SubnetCard, save_subnet
+from autoformer.distributed import World
 from autoformer.errors import AutoFormerError
 from autoformer.evaluation import gather_logits, predict_batches, predict_logits
 from autoformer.files import UnwritableError, hash_file, write_json
-from autoformer.images.ahead import decoded_ahead
 from autoformer.images.archives import EncodedImages, EncodedSplit
 from autoformer.images.card import DatasetCard
-from autoformer.images.loading import Images
 from autoformer.images.pixels import model_pixels
+from autoformer.images.prefetch import prefetched
 from autoformer.images.split_files import Split, hash_split, write_split
+from autoformer.images.split_images import DecodedSplit
 from autoformer.images.streaming import StreamedPixels
-from autoformer.ranks import Ranks
 from autoformer.supernet import Supernet
 from components.evaluate_subnet.measure import measure
 from components.evaluate_subnet.results import Model, Results
@@ -70,10 +70,10 @@ def evaluate_as(rank: int, count: int, folder: Path, split: Split) -> None:
     """One of several processes that evaluate together."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
-    ranks = Ranks(rank, count)
-    streamed = StreamedPixels(EncodedImages(folder, split, 3), PIXELS_OF, 2, ranks=ranks)
+    world = World(rank, count)
+    streamed = StreamedPixels(EncodedImages(folder, split, 3), PIXELS_OF, 2, world=world)
     share = predict_batches([model()], streamed, MEAN, STD)[0]
-    torch.save((len(share), gather_logits(share, ranks)), folder / f"{rank}.pt")
+    torch.save((len(share), gather_logits(share, world)), folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -123,7 +123,7 @@ def test_an_error_comes_from_a_worker_as_the_kind_that_it_is(workers: int, tmp_p
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_in_order_from_an_endless_source_and_past_an_error(workers: int) -> None:
-    stream = decoded_ahead(_unless_three, count(), workers, ahead=2)
+    stream = prefetched(_unless_three, count(), workers, ahead=2)
     assert [next(stream).item() for _ in range(3)] == [0, 1, 2]
     with pytest.raises(AutoFormerError, match=r"^three$"):
         next(stream)
@@ -162,7 +162,7 @@ def test_evaluate_subnet_gives_the_same_whether_its_images_fit_into_memory(tmp_p
     nothing: Any = None
     results = Results(card, space, nothing, "scratch", models, nothing, {}, {}, {}, {})
     found = []
-    for megabytes, kind in ((2000, Images), (0, EncodedSplit)):
+    for megabytes, kind in ((2000, DecodedSplit), (0, EncodedSplit)):
         _, images = read_images_to_evaluate(arguments, config, "test", megabytes)
         assert isinstance(images, kind)
         found.append(measure(results, images, batch_size=4, mistakes=3))

@@ -15,9 +15,8 @@ from mlflow_server import free_port
 from processes import PATIENCE_SECONDS, PRELOADED, ended
 from tracking_fixtures import empty_store, store, use_store
 
-from autoformer.candidates import Outcome
+from autoformer.candidates import Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError
-from autoformer.search import Candidate
 from autoformer.space import SubnetSpec
 from components.resolve_config.step import for_each_step
 from runtime import tracking
@@ -29,7 +28,7 @@ from runtime.tracking.store import without_password
 
 SPEC = SubnetSpec(2, 64, (4, 8), (2.0, 3.5))
 CANDIDATE, OTHER = (
-    Outcome(Candidate(id, SPEC, "mutation", 2, (3,), 250_000, 3_000_000), 81.25, 0.5, 3000) for id in (7, 8)
+    ScoredCandidate(Candidate(id, SPEC, "mutation", 2, (3,), 250_000, 3_000_000), 81.25, 0.5, 3000) for id in (7, 8)
 )
 
 

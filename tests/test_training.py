@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from autoformer.images.batches import augment, normalise
-from autoformer.images.loader import training_images
-from autoformer.images.loading import Images
+from autoformer.images.split_images import DecodedSplit
+from autoformer.images.training_loader import training_loader
 from autoformer.layers import initialise
 from autoformer.named import load_space
 from autoformer.randomness import derived_seed, epoch_order, sample_uniform
 from autoformer.recipe import Augmentation, Recipe
-from autoformer.sampling import Lesson, Lessons, sampled_subnet, uniform, whole_model
+from autoformer.sampling import SubnetPass, SubnetSampler, sampled_subnet, uniform, whole_model
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
@@ -50,12 +50,12 @@ def supernet_trainer(forward: Any = None, seed: int = 0, **changes: Any) -> Trai
 
 
 def make_trainer(model: Any, forward: Any, data: tuple[Tensor, Tensor], recipe: Recipe, seed: int = 0) -> Trainer:
-    split = Images(data[0].numpy(), data[1].numpy(), [])
-    return Trainer(model, forward, training_images(split, recipe, seed, 28, (0.3,)), 10, (0.3,), (0.3,), recipe, seed)
+    split = DecodedSplit(data[0].numpy(), data[1].numpy(), [])
+    return Trainer(model, forward, training_loader(split, recipe, seed, 28, (0.3,)), 10, (0.3,), (0.3,), recipe, seed)
 
 
-def always(spec: SubnetSpec) -> Lessons:
-    return lambda step: (Lesson(spec),)
+def always(spec: SubnetSpec) -> SubnetSampler:
+    return lambda step: (SubnetPass(spec),)
 
 
 def test_the_subnet_of_a_step_is_a_function_of_seed_and_step() -> None:
@@ -69,7 +69,7 @@ def test_the_subnet_of_a_step_is_a_function_of_seed_and_step() -> None:
 def test_weights_beyond_the_slice_get_zero_gradient_and_move_by_momentum_and_decay_alone() -> None:
     largest, smallest = SPACE.largest, SPACE.smallest
     steps = [largest, smallest]
-    trainer = supernet_trainer(lambda step: (Lesson(steps[step]),), **PLAIN, ema_decay=None)
+    trainer = supernet_trainer(lambda step: (SubnetPass(steps[step]),), **PLAIN, ema_decay=None)
     weight = trainer.model.get_parameter("blocks.0.attn.proj.weight")
     beyond = weight[smallest.embed_dim :, :]
     trainer.advance(1)  # the whole tensor has a gradient once, hence momentum
@@ -87,7 +87,7 @@ def test_weights_beyond_the_slice_get_zero_gradient_and_move_by_momentum_and_dec
 def test_blocks_beyond_the_depth_stay_as_they_are_with_their_moments() -> None:
     largest, smallest = SPACE.largest, SPACE.smallest
     steps = [largest, smallest, smallest]
-    trainer = supernet_trainer(lambda step: (Lesson(steps[step]),), **PLAIN)
+    trainer = supernet_trainer(lambda step: (SubnetPass(steps[step]),), **PLAIN)
     trainer.advance(1)
     last = SPACE.supernet.depth - 1
     names = [name for name, _ in trainer.model.named_parameters() if name.startswith(f"blocks.{last}.")]

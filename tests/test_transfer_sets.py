@@ -16,7 +16,7 @@ from user_images import write_images
 from autoformer.errors import AutoFormerError
 from autoformer.images.archives import EncodedImages
 from autoformer.images.card import DatasetCard, read_card
-from autoformer.images.loading import load_images, read_archive, read_rows
+from autoformer.images.split_images import load_images, read_archive, read_rows
 from commands.deliver import PUBLISHED, deliver, main
 from components.prepare_data import cars, class_folders, flowers, pets, webdataset
 from components.prepare_data import cifar as cifar_reader

@@ -67,6 +67,6 @@ def _call(rank: int, count: int, port: int, function: Callable[..., None], argum
     from runtime.common.config import load_config
     from runtime.steps.rendezvous import process_group
 
-    with as_torchrun(rank, count, port), process_group(load_config(config_of("train_supernet"), steps=[])) as ranks:
-        function(ranks, *arguments)
+    with as_torchrun(rank, count, port), process_group(load_config(config_of("train_supernet"), steps=[])) as world:
+        function(world, *arguments)
     os._exit(0)

@@ -13,10 +13,10 @@ from PIL import Image
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.pixels import open_image, to_channels
-from autoformer.images.source import Place, archive_folder
+from autoformer.images.source import ByteRange, archive_folder
 from autoformer.images.split_files import Split
 
-TOGETHER = 512  # images that are fetched side by side, where they come from afar
+PREFETCH_IMAGES = 512  # images that are fetched side by side, where they come from afar
 OPEN_FILES = 128  # of a process at once: a tree of loose images is one archive an image
 
 Reader = Callable[[str, int, int], bytes]  # archive name, offset and size in bytes -> what lies there
@@ -35,7 +35,7 @@ class RemoteReader(Protocol):
     def size_of(self, archive: str) -> int:
         """Bytes of an archive. Raises `AutoFormerError` where there is none of that name."""
 
-    def prefetch(self, places: Sequence[Place]) -> None:
+    def prefetch(self, places: Sequence[ByteRange]) -> None:
         """These are read before the next such call: begin to fetch them, side by side."""
 
     def reread(self, archive: str, offset: int, size: int) -> bytes:
@@ -143,9 +143,9 @@ class EncodedImages:
         if isinstance(self._reader, RemoteReader):
             self._reader.prefetch([self._place(index) for index in indices])
 
-    def _place(self, index: int) -> Place:
+    def _place(self, index: int) -> ByteRange:
         name = self._names[self._archive[index]].decode()
-        return Place(name, int(self._offsets[index]), int(self._sizes[index]))
+        return ByteRange(name, int(self._offsets[index]), int(self._sizes[index]))
 
     def _is_right(self, index: int, content: bytes) -> bool:
         if len(content) != self._sizes[index]:

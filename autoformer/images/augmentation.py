@@ -16,7 +16,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms
 
-from autoformer.images.pixels import centre, resized_side, to_pixels, with_shorter_side
+from autoformer.images.pixels import center_crop, resize_shorter_side, resized_side, to_pixels
 from autoformer.randomness import seeded
 from autoformer.recipe import Augmentation
 
@@ -52,7 +52,7 @@ def picture_transform(
 
 
 def _middle(image_size: int, image: Image.Image) -> Image.Image:
-    return centre(with_shorter_side(image, resized_side(image_size)), image_size)
+    return center_crop(resize_shorter_side(image, resized_side(image_size)), image_size)
 
 
 def _as_tensor(image: Image.Image) -> Tensor:

@@ -19,7 +19,7 @@ SCALES = (1, 2, 4, 8)  # an image is decoded at its size, or at one of these par
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's number; Python names it from 3.13 on
 
 
-class Facts(NamedTuple):
+class ImageInfo(NamedTuple):
     """What has to be known of an image before it is decoded."""
 
     width: int
@@ -27,7 +27,7 @@ class Facts(NamedTuple):
     reducible: bool  # whether it can be decoded at a part of its size
 
 
-class Kept:
+class PixelCache:
     """Images that were decoded once, by number and scale: the first that come, until the budget is used up.
 
     One anonymous memory, whose pages are taken from the machine when they are filled. Workers that are forked later
@@ -69,12 +69,12 @@ class Kept:
         """Bytes of the budget that are taken."""
         return self._first + int(self._used[0])
 
-    def facts(self, index: int) -> Facts | None:
+    def facts(self, index: int) -> ImageInfo | None:
         with among_forks(self._lock):
             width, height, reducible = self._facts[index].tolist()
-        return Facts(width, height, bool(reducible)) if width else None
+        return ImageInfo(width, height, bool(reducible)) if width else None
 
-    def note(self, index: int, facts: Facts) -> None:
+    def note(self, index: int, facts: ImageInfo) -> None:
         with among_forks(self._lock):
             self._facts[index] = facts
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.io import decode_jpeg
 
 from autoformer.images.archives import EncodedImages
-from autoformer.images.cache import SCALES, Facts, Kept, Pixels
+from autoformer.images.cache import SCALES, ImageInfo, PixelCache, Pixels
 from autoformer.images.pixels import MODES, one_line, open_header, open_image, to_channels
 
 GAP = 2.0  # pixels that a crop has to a side, decoded at a part of its size, for each that it is resized to
@@ -51,7 +51,7 @@ class Decoder:
         self._pictures = pictures
         self._kept = None
         if budget and isinstance(pictures, EncodedImages):
-            self._kept = Kept(len(pictures), pictures.channels, budget)
+            self._kept = PixelCache(len(pictures), pictures.channels, budget)
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_kept": None}  # another machine, or a process that is not forked: none shared
@@ -95,7 +95,7 @@ def least_scale(box: Box, side: int) -> int:
 class _Encoded:
     """One picture out of an archive, of which no more is read and decoded than is asked for."""
 
-    def __init__(self, pictures: EncodedImages, index: int, kept: Kept | None) -> None:
+    def __init__(self, pictures: EncodedImages, index: int, kept: PixelCache | None) -> None:
         self._pictures, self._index, self._kept = pictures, index, kept
         self._content: bytes | None = None
         self._header: Image.Image | None = None
@@ -114,7 +114,7 @@ class _Encoded:
                 self._kept.put(self._index, scale, pixels)
         return pixels
 
-    def _read_facts(self) -> Facts:
+    def _read_facts(self) -> ImageInfo:
         content = self._read()
         with one_line(f"image of {len(content)} bytes"):
             header = open_header(content)
@@ -122,9 +122,9 @@ class _Encoded:
             plain = header.format == "JPEG" and header.mode == MODES[self._pictures.channels]
             if plain and not turned:
                 self._header = header
-                return Facts(*header.size, reducible=True)
+                return ImageInfo(*header.size, reducible=True)
         self._whole = _pixels(to_channels(open_image(content, upright=self._pictures.upright), self._pictures.channels))
-        return Facts(self._whole.shape[1], self._whole.shape[0], reducible=False)
+        return ImageInfo(self._whole.shape[1], self._whole.shape[0], reducible=False)
 
     def _read(self) -> bytes:
         if self._content is None:

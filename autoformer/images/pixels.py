@@ -119,7 +119,7 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(MODES[channels])
 
 
-def with_shorter_side(image: Image.Image, pixels: int) -> Image.Image:
+def resize_shorter_side(image: Image.Image, pixels: int) -> Image.Image:
     """The whole image, resized so that its shorter side has so many pixels; the longer loses its fraction of one, as in
     torchvision's Resize."""
     if min(image.size) == pixels:
@@ -129,7 +129,7 @@ def with_shorter_side(image: Image.Image, pixels: int) -> Image.Image:
     return image.resize((pixels, longer) if upright else (longer, pixels), Image.Resampling.BICUBIC)
 
 
-def centre(image: Image.Image, size: int) -> Image.Image:
+def center_crop(image: Image.Image, size: int) -> Image.Image:
     """The square of `size` pixels at the centre of an image that is at least as large, as torchvision cuts it."""
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
@@ -149,5 +149,5 @@ def model_pixels(
     Pixel by pixel what torchvision's Resize (bicubic) and CenterCrop make of it, by which the published accuracies are.
     `shorter_side`: before the crop, in pixels; `resized_side` unless it is given.
     """
-    resized = with_shorter_side(to_channels(image, channels), shorter_side or resized_side(image_size))
-    return to_pixels(centre(resized, image_size))
+    resized = resize_shorter_side(to_channels(image, channels), shorter_side or resized_side(image_size))
+    return to_pixels(center_crop(resized, image_size))

@@ -13,7 +13,7 @@ SOURCE = "source.yaml"
 REMOTE = "s3://"  # begins a location that is no folder
 
 
-class Place(NamedTuple):
+class ByteRange(NamedTuple):
     """Where an image file lies."""
 
     archive: str

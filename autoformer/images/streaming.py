@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from autoformer.images.ahead import decoded_ahead
+from autoformer.distributed import SINGLE_PROCESS, World
 from autoformer.images.decoding import Decoder, Pictures
-from autoformer.ranks import ALONE, Ranks
+from autoformer.images.prefetch import prefetched
 
-AHEAD = 2  # batches that a worker decodes before they are asked for
+PREFETCH_FACTOR = 2  # batches that a worker decodes before they are asked for
 
 
 class StreamedPixels:
@@ -26,7 +26,7 @@ class StreamedPixels:
         pixels_of: a picture as uint8 (C, S, S), the same for each call; `autoformer.images.pixels.model_pixels`, say.
         batch_size: B; the last batch has what is left.
         workers: processes that decode; 0 for none, then the caller's own does.
-        ranks: which of the processes that evaluate together this is. It sees its share of the images, every
+        world: which of the processes that evaluate together this is. It sees its share of the images, every
             `count`-th, and `autoformer.evaluation.gather_logits` brings the shares together.
         limit: the first so many images only.
     """
@@ -37,17 +37,17 @@ class StreamedPixels:
         pixels_of: Callable[[Image.Image], npt.NDArray[np.uint8]],
         batch_size: int,
         workers: int = 0,
-        ranks: Ranks = ALONE,
+        world: World = SINGLE_PROCESS,
         limit: int | None = None,
     ) -> None:
-        share = ranks.share(range(len(pictures))[:limit])
+        share = world.shard(range(len(pictures))[:limit])
         self.images = len(share)
         self._batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
         self._decoder, self._pixels_of, self._workers = Decoder(pictures), pixels_of, workers
 
     def __iter__(self) -> Iterator[Tensor]:
         """uint8 (B, C, S, S). Raises `AutoFormerError` for an image that cannot be decoded."""
-        return decoded_ahead(self._decode, self._batches, self._workers, AHEAD)
+        return prefetched(self._decode, self._batches, self._workers, PREFETCH_FACTOR)
 
     def _decode(self, indices: Sequence[int]) -> Tensor:
         self._decoder.prefetch(indices)

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from autoformer.devices import is_out_of_memory
 from autoformer.files import hash_file, write_json
-from autoformer.images.loader import training_images
-from autoformer.images.loading import Images
 from autoformer.images.split_files import Split, hash_split, image_checksums, write_split
+from autoformer.images.split_images import DecodedSplit
+from autoformer.images.training_loader import training_loader
 from autoformer.named import load_space
 from autoformer.recipe import Recipe
 from autoformer.sampling import uniform
@@ -65,7 +65,7 @@ def _trainer(bench: Bench) -> None:
 
     def trainer(seed: int) -> Trainer:
         torch.manual_seed(seed)
-        source = training_images(images, recipe, 0, space.image_size, MEAN)
+        source = training_loader(images, recipe, 0, space.image_size, MEAN)
         model = Supernet(space, recipe.drop_path).to(bench.device)
         return Trainer(model, uniform(space, 0), source, space.num_classes, MEAN, STD, recipe, 0)
 
@@ -100,7 +100,7 @@ def _memory(bench: Bench) -> None:
     images = random_images(space, batch)
     with tempfile.TemporaryDirectory() as folder, limited(bench.device, bench.size.memory_bytes):
         found = make_trainer(_training(bench, space, images, "auto", Path(folder) / "auto.json"))
-        bench.row("accumulation: found", found.parts, "")
+        bench.row("accumulation: found", found.micro_batches, "")
         bench.fact("accumulation", f"of {batch} images a step of {space.name}, in {bench.size.memory_bytes / 1e9:g} GB")
         if bench.on_gpu:  # a CPU is not asked
             torch.cuda.reset_peak_memory_stats(bench.device)
@@ -118,7 +118,7 @@ def _memory(bench: Bench) -> None:
         bench.fact("out of memory", str(out_of_memory(training, trainer)))
 
 
-def _training(bench: Bench, space: SearchSpace, images: Images, accumulation: int | str, found: Path) -> Training:
+def _training(bench: Bench, space: SearchSpace, images: DecodedSplit, accumulation: int | str, found: Path) -> Training:
     """That of the published supernet's recipe, with all images in one step."""
     given = {
         "space": space.name, "train_supernet.batch_size": len(images.labels),
@@ -127,7 +127,7 @@ def _training(bench: Bench, space: SearchSpace, images: Images, accumulation: in
     section = load_config("imagenet-tiny", [f"{key}={value}" for key, value in given.items()]).section(TrainSupernet)
     return Training(
         step="train_supernet", section=section, space=space, model=Supernet(space), subnet=space.largest,
-        lessons=section.lessons(space, 0), images=images, card=card_of(space), seed=0, device=bench.device,
+        sampler=section.sampler(space, 0), images=images, card=card_of(space), seed=0, device=bench.device,
         accumulation_file=found,
     )  # fmt: skip
 

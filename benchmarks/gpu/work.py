@@ -14,11 +14,11 @@ from PIL import Image
 
 from autoformer.devices import find_precision
 from autoformer.images.card import DatasetCard
-from autoformer.images.loader import Batch, TrainingImages, training_images
-from autoformer.images.loading import Images
-from autoformer.racing import Task
+from autoformer.images.split_images import DecodedSplit
+from autoformer.images.training_loader import Batch, TrainingLoader, training_loader
+from autoformer.racing import ScoringTask
 from autoformer.sampling import uniform
-from autoformer.scoring import Scorer
+from autoformer.scoring import SubnetScorer
 from autoformer.space import SearchSpace
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
@@ -33,11 +33,11 @@ OCTAVES = (8, 16, 32, 64, 128, 256, 512)
 PICTURES = 4
 
 
-def random_images(space: SearchSpace, images: int, seed: int = 0) -> Images:
+def random_images(space: SearchSpace, images: int, seed: int = 0) -> DecodedSplit:
     rng = np.random.default_rng(seed)
     shape = (images, space.in_channels, space.image_size, space.image_size)
     labels = rng.integers(0, space.num_classes, images)
-    return Images(rng.integers(0, 256, shape, dtype=np.uint8), labels, [])
+    return DecodedSplit(rng.integers(0, 256, shape, dtype=np.uint8), labels, [])
 
 
 def card_of(space: SearchSpace, **changes: object) -> DatasetCard:
@@ -64,11 +64,11 @@ def scoring(bench: Bench) -> None:
         with bench.attempt(letter):
             images = images or random_images(space, bench.size.search_images)
             supernet, rng = Supernet(space).to(bench.device).eval(), Random(0)
-            scorer = Scorer(supernet, images, card_of(space), batch, precision)
+            scorer = SubnetScorer(supernet, images, card_of(space), batch, precision)
             every = np.arange(len(images.labels))
-            list(scorer([Task(space.largest, every[:batch])]))  # warm-up
+            list(scorer([ScoringTask(space.largest, every[:batch])]))  # warm-up
             start, scored = time.perf_counter(), 0
-            for _ in scorer(Task(space.sample(rng), every) for _ in range(bench.size.candidates)):
+            for _ in scorer(ScoringTask(space.sample(rng), every) for _ in range(bench.size.candidates)):
                 scored += len(every)
                 if bench.cut(f"{letter} after {scored:,} images"):
                     break
@@ -83,7 +83,7 @@ def scoring(bench: Bench) -> None:
 class Same:
     """The same batch each time, ready: what is left is the training step."""
 
-    def __init__(self, images: TrainingImages) -> None:
+    def __init__(self, images: TrainingLoader) -> None:
         self.order, self._batch = images.order, images.batch(0)
         images.close()  # or its workers would work on
 
@@ -110,8 +110,8 @@ def epoch(bench: Bench) -> None:
             f"{made.bytes_each / 1000:.0f} kB again and again, {workers} workers",
         )
 
-        def source() -> TrainingImages:
-            return training_images(made.split, recipe, 0, space.image_size, MEAN, 1, workers)
+        def source() -> TrainingLoader:
+            return training_loader(made.split, recipe, 0, space.image_size, MEAN, 1, workers)
 
         def trainer(images: Any) -> Trainer:
             model = Supernet(space, recipe.drop_path).to(bench.device)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from autoformer.candidates import Outcome
+from autoformer.candidates import ScoredCandidate
 from autoformer.evaluation import Scores
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.subnet_text import ratio_text
@@ -69,7 +69,7 @@ def _dot(frame: Frame, point: Point, css: str) -> str:
     return element("circle", class_=f"fill {css}", cx=frame.left(point[0]), cy=frame.top(point[1]), r=4)
 
 
-def scatter(candidates: Sequence[Outcome], front: Sequence[int], chosen: int) -> str:
+def scatter(candidates: Sequence[ScoredCandidate], front: Sequence[int], chosen: int) -> str:
     """Accuracy against parameters: one mark a candidate, `data-candidate` its index; the front as steps.
 
     Candidates that were stopped early are drawn faint and below the others.

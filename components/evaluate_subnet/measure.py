@@ -13,8 +13,8 @@ from torch import Tensor
 from autoformer.checkpoint import load_subnet
 from autoformer.evaluation import PairedDifference, Scores, confusion_matrix, paired_difference, predict_batches, score
 from autoformer.images.archives import EncodedSplit
-from autoformer.images.loading import Images
 from autoformer.images.pixels import model_pixels
+from autoformer.images.split_images import DecodedSplit
 from autoformer.images.streaming import StreamedPixels
 from autoformer.space import SearchSpace
 from components.evaluate_subnet.results import Model, Results
@@ -42,7 +42,7 @@ class Evaluation(NamedTuple):
 
 def measure(
     results: Results,
-    images: Images | EncodedSplit,
+    images: DecodedSplit | EncodedSplit,
     batch_size: int,
     mistakes: int,
     device: torch.device | str = "cpu",
@@ -61,7 +61,7 @@ def measure(
     others = [name for name in logits if name != "retrained"]
 
     def pixels_at(index: int) -> npt.NDArray[np.uint8]:
-        if isinstance(images, Images):
+        if isinstance(images, DecodedSplit):
             return images.pixels[index]
         return _pixels_of(results.space)(images.pictures.image(index))
 
@@ -77,14 +77,14 @@ def measure(
 
 def _logits(
     results: Results,
-    images: Images | EncodedSplit,
+    images: DecodedSplit | EncodedSplit,
     batch_size: int,
     device: torch.device,
     watch: Callable[[int], None],
 ) -> dict[Model, Tensor]:
     models = [load_subnet(folder).model.to(device) for folder in results.models.values()]
     batches: Iterable[Tensor]
-    if isinstance(images, Images):
+    if isinstance(images, DecodedSplit):
         batches = torch.split(torch.from_numpy(images.pixels), batch_size)
     else:
         batches = StreamedPixels(images.pictures, _pixels_of(results.space), batch_size, worker_count(device))

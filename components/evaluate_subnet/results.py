@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from autoformer.candidates import COLUMNS, Outcome
+from autoformer.candidates import COLUMNS, ScoredCandidate
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import read_json
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
-from autoformer.images.loading import Images
+from autoformer.images.split_images import DecodedSplit
 from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
 from runtime.common.config import Config
 from runtime.common.console import existing
@@ -26,7 +26,7 @@ Point = tuple[float, float]
 
 
 class Search(NamedTuple):
-    candidates: list[Outcome]  # the ids of the baseline may count from 0 again
+    candidates: list[ScoredCandidate]  # the ids of the baseline may count from 0 again
     chosen: int  # index in candidates
     progress: dict[str, list[Point]]  # column of progress.csv -> (candidates scored, best top-1 so far)
     metrics: dict[str, float]
@@ -48,7 +48,9 @@ class Results(NamedTuple):
     provenance: dict[str, Any]  # "train_supernet" and "retrain_subnet" -> what made it
 
 
-def read_all(arguments: argparse.Namespace, config: Config, decoded_mb: int) -> tuple[Results, Images | EncodedSplit]:
+def read_all(
+    arguments: argparse.Namespace, config: Config, decoded_mb: int
+) -> tuple[Results, DecodedSplit | EncodedSplit]:
     """Read and check every input. Raises `AutoFormerError` with one line that names the file and the way out.
 
     `decoded_mb`: memory for the decoded test images; where they do not fit, they are decoded on the way.
@@ -148,9 +150,9 @@ def _mode(provenance: Mapping[str, Any]) -> str:
     return str(provenance.get("weights") or section.get("mode") or "unknown")
 
 
-def _outcome(file: Path, row: dict[str, str]) -> Outcome:
+def _outcome(file: Path, row: dict[str, str]) -> ScoredCandidate:
     try:
-        return Outcome.from_row(row)
+        return ScoredCandidate.from_row(row)
     except ValueError as error:
         raise AutoFormerError(f"{file}: candidate {row['id']}: {error}; run search_subnet again") from None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from autoformer.candidates import Outcome
+from autoformer.candidates import ScoredCandidate
 from autoformer.complexity import count_params
 from autoformer.evaluation import wilson_interval
 from autoformer.pareto import pareto_front
@@ -162,7 +162,7 @@ def _key(baseline: bool) -> str:
     return element("p", "".join(keys), class_="note")
 
 
-def _described(outcome: Outcome, chosen: bool) -> dict[str, Any]:
+def _described(outcome: ScoredCandidate, chosen: bool) -> dict[str, Any]:
     """What the panel beside the scatter plot says of a candidate."""
     candidate, spec = outcome.candidate, outcome.candidate.spec
     origin = {
@@ -187,12 +187,12 @@ def _described(outcome: Outcome, chosen: bool) -> dict[str, Any]:
     }
 
 
-def _front_table(front: Sequence[Outcome]) -> str:
+def _front_table(front: Sequence[ScoredCandidate]) -> str:
     header = ("candidate", "top-1, %", "parameters", "multiply-adds", "depth", "width", "heads", "MLP ratio")
     return drawings.table(header, [_front_row(outcome) for outcome in front])
 
 
-def _front_row(outcome: Outcome) -> tuple[str, ...]:
+def _front_row(outcome: ScoredCandidate) -> tuple[str, ...]:
     candidate, spec = outcome.candidate, outcome.candidate.spec
     costs = (amount(candidate.params), amount(candidate.macs))
     shape = (str(spec.depth), str(spec.embed_dim), heads_text(spec), ratios_text(spec))

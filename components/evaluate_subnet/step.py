@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from autoformer.complexity import count_macs, count_params
 from autoformer.files import hash_file, replacing, write_json, write_text
 from autoformer.images.archives import EncodedSplit
-from autoformer.images.loading import Images
+from autoformer.images.split_images import DecodedSplit
 from components.evaluate_subnet.results import Results, read_all
 from runtime.common.code import step_code
 from runtime.common.config import Config, EvaluateSubnet
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     print(summary(result.metrics), flush=True)
 
 
-def evaluate(results: Results, images: Images | EncodedSplit, config: Config, section: EvaluateSubnet) -> Result:
+def evaluate(results: Results, images: DecodedSplit | EncodedSplit, config: Config, section: EvaluateSubnet) -> Result:
     """Measure on the test images, and put everything into the form in which it is written."""
     from autoformer.devices import find_device
     from components.evaluate_subnet.measure import measure

@@ -17,8 +17,8 @@ import numpy as np
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
-from autoformer.images.loading import read_archive
 from autoformer.images.split_files import Split, image_checksums
+from autoformer.images.split_images import read_archive
 from components.prepare_data.delivered import Delivered
 
 IMAGE_SIZE = 32

@@ -7,8 +7,8 @@ import numpy as np
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
-from autoformer.images.loading import check_archive, read_archive
 from autoformer.images.split_files import Split, image_checksums
+from autoformer.images.split_images import check_archive, read_archive
 from components.prepare_data.delivered import Delivered
 
 NAME = "fashion-mnist"

@@ -23,7 +23,7 @@ from pydantic import Field
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import hash_file, hash_value, read_json, replacing, write_json
 from autoformer.frozen import Frozen
-from autoformer.images.pixels import open_image, to_channels, with_shorter_side
+from autoformer.images.pixels import open_image, resize_shorter_side, to_channels
 from components.prepare_data.sources import Source, SourceImage, discover
 from runtime.common.locks import hold_lock
 from runtime.common.tables import read_table, write_table
@@ -265,7 +265,7 @@ def _encoded(images: Iterable[SourceImage], side: int, channels: int) -> Iterato
 
 def _encode(image: SourceImage, side: int, channels: int) -> _Packed:
     try:
-        resized = with_shorter_side(to_channels(open_image(image.path, side), channels), side)
+        resized = resize_shorter_side(to_channels(open_image(image.path, side), channels), side)
     except AutoFormerError as error:
         return _Packed(image, b"", (0, 0), str(error).removeprefix(f"{image.path}: "))
     out = io.BytesIO()

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from autoformer.errors import AutoFormerError
-from autoformer.images.archives import TOGETHER, EncodedImages, RemoteReader
-from autoformer.images.loading import check_archive, check_places
+from autoformer.images.archives import PREFETCH_IMAGES, EncodedImages, RemoteReader
 from autoformer.images.split_files import Split
+from autoformer.images.split_images import check_archive, check_places
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.pack import CARD, INDEX, PackCard, read_pack
 from runtime.common.tables import read_table
@@ -77,8 +77,8 @@ def _check_content(rows: Split, data: Path, remote: RemoteReader | None) -> None
     """Refuse an index that does not say where the images are: the archives are as they were packed, it may not be."""
     encoded = EncodedImages(data, rows, 3, reader=remote)
     for index, checksum in enumerate(rows.checksums.tolist()):
-        if index % TOGETHER == 0:
-            encoded.prefetch(range(index, min(index + TOGETHER, len(encoded))))
+        if index % PREFETCH_IMAGES == 0:
+            encoded.prefetch(range(index, min(index + PREFETCH_IMAGES, len(encoded))))
         if sha256(encoded.read(index)).hexdigest() != checksum:
             line = index + 2
             raise AutoFormerError(f"{data / INDEX}, line {line}: another image lies there; pack the images again")

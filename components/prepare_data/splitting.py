@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from autoformer.errors import AutoFormerError
-from autoformer.images.archives import TOGETHER, EncodedImages
+from autoformer.images.archives import PREFETCH_IMAGES, EncodedImages
 from autoformer.images.card import DatasetCard
-from autoformer.images.loading import raw_pixels
 from autoformer.images.pixels import to_pixels
 from autoformer.images.split_files import Split, hash_split
+from autoformer.images.split_images import raw_pixels
 from autoformer.images.splits import Shares, hold_out, split_by_share
 from autoformer.images.statistics import pixel_statistics, value_statistics
 from autoformer.randomness import derived_rng
@@ -114,8 +114,8 @@ def _encoded_statistics(delivered: Delivered, train: Split, data: Path) -> Stati
     counts = np.zeros((delivered.channels, 256), dtype=np.int64)
     encoded = EncodedImages(data, train, delivered.channels, delivered.upright, delivered.files, remote_archives(data))
     for index in range(len(encoded)):
-        if index % TOGETHER == 0:
-            encoded.prefetch(range(index, min(index + TOGETHER, len(encoded))))
+        if index % PREFETCH_IMAGES == 0:
+            encoded.prefetch(range(index, min(index + PREFETCH_IMAGES, len(encoded))))
         pixels = to_pixels(encoded.image(index))
         for channel in range(delivered.channels):
             counts[channel] += np.bincount(pixels[channel].reshape(-1), minlength=256)

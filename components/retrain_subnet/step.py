@@ -10,7 +10,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import read_json, replacing, write_json
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
-from autoformer.images.loading import Images
+from autoformer.images.split_images import DecodedSplit
 from autoformer.space import NamedSubnet, SubnetSpec
 from runtime.common.config import Config, RetrainSubnet
 from runtime.common.console import existing
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.section(RetrainSubnet)
     if section.compile:
         require_compiler()
-    with process_group(config) as ranks:
+    with process_group(config) as world:
         card, (search_images,) = read_data(arguments, config, "search")
         train_images = read_train_images(arguments, config, card, section, STEP, section.split)
         chosen = NamedSubnet.from_yaml(existing(arguments.search, "search_subnet") / "chosen.yaml")
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         start = Start(chosen.subnet, weights, preprocessing)
         data = ("card", f"{section.split}_split", "search_split")
         with open_step(
-            STEP, arguments, config, *data, "supernet", "search", ranks=ranks, has_checkpoints=True
+            STEP, arguments, config, *data, "supernet", "search", world=world, has_checkpoints=True
         ) as opened:
             opened.tracked.subnet(chosen.subnet)
             _Retraining(opened, section, card, train_images, search_images, start).run()
@@ -93,8 +93,8 @@ class _Retraining:
         opened: StepContext,
         section: RetrainSubnet,
         card: DatasetCard,
-        train_images: Images | EncodedSplit,
-        search_images: Images,
+        train_images: DecodedSplit | EncodedSplit,
+        search_images: DecodedSplit,
         start: Start,
     ) -> None:
         from autoformer.devices import find_device
@@ -119,7 +119,7 @@ class _Retraining:
             models["model"], histories["history"] = self._train(start, "model")
         if self.section.scratch_reference and self.section.mode != "scratch":
             models["scratch"], histories["scratch_history"] = self._train(self._fresh(), "scratch")
-        if not self.opened.ranks.leads:
+        if not self.opened.world.is_rank_zero:
             return
         trained_on = self.section.split == "train_full" and bool(histories)  # whether the search images were
         metrics: dict[str, float] = {
@@ -164,13 +164,13 @@ class _Retraining:
             space=self.config.space,
             model=model,
             subnet=self.start.subnet,
-            lessons=whole_model,
+            sampler=whole_model,
             images=self.train_images,
             card=self.card,
             seed=self.config.seed + 1,  # another order of the images than the supernet has seen
             device=self.device,
             accumulation_file=self.opened.workspace.file(f"{name}-found.json"),
-            ranks=self.opened.ranks,
+            world=self.opened.world,
         )
         trainer = make_trainer(training)
 

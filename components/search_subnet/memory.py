@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from autoformer.distributed import World
 from autoformer.files import write_text
-from autoformer.racing import Answers, Flags, Indices, Task
-from autoformer.ranks import Ranks
+from autoformer.racing import Flags, Indices, ScoringResult, ScoringTask
 from autoformer.space import SubnetSpec
 
 _TURN_IMAGES = 4000  # a rank answers for about so many, and at least one task, before all is written down
@@ -28,7 +28,7 @@ class Known:
         self.right: Flags = np.zeros(images, dtype=bool)
         self.loss_sum = 0.0
 
-    def add(self, images: Indices, answers: Answers) -> None:
+    def add(self, images: Indices, answers: ScoringResult) -> None:
         self.answered[images], self.right[images] = True, answers.right
         self.loss_sum += answers.loss_sum
 
@@ -47,7 +47,7 @@ class ScoreMemory:
         self,
         file: Path,
         images: int,
-        score: Callable[[Sequence[Task]], Iterable[tuple[Task, Answers]]],
+        score: Callable[[Sequence[ScoringTask]], Iterable[tuple[ScoringTask, ScoringResult]]],
         kept: Callable[[], None] = lambda: None,
     ) -> None:
         self._file, self._images, self._score, self._kept = file, images, score, kept
@@ -73,14 +73,14 @@ class ScoreMemory:
     def ask(self, specs: Sequence[SubnetSpec], images: Indices, told: Callable[[], None]) -> list[Flags]:
         """Which of the images (m,) each subnet has right; `told` is called for each as soon as it is known."""
         missing = {spec: images[~self[spec].answered[images]] for spec in specs}
-        for task, answers in self._score([Task(spec, rest) for spec, rest in missing.items() if len(rest)]):
+        for task, answers in self._score([ScoringTask(spec, rest) for spec, rest in missing.items() if len(rest)]):
             self._keep(task, answers)
             told()
         for _ in range(sum(not len(rest) for rest in missing.values())):
             told()
         return [self[spec].right[images] for spec in specs]
 
-    def _keep(self, task: Task, answers: Answers) -> None:
+    def _keep(self, task: ScoringTask, answers: ScoringResult) -> None:
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_line(task, answers, self._images)) + "\n")
         self._kept()
@@ -89,7 +89,7 @@ class ScoreMemory:
         self.images_now += len(task.images)
 
 
-def _line(task: Task, answers: Answers, images: int) -> dict[str, Any]:
+def _line(task: ScoringTask, answers: ScoringResult, images: int) -> dict[str, Any]:
     here, right = np.zeros(images, dtype=bool), np.zeros(images, dtype=bool)
     here[task.images], right[task.images] = True, answers.right
     return {
@@ -100,9 +100,9 @@ def _line(task: Task, answers: Answers, images: int) -> dict[str, Any]:
     }
 
 
-def _parsed(line: dict[str, Any], images: int) -> tuple[SubnetSpec, Indices, Answers]:
+def _parsed(line: dict[str, Any], images: int) -> tuple[SubnetSpec, Indices, ScoringResult]:
     here = np.flatnonzero(_unpacked(line["images"], images))
-    answers = Answers(_unpacked(line["right"], len(here)), line["loss_sum"])
+    answers = ScoringResult(_unpacked(line["right"], len(here)), line["loss_sum"])
     return SubnetSpec.from_dict(line["subnet"]), here, answers
 
 
@@ -132,39 +132,42 @@ class Crew:
     Tasks are sorted by cost and dealt in turn, so that the ranks are busy equally long.
 
     Args:
-        ranks: which of them this is.
+        world: which of them this is.
         score: answers tasks in their order, on this rank's device.
         cost: of a task, in any unit.
     """
 
     def __init__(
-        self, ranks: Ranks, score: Callable[[Iterable[Task]], Iterator[Answers]], cost: Callable[[Task], float]
+        self,
+        world: World,
+        score: Callable[[Iterable[ScoringTask]], Iterator[ScoringResult]],
+        cost: Callable[[ScoringTask], float],
     ) -> None:
-        self.ranks, self.score, self.cost = ranks, score, cost
+        self.world, self.score, self.cost = world, score, cost
 
-    def __call__(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Answers]]:
+    def __call__(self, tasks: Sequence[ScoringTask]) -> Iterator[tuple[ScoringTask, ScoringResult]]:
         """Tasks with their answers, for rank 0. Alone, as soon as there is one."""
-        if self.ranks.count == 1:
+        if self.world.size == 1:
             yield from zip(tasks, self.score(tasks), strict=True)
             return
         left = sorted(tasks, key=lambda task: -self.cost(task))
         while left:
-            turn = self.ranks.count * max(1, _TURN_IMAGES // len(left[0].images))
+            turn = self.world.size * max(1, _TURN_IMAGES // len(left[0].images))
             dealt, left = left[:turn], left[turn:]
-            self.ranks.broadcast(dealt)
+            self.world.broadcast(dealt)
             for rank, answers in enumerate(self._answered(dealt)):
-                yield from zip(dealt[rank :: self.ranks.count], answers, strict=True)
+                yield from zip(dealt[rank :: self.world.size], answers, strict=True)
 
     def work(self) -> None:
         """Answer what rank 0 deals, until it has nothing more."""
-        nothing: list[Task] = []
-        while dealt := self.ranks.broadcast(nothing):
+        nothing: list[ScoringTask] = []
+        while dealt := self.world.broadcast(nothing):
             self._answered(dealt)
 
     def dismiss(self) -> None:
         """Let the other ranks go."""
-        if self.ranks.count > 1:
-            self.ranks.broadcast([])
+        if self.world.size > 1:
+            self.world.broadcast([])
 
-    def _answered(self, dealt: Sequence[Task]) -> list[list[Answers]]:
-        return self.ranks.gather(list(self.score(self.ranks.share(dealt))))
+    def _answered(self, dealt: Sequence[ScoringTask]) -> list[list[ScoringResult]]:
+        return self.world.all_gather(list(self.score(self.world.shard(dealt))))

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from autoformer.candidates import Outcome
+from autoformer.candidates import Candidate, Origin, ScoredCandidate
 from autoformer.racing import Flags, Indices, Race, Racing
 from autoformer.randomness import derived_rng
-from autoformer.search import Candidate, Evolution, Origin, Scored, random_baseline
+from autoformer.search import Evolution, random_baseline
 from autoformer.space import SubnetSpec
 from components.search_subnet.memory import ScoreMemory
 from runtime.common.config import Config, SearchSubnet
@@ -20,8 +20,8 @@ _DRAWN: tuple[Origin, ...] = ("initial", "baseline")
 class Result(NamedTuple):
     """All candidates, the chosen one, and how the search went."""
 
-    outcomes: list[Outcome]
-    chosen: Outcome
+    outcomes: list[ScoredCandidate]
+    chosen: ScoredCandidate
     progress: list[dict[str, Any]]
     metrics: dict[str, float]
 
@@ -49,12 +49,12 @@ def search(
     candidates, ends = first, []
     while candidates:
         found = grading.grade(candidates, section.parents, grading.table)
-        evolution.take([_scored(outcome) for outcome in found])
+        evolution.tell(found)
         ends.append(_End(len(grading.table), grading.images_scored))
         log(_generation_metrics(found, evolution, grading), evolution.generation - 1)
         candidates = evolution.ask()
 
-    evolved, baseline = list(grading.table), list[Outcome]()
+    evolved, baseline = list(grading.table), list[ScoredCandidate]()
     images_of_evolution = grading.images_scored
     if section.random_baseline:
         rng = derived_rng("random baseline", config.seed)
@@ -63,8 +63,7 @@ def search(
         for start in range(0, len(moved), section.population):
             # of random search the best alone is of interest, so all others may be stopped
             baseline += grading.grade(moved[start : start + section.population], 1, baseline, _DRAWN)
-    best = evolution.best(1)[0].candidate.id
-    chosen = next(outcome for outcome in evolved if outcome.candidate.id == best)
+    chosen = evolution.best(1)[0]
     rows = [_progress_row(generation, end, evolved, baseline) for generation, end in enumerate(ends)]
     metrics = _metrics(chosen, baseline) | {
         "candidates_scored": len(grading.asked),
@@ -87,7 +86,7 @@ class _Grading:
         self, rules: Racing | None, images: int, memory: ScoreMemory, show: Callable[[int, str], None]
     ) -> None:
         self.rules, self.images, self.memory, self.show = rules, images, memory, show
-        self.table: list[Outcome] = []
+        self.table: list[ScoredCandidate] = []
         self.complete: dict[SubnetSpec, Flags] = {}  # whole answers (N,)
         self.asked: dict[SubnetSpec, Flags] = {}  # which images (N,)
 
@@ -100,9 +99,9 @@ class _Grading:
         self,
         candidates: Sequence[Candidate],
         keep: int,
-        rivals: Sequence[Outcome],
+        rivals: Sequence[ScoredCandidate],
         alike: Sequence[Origin] = get_args(Origin),
-    ) -> list[Outcome]:
+    ) -> list[ScoredCandidate]:
         """A race of candidates among each other and against the complete ones of `rivals`; the table is told.
 
         Args:
@@ -120,13 +119,13 @@ class _Grading:
             specs = [racers[entrant].spec for entrant in entrants]
             settles = race.answered[entrants[0]] + len(images) == self.images
             told = self._teller(len(candidates) - len(race.live), settles)
-            race.tell(dict(zip(entrants, self._ask(specs, images, told), strict=True)))
+            race.record(dict(zip(entrants, self._ask(specs, images, told), strict=True)))
             if settles:
                 self.complete |= {spec: self.memory[spec].right.copy() for spec in specs}
         outcomes = dict(known)
         for entrant, candidate in enumerate(racers):
             estimate, answered = race.estimates[entrant], race.answered[entrant]
-            stopped = Outcome(candidate, 100 * estimate.score, None, answered)
+            stopped = ScoredCandidate(candidate, 100 * estimate.score, None, answered)
             outcomes[candidate.id] = self._whole(candidate) if answered == self.images else stopped
         found = [outcomes[candidate.id] for candidate in candidates]
         self.table += found
@@ -138,10 +137,10 @@ class _Grading:
             self.asked.setdefault(spec, np.zeros(self.images, dtype=bool))[images] = True
         return self.memory.ask(specs, images, told)
 
-    def _whole(self, candidate: Candidate) -> Outcome:
+    def _whole(self, candidate: Candidate) -> ScoredCandidate:
         """Of a candidate whose subnet has answered all images."""
         right, loss_sum = self.complete[candidate.spec], self.memory[candidate.spec].loss_sum
-        return Outcome(candidate, 100.0 * int(right.sum()) / self.images, loss_sum / self.images, self.images)
+        return ScoredCandidate(candidate, 100.0 * int(right.sum()) / self.images, loss_sum / self.images, self.images)
 
     def _teller(self, settled: int, settles: bool) -> Callable[[], None]:
         """Called for each answer: shows how many of the race are done with, `settled` and those that answer now."""
@@ -160,26 +159,21 @@ class _End(NamedTuple):
     images_scored: int
 
 
-def _scored(outcome: Outcome) -> Scored:
-    loss = outcome.loss if outcome.loss is not None else 0.0
-    return Scored(outcome.candidate, outcome.top1_percent, loss, outcome.complete)
-
-
 def _renumbered(candidate: Candidate, offset: int) -> Candidate:
     fields = {name: getattr(candidate, name) for name in candidate.__dataclass_fields__}
     return Candidate(**fields | {"id": candidate.id + offset})
 
 
-def _best(outcomes: Sequence[Outcome]) -> float:
+def _best(outcomes: Sequence[ScoredCandidate]) -> float:
     """The best score of complete candidates, in percent."""
     return max(outcome.top1_percent for outcome in outcomes if outcome.complete)
 
 
-def _generation_metrics(found: Sequence[Outcome], evolution: Evolution, grading: _Grading) -> dict[str, float]:
+def _generation_metrics(found: Sequence[ScoredCandidate], evolution: Evolution, grading: _Grading) -> dict[str, float]:
     """Of a generation; its mean has the estimates of stopped candidates in it, its best has not."""
     complete = any(outcome.complete for outcome in found)
     return ({"search/generation_best_top1_percent": _best(found)} if complete else {}) | {
-        "search/best_top1_percent": evolution.best(1)[0].score,
+        "search/best_top1_percent": evolution.best(1)[0].top1_percent,
         "search/generation_mean_top1_percent": sum(outcome.top1_percent for outcome in found) / len(found),
         "search/scored": len(evolution.scored),
         "search/complete": sum(outcome.complete for outcome in grading.table),
@@ -188,7 +182,7 @@ def _generation_metrics(found: Sequence[Outcome], evolution: Evolution, grading:
 
 
 def _progress_row(
-    generation: int, end: _End, evolved: Sequence[Outcome], baseline: Sequence[Outcome]
+    generation: int, end: _End, evolved: Sequence[ScoredCandidate], baseline: Sequence[ScoredCandidate]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "generation": generation,
@@ -201,7 +195,7 @@ def _progress_row(
     return row
 
 
-def _metrics(chosen: Outcome, baseline: Sequence[Outcome]) -> dict[str, float]:
+def _metrics(chosen: ScoredCandidate, baseline: Sequence[ScoredCandidate]) -> dict[str, float]:
     assert chosen.loss is not None
     metrics = {
         "chosen_top1_percent": chosen.top1_percent,

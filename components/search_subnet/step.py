@@ -12,16 +12,16 @@ from typing import Any
 
 import yaml
 
-from autoformer.candidates import COLUMNS, Outcome
+from autoformer.candidates import COLUMNS, Candidate, ScoredCandidate
 from autoformer.complexity import count_macs
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
 from autoformer.images.card import DatasetCard
-from autoformer.images.loading import Images
+from autoformer.images.split_images import DecodedSplit
 from autoformer.pareto import pareto_front
-from autoformer.racing import Answers, Task
+from autoformer.racing import ScoringResult, ScoringTask
 from autoformer.randomness import derived_rng
-from autoformer.search import Candidate, Evolution
+from autoformer.search import Evolution
 from autoformer.space import SearchSpace, SubnetSpec
 from components.search_subnet.memory import Crew, ScoreMemory
 from components.search_subnet.searching import Result, search
@@ -66,21 +66,21 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         raise AutoFormerError(f"search_subnet.images = {count}: the search split has {len(images.labels)}")
     evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed))
     first = evolution.ask()  # legal candidates exist, or the step ends here, before anything heavy
-    used = Images(images.pixels[:count], images.labels[:count], images.checksums[:count])
+    used = DecodedSplit(images.pixels[:count], images.labels[:count], images.checksums[:count])
     with (
-        process_group(config) as ranks,
+        process_group(config) as world,
         open_step(
-            STEP, arguments, config, "card", "search_split", "supernet", ranks=ranks, has_checkpoints=True
+            STEP, arguments, config, "card", "search_split", "supernet", world=world, has_checkpoints=True
         ) as opened,
     ):
-        crew = Crew(ranks, _scorer(arguments.supernet, config, card, used), partial(_cost, config.space))
-        if ranks.leads:
+        crew = Crew(world, _scorer(arguments.supernet, config, card, used), partial(_cost, config.space))
+        if world.is_rank_zero:
             _lead(opened, evolution, first, crew, count)
         else:
             crew.work()
 
 
-def _cost(space: SearchSpace, task: Task) -> float:
+def _cost(space: SearchSpace, task: ScoringTask) -> float:
     return count_macs(space, task.spec) * len(task.images)
 
 
@@ -105,25 +105,27 @@ def _lead(opened: StepContext, evolution: Evolution, first: list[Candidate], cre
     print(f"{STEP}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
 
 
-def _scorer(folder: Path, config: Config, card: DatasetCard, images: Images) -> Callable[..., Iterator[Answers]]:
+def _scorer(
+    folder: Path, config: Config, card: DatasetCard, images: DecodedSplit
+) -> Callable[..., Iterator[ScoringResult]]:
     """What answers tasks with inherited weights, on this process's device."""
     from autoformer.checkpoint import load_supernet
     from autoformer.devices import find_device, find_precision
-    from autoformer.scoring import Scorer
+    from autoformer.scoring import SubnetScorer
 
     section = config.section(SearchSubnet)
     set_threads(config.threads)
     device = find_device(config.device)
     supernet = load_supernet(folder, section.weights).model.to(device)
-    return Scorer(supernet, images, card, section.batch_size, find_precision(section.precision, device))
+    return SubnetScorer(supernet, images, card, section.batch_size, find_precision(section.precision, device))
 
 
-def _shown(result: Result) -> list[Outcome]:
+def _shown(result: Result) -> list[ScoredCandidate]:
     """The Pareto front of accuracy and parameters, and the ten best: what MLflow shows as runs of their own."""
     complete = [outcome for outcome in result.outcomes if outcome.complete]
     costs = [(outcome.candidate.params, -outcome.top1_percent) for outcome in complete]
     best = sorted(range(len(costs)), key=lambda index: (costs[index][1], costs[index][0]))[:10]
-    shown: dict[SubnetSpec, Outcome] = {}
+    shown: dict[SubnetSpec, ScoredCandidate] = {}
     for index in [*best, *pareto_front(costs)]:
         shown.setdefault(complete[index].candidate.spec, complete[index])
     return list(shown.values())[:50]

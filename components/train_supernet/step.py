@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from autoformer.files import replacing, write_json
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
-from autoformer.images.loading import Images
+from autoformer.images.split_images import DecodedSplit
 from runtime.common.config import Config, TrainSupernet
 from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
@@ -40,22 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.section(TrainSupernet)
-    with process_group(config) as ranks:
+    with process_group(config) as world:
         card, (search_images,) = read_data(arguments, config, "search")
         train_images = read_train_images(arguments, config, card, section, STEP)
         with open_step(
-            STEP, arguments, config, "card", "train_split", "search_split", ranks=ranks, has_checkpoints=True
+            STEP, arguments, config, "card", "train_split", "search_split", world=world, has_checkpoints=True
         ) as opened:
             _train(opened, card, train_images, search_images)
 
 
-def _train(opened: StepContext, card: DatasetCard, train_images: Images | EncodedSplit, search_images: Images) -> None:
+def _train(
+    opened: StepContext, card: DatasetCard, train_images: DecodedSplit | EncodedSplit, search_images: DecodedSplit
+) -> None:
     from runtime.steps.training_loop import Row, SearchSplitAccuracy, TrainingNames, train
     from runtime.steps.training_setup import make_trainer, supernet_training
 
     set_threads(opened.config.threads)
     found = opened.workspace.file("found.json")
-    training = supernet_training(opened.config, train_images, card, found, opened.ranks)
+    training = supernet_training(opened.config, train_images, card, found, opened.world)
     trainer, space = make_trainer(training), training.space
     scorer = SearchSplitAccuracy(search_images, card, trainer.device, training.section.score_images)
 
@@ -65,7 +67,7 @@ def _train(opened: StepContext, card: DatasetCard, train_images: Images | Encode
         return {f"{name}_top1_percent": scorer.top1_percent(forward) for name, forward in forwards.items()}
 
     trained = train(opened, training, trainer, score, TrainingNames("checkpoint", STEP))
-    if opened.ranks.leads:
+    if opened.world.is_rank_zero:
         _write(opened, card, trainer, trained)
 
 

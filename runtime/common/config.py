@@ -5,7 +5,9 @@
 """
 
 import json
+import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -18,7 +20,7 @@ from autoformer.limits import Limits
 from autoformer.named import CONFIGS, load_space, named_file
 from autoformer.racing import Racing
 from autoformer.recipe import Precision, Recipe
-from autoformer.sampling import Lessons, Sampling, sampler
+from autoformer.sampling import Sampling, SubnetSampler, make_sampler
 from autoformer.search import EvolutionSettings
 from autoformer.space import SearchSpace
 from runtime.common.overrides import apply
@@ -62,17 +64,33 @@ class TrainingSection(Recipe):
         return Recipe.model_validate(self.model_dump(include=set(Recipe.model_fields)))
 
 
+@cache
+def _warn_of_old_name(line: str) -> None:
+    """Print `line` once per process. The next version will refuse the old name."""
+    print(line, file=sys.stderr)
+
+
 class TrainSupernet(TrainingSection):
     sampling: Sampling = Field(
         "uniform",
         description="subnets of a step: one, every choice uniform; sandwich: the largest, which teaches the smallest "
-        "and some random ones; fair: one, uniform in its number of parameters",
+        "and some random ones; uniform_params: one, uniform in its number of parameters",
     )
-    sandwich_random: int = Field(2, ge=0, description="random subnets of a sandwich, each as dear as a step of uniform")
+    sandwich_random: int = Field(
+        2, ge=0, description="random subnets of a sandwich; each costs as much as one uniform step"
+    )
 
-    def lessons(self, space: SearchSpace, seed: int) -> Lessons:
+    @field_validator("sampling", mode="before")
+    @classmethod
+    def _renamed(cls, value: Any) -> Any:
+        if value == "fair":
+            _warn_of_old_name("train_supernet.sampling = fair is now called uniform_params; change your configuration")
+            return "uniform_params"
+        return value
+
+    def sampler(self, space: SearchSpace, seed: int) -> SubnetSampler:
         """What each step trains."""
-        return sampler(self.sampling, space, seed, self.sandwich_random)
+        return make_sampler(self.sampling, space, seed, self.sandwich_random)
 
 
 class SearchSubnet(EvolutionSettings):

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import KnownHashes, hash_path, hash_value, write_json
+from autoformer.files import HashCache, hash_path, hash_value, write_json
 from runtime.common.code import step_code
 from runtime.common.config import ROOT, Config
 
@@ -27,9 +27,9 @@ def work_root() -> Path:
     return Path(os.environ.get("AUTOFORMER_WORK", ROOT / "work"))
 
 
-def known_hashes() -> KnownHashes:
+def known_hashes() -> HashCache:
     """The checksums of large archives, which every step holds against the card."""
-    return KnownHashes(work_root() / "checksums.jsonl")
+    return HashCache(work_root() / "checksums.jsonl")
 
 
 class Workspace:

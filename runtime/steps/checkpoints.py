@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from autoformer.devices import is_out_of_memory
+from autoformer.distributed import World
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing
-from autoformer.ranks import Ranks
 from runtime.steps.rendezvous import hand_out
 from runtime.steps.step_context import StepContext
 
@@ -27,8 +27,8 @@ State = dict[str, Any]
 class Checkpoints:
     """The files of one training. `name`: of the files, without ending."""
 
-    def __init__(self, opened: StepContext, name: str, ranks: Ranks) -> None:
-        self._mirror, self._ranks = opened.mirror, ranks
+    def __init__(self, opened: StepContext, name: str, world: World) -> None:
+        self._mirror, self._world = opened.mirror, world
         self._regular = opened.workspace.file(f"{name}.pt")
         self._beginning = opened.workspace.file(f"{name}-beginning.pt")
         self._interrupted = opened.workspace.file(f"{name}-interrupted.pt")
@@ -40,13 +40,13 @@ class Checkpoints:
     def newest_of_all(self) -> Path | None:
         """The newest checkpoint of rank 0, copied to this machine. Every rank calls it."""
         newest = self.newest()
-        name = self._ranks.broadcast(None if newest is None else newest.name)
+        name = self._world.broadcast(None if newest is None else newest.name)
         return None if name is None else self._copied(name)
 
     def to_roll_back_to(self) -> Path:
         """The checkpoint of rank 0 that a rollback returns to, copied to this machine. Every rank calls it."""
         file = self._regular if self._regular.exists() else self._beginning
-        return self._copied(self._ranks.broadcast(file.name))
+        return self._copied(self._world.broadcast(file.name))
 
     def save_regular(self, state: State) -> None:
         self._save(self._regular, state)
@@ -63,7 +63,7 @@ class Checkpoints:
         self._save(self._interrupted, state)
 
     def _copied(self, name: str) -> Path:
-        return hand_out(self._ranks, self._regular.with_name(name))
+        return hand_out(self._world, self._regular.with_name(name))
 
     def _save(self, file: Path, state: State) -> None:
         with replacing(file) as temporary, temporary.open("wb") as opened:

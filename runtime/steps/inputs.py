@@ -9,8 +9,8 @@ from autoformer.cards import SupernetCard, read_supernet_card
 from autoformer.errors import AutoFormerError
 from autoformer.images.archives import EncodedImages, EncodedSplit
 from autoformer.images.card import DatasetCard, read_card
-from autoformer.images.loading import Images, load_images, read_rows
 from autoformer.images.pixels import resized_side
+from autoformer.images.split_images import DecodedSplit, load_images, read_rows
 from autoformer.recipe import Recipe
 from autoformer.space import SearchSpace
 from runtime.common.config import Config
@@ -48,7 +48,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--record", type=Path, required=True, help="JSON file for clocks, rates and run ids")
 
 
-def read_data(arguments: argparse.Namespace, config: Config, *splits: str) -> tuple[DatasetCard, list[Images]]:
+def read_data(arguments: argparse.Namespace, config: Config, *splits: str) -> tuple[DatasetCard, list[DecodedSplit]]:
     """The card and the images of each split, after checking that they suit the search space."""
     card = read_card(existing(arguments.card, "prepare_data"))
     check_space(card, config.space)
@@ -59,7 +59,7 @@ def read_data(arguments: argparse.Namespace, config: Config, *splits: str) -> tu
     return card, loaded
 
 
-def _in_memory(path: Path, data: Data, card: DatasetCard, config: Config, split: str) -> Images:
+def _in_memory(path: Path, data: Data, card: DatasetCard, config: Config, split: str) -> DecodedSplit:
     size = config.space.image_size
     return load_images(path, data.folder, card, None, size, split, known_hashes(), data.remote)
 
@@ -92,13 +92,13 @@ def check_space(card: DatasetCard, space: SearchSpace) -> None:
 
 def read_train_images(
     arguments: argparse.Namespace, config: Config, card: DatasetCard, recipe: Recipe, step: str, split: str = "train"
-) -> Images | EncodedSplit:
+) -> DecodedSplit | EncodedSplit:
     """The images to train on: pixels in memory, or, where each is augmented by itself, files to decode on the way.
 
     `split`: train or train_full. Raises `AutoFormerError` where there are not images enough for one optimiser step.
     """
     path, data = existing(getattr(arguments, f"{split}_split"), "prepare_data"), open_data(arguments.data)
-    images: Images | EncodedSplit
+    images: DecodedSplit | EncodedSplit
     if card.encoding == "image" and recipe.augmentation.by_image:
         images = _encoded(path, data, card, split)
     else:
@@ -111,7 +111,7 @@ def read_train_images(
 
 def read_images_to_evaluate(
     arguments: argparse.Namespace, config: Config, split: str, decoded_mb: int
-) -> tuple[DatasetCard, Images | EncodedSplit]:
+) -> tuple[DatasetCard, DecodedSplit | EncodedSplit]:
     """The card and the images of a split: pixels in memory where they fit there, else files to decode on the way."""
     card = read_card(existing(arguments.card, "prepare_data"))
     check_space(card, config.space)

@@ -3,11 +3,11 @@
 A step that can be shared calls `run_step(..., shared=True)` and works inside of `joined`:
 
     def run(arguments: argparse.Namespace, config: Config) -> None:
-        with process_group(config) as ranks:                       # ALONE where the step is one process
-            scores = score(ranks.share(candidates))         # every rank its own
-            everything = ranks.gather(scores)               # in the order of the ranks
-            with open_step(STEP, arguments, config, ..., ranks=ranks) as opened:
-                if ranks.leads: ...                         # rank 0 alone writes, logs and decides
+        with process_group(config) as world:                       # SINGLE_PROCESS where the step is one process
+            scores = score(world.shard(candidates))         # every rank its own
+            everything = world.all_gather(scores)               # in the order of the ranks
+            with open_step(STEP, arguments, config, ..., world=world) as opened:
+                if world.is_rank_zero: ...                         # rank 0 alone writes, logs and decides
 
 Ranks other than 0 print nothing, hold no lock, write no record and log to no run.
 """
@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+from autoformer.distributed import SINGLE_PROCESS, World
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, replacing
-from autoformer.ranks import ALONE, Ranks
 from runtime.common.config import Config
 from runtime.common.exit_codes import LOST
 from runtime.common.processes import (
@@ -41,28 +41,28 @@ _SAYS_LOST = ("connection closed by peer", "connection reset by peer", "connecti
 class LostRank(SystemExit):
     """Another rank is gone, or the network between. Whoever started the ranks knows which, and says so."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, world: World) -> None:
         super().__init__(LOST)
-        self.ranks = ranks
+        self.world = world
 
     def __str__(self) -> str:
-        return f"rank {self.ranks.rank} of {self.ranks.count} has lost its connection to the others"
+        return f"rank {self.world.rank} of {self.world.size} has lost its connection to the others"
 
 
 @contextlib.contextmanager
-def process_group(config: Config) -> Iterator[Ranks]:
-    """The ranks of this job, once all have come: NCCL between GPUs, gloo between CPUs. ALONE without torchrun.
+def process_group(config: Config) -> Iterator[World]:
+    """The ranks of this job, once all have come: NCCL between GPUs, gloo between CPUs. SINGLE_PROCESS without torchrun.
 
     Raises:
         AutoFormerError: one line: no GPU for this rank, or the others are not found.
         LostRank: a rank is gone; after a second, so that the one that was first is seen first.
     """
     if not is_rank():
-        yield ALONE
+        yield SINGLE_PROCESS
         return
-    ranks = Ranks(number_in_environment("RANK", 0), number_in_environment("WORLD_SIZE", 1))
-    if ranks.count == 1:
-        yield ranks
+    world = World(number_in_environment("RANK", 0), number_in_environment("WORLD_SIZE", 1))
+    if world.size == 1:
+        yield world
         return
     from torch import distributed
 
@@ -77,17 +77,17 @@ def process_group(config: Config) -> Iterator[Ranks]:
         raise
     except (ValueError, RuntimeError) as error:
         if is_lost(error):  # a machine that was lost meanwhile is no fault of this one's input
-            raise LostRank(ranks) from None
+            raise LostRank(world) from None
         reason = " ".join(str(error).split()[:20])
-        raise AutoFormerError(f"rank {ranks.rank} of {ranks.count} does not find the others ({reason})") from None
+        raise AutoFormerError(f"rank {world.rank} of {world.size} does not find the others ({reason})") from None
     try:
-        yield ranks
+        yield world
     except RuntimeError as error:
         if not is_lost(error):
             raise
         time.sleep(1)
         number = received_signal()
-        raise (LostRank(ranks) if number is None else Stopped(number)) from None
+        raise (LostRank(world) if number is None else Stopped(number)) from None
     distributed.destroy_process_group()
 
 
@@ -114,27 +114,27 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, distributed.DistError) or any(words in str(error).lower() for words in _SAYS_LOST)
 
 
-def hand_out(ranks: Ranks, file: Path) -> Path:
+def hand_out(world: World, file: Path) -> Path:
     """Let every machine have the file that rank 0 has at this path; the path. Every rank calls it.
 
     Among ranks of one machine, and where machines share the folder, there is nothing to do.
     """
-    if ranks_on_machine() == ranks.count:
+    if ranks_on_machine() == world.size:
         return file
-    wanted = ranks.broadcast(hash_file(file) if ranks.leads else "")
+    wanted = world.broadcast(hash_file(file) if world.is_rank_zero else "")
     lacks = number_in_environment("LOCAL_RANK", 0) == 0 and not (file.is_file() and hash_file(file) == wanted)
-    if any(ranks.gather(lacks)):
+    if any(world.all_gather(lacks)):
         with replacing(file) if lacks else contextlib.nullcontext() as temporary:
-            for chunk in _chunks(ranks, file):
+            for chunk in _chunks(world, file):
                 if temporary is not None:
                     with temporary.open("ab") as copy:
                         copy.write(chunk)
-    ranks.gather(None)  # all machines have it
+    world.all_gather(None)  # all machines have it
     return file
 
 
-def _chunks(ranks: Ranks, file: Path) -> Iterator[bytes]:
+def _chunks(world: World, file: Path) -> Iterator[bytes]:
     """The content of rank 0's file, for every rank."""
-    with file.open("rb") if ranks.leads else contextlib.nullcontext() as opened:
-        while chunk := ranks.broadcast(opened.read(_CHUNK_BYTES) if opened is not None else b""):
+    with file.open("rb") if world.is_rank_zero else contextlib.nullcontext() as opened:
+        while chunk := world.broadcast(opened.read(_CHUNK_BYTES) if opened is not None else b""):
             yield chunk

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from autoformer.ranks import ALONE, Ranks
+from autoformer.distributed import SINGLE_PROCESS, World
 from runtime import tracking
 from runtime.common.config import Config
 from runtime.common.locks import hold_lock
@@ -24,7 +24,7 @@ class StepContext:
     workspace: Workspace
     record: Record
     tracked: tracking.StepLogger
-    ranks: Ranks = ALONE
+    world: World = SINGLE_PROCESS
     mirror: Mirror = NOWHERE  # is told when checkpoints change
 
 
@@ -34,7 +34,7 @@ def open_step(
     arguments: argparse.Namespace,
     config: Config,
     *inputs: str,
-    ranks: Ranks = ALONE,
+    world: World = SINGLE_PROCESS,
     has_checkpoints: bool = False,
 ) -> Iterator[StepContext]:
     """Open the step's work in progress, record and MLflow run; forget the work once the step has succeeded.
@@ -47,7 +47,7 @@ def open_step(
         arguments: of its command line, with `out`, `record` and a path for each of `inputs`.
         config: the configuration.
         inputs: names of the arguments that the step reads; their content is part of what its work is keyed by.
-        ranks: which of the processes that do the step together this is.
+        world: which of the processes that do the step together this is.
         has_checkpoints: whether its work is worth keeping in the store too, where there is one.
 
     Raises:
@@ -56,10 +56,10 @@ def open_step(
     """
     workspace = Workspace(step, config, {name: getattr(arguments, name) for name in inputs})
     record = Record(arguments.record, step)
-    record.values["ranks"] = ranks.count
-    if not ranks.leads:
+    record.values["ranks"] = world.size
+    if not world.is_rank_zero:
         with tracking.step_run(step, config, record.values) as silent:
-            yield StepContext(arguments, config, workspace, record, silent, ranks)
+            yield StepContext(arguments, config, workspace, record, silent, world)
         return
     with hold_lock(workspace.folder, "work folder"), hold_lock(arguments.out, "output"):
         with (
@@ -68,6 +68,6 @@ def open_step(
             # whose run has ended before the last checkpoint is waited for: there may be no time for both
             tracking.step_run(step, config, record.values, workspace.provenance) as tracked,
         ):
-            yield StepContext(arguments, config, workspace, record, tracked, ranks, mirror)
+            yield StepContext(arguments, config, workspace, record, tracked, world, mirror)
         workspace.clear()
         mirror.clear()

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from autoformer.checkpoint import first_not_finite
 from autoformer.devices import is_out_of_memory
+from autoformer.distributed import World
 from autoformer.errors import AutoFormerError
 from autoformer.evaluation import predict_logits
 from autoformer.images.card import DatasetCard
-from autoformer.images.loading import Images
-from autoformer.ranks import Ranks
+from autoformer.images.split_images import DecodedSplit
 from autoformer.training import Trainer
 from runtime.common.console import Progress, print_line
 from runtime.common.stopping import Stopped, delay_signals, receive_signal, received_signal
@@ -41,7 +41,7 @@ Rollback = dict[str, Any]  # step, reason, subnet, back_to_step, learning_rate_s
 class SearchSplitAccuracy:
     """Top-1 accuracy, in percent, on the first images of the search split, the same ones every time."""
 
-    def __init__(self, split: Images, card: DatasetCard, device: torch.device, images: int | None = None) -> None:
+    def __init__(self, split: DecodedSplit, card: DatasetCard, device: torch.device, images: int | None = None) -> None:
         self.pixels, self.labels = torch.from_numpy(split.pixels[:images]), torch.from_numpy(split.labels[:images])
         self.mean, self.std, self.device = card.mean, card.std, device
 
@@ -97,7 +97,7 @@ def train(
     images, total = trainer.images_per_step, trainer.total_steps * trainer.images_per_step
     with Progress(names.what, total, "images", first * images) as progress, contextlib.closing(trainer.images):
         # a rank that follows stops where all do, never by itself
-        with contextlib.nullcontext() if trainer.ranks.leads else delay_signals():
+        with contextlib.nullcontext() if trainer.world.is_rank_zero else delay_signals():
             fits = loop.run(lambda note: progress.update(trainer.step * images, note))
     if not fits:
         raise out_of_memory(training, trainer)
@@ -109,12 +109,12 @@ def train(
 class _Agreement:
     """Whether all ranks shall stop, asked once a step: the highest signal that any of them had at the last asking."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
+    def __init__(self, world: World) -> None:
+        self.world = world
         self._asked: tuple[Tensor, torch.distributed.Work] | None = None
 
     def __call__(self) -> bool:
-        if self.ranks.count == 1:
+        if self.world.size == 1:
             return received_signal() is not None
         answer = self._answer()
         if answer:
@@ -148,12 +148,12 @@ class _Loop:
         self.opened, self.training, self.trainer, self.score, self.names = opened, training, trainer, score, names
         self.section = training.section
         self.history: list[Row] = []
-        self.ranks = trainer.ranks
-        self.told_to_stop = _Agreement(trainer.ranks)
+        self.world = trainer.world
+        self.told_to_stop = _Agreement(trainer.world)
         self.losses = self._no_losses()  # of the steps since the last row; they stay on the device until it is full
         self.rollbacks: list[Rollback] = []
         self.steps_taken = 0  # by this process
-        self.checkpoints = Checkpoints(opened, names.checkpoint, trainer.ranks)
+        self.checkpoints = Checkpoints(opened, names.checkpoint, trainer.world)
 
     def resume(self) -> int:
         """Load what an earlier try has left, if anything; returns its step."""
@@ -162,9 +162,9 @@ class _Loop:
             load(found, self._restore)
             for row in self.history:  # of which MLflow may lack the last, where it was away when the step was killed
                 self.opened.tracked.row(row, self.names.prefix)
-        elif self.ranks.leads:
+        elif self.world.is_rank_zero:
             self.checkpoints.save_beginning(self._state)
-        self.ranks.gather(None)  # all have read before anything is replaced
+        self.world.all_gather(None)  # all have read before anything is replaced
         return self.trainer.step
 
     def run(self, tell: Callable[[str], None]) -> bool:
@@ -197,7 +197,7 @@ class _Loop:
                 shares.append(self.trainer.take_step())
                 self.steps_taken += 1
             if shares:
-                self.losses = torch.cat([self.losses, self.ranks.add(torch.stack(shares))])
+                self.losses = torch.cat([self.losses, self.world.all_reduce(torch.stack(shares))])
         if stopping:  # of a rank that follows, for which the signal waits
             raise Stopped(received_signal() or signal.SIGTERM)
         losses = self.losses.cpu()
@@ -211,17 +211,17 @@ class _Loop:
             self.history.append(row)
             self.losses = self._no_losses()
             self.opened.tracked.row(row, self.names.prefix)
-            if self.ranks.leads and self._is_due(self.section.checkpoint_steps):
+            if self.world.is_rank_zero and self._is_due(self.section.checkpoint_steps):
                 self.checkpoints.save_regular(self._state())
         return row
 
     def stop(self) -> int:
         """Keep what has been done, unless it is unsound; returns the step that the same command goes on from."""
         if self._unsound(self.losses.cpu(), check_weights=True) is None:
-            if self.ranks.leads:
+            if self.world.is_rank_zero:
                 self.checkpoints.save_interrupted(self._state())
             return self.trainer.step
-        found = self.checkpoints.newest() if self.ranks.leads else None
+        found = self.checkpoints.newest() if self.world.is_rank_zero else None
         if found is None:
             return 0
         load(found, self._restore)
@@ -237,7 +237,7 @@ class _Loop:
             "learning_rate": self.trainer.learning_rate,
             "train_loss": float(losses[losses.isfinite()].double().mean()),
         }
-        if self.ranks.leads and self._is_due(self.section.score_steps):
+        if self.world.is_rank_zero and self._is_due(self.section.score_steps):
             row |= self.score(self.trainer.averaged)
         return row
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autoformer.devices import autocast, fewest_parts, find_device, find_precision, memory_bytes
+from autoformer.devices import autocast, fewest_micro_batches, find_device, find_precision, memory_bytes
 from autoformer.distillation import Teacher
+from autoformer.distributed import SINGLE_PROCESS, World
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json, write_json
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
-from autoformer.images.loader import training_images
-from autoformer.images.loading import Images
+from autoformer.images.split_images import DecodedSplit
+from autoformer.images.training_loader import training_loader
 from autoformer.layers import initialise
-from autoformer.ranks import ALONE, Ranks
-from autoformer.sampling import Lessons
+from autoformer.sampling import SubnetSampler
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
@@ -37,13 +37,13 @@ class Training:
         space: of the model.
         model: a supernet, or a subnet by itself.
         subnet: that the model is; of a supernet its largest.
-        lessons: which subnets a step trains.
+        sampler: which subnets a step trains.
         images: the train split.
         card: of the data set.
         seed: of order, augmentation and stochastic depth.
         device: that it runs on.
         accumulation_file: remembers the number of forward passes that fit, for a resumed run.
-        ranks: which of the processes that train together this is; a step has `accumulation` parts for each of them.
+        world: which of the processes that train together this is; a step has `accumulation` parts for each of them.
     """
 
     step: str
@@ -51,13 +51,13 @@ class Training:
     space: SearchSpace
     model: Supernet | AutoFormer
     subnet: SubnetSpec
-    lessons: Lessons
-    images: Images | EncodedSplit
+    sampler: SubnetSampler
+    images: DecodedSplit | EncodedSplit
     card: DatasetCard
     seed: int
     device: torch.device
     accumulation_file: Path
-    ranks: Ranks = ALONE
+    world: World = SINGLE_PROCESS
 
     def largest(self, images: Tensor) -> Tensor:
         """A forward pass of the largest subnet that a step may train."""
@@ -65,11 +65,15 @@ class Training:
 
     def subnet_of(self, step: int) -> SubnetSpec:
         """The subnet that a step, counted from 0, trains; the first of several."""
-        return self.lessons(step)[0].subnet or self.subnet
+        return self.sampler(step)[0].subnet or self.subnet
 
 
 def supernet_training(
-    config: Config, images: Images | EncodedSplit, card: DatasetCard, accumulation_file: Path, ranks: Ranks = ALONE
+    config: Config,
+    images: DecodedSplit | EncodedSplit,
+    card: DatasetCard,
+    accumulation_file: Path,
+    world: World = SINGLE_PROCESS,
 ) -> Training:
     """The training of the configured supernet, from new weights. See `Training`.
 
@@ -86,13 +90,13 @@ def supernet_training(
         space=space,
         model=supernet,
         subnet=space.largest,
-        lessons=section.lessons(space, config.seed),
+        sampler=section.sampler(space, config.seed),
         images=images,
         card=card,
         seed=config.seed,
         device=find_device(config.device),
         accumulation_file=accumulation_file,
-        ranks=ranks,
+        world=world,
     )
 
 
@@ -103,7 +107,7 @@ def make_trainer(training: Training) -> Trainer:
         AutoFormerError: one line: a teacher that does not fit, or not memory enough for one image.
     """
     model, space, card, seed = training.model, training.space, training.card, training.seed
-    device, ranks, recipe = training.device, training.ranks, training.section.recipe()
+    device, world, recipe = training.device, training.world, training.section.recipe()
     model.to(device)
     model.set_grad_checkpointing(recipe.activation_checkpointing)
     teacher = None
@@ -112,21 +116,21 @@ def make_trainer(training: Training) -> Trainer:
     passes = recipe.accumulation
     if not isinstance(passes, int):
         passes = _agreed_passes(training, partial(_find_passes, training, teacher))
-    source = training_images(
-        training.images, recipe, seed, space.image_size, card.mean, passes * ranks.count, worker_count(device), ranks,
+    source = training_loader(
+        training.images, recipe, seed, space.image_size, card.mean, passes * world.size, worker_count(device), world,
         cache_bytes(),
     )  # fmt: skip
-    return Trainer(model, training.lessons, source, space.num_classes, card.mean, card.std, recipe, seed, teacher)
+    return Trainer(model, training.sampler, source, space.num_classes, card.mean, card.std, recipe, seed, teacher)
 
 
 def _agreed_passes(training: Training, find: Callable[[], int]) -> int:
     """Forward passes of each rank to a step: what was remembered, else as many as the neediest rank finds."""
-    ranks, found = training.ranks, training.accumulation_file
-    remembered = ranks.broadcast(_remembered(found) if ranks.leads else None)
-    if remembered is not None and training.section.batch_size % (remembered * ranks.count) == 0:
+    world, found = training.world, training.accumulation_file
+    remembered = world.broadcast(_remembered(found) if world.is_rank_zero else None)
+    if remembered is not None and training.section.batch_size % (remembered * world.size) == 0:
         return remembered
-    passes = max(ranks.gather(find()))
-    if ranks.leads:
+    passes = max(world.all_gather(find()))
+    if world.is_rank_zero:
         write_json(found, {"accumulation": passes})
     return passes
 
@@ -157,7 +161,7 @@ def _find_passes(training: Training, teacher: Teacher | None) -> int:
     section, weights = training.section, training.model.parameters()
     kept = [torch.empty_like(tensor) for tensor in weights for _ in range(3)]  # two moments, an average
     trial = _trial(training, teacher)
-    passes = fewest_parts(trial, section.batch_size // training.ranks.count, section.augmentation.mixes)
+    passes = fewest_micro_batches(trial, section.batch_size // training.world.size, section.augmentation.mixes)
     del kept
     if passes is None:
         raise _too_large(training.device)
@@ -186,11 +190,11 @@ def out_of_memory(training: Training, trainer: Trainer) -> AutoFormerError:
     trainer.optimizer.zero_grad(set_to_none=True)
     if trainer.device.type == "cuda":
         torch.cuda.empty_cache()
-    images = trainer.images_per_step // trainer.parts
-    more = fewest_parts(_trial(training, trainer.teacher), images, section.augmentation.mixes, at_least=2)
+    images = trainer.images_per_step // trainer.micro_batches
+    more = fewest_micro_batches(_trial(training, trainer.teacher), images, section.augmentation.mixes, minimum=2)
     if more is None:
         return _too_large(trainer.device)
-    passes = more * trainer.parts // trainer.ranks.count
+    passes = more * trainer.micro_batches // trainer.world.size
     if section.accumulation == "auto":
         write_json(training.accumulation_file, {"accumulation": passes})  # whichever rank: others may be gone
         answer = f"the same command goes on with accumulation {passes}"
@@ -208,7 +212,7 @@ def findings(trainer: Trainer) -> dict[str, str | int]:
     return {
         "device": str(trainer.device),
         "precision": trainer.precision,
-        "accumulation": trainer.parts // trainer.ranks.count,
-        "ranks": trainer.ranks.count,
+        "accumulation": trainer.micro_batches // trainer.world.size,
+        "ranks": trainer.world.size,
         "workers": worker_count(trainer.device),
     }

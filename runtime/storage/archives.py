@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from functools import cache
 from typing import Any, NamedTuple, Self
 
-from autoformer.images.source import Place
+from autoformer.images.source import ByteRange
 from runtime.storage.copies import LocalCopy, Writer, pieces_of, staging_bytes
 from runtime.storage.failures import MissingError
 from runtime.storage.objects import Entry, listing
@@ -35,7 +35,7 @@ class S3Archives:
     def __init__(self, folder: str, entries: dict[str, Entry] | None = None) -> None:
         self.uri = S3Uri.parse(folder)
         self._entries, self._copy = entries, None if entries is None else _copy(folder, entries)
-        self._waiting: tuple[int, dict[Place, Future[bytes]]] = 0, {}
+        self._waiting: tuple[int, dict[ByteRange, Future[bytes]]] = 0, {}
         self._writer: Writer | None = None
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, Entry] | None]]:
@@ -72,11 +72,11 @@ class S3Archives:
 
     def __call__(self, archive: str, offset: int, size: int, /) -> bytes:
         """Fewer bytes than `size` where the archive ends before them."""
-        place = Place(archive, offset, size)
+        place = ByteRange(archive, offset, size)
         fetched = self._mine().get(place)
         return fetched.result() if fetched else self._read(place)
 
-    def prefetch(self, places: Sequence[Place]) -> None:
+    def prefetch(self, places: Sequence[ByteRange]) -> None:
         for old in self._mine().values():
             old.cancel()
         wanted = [place for place in places if not (self.copy and self.copy.has(*place))]
@@ -85,18 +85,18 @@ class S3Archives:
     def reread(self, archive: str, offset: int, size: int) -> bytes:
         if self.copy:
             self.copy.forget(archive, offset, size)
-        return self._fetch(Place(archive, offset, size))
+        return self._fetch(ByteRange(archive, offset, size))
 
-    def _mine(self) -> dict[Place, Future[bytes]]:
+    def _mine(self) -> dict[ByteRange, Future[bytes]]:
         """What this process is fetching; a forked one has inherited promises that nobody keeps."""
         process, waiting = self._waiting
         return waiting if process == os.getpid() else {}
 
-    def _read(self, place: Place) -> bytes:
+    def _read(self, place: ByteRange) -> bytes:
         found = self.copy.read(*place) if self.copy else None
         return self._fetch(place) if found is None else found
 
-    def _fetch(self, place: Place) -> bytes:
+    def _fetch(self, place: ByteRange) -> bytes:
         entry = self.entry(place.archive)
         size = min(place.size, entry.bytes - place.offset)
         return get_range(self.uri / place.archive, place.offset, size, entry) if size > 0 else b""
@@ -108,7 +108,7 @@ class S3Archives:
         writer = self._writer
         return in_order(lambda place: self.piece(place, writer), pieces_of(archive, self.size_of(archive)))
 
-    def piece(self, place: Place, writer: Writer | None) -> bytes:
+    def piece(self, place: ByteRange, writer: Writer | None) -> bytes:
         """One whole piece, which the writer keeps."""
         found = self.copy.read(*place) if self.copy else None
         if found is None:
@@ -216,7 +216,7 @@ class Threads:
             future.set_exception(error)
 
 
-def in_order(task: Callable[[Place], bytes], places: Iterable[Place]) -> Iterator[bytes]:
+def in_order(task: Callable[[ByteRange], bytes], places: Iterable[ByteRange]) -> Iterator[bytes]:
     """What a task gives for each place, in their order, those to come already under way.
 
     One at first, and twice as many with each that is taken: a look at the beginning costs no more than that.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, Self
 
 from autoformer.files import hash_value
-from autoformer.images.source import Place
+from autoformer.images.source import ByteRange
 from autoformer.locks import lock
 from runtime.common.processes import gigabytes_in_environment
 from runtime.common.workspace import work_root
@@ -117,9 +117,9 @@ def _last_used(copy: Path) -> float:
         return 0.0
 
 
-def pieces_of(archive: str, size: int) -> Iterator[Place]:
+def pieces_of(archive: str, size: int) -> Iterator[ByteRange]:
     """All pieces of an archive, in their order."""
-    return (Place(archive, start, min(PIECE, size - start)) for start in range(0, size, PIECE))
+    return (ByteRange(archive, start, min(PIECE, size - start)) for start in range(0, size, PIECE))
 
 
 class _Span(NamedTuple):
@@ -153,7 +153,7 @@ class LocalCopy:
     def archives(self) -> Collection[str]:
         return self._spans.keys()
 
-    def missing(self, archives: Iterable[str]) -> list[Place]:
+    def missing(self, archives: Iterable[str]) -> list[ByteRange]:
         """The pieces of some archives that are not here."""
         pieces = (piece for name in archives for piece in pieces_of(name, self._spans[name].size))
         return [piece for piece in pieces if not self.has(*piece)]
@@ -171,7 +171,7 @@ class LocalCopy:
             return None
         return os.pread(self._content, size, self._spans[archive].first * PIECE + offset)
 
-    def put(self, piece: Place, content: bytes) -> None:
+    def put(self, piece: ByteRange, content: bytes) -> None:
         """Have a piece from now on, also after a machine that loses its power."""
         number = self._spans[piece.archive].first + piece.offset // PIECE
         _write(self._content, content, number * PIECE)
@@ -233,7 +233,7 @@ class Writer:
         """Whether a piece has found no room."""
         return self._full
 
-    def keep(self, piece: Place, content: bytes) -> bool:
+    def keep(self, piece: ByteRange, content: bytes) -> bool:
         """Put a piece into the copy; False where there is no room for it, or it is none of a tar."""
         if piece.archive not in self._copy.archives:
             return False

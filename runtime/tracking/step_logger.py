@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoformer.candidates import Outcome
+from autoformer.candidates import ScoredCandidate
 from autoformer.space import SubnetSpec
 from autoformer.subnet_text import shape_text, to_cells
 from runtime.common.tables import read_table
@@ -106,7 +106,7 @@ class StepLogger:
         """Log an input of the step, for MLflow's lineage. MLflow keeps 36 characters of `digest`."""
         self._put("dataset", name=name, digest=digest, context=context)
 
-    def children(self, candidates: Sequence[Outcome], chosen: SubnetSpec) -> None:
+    def children(self, candidates: Sequence[ScoredCandidate], chosen: SubnetSpec) -> None:
         """Log a finished child run for each candidate; a tag marks those with the chosen subnet.
 
         For some tens of candidates: a store takes 5 to 9 runs a second. A candidate that has its run keeps it.
@@ -135,7 +135,7 @@ def arch_params(spec: SubnetSpec) -> dict[str, str | float]:
     }
 
 
-def child_run(outcome: Outcome, chosen: SubnetSpec) -> dict[str, Any]:
+def child_run(outcome: ScoredCandidate, chosen: SubnetSpec) -> dict[str, Any]:
     """The name, parameters, metrics and tags of a candidate's run."""
     row, spec = outcome.to_row(), outcome.candidate.spec
     metrics = {

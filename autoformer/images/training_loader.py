@@ -1,6 +1,6 @@
 """Training images by batch number: order, repeated augmentation, decoding, in this process or in workers.
 
-`TrainingImages.batch(number)` is a function of its arguments: whichever batches came before, and however many worker
+`TrainingLoader.batch(number)` is a function of its arguments: whichever batches came before, and however many worker
 processes decode ahead, the same number gives the same bytes. That is what makes training resume in mid-epoch.
 Dimensions: n images, B images of a batch, C channels, S pixels on a side.
 """
@@ -16,18 +16,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from autoformer.images.ahead import decoded_ahead
+from autoformer.distributed import SINGLE_PROCESS, World
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.augmentation import picture_transform
 from autoformer.images.batches import augment
 from autoformer.images.decoding import Decoder
 from autoformer.images.fast_augmentation import FastAugmentation
-from autoformer.images.loading import Images
+from autoformer.images.prefetch import prefetched
+from autoformer.images.split_images import DecodedSplit
 from autoformer.randomness import IntArray, derived_rng, repeated_order, seeded
-from autoformer.ranks import ALONE, Ranks
 from autoformer.recipe import Augmentation, Recipe
 
-AHEAD = 4  # batches that a worker decodes before they are asked for
+PREFETCH_FACTOR = 4  # batches that a worker decodes before they are asked for
 
 
 class Batch(NamedTuple):
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     labels: Tensor  # int64 (B,)
 
 
-class Order:
+class BatchOrder:
     """Which sample, and which copy of it, stands at each place of training.
 
     Several ranks take the batches of one order in turns, so that together they see what one alone would see: a step
@@ -49,16 +49,22 @@ class Order:
     """
 
     def __init__(
-        self, seed: int, samples: int, images_per_step: int, batch_size: int, repeats: int = 1, ranks: Ranks = ALONE
+        self,
+        seed: int,
+        samples: int,
+        images_per_step: int,
+        batch_size: int,
+        repeats: int = 1,
+        world: World = SINGLE_PROCESS,
     ) -> None:
         self.seed, self.samples, self.batch_size, self.repeats = seed, samples, batch_size, repeats
-        self.images_per_step, self.ranks = images_per_step, ranks
+        self.images_per_step, self.world = images_per_step, world
         self.batches_per_epoch = samples // images_per_step * (images_per_step // batch_size)
         self._epoch: tuple[int, tuple[IntArray, IntArray]] | None = None
 
     def batch(self, number: int) -> tuple[int, IntArray, IntArray]:
         """Epoch, samples (B,) and copies (B,) of this rank's batch of that number."""
-        epoch, place = divmod(number * self.ranks.count + self.ranks.rank, self.batches_per_epoch)
+        epoch, place = divmod(number * self.world.size + self.world.rank, self.batches_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, repeated_order(self.seed, epoch, self.samples, self.repeats)
         here = slice(place * self.batch_size, (place + 1) * self.batch_size)
@@ -66,14 +72,14 @@ class Order:
         return epoch, samples[here], copies[here]
 
 
-class MemoryImages:
+class InMemoryLoader:
     """Images that lie in memory at the model's size, augmented batch by batch.
 
     Args:
         pixels: uint8 (n, C, S, S). labels: int64 (n,).
     """
 
-    def __init__(self, pixels: Tensor, labels: Tensor, order: Order, augmentation: Augmentation) -> None:
+    def __init__(self, pixels: Tensor, labels: Tensor, order: BatchOrder, augmentation: Augmentation) -> None:
         self._pixels, self._labels, self.order, self._augmentation = pixels, labels, order, augmentation
 
     def batch(self, number: int) -> Batch:
@@ -90,7 +96,7 @@ class MemoryImages:
 Augment = Callable[[Decoder, int, tuple[object, ...], npt.NDArray[np.uint8]], None]
 
 
-class PictureImages:
+class DecodingLoader:
     """Images that are decoded and augmented one at a time.
 
     Args:
@@ -106,7 +112,7 @@ class PictureImages:
         self,
         decoder: Decoder,
         labels: Tensor,
-        order: Order,
+        order: BatchOrder,
         augment: Augment,
         shape: tuple[int, int, int],
         workers: int,
@@ -120,7 +126,7 @@ class PictureImages:
         if self._stream is None or self._next != number:
             self.close()
             wanted = map(self.order.batch, count(number))
-            self._stream = decoded_ahead(self._decode, wanted, self._workers, AHEAD)
+            self._stream = prefetched(self._decode, wanted, self._workers, PREFETCH_FACTOR)
         self._next = number + 1
         _, samples, _ = self.order.batch(number)
         return Batch(next(self._stream), self._labels[torch.from_numpy(samples)])
@@ -188,20 +194,20 @@ class ArrayPictures:
         return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-TrainingImages = MemoryImages | PictureImages
+TrainingLoader = InMemoryLoader | DecodingLoader
 
 
-def training_images(
-    images: Images | EncodedSplit,
+def training_loader(
+    images: DecodedSplit | EncodedSplit,
     recipe: Recipe,
     seed: int,
     image_size: int,
     mean: Sequence[float],
     parts: int | None = None,
     workers: int = 0,
-    ranks: Ranks = ALONE,
-    kept_bytes: int = 0,
-) -> TrainingImages:
+    world: World = SINGLE_PROCESS,
+    cache_bytes: int = 0,
+) -> TrainingLoader:
     """The batches that a recipe asks for.
 
     Args:
@@ -211,21 +217,21 @@ def training_images(
         parts: batches to an optimiser step, of all ranks together; by default the recipe's accumulation, 1 where it is
             to be found.
         workers: processes that decode and augment ahead, where images are worked on one at a time.
-        ranks: which of the processes that train together this is.
-        kept_bytes: of memory in which decoded images are kept; what fits is decoded once. No result depends on it.
+        world: which of the processes that train together this is.
+        cache_bytes: of memory in which decoded images are kept; what fits is decoded once. No result depends on it.
 
     Raises:
         AutoFormerError: so much memory is not to be had.
     """
     labels, augmentation = torch.from_numpy(images.labels), recipe.augmentation
     batch_size = recipe.batch_size // parts if parts else recipe.forward_images
-    order = Order(seed, len(labels), recipe.batch_size, batch_size, augmentation.repeats, ranks)
-    if isinstance(images, Images) and not augmentation.by_image:
-        return MemoryImages(torch.from_numpy(images.pixels), labels, order, augmentation)
-    pictures = ArrayPictures(images.pixels) if isinstance(images, Images) else images.pictures
+    order = BatchOrder(seed, len(labels), recipe.batch_size, batch_size, augmentation.repeats, world)
+    if isinstance(images, DecodedSplit) and not augmentation.by_image:
+        return InMemoryLoader(torch.from_numpy(images.pixels), labels, order, augmentation)
+    pictures = ArrayPictures(images.pixels) if isinstance(images, DecodedSplit) else images.pictures
     if augmentation.fast:
         augment = quickly(FastAugmentation(augmentation, image_size, mean))
     else:
         augment = exactly(picture_transform(augmentation, image_size, mean))
     shape = (len(mean), image_size, image_size)
-    return PictureImages(Decoder(pictures, kept_bytes), labels, order, augment, shape, workers)
+    return DecodingLoader(Decoder(pictures, cache_bytes), labels, order, augment, shape, workers)

@@ -14,10 +14,10 @@ from PIL import Image
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.archives import EncodedImages, EncodedSplit
-from autoformer.images.cache import Facts, Kept
+from autoformer.images.cache import ImageInfo, PixelCache
 from autoformer.images.decoding import Box, Decoder
-from autoformer.images.loader import training_images
 from autoformer.images.split_files import Split
+from autoformer.images.training_loader import training_loader
 from autoformer.recipe import Augmentation, Recipe
 from runtime.steps.training_setup import cache_bytes
 
@@ -64,7 +64,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> EncodedSplit:
 def batches(split: EncodedSplit, fast: bool, workers: int, budget: int, numbers: int = 6) -> list[torch.Tensor]:
     augmentation = Augmentation(crop_scale=(0.1, 1), flip=True, rand_augment="rand-m9-mstd0.5-inc1", fast=fast)
     recipe = Recipe(epochs=1, batch_size=4, learning_rate=1, augmentation=augmentation)
-    images = training_images(split, recipe, 0, SIDE, (0.5,) * 3, 1, workers, kept_bytes=budget)
+    images = training_loader(split, recipe, 0, SIDE, (0.5,) * 3, 1, workers, cache_bytes=budget)
     found = [images.batch(number).pixels for number in range(numbers)]
     images.close()
     return found
@@ -115,17 +115,17 @@ def test_a_crop_is_decoded_at_the_part_of_its_size_that_it_needs(split: EncodedS
 
 
 def test_the_budget_is_kept_and_shared_between_processes() -> None:
-    kept = Kept(images=10, channels=1, budget=2000)
+    kept = PixelCache(images=10, channels=1, budget=2000)
     pixels = np.arange(600, dtype=np.uint8).reshape(20, 30, 1)
     for index in range(10):
-        kept.note(index, Facts(30, 20, True))
+        kept.note(index, ImageInfo(30, 20, True))
     if not (child := os.fork()):  # what another process puts in is found here
         kept.put(3, 1, pixels)
         kept.put(4, 2, pixels[:10, :15])
         os._exit(0)
     os.waitpid(child, 0)
     assert np.array_equal(kept.get(3, 1), pixels) and np.array_equal(kept.get(4, 2), pixels[:10, :15])
-    assert kept.get(3, 2) is None and kept.get(5, 1) is None and kept.facts(9) == Facts(30, 20, True)
+    assert kept.get(3, 2) is None and kept.get(5, 1) is None and kept.facts(9) == ImageInfo(30, 20, True)
     for index in range(10):
         kept.put(index, 1, pixels)
     held = [index for index in range(10) if kept.get(index, 1) is not None]
@@ -134,9 +134,9 @@ def test_the_budget_is_kept_and_shared_between_processes() -> None:
 
 def test_a_budget_that_cannot_be_is_refused() -> None:
     with pytest.raises(AutoFormerError, match=r"do not hold the table of 1000000 of them; give 0\.04"):
-        Kept(10**6, 3, 1000)
+        PixelCache(10**6, 3, 1000)
     with pytest.raises(AutoFormerError, match=r"no 9.31e\+09 GiB to keep images in: .*; give less"):
-        Kept(10, 3, 10**19)
+        PixelCache(10, 3, 10**19)
 
 
 @pytest.mark.parametrize(("given", "found"), [(None, 0), ("0", 0), ("1.5", 1_500_000_000)])

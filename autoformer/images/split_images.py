@@ -17,7 +17,7 @@ import numpy as np
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
-from autoformer.images.archives import TOGETHER, EncodedImages, RemoteReader
+from autoformer.images.archives import PREFETCH_IMAGES, EncodedImages, RemoteReader
 from autoformer.images.card import DatasetCard
 from autoformer.images.pixels import model_pixels
 from autoformer.images.source import archive_folder
@@ -26,7 +26,7 @@ from autoformer.images.split_files import Split, hash_split, read_split
 HashOf = Callable[[Path], str]  # sha256 of a file
 
 
-class Images(NamedTuple):
+class DecodedSplit(NamedTuple):
     pixels: np.ndarray  # uint8 (n, C, S, S)
     labels: np.ndarray  # int64 (n,)
     checksums: list[str]
@@ -41,7 +41,7 @@ def load_images(
     name: str | None = None,
     hash_of: HashOf = hash_file,
     reader: RemoteReader | None = None,
-) -> Images:
+) -> DecodedSplit:
     """Read the images of a split into memory, in the order of its rows.
 
     Args:
@@ -70,7 +70,9 @@ def load_images(
         pixels = raw_pixels(rows, data, card.channels, card.image_size, split)
     else:
         pixels = _decoded(rows, data, card, image_size, reader)
-    return Images(pixels, rows.labels.astype(np.int64), [checksum.decode() for checksum in rows.checksums.tolist()])
+    return DecodedSplit(
+        pixels, rows.labels.astype(np.int64), [checksum.decode() for checksum in rows.checksums.tolist()]
+    )
 
 
 def read_rows(
@@ -178,8 +180,8 @@ def _decoded(
         pixels[index] = model_pixels(encoded.image(index), card.channels, size)
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for first in range(0, len(encoded), TOGETHER):
-            here = range(first, min(first + TOGETHER, len(encoded)))
+        for first in range(0, len(encoded), PREFETCH_IMAGES):
+            here = range(first, min(first + PREFETCH_IMAGES, len(encoded)))
             encoded.prefetch(here)
             for _ in pool.map(decode, here):
                 pass

@@ -12,9 +12,7 @@ from autoformer.errors import AutoFormerError
 Item = TypeVar("Item")
 
 
-def decoded_ahead(
-    decode: Callable[[Item], Tensor], items: Iterable[Item], workers: int, ahead: int
-) -> Iterator[Tensor]:
+def prefetched(decode: Callable[[Item], Tensor], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Tensor]:
     """`decode` of each item, in their order, whatever the number of workers; pinned where there is a GPU to copy to.
 
     Args:
