@@ -25,8 +25,7 @@ from autoformer.images.archives import FileReader, Reader
 from autoformer.images.source import ByteRange
 from benchmarks.rows import Row, interleaved, measured, ratio
 from runtime.storage import connect
-from runtime.storage.archives import S3Archives
-from runtime.storage.staging import bring
+from runtime.storage.archives import S3Archives, stage
 
 IMAGE_BYTES = 110_000  # ImageNet's mean
 BATCH = 64  # images that are asked for together
@@ -58,7 +57,7 @@ def _bringing(folder: Path, rounds: int) -> list[Row]:
 
     def staged() -> None:
         shutil.rmtree(os.environ["AUTOFORMER_STAGING"], ignore_errors=True)
-        bring(S3Archives(LARGE), [ARCHIVE])
+        stage(S3Archives(LARGE), [ARCHIVE])
 
     def downloaded() -> None:
         with (folder / "downloaded").open("wb") as file:
@@ -73,7 +72,7 @@ def _bringing(folder: Path, rounds: int) -> list[Row]:
 
 def _reading(local: Path, names: list[str], places: list[ByteRange], rounds: int) -> list[Row]:
     """Images at random places: one after the other, side by side, and out of what was staged."""
-    bring(S3Archives(SHARDS), names)
+    stage(S3Archives(SHARDS), names)
     staged, files = S3Archives(SHARDS), FileReader(local)
     assert staged.copy is not None and not staged.copy.missing(names)
     os.environ["AUTOFORMER_STAGING_GB"] = "0"

@@ -21,7 +21,7 @@ from commands import link
 from components.prepare_data import class_folders, imagenet, webdataset
 from runtime.common.console import Parser, Progress, report_error
 from runtime.storage import is_uri
-from runtime.storage.places import open_data
+from runtime.storage.data import open_data
 
 # md5 of each file as published, which torchvision.datasets (BSD-3) has too: cifar, flowers102, oxford_iiit_pet, and
 # stanford_cars up to its release 0.17.

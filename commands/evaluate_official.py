@@ -23,7 +23,7 @@ from autoformer.space import NamedSubnet, Offsets, SearchSpace
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
 from components.prepare_data.readers import read_to_test
 from runtime.common.console import Parser, Progress, existing, print_line, report_error
-from runtime.storage.places import Data, open_data
+from runtime.storage.data import Data, open_data
 
 COMMAND = "evaluate-official"
 

@@ -15,15 +15,15 @@ from autoformer.images.source import SOURCE, Source
 from components.prepare_data import imagenet
 from runtime.storage import is_uri
 from runtime.storage.archives import S3Archives
-from runtime.storage.places import ArchivePlace
+from runtime.storage.data import ArchiveFolder
 
 
-def located(archives: str | Path) -> ArchivePlace:
+def located(archives: str | Path) -> ArchiveFolder:
     """The place that a command line names."""
     return S3Archives(str(archives)) if is_uri(archives) else Path(archives).expanduser().resolve()
 
 
-def _text(location: ArchivePlace) -> Path | str:
+def _text(location: ArchiveFolder) -> Path | str:
     return location if isinstance(location, Path) else str(location)
 
 

@@ -35,7 +35,7 @@ from runtime.common.config import (
 from runtime.common.console import Parser, existing, run_command
 from runtime.common.processes import set_threads
 from runtime.steps.inputs import DATA, check_batch, check_space
-from runtime.storage.places import open_data, remote_archives
+from runtime.storage.data import open_data, remote_archives
 
 STEP_SECONDS = 20  # what a step's process takes to start and to end
 _ENOUGH_SECONDS = 5.0

@@ -19,8 +19,8 @@ from runtime.common.config import ROOT, Config
 from runtime.common.stopping import Stopped
 from runtime.common.workspace import work_root
 from runtime.storage import is_uri
-from runtime.storage.copies import staging_root
-from runtime.storage.places import remote_archives
+from runtime.storage.cache import staging_root
+from runtime.storage.data import remote_archives
 from runtime.tracking.provenance import user
 from runtime.tracking.store import sqlite_file, tracking_uri
 

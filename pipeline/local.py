@@ -32,7 +32,7 @@ from runtime.common.redaction import hide_in_tracebacks
 from runtime.common.stopping import Stopped
 from runtime.steps.kfp_edge import CODE
 from runtime.storage import is_uri
-from runtime.storage.places import hash_data
+from runtime.storage.data import hash_data
 
 if TYPE_CHECKING:
     from kfp import local

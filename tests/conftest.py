@@ -109,11 +109,11 @@ def proxy_process(s3_process: S3Server) -> Iterator[FaultyProxy]:
 @pytest.fixture
 def faulty(s3: S3Server, proxy_process: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """The same server behind a proxy that does as it is told, with few tries and short pauses."""
-    from runtime.storage import failures
+    from runtime.storage import errors
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy_process.server.endpoint)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    monkeypatch.setattr(failures, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(errors, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
     yield proxy_process
     proxy_process.forget()

@@ -31,7 +31,7 @@ from pipeline.cluster.placement import configure, pipeline_config
 from pipeline.cluster.settings import load_cluster
 from pipeline.dag import build
 from runtime.common.config import STEPS
-from runtime.storage.places import hash_data
+from runtime.storage.data import hash_data
 
 FORM = {"preset": "smoke", "overrides": "", "seed": -1, "max_params_m": 0.0, "data": "data/x", "data_hash": "0" * 64}
 OTHER = "registry.example.com/other@sha256:" + "1" * 64

@@ -34,10 +34,10 @@ from components.prepare_data.pack import pack
 from components.train_supernet.step import main as train_supernet
 from pipeline.local import _place
 from runtime.common.config import PrepareData
-from runtime.storage import connect, delete_folder, listing, places
+from runtime.storage import connect, delete_folder, listing
 from runtime.storage.archives import S3Archives
-from runtime.storage.failures import ChangedError
-from runtime.storage.places import archive_place, hash_data, open_data
+from runtime.storage.data import find_archives, hash_data, open_data
+from runtime.storage.errors import ChangedError
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,7 @@ def test_what_is_large_stays_where_it_is(
     name: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tars of a prefix that holds nothing else, and what lies beside them."""
-    monkeypatch.setattr(places, "WHOLE_GB", 1e-6)
+    monkeypatch.setattr("runtime.storage.data.WHOLE_GB", 1e-6)
     folder = shards(tmp_path / "mine")
     (folder / "classes.txt").write_text("cat\ndog\n")
     uri = upload(s3, folder, f"{name}/mine")
@@ -355,9 +355,9 @@ def test_more_than_the_disk_may_take(name: str, s3: S3Server, tmp_path: Path, mo
 def test_a_relative_folder_stays_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
-    assert archive_folder(Path("data")) == archive_place(Path("data")) == Path("data")
+    assert archive_folder(Path("data")) == find_archives(Path("data")) == Path("data")
     source(Path("linked"), "elsewhere")
-    assert archive_place(Path("linked")) == Path("linked/elsewhere")
+    assert find_archives(Path("linked")) == Path("linked/elsewhere")
 
 
 def test_a_run_hands_the_place_on_as_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

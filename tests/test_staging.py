@@ -18,9 +18,9 @@ from autoformer.images.archives import EncodedImages
 from autoformer.images.source import ByteRange
 from autoformer.images.split_files import Split, image_checksums
 from runtime.common.config import ROOT
-from runtime.storage import connect, copies, staging
-from runtime.storage.archives import S3Archives
-from runtime.storage.copies import LocalCopy, Writer, make_room, taken_bytes
+from runtime.storage import cache, connect
+from runtime.storage.archives import RUNNING, S3Archives, stage, start_staging, stop_staging
+from runtime.storage.cache import LocalCopy, Writer, make_room, taken_bytes
 
 PIECE = 2**16
 SIZES = {"a.tar": 3 * PIECE + 100, "b.tar": PIECE}
@@ -30,7 +30,7 @@ SIZES = {"a.tar": 3 * PIECE + 100, "b.tar": PIECE}
 def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOFORMER_STAGING", str(tmp_path / "staged"))
     monkeypatch.setenv("AUTOFORMER_STAGING_GB", "1")
-    monkeypatch.setattr(copies, "PIECE", PIECE)
+    monkeypatch.setattr(cache, "PIECE", PIECE)
 
 
 def content(name: str, seed: int = 0) -> bytes:
@@ -59,7 +59,7 @@ def copy_of(archives: S3Archives) -> LocalCopy:
 def test_what_was_staged_is_read_from_the_disk(uri: str) -> None:
     archives = S3Archives(uri)
     assert len(copy_of(archives).missing(SIZES)) == 5
-    staging.bring(archives, ["a.tar"])
+    stage(archives, ["a.tar"])
     assert copy_of(archives).missing(SIZES) == [ByteRange("b.tar", 0, PIECE)]
     remove(uri, "a.tar")
     for offset, size in ((0, 10), (PIECE - 5, 10), (0, SIZES["a.tar"]), (SIZES["a.tar"] - 3, 3)):
@@ -80,7 +80,7 @@ def test_an_index_leaves_what_it_has_read_on_the_disk(uri: str) -> None:
 def test_no_more_than_the_limit(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOFORMER_STAGING_GB", str(2.5 * PIECE / 1e9))
     archives = S3Archives(uri)
-    staging.bring(archives, list(SIZES))
+    stage(archives, list(SIZES))
     assert len(copy_of(archives).missing(SIZES)) in (3, 4)  # whichever piece came first
     assert PIECE <= taken_bytes() <= 2.5 * PIECE
     with (archives / "b.tar").open() as file:
@@ -96,26 +96,26 @@ def test_no_more_than_the_limit(uri: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_room_is_made_by_what_nobody_reads(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of other content of the same name, from before."""
     old = S3Archives(uri)
-    staging.bring(old, list(SIZES))
+    stage(old, list(SIZES))
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     connect().put_object(Bucket=bucket, Key=f"{key}/b.tar", Body=content("b.tar", seed=1))
     monkeypatch.setenv("AUTOFORMER_STAGING_GB", str(6 * PIECE / 1e9))
     new = S3Archives(uri)
-    staging.bring(new, list(SIZES))
+    stage(new, list(SIZES))
     assert len(copy_of(new).missing(SIZES)) == 4  # the old one is being read
     assert old("a.tar", 0, 9) == content("a.tar")[:9]
     del old
     give_up = time.monotonic() + 60
     while copy_of(new).missing(SIZES):  # a thread may hold the old one for a moment
         assert time.monotonic() < give_up, "no room"
-        staging.bring(new, list(SIZES))
+        stage(new, list(SIZES))
     assert new("b.tar", 0, 9) == content("b.tar", seed=1)[:9]
     assert make_room(10**9) == int(6 * PIECE) - taken_bytes()
 
 
 def test_a_copy_that_was_damaged_is_read_anew(uri: str) -> None:
     archives = S3Archives(uri)
-    staging.bring(archives, ["b.tar"])
+    stage(archives, ["b.tar"])
     (file,) = Path(os.environ["AUTOFORMER_STAGING"]).glob("*/content")
     with file.open("r+b") as opened:
         opened.seek(-(-SIZES["a.tar"] // PIECE) * PIECE + 50)
@@ -139,30 +139,30 @@ def test_one_process_writes_and_all_see_it(uri: str) -> None:
         assert not pool.apply(first_byte_is_there, (archives,))
         writer = Writer.take(copy_of(archives))
         assert writer is not None and Writer.busy() and Writer.take(copy_of(archives)) is None
-        staging.bring(archives, ["a.tar"])
+        stage(archives, ["a.tar"])
         assert len(copy_of(archives).missing(["a.tar"])) == 4
         assert writer.keep(ByteRange("a.tar", 0, PIECE), content("a.tar")[:PIECE])
         assert pool.apply(first_byte_is_there, (archives,))
     del writer
-    staging.bring(archives, ["a.tar"])
+    stage(archives, ["a.tar"])
     assert copy_of(archives).missing(["a.tar"]) == []
 
 
 def test_staging_goes_on_beside_the_step(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own, which has pieces of the usual size."""
-    monkeypatch.setattr(copies, "PIECE", 8 << 20)
+    monkeypatch.setattr(cache, "PIECE", 8 << 20)
     archives = S3Archives(uri)
-    staging.stage(archives, ["a.tar"])
+    start_staging(archives, ["a.tar"])
     give_up = time.monotonic() + 60
     while copy_of(archives).missing(["a.tar"]):
         assert time.monotonic() < give_up, "it has not come"
         time.sleep(0.02)
     remove(uri, "a.tar")
     assert archives("a.tar", 100, 50) == content("a.tar")[100:150]
-    before = list(staging.STARTED)
-    staging.stage(archives, ["a.tar"])  # which is there
-    assert before == staging.STARTED
-    staging.end()
+    before = list(RUNNING)
+    start_staging(archives, ["a.tar"])  # which is there
+    assert before == RUNNING
+    stop_staging()
 
 
 @pytest.fixture
@@ -174,10 +174,10 @@ def silent_server() -> Iterator[str]:
 
 def test_the_staging_process_ends_with_its_parent(uri: str, silent_server: str) -> None:
     code = (
-        "import os, signal, sys; from runtime.storage import archives, objects, staging\n"
+        "import os, signal, sys; from runtime.storage import archives, objects\n"
         "entries = {'a.tar': objects.Entry('a.tar', 10**6, 'x')}\n"
-        "staging.stage(archives.S3Archives(sys.argv[1], entries), ['a.tar'])\n"
-        "print(staging.STARTED[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "archives.start_staging(archives.S3Archives(sys.argv[1], entries), ['a.tar'])\n"
+        "print(archives.RUNNING[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = os.environ | {"AWS_ENDPOINT_URL": silent_server}
     told = subprocess.run(

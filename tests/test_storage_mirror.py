@@ -51,7 +51,7 @@ def made(folder: Path, seconds: int, **files: str) -> Path:
 def kept(folder: Path, uri: S3Uri) -> None:
     """Bring the folder into the store."""
     mirror = Mirror("step", folder, uri)
-    mirror.changed()
+    mirror.request_upload()
     mirror.settle()
 
 
@@ -146,7 +146,7 @@ def test_a_copy_that_another_has_opened_since_is_left_to_it(
     uri = uri_of(s3, "owners")
     first = Mirror("step", made(tmp_path / "first", 1000, a_pt="one"), uri)
     first.recall()
-    first.changed()
+    first.request_upload()
     monkeypatch.setenv("KFP_RUN_ID", "run-2")
     monkeypatch.setenv("KFP_POD_NAME", "pod-2")
     second = Mirror("step", tmp_path / "second", uri)
@@ -277,7 +277,7 @@ def test_a_stopped_step_ends_its_run_before_its_last_checkpoint_has_arrived(
     ):
         run_ids.append(opened.tracked.run_id)
         opened.workspace.file("checkpoint.pt").write_text("one")
-        opened.mirror.changed()
+        opened.mirror.request_upload()
         stop()
     assert found == ["KILLED"]
     stored = {entry.name.split("/")[-1].partition(".")[0] for entry in listing(faulty.server.uri("mirror/run"))}
@@ -306,7 +306,7 @@ def test_a_stopped_step_does_not_wait_until_it_is_killed(
             goes_on.wait(20)
 
     faulty.before = hold
-    mirror.changed()
+    mirror.request_upload()
     assert asked.wait(20)
     if when == "before":
         with pytest.raises(Stopped):

@@ -22,7 +22,7 @@ from autoformer.files import hash_file, hash_path
 from runtime.common.exit_codes import LOST
 from runtime.steps.kfp_edge import log_uri
 from runtime.storage import MissingError, S3Uri, listing, mirror
-from runtime.storage.artifacts import whole
+from runtime.storage.artifacts import local_copy
 from runtime.storage.folders import read_manifest
 
 __all__ = ["place"]  # a fixture
@@ -138,7 +138,7 @@ def test_a_killed_training_goes_on_at_another_machine(place: Place, store: str, 
     lose_the_disk(place)
     assert run(step, given) == 0
     assert place.record(given)["resumed_from_step"] == 20
-    assert contents(whole(Path(given["--out"]))) == usual(place, step)
+    assert contents(local_copy(Path(given["--out"]))) == usual(place, step)
     assert place.work(step, "*") == [] and listing(f"{store}/work") == []
 
 
@@ -182,7 +182,7 @@ def test_machines_that_share_no_disk_go_on_from_one_step(place: Place, store: st
         shutil.rmtree(work)
     assert run_ranks(step, given, log, events) == [0, 0]
     assert place.record(given)["resumed_from_step"] == 10
-    assert contents(whole(Path(given["--out"]))) == contents(Path(undisturbed["--out"]))
+    assert contents(local_copy(Path(given["--out"]))) == contents(Path(undisturbed["--out"]))
 
 
 def at_steps(patch: pytest.MonkeyPatch, do: dict[int, Callable[[], object]]) -> None:
@@ -222,7 +222,7 @@ def test_s3_that_is_away_stops_no_training(
     assert run(step, given) == 0
     lines = "".join(told).splitlines()
     assert len(lines) == 2 and all(line.startswith(f"train_supernet: {store}/work/train_supernet/") for line in lines)
-    assert contents(whole(Path(given["--out"]))) == usual(place, step)
+    assert contents(local_copy(Path(given["--out"]))) == usual(place, step)
     assert listing(f"{store}/work") == []
 
 
@@ -242,7 +242,7 @@ def test_weights_that_cannot_be_published_are_not_lost(
     lose_the_disk(place)
     assert run(step, given) == 0
     assert place.record(given)["resumed_from_step"] == 60
-    assert contents(whole(Path(given["--out"]))) == usual(place, step)
+    assert contents(local_copy(Path(given["--out"]))) == usual(place, step)
 
 
 @pytest.mark.parametrize(

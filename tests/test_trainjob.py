@@ -23,7 +23,7 @@ from runtime.kubernetes.place import Place
 from runtime.kubernetes.settings import JobSettings
 from runtime.steps.job_launch import launch
 from runtime.steps.kfp_edge import call
-from runtime.storage.artifacts import whole
+from runtime.storage.artifacts import local_copy
 
 STEP = "train_supernet"
 IMAGE = "registry.example/autoformer-training@sha256:" + "0" * 64
@@ -622,7 +622,7 @@ def test_other_machines_go_on_from_the_store(
     assert (record["ranks"], record["resumed_from_step"]) == (2, 10)
     monkeypatch.setenv("AUTOFORMER_WORK", str(tmp_path / "work-of-the-reader"))
     assert "weights.safetensors" not in contents(desk.own / "supernet")
-    assert contents(whole(desk.own / "supernet")) == of_one_machine
+    assert contents(local_copy(desk.own / "supernet")) == of_one_machine
 
 
 def test_bad_input_of_a_real_pod_comes_back_as_its_line(

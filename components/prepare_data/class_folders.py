@@ -21,14 +21,14 @@ from components.prepare_data.delivered import Delivered
 from components.prepare_data.kept import KeptIndex
 from components.prepare_data.sources import SPLIT_NAMES, SPLIT_OF, SUFFIXES
 from runtime.common.console import Progress
-from runtime.storage.places import archive_place
+from runtime.storage.data import find_archives
 
 _WNID = re.compile(r"n\d{8}")  # a synset of WordNet, as ImageNet names its classes
 _THREADS = min(16, 2 * (os.cpu_count() or 1))  # they wait for the disk
 
 
 def is_mine(data: Path) -> bool:
-    place = archive_place(data)
+    place = find_archives(data)
     return isinstance(place, Path) and "train" in _split_folders(place)
 
 

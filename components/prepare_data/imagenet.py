@@ -31,7 +31,7 @@ from components.prepare_data.delivered import Delivered
 from components.prepare_data.streamed import HashedStream, Member, members
 from runtime.common.console import Progress
 from runtime.common.workspace import known_hashes, work_root
-from runtime.storage.places import ArchiveFile, ArchivePlace, archive_place, size_of, state_of
+from runtime.storage.data import ArchiveFile, ArchiveFolder, find_archives, size_of, state_of
 
 NAME = "imagenet-1k"
 TITLE = "ImageNet-1k"
@@ -72,7 +72,7 @@ def _stated(data: Path, published: Published) -> Mapping[str, SourceArchive]:
     """What the archives are by `source.yaml`; where that says nothing of them they are to be the published ones."""
     if (data / SOURCE).is_file() and (stated := read_source(data).archives):
         return stated
-    return published.archives if (archive_place(data) / TRAIN).is_file() else {}
+    return published.archives if (find_archives(data) / TRAIN).is_file() else {}
 
 
 def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] = ("train", "val")) -> Delivered:
@@ -85,7 +85,7 @@ def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] =
     Raises:
         AutoFormerError: one line, where an archive is missing, another one or damaged, or holds other images.
     """
-    folder, stated = archive_place(data), _stated(data, published)
+    folder, stated = find_archives(data), _stated(data, published)
     archive_of = {split: name for split, name in (("train", TRAIN), ("val", VAL)) if split in splits}
     needed = {name: published.archives[name] for name in (*archive_of.values(), DEVKIT)}
     check_sizes(folder, stated, published._replace(archives=needed))
@@ -117,7 +117,7 @@ def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] =
 
 def glance(data: Path, images: int = 2048) -> Delivered:
     """The first training images, unverified and all of the first class: enough to see how long one takes."""
-    folder = archive_place(data)
+    folder = find_archives(data)
     check_sizes(folder, _stated(data, PUBLISHED), PUBLISHED)
     with HashedStream(folder / TRAIN) as stream:
         found = [member for _, member in islice(_walk(stream, size_of(folder / TRAIN)), images)]
@@ -143,7 +143,7 @@ def glance(data: Path, images: int = 2048) -> Delivered:
     )
 
 
-def check_sizes(folder: ArchivePlace, archives: Mapping[str, SourceArchive], published: Published) -> None:
+def check_sizes(folder: ArchiveFolder, archives: Mapping[str, SourceArchive], published: Published) -> None:
     """Raise `AutoFormerError` unless all archives are there, by name and size: what can be seen without reading."""
     for name, expected in published.archives.items():
         path, stated = folder / name, archives.get(name)

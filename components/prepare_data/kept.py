@@ -7,7 +7,7 @@ from typing import Any
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value, read_json, write_json
 from runtime.common.workspace import work_root
-from runtime.storage.places import ArchivePlace
+from runtime.storage.data import ArchiveFolder
 
 
 class KeptIndex:
@@ -17,7 +17,7 @@ class KeptIndex:
         source: where the source lies.
     """
 
-    def __init__(self, source: ArchivePlace) -> None:
+    def __init__(self, source: ArchiveFolder) -> None:
         place = source.resolve() if isinstance(source, Path) else source
         self._folder = work_root() / "prepare_data" / f"index-{hash_value(str(place))[:16]}"
 

@@ -12,7 +12,7 @@ from autoformer.images.split_images import check_archive, check_places
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.pack import CARD, INDEX, PackCard, read_pack
 from runtime.common.tables import read_table
-from runtime.storage.places import remote_archives
+from runtime.storage.data import remote_archives
 
 _OWN = "your own images"
 

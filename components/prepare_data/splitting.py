@@ -16,7 +16,7 @@ from autoformer.images.statistics import pixel_statistics, value_statistics
 from autoformer.randomness import derived_rng
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered, Statistics
 from runtime.common.config import PrepareData
-from runtime.storage.places import remote_archives
+from runtime.storage.data import remote_archives
 
 
 class Splits(NamedTuple):

@@ -24,7 +24,7 @@ from runtime.common.locks import hold_lock
 from runtime.common.workspace import Record
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import DATA
-from runtime.storage.places import hash_data, open_data
+from runtime.storage.data import hash_data, open_data
 
 STEP = "prepare_data"
 SPLITS = {

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
 
 from autoformer.errors import AutoFormerError
-from runtime.storage.places import ArchiveFile
+from runtime.storage.data import ArchiveFile
 
 BLOCK = 512  # bytes of a header, and what a member's content is filled up to
 CHUNK_BYTES = 4 << 20  # that are read at once

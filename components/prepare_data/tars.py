@@ -11,7 +11,7 @@ import numpy as np
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.split_files import CHECKSUM, Split
-from runtime.storage.places import ArchiveFile
+from runtime.storage.data import ArchiveFile
 
 _BLOCK = 1 << 20  # bytes read at a time
 

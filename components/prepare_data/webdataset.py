@@ -23,7 +23,7 @@ from components.prepare_data.kept import KeptIndex
 from components.prepare_data.sources import SPLIT_OF, SUFFIXES
 from components.prepare_data.tars import Member, read_tar
 from runtime.common.console import Progress
-from runtime.storage.places import ArchiveFile, ArchivePlace, archive_place, state_of
+from runtime.storage.data import ArchiveFile, ArchiveFolder, find_archives, state_of
 
 CLASS_NAMES = "classes.txt"
 _LABELS = ("cls", "json")
@@ -42,10 +42,10 @@ class _Shard(NamedTuple):
 
 
 def is_mine(data: Path) -> bool:
-    return holds_shards(archive_place(data))
+    return holds_shards(find_archives(data))
 
 
-def holds_shards(place: ArchivePlace) -> bool:
+def holds_shards(place: ArchiveFolder) -> bool:
     """Whether the first tar begins with a sample that has a label."""
     shards = _shards(place)
     if not shards:
@@ -62,7 +62,7 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test", "")) -> 
 
     Raises `AutoFormerError` where a shard is damaged, an image has no label or two, or labels do not go together.
     """
-    root = archive_place(data)
+    root = find_archives(data)
     paths = [path for path in _shards(root) if _split_of(path.name) in splits]
     if not paths:
         raise AutoFormerError(f"{root}: no shards of {' or '.join(filter(None, splits))}")
@@ -97,7 +97,7 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test", "")) -> 
     )
 
 
-def _shards(root: ArchivePlace) -> list[ArchiveFile]:
+def _shards(root: ArchiveFolder) -> list[ArchiveFile]:
     if isinstance(root, Path):
         return [*sorted(root.glob("*.tar"))]
     return [root / name for name in sorted(root.entries) if name.endswith(".tar")]
@@ -186,7 +186,7 @@ def _label(member: Member, extension: str, path: ArchiveFile) -> int | str | Non
     return value
 
 
-def _classes(labels: list[int | str], root: ArchivePlace) -> tuple[str, ...]:
+def _classes(labels: list[int | str], root: ArchiveFolder) -> tuple[str, ...]:
     """The names of the classes, by label."""
     found = set(labels)
     if len({type(label) for label in found}) > 1:

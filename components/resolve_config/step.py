@@ -12,7 +12,7 @@ from runtime.common.console import report_failure
 from runtime.common.exit_codes import BAD_INPUT
 from runtime.common.overrides import split
 from runtime.steps.compiler import require_compiler
-from runtime.storage.places import NoFolderError, hash_data
+from runtime.storage.data import NoFolderError, hash_data
 
 CACHED = STEPS[:-1]  # register_model runs always
 

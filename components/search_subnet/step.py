@@ -87,7 +87,7 @@ def _cost(space: SearchSpace, task: ScoringTask) -> float:
 def _lead(opened: StepContext, evolution: Evolution, first: list[Candidate], crew: Crew, images: int) -> None:
     """Evolve, decide who is scored on what, and write the result: the work of rank 0."""
     config, tracked, out = opened.config, opened.tracked, opened.arguments.out
-    memory = ScoreMemory(opened.workspace.file("scores.jsonl"), images, crew, opened.mirror.changed)
+    memory = ScoreMemory(opened.workspace.file("scores.jsonl"), images, crew, opened.mirror.request_upload)
     with Progress(STEP, config.section(SearchSubnet).budget, "candidates") as progress:
         try:
             result = search(config, evolution, first, memory, images, progress.update, tracked.metrics)

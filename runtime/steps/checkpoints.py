@@ -52,7 +52,7 @@ class Checkpoints:
         self._save(self._regular, state)
         for file in (self._interrupted, self._beginning):
             file.unlink(missing_ok=True)
-        self._mirror.changed()
+        self._mirror.request_upload()
 
     def save_beginning(self, state: Callable[[], State]) -> None:
         """Save it unless it is there, from an earlier try that came no further."""
@@ -71,7 +71,7 @@ class Checkpoints:
                 torch.save(state, opened)
             except RuntimeError as error:  # torch's own, about the file's form; the reason lies below it
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-        self._mirror.changed()
+        self._mirror.request_upload()
 
 
 def load(file: Path, restore: Callable[[State], None]) -> None:

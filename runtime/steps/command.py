@@ -18,7 +18,7 @@ from runtime.common.redaction import hide_in_tracebacks
 from runtime.common.stopping import Stopped, stoppable
 from runtime.steps.rank_launch import check_batch_split, launch, processes
 from runtime.steps.rendezvous import LostRank
-from runtime.storage.artifacts import whole
+from runtime.storage.artifacts import local_copy
 
 SHELLS = ("sh", "dash", "bash", "zsh", "fish")  # what may stand between a runner and its step
 GRACE_SECONDS = 30.0  # for a checkpoint and the end of the MLflow run, after which a step without a runner ends
@@ -60,7 +60,7 @@ def run_step(
                 launch(step, argv, count)
             else:
                 for name in getattr(arguments, "made", ()):
-                    setattr(arguments, name, whole(getattr(arguments, name)))
+                    setattr(arguments, name, local_copy(getattr(arguments, name)))
                 body(arguments, config)
 
     return exit_code(step, work)

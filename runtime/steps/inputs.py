@@ -16,8 +16,8 @@ from autoformer.space import SearchSpace
 from runtime.common.config import Config
 from runtime.common.console import existing
 from runtime.common.workspace import known_hashes
-from runtime.storage.places import Data, open_data
-from runtime.storage.staging import stage
+from runtime.storage.archives import start_staging
+from runtime.storage.data import Data, open_data
 
 DATA = "folder with the delivered archives, or s3://bucket/folder"
 
@@ -105,7 +105,7 @@ def read_train_images(
         images = _in_memory(path, data, card, config, split)
     check_batch(recipe, len(images.labels), step)
     if data.remote and isinstance(images, EncodedSplit):  # each is read once an epoch
-        stage(data.remote, images.pictures.archives)
+        start_staging(data.remote, images.pictures.archives)
     return images
 
 

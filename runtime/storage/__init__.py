@@ -15,7 +15,7 @@
 
 from runtime.storage.client import connect
 from runtime.storage.downloads import download
-from runtime.storage.failures import ChangedError, DeniedError, MissingError, StorageError
+from runtime.storage.errors import ChangedError, DeniedError, MissingError, StorageError
 from runtime.storage.folders import download_folder, upload_folder
 from runtime.storage.objects import Entry, delete_folder, exists, listing, listing_hash
 from runtime.storage.uploads import upload

@@ -4,9 +4,13 @@ What a local disk has of them (see `copies`) is read there. An archive is told f
 every request insists, so that no two halves of a reading are of two archives.
 """
 
+import atexit
+import contextlib
 import io
 import os
 import queue
+import subprocess
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,9 +18,10 @@ from concurrent.futures import Future
 from functools import cache
 from typing import Any, NamedTuple, Self
 
+from autoformer.errors import AutoFormerError
 from autoformer.images.source import ByteRange
-from runtime.storage.copies import LocalCopy, Writer, pieces_of, staging_bytes
-from runtime.storage.failures import MissingError
+from runtime.storage.cache import LocalCopy, Writer, pieces_of, staging_bytes
+from runtime.storage.errors import MissingError
 from runtime.storage.objects import Entry, listing
 from runtime.storage.ranges import get_range
 from runtime.storage.uris import S3Uri
@@ -240,3 +245,51 @@ def threads() -> Threads:
 @cache
 def _threads(process: int) -> Threads:
     return Threads(_REQUESTS)
+
+
+RUNNING: list[subprocess.Popen[bytes]] = []
+
+
+def start_staging(archives: S3Archives, names: Sequence[str]) -> None:
+    """Begin to bring archives to the local disk; reads go there as soon as a piece is. Returns at once."""
+    copy = archives.copy
+    if copy is None or not copy.missing(names) or Writer.busy():
+        return
+    command = [sys.executable, "-m", "runtime.storage.archives", str(archives.uri), *names]
+    if not RUNNING:
+        atexit.register(stop_staging)
+    RUNNING.append(subprocess.Popen(command, stdin=subprocess.PIPE))  # which ends with this process, however that ends
+
+
+def stop_staging() -> None:
+    """End what this process has started."""
+    while RUNNING:
+        with RUNNING.pop() as process:
+            process.terminate()
+
+
+def stage(archives: S3Archives, names: Sequence[str]) -> None:
+    """Bring what is missing of some archives, as far as there is room."""
+    copy = archives.copy
+    writer = Writer.take(copy) if copy else None
+    if copy is None or writer is None:
+        return
+    with contextlib.suppress(AutoFormerError), contextlib.closing(writer):  # who reads the images is told
+        for _ in in_order(lambda piece: archives.piece(piece, writer), copy.missing(names)):
+            if writer.full:
+                break
+
+
+def main(argv: Sequence[str]) -> int:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    stage(S3Archives(argv[0]), argv[1:])
+    return 0
+
+
+def _end_with_the_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -19,7 +19,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import hash_path, read_json, write_json
 from runtime.common.locks import wait_for_lock
 from runtime.common.workspace import work_root
-from runtime.storage.failures import MissingError
+from runtime.storage.errors import MissingError
 from runtime.storage.folders import File, bring, read_files
 from runtime.storage.uploads import upload
 from runtime.storage.uris import S3Uri
@@ -80,7 +80,7 @@ def pointer(folder: Path) -> Pointer | None:
     raise AutoFormerError(f"{file}: not what a step writes; run the step that makes it again")
 
 
-def whole(folder: Path) -> Path:
+def local_copy(folder: Path) -> Path:
     """The same folder, or, where files of its are in the store, a copy that is whole. All of a machine share it.
 
     Raises:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from runtime.common.locks import wait_for_lock
 from runtime.storage.client import connect
-from runtime.storage.failures import BrokenError, ChangedError, DamagedError, body_of, patiently, told
+from runtime.storage.errors import BrokenError, ChangedError, DamagedError, body_of, patiently, told
 from runtime.storage.objects import Stored, look
 from runtime.storage.uris import S3Uri
 

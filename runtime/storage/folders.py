@@ -10,7 +10,7 @@ from autoformer.files import hash_file, put_in_place
 from runtime.common.locks import wait_for_lock
 from runtime.storage import downloads, uploads
 from runtime.storage.client import connect
-from runtime.storage.failures import MissingError, StorageError, body_of, patiently, told
+from runtime.storage.errors import MissingError, StorageError, body_of, patiently, told
 from runtime.storage.objects import delete
 from runtime.storage.uris import S3Uri
 

@@ -29,7 +29,7 @@ from typing import Any
 from autoformer.files import FileState
 from runtime.common.stopping import Stopped, seconds_since_signal
 from runtime.storage.artifacts import store
-from runtime.storage.failures import AwayError, BrokenError, DeniedError, MissingError, StorageError
+from runtime.storage.errors import AwayError, BrokenError, DeniedError, MissingError, StorageError
 from runtime.storage.folders import (
     MANIFEST,
     File,
@@ -89,7 +89,7 @@ class Mirror:
                 raise
             self._tell(f"{error}; the work that is in {self.folder} goes on")
 
-    def changed(self) -> None:
+    def request_upload(self) -> None:
         """Let there be a round, soon."""
         if self.uri is None:
             return

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from autoformer.files import hash_value
 from runtime.storage.client import connect
-from runtime.storage.failures import DeniedError, GoneError, MissingError, StorageError, told
+from runtime.storage.errors import DeniedError, GoneError, MissingError, StorageError, told
 from runtime.storage.uris import S3Uri
 
 MOST_DELETED = 1000  # objects in one request

@@ -1,7 +1,7 @@
 """Parts of objects, read without the rest."""
 
 from runtime.storage.client import connect
-from runtime.storage.failures import BrokenError, ChangedError, body_of, patiently, told
+from runtime.storage.errors import BrokenError, ChangedError, body_of, patiently, told
 from runtime.storage.objects import Entry
 from runtime.storage.uris import S3Uri
 

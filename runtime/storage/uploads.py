@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from runtime.storage.client import connect
-from runtime.storage.failures import (
+from runtime.storage.errors import (
     TRIES,
     BrokenError,
     DeniedError,

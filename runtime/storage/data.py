@@ -17,9 +17,9 @@ from autoformer.files import FileState, hash_path, hash_value, write_text
 from autoformer.images.source import SOURCE, Source, archive_folder, parse_source, read_source
 from runtime.common.workspace import known_hashes
 from runtime.storage.archives import S3Archive, S3Archives, S3State
-from runtime.storage.copies import Hold, make_room, staging_bytes
+from runtime.storage.cache import Hold, make_room, staging_bytes
 from runtime.storage.downloads import download
-from runtime.storage.failures import MissingError
+from runtime.storage.errors import MissingError
 from runtime.storage.objects import Entry, listing, listing_hash, without_markers
 from runtime.storage.uris import S3Uri, is_uri
 
@@ -27,7 +27,7 @@ WHOLE_GB = 4.0  # of a data folder that is brought whole
 _FILES = 4  # that are brought at once
 _HELD: list[Hold] = []  # copies that this process reads
 
-ArchivePlace = Path | S3Archives
+ArchiveFolder = Path | S3Archives
 ArchiveFile = Path | S3Archive
 
 
@@ -39,7 +39,7 @@ class NoFolderError(AutoFormerError):
         self.folder = folder
 
 
-def archive_place(data: Path) -> ArchivePlace:
+def find_archives(data: Path) -> ArchiveFolder:
     """Where the archives of a data folder lie."""
     return remote_archives(data) or archive_folder(data)
 
