@@ -10,7 +10,7 @@ from pathlib import Path
 
 from processes import PRELOADED, at_step, enter, signal_self
 
-from runtime.kubernetes.cluster import Patience
+from runtime.kubernetes.api import Patience
 from runtime.kubernetes.settings import JobSettings
 
 QUICK = Patience(poll_seconds=0.01, pause_seconds=0.005, outage_seconds=20, silent_seconds=20, drain_seconds=20)

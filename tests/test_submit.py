@@ -17,7 +17,7 @@ from kfp_api_server import V2, KfpServer, page, reset, slow, status, task
 from werkzeug.serving import generate_adhoc_ssl_pair
 
 from autoformer.errors import AutoFormerError
-from pipeline.cluster import following, kfp_access, kfp_server, schedules, submit
+from pipeline.cluster import follow_run, kfp_access, kfp_client, schedules, submit
 from pipeline.cluster.compile import write_package
 from pipeline.cluster.settings import Cluster
 from runtime.common.config import ROOT, load_config
@@ -36,7 +36,7 @@ def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(kfp_access, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(following, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(follow_run, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(submit, "write_package", _package)
     monkeypatch.setenv("AUTOFORMER_IMAGE", "autoformer:test")
     with KfpServer().serving() as server:
@@ -218,7 +218,7 @@ def test_a_projected_token_that_was_renewed_is_read_again(kfp: KfpServer, monkey
     file = tmp_path / "token"
     file.write_text("first")
     monkeypatch.setenv("KFP_TOKEN_FILE", str(file))
-    server = kfp_server.Server(kfp.host)
+    server = kfp_client.Server(kfp.host)
     file.write_text("second")
     server.experiment("autoformer")
     assert kfp.authorizations[0] == "Bearer first" and kfp.authorizations[-1] == "Bearer second"
@@ -315,7 +315,7 @@ def test_an_older_server_is_told_of(kfp: KfpServer, capsys: Capture) -> None:
 
 
 def test_a_server_that_is_slow(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
-    monkeypatch.setattr(kfp_server, "TIMEOUT_SECONDS", (1, 0.1))
+    monkeypatch.setattr(kfp_client, "TIMEOUT_SECONDS", (1, 0.1))
     monkeypatch.setattr(kfp_access, "REPETITIONS", 0)
     kfp.fail("GET", f"{V2}/healthz", slow(0.5))
     assert "no answer within 0.1 s" in refused(kfp, capsys, *DATA)
@@ -473,7 +473,7 @@ def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: 
 
 def test_a_server_that_is_away_for_too_long(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
     monkeypatch.setattr(kfp_access, "REPETITIONS", 0)
-    monkeypatch.setattr(following, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(follow_run, "PATIENCE_SECONDS", 0.05)
     kfp.story = GOOD
     kfp.fail("GET", f"{V2}/runs/.*", reset, times=1000)
     line = refused(kfp, capsys, "--wait", *DATA)

@@ -18,8 +18,8 @@ from s3_server import S3Server
 from tiny import TinyData
 from together import free_port, run_ranks
 
-from runtime.kubernetes.cluster import Patience
-from runtime.kubernetes.place import Place
+from runtime.kubernetes.api import Patience
+from runtime.kubernetes.job_folder import JobFolder
 from runtime.kubernetes.settings import JobSettings
 from runtime.steps.job_launch import launch
 from runtime.steps.kfp_edge import call
@@ -489,15 +489,15 @@ def test_a_job_is_deleted_before_a_request_is_waited_for(desk: Desk, tmp_path: P
 def test_a_signal_while_results_are_brought_leaves_them_to_the_next_launcher(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = Place.take
+    taken = JobFolder.fetch_outputs
 
-    def take(place: Place, words: list[str]) -> None:
+    def take(place: JobFolder, words: list[str]) -> None:
         signal_self(signal.SIGTERM)
         taken(place, words)
 
     desk.server.script = [desk.work]
     with monkeypatch.context() as patch:
-        patch.setattr(Place, "take", take)
+        patch.setattr(JobFolder, "fetch_outputs", take)
         assert ended(start_launcher(STEP, desk.argv(), desk.settings(), tmp_path / "log")) == 143
     assert (desk.own / "record.json").exists()
     (desk.own / "record.json").unlink()

@@ -77,7 +77,7 @@ Bytes = Annotated[str, AfterValidator(_bytes)]
 Image = Annotated[str, AfterValidator(_image)]
 
 
-class Images(Frozen):
+class ImageSettings(Frozen):
     training: Image = Field(description="of the steps, by digest: it is in the cache key, and a tag would lie")
     launcher: Image = Field(description="the light one, of `resolve_config` and of pods that launch a TrainJob")
     allow_tags: bool = Field(
@@ -144,7 +144,7 @@ class Cluster(EveryPod):
     )
     secrets: tuple[Secret, ...] = Field((), description="by name, for every pod")
     scratch: Scratch = Scratch()
-    images: Images
+    images: ImageSettings
     launcher: Pod = Pod(cpu="500m", memory="1Gi", retries=Retries(count=2))
     steps: Steps
 

@@ -22,9 +22,9 @@ from autoformer.files import hash_value
 from components.resolve_config.step import resolve
 from pipeline.cluster import schedules
 from pipeline.cluster.compile import PIPELINE, write_package
-from pipeline.cluster.following import follow
+from pipeline.cluster.follow_run import follow_run
 from pipeline.cluster.kfp_access import address
-from pipeline.cluster.kfp_server import OLDEST, MissingError, Server, Start, Version
+from pipeline.cluster.kfp_client import OLDEST, MissingError, Server, Start, Version
 from pipeline.cluster.settings import Cluster, load_cluster
 from runtime.common.code import package_code
 from runtime.common.config import Config
@@ -193,7 +193,7 @@ def _follow(server: Server, run_id: str, left: list[str]) -> int:
         again += f" NAMESPACE={server.namespace}"
     left[0] = f"the run goes on: {server.page(run_id)}; `{again} RUN={run_id}` follows it, TERMINATE={run_id} ends it"
     try:
-        return follow(server, run_id)
+        return follow_run(server, run_id)
     except MissingError:
         raise
     except AutoFormerError as error:  # a token that has expired, a server that stays away

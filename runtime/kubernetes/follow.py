@@ -11,7 +11,7 @@ from autoformer.errors import AutoFormerError
 from runtime.common.console import print_line
 from runtime.common.exit_codes import BAD_INPUT, LOST, JobFailed
 from runtime.common.stopping import SIGNALS
-from runtime.kubernetes.cluster import Cluster, Object, Patience
+from runtime.kubernetes.api import KubernetesApi, Object, Patience
 from runtime.kubernetes.job import CONTAINER, REPLICATED
 from runtime.kubernetes.log import LogThread, container_of, index_of, lines_of
 
@@ -32,7 +32,7 @@ def has_ended(job: Object) -> bool:
     return any(condition(job, kind) for kind in ("Complete", "Failed"))
 
 
-def follow(cluster: Cluster, name: str, step: str, patience: Patience) -> None:
+def follow_job(cluster: KubernetesApi, name: str, step: str, patience: Patience) -> None:
     """Wait until a job is complete; its first machine's log is printed, and what it waits for.
 
     Raises:
@@ -52,7 +52,7 @@ def follow(cluster: Cluster, name: str, step: str, patience: Patience) -> None:
 
 
 def _watched(
-    cluster: Cluster, name: str, watch: "_Watch", log: LogThread, patience: Patience
+    cluster: KubernetesApi, name: str, watch: "_Watch", log: LogThread, patience: Patience
 ) -> tuple[Object, list[Object]]:
     """The job and its pods, once it has ended."""
     while True:
@@ -70,7 +70,7 @@ def _watched(
 class _Watch:
     """Says once each what happens to a job on its way."""
 
-    def __init__(self, cluster: Cluster, step: str, name: str) -> None:
+    def __init__(self, cluster: KubernetesApi, step: str, name: str) -> None:
         self._cluster, self._step, self._name = cluster, step, name
         self._suspended = False
         self._told: set[str] = set()
@@ -145,7 +145,7 @@ class _End(NamedTuple):
     told: str
 
 
-def _failure(cluster: Cluster, job: Object, failed: Object, pods: list[Object]) -> JobFailed:
+def _failure(cluster: KubernetesApi, job: Object, failed: Object, pods: list[Object]) -> JobFailed:
     name, machines = job["metadata"]["name"], job["spec"]["trainer"]["numNodes"]
     if failed.get("reason") == "DeadlineExceeded":
         return JobFailed(
@@ -188,7 +188,7 @@ def _first_cause(ends: list[_End]) -> _End | None:
     return min(ends, key=rank, default=None)
 
 
-def _tail(cluster: Cluster, pod: str) -> Iterator[str]:
+def _tail(cluster: KubernetesApi, pod: str) -> Iterator[str]:
     from urllib3.exceptions import HTTPError
 
     with contextlib.suppress(OSError, HTTPError, _refused()):  # the pod may be gone with its machine
@@ -196,12 +196,12 @@ def _tail(cluster: Cluster, pod: str) -> Iterator[str]:
         yield from (f"  {line.partition(' ')[2]}" for line in lines_of(answer, whole=True))
 
 
-def _events(cluster: Cluster, about: str) -> list[str]:
+def _events(cluster: KubernetesApi, about: str) -> list[str]:
     lines = _told(cluster, about)
     return [f"events of {about}:", *(f"  {line}" for line in lines[-SHOWN_EVENTS:])] if lines else []
 
 
-def _told(cluster: Cluster, about: str) -> list[str]:
+def _told(cluster: KubernetesApi, about: str) -> list[str]:
     """The events about an object, by its name, a line each, oldest first."""
     events = sorted(cluster.events(about), key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime")))
     return [f"{event.get('type')} {event.get('reason')}: {event.get('message')}" for event in events]
@@ -213,6 +213,6 @@ def _report(lines: Any) -> None:
 
 
 def _refused() -> type[Exception]:
-    from runtime.kubernetes.cluster import RefusedError
+    from runtime.kubernetes.api import RefusedError
 
     return RefusedError

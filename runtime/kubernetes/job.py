@@ -68,7 +68,7 @@ def manifest(
         launch: what is launched.
         settings: on which machines.
         attempt: from 1; each has a name of its own.
-        place: what all pods see; see `runtime.kubernetes.place`.
+        place: what all pods see; see `runtime.kubernetes.job_folder`.
         arguments: of the step, with paths of that place.
         environment: of the launching pod, what the step shall have of it too; those of the settings come first.
     """

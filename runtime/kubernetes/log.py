@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from runtime.common.console import print_line
-from runtime.kubernetes.cluster import Cluster, Patience, RefusedError
+from runtime.kubernetes.api import KubernetesApi, Patience, RefusedError
 from runtime.kubernetes.job import CONTAINER, POD_INDEX
 
 _STAMPED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d) (.*)", re.DOTALL)
@@ -73,7 +73,7 @@ def lines_of(answer: Any, whole: bool) -> Iterator[str]:
 class LogThread(threading.Thread):
     """Prints the log of machine 0 until the job has ended."""
 
-    def __init__(self, cluster: Cluster, job: str, patience: Patience) -> None:
+    def __init__(self, cluster: KubernetesApi, job: str, patience: Patience) -> None:
         super().__init__(daemon=True, name=f"log of {job}")
         self._cluster, self._job, self._patience = cluster, job, patience
         self._ending, self._stopping = threading.Event(), threading.Event()

@@ -18,10 +18,10 @@ from autoformer.errors import AutoFormerError
 from runtime.common.config import load_config
 from runtime.common.console import print_line, report_error
 from runtime.common.stopping import Stopped, delay_signals, stoppable
-from runtime.kubernetes.cluster import PATIENCE, Cluster, Object, Patience
-from runtime.kubernetes.follow import condition, follow
+from runtime.kubernetes.api import PATIENCE, KubernetesApi, Object, Patience
+from runtime.kubernetes.follow import condition, follow_job
 from runtime.kubernetes.job import ATTEMPT, STEPS, Launch, manifest, owners
-from runtime.kubernetes.place import Place, pairs, read_hash, shared_folder
+from runtime.kubernetes.job_folder import JobFolder, inputs_hash, pairs, shared_folder
 from runtime.kubernetes.settings import VARIABLE, JobSettings, job_settings
 from runtime.steps.command import exit_code
 from runtime.steps.rank_launch import check_batch_split
@@ -56,10 +56,10 @@ def launch(step: str, argv: Sequence[str], settings: JobSettings, patience: Pati
                 environment.get("KFP_RUN_ID") or "by-hand",
                 environment.get("KFP_POD_NAME", ""),
                 environment.get("KFP_POD_UID", ""),
-                read_hash(arguments),
+                inputs_hash(arguments),
             )
             inherited = passed(settings, environment)
-            cluster = Cluster.connect(patience)
+            cluster = KubernetesApi.connect(patience)
             launcher = _Launcher(cluster, launched, settings, inherited, patience)
             launcher.run()
 
@@ -103,7 +103,7 @@ def passed(settings: JobSettings, environment: Mapping[str, str]) -> dict[str, s
 class _Launcher:
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: KubernetesApi,
         launched: Launch,
         settings: JobSettings,
         environment: Mapping[str, str],
@@ -116,13 +116,13 @@ class _Launcher:
     def run(self) -> None:
         name = self._running() or self._new()
         with self._cancelled_with_us(name):
-            follow(self.cluster, name, self.launched.step, self.patience)
+            follow_job(self.cluster, name, self.launched.step, self.patience)
         self._at_work = None  # it has ended well, and stays for whoever has to bring its results another time
         with delay_signals():
-            self._place(name).take(self.launched.argv)
+            self._job_folder(name).fetch_outputs(self.launched.argv)
 
-    def _place(self, name: str) -> Place:
-        return Place.of_job(self.settings, name)
+    def _job_folder(self, name: str) -> JobFolder:
+        return JobFolder.of_job(self.settings, name)
 
     def _attempts(self) -> list[Object]:
         found = self.cluster.jobs(self.launched.labels(self.settings))
@@ -134,7 +134,7 @@ class _Launcher:
         if newest is None or newest["metadata"].get("deletionTimestamp") or condition(newest, "Failed"):
             return None
         name: str = newest["metadata"]["name"]
-        if condition(newest, "Complete") and not self._place(name).has_results(self.launched.argv):
+        if condition(newest, "Complete") and not self._job_folder(name).has_outputs(self.launched.argv):
             return None
         self._adopt(name)
         return name
@@ -150,11 +150,11 @@ class _Launcher:
         former = self._attempts()
         self._remove([job["metadata"]["name"] for job in former])
         attempt = 1 + max((_attempt(job) for job in former), default=0)
-        while self._place(self.launched.name(self.settings, attempt)).closed:
+        while self._job_folder(self.launched.name(self.settings, attempt)).closed:
             attempt += 1
         name = self.launched.name(self.settings, attempt)
-        place = self._place(name)
-        given = place.give(self.launched.argv)
+        place = self._job_folder(name)
+        given = place.put_inputs(self.launched.argv)
         made = manifest(self.launched, self.settings, attempt, place.root, given, self.environment)
         with self._cancelled_with_us(name), delay_signals():
             if self.cluster.create(made) is None:
@@ -170,7 +170,7 @@ class _Launcher:
         A launcher that comes in between finds no job to count from, and so each place is marked first.
         """
         for name in names:
-            self._place(name).close()
+            self._job_folder(name).mark_closed()
             self.cluster.delete(name)
         for name in names:
             self._wait_until_gone(name)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from runtime.common.console import Parser
 from runtime.common.stopping import stoppable
 from runtime.kubernetes.job import STEPS
-from runtime.kubernetes.place import Place
+from runtime.kubernetes.job_folder import JobFolder
 from runtime.steps.command import exit_code
 from runtime.steps.rank_launch import Machine, as_only_rank_of, launch_on
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = parser().parse_args(argv)
         with stoppable():
             machine = Machine.of_environment(given.job)
-            with Place(given.place).seen_from_here(given.arguments) as (arguments, publish):
+            with JobFolder(given.place).local_arguments(given.arguments) as (arguments, publish):
                 _run(machine, given.step, arguments)
                 if machine.number == 0:
                     publish()

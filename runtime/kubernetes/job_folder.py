@@ -24,7 +24,7 @@ OUTPUTS = ("--out", "--record")
 SAME_EVERYWHERE = ("--config", "--set", "--data")
 
 
-class Place(NamedTuple):
+class JobFolder(NamedTuple):
     """`root`: a folder, or `s3://bucket/folder`, of one job."""
 
     root: str
@@ -57,7 +57,7 @@ class Place(NamedTuple):
 
     # --- the launcher's side ---
 
-    def give(self, argv: Sequence[str]) -> list[str]:
+    def put_inputs(self, argv: Sequence[str]) -> list[str]:
         """Copy what the step reads; returns the arguments as the job's pods are to have them."""
         given: list[str] = []
         for name, value in pairs(argv):
@@ -71,7 +71,7 @@ class Place(NamedTuple):
                 _copy(Path(value), folder / _called(name, value))
         return given
 
-    def close(self) -> None:
+    def mark_closed(self) -> None:
         """Mark that this job is over, for a launcher that finds the job itself gone: its name is not taken again."""
         with self._sent("closed") as folder:
             folder.mkdir()
@@ -83,13 +83,13 @@ class Place(NamedTuple):
             return storage.exists(f"{self.root}/closed/{MANIFEST}")
         return Path(self.root, "closed").exists()
 
-    def has_results(self, argv: Sequence[str]) -> bool:
+    def has_outputs(self, argv: Sequence[str]) -> bool:
         """Whether all that the step makes is there."""
         if self.in_store:
             return storage.exists(f"{self.root}/outputs/{MANIFEST}")
         return all(Path(self.root, "outputs", called).exists() for called, _ in _made(argv))
 
-    def take(self, argv: Sequence[str]) -> None:
+    def fetch_outputs(self, argv: Sequence[str]) -> None:
         """Bring what the step has made to where its arguments say, each whole or not at all."""
         with self._brought("outputs") as folder:
             for called, target in _made(argv):
@@ -99,7 +99,7 @@ class Place(NamedTuple):
     # --- the pods' side ---
 
     @contextlib.contextmanager
-    def seen_from_here(self, arguments: Sequence[str]) -> Iterator[tuple[list[str], Callable[[], None]]]:
+    def local_arguments(self, arguments: Sequence[str]) -> Iterator[tuple[list[str], Callable[[], None]]]:
         """The step's arguments with paths of this machine, and what sends its results to the place."""
         if not self.in_store:
             yield list(arguments), lambda: None
@@ -149,7 +149,7 @@ def pairs(argv: Sequence[str]) -> list[tuple[str, str]]:
     return list(zip(names, values, strict=True))
 
 
-def read_hash(argv: Sequence[str]) -> str:
+def inputs_hash(argv: Sequence[str]) -> str:
     """The same word for the same content of all that the step reads besides configuration and data."""
     return hash_value({name: hash_path(Path(value)) for name, value in _read(argv)})
 

@@ -49,7 +49,7 @@ class _AwayError(Exception):
     """No answer, or one that another time may be another. The message is the short reason."""
 
 
-class Cluster:
+class KubernetesApi:
     """A namespace of a cluster.
 
     Args:
@@ -63,7 +63,7 @@ class Cluster:
         self._api, self._last, self.namespace, self._patience = api, last, namespace, patience
 
     @classmethod
-    def connect(cls, patience: Patience) -> "Cluster":
+    def connect(cls, patience: Patience) -> "KubernetesApi":
         """The cluster that this pod is in, or, at a desk, the one of `KUBECONFIG`.
 
         Raises:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import repeat
 from typing import Any
 
-from pipeline.cluster.kfp_server import NoAnswerError, Server
+from pipeline.cluster.kfp_client import NoAnswerError, Server
 from runtime.common.config import STEPS
 from runtime.common.console import print_line
 from runtime.common.retrying import retry, within
@@ -26,7 +26,7 @@ _WORDS = {
 }
 
 
-def follow(server: Server, run_id: str) -> int:
+def follow_run(server: Server, run_id: str) -> int:
     """Print what changes until the run has ended; 0 where it succeeded, else 1 with the failed task in one line.
 
     Raises:
