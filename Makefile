@@ -4,12 +4,21 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3.11
-SET ?=
 DATASET ?= fashion-mnist
-# What the preset is about; only Fashion-MNIST can be fetched.
-PRESET_DATASET = $(shell sed -n 's/^dataset: *\([^ \#]*\).*/\1/p' configs/presets/$(PRESET).yaml 2>/dev/null)
-IMAGES = $(if $(filter-out fashion-mnist,$(PRESET_DATASET)),$(STAMP),data)
-SETTINGS = $(if $(PRESET),--preset '$(PRESET)') $(if $(SET),--set '$(SET)')
+# $(call quote,NAME): a variable's value as one word of the shell, whatever is in it. $(call option,--flag,NAME): the
+# flag with that word, where the variable is set. Neither expands the value: `value` reads it as it was typed.
+quote = '$(subst ','\'',$(value $1))'
+option = $(if $(value $2),$1 $(call quote,$2))
+# make exports what its command line sets, expanded: a dollar sign would be lost, or be an error.
+unexport ARCHIVES BATCH BUILD CHECKPOINT CLUSTER DATA DATASET DATA_HASH EVERY EXPERIMENT HOST IMAGE LIMIT MODEL NAME \
+  NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SET SIZE SUBNET TAG TERMINATE
+SETTINGS = $(call option,--preset,PRESET) $(call option,--set,SET)
+# The parameter file of the run, as a word of the shell.
+PARAMS = $(if $(filter %.yaml %.yml,$(value PRESET)),$(call quote,PRESET),$(PARAMS_BY_NAME))
+PARAMS_BY_NAME = $(if $(value PRESET),configs/presets/$(call quote,PRESET).yaml,params.yaml)
+DATASET_OF_PARAMS = $(shell sed -n "s/^dataset: *[\"']\{0,1\}\([^ \"'\#]*\).*/\1/p" $(PARAMS) 2>/dev/null)
+# Only Fashion-MNIST can be fetched; what else a parameter file may name, the run itself checks.
+IMAGES = $(if $(filter fashion-mnist,$(DATASET_OF_PARAMS)),data,$(STAMP))
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -29,8 +38,9 @@ help: ## list the commands
 env: $(STAMP) ## build the environment in .venv from the lock file
 
 $(STAMP): requirements.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not there; install Python 3.11, or give PYTHON=…"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@command -v $(call quote,PYTHON) >/dev/null || { \
+	  printf 'make: %s is not there; install Python 3.11, or give PYTHON=…\n' $(call quote,PYTHON); exit 2; }
+	$(call quote,PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
@@ -50,20 +60,21 @@ lock: ## resolve the dependencies into requirements.lock, and those of the image
 .PHONY: data
 data: $(STAMP) ## fetch the images into data/, verified; yours with DATA=path NAME=name, official archives with DATASET=name ARCHIVES=path
 ifdef DATA
-	$(BIN)/python -m commands.own_images --source '$(DATA)' --name '$(NAME)' $(SETTINGS)
+	$(BIN)/python -m commands.own_images --source $(call quote,DATA) --name $(call quote,NAME) $(SETTINGS)
 	$(BIN)/dvc commit --quiet --force data.dvc
 else ifdef ARCHIVES
-	$(BIN)/python -m commands.deliver --dataset '$(DATASET)' --archives '$(ARCHIVES)' --data 'data/$(DATASET)'
+	$(BIN)/python -m commands.deliver --dataset $(call quote,DATASET) --archives $(call quote,ARCHIVES) \
+	  --data data/$(call quote,DATASET)
 	$(BIN)/dvc commit --quiet --force data.dvc
 else
-	$(BIN)/python -m commands.fetch --dataset $(DATASET) --data data/$(DATASET)
+	$(BIN)/python -m commands.fetch --dataset $(call quote,DATASET) --data data/$(call quote,DATASET)
 	$(BIN)/dvc commit --quiet data.dvc
 endif
 
 .PHONY: run
-run: FLAGS = $(strip $(if $(RUNNER),--runner '$(RUNNER)') $(if $(DRY_RUN),--dry-run) $(if $(FRESH),--fresh))
-run: $(if $(DATA),$(STAMP),$(IMAGES)) ## run the whole pipeline here, through KFP: the demo, or DATA=path for your images
-	$(BIN)/python -m pipeline.local $(SETTINGS) $(if $(DATA),--source '$(DATA)') $(FLAGS)
+run: FLAGS = $(strip $(call option,--runner,RUNNER) $(if $(DRY_RUN),--dry-run) $(if $(FRESH),--fresh))
+run: $(if $(value DATA),$(STAMP),$(IMAGES)) ## run the whole pipeline here, through KFP: the demo, or DATA=path for your images
+	$(BIN)/python -m pipeline.local $(SETTINGS) $(call option,--source,DATA) $(FLAGS)
 
 .PHONY: repro
 repro: $(IMAGES) ## the same steps through `dvc repro`
@@ -71,21 +82,21 @@ repro: $(IMAGES) ## the same steps through `dvc repro`
 
 .PHONY: compile
 compile: $(STAMP) ## compile the DAG to dist/autoformer.yaml, for a KFP cluster: CLUSTER=name, or IMAGE=… for any
-	$(strip $(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.cluster.compile $(if $(CLUSTER),--cluster '$(CLUSTER)') \
-	  $(if $(SET),--set '$(SET)') $(if $(KUBERNETES),--manifests dist/autoformer-kubernetes.yaml))
+	$(if $(value IMAGE),AUTOFORMER_IMAGE=$(call quote,IMAGE)) $(BIN)/python -m pipeline.cluster.compile \
+	  $(call option,--cluster,CLUSTER) $(call option,--set,SET) $(if $(KUBERNETES),--manifests dist/autoformer-kubernetes.yaml)
 
 .PHONY: images
 images: $(STAMP) ## build the container images, for RUNNER=docker and for a cluster (TAG=…, REGISTRY=… [PUSH=1 [CLUSTER=…]], BUILD="…")
-	$(strip $(BIN)/python -m pipeline.images $(if $(TAG),--tag '$(TAG)') $(if $(REGISTRY),--registry '$(REGISTRY)') \
-	  $(if $(PUSH),--push) $(if $(CLUSTER),--cluster '$(CLUSTER)') $(if $(BUILD),--build='$(BUILD)'))
+	$(BIN)/python -m pipeline.images $(call option,--tag,TAG) $(call option,--registry,REGISTRY) $(if $(PUSH),--push) \
+	  $(call option,--cluster,CLUSTER) $(if $(value BUILD),--build=$(call quote,BUILD))
 
 .PHONY: submit
 submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=name DATA=s3://…, and perhaps PRESET, SET, WAIT=1, EVERY="0 3 * * 1"
-	$(strip $(if $(IMAGE),AUTOFORMER_IMAGE=$(IMAGE)) $(BIN)/python -m pipeline.cluster.submit $(if $(HOST),--host '$(HOST)') \
-	  $(if $(CLUSTER),--cluster '$(CLUSTER)') $(SETTINGS) $(if $(DATA),--data '$(DATA)') \
-	  $(if $(DATA_HASH),--data-hash '$(DATA_HASH)') $(if $(EXPERIMENT),--experiment '$(EXPERIMENT)') \
-	  $(if $(NAMESPACE),--namespace '$(NAMESPACE)') $(if $(WAIT),--wait) $(if $(FRESH),--fresh) $(if $(EVERY),--every '$(EVERY)') \
-	  $(if $(RUN),--run '$(RUN)') $(if $(TERMINATE),--terminate '$(TERMINATE)'))
+	$(if $(value IMAGE),AUTOFORMER_IMAGE=$(call quote,IMAGE)) $(BIN)/python -m pipeline.cluster.submit \
+	  $(call option,--host,HOST) $(call option,--cluster,CLUSTER) $(SETTINGS) $(call option,--data,DATA) \
+	  $(call option,--data-hash,DATA_HASH) $(call option,--experiment,EXPERIMENT) $(call option,--namespace,NAMESPACE) \
+	  $(if $(WAIT),--wait) $(if $(FRESH),--fresh) $(call option,--every,EVERY) $(call option,--run,RUN) \
+	  $(call option,--terminate,TERMINATE)
 
 .PHONY: secrets
 secrets: $(STAMP) ## draw the passwords of a new cluster, into files that git ignores (docs/cluster.md)
@@ -93,11 +104,11 @@ secrets: $(STAMP) ## draw the passwords of a new cluster, into files that git ig
 
 .PHONY: ui
 ui: $(STAMP) ## open the MLflow UI on http://127.0.0.1:5000
-	$(BIN)/python -m commands.ui --port $(or $(PORT),5000)
+	$(BIN)/python -m commands.ui $(call option,--port,PORT)
 
 .PHONY: compare
 compare: $(STAMP) ## say what differs between two pipeline runs: make compare RUNS="a b"; without, list them
-	$(BIN)/python -m commands.compare $(RUNS)
+	printf %s $(call quote,RUNS) | xargs $(BIN)/python -m commands.compare
 
 .PHONY: browser
 browser: ## install Debian's Chromium, for the tests of pages; needs root
@@ -105,12 +116,13 @@ browser: ## install Debian's Chromium, for the tests of pages; needs root
 
 .PHONY: predict
 predict: $(STAMP) ## name the class of an image: make predict IMAGE=path [MODEL=name or folder]
-	$(BIN)/python -m commands.predict $(if $(MODEL),--model '$(MODEL)') '$(IMAGE)'
+	$(BIN)/python -m commands.predict $(call option,--model,MODEL) $(call quote,IMAGE)
 
 .PHONY: evaluate-official
 evaluate-official: $(STAMP) ## measure a published subnet: CHECKPOINT=path SUBNET=name DATA=folder, and perhaps SIZE, BATCH, LIMIT, OUT
-	$(BIN)/python -m commands.evaluate_official --checkpoint '$(CHECKPOINT)' --subnet '$(SUBNET)' --data '$(DATA)' \
-	  $(if $(SIZE),--size $(SIZE)) $(if $(BATCH),--batch-size $(BATCH)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(OUT),--out '$(OUT)')
+	$(BIN)/python -m commands.evaluate_official --checkpoint $(call quote,CHECKPOINT) --subnet $(call quote,SUBNET) \
+	  --data $(call quote,DATA) $(call option,--size,SIZE) $(call option,--batch-size,BATCH) $(call option,--limit,LIMIT) \
+	  $(call option,--out,OUT)
 
 .PHONY: test
 test: data ## run the tests, on two workers of one thread each

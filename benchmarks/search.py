@@ -42,8 +42,8 @@ from autoformer.randomness import derived_rng
 from autoformer.search import Evolution
 from autoformer.space import SubnetSpec
 from benchmarks.rows import Row, interleaved, measured, ratio, table
-from components.search_subnet.memory import ScoreMemory
-from components.search_subnet.searching import Result, search
+from components.search_subnet.score_cache import ScoreCache
+from components.search_subnet.search_loop import SearchResult, search
 from runtime.common.config import ROOT, Config, SearchSubnet, load_config
 
 OFFICIAL_IMAGES = 1050 * 150_000
@@ -105,7 +105,7 @@ def demo(supernet: Supernet, seeds: int, images: int) -> tuple[list[Row], list[d
     scorer = make_scorer(supernet.folder, load_images(split, DATA, card, limit=images), card)
     details = []
     with tempfile.TemporaryDirectory() as folder:
-        memory = ScoreMemory(Path(folder) / "answers", images, lambda tasks: zip(tasks, scorer(tasks), strict=True))
+        memory = ScoreCache(Path(folder) / "answers", images, lambda tasks: zip(tasks, scorer(tasks), strict=True))
         for seed in range(seeds):
             shared = [f"seed={seed}", f"search_subnet.random_baseline={seed == 0}"]
             exact, race = (
@@ -129,13 +129,13 @@ def demo(supernet: Supernet, seeds: int, images: int) -> tuple[list[Row], list[d
     ], details  # fmt: skip
 
 
-def _searched(config: Config, memory: ScoreMemory, images: int) -> Result:
+def _searched(config: Config, memory: ScoreCache, images: int) -> SearchResult:
     section = config.section(SearchSubnet)
     evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed))
     return search(config, evolution, evolution.ask(), memory, images, lambda *_: None, lambda *_: None)
 
 
-def _figures(result: Result) -> dict[str, float]:
+def _figures(result: SearchResult) -> dict[str, float]:
     """Images are those that each candidate was scored on by itself; the baseline's are counted apart."""
     baseline = [outcome for outcome in result.outcomes if outcome.candidate.origin == "baseline"]
     found = {"top1_percent": result.chosen.top1_percent, "images": result.metrics["images_scored"]}
@@ -266,7 +266,7 @@ def _imagenet_search(world: World, seed: int, confidence: float | None) -> dict[
         "search_subnet.mutations=25", "search_subnet.crossovers=25", "search_subnet.limits={max_params_m: 24}",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        memory = ScoreMemory(Path(folder) / "answers", world.images, world.score)
+        memory = ScoreCache(Path(folder) / "answers", world.images, world.score)
         result = _searched(load_config("demo", given), memory, world.images)
     evolved = [outcome for outcome in result.outcomes if outcome.candidate.origin != "baseline"]
     return {

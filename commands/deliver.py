@@ -1,27 +1,31 @@
-"""Fill a data folder out of a data set's official archives, or say in it where they are.
+"""Fill a data folder from a data set's official archives, or write into it where they are.
 
     python -m commands.deliver --dataset flowers-102 --archives ~/downloads --data data/flowers-102
 
-Small archives are verified and copied. One of images that is compressed as a whole has no place to begin reading at: it
-is written once without the compression, which gives the same bytes each time. ImageNet, class folders and WebDataset
-shards stay where they are: see `link`.
+Small archives are verified and copied. A tar of images that is gzipped as a whole gives no random access: it is
+written uncompressed, which gives the same bytes each time. ImageNet, class folders and WebDataset shards stay where
+they are, and the data folder gets a `source.yaml`. For ImageNet it names the archives by their published md5, so that
+DVC versions the data set without a copy; names and sizes are checked now, the bytes by prepare_data. Class folders and
+shards have no published sums: later readings are checked against the rows that prepare_data writes.
 """
 
+import argparse
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from hashlib import md5
 from pathlib import Path
 from typing import BinaryIO
 
+import yaml
+
 from autoformer.errors import AutoFormerError, nearest
-from autoformer.files import replacing
-from autoformer.images.source import SOURCE
-from commands import link
+from autoformer.files import replacing, write_text
+from autoformer.images.source import SOURCE, Source, SourceArchive
 from components.prepare_data import class_folders, imagenet, webdataset
-from runtime.common.console import Parser, Progress, report_error
+from runtime.common.console import Parser, Progress, run_command
 from runtime.storage import is_uri
-from runtime.storage.data import open_data
+from runtime.storage.archives import S3Archives
+from runtime.storage.data import ArchiveFolder, open_data
 
 # md5 of each file as published, which torchvision.datasets (BSD-3) has too: cifar, flowers102, oxford_iiit_pet, and
 # stanford_cars up to its release 0.17.
@@ -45,7 +49,7 @@ PUBLISHED: dict[str, dict[str, str]] = {
     },
 }
 # The same images in another form, md5 sums as on https://www.cs.toronto.edu/~kriz/cifar.html.
-INSTEAD: dict[str, dict[str, str]] = {
+BINARY_FORM: dict[str, dict[str, str]] = {
     "cifar-10": {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
     "cifar-100": {"cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"},
 }
@@ -56,94 +60,7 @@ UNCOMPRESSED = {
     "cars_test.tgz": "cars_test.tar",
 }
 _BLOCK = 1 << 20
-_GZIP = 31  # zlib's word for a gzip header of any window
-
-
-def deliver(archives: Path, data: Path, published: Mapping[str, str]) -> list[str]:
-    """Verify the files in `archives` and write them into `data`, each whole or not at all.
-
-    Args:
-        published: the md5 that each file must have.
-
-    Returns:
-        the names of the files in `data`.
-
-    Raises:
-        AutoFormerError: a file is missing, or not the published one; what was verified before it stays.
-    """
-    missing = [name for name in published if not (archives / name).is_file()]
-    if missing:
-        raise AutoFormerError(f"{archives}: holds no {', '.join(missing)}; put the official files there")
-    total = sum((archives / name).stat().st_size for name in published)
-    names, done = [], 0
-    with Progress("verifying", total, "bytes") as bar:
-        for name, expected in published.items():
-            target = UNCOMPRESSED.get(name, name)
-            watch = partial(_further, bar, done)
-            with replacing(data / target) as temporary, temporary.open("wb") as out:
-                found = _write(archives / name, out, name in UNCOMPRESSED, watch)
-                if found != expected:
-                    raise AutoFormerError(
-                        f"{archives / name}: md5 is {found}, not {expected} as published; download it again"
-                    )
-            names.append(target)
-            done += (archives / name).stat().st_size
-    return names
-
-
-def _further(bar: Progress, before: int, size: int) -> None:
-    bar.update(before + size)
-
-
-def bring(dataset: str, archives: str | Path, data: Path) -> str:
-    """Fill `data` in the way that suits the data set; what it holds, in words.
-
-    Args:
-        archives: a folder, or s3://bucket/folder.
-
-    Raises `AutoFormerError` where `archives` holds no data set of that name, nor one in a known layout.
-    """
-    if dataset in PUBLISHED:
-        archives = open_data(archives).folder if is_uri(archives) else Path(archives)
-        other = INSTEAD.get(dataset, {})
-        has_other = other and all((archives / name).is_file() for name in other)
-        return ", ".join(deliver(archives, data, other if has_other else PUBLISHED[dataset]))
-    place = link.located(archives)
-    official = dataset == imagenet.NAME and (place / imagenet.TRAIN).is_file()  # which no look into it has to say
-    folders = isinstance(place, Path) and class_folders.is_mine(place)
-    if not official and (folders or webdataset.holds_shards(place)):
-        link.link_folder(archives, data)
-        return f"{SOURCE}, which names {archives}"
-    if dataset == imagenet.NAME:
-        link.link(archives, data)
-        return f"{SOURCE}, which names {', '.join(imagenet.PUBLISHED.archives)}"
-    raise AutoFormerError(
-        f"{archives}: neither train/ and val/ with class folders nor WebDataset shards; "
-        f"DATASET names official archives: {nearest(dataset, [imagenet.NAME, *PUBLISHED])}"
-    )
-
-
-def _write(source: Path, out: BinaryIO, uncompress: bool, watch: Callable[[int], None]) -> str:
-    """Copy a file, or what it holds uncompressed; the md5 of the file itself."""
-    digest, gunzip, size = md5(), zlib.decompressobj(_GZIP), 0
-    with source.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
-            watch(size)
-            while uncompress and block:
-                try:
-                    out.write(gunzip.decompress(block))
-                except zlib.error as error:
-                    raise AutoFormerError(f"{source}: not readable as gzip ({error}); download it again") from None
-                block = gunzip.unused_data
-                if gunzip.eof and block:  # a file may hold several, one behind the other
-                    gunzip = zlib.decompressobj(_GZIP)
-            if not uncompress:
-                out.write(block)
-    if uncompress and not gunzip.eof:
-        raise AutoFormerError(f"{source}: ends too early; download it again")
-    return digest.hexdigest()
+_GZIP = 31  # zlib's `wbits` for a gzip header and any window
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,12 +69,120 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True, help=f"{known}; or a name for class folders or shards")
     parser.add_argument("--archives", required=True, help="folder of the downloaded files, or s3://bucket/folder")
     parser.add_argument("--data", type=Path, required=True, help="folder to fill")
-    try:
-        arguments = parser.parse_args(argv)
-        print(f"{arguments.data}: {bring(arguments.dataset, arguments.archives, arguments.data)}")
-    except (AutoFormerError, OSError) as error:
-        return report_error("deliver", error)
-    return 0
+
+    def work(arguments: argparse.Namespace) -> None:
+        print(f"{arguments.data}: {fill_data_folder(arguments.dataset, arguments.archives, arguments.data)}")
+
+    return run_command("deliver", parser, work, argv, after="")
+
+
+def fill_data_folder(dataset: str, archives: str | Path, data: Path) -> str:
+    """Fill `data` in the way that suits the data set; return its content in words.
+
+    Args:
+        archives: a folder, or s3://bucket/folder.
+
+    Raises:
+        AutoFormerError: `archives` holds no data set of that name, nor one in a known layout.
+    """
+    if dataset in PUBLISHED:
+        folder = open_data(archives).folder if is_uri(archives) else Path(archives)
+        published = BINARY_FORM.get(dataset, {})
+        if not published or not all((folder / name).is_file() for name in published):
+            published = PUBLISHED[dataset]
+        return ", ".join(copy_verified(folder, data, published))
+    place = _archive_folder(archives)
+    official = dataset == imagenet.NAME and (place / imagenet.TRAIN).is_file()  # spares a listing of the folder
+    if not official and ((isinstance(place, Path) and class_folders.is_mine(place)) or webdataset.holds_shards(place)):
+        _write_source(place, data, "Where the images are: in train/<class>/ and so on, or in WebDataset shards.")
+        return f"{SOURCE}, which names {archives}"
+    if dataset == imagenet.NAME:
+        link_imagenet(archives, data)
+        return f"{SOURCE}, which names {', '.join(imagenet.PUBLISHED.archives)}"
+    raise AutoFormerError(
+        f"{archives}: neither train/ and val/ with class folders nor WebDataset shards; "
+        f"DATASET names official archives: {nearest(dataset, [imagenet.NAME, *PUBLISHED])}"
+    )
+
+
+def copy_verified(archives: Path, data: Path, published: Mapping[str, str]) -> list[str]:
+    """Copy published files into `data`, each verified, and whole or not at all.
+
+    Args:
+        published: file name -> md5.
+
+    Returns:
+        The names of the files in `data`.
+
+    Raises:
+        AutoFormerError: a file is missing, or not the published one; files that were verified before it stay.
+    """
+    missing = [name for name in published if not (archives / name).is_file()]
+    if missing:
+        raise AutoFormerError(f"{archives}: holds no {', '.join(missing)}; put the official files there")
+    total = sum((archives / name).stat().st_size for name in published)
+    copied: list[str] = []
+    with Progress("verifying", total, "bytes") as progress:
+        done = 0
+
+        def advance(size: int) -> None:
+            nonlocal done
+            done += size
+            progress.update(done)
+
+        for name, expected in published.items():
+            target = UNCOMPRESSED.get(name, name)
+            with replacing(data / target) as temporary, temporary.open("wb") as out:
+                found = _copy(archives / name, out, name in UNCOMPRESSED, advance)
+                if found != expected:
+                    raise AutoFormerError(
+                        f"{archives / name}: md5 is {found}, not {expected} as published; download it again"
+                    )
+            copied.append(target)
+    return copied
+
+
+def _copy(source: Path, out: BinaryIO, uncompress: bool, advance: Callable[[int], None]) -> str:
+    """Copy a file, or its uncompressed content; return the md5 of the file itself."""
+    digest, gunzip = md5(), zlib.decompressobj(_GZIP)
+    with source.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            advance(len(block))
+            while uncompress and block:
+                try:
+                    out.write(gunzip.decompress(block))
+                except zlib.error as error:
+                    raise AutoFormerError(f"{source}: not readable as gzip ({error}); download it again") from None
+                block = gunzip.unused_data
+                if gunzip.eof and block:  # a gzip file may have several members
+                    gunzip = zlib.decompressobj(_GZIP)
+            out.write(block)  # empty where it was uncompressed
+    if uncompress and not gunzip.eof:
+        raise AutoFormerError(f"{source}: ends too early; download it again")
+    return digest.hexdigest()
+
+
+def link_imagenet(archives: str | Path, data: Path, published: imagenet.Published = imagenet.PUBLISHED) -> None:
+    """Write the `source.yaml` of `data`. Raises `AutoFormerError` where an archive is missing or of another size."""
+    folder = _archive_folder(archives)
+    if isinstance(folder, Path) and not folder.is_dir():
+        raise AutoFormerError(f"{archives}: no such folder; name the one that holds {', '.join(published.archives)}")
+    imagenet.check_sizes(folder, published.archives, published)
+    title = f"Where the archives of {imagenet.TITLE} are, and what they must be."
+    _write_source(folder, data, title, published.archives)
+
+
+def _write_source(
+    folder: ArchiveFolder, data: Path, title: str, archives: Mapping[str, SourceArchive] | None = None
+) -> None:
+    location = folder if isinstance(folder, Path) else str(folder)
+    source = Source(location=location, archives=dict(archives or {})).model_dump(mode="json", exclude_defaults=True)
+    write_text(data / SOURCE, f"# {title}\n{yaml.safe_dump(source, sort_keys=False)}")
+
+
+def _archive_folder(archives: str | Path) -> ArchiveFolder:
+    return S3Archives(str(archives)) if is_uri(archives) else Path(archives).expanduser().resolve()
 
 
 if __name__ == "__main__":

@@ -211,18 +211,18 @@ class _Watch:
         self._bar.update(done)
 
 
-def short(path: Path) -> Path:
+def relative_path(path: Path) -> Path:
     """A path as a person in the present folder would write it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def told(data: Path) -> str:
+def describe_pack(data: Path) -> str:
     """What a pack holds, in a few lines for people."""
     card = read_pack(data)
     width, height = card.median_size
     counts = sorted(card.counts.items(), key=lambda item: (item[1], item[0]))
     lines = [
-        f"{short(data)}: {sum(card.counts.values()):,} images, {len(card.classes)} classes, {card.layout}",
+        f"{relative_path(data)}: {sum(card.counts.values()):,} images, {len(card.classes)} classes, {card.layout}",
         f"  a middling image has {width} x {height} pixels; packed with {card.shorter_side} on the shorter side",
         "  classes: " + ", ".join(f"{name} {count:,}" for name, count in counts[:SHOWN])
         + (f", … {counts[-1][0]} {counts[-1][1]:,}" if len(counts) > SHOWN else ""),
@@ -232,7 +232,9 @@ def told(data: Path) -> str:
     if card.ignored:
         lines.append(f"  {card.ignored:,} files are no images by their names")
     if card.unreadable:
-        lines.append(f"  {card.unreadable:,} unreadable, left out; all are named in {short(data / 'unreadable.csv')}:")
+        lines.append(
+            f"  {card.unreadable:,} unreadable, left out; all are named in {relative_path(data / 'unreadable.csv')}:"
+        )
         lines += [f"    {row['source']}: {row['reason']}" for row in unreadable_of(data)[:SHOWN]]
     return "\n".join(lines)
 
@@ -245,12 +247,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_option(parser)
 
     def work(arguments: argparse.Namespace) -> None:
-        print(version(arguments.source.expanduser(), arguments.name, arguments.preset, arguments.overrides))
+        print(add_dataset(arguments.source.expanduser(), arguments.name, arguments.preset, arguments.overrides))
 
     return run_command("own_images", parser, work, argv)
 
 
-def version(source: Path, name: str, preset: str | None, overrides: Sequence[str]) -> str:
+def add_dataset(source: Path, name: str, preset: str | None, overrides: Sequence[str]) -> str:
     """Make `data/<name>`, `configs/spaces/<name>.yaml` and `configs/presets/<name>.yaml`; return what to say of it.
 
     Configurations that are there already are kept. Raises `AutoFormerError` as `adopt` does, and where the name is
@@ -276,7 +278,7 @@ def version(source: Path, name: str, preset: str | None, overrides: Sequence[str
         if not file.exists():
             write_text(file, source_line + yaml.safe_dump(content, sort_keys=False))
     return (
-        f"{told(data)}\n  configs/spaces/{name}.yaml and configs/presets/{name}.yaml are yours to edit\n"
+        f"{describe_pack(data)}\n  configs/spaces/{name}.yaml and configs/presets/{name}.yaml are yours to edit\n"
         f"  next: make run PRESET={name}, or make repro PRESET={name}"
     )
 

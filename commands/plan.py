@@ -43,7 +43,7 @@ _MOST_STEPS = 30
 _NOISE = 2048
 
 
-class Images(NamedTuple):
+class SplitSizes(NamedTuple):
     """How many images each split has."""
 
     train: int
@@ -67,7 +67,7 @@ class Stage(NamedTuple):
 
 class Plan(NamedTuple):
     device: str
-    images: Images
+    images: SplitSizes
     stages: list[Stage]
     memory_gb: float
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help=DATA)
 
     def work(arguments: argparse.Namespace) -> None:
-        print(shown(make_plan(load_config(arguments.config), open_data(arguments.data).folder)), flush=True)
+        print(plan_table(make_plan(load_config(arguments.config), open_data(arguments.data).folder)), flush=True)
 
     return run_command("plan", parser, work, argv, after="")
 
@@ -95,7 +95,7 @@ def make_plan(config: Config, data: Path) -> Plan:
 
     set_threads(config.threads)
     device = find_device(config.device)
-    card, pictures, images = look_at(config, data)
+    card, pictures, images = read_sample(config, data)
     training, scoring = _measure(config, card, pictures)
     search, retrained = config.section(SearchSubnet), config.section(RetrainSubnet)
     candidates = search.budget
@@ -120,7 +120,7 @@ def make_plan(config: Config, data: Path) -> Plan:
     return Plan(str(device), images, stages, peak)
 
 
-def _held_bytes(config: Config, card: DatasetCard, images: Images) -> int:
+def _held_bytes(config: Config, card: DatasetCard, images: SplitSizes) -> int:
     """Decoded images that the hungriest step holds in memory beside what was measured."""
     by_image = card.encoding == "image" and config.section(TrainSupernet).augmentation.by_image
     trained = 0 if by_image else max(images.train, getattr(images, config.section(RetrainSubnet).split))
@@ -142,7 +142,7 @@ def _training_stage(name: str, section: TrainingSection, images: int, times: int
     return Stage(name, work, steps * section.batch_size, rate)
 
 
-def look_at(config: Config, data: Path) -> tuple[DatasetCard, DecodedSplit | EncodedSplit, Images]:
+def read_sample(config: Config, data: Path) -> tuple[DatasetCard, DecodedSplit | EncodedSplit, SplitSizes]:
     """A card, images that stand for the train split, and the size of each split."""
     section, training, space = config.section(PrepareData), config.section(TrainSupernet), config.space
     counts = None
@@ -156,7 +156,7 @@ def look_at(config: Config, data: Path) -> tuple[DatasetCard, DecodedSplit | Enc
     card = describe(delivered, splits, (half, half))
     check_space(card, space)
     train = splits.rows["train"]
-    counts = counts or Images(*(card.counts[name] for name in Images._fields))
+    counts = counts or SplitSizes(*(card.counts[name] for name in SplitSizes._fields))
     if card.encoding == "raw":
         return card, _noise(card, min(len(train.labels), _NOISE)), counts
     encoded = EncodedSplit(
@@ -170,11 +170,11 @@ def look_at(config: Config, data: Path) -> tuple[DatasetCard, DecodedSplit | Enc
     return card, DecodedSplit(np.stack(decoded), encoded.labels[: len(few)], []), counts
 
 
-def _published_counts(section: PrepareData) -> Images:
+def _published_counts(section: PrepareData) -> SplitSizes:
     """Of ImageNet, but for the few images that are in two splits as they were delivered."""
     full = imagenet.PUBLISHED.train_images
     search = section.search_images or round(full * section.search_percent / 100)
-    return Images(full - search, search, imagenet.PUBLISHED.val_images, full)
+    return SplitSizes(full - search, search, imagenet.PUBLISHED.val_images, full)
 
 
 def _noise(card: DatasetCard, images: int) -> DecodedSplit:
@@ -224,7 +224,7 @@ def _rate(work: Callable[[], object], images: int, warm_up: int = 2) -> float:
     return done * images / (time.perf_counter() - start)
 
 
-def shown(plan: Plan) -> str:
+def plan_table(plan: Plan) -> str:
     """The plan as a table."""
     lines = [
         f"plan, on {plan.device}: {plan.images.train:,} images to train, {plan.images.search:,} to search, "

@@ -103,7 +103,7 @@ def make_commands(found: Page) -> Iterator[Problem]:
     """`make x` has a target, `NAME=` on such a line is read by the Makefile, and lists of targets are `make help`'s."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
-    read = set(re.findall(r"\$[({](?:or )?([A-Z_]+)", makefile)) | set(re.findall(r"^([A-Z_]+) \?=", makefile, re.M))
+    read = set(re.findall(r"[(, ]([A-Z_]+)[),]", makefile))
     seen: set[str] = set()
     for position, line in found.code:
         command = re.match(r"(?:[A-Z_]+=\S+ )*make\b((?: [^#]*)?)", line)
@@ -213,7 +213,7 @@ def quotes(found: Page) -> Iterator[Problem]:
 @cache
 def messages() -> frozenset[str]:
     """Every text in the source, on one line, with … for each value that is filled in."""
-    texts = {re.sub(r"\$[({]\w+[)}]", "…", (ROOT / "Makefile").read_text(encoding="utf-8"))}
+    texts = {(ROOT / "Makefile").read_text(encoding="utf-8").replace("%s", "…")}
     for folder in SOURCES:
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

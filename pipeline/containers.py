@@ -13,8 +13,8 @@ import psutil
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.source import archive_folder
-from pipeline.ending import Steps
 from pipeline.images import PROXIES, connect, images_of_checkout
+from pipeline.step_processes import StepProcesses
 from runtime.common.config import ROOT, Config
 from runtime.common.stopping import Stopped
 from runtime.common.workspace import work_root
@@ -44,14 +44,14 @@ NAMED_FILES = {
 }
 
 
-class Place(NamedTuple):
+class MountedPath(NamedTuple):
     """A file or folder of this machine that the steps see, under its own name."""
 
     path: Path
     writable: bool = False
 
 
-def places(config: Config, data: str, preset: str) -> list[Place]:
+def mounted_paths(config: Config, data: str, preset: str) -> list[MountedPath]:
     """What the steps read and write beside `runs/`, which KFP mounts itself. Folders to be written are made.
 
     The store's folder is among them, by default the checkout: sqlite writes its journal beside the file.
@@ -66,7 +66,7 @@ def places(config: Config, data: str, preset: str) -> list[Place]:
     written = _outermost(written)
     for folder in written:
         folder.mkdir(parents=True, exist_ok=True)
-    found = {path: Place(path) for path in read} | {path: Place(path, writable=True) for path in written}
+    found = {path: MountedPath(path) for path in read} | {path: MountedPath(path, writable=True) for path in written}
     return [place for path, place in found.items() if place.writable or path.exists()]
 
 
@@ -113,11 +113,11 @@ class Containers:
         AutoFormerError: there is no Docker daemon, or no image of this source.
     """
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: StepProcesses) -> None:
         self._client, self._steps = connect(), steps
         self.images = images_of_checkout(self._client)
 
-    def runner(self, seen: Iterable[Place]) -> "local.DockerRunner":
+    def runner(self, seen: Iterable[MountedPath]) -> "local.DockerRunner":
         """KFP's runner for containers, with the options that every step's container has.
 
         `run` takes the place of KFP's own function, which lets Docker remove a container as it ends: where it then
@@ -168,12 +168,12 @@ class Containers:
 
     def _follow(self, container: "Container") -> int:
         container.start()
-        with self._steps.beside(_processes(container)):
+        with self._steps.including(_processes(container)):
             try:
                 for line in _lines(container.logs(stream=True, follow=True)):
                     print(line, end="")
             except Stopped:
-                self._steps.end()
+                self._steps.stop()
                 raise
         return int(container.wait()["StatusCode"])
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json
-from commands.own_images import adopt, short, told
+from commands.own_images import adopt, describe_pack, relative_path
 from components.resolve_config.step import resolve
-from pipeline.console import Console
-from pipeline.containers import Containers, places
-from pipeline.ending import Steps
+from pipeline.containers import Containers, mounted_paths
+from pipeline.kfp_output import KfpOutput
+from pipeline.step_processes import StepProcesses
 from pipeline.summary import summary
 from runtime import tracking
 from runtime.common.code import step_code
@@ -60,28 +60,28 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    steps = Steps()
+    steps = StepProcesses()
     hide_in_tracebacks()
 
     def work(arguments: argparse.Namespace) -> int:
         with hold_lock(ROOT / "runs" / "pipeline", "checkout"):
             return _run(arguments, steps)
 
-    return run_command("pipeline", parser(), work, argv, steps.tell)
+    return run_command("pipeline", parser(), work, argv, steps.signal)
 
 
-def _run(arguments: argparse.Namespace, steps: Steps) -> int:
+def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
     overrides: list[str] = arguments.overrides
     given: str | Path | None = arguments.data
     preset: str | None = arguments.preset
     if arguments.source is not None:
         adopted = adopt(arguments.source.expanduser(), preset, overrides)
         given, preset, overrides = adopted
-        print(told(adopted.data), flush=True)
+        print(describe_pack(adopted.data), flush=True)
     preset = preset or "params.yaml"
     preset = str(Path(preset).resolve()) if preset.endswith((".yaml", ".yml")) else preset
     config = resolve(preset, overrides)
-    data = _place(given or ROOT / "data" / config.dataset, config.dataset)
+    data = _data_location(given or ROOT / "data" / config.dataset, config.dataset)
     if arguments.source is not None or arguments.dry_run:
         code = _print_plan(config, data)
         if code or arguments.dry_run:
@@ -95,7 +95,7 @@ def _run(arguments: argparse.Namespace, steps: Steps) -> int:
     started = time.monotonic()
     status: tracking.Status = "FAILED"
     try:
-        runner = containers.runner(places(config, data, preset)) if containers else None
+        runner = containers.runner(mounted_paths(config, data, preset)) if containers else None
         parameters = {"preset": preset, "data": data, "data_hash": data_hash, "overrides": join(overrides)}
         results = _run_dag(parameters, arguments.fresh, runner, containers.images if containers else None)
         status = "FINISHED"
@@ -103,7 +103,7 @@ def _run(arguments: argparse.Namespace, steps: Steps) -> int:
         return _explain(failure)
     except Stopped:
         status = "KILLED"
-        steps.end()
+        steps.stop()
         if failure.exists():
             _explain(failure)
         raise
@@ -114,7 +114,7 @@ def _run(arguments: argparse.Namespace, steps: Steps) -> int:
     return 0
 
 
-def _place(given: str | Path, dataset: str) -> str:
+def _data_location(given: str | Path, dataset: str) -> str:
     """Where the data are, as the steps are told it."""
     if is_uri(given):
         return str(given)
@@ -190,8 +190,8 @@ def _run_dag(
         cache_root=str(root / ".kfp_cache"),
     )
     log = root / "logs" / f"{time.strftime('%Y-%m-%d-%H-%M-%S')}.log"
-    print(f"running the pipeline; all that KFP says is in {short(log)}", flush=True)
-    with Console(log):
+    print(f"running the pipeline; all that KFP says is in {relative_path(log)}", flush=True)
+    with KfpOutput(log):
         task = autoformer(**parameters)
     outputs: dict[str, Any] = task.outputs
     return outputs
@@ -232,9 +232,9 @@ def _show(config: Config, results: dict[str, Any], seconds: float, run_id: str) 
     records = {step: read_json(paths[f"{step}_record"]) for step in STEPS}
     print(summary(config, paths["search"], paths["retrain"], paths["evaluation"], paths["registration"], records))
     print(f"  wall time             {seconds / 60:.1f} min in all")
-    print(f"  report                {short(paths['evaluation'] / 'report.html')}")
-    print(f"  model                 {short(paths['retrain'] / 'model')}")
-    print(f"  model card            {short(paths['registration'].with_name('model_card'))}")
+    print(f"  report                {relative_path(paths['evaluation'] / 'report.html')}")
+    print(f"  model                 {relative_path(paths['retrain'] / 'model')}")
+    print(f"  model card            {relative_path(paths['registration'].with_name('model_card'))}")
     print(f"  MLflow                `make ui`, run {run_id}")
     print(f"  try it                make predict MODEL={config.section(RegisterModel).model_name} IMAGE=path")
 

@@ -14,8 +14,8 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, read_json, write_text
 from autoformer.named import CONFIGS
 from components.resolve_config.step import resolve
-from pipeline.ending import Steps
 from pipeline.local import patient_threads
+from pipeline.step_processes import StepProcesses
 from pipeline.summary import summary
 from runtime import tracking
 from runtime.common.config import ROOT, STEPS, load_config, preset_path
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m pipeline.repro", description=__doc__)
     parser.add_argument("--preset", default="params.yaml", help="a preset to write to params.yaml (default: as it is)")
     add_option(parser)
-    steps = Steps()
+    steps = StepProcesses()
 
     def work(arguments: argparse.Namespace) -> int:
         try:
@@ -42,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 tracking.initialise(tracking.tracking_uri())
                 return _repro()
         except Stopped:
-            steps.end()
+            steps.stop()
             raise
 
-    return run_command("repro", parser, work, argv, steps.tell)
+    return run_command("repro", parser, work, argv, steps.signal)
 
 
 def _repro() -> int:

@@ -1,4 +1,4 @@
-"""What the tests of interrupted steps share: a place with all that the steps read, and the undisturbed results."""
+"""What the tests of interrupted steps share: a sandbox with all that the steps read, and the undisturbed results."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ CONFIGS = {"train_supernet": config_of("train_supernet"), "retrain_subnet": conf
            "search_subnet": config_of("search_subnet")}  # fmt: skip
 
 
-class Place:
+class Sandbox:
     """A folder with the results that steps read, and the work in progress of those that are interrupted."""
 
     def __init__(self, data: TinyData, root: Path) -> None:
@@ -44,12 +44,12 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def sandbox(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     root = tmp_path_factory.mktemp("interrupted")
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOFORMER_WORK", str(root / "work"))
         patch.setenv("AUTOFORMER_TRACKING", "off")
         run_all(tiny_data, root / "made")
-        yield Place(tiny_data, root)
+        yield Sandbox(tiny_data, root)
     torch.set_num_threads(threads)

@@ -48,7 +48,7 @@ def at_step(number: int, do: Callable[[], None], training: int = 0) -> None:
 
 def at_candidate(number: int, do: Callable[[], None]) -> None:
     """When so many candidates have been scored by this process, do something in the midst of the next one's line."""
-    _in_a_line(number, do, lambda memory: memory.scored_now)
+    _in_a_line(number, do, lambda memory: memory.candidates_scored_now)
 
 
 def at_answer(number: int, do: Callable[[], None]) -> None:
@@ -58,9 +58,9 @@ def at_answer(number: int, do: Callable[[], None]) -> None:
 
 
 def _in_a_line(number: int, do: Callable[[], None], count: Callable[[Any], int]) -> None:
-    from components.search_subnet.memory import ScoreMemory
+    from components.search_subnet.score_cache import ScoreCache
 
-    keep = ScoreMemory._keep
+    keep = ScoreCache._store
 
     def armed(self: Any, task: Any, answers: Any) -> None:
         if count(self) == number:
@@ -69,7 +69,7 @@ def _in_a_line(number: int, do: Callable[[], None], count: Callable[[Any], int])
             do()
         keep(self, task, answers)
 
-    ScoreMemory._keep = armed  # type: ignore[method-assign]
+    ScoreCache._store = armed  # type: ignore[method-assign]
 
 
 def poison(number: int) -> None:

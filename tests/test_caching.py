@@ -26,7 +26,7 @@ import pipeline.local
 from autoformer.files import hash_path, hash_value
 from commands.own_images import adopt
 from components.prepare_data.component import prepare_data
-from components.resolve_config.step import CACHED, for_each_step, resolve
+from components.resolve_config.step import CACHED_STEPS, component_outputs, resolve
 from pipeline.cluster.placement import configure, pipeline_config
 from pipeline.cluster.settings import load_cluster
 from pipeline.dag import build
@@ -77,8 +77,8 @@ def parameters(package: Package, form: dict[str, Any]) -> dict[str, dict[str, An
     def given(task: str) -> dict[str, Any]:
         return {name: value(source) for name, source in tasks[task]["inputs"]["parameters"].items()}
 
-    names = [*STEPS, "data_hash", *(f"{step}_lineage" for step in CACHED)]
-    made |= dict(zip(names, for_each_step(**given("resolve-config")), strict=True))
+    names = [*STEPS, "data_hash", *(f"{step}_lineage" for step in CACHED_STEPS)]
+    made |= dict(zip(names, component_outputs(**given("resolve-config")), strict=True))
     return {task: given(task) for task in tasks}
 
 
@@ -101,7 +101,7 @@ def keys_of_the_backend(package: Package, form: dict[str, Any]) -> Keys:
     """What `GenerateCacheKey` of KFP 2.17 hashes: backend/src/v2/cacheutils/cache.go."""
     given = parameters(package, form)
     keys = {}
-    for step in CACHED:
+    for step in CACHED_STEPS:
         task = step.replace("_", "-")
         runs = container(package, task)
         keys[step] = hash_value(
@@ -121,7 +121,7 @@ def keys_of_kfp_local(package: Package, form: dict[str, Any], folder: Path) -> K
     cache = local_cache.LocalCache(str(folder))
     given = parameters(package, form)
     keys: Keys = {}
-    for step in CACHED:
+    for step in CACHED_STEPS:
         task = step.replace("_", "-")
         artifacts = {
             name: dsl.Artifact(name=output, uri=f"runs/{keys[maker.replace('-', '_')]}/{output}", metadata={})
@@ -149,10 +149,10 @@ def keys(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[dict[str, 
 
 
 def changed(before: Keys, after: Keys) -> set[str]:
-    return {step for step in CACHED if before[step] != after[step]}
+    return {step for step in CACHED_STEPS if before[step] != after[step]}
 
 
-FROM_TRAINING = set(CACHED) - {"prepare_data"}
+FROM_TRAINING = set(CACHED_STEPS) - {"prepare_data"}
 FROM_SEARCH = FROM_TRAINING - {"train_supernet"}
 FROM_RETRAINING = FROM_SEARCH - {"search_subnet"}
 
@@ -162,18 +162,18 @@ def test_a_changed_setting_misses_where_it_decides_the_result_and_nowhere_else(
 ) -> None:
     """A step's own settings, and those of the steps that have made its inputs."""
     before = keys(FORM)
-    assert len(set(before.values())) == len(CACHED)
+    assert len(set(before.values())) == len(CACHED_STEPS)
     cases: list[tuple[dict[str, Any], set[str]]] = [
         ({}, set()),
-        ({"overrides": "prepare_data.search_images=900"}, set(CACHED)),
+        ({"overrides": "prepare_data.search_images=900"}, set(CACHED_STEPS)),
         ({"overrides": "train_supernet.epochs=0.2"}, FROM_TRAINING),
         ({"overrides": "search_subnet.population=7"}, FROM_SEARCH),
         ({"max_params_m": 0.45}, FROM_SEARCH),
         ({"overrides": "retrain_subnet.epochs=0.3"}, FROM_RETRAINING),
         ({"overrides": "evaluate_subnet.mistakes=3"}, {"evaluate_subnet"}),
         ({"overrides": "register_model.alias=other"}, set()),
-        ({"seed": 5}, set(CACHED)),
-        ({"data_hash": "1" * 64}, set(CACHED)),
+        ({"seed": 5}, set(CACHED_STEPS)),
+        ({"data_hash": "1" * 64}, set(CACHED_STEPS)),
         ({"preset": str(pipeline.local.ROOT / "configs" / "presets" / "smoke.yaml")}, set()),  # the same by its path
     ]
     assert [changed(before, keys(FORM | form)) for form, _ in cases] == [expected for _, expected in cases]
@@ -185,7 +185,7 @@ def test_another_image_misses_and_other_machines_do_not(place: str) -> None:
     before = keys_of_the_backend(for_cluster(place), FORM)
     for overrides, expected in (
         ((), set()),
-        ((f"images.training={OTHER}",), set(CACHED)),
+        ((f"images.training={OTHER}",), set(CACHED_STEPS)),
         (("namespace=other", "env.MLFLOW_TRACKING_URI=http://other:5000", "deadline_seconds=5"), set()),
         (("steps.train_supernet.gpus=4", "steps.train_supernet.cpu='2'", "steps.train_supernet.memory=64Gi"), set()),
         (("steps.prepare_data.node_selector={a: b}", "service_account=other", "secrets=[]"), set()),
@@ -199,7 +199,7 @@ def test_a_rebuilt_image_under_the_same_tag_misses(monkeypatch: pytest.MonkeyPat
     before = keys_of_the_backend(for_cluster("gpu", *tags), FORM)
     for module in (pipeline.dag, components.resolve_config.step):
         monkeypatch.setattr(module, "package_code", lambda: "0123456789abcdef")
-    assert changed(before, keys_of_the_backend(for_cluster("gpu", *tags), FORM)) == set(CACHED)
+    assert changed(before, keys_of_the_backend(for_cluster("gpu", *tags), FORM)) == set(CACHED_STEPS)
 
 
 def test_here_an_edit_misses_in_the_step_that_it_is_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_lineage_is_of_all_that_a_step_stands_on() -> None:
         makers = {maker for _, maker, _ in upstream(package, task)}
         return makers.union(*(reaching(maker) for maker in makers))
 
-    for step in CACHED:
+    for step in CACHED_STEPS:
         makers = {task.replace("-", "_") for task in reaching(step.replace("_", "-"))}
         assert makers <= set(STEPS[: STEPS.index(step)]), step
 
@@ -239,7 +239,7 @@ def test_data_of_a_folder_are_told_by_what_they_hold(tmp_path: Path) -> None:
     before = keys_of_the_backend(package, form)
     assert before == keys_of_the_backend(package, form | {"data_hash": hash_path(data)})
     (data / "a" / "000.png").write_bytes((data / "b" / "001.png").read_bytes())
-    assert changed(before, keys_of_the_backend(package, form)) == set(CACHED)
+    assert changed(before, keys_of_the_backend(package, form)) == set(CACHED_STEPS)
 
 
 def test_data_in_s3_are_told_by_its_listing(s3: S3Server) -> None:
@@ -255,7 +255,7 @@ def test_data_in_s3_are_told_by_its_listing(s3: S3Server) -> None:
     put("a.tar", b"a")
     assert changed(before, keys_of_the_backend(package, form)) == set()
     put("b.tar", b"c")
-    assert changed(before, keys_of_the_backend(package, form)) == set(CACHED)
+    assert changed(before, keys_of_the_backend(package, form)) == set(CACHED_STEPS)
 
 
 def linked(data: Path, location: str, archives: dict[str, Any] | None = None) -> str:
@@ -285,7 +285,7 @@ def test_archives_elsewhere_in_s3_are_data_too(s3: S3Server, tmp_path: Path) -> 
     assert before == [keys_of_the_backend(package, form) for form in forms]
     put("shards/1.tar", b"c")
     after = [keys_of_the_backend(package, form) for form in forms]
-    assert [changed(*pair) for pair in zip(before, after, strict=True)] == [set(CACHED)] * 2
+    assert [changed(*pair) for pair in zip(before, after, strict=True)] == [set(CACHED_STEPS)] * 2
 
 
 def test_archives_in_another_folder_are_data_too(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_archives_in_another_folder_are_data_too(tmp_path: Path) -> None:
     assert before == keys_of_the_backend(package, form)
     (shards / "1.tar").write_bytes(b"b")
     os.utime(shards / "1.tar", (1, 1))  # whatever the clock's tick
-    assert changed(before, keys_of_the_backend(package, form)) == set(CACHED)
+    assert changed(before, keys_of_the_backend(package, form)) == set(CACHED_STEPS)
 
 
 def test_published_archives_are_told_by_their_sums(tmp_path: Path) -> None:

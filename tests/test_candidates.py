@@ -20,8 +20,8 @@ from autoformer.search import Evolution
 from autoformer.space import NamedSubnet, SubnetSpec
 from autoformer.subnet_text import exact_text, from_cells, shape_text, to_cells
 from components.evaluate_subnet.results import read_search
-from components.search_subnet.memory import ScoreMemory
-from components.search_subnet.searching import search
+from components.search_subnet.score_cache import ScoreCache
+from components.search_subnet.search_loop import search
 from components.search_subnet.step import write_result
 from runtime.common.config import load_config
 from runtime.common.tables import read_table, write_table
@@ -59,7 +59,7 @@ def test_the_evaluation_finds_the_subnet_of_a_search_in_thirds(tmp_path: Path) -
     evolution = Evolution(
         config.space, config.search_subnet.limits, config.search_subnet, derived_rng("evolution", config.seed)
     )
-    memory = ScoreMemory(tmp_path / "scores.jsonl", IMAGES, larger_is_better)
+    memory = ScoreCache(tmp_path / "scores.jsonl", IMAGES, larger_is_better)
     result = search(config, evolution, evolution.ask(), memory, IMAGES, lambda *_: None, lambda *_: None)
     write_result(tmp_path / "search", config, result, {"code": "c0de", "inputs": {"supernet": "none"}})
 

@@ -40,8 +40,9 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
 
 def test_overrides_reach_the_step() -> None:
     seen: list[Config] = []
-    assert run(lambda arguments, config: seen.append(config), "--set", "seed=4", "--set", "threads=1") == 0
-    assert (seen[0].seed, seen[0].threads) == (4, 1)
+    given = ("--set", "seed=4 name='my run'", "--set", "threads=1")  # the rule of `make SET=…`
+    assert run(lambda arguments, config: seen.append(config), *given) == 0
+    assert (seen[0].seed, seen[0].name, seen[0].threads) == (4, "my run", 1)
 
 
 def test_the_runner_is_told_why_a_step_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

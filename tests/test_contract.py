@@ -21,7 +21,7 @@ import yaml
 from kfp import compiler, dsl
 
 from autoformer.files import canonical_json
-from components.resolve_config.step import CACHED, lineages
+from components.resolve_config.step import CACHED_STEPS, lineages
 from pipeline.dag import autoformer
 from runtime.common.code import package_code, step_code, step_folders
 from runtime.common.config import ROOT, STEPS, load_config
@@ -281,11 +281,14 @@ def test_a_component_works_when_its_source_is_shipped_alone(package: dict[str, A
     assert "Traceback" not in refused.stderr
     expected = load_config("demo", ["seed=5", "threads=1", "search_subnet.limits.max_params_m=0.3"])
     values = json.loads((tmp_path / "executor_output.json").read_text())["parameterValues"]
-    assert list(values) == [*STEPS, "data_hash", *(f"{step}_lineage" for step in CACHED)]
+    assert list(values) == [*STEPS, "data_hash", *(f"{step}_lineage" for step in CACHED_STEPS)]
     parts = {step: expected.step_json(step) for step in STEPS}
     parts["register_model"] = canonical_json(expected.model_dump(mode="json"))  # tells MLflow of the whole run
     assert {step: values[step] for step in STEPS} == parts
-    assert [values["data_hash"], *(values[f"{step}_lineage"] for step in CACHED)] == ["0123", *lineages(expected, "")]
+    assert [values["data_hash"], *(values[f"{step}_lineage"] for step in CACHED_STEPS)] == [
+        "0123",
+        *lineages(expected, ""),
+    ]
     assert load_config(values["search_subnet"], steps=["search_subnet"]).search_subnet == expected.search_subnet
 
 

@@ -16,7 +16,7 @@ import pipeline.containers
 import pipeline.images
 import pipeline.local
 from pipeline.cluster.settings import load_cluster
-from pipeline.containers import environment, places
+from pipeline.containers import environment, mounted_paths
 from pipeline.images import CODE, NAMES, RECIPE, connect, content_tag, images_of_checkout, name_images, source_hash
 from runtime.common.config import ROOT, STEPS, load_config
 
@@ -177,14 +177,17 @@ def test_data_is_read_and_only_work_and_the_store_are_written(tmp_path: Path, mo
     (tmp_path / "teacher.pth").touch()
     teacher = f"train_supernet.distillation={{teacher: deit_tiny_patch16_224, checkpoint: {tmp_path / 'teacher.pth'}}}"
     config = load_config("smoke", [teacher])
-    found = {str(place.path.relative_to(tmp_path)): place.writable for place in places(config, str(data), str(preset))}
+    found = {
+        str(place.path.relative_to(tmp_path)): place.writable for place in mounted_paths(config, str(data), str(preset))
+    }
     assert found == {
         "data": False, "archives": False, "my.yaml": False, "teacher.pth": False, "work": True, "store": True,
     }  # fmt: skip
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     monkeypatch.setenv("AUTOFORMER_STAGING", str(tmp_path / "scratch"))
     found = {
-        str(place.path.relative_to(tmp_path)): place.writable for place in places(config, "s3://bucket/data", "smoke")
+        str(place.path.relative_to(tmp_path)): place.writable
+        for place in mounted_paths(config, "s3://bucket/data", "smoke")
     }
     assert found == {"teacher.pth": False, "work": True, "scratch": True}
 
@@ -249,18 +252,6 @@ def test_no_program_to_build_with(fixtures: Fixtures) -> None:
         assert pipeline.images.main([]) == 2
     told = "images: there is no `docker` on the PATH, which builds images; install it (Debian: docker.io)\n"
     assert fixtures[2].readouterr().err == told
-
-
-def test_make_hands_on_what_it_is_given() -> None:
-    def says(*arguments: str) -> str:
-        command = ["make", "--dry-run", "--old-file=.venv/.installed", "--old-file=data", *arguments]
-        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-
-    assert "pipeline.local" in says("run") and "--runner" not in says("run")
-    assert "--runner 'docker'" in says("run", "RUNNER=docker")
-    given = says("images", "TAG=v1", "REGISTRY=registry.example.com/team", "PUSH=1", "BUILD=--pull --network host")
-    assert "--tag 'v1' --registry 'registry.example.com/team'" in given
-    assert "--push --build='--pull --network host'" in given
 
 
 @pytest.mark.parametrize(("required", "code"), [("", 0), ("1", 1)])

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from interrupted import Place, place
+from interrupted import Sandbox, sandbox
 from processes import at_step, ended, signal_self, start
 from run_steps import config_of, contents, run
 
@@ -20,7 +20,7 @@ from autoformer import files
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_text
 
-__all__ = ["place"]
+__all__ = ["sandbox"]
 STEP = "train_supernet"
 ROOM = 3 * 4096  # enough for a lock, too little for a checkpoint or for weights
 
@@ -63,10 +63,10 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 @pytest.fixture
-def begun(place: Place, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def begun(sandbox: Sandbox, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A training that was stopped at step 24, with its work on the small disk."""
     monkeypatch.setenv("AUTOFORMER_WORK", str(disk.root / "work"))
-    given = place.given(STEP, tmp_path.name)
+    given = sandbox.given(STEP, tmp_path.name)
     term = partial(signal_self, signal.SIGTERM)
     assert ended(start(STEP, given, tmp_path / "log", (at_step, 24, term))) == 143
     return given
@@ -84,7 +84,7 @@ def one_line(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
 
 
 def test_a_full_disk_leaves_the_former_checkpoints(
-    place: Place, disk: Disk, begun: dict[str, str], capsys: pytest.CaptureFixture[str]
+    sandbox: Sandbox, disk: Disk, begun: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = checkpoints(disk)
     disk.fill()
@@ -98,25 +98,25 @@ def test_a_full_disk_leaves_the_former_checkpoints(
     assert checkpoints(disk) == before
     disk.empty()
     assert run(STEP, begun) == 0
-    assert place.record(begun)["resumed_from_step"] == 24
-    assert contents(Path(begun["--out"])) == place.undisturbed(STEP)
+    assert sandbox.record(begun)["resumed_from_step"] == 24
+    assert contents(Path(begun["--out"])) == sandbox.undisturbed(STEP)
 
 
 def test_a_full_disk_leaves_the_former_output(
-    place: Place, disk: Disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, disk: Disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = place.given(STEP, "full") | {"--out": str(disk.root / "supernet")}
+    given = sandbox.given(STEP, "full") | {"--out": str(disk.root / "supernet")}
     assert run(STEP, given) == 0
     before = contents(disk.root / "supernet")
     disk.fill(left=ROOM)
-    again = place.given(STEP, "full", config_of(STEP, seed=1)) | {"--out": str(disk.root / "supernet")}
+    again = sandbox.given(STEP, "full", config_of(STEP, seed=1)) | {"--out": str(disk.root / "supernet")}
     capsys.readouterr()
     assert run(STEP, again) == 2
     one_line(capsys, f"{disk.root}/supernet", ": no space left on device; free some space there")
     assert contents(disk.root / "supernet") == before
     disk.empty()
     assert run(STEP, again) == 0  # from the checkpoint of its last step
-    assert place.record(again)["resumed_from_step"] == 60
+    assert sandbox.record(again)["resumed_from_step"] == 60
     assert contents(disk.root / "supernet").keys() == before.keys()
     assert contents(disk.root / "supernet") != before
     assert [file.name for file in disk.root.iterdir()] == ["supernet"]
@@ -124,9 +124,9 @@ def test_a_full_disk_leaves_the_former_output(
 
 @pytest.mark.parametrize("name", ["--out", "--record", "work"])
 def test_a_read_only_place_is_found_before_the_work_begins(
-    place: Place, disk: Disk, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, disk: Disk, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = place.given(STEP, f"read-only-{name}")
+    given = sandbox.given(STEP, f"read-only-{name}")
     if name == "work":
         monkeypatch.setenv("AUTOFORMER_WORK", str(disk.root / "work"))
     else:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interrupted import Place, place
+from interrupted import Sandbox, sandbox
 from processes import at_candidate, at_step, ended, signal_self, start, wait_until
 from run_steps import argv, config_of, contents, run
 from tracking_fixtures import empty_store, store
@@ -18,39 +18,39 @@ from tracking_fixtures import empty_store, store
 from runtime.common import stopping
 from runtime.common.config import ROOT
 
-__all__ = ["empty_store", "place", "store"]
+__all__ = ["empty_store", "sandbox", "store"]
 TERM, INT = partial(signal_self, signal.SIGTERM), partial(signal_self, signal.SIGINT)
 
 
-def test_sigterm_in_the_midst_of_a_row(place: Place, tmp_path: Path) -> None:
+def test_sigterm_in_the_midst_of_a_row(sandbox: Sandbox, tmp_path: Path) -> None:
     """At a step that is no multiple of anything; a second signal changes nothing."""
-    step, given, log = "train_supernet", place.given("train_supernet", "terminated"), tmp_path / "log"
+    step, given, log = "train_supernet", sandbox.given("train_supernet", "terminated"), tmp_path / "log"
 
     assert ended(start(step, given, log, (at_step, 33, TERM), (at_step, 33, INT))) == 143
     assert log.read_text().splitlines()[-1] == (
         "train_supernet: stopped by SIGTERM at step 33 of 60; the same command goes on from there"
     )
     assert not Path(given["--out"]).exists()
-    assert place.record(given)["succeeded"] is False
-    state = torch.load(place.work(step, "checkpoint-interrupted.pt")[0], weights_only=True)
+    assert sandbox.record(given)["succeeded"] is False
+    state = torch.load(sandbox.work(step, "checkpoint-interrupted.pt")[0], weights_only=True)
     assert (state["trainer"]["step"], len(state["losses"]), state["history"][-1]["step"]) == (33, 3, 30)
 
     assert ended(start(step, given, log, (at_step, 34, INT))) == 130
     assert "resumed from step 33 of 60" in log.read_text()
     assert run(step, given) == 0
-    assert place.record(given)["resumed_from_step"] == 34
-    assert contents(Path(given["--out"])) == place.undisturbed(step)
-    assert place.work(step, "*") == []
+    assert sandbox.record(given)["resumed_from_step"] == 34
+    assert contents(Path(given["--out"])) == sandbox.undisturbed(step)
+    assert sandbox.work(step, "*") == []
 
 
-def test_sigterm_while_the_search_split_is_scored(place: Place, tmp_path: Path) -> None:
+def test_sigterm_while_the_search_split_is_scored(sandbox: Sandbox, tmp_path: Path) -> None:
     """The row is full by then, and only its accuracies are worked out again."""
-    step, given, log = "train_supernet", place.given("train_supernet", "scoring"), tmp_path / "log"
+    step, given, log = "train_supernet", sandbox.given("train_supernet", "scoring"), tmp_path / "log"
     assert ended(start(step, given, log, (in_scoring, TERM))) == 143
     assert "at step 20 of 60" in log.read_text()
     assert run(step, given) == 0
-    assert place.record(given)["resumed_from_step"] == 20
-    assert contents(Path(given["--out"])) == place.undisturbed(step)
+    assert sandbox.record(given)["resumed_from_step"] == 20
+    assert contents(Path(given["--out"])) == sandbox.undisturbed(step)
 
 
 def in_scoring(do: "partial[None]") -> None:
@@ -65,26 +65,28 @@ def in_scoring(do: "partial[None]") -> None:
     SearchSplitAccuracy.top1_percent = armed  # type: ignore[method-assign]
 
 
-def test_sigterm_in_retraining_and_in_a_search(place: Place, tmp_path: Path) -> None:
+def test_sigterm_in_retraining_and_in_a_search(sandbox: Sandbox, tmp_path: Path) -> None:
     for step, event, note in (
         ("retrain_subnet", (at_step, 17, TERM, 1), "at step 17 of 30"),
         ("search_subnet", (at_candidate, 4, TERM), "after 4 scored candidates"),
     ):
-        given, log = place.given(step, f"{step}-terminated"), tmp_path / "log"
+        given, log = sandbox.given(step, f"{step}-terminated"), tmp_path / "log"
         assert ended(start(step, given, log, event)) == 143
         assert log.read_text().splitlines()[-1] == (
             f"{step}: stopped by SIGTERM {note}; the same command goes on from there"
         )
         assert run(step, given) == 0
-        assert contents(Path(given["--out"])) == place.undisturbed(step)
+        assert contents(Path(given["--out"])) == sandbox.undisturbed(step)
 
 
-def test_a_killed_runner_takes_its_step_with_it_and_nothing_is_lost(place: Place, tmp_path: Path, store: str) -> None:
+def test_a_killed_runner_takes_its_step_with_it_and_nothing_is_lost(
+    sandbox: Sandbox, tmp_path: Path, store: str
+) -> None:
     """No orphan goes on writing; MLflow says KILLED, then FINISHED, of one and the same run."""
     from mlflow import MlflowClient
 
     step, config = "train_supernet", config_of("train_supernet", seed=3)
-    given = place.given(step, "orphan", config)
+    given = sandbox.given(step, "orphan", config)
     with subprocess.Popen(["sleep", "250"]) as runner, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOFORMER_RUNNER_PID", str(runner.pid))
         process = start(
@@ -102,10 +104,10 @@ def test_a_killed_runner_takes_its_step_with_it_and_nothing_is_lost(place: Place
     (mlflow_run,) = [r for r in runs(MlflowClient(store)) if r.data.tags["stage"] == step]
     assert mlflow_run.info.status == "KILLED"
     assert run(step, given) == 0
-    assert place.record(given)["resumed_from_step"] == stopped_at
+    assert sandbox.record(given)["resumed_from_step"] == stopped_at
     (again,) = [r for r in runs(MlflowClient(store)) if r.data.tags["stage"] == step]
     assert (again.info.run_id, again.info.status) == (mlflow_run.info.run_id, "FINISHED")
-    assert contents(Path(given["--out"])) == place.undisturbed(step, config)
+    assert contents(Path(given["--out"])) == sandbox.undisturbed(step, config)
 
 
 def runs(client: object) -> list[object]:
@@ -136,10 +138,10 @@ stages:
 
 
 @pytest.mark.slow
-def test_dvc_repro_that_is_killed_and_given_again(place: Place, tmp_path: Path) -> None:
+def test_dvc_repro_that_is_killed_and_given_again(sandbox: Sandbox, tmp_path: Path) -> None:
     """Killed without warning in mid-training, started by hand: its stage ends too, and then goes on."""
     step, config = "train_supernet", config_of("train_supernet", epochs=40, score_steps=100, checkpoint_steps=50)
-    given = place.given(step, "dvc", config) | {
+    given = sandbox.given(step, "dvc", config) | {
         "--config": "config.yaml",
         "--out": "supernet",
         "--record": "record.json",
@@ -156,27 +158,27 @@ def test_dvc_repro_that_is_killed_and_given_again(place: Place, tmp_path: Path) 
     dvc = [sys.executable, "-m", "dvc"]
     subprocess.run([*dvc, "init", "--no-scm", "--quiet"], cwd=tmp_path, env=environment, check=True)
     with subprocess.Popen([*dvc, "repro"], cwd=tmp_path, env=environment) as first:
-        wait_until(lambda: place.work(step, "checkpoint.pt") or first.poll() is not None)
+        wait_until(lambda: sandbox.work(step, "checkpoint.pt") or first.poll() is not None)
         first.kill()
-    wait_until(lambda: not list((place.root / "work" / step).glob(".*.lock")))
-    assert place.work(step, "checkpoint-interrupted.pt") and not (tmp_path / "supernet").exists()
+    wait_until(lambda: not list((sandbox.root / "work" / step).glob(".*.lock")))
+    assert sandbox.work(step, "checkpoint-interrupted.pt") and not (tmp_path / "supernet").exists()
     subprocess.run([*dvc, "repro"], cwd=tmp_path, env=environment, check=True)
     assert '"resumed_from_step"' in (tmp_path / "record.json").read_text()
-    assert contents(tmp_path / "supernet") == place.undisturbed(step, config)
+    assert contents(tmp_path / "supernet") == sandbox.undisturbed(step, config)
 
 
 RUNNER = """
 import subprocess, sys, time
 from runtime.common.stopping import Stopped, stoppable
-from pipeline.ending import Steps
+from pipeline.step_processes import StepProcesses
 
-steps = Steps()
+steps = StepProcesses()
 try:
-    with stoppable(steps.tell):
+    with stoppable(steps.signal):
         process = subprocess.Popen(["sh", "-c", '"$0" -c "$1"; exit $?', sys.executable, sys.argv[1]])
         process.wait()
 except Stopped as stopped:
-    steps.end(float(sys.argv[2]))
+    steps.stop(float(sys.argv[2]))
     print(stopped, process.wait(), flush=True)
     raise SystemExit(stopped.code)
 """
@@ -235,16 +237,16 @@ def ask_for_too_much() -> None:
     torch.empty(2**50)
 
 
-def test_memory_that_runs_out_is_one_line_with_what_fits(place: Place, tmp_path: Path) -> None:
+def test_memory_that_runs_out_is_one_line_with_what_fits(sandbox: Sandbox, tmp_path: Path) -> None:
     """The allocator's own refusal, after step 7. What was found is taken by the same command; what was set is not."""
     step, log, event = "train_supernet", tmp_path / "log", (at_step, 7, ask_for_too_much)
-    given = place.given(step, "memory")
+    given = sandbox.given(step, "memory")
     assert ended(start(step, given, log, event)) == 2
     fits = "train_supernet: a forward pass of 50 images does not fit this machine's memory; 25 fit: "
     assert log.read_text().splitlines()[-1] == f"{fits}the same command goes on with accumulation 2"
     assert not Path(given["--out"]).exists()
     assert run(step, given) == 0
-    assert ended(start(step, place.given(step, "memory", config_of(step, accumulation=1)), log, event)) == 2
+    assert ended(start(step, sandbox.given(step, "memory", config_of(step, accumulation=1)), log, event)) == 2
     assert log.read_text().splitlines()[-1] == (
         f"{fits}set train_supernet.accumulation=2, which changes nothing else of the recipe, and start it again"
     )

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from interrupted import Place, place
+from interrupted import Sandbox, sandbox
 from processes import at_step, ended, signal_self, start, wait_until
 from run_steps import config_of, contents, run
 
@@ -18,18 +18,18 @@ from pipeline import local, repro
 from runtime.common.config import ROOT
 from runtime.common.locks import hold_lock
 
-__all__ = ["place"]
+__all__ = ["sandbox"]
 
 
-def test_two_runs_in_one_folder(place: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_two_runs_in_one_folder(sandbox: Sandbox, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The second is refused, by the first one's name; where the first is killed, the second goes on."""
     step = "train_supernet"
-    given = place.given(step, "two")
+    given = sandbox.given(step, "two")
     first = start(step, given, tmp_path / "log", (at_step, 15, partial(signal_self, signal.SIGSTOP)))
     try:
         wait_until(lambda: " T " in Path(f"/proc/{first.pid}/stat").read_text())
-        for other, what in ((place.given(step, "elsewhere"), "work folder"),
-                            (place.given(step, "two", config_of(step, seed=1)), "output")):  # fmt: skip
+        for other, what in ((sandbox.given(step, "elsewhere"), "work folder"),
+                            (sandbox.given(step, "two", config_of(step, seed=1)), "output")):  # fmt: skip
             assert run(step, other) == 2
             message = capsys.readouterr().err
             assert f"another run is at work in this {what} (process {first.pid} on " in message
@@ -39,9 +39,9 @@ def test_two_runs_in_one_folder(place: Place, capsys: pytest.CaptureFixture[str]
         first.kill()
     assert ended(first) == -signal.SIGKILL
     assert run(step, given) == 0
-    assert place.record(given)["resumed_from_step"] == 10
-    assert contents(Path(given["--out"])) == place.undisturbed(step)
-    assert not list(place.root.rglob(".*.lock"))
+    assert sandbox.record(given)["resumed_from_step"] == 10
+    assert contents(Path(given["--out"])) == sandbox.undisturbed(step)
+    assert not list(sandbox.root.rglob(".*.lock"))
 
 
 def test_a_checkout_runs_one_pipeline_at_a_time(

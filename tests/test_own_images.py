@@ -17,8 +17,8 @@ from autoformer.images.card import read_card
 from autoformer.images.split_files import read_split
 from autoformer.images.split_images import load_images
 from commands import own_images
-from commands.own_images import adopt, propose_recipe, propose_space, training_images, version
-from commands.plan import Images, make_plan, shown
+from commands.own_images import add_dataset, adopt, propose_recipe, propose_space, training_images
+from commands.plan import SplitSizes, make_plan, plan_table
 from components.prepare_data.pack import PackCard, read_pack
 from components.prepare_data.step import main as prepare_data
 from runtime.common.config import Config, load_config
@@ -215,7 +215,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
 
 def test_make_data_puts_a_pack_a_space_and_a_preset_under_a_name(checkout: Checkout, tmp_path: Path) -> None:
     source, root = class_folders(tmp_path / "src", 6, 6), checkout.root
-    said = version(source, "garden", None, ["seed=5"])
+    said = add_dataset(source, "garden", None, ["seed=5"])
     assert "make run PRESET=garden" in said and "12 images, 2 classes" in said
     assert read_pack(root / "data" / "garden").name == "garden"
     space = root / "configs" / "spaces" / "garden.yaml"
@@ -226,13 +226,13 @@ def test_make_data_puts_a_pack_a_space_and_a_preset_under_a_name(checkout: Check
     # again: the same, and an edited preset stays as it was edited
     space.write_text(space.read_text() + "# mine\n")
     before = contents(root / "data") | contents(root / "configs")
-    version(source, "garden", None, ["seed=5"])
+    add_dataset(source, "garden", None, ["seed=5"])
     assert contents(root / "data") | contents(root / "configs") == before
 
 
 def test_make_data_of_a_pack_that_a_run_has_made(checkout: Checkout, tmp_path: Path) -> None:
     adopted = adopt(class_folders(tmp_path / "src", 6, 6), None, [])
-    version(adopted.data, "garden", None, [])
+    add_dataset(adopted.data, "garden", None, [])
     made = checkout.root / "data" / "garden"
     assert contents(made).keys() == contents(adopted.data).keys()
     assert read_pack(made).hash == read_pack(adopted.data).hash
@@ -250,10 +250,10 @@ def test_make_data_of_a_pack_that_a_run_has_made(checkout: Checkout, tmp_path: P
     ],
 )
 def test_a_name_that_is_taken_leaves_all_as_it_was(name: str, part: str, checkout: Checkout, tmp_path: Path) -> None:
-    version(class_folders(tmp_path / "1" / "src", 3, 4), "garden", None, [])
+    add_dataset(class_folders(tmp_path / "1" / "src", 3, 4), "garden", None, [])
     before = contents(checkout.root / "data") | contents(checkout.root / "configs")
     with pytest.raises(AutoFormerError, match=part):
-        version(class_folders(tmp_path / "2" / "src", 4, 4), name, None, [])
+        add_dataset(class_folders(tmp_path / "2" / "src", 4, 4), name, None, [])
     assert contents(checkout.root / "data") | contents(checkout.root / "configs") == before
 
 
@@ -262,7 +262,7 @@ def test_photographs_below_the_data_folder_are_never_replaced(checkout: Checkout
     source = class_folders(checkout.root / "data" / "garden", 3, 3)
     before = contents(source)
     with pytest.raises(AutoFormerError, match="a folder of this name is there already"):
-        version(source, "garden", None, [])
+        add_dataset(source, "garden", None, [])
     assert contents(source) == before
 
 
@@ -286,10 +286,10 @@ def test_the_plan_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.Mon
 
     def stages(*settings: str) -> dict[str, float]:
         plan = make_plan(load_config(adopted.preset, [*adopted.overrides, *settings]), adopted.data)
-        assert plan.images == Images(50, 20, 12, 70)
+        assert plan.images == SplitSizes(50, 20, 12, 70)
         assert plan.hours == pytest.approx(sum(stage.hours for stage in plan.stages)) and plan.memory_gb > 0
         assert all(stage.hours * 3600 >= stage.images / stage.images_per_second for stage in plan.stages)
-        assert "50 images to train, 20 to search, 12 to test" in shown(plan)
+        assert "50 images to train, 20 to search, 12 to test" in plan_table(plan)
         return {stage.name: stage.images for stage in plan.stages}
 
     assert stages("search_subnet.random_baseline=false") == {
@@ -309,7 +309,7 @@ def test_the_report_names_what_was_left_out(tmp_path: Path) -> None:
     (source / "a" / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
     write_images(source / "c", 8, seed=9)
     adopted = adopt(source, None, [], tmp_path / "packs")
-    said = own_images.told(adopted.data)
+    said = own_images.describe_pack(adopted.data)
     for part in ("68 images, 3 classes", "class folders", "c 8, a 30, b 30", "1 unreadable", "a/broken.jpg: "):
         assert part in said
     assert json.loads((adopted.data / "dataset.json").read_text())["unreadable"] == 1

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from interrupted import Place, place
+from interrupted import Sandbox, sandbox
 from processes import ForkServerProcess, at_step, ended, poison, signal_self, start, wait_until
 from run_steps import SPACE as FORTY
 from run_steps import config_of, contents, run
@@ -34,7 +34,7 @@ from runtime.common.config import load_config
 from runtime.common.processes import REPORT_FOLDER
 from runtime.steps import rank_launch as edge
 
-__all__ = ["place"]
+__all__ = ["sandbox"]
 SPACE = SearchSpace.model_validate(FORTY)
 STEP = "train_supernet"
 PLAIN: dict[str, Any] = {"epochs": 4, "batch_size": 16, "learning_rate": 0.1}
@@ -194,39 +194,41 @@ def test_parts_that_ranks_cannot_share_are_refused() -> None:
 KILL, TERM = (partial(signal_self, number) for number in (signal.SIGKILL, signal.SIGTERM))
 
 
-def test_ranks_that_were_killed_stopped_and_thrown_back_end_in_the_same_weights(place: Place, tmp_path: Path) -> None:
+def test_ranks_that_were_killed_stopped_and_thrown_back_end_in_the_same_weights(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     """A weight is infinite before step 24. Rank 1 is killed after step 22; then it alone is told to stop after 33."""
     log, spoilt = tmp_path / "log", {rank: [(poison, 23)] for rank in range(2)}
-    whole = place.given(STEP, "whole")
+    whole = sandbox.given(STEP, "whole")
     assert run_ranks(STEP, whole, log, spoilt) == [0, 0]
     assert (tmp_path / "log1").read_text() == ""
-    assert place.record(whole)["ranks"] == 2
+    assert sandbox.record(whole)["ranks"] == 2
     assert '"back_to_step": 20' in (Path(whole["--out"]) / "rollbacks.json").read_text()
 
-    given = place.given(STEP, "disturbed")
+    given = sandbox.given(STEP, "disturbed")
     began = time.monotonic()
     codes = run_ranks(STEP, given, log, {0: spoilt[0], 1: [*spoilt[1], (at_step, 22, KILL)]})
     assert codes == [exit_codes.LOST, -signal.SIGKILL]
     assert time.monotonic() - began < 60
     assert (tmp_path / "log0").read_text().endswith("rank 0 of 2 has lost its connection to the others\n")
-    assert not place.work(STEP, "checkpoint-interrupted.pt")
+    assert not sandbox.work(STEP, "checkpoint-interrupted.pt")
 
     assert run_ranks(STEP, given, log, {0: spoilt[0], 1: [*spoilt[1], (at_step, 33, TERM)]}) == [143, 143]
-    stopped = torch.load(place.work(STEP, "checkpoint-interrupted.pt")[0], weights_only=True)
+    stopped = torch.load(sandbox.work(STEP, "checkpoint-interrupted.pt")[0], weights_only=True)
     step = stopped["trainer"]["step"]
     assert 33 <= step <= 35 and len(stopped["losses"]) == step - 30
     assert f"stopped by SIGTERM at step {step} of 60" in (tmp_path / "log0").read_text()
 
     assert run_ranks(STEP, given, log, spoilt) == [0, 0]
-    assert place.record(given)["resumed_from_step"] == step
+    assert sandbox.record(given)["resumed_from_step"] == step
     assert contents(Path(given["--out"])) == contents(Path(whole["--out"]))
-    assert place.work(STEP, "*") == []
+    assert sandbox.work(STEP, "*") == []
 
 
-def test_retraining_in_ranks_goes_on(place: Place, tmp_path: Path) -> None:
+def test_retraining_in_ranks_goes_on(sandbox: Sandbox, tmp_path: Path) -> None:
     """Two trainings after each other, rank 0 alone scores between them; told to stop in the second."""
     step, log = "retrain_subnet", tmp_path / "log"
-    whole, given = place.given(step, "whole"), place.given(step, "stopped")
+    whole, given = sandbox.given(step, "whole"), sandbox.given(step, "stopped")
     assert run_ranks(step, whole, log) == [0, 0]
     assert run_ranks(step, given, log, {0: [(at_step, 17, TERM, 1)]}) == [143, 143]
     assert run_ranks(step, given, log) == [0, 0]
@@ -239,18 +241,18 @@ def children(launcher: ForkServerProcess) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-def test_a_launched_step_survives_a_killed_rank_and_passes_signals_on(place: Place, tmp_path: Path) -> None:
+def test_a_launched_step_survives_a_killed_rank_and_passes_signals_on(sandbox: Sandbox, tmp_path: Path) -> None:
     """Real ranks: started again by themselves after SIGKILL, stopped by SIGTERM, gone on with."""
     config = config_of(STEP, epochs=12, seed=4)
-    whole, given = place.given(STEP, "whole-4", config), place.given(STEP, "launched", config)
+    whole, given = sandbox.given(STEP, "whole-4", config), sandbox.given(STEP, "launched", config)
     assert run_ranks(STEP, whole, tmp_path / "log") == [0, 0]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("PROCESSES", "2"), ("MAX_RESTARTS", "1"), ("WORKERS", "0")):
             patch.setenv(f"AUTOFORMER_{name}", value)
         launcher = start(STEP, given, tmp_path / "launched")
     try:
-        wait_until(lambda: place.work(STEP, "checkpoint.pt"))
-        (checkpoint,) = place.work(STEP, "checkpoint.pt")
+        wait_until(lambda: sandbox.work(STEP, "checkpoint.pt"))
+        (checkpoint,) = sandbox.work(STEP, "checkpoint.pt")
         (rank,) = [child for child in children(launcher) if child.environ().get("RANK") == "1"]
         rank.kill()
         gone = children(launcher)
@@ -303,9 +305,9 @@ with process_group(load_config("smoke", ["device=cpu"])) as world:
 
 
 def test_what_cannot_be_shared_is_said_before_any_process_starts(
-    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = place.given(STEP, "odd", config_of(STEP, accumulation=2))
+    given = sandbox.given(STEP, "odd", config_of(STEP, accumulation=2))
     for count, line in (
         ("3", f"{STEP}.batch_size = 50: not a multiple of 6, for 2 forward passes of each of 3 processes; "
               "choose another, or set AUTOFORMER_PROCESSES"),
@@ -317,10 +319,10 @@ def test_what_cannot_be_shared_is_said_before_any_process_starts(
 
 
 def test_bad_input_that_ranks_find_is_told_to_who_has_started_them(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(REPORT_FOLDER, str(tmp_path))
-    given = place.given(STEP, "bad") | {"--card": str(tmp_path / "none.json")}
+    given = sandbox.given(STEP, "bad") | {"--card": str(tmp_path / "none.json")}
     assert [ended(process) for process in start_ranks(STEP, given, tmp_path / "log")] == [2, 2]
     told = edge.read_reports(tmp_path)
     assert [word["code"] for word in told] == [2, 2]

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from interrupted import Place, place
+from interrupted import Sandbox, sandbox
 from processes import at_candidate, at_step, in_a_checkpoint, killed, signal_self
 from run_steps import config_of, contents, run
 
 from runtime.common.code import step_code
 
-__all__ = ["place"]
+__all__ = ["sandbox"]
 
 
 KILL = partial(signal_self, signal.SIGKILL)
@@ -34,63 +34,63 @@ def fresh_code() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_training_goes_on(place: Place, tmp_path: Path, seed: int) -> None:
+def test_training_goes_on(sandbox: Sandbox, tmp_path: Path, seed: int) -> None:
     step, log = "train_supernet", tmp_path / "log"
-    given = place.given(step, f"{step}-{seed}")
+    given = sandbox.given(step, f"{step}-{seed}")
     steps = moments(3, 59, seed)
     for number in steps:
         printed = killed(step, given, log, (at_step, number, KILL))
     resumed = steps[-2] // 10 * 10  # the last checkpoint before the second kill
     assert (f"resumed from step {resumed} of 60" in printed) == (resumed > 0)
     assert run(step, given) == 0
-    assert place.record(given)["resumed_from_step"] == steps[-1] // 10 * 10
-    assert contents(Path(given["--out"])) == place.undisturbed(step)
-    assert place.work(step, "*") == []
+    assert sandbox.record(given)["resumed_from_step"] == steps[-1] // 10 * 10
+    assert contents(Path(given["--out"])) == sandbox.undisturbed(step)
+    assert sandbox.work(step, "*") == []
 
 
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_former_one(place: Place, tmp_path: Path) -> None:
-    step, given = "train_supernet", place.given("train_supernet", "in-a-checkpoint")
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_former_one(sandbox: Sandbox, tmp_path: Path) -> None:
+    step, given = "train_supernet", sandbox.given("train_supernet", "in-a-checkpoint")
     killed(step, given, tmp_path / "log", (at_step, 25, in_a_checkpoint))
-    assert len(place.work(step, ".checkpoint.pt.*.tmp")) == 1
+    assert len(sandbox.work(step, ".checkpoint.pt.*.tmp")) == 1
     assert run(step, given) == 0
-    assert place.record(given)["resumed_from_step"] == 20
-    assert contents(Path(given["--out"])) == place.undisturbed(step)
-    assert place.work(step, "*") == []
+    assert sandbox.record(given)["resumed_from_step"] == 20
+    assert contents(Path(given["--out"])) == sandbox.undisturbed(step)
+    assert sandbox.work(step, "*") == []
 
 
-def test_a_search_scores_no_candidate_again(place: Place, tmp_path: Path) -> None:
+def test_a_search_scores_no_candidate_again(sandbox: Sandbox, tmp_path: Path) -> None:
     step, log = "search_subnet", tmp_path / "log"
-    given = place.given(step, step)
+    given = sandbox.given(step, step)
     gaps = moments(1, 6, seed=0)  # candidates of each try
     for gap in gaps:
         killed(step, given, log, (at_candidate, gap, KILL))
     assert run(step, given) == 0
     result = contents(Path(given["--out"]))
     total = json.loads(result["metrics.json"])["candidates_scored"]
-    assert place.record(given)["candidates_scored_now"] == total - sum(gaps) > 0
-    assert result == place.undisturbed(step)
-    assert place.work(step, "*") == []
+    assert sandbox.record(given)["candidates_scored_now"] == total - sum(gaps) > 0
+    assert result == sandbox.undisturbed(step)
+    assert sandbox.work(step, "*") == []
 
 
-def test_retraining_goes_on(place: Place, tmp_path: Path) -> None:
+def test_retraining_goes_on(sandbox: Sandbox, tmp_path: Path) -> None:
     """Killed in its first training and twice in its second, the reference from scratch; the first is not repeated."""
     step, log = "retrain_subnet", tmp_path / "log"
-    given = place.given(step, step)
+    given = sandbox.given(step, step)
     first, second, third = moments(3, 29, seed=0)
     killed(step, given, log, (at_step, third, KILL, 0))
     killed(step, given, log, (at_step, first, KILL, 1))
     printed = killed(step, given, log, (at_step, second, KILL, 1))
     assert "retrain_subnet (finetune): resumed from step 30 of 30" in printed
     assert run(step, given) == 0
-    assert contents(Path(given["--out"])) == place.undisturbed(step)
-    assert place.work(step, "*") == []
+    assert contents(Path(given["--out"])) == sandbox.undisturbed(step)
+    assert sandbox.work(step, "*") == []
 
 
-def test_a_damaged_checkpoint_is_named(place: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named(sandbox: Sandbox, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     step, config = "train_supernet", config_of("train_supernet", seed=5)
-    given = place.given(step, "damaged", config)
+    given = sandbox.given(step, "damaged", config)
     killed(step, given, tmp_path / "log", (at_step, 12, KILL))
-    (checkpoint,) = place.work(step, "checkpoint.pt")
+    (checkpoint,) = sandbox.work(step, "checkpoint.pt")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert run(step, given) == 2
     message = capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interrupted import Place, place
+from interrupted import Sandbox, sandbox
 from processes import at_step, ended, poison, signal_self, start
 from run_steps import SPACE, config_of, contents, run
 
@@ -19,7 +19,7 @@ from autoformer.space import SearchSpace
 from autoformer.training import Trainer
 from runtime.common.tables import read_table
 
-__all__ = ["place"]
+__all__ = ["sandbox"]
 STEP = "train_supernet"
 
 
@@ -31,9 +31,9 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_training_goes_back_to_the_last_checkpoint(
-    place: Place, poisoned: None, capsys: pytest.CaptureFixture[str]
+    sandbox: Sandbox, poisoned: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = place.given(STEP, "back")
+    given = sandbox.given(STEP, "back")
     assert run(STEP, given) == 0
     space = SearchSpace.model_validate(SPACE)
     subnet = sampled_subnet(space, 0, 23)
@@ -50,7 +50,7 @@ def test_training_goes_back_to_the_last_checkpoint(
         f"the loss of step 24 is nan, with subnet {subnet.to_json()}; back to step 20, learning rates times 0.5" in told
     )
     rows, plain = (
-        read_table(folder / "history.csv") for folder in (Path(given["--out"]), place.root / "made/supernet")
+        read_table(folder / "history.csv") for folder in (Path(given["--out"]), sandbox.root / "made/supernet")
     )
     assert [row["step"] for row in rows] == [row["step"] for row in plain]
     assert rows[:4] == plain[:4]  # up to step 20
@@ -63,25 +63,27 @@ def test_training_goes_back_to_the_last_checkpoint(
     assert all(math.isfinite(float(row["train_loss"])) for row in rows)
 
 
-def test_where_it_goes_back_to_does_not_depend_on_interruptions(place: Place, poisoned: None, tmp_path: Path) -> None:
+def test_where_it_goes_back_to_does_not_depend_on_interruptions(
+    sandbox: Sandbox, poisoned: None, tmp_path: Path
+) -> None:
     """Stopped at step 22, between the checkpoint and the fault, and at step 27 on the way again."""
-    undisturbed, given = place.given(STEP, "undisturbed", config_of(STEP, seed=2)), None
+    undisturbed, given = sandbox.given(STEP, "undisturbed", config_of(STEP, seed=2)), None
     assert run(STEP, undisturbed) == 0
-    given, log = place.given(STEP, "disturbed", config_of(STEP, seed=2)), tmp_path / "log"
+    given, log = sandbox.given(STEP, "disturbed", config_of(STEP, seed=2)), tmp_path / "log"
     term = partial(signal_self, signal.SIGTERM)
     assert ended(start(STEP, given, log, (poison, 23), (at_step, 22, term))) == 143
     assert ended(start(STEP, given, log, (poison, 23), (at_step, 27, term))) == 143
     assert "back to step 20" in log.read_text() and "at step 27 of 60" in log.read_text()
     assert ended(start(STEP, given, log, (poison, 23), (at_step, 29, partial(signal_self, signal.SIGKILL)))) == -9
     assert run(STEP, given) == 0
-    assert place.record(given)["resumed_from_step"] == 27
+    assert sandbox.record(given)["resumed_from_step"] == 27
     assert contents(Path(given["--out"])) == contents(Path(undisturbed["--out"]))
 
 
-def test_training_that_diverges_ends_in_one_line(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_that_diverges_ends_in_one_line(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
     """For real: three rollbacks do not bring such a learning rate down to a sound one."""
     config = config_of(STEP, learning_rate=1e30, warmup_epochs=0, clip_grad=None)
-    given = place.given(STEP, "diverged", config)
+    given = sandbox.given(STEP, "diverged", config)
     assert run(STEP, given) == 2
     captured = capsys.readouterr()
     assert captured.out.count("back to step 0, learning rates times") == 3
@@ -89,11 +91,11 @@ def test_training_that_diverges_ends_in_one_line(place: Place, capsys: pytest.Ca
     assert captured.err.count("\n") == 1 and "is nan, with subnet {" in captured.err
     assert captured.err.endswith("after 3 rollbacks; lower the learning_rate, or set clip_grad\n")
     assert not Path(given["--out"]).exists()
-    assert not place.work(STEP, "checkpoint.pt")
+    assert not sandbox.work(STEP, "checkpoint.pt")
 
 
 def test_a_weight_that_is_not_finite_is_no_checkpoint(
-    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The last step before a checkpoint spoils a weight: no loss tells of it yet."""
     take_step = Trainer.take_step
@@ -105,7 +107,7 @@ def test_a_weight_that_is_not_finite_is_no_checkpoint(
         return loss
 
     monkeypatch.setattr(Trainer, "take_step", spoiling)
-    given = place.given(STEP, "spoilt")
+    given = sandbox.given(STEP, "spoilt")
     assert run(STEP, given) == 0
     assert "'head.weight' holds NaN or infinity after step 30" in capsys.readouterr().out
     (rollback,) = json.loads((Path(given["--out"]) / "rollbacks.json").read_text())
@@ -113,16 +115,16 @@ def test_a_weight_that_is_not_finite_is_no_checkpoint(
 
 
 def test_no_rollback_is_allowed_where_none_is_wanted(
-    place: Place, poisoned: None, capsys: pytest.CaptureFixture[str]
+    sandbox: Sandbox, poisoned: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = place.given("retrain_subnet", "none", config_of("retrain_subnet", max_rollbacks=0))
+    given = sandbox.given("retrain_subnet", "none", config_of("retrain_subnet", max_rollbacks=0))
     assert run("retrain_subnet", given) == 2
     assert "after 0 rollbacks" in capsys.readouterr().err
     assert not Path(given["--out"]).exists()
 
 
-def test_weights_that_are_not_finite_are_neither_written_nor_read(place: Place, tmp_path: Path) -> None:
-    loaded = load_subnet(place.root / "made/retrain/model")
+def test_weights_that_are_not_finite_are_neither_written_nor_read(sandbox: Sandbox, tmp_path: Path) -> None:
+    loaded = load_subnet(sandbox.root / "made/retrain/model")
     name = "head.bias"
     with torch.no_grad():
         loaded.model.get_parameter(name)[3] = float("-inf")
@@ -133,7 +135,7 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(place: Place, 
 
     target = tmp_path / "model"
     target.mkdir()
-    for file in (place.root / "made/retrain/model").iterdir():
+    for file in (sandbox.root / "made/retrain/model").iterdir():
         (target / file.name).write_bytes(file.read_bytes())
     weights = load_file(target / "model.safetensors")
     weights[name][3] = float("nan")

@@ -28,11 +28,11 @@ from autoformer.images.split_images import load_images, read_rows
 from autoformer.images.streaming import StreamedPixels
 from autoformer.images.training_loader import training_loader
 from autoformer.recipe import Augmentation, Recipe
-from commands import deliver, link
+from commands import deliver
 from components.prepare_data import imagenet, step
 from components.prepare_data.pack import pack
 from components.train_supernet.step import main as train_supernet
-from pipeline.local import _place
+from pipeline.local import _data_location
 from runtime.common.config import PrepareData
 from runtime.storage import connect, delete_folder, listing
 from runtime.storage.archives import S3Archives
@@ -362,10 +362,10 @@ def test_a_relative_folder_stays_relative(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_run_hands_the_place_on_as_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert _place("s3://bucket/images", "mine") == "s3://bucket/images"
-    assert _place(Path(), "mine") == str(tmp_path)
+    assert _data_location("s3://bucket/images", "mine") == "s3://bucket/images"
+    assert _data_location(Path(), "mine") == str(tmp_path)
     with pytest.raises(AutoFormerError, match="gone: no such folder; `make data"):
-        _place("gone", "mine")
+        _data_location("gone", "mine")
 
 
 def test_the_library_reads_no_s3_by_itself(linked: Linked) -> None:
@@ -382,12 +382,14 @@ def test_official_archives_in_s3_are_named_or_brought(
 ) -> None:
     published = write_archives(tmp_path / "archives")
     large, small = upload(s3, tmp_path / "archives", f"{name}/large"), f"{name}/small"
-    link.link(large, tmp_path / "linked", published)
+    deliver.link_imagenet(large, tmp_path / "linked", published)
     stated = read_source(tmp_path / "linked")
     assert (stated.location, stated.archives) == (large, published.archives)
     wds = upload(s3, shards(tmp_path / "mine"), f"{name}/shards")
-    assert deliver.bring("mine", wds, tmp_path / "shards") == f"source.yaml, which names {wds}"
+    assert deliver.fill_data_folder("mine", wds, tmp_path / "shards") == f"source.yaml, which names {wds}"
     archive = cifar(tmp_path / "downloaded")
     monkeypatch.setitem(deliver.PUBLISHED, "cifar-10", md5s(archive.parent))
-    assert deliver.bring("cifar-10", upload(s3, archive.parent, small), tmp_path / "cifar-10") == archive.name
+    assert (
+        deliver.fill_data_folder("cifar-10", upload(s3, archive.parent, small), tmp_path / "cifar-10") == archive.name
+    )
     assert contents(tmp_path / "cifar-10") == contents(archive.parent)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from faulty_proxy import Fault, FaultyProxy
-from interrupted import CONFIGS, Place, place
+from interrupted import CONFIGS, Sandbox, sandbox
 from processes import at_candidate, at_step, ended, killed, poison, signal_self, start, wait_until
 from run_steps import arguments, config_of, contents, run
 from s3_server import S3Server
@@ -25,7 +25,7 @@ from runtime.storage import MissingError, S3Uri, listing, mirror
 from runtime.storage.artifacts import local_copy
 from runtime.storage.folders import read_manifest
 
-__all__ = ["place"]  # a fixture
+__all__ = ["sandbox"]  # a fixture
 
 
 class Artifact:
@@ -36,18 +36,18 @@ class Artifact:
 
 
 @pytest.fixture(scope="module")
-def stored(place: Place, s3_process: S3Server) -> Path:
+def stored(sandbox: Sandbox, s3_process: S3Server) -> Path:
     """A supernet that was trained with a store, and nothing else of its run."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (s3_process.environment | {"AUTOFORMER_STORE": s3_process.uri("artifacts-test")}).items():
             patch.setenv(name, value)
-        given = place.given("train_supernet", "small/supernet")
+        given = sandbox.given("train_supernet", "small/supernet")
         assert run("train_supernet", given) == 0
-    return place.root / "small" / "supernet"
+    return sandbox.root / "small" / "supernet"
 
 
-def test_the_weights_go_by_uri(stored: Path, place: Place, s3: S3Server) -> None:
-    usual = place.root / "made" / "supernet"
+def test_the_weights_go_by_uri(stored: Path, sandbox: Sandbox, s3: S3Server) -> None:
+    usual = sandbox.root / "made" / "supernet"
     content, kept = hash_path(usual), json.loads((stored / "stored.json").read_text())
     large = {"ema.safetensors", "weights.safetensors"}
     assert {file.name for file in usual.iterdir()} - large == {file.name for file in stored.iterdir()} - {"stored.json"}
@@ -65,21 +65,21 @@ def test_the_weights_go_by_uri(stored: Path, place: Place, s3: S3Server) -> None
     assert without.metadata == {}
 
 
-def test_a_step_makes_the_same_of_it(stored: Path, place: Place, s3: S3Server) -> None:
+def test_a_step_makes_the_same_of_it(stored: Path, sandbox: Sandbox, s3: S3Server) -> None:
     """Without AUTOFORMER_STORE: what is to be read, the folder itself says."""
-    out = place.root / "search-of-stored"
-    given = arguments("search_subnet", place.data, stored.parent, out, CONFIGS["search_subnet"])
+    out = sandbox.root / "search-of-stored"
+    given = arguments("search_subnet", sandbox.data, stored.parent, out, CONFIGS["search_subnet"])
     assert run("search_subnet", given) == 0
-    assert contents(out) == contents(place.root / "made" / "search")
-    copy = place.root / "work" / "fetched" / hash_path(place.root / "made" / "supernet")
-    assert contents(copy) == contents(place.root / "made" / "supernet")
+    assert contents(out) == contents(sandbox.root / "made" / "search")
+    copy = sandbox.root / "work" / "fetched" / hash_path(sandbox.root / "made" / "supernet")
+    assert contents(copy) == contents(sandbox.root / "made" / "supernet")
     assert [file.name for file in copy.parent.iterdir()] == [copy.name]
 
 
-def usual(place: Place, step: str) -> dict[str, bytes]:
+def usual(sandbox: Sandbox, step: str) -> dict[str, bytes]:
     """What the step makes without a store."""
     made = {"train_supernet": "supernet", "search_subnet": "search", "retrain_subnet": "retrain"}
-    return contents(place.root / "made" / made[step])
+    return contents(sandbox.root / "made" / made[step])
 
 
 @pytest.fixture
@@ -127,50 +127,50 @@ def kill_once_stored(work: str, store: str, step: str) -> None:
     signal_self(signal.SIGKILL)
 
 
-def lose_the_disk(place: Place) -> None:
-    shutil.rmtree(place.root / "work")
+def lose_the_disk(sandbox: Sandbox) -> None:
+    shutil.rmtree(sandbox.root / "work")
 
 
-def test_a_killed_training_goes_on_at_another_machine(place: Place, store: str, tmp_path: Path) -> None:
-    step, given = "train_supernet", place.given("train_supernet", "stored-kill")
-    kill = partial(kill_once_stored, str(place.root / "work"), store, step)
+def test_a_killed_training_goes_on_at_another_machine(sandbox: Sandbox, store: str, tmp_path: Path) -> None:
+    step, given = "train_supernet", sandbox.given("train_supernet", "stored-kill")
+    kill = partial(kill_once_stored, str(sandbox.root / "work"), store, step)
     killed(step, given, tmp_path / "log", (hurry,), (at_step, 25, kill))
-    lose_the_disk(place)
+    lose_the_disk(sandbox)
     assert run(step, given) == 0
-    assert place.record(given)["resumed_from_step"] == 20
-    assert contents(local_copy(Path(given["--out"]))) == usual(place, step)
-    assert place.work(step, "*") == [] and listing(f"{store}/work") == []
+    assert sandbox.record(given)["resumed_from_step"] == 20
+    assert contents(local_copy(Path(given["--out"]))) == usual(sandbox, step)
+    assert sandbox.work(step, "*") == [] and listing(f"{store}/work") == []
 
 
-def test_the_last_checkpoint_is_waited_for(place: Place, store: str, tmp_path: Path) -> None:
+def test_the_last_checkpoint_is_waited_for(sandbox: Sandbox, store: str, tmp_path: Path) -> None:
     """The next round would begin half a minute later."""
-    step, given = "retrain_subnet", place.given("retrain_subnet", "stored-term")
+    step, given = "retrain_subnet", sandbox.given("retrain_subnet", "stored-term")
     term = partial(signal_self, signal.SIGTERM)
     assert ended(start(step, given, tmp_path / "log", (at_step, 13, term))) == 143
     assert set(in_store(store, step)) >= {"model-interrupted.pt"}
-    lose_the_disk(place)
+    lose_the_disk(sandbox)
     assert run(step, given) == 0
-    assert place.record(given)["resumed_from_step"] == 13
-    assert contents(Path(given["--out"])) == usual(place, step)
+    assert sandbox.record(given)["resumed_from_step"] == 13
+    assert contents(Path(given["--out"])) == usual(sandbox, step)
     assert listing(f"{store}/work") == []
 
 
-def test_a_search_scores_no_candidate_again(place: Place, store: str, tmp_path: Path) -> None:
-    step, given = "search_subnet", place.given("search_subnet", "stored-search")
-    kill = partial(kill_once_stored, str(place.root / "work"), store, step)
+def test_a_search_scores_no_candidate_again(sandbox: Sandbox, store: str, tmp_path: Path) -> None:
+    step, given = "search_subnet", sandbox.given("search_subnet", "stored-search")
+    kill = partial(kill_once_stored, str(sandbox.root / "work"), store, step)
     killed(step, given, tmp_path / "log", (hurry,), (at_candidate, 4, kill))
-    lose_the_disk(place)
+    lose_the_disk(sandbox)
     assert run(step, given) == 0
     total = json.loads((Path(given["--out"]) / "metrics.json").read_text())["candidates_scored"]
-    assert place.record(given)["candidates_scored_now"] == total - 4
-    assert contents(Path(given["--out"])) == usual(place, step)
+    assert sandbox.record(given)["candidates_scored_now"] == total - 4
+    assert contents(Path(given["--out"])) == usual(sandbox, step)
 
 
-def test_machines_that_share_no_disk_go_on_from_one_step(place: Place, store: str, tmp_path: Path) -> None:
+def test_machines_that_share_no_disk_go_on_from_one_step(sandbox: Sandbox, store: str, tmp_path: Path) -> None:
     """A weight is infinite before step 24, which sends all back to 20: the second machine has that from the first."""
     step, log = "train_supernet", tmp_path / "log"
     config = config_of(step, epochs=3)
-    undisturbed, given = (place.given(step, name, config) for name in ("ranks-undisturbed", "ranks-stored"))
+    undisturbed, given = (sandbox.given(step, name, config) for name in ("ranks-undisturbed", "ranks-stored"))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("AUTOFORMER_STORE")
         assert run_ranks(step, undisturbed, log, {rank: [(poison, 23)] for rank in range(2)}) == [0, 0]
@@ -181,7 +181,7 @@ def test_machines_that_share_no_disk_go_on_from_one_step(place: Place, store: st
     for work in works:
         shutil.rmtree(work)
     assert run_ranks(step, given, log, events) == [0, 0]
-    assert place.record(given)["resumed_from_step"] == 10
+    assert sandbox.record(given)["resumed_from_step"] == 10
     assert contents(local_copy(Path(given["--out"]))) == contents(Path(undisturbed["--out"]))
 
 
@@ -200,9 +200,13 @@ def at_steps(patch: pytest.MonkeyPatch, do: dict[int, Callable[[], object]]) -> 
 
 
 def test_s3_that_is_away_stops_no_training(
-    place: Place, store: str, faulty: FaultyProxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sandbox: Sandbox,
+    store: str,
+    faulty: FaultyProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    step, given = "train_supernet", place.given("train_supernet", "stored-away")
+    step, given = "train_supernet", sandbox.given("train_supernet", "stored-away")
     monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.02)
     monkeypatch.setattr(mirror, "AGAIN_SECONDS", 0.02)
     told: list[str] = []
@@ -222,15 +226,15 @@ def test_s3_that_is_away_stops_no_training(
     assert run(step, given) == 0
     lines = "".join(told).splitlines()
     assert len(lines) == 2 and all(line.startswith(f"train_supernet: {store}/work/train_supernet/") for line in lines)
-    assert contents(local_copy(Path(given["--out"]))) == usual(place, step)
+    assert contents(local_copy(Path(given["--out"]))) == usual(sandbox, step)
     assert listing(f"{store}/work") == []
 
 
 def test_weights_that_cannot_be_published_are_not_lost(
-    place: Place, store: str, faulty: FaultyProxy, capsys: pytest.CaptureFixture[str]
+    sandbox: Sandbox, store: str, faulty: FaultyProxy, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing appears, and the same command goes on from the last step."""
-    step, given = "train_supernet", place.given("train_supernet", "stored-denied")
+    step, given = "train_supernet", sandbox.given("train_supernet", "stored-denied")
     faulty.faults = [Fault("answer", "/artifacts/", "AccessDenied")]
     assert run(step, given) == 2
     line = capsys.readouterr().err.splitlines()[-1]
@@ -239,10 +243,10 @@ def test_weights_that_cannot_be_published_are_not_lost(
     assert not Path(given["--out"]).exists()
     assert [file.name for file in Path(given["--out"]).parent.glob(".*stored-denied*")] == []
     faulty.faults = []
-    lose_the_disk(place)
+    lose_the_disk(sandbox)
     assert run(step, given) == 0
-    assert place.record(given)["resumed_from_step"] == 60
-    assert contents(local_copy(Path(given["--out"]))) == usual(place, step)
+    assert sandbox.record(given)["resumed_from_step"] == 60
+    assert contents(local_copy(Path(given["--out"]))) == usual(sandbox, step)
 
 
 @pytest.mark.parametrize(
@@ -258,26 +262,32 @@ def test_weights_that_cannot_be_published_are_not_lost(
     ],
 )
 def test_a_store_that_cannot_be_used_is_told_before_any_work(
-    place: Place, store: str, faulty: FaultyProxy, capsys: pytest.CaptureFixture[str], code: str, line: str, ended: int
+    sandbox: Sandbox,
+    store: str,
+    faulty: FaultyProxy,
+    capsys: pytest.CaptureFixture[str],
+    code: str,
+    line: str,
+    ended: int,
 ) -> None:
     faulty.faults = [Fault("answer", "", code)]
-    assert run("train_supernet", place.given("train_supernet", f"stored-{code}")) == ended
+    assert run("train_supernet", sandbox.given("train_supernet", f"stored-{code}")) == ended
     told = capsys.readouterr()
     assert told.err.splitlines() == [f"train_supernet: {told.err.split(': ', 1)[1].strip()}"]
     assert told.err.endswith(f"{line}\n") and "images" not in told.out
-    assert place.work("train_supernet", "*.pt") == []
+    assert sandbox.work("train_supernet", "*.pt") == []
 
 
 def test_a_store_is_named_by_a_uri(
-    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTOFORMER_STORE", "/somewhere")
-    assert run("train_supernet", place.given("train_supernet", "no-uri")) == 2
+    assert run("train_supernet", sandbox.given("train_supernet", "no-uri")) == 2
     assert capsys.readouterr().err == "train_supernet: AUTOFORMER_STORE: /somewhere: expected s3://bucket/folder\n"
 
 
 def test_weights_that_are_gone_from_the_store_are_named(
-    stored: Path, place: Place, s3: S3Server, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    stored: Path, sandbox: Sandbox, s3: S3Server, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     copy = tmp_path / "supernet"
     shutil.copytree(stored, copy)
@@ -285,7 +295,7 @@ def test_weights_that_are_gone_from_the_store_are_named(
     text = (copy / "stored.json").read_text()
     uri = json.loads(text)["uri"]
     (copy / "stored.json").write_text(text.replace(uri, other).replace(json.loads(text)["hash"], "other"))
-    given = arguments("search_subnet", place.data, tmp_path, tmp_path / "search", CONFIGS["search_subnet"])
+    given = arguments("search_subnet", sandbox.data, tmp_path, tmp_path / "search", CONFIGS["search_subnet"])
     assert run("search_subnet", given) == 2
     assert capsys.readouterr().err == (
         f"search_subnet: {copy}: {other}/ema.safetensors: there is no such object; run the step that makes it again, "

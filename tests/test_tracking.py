@@ -18,7 +18,7 @@ from tracking_fixtures import empty_store, store, use_store
 from autoformer.candidates import Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError
 from autoformer.space import SubnetSpec
-from components.resolve_config.step import for_each_step
+from components.resolve_config.step import component_outputs
 from runtime import tracking
 from runtime.common.code import package_code
 from runtime.common.config import STEPS, Config, load_config
@@ -183,7 +183,7 @@ def on_a_cluster(monkeypatch: pytest.MonkeyPatch, kfp_run: str) -> dict[str, Con
     """What the steps of a KFP run have: its id, no parent of ours, and of the configuration their own part."""
     monkeypatch.setenv("KFP_RUN_ID", kfp_run)
     monkeypatch.delenv("AUTOFORMER_PARENT_RUN_ID", raising=False)
-    parts = for_each_step("smoke", "", -1, 0.0, package_code(), image="", data="", data_hash="d4ta")
+    parts = component_outputs("smoke", "", -1, 0.0, package_code(), image="", data="", data_hash="d4ta")
     return {step: load_config(part, steps=[step]) for step, part in zip(STEPS, parts, strict=False)}
 
 

@@ -17,7 +17,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.images.archives import EncodedImages
 from autoformer.images.card import DatasetCard, read_card
 from autoformer.images.split_images import load_images, read_archive, read_rows
-from commands.deliver import PUBLISHED, deliver, main
+from commands.deliver import PUBLISHED, copy_verified, main
 from components.prepare_data import cars, class_folders, flowers, pets, webdataset
 from components.prepare_data import cifar as cifar_reader
 from components.prepare_data.delivered import Delivered
@@ -37,7 +37,7 @@ Seen = list[tuple[bytes, int]]  # of each image: its pixels in RGB, and its labe
 
 def delivered(name: str, tmp_path: Path) -> Path:
     downloads = make(name, tmp_path / "downloads")
-    deliver(downloads, tmp_path / "data", md5s(downloads))
+    copy_verified(downloads, tmp_path / "data", md5s(downloads))
     return tmp_path / "data"
 
 
@@ -183,7 +183,7 @@ def test_what_is_delivered_is_the_same_each_time(tmp_path: Path) -> None:
     first = {file.name: file.read_bytes() for file in data.iterdir()}
     assert sorted(first) == ["car_devkit.tgz", "cars_test.tar", "cars_test_annos_withlabels.mat", "cars_train.tar"]
     (data / "cars_test.tar").write_bytes(b"damaged")
-    deliver(tmp_path / "downloads", data, md5s(tmp_path / "downloads"))
+    copy_verified(tmp_path / "downloads", data, md5s(tmp_path / "downloads"))
     assert {file.name: file.read_bytes() for file in data.iterdir()} == first
 
 
@@ -207,10 +207,10 @@ def test_a_missing_and_a_truncated_download(tmp_path: Path) -> None:
     for content, message in ((whole[:-20], "ends too early"), (b"<html>" + whole, "not readable as gzip")):
         (downloads / "102flowers.tgz").write_bytes(content)
         with pytest.raises(AutoFormerError, match=message):
-            deliver(downloads, tmp_path / "data", sums)
+            copy_verified(downloads, tmp_path / "data", sums)
     (downloads / "102flowers.tgz").unlink()
     with pytest.raises(AutoFormerError, match=r"holds no 102flowers\.tgz; put the official files there"):
-        deliver(downloads, tmp_path / "data", sums)
+        copy_verified(downloads, tmp_path / "data", sums)
     assert not (tmp_path / "data").exists() or not list((tmp_path / "data").iterdir())
 
 

@@ -34,6 +34,6 @@ def resolve_config(  # type: ignore[valid-type]
         ("evaluate_subnet_lineage", str),
     ],
 ):
-    from components.resolve_config.step import for_each_step
+    from components.resolve_config.step import component_outputs
 
-    return for_each_step(preset, overrides, seed, max_params_m, compiled_from, image, data, data_hash)
+    return component_outputs(preset, overrides, seed, max_params_m, compiled_from, image, data, data_hash)

@@ -14,7 +14,7 @@ from runtime.common.overrides import split
 from runtime.steps.compiler import require_compiler
 from runtime.storage.data import NoFolderError, hash_data
 
-CACHED = STEPS[:-1]  # register_model runs always
+CACHED_STEPS = STEPS[:-1]  # register_model runs always
 
 
 def resolve(preset: str, overrides: Sequence[str] = (), seed: int = -1, max_params_m: float = 0.0) -> Config:
@@ -39,7 +39,7 @@ def resolve(preset: str, overrides: Sequence[str] = (), seed: int = -1, max_para
     return config
 
 
-def for_each_step(
+def component_outputs(
     preset: str,
     overrides: str,
     seed: int,
@@ -64,7 +64,7 @@ def for_each_step(
         data_hash: of the data; empty to take it here.
 
     Returns:
-        The configuration of each of `STEPS`, the hash of the data, and the lineage of each of `CACHED`.
+        The configuration of each of `STEPS`, the hash of the data, and the lineage of each of `CACHED_STEPS`.
     """
     try:
         _check_version(compiled_from)
@@ -80,7 +80,7 @@ def for_each_step(
 
 
 def lineages(config: Config, made_by: str) -> tuple[str, ...]:
-    """For each of `CACHED`, a hash of what made its inputs: the steps before it, as they are configured.
+    """For each of `CACHED_STEPS`, a hash of what made its inputs: the steps before it, as they are configured.
 
     KFP's backend keys its cache by the names of a task's input artifacts, not by what they hold. Without this, a search
     would be found in the cache for another supernet.
@@ -89,7 +89,7 @@ def lineages(config: Config, made_by: str) -> tuple[str, ...]:
         made_by: image and source of the steps, which the key of a step that launches a job does not have.
     """
     configs = [config.step_json(step) for step in STEPS]
-    return tuple(hash_value([made_by, *configs[: STEPS.index(step)]])[:16] for step in CACHED)
+    return tuple(hash_value([made_by, *configs[: STEPS.index(step)]])[:16] for step in CACHED_STEPS)
 
 
 def _hash_here(data: str) -> str:

@@ -23,8 +23,8 @@ from autoformer.racing import ScoringResult, ScoringTask
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution
 from autoformer.space import SearchSpace, SubnetSpec
-from components.search_subnet.memory import Crew, ScoreMemory
-from components.search_subnet.searching import Result, search
+from components.search_subnet.score_cache import Crew, ScoreCache
+from components.search_subnet.search_loop import SearchResult, search
 from runtime.common.config import Config, SearchSubnet
 from runtime.common.console import Progress
 from runtime.common.processes import set_threads
@@ -87,7 +87,7 @@ def _cost(space: SearchSpace, task: ScoringTask) -> float:
 def _lead(opened: StepContext, evolution: Evolution, first: list[Candidate], crew: Crew, images: int) -> None:
     """Evolve, decide who is scored on what, and write the result: the work of rank 0."""
     config, tracked, out = opened.config, opened.tracked, opened.arguments.out
-    memory = ScoreMemory(opened.workspace.file("scores.jsonl"), images, crew, opened.mirror.request_upload)
+    memory = ScoreCache(opened.workspace.file("scores.jsonl"), images, crew, opened.mirror.request_upload)
     with Progress(STEP, config.section(SearchSubnet).budget, "candidates") as progress:
         try:
             result = search(config, evolution, first, memory, images, progress.update, tracked.metrics)
@@ -95,7 +95,10 @@ def _lead(opened: StepContext, evolution: Evolution, first: list[Candidate], cre
             stopped.note = f" after {len(memory)} scored candidates"
             raise
     crew.dismiss()
-    opened.record.values |= {"candidates_scored_now": memory.scored_now, "images_scored_now": memory.images_now}
+    opened.record.values |= {
+        "candidates_scored_now": memory.candidates_scored_now,
+        "images_scored_now": memory.images_scored_now,
+    }
     write_result(out, config, result, opened.workspace.provenance)
     tracked.subnet(result.chosen.candidate.spec)
     tracked.metrics(result.metrics)
@@ -120,7 +123,7 @@ def _scorer(
     return SubnetScorer(supernet, images, card, section.batch_size, find_precision(section.precision, device))
 
 
-def _shown(result: Result) -> list[ScoredCandidate]:
+def _shown(result: SearchResult) -> list[ScoredCandidate]:
     """The Pareto front of accuracy and parameters, and the ten best: what MLflow shows as runs of their own."""
     complete = [outcome for outcome in result.outcomes if outcome.complete]
     costs = [(outcome.candidate.params, -outcome.top1_percent) for outcome in complete]
@@ -131,7 +134,7 @@ def _shown(result: Result) -> list[ScoredCandidate]:
     return list(shown.values())[:50]
 
 
-def write_result(out: Path, config: Config, result: Result, provenance: dict[str, Any]) -> None:
+def write_result(out: Path, config: Config, result: SearchResult, provenance: dict[str, Any]) -> None:
     """Write the search folder, whole or not at all."""
     chosen = {
         "name": f"{config.name}-chosen",

@@ -13,6 +13,7 @@ from autoformer.errors import AutoFormerError, UnavailableError
 from runtime.common.config import Config, load_config
 from runtime.common.console import Parser, error_line, report_failure
 from runtime.common.exit_codes import BAD_INPUT, LOST, UNAVAILABLE, JobFailed
+from runtime.common.overrides import add_option
 from runtime.common.processes import is_rank
 from runtime.common.redaction import hide_in_tracebacks
 from runtime.common.stopping import Stopped, stoppable
@@ -28,9 +29,7 @@ def step_parser(step: str, description: str) -> argparse.ArgumentParser:
     """A parser with the two arguments that every step has."""
     parser = Parser(prog=f"python -m components.{step}", description=description)
     parser.add_argument("--config", required=True, help="a preset's name, a params file, or the same as JSON text")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides", help="override one value"
-    )
+    add_option(parser)
     return parser
 
 

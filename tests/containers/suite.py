@@ -24,9 +24,9 @@ from s3_server import S3Server
 from tracking_fixtures import make_empty_store
 from whole_run import LIMIT_SECONDS, Checkout, bytes_below, check_out, only
 
-from pipeline.containers import CHECKOUT_LABEL, Containers, Place
-from pipeline.ending import Steps
+from pipeline.containers import CHECKOUT_LABEL, Containers, MountedPath
 from pipeline.images import connect, images_of_checkout
+from pipeline.step_processes import StepProcesses
 from runtime.common.code import package_code
 from runtime.common.config import ROOT, STEPS
 
@@ -150,10 +150,10 @@ def test_labels_say_where_an_image_comes_from(built: Built, client: "DockerClien
 # A container of KFP's runner
 
 
-def contained(client: "DockerClient", seen: Sequence[Place], image: str, *command: str) -> int:
+def contained(client: "DockerClient", seen: Sequence[MountedPath], image: str, *command: str) -> int:
     """Run a command as KFP's runner does; its exit code."""
-    options = Containers(Steps()).runner(seen).container_run_args
-    return Containers(Steps()).run(client, image, list(command), {}, **options)
+    options = Containers(StepProcesses()).runner(seen).container_run_args
+    return Containers(StepProcesses()).run(client, image, list(command), {}, **options)
 
 
 def test_exit_codes_and_lines_arrive(built: Built, client: "DockerClient", capfd: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +182,7 @@ def test_files_belong_to_the_caller(built: Built, client: "DockerClient", tmp_pa
     for folder in (place, *place.parents):
         if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
             folder.chmod(folder.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
-    containers = Containers(Steps())
+    containers = Containers(StepProcesses())
     containers.runner([])  # so that all is imported, which the other user may not read
     child = os.fork()
     if child == 0:
@@ -191,7 +191,7 @@ def test_files_belong_to_the_caller(built: Built, client: "DockerClient", tmp_pa
             os.setgroups([socket.stat().st_gid])
             os.setgid(54322)
             os.setuid(54321)
-            options = containers.runner([Place(place, writable=True)]).container_run_args
+            options = containers.runner([MountedPath(place, writable=True)]).container_run_args
             command = ["sh", "-c", f"echo done >{place}/file"]
             code = containers.run(connect(), built.images["launcher"], command, {}, **options)
         except BaseException:
@@ -213,10 +213,10 @@ raise SystemExit(run_step("prepare_data", step_parser("prepare_data", ""), body,
 RUNNER = """
 import os, sys
 from pathlib import Path
-from pipeline.containers import Containers, Place
-from pipeline.ending import Steps
+from pipeline.containers import Containers, MountedPath
+from pipeline.step_processes import StepProcesses
 os.environ["AUTOFORMER_RUNNER_PID"] = str(os.getpid())
-containers = Containers(Steps())
+containers = Containers(StepProcesses())
 options = containers.runner([]).container_run_args
 containers.run(containers._client, sys.argv[1], ["sh", "-ec", f"python -c '{sys.argv[2]}'\\n"], {}, **options)
 """
@@ -232,7 +232,7 @@ def test_a_runner_that_is_killed_takes_its_container_with_it(built: Built, clien
     (container,) = client.containers.list(filters={"label": f"{CHECKOUT_LABEL}={ROOT}"})
     assert container.wait(timeout=35)["StatusCode"] == 143
     assert container.logs().decode().splitlines()[-1].startswith("prepare_data: stopped by SIGTERM")
-    Containers(Steps()).runner([])  # the next one removes it
+    Containers(StepProcesses()).runner([])  # the next one removes it
     assert ours(client) == []
 
 

@@ -33,7 +33,7 @@ class Known:
         self.loss_sum += answers.loss_sum
 
 
-class ScoreMemory:
+class ScoreCache:
     """Asks each subnet about each image once, and remembers the answers.
 
     Args:
@@ -52,8 +52,8 @@ class ScoreMemory:
     ) -> None:
         self._file, self._images, self._score, self._kept = file, images, score, kept
         self._known: dict[SubnetSpec, Known] = {}
-        self._scored_now: set[SubnetSpec] = set()
-        self.images_now = 0  # that this process has scored, over all subnets
+        self._scored_specs: set[SubnetSpec] = set()
+        self.images_scored_now = 0  # that this process has scored, over all subnets
         for line in _read_lines(file):
             spec, images_of_line, answers = _parsed(line, images)
             self[spec].add(images_of_line, answers)
@@ -66,27 +66,27 @@ class ScoreMemory:
         return sum(bool(known.answered.any()) for known in self._known.values())
 
     @property
-    def scored_now(self) -> int:
+    def candidates_scored_now(self) -> int:
         """How many subnets this process has scored on anything."""
-        return len(self._scored_now)
+        return len(self._scored_specs)
 
     def ask(self, specs: Sequence[SubnetSpec], images: Indices, told: Callable[[], None]) -> list[Flags]:
         """Which of the images (m,) each subnet has right; `told` is called for each as soon as it is known."""
         missing = {spec: images[~self[spec].answered[images]] for spec in specs}
         for task, answers in self._score([ScoringTask(spec, rest) for spec, rest in missing.items() if len(rest)]):
-            self._keep(task, answers)
+            self._store(task, answers)
             told()
         for _ in range(sum(not len(rest) for rest in missing.values())):
             told()
         return [self[spec].right[images] for spec in specs]
 
-    def _keep(self, task: ScoringTask, answers: ScoringResult) -> None:
+    def _store(self, task: ScoringTask, answers: ScoringResult) -> None:
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_line(task, answers, self._images)) + "\n")
         self._kept()
         self[task.spec].add(task.images, answers)
-        self._scored_now.add(task.spec)
-        self.images_now += len(task.images)
+        self._scored_specs.add(task.spec)
+        self.images_scored_now += len(task.images)
 
 
 def _line(task: ScoringTask, answers: ScoringResult, images: int) -> dict[str, Any]:

@@ -10,18 +10,18 @@ import psutil
 from runtime.steps.command import GRACE_SECONDS, SHELLS
 
 
-class Steps:
+class StepProcesses:
     """The processes of the steps that this process runs, itself or through `dvc`.
 
     Not those that a step has started: a loader's worker that ends before its step would take the checkpoint with it.
     """
 
     def __init__(self) -> None:
-        self._told: set[int] = set()
+        self._signalled: set[int] = set()
         self._beside: list[psutil.Process] = []
 
     @contextlib.contextmanager
-    def beside(self, processes: Sequence[psutil.Process]) -> Iterator[None]:
+    def including(self, processes: Sequence[psutil.Process]) -> Iterator[None]:
         """While entered, these are among them too, as the processes of a container: Docker's children, not ours."""
         self._beside += processes
         try:
@@ -29,19 +29,19 @@ class Steps:
         finally:
             self._beside.clear()
 
-    def tell(self) -> None:
-        """Tell each of them once to stop."""
-        for process, number in _to_tell([*psutil.Process().children(), *self._beside]):
-            if process.pid not in self._told:
-                self._told.add(process.pid)
+    def signal(self) -> None:
+        """Signal each of them to stop, once."""
+        for process, number in _signals([*psutil.Process().children(), *self._beside]):
+            if process.pid not in self._signalled:
+                self._signalled.add(process.pid)
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(number)
 
-    def end(self, seconds: float = 2 * GRACE_SECONDS) -> None:
-        """Tell them, and wait until all have ended; after so many seconds they are killed."""
+    def stop(self, seconds: float = 2 * GRACE_SECONDS) -> None:
+        """Signal them and wait; kill what still runs after `seconds`."""
         give_up = time.monotonic() + seconds
         while self._alive() and time.monotonic() < give_up:
-            self.tell()
+            self.signal()
             time.sleep(0.1)
         for process in self._alive():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -56,13 +56,13 @@ class Steps:
         return found
 
 
-def _to_tell(processes: Sequence[psutil.Process]) -> Iterator[tuple[psutil.Process, signal.Signals]]:
+def _signals(processes: Sequence[psutil.Process]) -> Iterator[tuple[psutil.Process, signal.Signals]]:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             is_dvc = "dvc" in process.cmdline()[1:3]
             if is_dvc:  # it does not mind Ctrl-C while a stage runs, and ends when that has failed
                 yield process, signal.SIGINT
             if is_dvc or process.name() in SHELLS:
-                yield from _to_tell(process.children())
+                yield from _signals(process.children())
             else:
                 yield process, signal.SIGTERM

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.console import Console
+from pipeline.kfp_output import KfpOutput
 
 TASK = """\
 12:00:00.000 - INFO - Executing task \x1b[96m'resolve-config'\x1b[0m
@@ -32,7 +32,7 @@ TASK = """\
 
 
 def test_the_steps_own_lines_are_shown_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Console(tmp_path / "log"):
+    with KfpOutput(tmp_path / "log"):
         print(TASK, end="")
     shown = ["resolve-config", "    step: a line of its own", "      one: 'indented'", "prepare-data"]
     assert capsys.readouterr().out.splitlines() == [*shown, "  step: and the next"]

@@ -14,7 +14,7 @@ _CACHED = re.compile(r"Task ([a-z0-9-]+) cache hit")
 _STREAMED = "    "  # kfp.local indents what a step prints
 
 
-class Console:
+class KfpOutput:
     """While entered, takes the place of stdout: everything is logged, and the steps' own lines are shown."""
 
     def __init__(self, log: Path) -> None:

@@ -11,13 +11,13 @@ from autoformer.racing import Flags, Indices, Race, Racing
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution, random_baseline
 from autoformer.space import SubnetSpec
-from components.search_subnet.memory import ScoreMemory
+from components.search_subnet.score_cache import ScoreCache
 from runtime.common.config import Config, SearchSubnet
 
 _DRAWN: tuple[Origin, ...] = ("initial", "baseline")
 
 
-class Result(NamedTuple):
+class SearchResult(NamedTuple):
     """All candidates, the chosen one, and how the search went."""
 
     outcomes: list[ScoredCandidate]
@@ -30,11 +30,11 @@ def search(
     config: Config,
     evolution: Evolution,
     first: list[Candidate],
-    memory: ScoreMemory,
+    memory: ScoreCache,
     images: int,
     show: Callable[[int, str], None],
     log: Callable[[dict[str, float], int], None],
-) -> Result:
+) -> SearchResult:
     """Run evolution to its end, then random search of as many candidates.
 
     Args:
@@ -72,7 +72,7 @@ def search(
     }
     if baseline:
         metrics["random_images_scored"] = grading.images_scored - images_of_evolution
-    return Result(grading.table, chosen, rows, metrics)
+    return SearchResult(grading.table, chosen, rows, metrics)
 
 
 class _Grading:
@@ -82,9 +82,7 @@ class _Grading:
     the memory holds: there a search that was killed has left more than the races have come to again.
     """
 
-    def __init__(
-        self, rules: Racing | None, images: int, memory: ScoreMemory, show: Callable[[int, str], None]
-    ) -> None:
+    def __init__(self, rules: Racing | None, images: int, memory: ScoreCache, show: Callable[[int, str], None]) -> None:
         self.rules, self.images, self.memory, self.show = rules, images, memory, show
         self.table: list[ScoredCandidate] = []
         self.complete: dict[SubnetSpec, Flags] = {}  # whole answers (N,)

@@ -1,0 +1,91 @@
+"""The Makefile hands every value on as it was typed, and fetches no images that a run does not use."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.common.config import ROOT
+
+NASTY = """a b/it's "$HOME" $(date) ${PATH `id` \\ Äpfel 数据 *#;&|%,<x>.yaml"""
+PROGRAM = f"""#!{sys.executable}
+import json, os, sys
+print(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], os.environ.get("AUTOFORMER_IMAGE")]))
+"""
+Call = list[str]
+
+
+def make(folder: Path, *arguments: str) -> list[tuple[str, Call, str | None]]:
+    """The programs that a target runs: name, arguments, AUTOFORMER_IMAGE. Those of the environment only record them."""
+    folder.mkdir(exist_ok=True)
+    for name in ("python", "dvc"):
+        (folder / name).write_text(PROGRAM)
+        (folder / name).chmod(0o755)
+    command = ["make", "--silent", "--old-file=.venv/.installed", f"BIN={folder}", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "AUTOFORMER_IMAGE"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def options(call: Call) -> dict[str, str]:
+    """`--name value` pairs, behind `-m module`."""
+    return dict(zip(call[2::2], call[3::2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("target", "variables"),
+    [
+        ("run", {"DATA": "--source", "PRESET": "--preset", "SET": "--set", "RUNNER": "--runner"}),
+        ("repro", {"PRESET": "--preset", "SET": "--set"}),
+        ("data", {"DATA": "--source", "NAME": "--name", "PRESET": "--preset", "SET": "--set"}),
+        ("data", {"ARCHIVES": "--archives", "DATASET": "--dataset"}),
+        ("compile", {"CLUSTER": "--cluster", "SET": "--set"}),
+        ("images", {"TAG": "--tag", "REGISTRY": "--registry", "CLUSTER": "--cluster"}),
+        ("submit", {"HOST": "--host", "CLUSTER": "--cluster", "PRESET": "--preset", "SET": "--set", "DATA": "--data",
+                    "DATA_HASH": "--data-hash", "EXPERIMENT": "--experiment", "NAMESPACE": "--namespace",
+                    "EVERY": "--every", "RUN": "--run", "TERMINATE": "--terminate"}),
+        ("ui", {"PORT": "--port"}),
+        ("evaluate-official", {"CHECKPOINT": "--checkpoint", "SUBNET": "--subnet", "DATA": "--data", "SIZE": "--size",
+                               "BATCH": "--batch-size", "LIMIT": "--limit", "OUT": "--out"}),
+    ],
+)  # fmt: skip
+def test_each_value_arrives_as_it_was_typed(target: str, variables: dict[str, str], tmp_path: Path) -> None:
+    values = {name: f"{NASTY}.{name}" for name in variables}
+    calls = make(tmp_path / "bin", target, *(f"{name}={value}" for name, value in values.items()))
+    found = options(calls[0][1])
+    assert {variable: found[option] for variable, option in variables.items()} == values
+    assert len(found) == len(variables) or (target, found["--data"]) == ("data", f"data/{values['DATASET']}")
+
+
+def test_values_that_are_no_options_arrive_too(tmp_path: Path) -> None:
+    assert make(tmp_path, "run", "DATA=x", "DRY_RUN=1", "FRESH=1")[0][1][4:] == ["--dry-run", "--fresh"]
+    (predict,) = make(tmp_path, "predict", f"IMAGE={NASTY}", f"MODEL={NASTY}")
+    assert predict[1] == ["-m", "commands.predict", "--model", NASTY, NASTY]
+    (built,) = make(tmp_path, "images", f"BUILD=--pull {NASTY}", "PUSH=1")
+    assert built[1] == ["-m", "pipeline.images", "--push", f"--build=--pull {NASTY}"]
+    for target in ("compile", "submit"):
+        (call,) = make(tmp_path, target, f"IMAGE={NASTY}")
+        assert call[2] == NASTY
+    (compared,) = make(tmp_path, "compare", """RUNS=runs/a "it's $HOME/数 据" """)
+    assert compared[1] == ["-m", "commands.compare", "runs/a", "it's $HOME/数 据"]
+    assert make(tmp_path, "compare")[0][1] == ["-m", "commands.compare"]
+
+
+def test_images_are_fetched_for_a_parameter_file_of_fashion_mnist(tmp_path: Path) -> None:
+    mine = tmp_path / "it's $mine.yaml"
+
+    def fetches(*arguments: str) -> bool:
+        return any("commands.fetch" in call for _, call, _ in make(tmp_path / "bin", "run", *arguments))
+
+    assert fetches() and fetches("PRESET=smoke") and not fetches("PRESET=photos")
+    assert not fetches("PRESET=gone") and not fetches(f"PRESET={mine}") and not fetches("DATA=photos")
+    for line in ("dataset: flowers", "dataset: 'flowers'  # fashion-mnist", "space: fashion-mnist"):
+        mine.write_text(f"name: mine\n{line}\n")
+        assert not fetches(f"PRESET={mine}")
+    for line in ("dataset: fashion-mnist", 'dataset: "fashion-mnist"', "dataset:   fashion-mnist # clothes"):
+        mine.write_text(f"name: mine\n{line}\n")
+        assert fetches(f"PRESET={mine}")
