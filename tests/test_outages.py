@@ -94,6 +94,7 @@ def away(served: Away, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Away:
     use_store(f"http://me:{WORD}-password@127.0.0.1:{served.line.port}", tmp_path / "work", monkeypatch)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_SECONDS))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("AUTOFORMER_TRACKING_PATIENCE", "60")
     monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.1)
     monkeypatch.setattr(outbox, "FINAL_RETRY_SECONDS", 0.1)
     monkeypatch.setattr(store, "POLL_SECONDS", 0.1)
@@ -176,7 +177,7 @@ def test_a_step_goes_on_whatever_the_server_answers(
     table = tmp_path / "candidates.csv"
     table.write_text("id,top1_percent\n0,80.5\n")
     record: dict[str, Any] = {}
-    with tracking.step_run("search_subnet", load_config("smoke", ["seed=1"]), record, patience_seconds=60) as run:
+    with tracking.step_run("search_subnet", load_config("smoke", ["seed=1"]), record) as run:
         run.metrics({"score": 0.0}, 0)
         run.flush(wait_seconds=60)
         away.line.turn(now)
@@ -196,20 +197,21 @@ def test_a_step_goes_on_whatever_the_server_answers(
     assert not list((tmp_path / "work" / "tracking").glob("*.json"))
 
 
-def test_what_a_server_that_stays_away_was_to_hear_lies_in_a_file(
-    away: Away, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_messages_to_a_server_that_stays_away_are_kept_in_a_file(
+    away: Away, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A step that fails in the outage and goes on after it delivers the first try's; else a command does."""
+    """A step that fails in the outage and is resumed after it sends those of the first try; else a command does."""
+    monkeypatch.setenv("AUTOFORMER_TRACKING_PATIENCE", "0.2")
     config, record = load_config("smoke", ["seed=2"]), {}
     with pytest.raises(AutoFormerError, match="no memory"):
-        with tracking.step_run("train_supernet", config, record, patience_seconds=0.2) as run:
+        with tracking.step_run("train_supernet", config, record) as run:
             away.line.turn("refused")
             run.metrics({"loss": 3.0}, 1)
             raise AutoFormerError("no memory")
     backlog = tmp_path / "work" / "tracking" / f"{record['mlflow_run_id']}.json"
     assert f"python -m runtime.tracking {backlog}" in capfd.readouterr().err
     away.line.turn("open")
-    with tracking.step_run("train_supernet", config, record, patience_seconds=0.2) as run:
+    with tracking.step_run("train_supernet", config, record) as run:
         assert run.run_id == record["mlflow_run_id"]
         run.metrics({"loss": 3.0}, 1)  # the checkpoint's history, told again
         run.metrics({"loss": 2.0}, 2)
@@ -230,12 +232,13 @@ def test_what_a_server_that_stays_away_was_to_hear_lies_in_a_file(
 
 
 def test_s3_away_alone_keeps_files_back_and_nothing_else(
-    away: Away, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    away: Away, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("AUTOFORMER_TRACKING_PATIENCE", "1")
     file = tmp_path / "card.json"
     file.write_text("{}")
     record: dict[str, Any] = {}
-    with tracking.step_run("prepare_data", load_config("smoke", ["seed=3"]), record, patience_seconds=1.0) as run:
+    with tracking.step_run("prepare_data", load_config("smoke", ["seed=3"]), record) as run:
         away.s3_line.turn("refused")
         run.artifact(file)
         run.metrics({"train_images": 9.0}, 1)
@@ -250,18 +253,21 @@ def test_s3_away_alone_keeps_files_back_and_nothing_else(
     assert "MLflow takes no " in said and not told(said)
 
 
-def test_a_step_that_begins_in_an_outage_waits_for_its_end(away: Away, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_step_that_begins_in_an_outage_waits_for_its_end(
+    away: Away, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     config, record = load_config("smoke", ["seed=4"]), {}
     away.line.turn("refused")
     threading.Timer(0.5, away.line.turn, ["open"]).start()
-    with tracking.step_run("train_supernet", config, record, patience_seconds=60) as run:
+    with tracking.step_run("train_supernet", config, record) as run:
         run.metrics({"loss": 1.0}, 1)
     assert client().get_run(record["mlflow_run_id"]).info.status == "FINISHED"
     said = capfd.readouterr().err
     assert said.count("waiting for it, up to 60 s") == 1 and not told(said)
     away.line.turn("503")
+    monkeypatch.setenv("AUTOFORMER_TRACKING_PATIENCE", "0.3")
     with pytest.raises(AutoFormerError, match="cannot be used") as caught:
-        with tracking.step_run("train_supernet", config, {}, patience_seconds=0.3):
+        with tracking.step_run("train_supernet", config, {}):
             pytest.fail("a step does not begin without its run")
     assert not told(str(caught.value))
 

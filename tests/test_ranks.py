@@ -262,7 +262,7 @@ def test_torchrun_starts_ranks_again_that_find_each_other(tmp_path: Path) -> Non
         """
 import os, pathlib, signal
 from runtime.common.config import load_config
-from runtime.steps.distributed import process_group
+from runtime.steps.rendezvous import process_group
 
 with process_group(load_config("smoke", ["device=cpu"])) as world:
     first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
@@ -301,10 +301,10 @@ def test_bad_input_that_ranks_find_is_told_to_who_has_started_them(
     monkeypatch.setenv(REPORT_FOLDER, str(tmp_path))
     given = sandbox.given(STEP, "bad") | {"--card": str(tmp_path / "none.json")}
     assert [ended(process) for process in start_ranks(STEP, given, tmp_path / "log")] == [2, 2]
-    told = edge._read(tmp_path)
+    told = edge.read_reports(tmp_path)
     assert [word["code"] for word in told] == [2, 2]
     assert (tmp_path / "log0").read_text() == (tmp_path / "log1").read_text() == ""
-    fallen = edge._fallen({0: failure(0, 2), 1: failure(1, 143)}, told, 2)
+    fallen = edge._failure({0: failure(0, 2), 1: failure(1, 143)}, told, 2)
     assert str(fallen) == f"{tmp_path}/none.json: no such file or folder; it is made by prepare_data"
     assert fallen.exit_code == 2
 
@@ -325,7 +325,7 @@ def test_the_first_cause_is_named_and_not_those_that_ended_for_its_sake() -> Non
         ([143, exit_codes.LOST, exit_codes.LOST], [stopped, lost], "stopped by SIGTERM at step 5 of 9", 143),
         ([exit_codes.LOST] * 3, [lost] * 3, "the 3 ranks have lost their connections", exit_codes.LOST),
     ):
-        fallen = edge._fallen({rank: failure(rank, code) for rank, code in enumerate(codes)}, told, 3)
+        fallen = edge._failure({rank: failure(rank, code) for rank, code in enumerate(codes)}, told, 3)
         assert str(fallen).startswith(line) and fallen.exit_code == code
 
 

@@ -22,7 +22,7 @@ from components.resolve_config.step import component_outputs
 from runtime import tracking
 from runtime.common.code import package_code
 from runtime.common.config import STEPS, Config, load_config
-from runtime.common.stopping import Stopped
+from runtime.common.stopping import Stopped, stoppable
 from runtime.tracking.step_logger import child_run
 from runtime.tracking.store import without_password
 
@@ -69,7 +69,7 @@ def test_a_step_tells_mlflow_all_there_is_to_know(
         run.metrics({"search/best_top1_percent": 81.0}, step=3)
         run.subnet(config.space.smallest)
         run.table(table)
-        run.artifact(table, "more")
+        run.artifact(table)
         run.children([CANDIDATE, OTHER], SPEC)
     tracking.close_pipeline_run(parent, "FINISHED")
 
@@ -92,7 +92,7 @@ def test_a_step_tells_mlflow_all_there_is_to_know(
         "initial",
         "mutation",
     ]
-    assert [file.path for file in client().list_artifacts(logged.info.run_id, "more")] == ["more/candidates.csv"]
+    assert [file.path for file in client().list_artifacts(logged.info.run_id)] == ["candidates.csv", "candidates.json"]
     children = runs("tags.stage = 'candidate'")
     assert {child.info.run_name for child in children} == {"candidate 7", "candidate 8"}
     assert all(child.info.status == "FINISHED" for child in children)
@@ -162,7 +162,9 @@ def test_a_pipeline_run_that_was_cut_short_is_gone_on_with(store: str, config: C
     assert tracking.open_pipeline_run(config) != first
 
 
-def test_steps_of_dvc_find_one_parent_by_config_and_data(store: str, config: Config) -> None:
+def test_steps_of_dvc_find_one_parent_by_config_and_data(
+    store: str, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     records: list[dict[str, Any]] = [{}, {}]
     for step, record in zip(("prepare_data", "train_supernet"), records, strict=True):
         with tracking.step_run(step, config, record):
@@ -170,8 +172,10 @@ def test_steps_of_dvc_find_one_parent_by_config_and_data(store: str, config: Con
         assert client().get_run(record["mlflow_parent_run_id"]).info.status == "FINISHED"
     parent = records[0]["mlflow_parent_run_id"]
     assert records[1]["mlflow_parent_run_id"] == parent
-    assert tracking.find_pipeline_run(config, "other data") != parent
-    assert tracking.find_pipeline_run(load_config("smoke", ["seed=5"]), "other data") != parent
+    monkeypatch.setattr(tracking.runs, "dvc_revision", lambda: "other data")
+    for other in (config, load_config("smoke", ["seed=5"])):
+        with tracking.step_run("prepare_data", other, records[0]):
+            assert records[0]["mlflow_parent_run_id"] != parent
     assert len(runs("tags.stage = 'pipeline'")) == 3
 
 
@@ -317,7 +321,7 @@ def step_that_waits(step: str, environment: dict[str, str], tell: Connection) ->
     os.environ.clear()
     os.environ.update(environment)
     record: dict[str, Any] = {}
-    with tracking.step_run(step, load_config("smoke"), record) as run:
+    with stoppable(), tracking.step_run(step, load_config("smoke"), record) as run:
         run.metrics({"loss": 1.0}, 1)
         run.flush(wait_seconds=60)
         tell.send(record["mlflow_run_id"])

@@ -65,7 +65,7 @@ def _call(rank: int, count: int, port: int, function: Callable[..., None], argum
     from run_steps import config_of
 
     from runtime.common.config import load_config
-    from runtime.steps.distributed import process_group
+    from runtime.steps.rendezvous import process_group
 
     with as_torchrun(rank, count, port), process_group(load_config(config_of("train_supernet"), steps=[])) as world:
         function(world, *arguments)

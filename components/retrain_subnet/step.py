@@ -20,7 +20,7 @@ from runtime.common.tables import write_table
 from runtime.steps import inputs
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.compiler import require_compiler
-from runtime.steps.distributed import process_group
+from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
 
 if TYPE_CHECKING:

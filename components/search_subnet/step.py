@@ -32,7 +32,7 @@ from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
 from runtime.steps import inputs
 from runtime.steps.command import run_step, step_parser
-from runtime.steps.distributed import process_group
+from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
 from runtime.tracking import StepLogger
 

@@ -15,7 +15,7 @@ from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
 from runtime.steps import inputs
 from runtime.steps.command import run_step, step_parser
-from runtime.steps.distributed import process_group
+from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
 from runtime.storage.artifacts import publish
 

@@ -1,1 +1,1 @@
-"""Shared ground: configuration, console, exit codes, processes, workspace, locks. Knows no service."""
+"""Configuration, console, exit codes, processes, work folders and locks. Knows no service."""

@@ -1,9 +1,8 @@
-"""Which code decides a result: the one answer for work folders, cache keys, compiled packages and dvc.yaml.
+"""Hashes of the code that decides a result, for work folders, cache keys, compiled packages and dvc.yaml.
 
-A step runs what it imports: the library, the shared ground with its services, and its own folder. All of it is in
-the step's key, recursively, so that no moved or new module can be forgotten; tests/test_architecture.py holds that
-the import closure of each step lies inside. So are the versions of the packages that compute. An edit of any shared
-module therefore runs the steps again: rather too often than once too seldom.
+A step's key covers the library, the shared code with its services, the step's own folder, and the versions of the
+packages that compute. tests/test_architecture.py checks that the imports of each step lie inside. An edit of a shared
+module therefore runs every step again, also where it would not have been necessary.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,31 +15,23 @@ from autoformer.named import CONFIGS
 from runtime.common.config import ROOT
 
 SHARED = ("autoformer", "runtime")  # folders of code that every step may run
-PACKAGES = (
-    "numpy",
-    "pillow",
-    "pyarrow",
-    "timm",
-    "torch",
-    "torchvision",
-)  # that compute; the lock file has their versions
-NAMED = ("presets", "spaces", "subnets")  # folders of configs/ whose files a run form names
+PACKAGES = ("numpy", "pillow", "pyarrow", "timm", "torch", "torchvision")  # those that compute
+NAMED = ("presets", "spaces", "subnets")  # folders of configs/ with the files that a run form names
 
 
 def step_folders(step: str) -> tuple[str, ...]:
-    """The folders, below the checkout, of all code that a step may run; its stage of dvc.yaml depends on them."""
+    """The folders of all code that a step may run, below the checkout; its stage of dvc.yaml depends on them."""
     return (*SHARED, f"components/{step}")
 
 
 @cache
 def step_code(step: str) -> str:
-    """Hash of all code that a step may run, and of `PACKAGES`: part of its work folder's key and of its cache key."""
+    """Hash of all code that a step may run, and of the versions of `PACKAGES`."""
     files = {_name(file): file for folder in step_folders(step) for file in code_files(ROOT / folder)}
-    return hash_value([hash_files(files), [[name, installed(name)] for name in PACKAGES]])[:16]
+    return hash_value([hash_files(files), [[name, _installed_version(name)] for name in PACKAGES]])[:16]
 
 
-def installed(package: str) -> str | None:
-    """The version of an installed package; None without it."""
+def _installed_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
@@ -51,22 +42,22 @@ def installed(package: str) -> str | None:
 def package_code() -> str:
     """Hash of all code that any step may run, and of the presets, spaces and subnets that a run form names.
 
-    A compiled package states it, so that no image of other code runs it.
+    A compiled package holds it, and images of other code refuse to run the package.
     """
     named = [file for kind in NAMED for file in (CONFIGS / kind).glob("*.yaml")]
     code = [file for folder in (*SHARED, "components") for file in code_files(ROOT / folder)]
     return hash_files({_name(file): file for file in (*code, *named)})
 
 
-def code_files(place: Path) -> Iterator[Path]:
-    """The file itself, or what a folder holds: modules, and what lies beside them, as a report's style sheet does.
+def code_files(path: Path) -> Iterator[Path]:
+    """The file itself, or all files of a folder: modules, and others such as a report's style sheet.
 
-    Left out are Python's caches and hidden files, such as an editor's, or those that are being written.
+    Python's caches and hidden files are left out.
     """
-    if place.is_file():
-        yield place
-    for file in place.rglob("*"):
-        if file.is_file() and not any(part.startswith((".", "__pycache__")) for part in file.relative_to(place).parts):
+    if path.is_file():
+        yield path
+    for file in path.rglob("*"):
+        if file.is_file() and not any(part.startswith((".", "__pycache__")) for part in file.relative_to(path).parts):
             yield file
 
 

@@ -1,7 +1,7 @@
-"""One configuration for a whole run: a preset file and overrides become one frozen `Config`.
+"""The configuration of a run: a preset file and overrides become one frozen `Config`.
 
-`params.yaml` is the `demo` preset; every other preset is a complete file of the same form in
-`configs/presets/`. A step reads the shared keys and its own section, whichever way it was started.
+`params.yaml` is the `demo` preset; every other preset is a complete file of the same form in `configs/presets/`. A
+step reads the shared keys and its own section, under every runner.
 """
 
 import json
@@ -31,26 +31,26 @@ ROOT = CONFIGS.parent
 
 class PrepareData(Frozen):
     search_images: int | None = Field(
-        None, gt=0, description="held out of training to score candidates on, equally many a class; null for a share"
+        None, gt=0, description="held out to score candidates, the same number per class; null for a percentage"
     )
     search_percent: float = Field(
-        15.0, gt=0, lt=50, description="of each class, held out to score candidates on, where your images have no val"
+        15.0, gt=0, lt=50, description="of each class, held out to score candidates, where your images have no val"
     )
     test_percent: float = Field(
         15.0, gt=0, lt=50, description="of each class, held out for the final test, where your images have no test"
     )
     max_unreadable_percent: float = Field(
-        5.0, ge=0, le=100, description="of your images; more than that stop the run before it begins"
+        5.0, ge=0, le=100, description="of your images; with more unreadable ones the run does not begin"
     )
 
 
 class TrainingSection(Recipe):
     checkpoint_steps: int = Field(500, gt=0, description="optimiser steps between two checkpoints")
     log_steps: int = Field(50, gt=0, description="optimiser steps between two rows of the history")
-    score_steps: int = Field(500, gt=0, description="optimiser steps between two looks at the search split")
-    score_images: int = Field(2000, gt=0, description="search images for such a look")
-    max_rollbacks: int = Field(3, ge=0, description="returns to the last checkpoint from a loss that is not finite")
-    rollback_factor: float = Field(0.5, gt=0, lt=1, description="of the learning rates, after each such return")
+    score_steps: int = Field(500, gt=0, description="optimiser steps between two evaluations on the search split")
+    score_images: int = Field(2000, gt=0, description="search images in such an evaluation")
+    max_rollbacks: int = Field(3, ge=0, description="returns to the last checkpoint after a loss that is not finite")
+    rollback_factor: float = Field(0.5, gt=0, lt=1, description="factor of the learning rates after each such return")
 
     @model_validator(mode="after")
     def _whole_rows(self) -> Self:
@@ -60,7 +60,7 @@ class TrainingSection(Recipe):
         return self
 
     def recipe(self) -> Recipe:
-        """The part that decides the weights."""
+        """The keys that decide the weights."""
         return Recipe.model_validate(self.model_dump(include=set(Recipe.model_fields)))
 
 
@@ -94,23 +94,23 @@ class TrainSupernet(TrainingSection):
 
 
 class SearchSubnet(EvolutionSettings):
-    """Evolution (paper section 3.4). Scored in all: population + generations x population, at most."""
+    """Evolution (paper section 3.4). It scores at most population x (1 + generations) candidates."""
 
-    random_baseline: bool = Field(True, description="score as many random legal candidates, for comparison")
+    random_baseline: bool = Field(True, description="score as many random candidates within the limits, for comparison")
     weights: Literal["ema", "raw"] = Field("ema", description="the supernet weights that candidates inherit")
     images: int | None = Field(None, gt=0, description="search images that score a candidate; null for all")
-    batch_size: int = Field(500, gt=0, description="images of a forward pass; moves no score but by rounding")
+    batch_size: int = Field(500, gt=0, description="images in a forward pass; changes scores by rounding only")
     precision: Precision = Field(
-        "auto", description="of the forward pass; auto for bfloat16 or float16 on a GPU, float32 on a CPU"
+        "auto", description="of the forward pass; auto is bfloat16 or float16 on a GPU, float32 on a CPU"
     )
     racing: Racing | None = Field(
-        Racing(), description="stop hopeless candidates early; null to score each on all search images"
+        Racing(), description="stop hopeless candidates early; null scores each on all search images"
     )
     limits: Limits = Limits()
 
     @property
     def budget(self) -> int:
-        """Candidates that are asked for, those of the random baseline with them."""
+        """Candidates to score, including those of the random baseline."""
         return self.population * (1 + self.generations) * (2 if self.random_baseline else 1)
 
 
@@ -120,10 +120,10 @@ class RetrainSubnet(TrainingSection):
     )
     split: Literal["train", "train_full"] = Field(
         "train",
-        description="images to train on; train_full: those of the search split too, once the choice is made",
+        description="images to train on; train_full adds those of the search split, once the choice is made",
     )
     compile: bool = Field(
-        False, description="the model with torch.compile; needs a C++ compiler, and minutes before the first step"
+        False, description="use torch.compile; needs a C++ compiler, and minutes before the first step"
     )
     scratch_reference: bool = Field(
         False, description="also train the chosen subnet from random weights with the same recipe, for comparison"
@@ -131,16 +131,16 @@ class RetrainSubnet(TrainingSection):
 
 
 class EvaluateSubnet(Frozen):
-    batch_size: int = Field(500, gt=0, description="images of a forward pass; moves no figure but by rounding")
+    batch_size: int = Field(500, gt=0, description="images in a forward pass; changes figures by rounding only")
     mistakes: int = Field(24, ge=0, description="wrongly classified images shown in the report")
     decoded_mb: int = Field(
-        2000, ge=0, description="memory for decoded test images; more of them are decoded as they are evaluated"
+        2000, ge=0, description="memory for decoded test images; a larger split is decoded during the evaluation"
     )
 
 
 class RegisterModel(Frozen):
     model_name: str = Field(min_length=1, description="in MLflow's registry")
-    alias: str = Field("champion", description="of the version to use; moved to each version that is registered")
+    alias: str = Field("champion", description="of the version to use; moves to each version that is registered")
     min_top1_percent: float = Field(ge=0, le=100, description="test accuracy below which nothing is registered")
 
 
@@ -149,18 +149,18 @@ _STEP_OF: dict[type[Frozen], str] = dict(zip(Section.__constraints__, STEPS, str
 
 
 class Config(Frozen):
-    """A whole run, or what one step of it needs: the shared keys and one section."""
+    """The configuration of a whole run, or of one step: the shared keys and one section."""
 
     name: str = Field(min_length=1, description="of the run in MLflow")
-    seed: int = Field(ge=0, lt=2**63, description="of everything that is drawn")
-    threads: int | None = Field(None, gt=0, le=4096, description="CPU threads of torch; null for one a core")
+    seed: int = Field(ge=0, lt=2**63, description="of all random draws")
+    threads: int | None = Field(None, gt=0, le=4096, description="CPU threads of torch; null for one per core")
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto, cpu, cuda, cuda:N or mps; auto takes a GPU where there is one",
     )
     dataset: str = Field(min_length=1, description="a folder of data/")
-    space: SearchSpace = Field(description="what the subnet is searched in; its images must be the data set's")
+    space: SearchSpace = Field(description="the search space; its images must match the data set")
     prepare_data: PrepareData | None = None
     train_supernet: TrainSupernet | None = None
     search_subnet: SearchSubnet | None = None
@@ -174,24 +174,20 @@ class Config(Frozen):
         return load_space(value) if isinstance(value, str) else value
 
     def section(self, kind: type[Section]) -> Section:
-        """The section of one step, such as `config.section(SearchSubnet)`.
-
-        Raises:
-            AutoFormerError: this configuration does not have it; where `load_config` was asked for it, it does.
-        """
+        """The section of one step. Raises `AutoFormerError` where this configuration does not have it."""
         step = _STEP_OF[kind]
-        found: Section | None = getattr(self, step)
-        if found is None:
+        section: Section | None = getattr(self, step)
+        if section is None:
             raise AutoFormerError(f"the section '{step}' is missing")
-        return found
+        return section
 
     def for_step(self, step: str) -> dict[str, Any]:
-        """The shared keys and the section of one step: what decides that step's result, as plain data."""
+        """The shared keys and the section of one step, which decide that step's result, as plain data."""
         keys = {"name", "seed", "threads", "device", "dataset", "space", step}
         return self.model_dump(mode="json", include=keys)
 
     def step_json(self, step: str) -> str:
-        """`for_step` as one text for one value; a step takes it as its `--config`."""
+        """`for_step` as JSON, for the `--config` of a step."""
         return canonical_json(self.for_step(step))
 
     def hash(self) -> str:
@@ -199,12 +195,12 @@ class Config(Frozen):
 
 
 def load_config(source: str, overrides: Sequence[str] = (), steps: Sequence[str] = STEPS) -> Config:
-    """Resolve a preset and overrides to one frozen configuration.
+    """Resolve a preset and overrides to a configuration.
 
     Args:
         source: a preset's name, the path of a YAML file, or a mapping as JSON text.
         overrides: `section.key=value`, the value as YAML, applied in order.
-        steps: the sections that must be there.
+        steps: the sections that must exist.
 
     Raises:
         AutoFormerError: one line naming the file or key and what to do.
@@ -220,7 +216,7 @@ def load_config(source: str, overrides: Sequence[str] = (), steps: Sequence[str]
 
 
 def _name_teachers(data: dict[str, Any]) -> None:
-    """Put the hash of a teacher's weights beside their path: a changed file is another configuration."""
+    """Add the hash of a teacher's weights to their path: a changed file is another configuration."""
     for step in ("train_supernet", "retrain_subnet"):
         section = data.get(step)
         if not isinstance(section, dict):
@@ -248,5 +244,5 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
 
 
 def preset_path(source: str) -> Path:
-    """The file of a preset's name, or the path itself where `source` is one."""
+    """The file of a preset's name, or `source` itself where it is a path."""
     return named_file("presets", source, "no preset '{}' in configs/presets; {}")

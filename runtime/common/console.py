@@ -1,4 +1,4 @@
-"""What a person sees of a command: its lines, its progress bar, and the one line with which it ends early."""
+"""The output of a command: its lines, its progress bar, and the one line that reports an error."""
 
 import argparse
 import contextlib
@@ -16,9 +16,11 @@ from runtime.common.exit_codes import BAD_INPUT
 from runtime.common.redaction import hide
 from runtime.common.stopping import Stopped, stoppable
 
+LINE_SECONDS = 60  # between two lines of progress without a terminal
+
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with a command line, as an `AutoFormerError`."""
+    """Raises an error of the command line as a one-line `AutoFormerError`."""
 
     def error(self, message: str) -> NoReturn:
         raise AutoFormerError(f"{message}; --help lists the arguments")
@@ -29,23 +31,20 @@ def run_command(
     parser: argparse.ArgumentParser,
     work: Callable[[argparse.Namespace], int | None],
     argv: Sequence[str] | None = None,
-    first: Callable[[], None] | None = None,
+    on_signal: Callable[[], None] | None = None,
     after: str = "; the same command goes on from there",
 ) -> int:
-    """Parse the arguments of a command that may be stopped, and do its work; what ends it early is one line on stderr.
+    """Parse the arguments of a command and do its work; return the exit code. An error is one line on stderr.
 
     Args:
-        who: is named in that line.
-        work: takes the parsed arguments, and returns the exit code, or None for 0.
-        first: is called when a signal comes, before the work is interrupted.
+        who: the command's name in that line.
+        work: returns the exit code, or None for 0.
+        on_signal: called when a signal comes, before the work is interrupted.
         after: ends the line where a signal has come.
-
-    Returns:
-        The exit code; see `runtime.common.exit_codes`.
     """
     try:
         arguments = parser.parse_args(argv)
-        with stoppable(first):
+        with stoppable(on_signal):
             return work(arguments) or 0
     except (AutoFormerError, OSError) as error:
         return report_error(who, error)
@@ -55,50 +54,48 @@ def run_command(
 
 
 def report_error(who: str, error: AutoFormerError | OSError) -> int:
-    """Say in one line what `who` cannot do; the exit code."""
+    """Print an error as one line on stderr; return the exit code."""
     print_line(f"{who}: {error_line(error)}", sys.stderr)
     return BAD_INPUT
 
 
 def error_line(error: AutoFormerError | OSError) -> str:
-    """What a person is told of bad input, or of a disk; raises an `OSError` that no line explains."""
-    told = unwritable(error) if isinstance(error, OSError) else error
-    if told is None:
+    """The line for bad input or a faulty disk; any other `OSError` is a bug, and raised again."""
+    explained = unwritable(error) if isinstance(error, OSError) else error
+    if explained is None:
         raise error
-    return hide(str(told))
+    return hide(str(explained))
 
 
 def report_failure(step: str, message: str, code: int) -> int:
-    """Say in one line why a step ends, on stderr and to the runner; the exit code.
+    """Print why a step ends, on stderr, and write it for the runner; return the exit code.
 
-    One of several processes tells the one that has started them all, which says it once.
+    One of several ranks prints nothing: it writes to a file for the process that started the ranks.
     """
     folder = os.environ.get(processes.REPORT_FOLDER)
     if folder and processes.is_rank():
-        _tell(Path(folder) / f"{os.environ['RANK']}.json", step, message, code)
+        _write_failure(Path(folder) / f"{os.environ['RANK']}.json", step, message, code)
         return code
     print_line(f"{step}: {message}", sys.stderr)
-    file = os.environ.get("AUTOFORMER_FAILURE")
+    file = os.environ.get(
+        "AUTOFORMER_FAILURE"
+    )  # KFP's local runner learns of a failed step no more than that it failed
     if file and processes.is_rank_zero():
-        _tell(Path(file), step, message, code)
+        _write_failure(Path(file), step, message, code)
     pod = os.environ.get("AUTOFORMER_TERMINATION")
     if pod:
-        with contextlib.suppress(OSError):  # a file that Kubernetes has made, and reads when the container has ended
+        with contextlib.suppress(OSError):  # Kubernetes has made the file, and reads it when the container has ended
             Path(pod).write_text(message, encoding="utf-8")
     return code
 
 
-def _tell(file: Path, step: str, message: str, code: int) -> None:
-    """The local runner hears of a failed step only that it failed; a file tells it why."""
-    with contextlib.suppress(AutoFormerError):  # the disk may be what is full
+def _write_failure(file: Path, step: str, message: str, code: int) -> None:
+    with contextlib.suppress(AutoFormerError):  # the disk may be full
         write_json(file, {"step": step, "message": message, "code": code})
 
 
 def print_line(line: str, file: TextIO | None = None) -> None:
-    """Print a line. Where its reader is gone, as with a runner that was killed, the work goes on without one.
-
-    Of several processes rank 0 alone speaks, but for what goes to stderr.
-    """
+    """Print a line to stdout, from rank 0 only, or to `file`. A reader that is gone does not end the work."""
     if file is None and not processes.is_rank_zero():
         return
     file = file or sys.stdout
@@ -109,7 +106,7 @@ def print_line(line: str, file: TextIO | None = None) -> None:
 
 
 def existing(path: Path, made_by: str) -> Path:
-    """`path`, or one line that says which step makes it."""
+    """`path`. Raises `AutoFormerError`, which names the step that makes it, where it is missing."""
     if not path.exists():
         raise AutoFormerError(f"{path}: no such file or folder; it is made by {made_by}")
     return path
@@ -118,8 +115,7 @@ def existing(path: Path, made_by: str) -> Path:
 class Progress:
     """A bar with rate and time left where there is a terminal, else one line a minute.
 
-    The local runner of KFP pipes what a step prints; it names its terminal in `AUTOFORMER_TTY`, so that
-    the bar is drawn there.
+    KFP's local runner pipes the output of a step; it names its terminal in `AUTOFORMER_TTY`, for the bar.
     """
 
     def __init__(self, what: str, total: int, unit: str, initial: int = 0) -> None:
@@ -142,20 +138,20 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
         if self._terminal is None:
-            self._print_line()
+            self._print_progress()
         elif self._terminal is not sys.stderr:
             self._terminal.close()
 
     def update(self, done: int, note: str = "") -> None:
-        """Say that `done` of the total are done."""
+        """Show `done` of the total, not the increase since the last call."""
         self._done = done
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
-        if self._terminal is None and time.monotonic() - self._line_at >= 60:
+        if self._terminal is None and time.monotonic() - self._line_at >= LINE_SECONDS:
             self._line_at = time.monotonic()
-            self._print_line(note)
+            self._print_progress(note)
 
-    def _print_line(self, note: str = "") -> None:
+    def _print_progress(self, note: str = "") -> None:
         seconds = time.monotonic() - self._started
         rate = (self._done - self._initial) / max(seconds, 1e-9)
         left = (self._total - self._done) / rate if rate > 0 else float("inf")
@@ -175,5 +171,5 @@ def _open_terminal() -> Any:
 
 
 def _columns(terminal: Any) -> int | None:
-    """80 for a terminal that does not say how wide it is, as under `script`; None for one that does."""
+    """80 for a terminal that does not report its width, as under `script`; None for one that does."""
     return None if terminal is None or os.get_terminal_size(terminal.fileno()).columns else 80

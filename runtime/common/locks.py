@@ -1,10 +1,11 @@
-"""One process at a time at a path: a lock file beside it names its holder, for the one that comes second."""
+"""One process at a time at a path: a lock file beside the path names its holder."""
 
 import contextlib
 import math
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
@@ -14,28 +15,24 @@ from autoformer.locks import lock
 _held: set[IO[bytes]] = set()
 
 
-@contextlib.contextmanager
-def hold_lock(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock of `path`, a file or folder that need not exist; the lock is a file beside it, gone at the end.
+def hold_lock(path: Path, what: str) -> AbstractContextManager[None]:
+    """Hold the lock of `path`, which need not exist; the lock is a file beside it, deleted at the end.
 
-    Holds among the processes of one machine, and of several where the file system shares its locks (NFS 4 does).
+    It holds among the processes of one machine, and of several where the file system shares locks (NFS 4 does).
 
     Args:
-        what: what the path is, for the message to the second one.
+        what: the kind of path, for the error message.
 
     Raises:
-        AutoFormerError: another process holds it; the line names that process.
-        OSError: the place cannot be written to.
+        AutoFormerError: another process holds the lock; the message names that process.
+        OSError: the folder cannot be written to.
     """
-    with _holding(path, what):
-        yield
+    return _holding(path, what)
 
 
-@contextlib.contextmanager
-def wait_for_lock(path: Path) -> Iterator[None]:
-    """The same, but wait for another process that holds it: for what one brings and all of a machine then use."""
-    with _holding(path, None):
-        yield
+def wait_for_lock(path: Path) -> AbstractContextManager[None]:
+    """The same, but wait while another process holds the lock: for a download that all processes of a machine use."""
+    return _holding(path, None)
 
 
 @contextlib.contextmanager
@@ -48,12 +45,12 @@ def _holding(path: Path, what: str | None) -> Iterator[None]:
         yield
     finally:
         _held.discard(file)
-        name.unlink(missing_ok=True)  # before it is released, so that nobody waits for a file without a name
+        name.unlink(missing_ok=True)  # before the release, so that nobody waits for a file without a name
         file.close()
 
 
 def _locked(name: Path, path: Path, what: str | None) -> IO[bytes]:
-    """The lock file, held; `what` is None for one to wait for."""
+    """The lock file, held; waits where `what` is None."""
     while True:
         file = name.open("a+b", buffering=0)
         if not lock(file, wait_seconds=math.inf if what is None else 0):
@@ -75,7 +72,7 @@ def _locked(name: Path, path: Path, what: str | None) -> IO[bytes]:
 
 
 def _close_in_child() -> None:
-    """A forked child, as a loader's worker is, must not keep a lock that its parent held when it was killed."""
+    """A forked child, such as a loader's worker, must not hold its parent's lock after the parent was killed."""
     for file in _held:
         os.close(file.fileno())
     _held.clear()

@@ -1,6 +1,6 @@
-"""Overrides: `section.key=value` changes one value of a configuration. On the way to it they are a list of texts.
+"""Overrides: `section.key=value` changes one value of a configuration.
 
-One text holds several where a person or KFP gives one: `--set "seed=1 name='my run'"`, the run form's parameter.
+One text may hold several, as a person or KFP's run form gives them: `--set "seed=1 name='my run'"`.
 """
 
 import argparse
@@ -15,8 +15,6 @@ from autoformer.named import load_space
 
 
 class Override(NamedTuple):
-    """One parsed override."""
-
     path: tuple[str, ...]  # the sections, then the key
     value: Any
 
@@ -39,9 +37,9 @@ def parse(text: str) -> Override:
 
 
 def apply(data: dict[str, Any], overrides: Iterable[str]) -> None:
-    """Put overrides into the plain data of a configuration, in order.
+    """Write overrides into the plain data of a configuration, in order.
 
-    A section is copied before it changes: two sections of a file may be one object, by a YAML alias. A named search
+    A section is copied before it changes: by a YAML alias, two sections of a file may be one object. A named search
     space becomes its content when one of its keys is set.
     """
     for text in overrides:
@@ -58,7 +56,7 @@ def apply(data: dict[str, Any], overrides: Iterable[str]) -> None:
 
 
 def split(text: str) -> list[str]:
-    """The overrides of a text that holds several, with spaces between them, as a shell splits words."""
+    """The overrides of one text, with spaces between them, as a shell splits words."""
     try:
         return shlex.split(text)
     except ValueError as error:
@@ -66,7 +64,7 @@ def split(text: str) -> list[str]:
 
 
 def join(overrides: Iterable[str]) -> str:
-    """The text that `split` splits into these overrides."""
+    """The reverse of `split`."""
     return shlex.join(overrides)
 
 

@@ -1,11 +1,11 @@
-"""Which process of a step this is, and what of the machine is its own: read from what torchrun has set."""
+"""This process among the ranks of its step and on its machine, from the environment that torchrun sets."""
 
 import os
 from pathlib import Path
 
 from autoformer.errors import AutoFormerError
 
-REPORT_FOLDER = "AUTOFORMER_RANKS"  # environment variable: where ranks report to the process that started them
+REPORT_FOLDER = "AUTOFORMER_RANKS"  # environment variable: the folder where ranks report to the process above them
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, that of Windows' subsystem, AMD's
 
 
@@ -15,12 +15,12 @@ def is_rank() -> bool:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process speaks: rank 0, or one that is alone."""
+    """Whether this process prints and writes for all: rank 0, or a single process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def ranks_on_machine() -> int:
-    """How many ranks share this machine's cores with this one, itself counted."""
+    """How many ranks share this machine's cores, including this one."""
     return number_in_environment("LOCAL_WORLD_SIZE", 1)
 
 
@@ -39,12 +39,12 @@ def set_threads(threads: int | None) -> None:
 
 def threads_of_rank() -> int:
     """CPU threads of one of several ranks: OMP_NUM_THREADS, or an equal share of this machine's cores."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) > 0 else max(1, cores() // ranks_on_machine())
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdecimal() and int(text) > 0 else max(1, cores() // ranks_on_machine())
 
 
 def gpus() -> int:
-    """GPUs of this machine. Where it has no driver, torch is not imported to hear so: bad input is told at once."""
+    """GPUs of this machine. Without a driver torch is not imported, so that bad input is reported at once."""
     if not any(Path(driver).exists() for driver in DRIVERS):
         return 0
     import torch
@@ -52,19 +52,17 @@ def gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def number_in_environment(name: str, otherwise: int) -> int:
-    """A whole number of the environment."""
-    text = os.environ.get(name)
-    if text is None:
-        return otherwise
-    if not text.isdecimal():
+def number_in_environment(name: str, default: int) -> int:
+    """A whole number from the environment."""
+    text = os.environ.get(name, str(default))
+    if name in os.environ and not text.isdecimal():
         raise AutoFormerError(f"{name} = {text}: expected a whole number, 0 or more")
     return int(text)
 
 
-def gigabytes_in_environment(name: str, otherwise: float) -> int:
-    """Bytes, from gigabytes of the environment."""
-    text = os.environ.get(name, str(otherwise))
+def gigabytes_in_environment(name: str, default: float) -> int:
+    """Gigabytes from the environment, in bytes."""
+    text = os.environ.get(name, str(default))
     try:
         gigabytes = float(text)
     except ValueError:

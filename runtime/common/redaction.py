@@ -1,4 +1,4 @@
-"""What must not be said: passwords in addresses, and the values of the environment's secrets."""
+"""Redaction of secrets in text: passwords in addresses, and the values of secret environment variables."""
 
 import os
 import re
@@ -7,21 +7,21 @@ import traceback
 from types import TracebackType
 
 _ADDRESS = re.compile(r"(?<=://)[^/\s'\"]+@")
-_SECRET_NAME = re.compile(r"(SECRET|PASSWORD|TOKEN|CREDENTIAL|API_KEY)(?!.*_FILE$)")  # a file's name is none
-SHORTEST = 8  # characters of a secret; "false" and "none" are values of variables that have such names
+_SECRET_NAME = re.compile(r"(SECRET|PASSWORD|TOKEN|CREDENTIAL|API_KEY)(?!.*_FILE$)")  # a file's name is no secret
+MIN_SECRET_LENGTH = 8  # variables with such names also hold "false" and "none"
 
 
 def hide(text: str) -> str:
-    """The text without what is secret in it, fit for lines, logs and records."""
+    """The text without secrets, for lines, logs and records."""
     text = _ADDRESS.sub("", text)
-    secrets = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= SHORTEST}
+    secrets = {v for name, v in os.environ.items() if _SECRET_NAME.search(name) and len(v) >= MIN_SECRET_LENGTH}
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 
 
 def hide_in_tracebacks() -> None:
-    """Let an error that nobody has caught be printed without secrets: libraries put addresses into their errors."""
+    """Print uncaught errors without secrets: libraries put addresses into their error messages."""
     sys.excepthook = _print
 
 

@@ -1,7 +1,7 @@
-"""Call again what failed, after pauses.
+"""Retries after pauses.
 
-The jitter of pauses comes from the system's generator. Augmentation draws from Python's own, so a pause that drew from
-it would change a training's result.
+The jitter comes from the system's generator: a draw from Python's own would change what augmentation draws from it,
+and with that the result of a training.
 """
 
 import math
@@ -16,30 +16,27 @@ _system = random.SystemRandom()
 
 
 def retry(
-    ask: Callable[[], Answer],
+    call: Callable[[], Answer],
     failure: type[Failure],
     pauses: Iterator[float],
-    tell: Callable[[Failure, int], None] = lambda error, failures: None,
+    report: Callable[[Failure, int], None] = lambda error, failures: None,
 ) -> Answer:
-    """Return the answer of `ask`; where it raises a `failure`, call it again after the next of the pauses.
+    """The result of `call`; where it raises a `failure`, call it again after the next pause.
 
     Args:
-        pauses: in seconds; see `doubling` and `within`.
-        tell: is called before a pause, with the failure and the number of failures so far.
-
-    Raises:
-        Failure: the last one, where no pause is left.
+        pauses: in seconds; see `doubling` and `within`. The last failure is raised where no pause is left.
+        report: called before each pause, with the failure and the number of failures so far.
     """
     failures = 0
     while True:
         try:
-            return ask()
+            return call()
         except failure as error:
             pause = next(pauses, None)
             if pause is None:
                 raise
             failures += 1
-            tell(error, failures)
+            report(error, failures)
         time.sleep(pause)
 
 
@@ -52,14 +49,14 @@ def doubling(first: float, jitter: tuple[float, float], longest: float = math.in
 
 
 def within(seconds: float, pauses: Iterable[float]) -> Iterator[float]:
-    """The pauses that begin before so many seconds from this call are over; none lasts beyond that."""
+    """The pauses until so many seconds after this call; the last is cut to end there."""
     end = time.monotonic() + seconds
 
-    def fitting() -> Iterator[float]:
+    def cut() -> Iterator[float]:
         for pause in pauses:
             left = end - time.monotonic()
             if left <= 0:
                 return
             yield min(pause, left)
 
-    return fitting()
+    return cut()

@@ -1,8 +1,8 @@
-"""How a step hears that it shall stop: SIGTERM, SIGINT and SIGHUP become `Stopped`, once, where that does no harm.
+"""Signals that stop a step: SIGTERM, SIGINT and SIGHUP raise `Stopped` once, at a moment that does no harm.
 
-Outside of `delay_signals` a signal raises `Stopped` at once, so that folders half made are removed and the MLflow
-run is ended. Inside it the signal waits until the block is left, or until the block asks. Later signals are
-ignored: a terminal and a runner both send one, and the second must not cut short what the first has begun.
+Outside of `delay_signals` a signal raises `Stopped` at once, so that unfinished folders are removed and the MLflow run
+ends. Inside of it the signal waits until the block ends, or until the block asks. Later signals are ignored: a terminal
+and a runner both send one, and the second must not interrupt the clean-up that the first has begun.
 """
 
 import contextlib
@@ -17,42 +17,42 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(SystemExit):
-    """The process was told to stop. Its code is 128 and the signal's number, as shells have it."""
+    """A signal stops the process. The exit code is 128 and the signal's number, as in shells."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.signal = signal.Signals(number).name
-        self.note = ""  # how far the work is: " at step 12 of 40"
+        self.note = ""  # progress so far: " at step 12 of 40"
 
     def __str__(self) -> str:
         return f"stopped by {self.signal}{self.note}"
 
 
 class _State:
-    received: int | None = None  # the signal that came
-    told_at = 0.0  # seconds of the monotonic clock
-    waits = 0  # blocks entered that a signal does not interrupt
+    received: int | None = None  # the signal
+    received_at = 0.0  # seconds of the monotonic clock
+    delays = 0  # blocks of `delay_signals` that are entered
     listening = False
-    first: Callable[[], None] | None = None
+    on_signal: Callable[[], None] | None = None
 
 
 @contextlib.contextmanager
-def stoppable(first: Callable[[], None] | None = None) -> Iterator[None]:
-    """While entered, a signal raises `Stopped` in the main thread. One that the process was started to ignore stays so.
+def stoppable(on_signal: Callable[[], None] | None = None) -> Iterator[None]:
+    """While entered, a signal raises `Stopped` in the main thread; a signal that was ignored before stays so.
 
-    After a signal has come the handlers stay, so that a second one cannot end the process on its last metres.
+    After a signal the handlers stay in place, so that a second one cannot end the process during its clean-up.
 
     Args:
-        first: is called before `Stopped` is raised.
+        on_signal: called before `Stopped` is raised.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     former = {number: signal.getsignal(number) for number in SIGNALS}
-    _State.received, _State.waits, _State.listening, _State.first = None, 0, True, first
+    _State.received, _State.delays, _State.listening, _State.on_signal = None, 0, True, on_signal
     for number, handler in former.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, _on_signal)
+            signal.signal(number, _handle)
     try:
         yield
     finally:
@@ -64,45 +64,42 @@ def stoppable(first: Callable[[], None] | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def delay_signals() -> Iterator[Callable[[], bool]]:
-    """While entered, a signal interrupts nothing; ask whether one has come. On leaving it raises `Stopped`."""
-    _State.waits += 1
+    """While entered, a signal waits; the yielded function returns whether one has come. Leaving raises `Stopped`."""
+    _State.delays += 1
     try:
         yield lambda: _State.received is not None
     finally:
-        _State.waits -= 1
-    if _State.received is not None and not _State.waits:
+        _State.delays -= 1
+    if _State.received is not None and not _State.delays:
         raise Stopped(_State.received)
 
 
 def received_signal() -> int | None:
-    """The signal that has come, if one has."""
     return _State.received
 
 
 def seconds_since_signal() -> float | None:
-    """How long ago a signal came, if one has: those who stop a process kill it after a while."""
-    return None if _State.received is None else time.monotonic() - _State.told_at
+    """Seconds since a signal came, if one has: who stops a process kills it after a while."""
+    return None if _State.received is None else time.monotonic() - _State.received_at
 
 
 def receive_signal(number: int) -> None:
-    """Take a signal that another process has had for one of our own; inside of `delay_signals`."""
+    """Treat the signal of another process as received here; call it inside of `delay_signals`."""
     if _State.received is None:
-        _State.told_at = time.monotonic()
-        _State.received = number
+        _State.received_at, _State.received = time.monotonic(), number
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
+def _handle(number: int, frame: FrameType | None) -> None:
     if _State.received is None:
-        _State.told_at = time.monotonic()
-        _State.received = number
-        if _State.first is not None:
-            _State.first()
-        if not _State.waits:
+        receive_signal(number)
+        if _State.on_signal is not None:
+            _State.on_signal()
+        if not _State.delays:
             raise Stopped(number)
 
 
-def _forget_in_child() -> None:
-    """A forked child, as a loader's worker is, ends by SIGTERM, and leaves Ctrl-C to its parent."""
+def _reset_in_child() -> None:
+    """A forked child, such as a loader's worker, ends by SIGTERM, and leaves Ctrl-C to its parent."""
     if _State.listening:
         _State.listening = False
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -110,4 +107,4 @@ def _forget_in_child() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(after_in_child=_reset_in_child)

@@ -1,4 +1,4 @@
-"""Tables as CSV files: one line a row, the columns stated, empty where a row has no value."""
+"""CSV tables with stated columns; a cell is empty where a row has no value."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from autoformer.files import write_text
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows whole or not at all. Floats are written so that reading gives the same number back."""
+    """Write the whole file or nothing. Floats read back as the same numbers."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
@@ -20,7 +20,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, as text. Raises `AutoFormerError` naming the file where it is missing or damaged."""
+    """The rows of a table, as text. Raises `AutoFormerError`, which names the file, where it is missing or damaged."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

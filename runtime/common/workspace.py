@@ -1,8 +1,8 @@
-"""Where work in progress lives, what it is keyed by, and what a step says of where its result came from.
+"""The work folder of a step, its key, and the provenance of its result.
 
-Checkpoints lie in `work/<step>/<key>/`, outside the folders of DVC and of KFP: DVC deletes a stage's outputs
-before it runs the stage again, and kfp.local makes a new folder each time. The key is a hash of all that
-decides the result, so that a step that was killed finds its own work again, and no other.
+Checkpoints lie in `work/<step>/<key>/`, outside the folders of DVC and of KFP: DVC deletes a stage's outputs before it
+runs the stage again, and kfp.local makes a new folder each time. The key is a hash of everything that decides the
+result, so that a step that was killed finds its own checkpoints, and no others.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ def work_root() -> Path:
 
 
 def known_hashes() -> HashCache:
-    """The checksums of large archives, which every step holds against the card."""
+    """The checksums of large archives, which every step compares with the card."""
     return HashCache(work_root() / "checksums.jsonl")
 
 
 class Workspace:
-    """The folder of one step's work in progress, and the provenance of what it makes.
+    """The work folder of one step, and the provenance of its result.
 
     Args:
         step: the step's name.
@@ -56,12 +56,12 @@ class Workspace:
         return self.folder / name
 
     def clear(self) -> None:
-        """Forget the work, once its result is published."""
+        """Delete the folder, once the result is published."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Record:
-    """`run.json`: clocks, run ids and rates, which may differ between two equal runs, and so stand apart."""
+    """`run.json`: clocks, run ids and rates. They differ between two equal runs, and so stand apart from the result."""
 
     def __init__(self, path: Path, step: str) -> None:
         self.path = path
@@ -70,7 +70,7 @@ class Record:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self.path.parent):  # hours later is too late to find that it cannot be written
+        with tempfile.TemporaryFile(dir=self.path.parent):  # fails now, not hours later, where it cannot be written
             return self
 
     def __exit__(

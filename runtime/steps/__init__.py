@@ -1,1 +1,1 @@
-"""What runs a step: its command line, ranks, inputs, training loop, and the job on several machines."""
+"""The frame of a step: its command line, ranks, inputs and training loop, and its job on several machines."""

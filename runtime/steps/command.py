@@ -1,13 +1,13 @@
-"""The command line of a step: parse, validate, run, and end with one line and an exit code."""
+"""The command line of a step: parse, validate, run; end with one line and an exit code."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from autoformer.errors import AutoFormerError, UnavailableError
 from runtime.common.config import Config, load_config
@@ -17,11 +17,11 @@ from runtime.common.overrides import add_option
 from runtime.common.processes import is_rank
 from runtime.common.redaction import hide_in_tracebacks
 from runtime.common.stopping import Stopped, stoppable
-from runtime.steps.distributed import LostRank
 from runtime.steps.rank_launch import check_batch_split, launch, processes
+from runtime.steps.rendezvous import LostRank
 from runtime.storage.artifacts import local_copy
 
-SHELLS = ("sh", "dash", "bash", "zsh", "fish")  # what may stand between a runner and its step
+SHELLS = ("sh", "dash", "bash", "zsh", "fish")  # one may stand between a runner and its step
 GRACE_SECONDS = 30.0  # for a checkpoint and the end of the MLflow run, after which a step without a runner ends
 
 
@@ -40,7 +40,7 @@ def run_step(
     argv: Sequence[str] | None,
     shared: bool = False,
 ) -> int:
-    """Parse, validate, run. What ends the step early is one line on stderr and a code of `runtime.common.exit_codes`.
+    """Parse, validate and run; return the exit code, one of `runtime.common.exit_codes`.
 
     Args:
         shared: `body` works inside of `process_group`, and runs in as many processes as there are GPUs.
@@ -51,7 +51,7 @@ def run_step(
     def work() -> None:
         arguments = parser.parse_args(argv)
         with stoppable():
-            _end_with_the_runner()
+            _end_with_runner()
             config = load_config(arguments.config, arguments.overrides, [step])
             count = processes(config) if shared else 1
             check_batch_split(step, config, count)
@@ -66,7 +66,7 @@ def run_step(
 
 
 def exit_code(step: str, work: Callable[[], None]) -> int:
-    """Do a step's work. What ends it early is one line on stderr and the exit code; see `runtime.common.exit_codes`."""
+    """Do the work and return the exit code. Any end but 0 is one line on stderr; a bug raises."""
     try:
         work()
     except UnavailableError as error:
@@ -77,21 +77,22 @@ def exit_code(step: str, work: Callable[[], None]) -> int:
         return report_failure(step, f"{stopped}; the same command goes on from there", int(str(stopped.code)))
     except LostRank as lost:
         return report_failure(step, str(lost), LOST)
-    except JobFailed as fallen:
-        return report_failure(step, str(fallen), fallen.exit_code)
+    except JobFailed as failed:
+        return report_failure(step, str(failed), failed.exit_code)
     return 0
 
 
-def _end_with_the_runner() -> None:
-    """A runner that is killed takes its steps with it: watch its process, and stop when it is gone."""
+def _end_with_runner() -> None:
+    """Stop this step when the process of its runner is gone: a runner that is killed cannot stop its steps."""
     runner = _runner()
     if runner is None:
         return
+    import psutil
 
     def watch() -> None:
-        while _lives(runner):
+        while psutil.pid_exists(runner):
             time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)  # as if told to: with a checkpoint, and the MLflow run ended
+        os.kill(os.getpid(), signal.SIGTERM)  # as a runner would, so that the step writes a checkpoint
         time.sleep(GRACE_SECONDS)
         os._exit(128 + signal.SIGTERM)
 
@@ -99,33 +100,15 @@ def _end_with_the_runner() -> None:
 
 
 def _runner() -> int | None:
-    """The process that names itself, or a `dvc repro` that was started by hand."""
-    named = os.environ.get("AUTOFORMER_RUNNER_PID")
-    if named:
+    """The process that `AUTOFORMER_RUNNER_PID` names, or the parent of a stage that `dvc repro` started by hand."""
+    if named := os.environ.get("AUTOFORMER_RUNNER_PID"):
         return int(named)
     if "DVC_STAGE" not in os.environ:
         return None
-    parent = os.getppid()  # `dvc`, or the shell that it has started the stage with
-    return _parent_of(parent) if _name_of(parent) in SHELLS else parent
+    import psutil
 
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _name_of(process: int) -> str:
-    try:
-        return Path(f"/proc/{process}/comm").read_text(encoding="utf-8").strip()
-    except OSError:  # not Linux
-        return ""
-
-
-def _parent_of(process: int) -> int:
-    after_name = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2]
-    return int(after_name.split()[1])
+    parent = os.getppid()  # `dvc`, or the shell in which it has started the stage
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if psutil.Process(parent).name() in SHELLS:
+            return int(psutil.Process(parent).ppid())
+    return parent

@@ -1,4 +1,4 @@
-"""What `torch.compile` asks of the machine."""
+"""The compiler that `torch.compile` needs."""
 
 import os
 import shutil
@@ -9,9 +9,9 @@ COMPILERS = ("g++", "clang++", "c++")
 
 
 def require_compiler() -> None:
-    """Raise `AutoFormerError` where there is no C++ compiler: torch would say so after minutes, in a hundred lines."""
-    given = os.environ.get("CXX")
-    wanted = (given,) if given else COMPILERS
+    """Raise `AutoFormerError` without a C++ compiler: torch reports that after minutes, in a hundred lines."""
+    named = os.environ.get("CXX")
+    wanted = (named,) if named else COMPILERS
     if not any(shutil.which(name) for name in wanted):
         raise AutoFormerError(
             f"retrain_subnet.compile needs a C++ compiler, and this machine has no {' or '.join(wanted)}; "

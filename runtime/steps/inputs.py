@@ -1,4 +1,4 @@
-"""The data that steps read: arguments for it, and checks before anything heavy is imported."""
+"""The inputs of steps: their arguments, their checks, which import nothing heavy, and the images of a split."""
 
 import argparse
 import math
@@ -20,27 +20,28 @@ from runtime.storage.archives import start_staging
 from runtime.storage.data import Data, open_data
 
 DATA = "folder with the delivered archives, or s3://bucket/folder"
+MADE_BY = {
+    "supernet": "train_supernet",
+    "search": "search_subnet",
+    "retrain": "retrain_subnet",
+    "evaluation": "evaluate_subnet",
+}
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
-    """`--data`, `--card` and an argument for each split that the step may see."""
+    """`--data`, `--card` and an argument for each split that the step may read."""
     parser.add_argument("--data", required=True, help=DATA)
     parser.add_argument("--card", type=Path, required=True, help="the data set's card, made by prepare_data")
     for split in splits:
         help_text = f"manifest of the {split} split, made by prepare_data"
-        argument = f"--{split.replace('_', '-')}-split"
-        parser.add_argument(argument, type=Path, required=True, help=help_text)
-
-
-MADE_BY = {"supernet": "train_supernet", "search": "search_subnet", "retrain": "retrain_subnet",
-           "evaluation": "evaluate_subnet"}  # fmt: skip
+        parser.add_argument(f"--{split.replace('_', '-')}-split", type=Path, required=True, help=help_text)
 
 
 def add_folder_arguments(parser: argparse.ArgumentParser, *made: str) -> None:
     """An argument for each folder of an earlier step: `--supernet`, `--search`, `--retrain`, `--evaluation`."""
     for name in made:
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder made by {MADE_BY[name]}")
-    parser.set_defaults(made=made)  # folders whose large files a store may have: `run_step` completes them
+    parser.set_defaults(made=made)  # `run_step` downloads their large files from the store
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,43 +50,49 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_data(arguments: argparse.Namespace, config: Config, *splits: str) -> tuple[DatasetCard, list[DecodedSplit]]:
-    """The card and the images of each split, after checking that they suit the search space."""
+    """The card and the images of each split. Raises `AutoFormerError` where they do not suit the search space."""
+    card, data = _read_card(arguments, config), open_data(arguments.data)
+    return card, [_decoded(_manifest(arguments, split), data, card, config, split) for split in splits]
+
+
+def _read_card(arguments: argparse.Namespace, config: Config) -> DatasetCard:
     card = read_card(existing(arguments.card, "prepare_data"))
     check_space(card, config.space)
-    data, loaded = open_data(arguments.data), []
-    for split in splits:
-        path = existing(getattr(arguments, f"{split}_split"), "prepare_data")
-        loaded.append(_in_memory(path, data, card, config, split))
-    return card, loaded
+    return card
 
 
-def _in_memory(path: Path, data: Data, card: DatasetCard, config: Config, split: str) -> DecodedSplit:
+def _manifest(arguments: argparse.Namespace, split: str) -> Path:
+    return existing(getattr(arguments, f"{split}_split"), "prepare_data")
+
+
+def _decoded(path: Path, data: Data, card: DatasetCard, config: Config, split: str) -> DecodedSplit:
+    """The pixels of a split, in memory."""
     size = config.space.image_size
     return load_images(path, data.folder, card, None, size, split, known_hashes(), data.remote)
 
 
 def _encoded(path: Path, data: Data, card: DatasetCard, split: str) -> EncodedSplit:
-    """Files to decode on the way."""
+    """The files of a split, which the loader decodes."""
     rows = read_rows(path, data.folder, card, split, known_hashes(), data.remote)
     pictures = EncodedImages(data.folder, rows, card.channels, card.upright, card.files, data.remote)
     return EncodedSplit(pictures, rows.labels.astype("int64"))
 
 
 def check_space(card: DatasetCard, space: SearchSpace) -> None:
-    """Raise `AutoFormerError` unless images of `card` go into models of `space`."""
+    """Raise `AutoFormerError` unless the images of `card` suit the models of `space`."""
     if card.encoding == "image" and (card.image_size or math.inf) < resized_side(space.image_size):
         raise AutoFormerError(
             f"space: image_size = {space.image_size} in '{space.name}', but '{card.name}' is packed for smaller "
             f"images, {card.image_size} pixels on the shorter side; pack the images again for this space"
         )
-    for what, found, wanted in (
+    for key, found, wanted in (
         ("image_size", space.image_size if card.encoding == "image" else card.image_size, space.image_size),
         ("in_channels", card.channels, space.in_channels),
         ("num_classes", len(card.classes), space.num_classes),
     ):
         if found != wanted:
             raise AutoFormerError(
-                f"space: {what} = {wanted} in '{space.name}', but data set '{card.name}' has {found}; "
+                f"space: {key} = {wanted} in '{space.name}', but data set '{card.name}' has {found}; "
                 "choose another space"
             )
 
@@ -93,18 +100,18 @@ def check_space(card: DatasetCard, space: SearchSpace) -> None:
 def read_train_images(
     arguments: argparse.Namespace, config: Config, card: DatasetCard, recipe: Recipe, step: str, split: str = "train"
 ) -> DecodedSplit | EncodedSplit:
-    """The images to train on: pixels in memory, or, where each is augmented by itself, files to decode on the way.
+    """The training images: pixels in memory, or files to decode where the recipe augments images one by one.
 
-    `split`: train or train_full. Raises `AutoFormerError` where there are not images enough for one optimiser step.
+    `split`: train or train_full. Raises `AutoFormerError` where the images do not fill one optimiser step.
     """
-    path, data = existing(getattr(arguments, f"{split}_split"), "prepare_data"), open_data(arguments.data)
+    path, data = _manifest(arguments, split), open_data(arguments.data)
     images: DecodedSplit | EncodedSplit
     if card.encoding == "image" and recipe.augmentation.by_image:
         images = _encoded(path, data, card, split)
     else:
-        images = _in_memory(path, data, card, config, split)
+        images = _decoded(path, data, card, config, split)
     check_batch(recipe, len(images.labels), step)
-    if data.remote and isinstance(images, EncodedSplit):  # each is read once an epoch
+    if data.remote and isinstance(images, EncodedSplit):  # every epoch reads each image
         start_staging(data.remote, images.pictures.archives)
     return images
 
@@ -112,18 +119,17 @@ def read_train_images(
 def read_images_to_evaluate(
     arguments: argparse.Namespace, config: Config, split: str, decoded_mb: int
 ) -> tuple[DatasetCard, DecodedSplit | EncodedSplit]:
-    """The card and the images of a split: pixels in memory where they fit there, else files to decode on the way."""
-    card = read_card(existing(arguments.card, "prepare_data"))
-    check_space(card, config.space)
+    """The card and the images of a split: pixels in memory where they fit into `decoded_mb`, else files to decode."""
+    card = _read_card(arguments, config)
+    path, data = _manifest(arguments, split), open_data(arguments.data)
     needed = card.counts.get(split, 0) * card.channels * config.space.image_size**2
-    path, data = existing(getattr(arguments, f"{split}_split"), "prepare_data"), open_data(arguments.data)
     if card.encoding == "image" and needed > decoded_mb * 10**6:
         return card, _encoded(path, data, card, split)
-    return card, _in_memory(path, data, card, config, split)
+    return card, _decoded(path, data, card, config, split)
 
 
 def check_batch(recipe: Recipe, images: int, step: str) -> None:
-    """Raise `AutoFormerError` unless so many training images are enough for one optimiser step."""
+    """Raise `AutoFormerError` unless so many training images fill one optimiser step."""
     if recipe.batch_size > images:
         raise AutoFormerError(
             f"{step}.batch_size = {recipe.batch_size}: an optimiser step takes {recipe.batch_size} images, "
@@ -132,7 +138,7 @@ def check_batch(recipe: Recipe, images: int, step: str) -> None:
 
 
 def read_supernet(folder: Path, config: Config, weights: Literal["ema", "raw"]) -> SupernetCard:
-    """The card of a supernet, after checking that it is of the configured space and has those weights."""
+    """The card of a supernet. Raises `AutoFormerError` unless it has the configured space and those weights."""
     card = read_supernet_card(existing(folder, "train_supernet"))
     if card.space != config.space:
         raise AutoFormerError(

@@ -1,10 +1,10 @@
-"""A step as a job on several machines: launched, followed, cancelled with its launcher, and its results brought back.
+"""A step as a job on several machines: launched, followed, cancelled with its launcher; its results are fetched.
 
 By hand: `AUTOFORMER_JOB=… python -m runtime.steps.job_launch <step> <arguments>`.
 
-The launcher holds nothing that it cannot find again. A job's name says run, step, image and attempt, so a launcher
-that was killed and comes back, or one that KFP starts again, finds the job at work and follows it; one whose job has
-failed deletes it and makes the next attempt, which goes on from the last checkpoint.
+The launcher keeps no state of its own. The name of a job holds run, step, image and attempt. So a launcher that was
+killed, or one that KFP starts again, finds the running job and follows it. A job that has failed is deleted, and the
+next attempt resumes from the last checkpoint.
 """
 
 import os
@@ -26,7 +26,7 @@ from runtime.kubernetes.settings import VARIABLE, JobSettings, job_settings
 from runtime.steps.command import exit_code
 from runtime.steps.rank_launch import check_batch_split
 
-# What the pods of a job inherit of the launching one; nothing secret is among it.
+# The variables that a job's pods inherit from the launching pod; none of them is secret.
 PASSED = (
     "AUTOFORMER_PARENT_RUN_ID", "AUTOFORMER_STORE", "AUTOFORMER_TRACKING", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3", "AWS_REGION", "KFP_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME",
@@ -35,42 +35,41 @@ PASSED = (
 
 
 def launch(step: str, argv: Sequence[str], settings: JobSettings, patience: Patience = PATIENCE) -> int:
-    """Do a step on the machines of `settings`, with the arguments of its command line; the exit code.
+    """Do a step on the machines of `settings`, with the arguments of its command line.
 
-    It is that of `python -m components.<step>`, with the same line on stderr.
+    Returns:
+        The exit code of `python -m components.<step>`; the same line is on stderr.
     """
+    launcher: _Launcher | None = None
+
+    def cancel() -> None:
+        if launcher is not None:
+            launcher.cancel_at_once()
 
     def work() -> None:
-        launcher: _Launcher | None = None
-
-        def cancel() -> None:
-            if launcher is not None:
-                launcher.cancel_at_once()
-
+        nonlocal launcher
         with stoppable(cancel):
-            arguments = checked(step, argv, settings)
-            environment = os.environ
+            arguments = _checked(step, argv, settings)
             launched = Launch(
                 step,
                 arguments,
-                environment.get("KFP_RUN_ID") or "by-hand",
-                environment.get("KFP_POD_NAME", ""),
-                environment.get("KFP_POD_UID", ""),
+                os.environ.get("KFP_RUN_ID") or "by-hand",
+                os.environ.get("KFP_POD_NAME", ""),
+                os.environ.get("KFP_POD_UID", ""),
                 inputs_hash(arguments),
             )
-            inherited = passed(settings, environment)
-            cluster = KubernetesApi.connect(patience)
-            launcher = _Launcher(cluster, launched, settings, inherited, patience)
+            inherited = _inherited(settings)
+            launcher = _Launcher(KubernetesApi.connect(patience), launched, settings, inherited, patience)
             launcher.run()
 
     return exit_code(step, work)
 
 
-def checked(step: str, argv: Sequence[str], settings: JobSettings) -> list[str]:
-    """The arguments with the configuration as one text, after the checks that need no machine.
+def _checked(step: str, argv: Sequence[str], settings: JobSettings) -> list[str]:
+    """The arguments with the configuration as JSON, after the checks that need no machine.
 
     Raises:
-        AutoFormerError: one line: a step that one process does, or a configuration that these machines cannot share.
+        AutoFormerError: the step is not shared, or these machines cannot share its configuration.
     """
     if step not in STEPS:
         raise AutoFormerError(f"one process does this step; a job on several machines is for {', '.join(STEPS)}")
@@ -85,14 +84,14 @@ def checked(step: str, argv: Sequence[str], settings: JobSettings) -> list[str]:
     return ["--config", config.step_json(step), *others]
 
 
-def passed(settings: JobSettings, environment: Mapping[str, str]) -> dict[str, str]:
-    """What the job's pods inherit, and where their work in progress lies: on the volume that all see.
+def _inherited(settings: JobSettings) -> dict[str, str]:
+    """The environment of the job's pods, with a work folder on the volume that all of them mount.
 
     Raises:
-        AutoFormerError: a password stands in an address; a job's manifest is no place for it.
+        AutoFormerError: an address holds a password, which must not stand in a job's manifest.
     """
-    secret = {one.env for one in settings.secret_env}
-    inherited = {name: environment[name] for name in PASSED if environment.get(name) and name not in secret}
+    secret = {variable.env for variable in settings.secret_env}
+    inherited = {name: os.environ[name] for name in PASSED if os.environ.get(name) and name not in secret}
     for name, value in inherited.items():
         if "@" in urlsplit(value).netloc:
             raise AutoFormerError(f"{name} holds a password; give it to the job by secret_env")
@@ -111,13 +110,13 @@ class _Launcher:
     ) -> None:
         self.cluster, self.launched, self.settings = cluster, launched, settings
         self.environment, self.patience = environment, patience
-        self._at_work: str | None = None  # the job that ends with us
+        self._to_cancel: str | None = None  # the job that ends with this process
 
     def run(self) -> None:
         name = self._running() or self._new()
         with self._cancelled_with_us(name):
             follow_job(self.cluster, name, self.launched.step, self.patience)
-        self._at_work = None  # it has ended well, and stays for whoever has to bring its results another time
+        self._to_cancel = None  # the finished job stays, for a launcher that has to fetch its results again
         with delay_signals():
             self._job_folder(name).fetch_outputs(self.launched.argv)
 
@@ -125,11 +124,10 @@ class _Launcher:
         return JobFolder.of_job(self.settings, name)
 
     def _attempts(self) -> list[Object]:
-        found = self.cluster.jobs(self.launched.labels(self.settings))
-        return sorted(found, key=_attempt)
+        return sorted(self.cluster.jobs(self.launched.labels(self.settings)), key=_attempt)
 
     def _running(self) -> str | None:
-        """The job of an earlier launcher that is at work, or has done it: from now on it is this one's."""
+        """Adopt the job of an earlier launcher that is running, or has finished with its results."""
         newest = next(reversed(self._attempts()), None)
         if newest is None or newest["metadata"].get("deletionTimestamp") or condition(newest, "Failed"):
             return None
@@ -140,58 +138,53 @@ class _Launcher:
         return name
 
     def _adopt(self, name: str) -> None:
-        """With the pod that has launched it a job would go; it is to go with this one."""
+        """Make this pod the job's owner: Kubernetes deletes a job together with its owner."""
         print_line(f"{self.launched.step}: goes on with the job {name}")
         if self.launched.pod_uid:
             self.cluster.patch(name, {"metadata": {"ownerReferences": owners(self.launched)}})
 
     def _new(self) -> str:
-        """Make the next attempt, once those before it are gone."""
+        """Delete the former attempts, and create the next."""
         former = self._attempts()
         self._remove([job["metadata"]["name"] for job in former])
         attempt = 1 + max((_attempt(job) for job in former), default=0)
         while self._job_folder(self.launched.name(self.settings, attempt)).closed:
             attempt += 1
         name = self.launched.name(self.settings, attempt)
-        place = self._job_folder(name)
-        given = place.put_inputs(self.launched.argv)
-        made = manifest(self.launched, self.settings, attempt, place.root, given, self.environment)
+        folder = self._job_folder(name)
+        arguments = folder.put_inputs(self.launched.argv)
+        job = manifest(self.launched, self.settings, attempt, folder.root, arguments, self.environment)
         with self._cancelled_with_us(name), delay_signals():
-            if self.cluster.create(made) is None:
-                self._adopt(name)  # a request that broke off had come so far
+            if self.cluster.create(job) is None:
+                self._adopt(name)  # an earlier request had created it, and lost its answer
             else:
                 machines = f"{self.settings.nodes} machines with {self.settings.gpus} GPUs each"
                 print_line(f"{self.launched.step}: launched the job {name} on {machines}")
         return name
 
     def _remove(self, names: Sequence[str]) -> None:
-        """Delete jobs that have ended: one whose JobSet goes before it would be started again by Trainer.
+        """Delete jobs that have ended, and wait until they are gone: two jobs must not write the same checkpoints.
 
-        A launcher that comes in between finds no job to count from, and so each place is marked first.
+        Not their JobSets, which Trainer would create again. Each folder is marked first, for a launcher that comes in
+        between and finds no job to count from.
         """
         for name in names:
             self._job_folder(name).mark_closed()
             self.cluster.delete(name)
         for name in names:
-            self._wait_until_gone(name)
-
-    def _wait_until_gone(self, name: str) -> None:
-        """Two jobs at the same checkpoints would be in each other's way."""
-        told = False
-        while self.cluster.get(name) is not None:
-            if not told:
+            if self.cluster.get(name) is not None:
                 print_line(f"{self.launched.step}: waits until the job {name} is gone")
-                told = True
-            time.sleep(self.patience.poll_seconds)
+            while self.cluster.get(name) is not None:
+                time.sleep(self.patience.poll_seconds)
 
     def cancel_at_once(self) -> None:
-        """Where a signal comes: a pod may be killed a second after it, while this process waits for an answer."""
-        if self._at_work is not None:
-            self.cluster.delete_at_once(self._at_work)
+        """Delete the job when a signal comes: this pod may be killed a second later, while it waits for an answer."""
+        if self._to_cancel is not None:
+            self.cluster.delete_at_once(self._to_cancel)
 
     @contextmanager
     def _cancelled_with_us(self, name: str) -> Iterator[None]:
-        self._at_work = name
+        self._to_cancel = name
         try:
             yield
         except Stopped as stopped:

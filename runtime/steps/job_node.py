@@ -1,8 +1,8 @@
-"""What a pod of the job runs: `python -m runtime.steps.job_node --job … --place … <step> <arguments>`.
+"""The command of a job's pods: `python -m runtime.steps.job_node --job … --place … <step> <arguments>`.
 
-Once a machine it fetches what the step reads, starts a rank for each GPU, and waits for them; the only rank of a
-machine it is itself. Rank 0 writes the results; where their place is not a folder that all see, the first machine
-sends them there.
+On each machine it fetches the inputs of the step, starts one rank per GPU, and waits for them. The only rank of a
+machine is this process itself. Rank 0 writes the results; the first machine uploads them, unless all machines share
+their folder.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def _run(machine: Machine, step: str, arguments: Sequence[str]) -> None:
         return
     with as_only_rank_of(machine):
         code = importlib.import_module(f"components.{step}.step").main(arguments)
-    if code:  # and why has been said
+    if code:  # the step has printed why
         raise SystemExit(code)
 
 

@@ -1,4 +1,4 @@
-"""What the bodies of the KFP components share. No torch, and no kfp: an image without kfp can run it."""
+"""Shared by the bodies of the KFP components. Imports neither torch nor kfp, which an image may lack."""
 
 import importlib
 import json
@@ -15,19 +15,18 @@ from runtime.kubernetes.settings import job_settings
 from runtime.steps.job_launch import launch
 
 IMAGE = os.environ.get("AUTOFORMER_IMAGE", "autoformer:dev")
-"""The image that the components name when the pipeline is compiled: by digest on a cluster, or a cached result
-of other code is served. The local runner puts the hash of the source in its place."""
-
+"""The image of the components in a compiled pipeline. On a cluster it is named by digest, since KFP's cache would
+otherwise serve results of other code. The local runner replaces it by the hash of the source."""
 
 CODE = "AUTOFORMER_STEP_CODE"
-"""Environment variable: by step, as JSON, the hash of the code that stands in the run's cache keys."""
+"""Environment variable: step -> hash of its code in the run's cache keys, as JSON."""
 
 
 def call(step: str, arguments: Sequence[str]) -> None:
-    """Run a step as its command line would, and fail the task with the step's exit code.
+    """Run a step as its command line does, and fail the task with the step's exit code.
 
-    Where the task's environment says so (`AUTOFORMER_JOB`), the step runs on several machines, and this process
-    follows it; the step itself is then not imported, which a light image could not.
+    With `AUTOFORMER_JOB` in the environment, the step runs on several machines, and this process follows it. The step
+    itself is then not imported, since a light image lacks its packages.
     """
     try:
         _check_code(step)
@@ -43,7 +42,7 @@ def call(step: str, arguments: Sequence[str]) -> None:
 
 
 def _check_code(step: str) -> None:
-    """Raise `AutoFormerError` where the code is not what the run's cache keys name: they would keep its result."""
+    """Raise `AutoFormerError` where the code differs from that in the run's cache keys: KFP would keep its result."""
     expected = json.loads(os.environ.get(CODE, "{}")).get(step)
     if expected is not None and expected != step_code(step):
         raise AutoFormerError(
@@ -54,8 +53,7 @@ def _check_code(step: str) -> None:
 def log_metrics(artifact: Any, file: str | Path) -> None:
     """Show the numbers of a step's `metrics.json` as a table of scalars in the KFP UI.
 
-    The file itself becomes the artifact's content: kfp.local takes no task from its cache that has an output
-    which is metadata only, since it finds no file there.
+    The file becomes the artifact's content: kfp.local caches no task with an output that has metadata but no file.
     """
     for name, value in json.loads(Path(file).read_text()).items():
         if isinstance(value, int | float):
@@ -64,7 +62,7 @@ def log_metrics(artifact: Any, file: str | Path) -> None:
 
 
 def log_uri(artifact: Any) -> None:
-    """Show in the KFP UI where the large files of a step's folder are, where they are not in the folder."""
+    """Show the address of a step's large files in the KFP UI, where the store has them."""
     file = Path(artifact.path) / "stored.json"
     if file.is_file():
         artifact.metadata["uri"] = json.loads(file.read_text())["uri"]

@@ -1,16 +1,14 @@
-"""Start the ranks of a step, one a GPU, and end with the line and the exit code of what went wrong first.
+"""Start the ranks of a step, one per GPU, and end with the message and exit code of the first failure.
 
-`run_step` starts as many processes as there are GPUs (or as `AUTOFORMER_PROCESSES` says), after it has checked
-arguments and configuration. A process that torchrun has started, on this machine or on several, joins the others
-(`runtime.steps.distributed`).
+`run_step` starts as many processes as there are GPUs (or `AUTOFORMER_PROCESSES`), after it has checked arguments and
+configuration. A process that torchrun has started joins the others instead (`runtime.steps.rendezvous`).
 
-What went wrong is told in one line, once, by the process that was started first, with an exit code of
-`runtime.common.exit_codes`: a rank writes its own line to a file below `AUTOFORMER_RANKS`, and prints nothing.
-A rank that was killed is named, and the others, which wait for it, are ended by torch's agent. With
-`AUTOFORMER_MAX_RESTARTS=n` all are started again, n times at most, and resume from the last checkpoint; bad input is
-not tried twice. Of several machines each starts its own ranks, which meet at the first one (`Machine`); who starts
-the machines again has to do so with all of them. Rank 0's machine has the work folder and the output; the others are
-handed the checkpoints that they shall resume from.
+One line reports a failure, once, from the process that started the ranks: a rank writes its message and exit code (see
+`runtime.common.exit_codes`) to a file below `AUTOFORMER_RANKS`, and prints nothing. Torch's agent ends the other ranks.
+With `AUTOFORMER_MAX_RESTARTS=n` all ranks start again, at most n times, from the last checkpoint; bad input is not
+tried twice. Each of several machines starts its own ranks, which meet at the first machine (`Machine`); whoever
+restarts the machines has to restart all of them. The work folder and the output are on rank 0's machine; the others
+receive copies of the checkpoints.
 """
 
 import contextlib
@@ -30,22 +28,22 @@ from runtime.common.config import Config, TrainingSection
 from runtime.common.exit_codes import BAD_INPUT, LOST, UNAVAILABLE, JobFailed
 from runtime.common.processes import REPORT_FOLDER, cores, gpus, is_rank, number_in_environment
 from runtime.common.stopping import SIGNALS
-from runtime.steps.distributed import is_lost
+from runtime.steps.rendezvous import is_lost
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-
-GRACE_SECONDS = 30  # for a checkpoint, after which a rank that was told to end is killed
-MEETING_SECONDS = 900  # that a machine waits for the others, which may still pull their image
+Report = Mapping[str, Any]  # of a rank: step, message, code
+GRACE_SECONDS = 30  # for a checkpoint, after which a stopped rank is killed
+MEETING_SECONDS = 900  # a machine waits for the others, which may still pull their image
+_STOP_CODES = tuple(code for number in SIGNALS for code in (128 + number, -number))
 
 
 def processes(config: Config) -> int:
-    """How many processes a step is: those that torchrun has started, `AUTOFORMER_PROCESSES`, or one for each GPU
-    that `device` lets it take.
+    """How many processes a step has: torchrun's, `AUTOFORMER_PROCESSES`, or one per GPU that `device` allows.
 
     Raises:
-        AutoFormerError: one line: not a number, or more processes than GPUs.
+        AutoFormerError: not a number, or more processes than GPUs.
     """
     if is_rank():
         return number_in_environment("WORLD_SIZE", 1)
@@ -67,24 +65,24 @@ def processes(config: Config) -> int:
 
 
 def check_batch_split(step: str, config: Config, count: int) -> None:
-    """Raise `AutoFormerError` unless `count` ranks can take equal parts of an optimiser step."""
+    """Raise `AutoFormerError` unless `count` ranks can take equal shares of an optimiser step."""
     section = getattr(config, step)
     if not isinstance(section, TrainingSection):
         return
     passes = section.accumulation if isinstance(section.accumulation, int) else 1
-    parts, even = passes * count, 2 if section.augmentation.mixes else 1
-    if section.batch_size % (parts * even):
+    micro_batches, even = passes * count, 2 if section.augmentation.mixes else 1
+    if section.batch_size % (micro_batches * even):
         what = f"{passes} forward passes of each of {count} processes" if passes > 1 else f"{count} processes"
         raise AutoFormerError(
-            f"{step}.batch_size = {section.batch_size}: not a multiple of {parts * even}, for {what}"
+            f"{step}.batch_size = {section.batch_size}: not a multiple of {micro_batches * even}, for {what}"
             f"{' and pairs of images to mix' if even == 2 else ''}; choose another, or set AUTOFORMER_PROCESSES"
         )
 
 
 class Machine(NamedTuple):
-    """One of several machines that do a step together: its number from 0, how many there are, and where they meet.
+    """One of several machines that do a step together: its number from 0, their count, and where they meet.
 
-    `processes`: of each machine. `job`: the same word on all of them, and another one for each job.
+    `processes`: per machine. `job`: the same name on all of them, and another for each job.
     """
 
     number: int
@@ -96,7 +94,7 @@ class Machine(NamedTuple):
 
     @classmethod
     def of_environment(cls, job: str) -> Self:
-        """This one, as Kubeflow's Trainer tells torchrun of it. Raises `AutoFormerError` where it does not."""
+        """This machine, from the variables that Kubeflow's Trainer sets for torchrun."""
         names = ("NODE_RANK", "NNODES", "NPROC_PER_NODE", "MASTER_PORT")
         number, machines, processes, port = (number_in_environment(f"PET_{name}", -1) for name in names)
         address = os.environ.get("PET_MASTER_ADDR")
@@ -111,29 +109,24 @@ class Machine(NamedTuple):
 def launch(step: str, argv: Sequence[str], count: int) -> None:
     """Run `python -m components.<step>` with these arguments in `count` processes of this machine, and wait for them.
 
-    Signals are passed on to them, and each has `GRACE_SECONDS` to end. They end when this process is gone, too.
+    Signals are passed on to them, and each has `GRACE_SECONDS` to end. They also end when this process is gone.
 
     Raises:
-        JobFailed: the line and the exit code of what went wrong first.
+        JobFailed: the message and exit code of the first failure.
     """
     restarts = number_in_environment("AUTOFORMER_MAX_RESTARTS", 0)
-    for again in range(restarts + 1):
+    for restart in range(1, restarts + 2):
         try:
             _launch_once(step, argv, count)
-        except JobFailed as fallen:
-            if again == restarts or fallen.exit_code in (BAD_INPUT, *(128 + number for number in SIGNALS)):
-                raise
-            print(f"{step}: {fallen}; starting again, {again + 1} of {restarts}", file=sys.stderr, flush=True)
-        else:
             return
+        except JobFailed as failed:
+            if restart > restarts or failed.exit_code in (BAD_INPUT, *(128 + number for number in SIGNALS)):
+                raise
+            print(f"{step}: {failed}; starting again, {restart} of {restarts}", file=sys.stderr, flush=True)
 
 
 def launch_on(machine: Machine, step: str, argv: Sequence[str]) -> None:
-    """The same for the processes of one of several machines; the others must do so too. Without restarts.
-
-    Raises:
-        JobFailed: the line and the exit code of what went wrong first on this machine.
-    """
+    """As `launch`, for the processes of one of several machines, without restarts. The other machines do the same."""
     try:
         _launch_once(step, argv, machine.processes, machine)
     except RuntimeError as error:
@@ -144,19 +137,24 @@ def launch_on(machine: Machine, step: str, argv: Sequence[str]) -> None:
         raise JobFailed(f"{where} does not find the others ({reason})", LOST) from None
 
 
+def as_only_rank_of(machine: Machine) -> contextlib.AbstractContextManager[None]:
+    """While entered, this process is the one rank of its machine."""
+    return _environment(
+        {
+            "RANK": str(machine.number),
+            "WORLD_SIZE": str(machine.machines),
+            "LOCAL_RANK": "0",
+            "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": machine.address,
+            "MASTER_PORT": str(machine.port),
+        }
+    )
+
+
 @contextlib.contextmanager
-def as_only_rank_of(machine: Machine) -> Iterator[None]:
-    """While entered, this process is the one rank of its machine, and needs nobody to start it."""
-    told = {
-        "RANK": machine.number,
-        "WORLD_SIZE": machine.machines,
-        "LOCAL_RANK": 0,
-        "LOCAL_WORLD_SIZE": 1,
-        "MASTER_ADDR": machine.address,
-        "MASTER_PORT": machine.port,
-    }
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     former = dict(os.environ)
-    os.environ |= {name: str(value) for name, value in told.items()}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -171,41 +169,42 @@ def _launch_once(step: str, argv: Sequence[str], count: int, machine: Machine | 
 
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say, one line will say
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # the failure has its own line
     with tempfile.TemporaryDirectory(prefix="autoformer-ranks-") as folder:
         settings = LaunchConfig(
-            **(_meeting_here() if machine is None else _meeting_at(machine)),
+            **_meeting(machine),
             nproc_per_node=count,
-            max_restarts=0,  # restarts are counted by the caller, which knows what is worth one
+            max_restarts=0,  # `launch` knows which failures are worth a restart
             logs_specs=DefaultLogsSpecs(log_dir=folder),
             shutdown_timeout=GRACE_SECONDS,
         )
-        told = Path(folder) / "told"
-        told.mkdir()
+        reports = Path(folder) / "reports"
+        reports.mkdir()
+        variables = {
+            "OMP_NUM_THREADS": str(max(1, cores() // count)),
+            # a container's own name need not resolve
+            **({"GLOO_SOCKET_IFNAME": "lo"} if machine is None and sys.platform == "linux" else {}),
+            **os.environ,
+            REPORT_FOLDER: str(reports),
+            "AUTOFORMER_RUNNER_PID": str(os.getpid()),
+        }
         try:
-            with _environment(told, count, alone=machine is None):
+            with _environment(variables):
                 elastic_launch(settings, sys.executable)("-m", f"components.{step}", *argv)
         except ChildFailedError as error:
-            raise _fallen(error.failures, _read(told), count * (machine.machines if machine else 1)) from None
+            ranks = count * (machine.machines if machine else 1)
+            raise _failure(error.failures, read_reports(reports), ranks) from None
         except SignalException as error:
             _wait_for_children()
-            raise _stopped(error.sigval, _read(told)) from None
+            stopped = f"stopped by {error.sigval.name}; the same command goes on from the last checkpoint"
+            raise _reported(read_reports(reports)) or JobFailed(stopped, 128 + error.sigval) from None
 
 
-def _meeting_here() -> dict[str, Any]:
-    """How ranks of one machine find each other."""
-    return {
-        "min_nodes": 1,
-        "max_nodes": 1,
-        "run_id": uuid.uuid4().hex,
-        "rdzv_backend": "c10d",
-        "rdzv_endpoint": "localhost:0",
-        "local_addr": "localhost",
-    }
-
-
-def _meeting_at(machine: Machine) -> dict[str, Any]:
-    """How those of several machines do: at the first of them, each with the number that it was given."""
+def _meeting(machine: Machine | None) -> dict[str, Any]:
+    """How ranks find each other: on this machine, or at the first of several, each with its given number."""
+    if machine is None:
+        here = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost"}
+        return {"min_nodes": 1, "max_nodes": 1, "run_id": uuid.uuid4().hex, **here}
     return {
         "min_nodes": machine.machines,
         "max_nodes": machine.machines,
@@ -216,36 +215,15 @@ def _meeting_at(machine: Machine) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _environment(told: Path, count: int, alone: bool) -> Iterator[None]:
-    """What the ranks inherit. `alone`: all of them are on this machine."""
-    former = dict(os.environ)
-    os.environ |= {REPORT_FOLDER: str(told), "AUTOFORMER_RUNNER_PID": str(os.getpid())}
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
-    if alone and sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a container's own name need not resolve
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(former)
+def _failure(failures: "Mapping[int, ProcessFailure]", reports: Sequence[Report], count: int) -> JobFailed:
+    """Why the job has ended: bad input that a rank reports, else the first rank that was killed, else one that failed.
 
-
-_ENDED = tuple(code for number in SIGNALS for code in (128 + number, -number))
-
-
-def _fallen(failures: "Mapping[int, ProcessFailure]", told: Sequence[Mapping[str, Any]], count: int) -> JobFailed:
-    """Why the job has ended: bad input that a rank names, else a rank that was killed, else one that failed.
-
-    Those that are ended for the sake of another have told so, or were killed after it.
+    Ranks that were stopped because of another have reported so, or were killed later.
     """
-    for word in told:
-        if word["code"] == BAD_INPUT:
-            return JobFailed(str(word["message"]), BAD_INPUT)
-    for word in told:
-        if word["code"] == UNAVAILABLE:
-            return JobFailed(str(word["message"]), UNAVAILABLE)
-    first = {rank: failure for rank, failure in failures.items() if failure.exitcode not in (LOST, *_ENDED)}
+    for code in (BAD_INPUT, UNAVAILABLE):
+        if failed := _reported([report for report in reports if report["code"] == code]):
+            return failed
+    first = {rank: failure for rank, failure in failures.items() if failure.exitcode not in (LOST, *_STOP_CODES)}
     killed = sorted((failure.timestamp, rank) for rank, failure in first.items() if failure.exitcode < 0)
     if killed:
         rank = killed[0][1]
@@ -258,22 +236,18 @@ def _fallen(failures: "Mapping[int, ProcessFailure]", told: Sequence[Mapping[str
         )
     if first:
         return JobFailed(f"rank {min(first)} of {count} failed; its traceback stands above", 1)
-    for word in told:
-        if word["code"] != LOST:
-            return JobFailed(str(word["message"]), int(word["code"]))
-    return JobFailed(f"the {count} ranks have lost their connections to each other; the same command goes on", LOST)
+    lost = f"the {count} ranks have lost their connections to each other; the same command goes on"
+    return _reported(reports) or JobFailed(lost, LOST)
 
 
-def _stopped(number: signal.Signals, told: Sequence[Mapping[str, Any]]) -> JobFailed:
-    """What rank 0 says of a signal, which it has had from here."""
-    for word in told:
-        if word["code"] != LOST:
-            return JobFailed(str(word["message"]), int(word["code"]))
-    return JobFailed(f"stopped by {number.name}; the same command goes on from the last checkpoint", 128 + number)
+def _reported(reports: Sequence[Report]) -> JobFailed | None:
+    """The first report of a cause: a lost connection is a consequence."""
+    causes = (report for report in reports if report["code"] != LOST)
+    return next((JobFailed(str(report["message"]), int(report["code"])) for report in causes), None)
 
 
 def _wait_for_children() -> None:
-    """A second signal has perhaps cut short the agent's waiting; a further one must not."""
+    """Finish the agent's wait, which a second signal may have interrupted; a further signal must not."""
     import psutil
 
     for number in SIGNALS:
@@ -284,6 +258,6 @@ def _wait_for_children() -> None:
             process.kill()
 
 
-def _read(folder: Path) -> list[dict[str, Any]]:
-    """What the ranks have told of their ends, in their order."""
+def read_reports(folder: Path) -> list[Report]:
+    """The reports of the ranks that have written one, in the order of the ranks."""
     return [read_json(file) for file in sorted(folder.glob("*.json"), key=lambda file: int(file.stem))]

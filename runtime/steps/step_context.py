@@ -1,4 +1,4 @@
-"""How a step that has checked its input begins and ends: its work in progress, its record and its MLflow run."""
+"""The beginning and end of a step that has checked its input: locks, work folder, record and MLflow run."""
 
 import argparse
 import contextlib
@@ -12,12 +12,12 @@ from runtime.common.locks import hold_lock
 from runtime.common.workspace import Record, Workspace
 from runtime.storage.mirror import Mirror, mirrored
 
-NOWHERE = Mirror()
+NO_MIRROR = Mirror()
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """What a step is given to work with, and what it says where its result came from."""
+    """The arguments, work folder, record and MLflow run of a step."""
 
     arguments: argparse.Namespace
     config: Config
@@ -25,7 +25,7 @@ class StepContext:
     record: Record
     tracked: tracking.StepLogger
     world: World = SINGLE_PROCESS
-    mirror: Mirror = NOWHERE  # is told when checkpoints change
+    mirror: Mirror = NO_MIRROR  # uploads checkpoints
 
 
 @contextlib.contextmanager
@@ -37,22 +37,18 @@ def open_step(
     world: World = SINGLE_PROCESS,
     has_checkpoints: bool = False,
 ) -> Iterator[StepContext]:
-    """Open the step's work in progress, record and MLflow run; forget the work once the step has succeeded.
+    """Open a step's work folder, record and MLflow run; delete the work folder once the step has succeeded.
 
-    Of several processes rank 0 holds the locks, writes the record and logs; the others have a record and a run that
-    go nowhere.
+    Of several ranks only rank 0 holds the locks, writes the record and logs.
 
     Args:
-        step: the step's name.
-        arguments: of its command line, with `out`, `record` and a path for each of `inputs`.
-        config: the configuration.
-        inputs: names of the arguments that the step reads; their content is part of what its work is keyed by.
-        world: which of the processes that do the step together this is.
-        has_checkpoints: whether its work is worth keeping in the store too, where there is one.
+        arguments: of the command line, with `out`, `record` and a path for each of `inputs`.
+        inputs: names of the arguments that the step reads; their content is part of the work folder's key.
+        has_checkpoints: mirror the work folder in the store, where there is one.
 
     Raises:
-        AutoFormerError: another process does the same work, or is to publish to the same place.
-        OSError: a place of work in progress, output or record cannot be written to.
+        AutoFormerError: another process does the same work, or publishes to the same place.
+        OSError: the work folder, the output or the record cannot be written.
     """
     workspace = Workspace(step, config, {name: getattr(arguments, name) for name in inputs})
     record = Record(arguments.record, step)
@@ -64,8 +60,8 @@ def open_step(
     with hold_lock(workspace.folder, "work folder"), hold_lock(arguments.out, "output"):
         with (
             record,
-            mirrored(step, workspace.folder) if has_checkpoints else contextlib.nullcontext(NOWHERE) as mirror,
-            # whose run has ended before the last checkpoint is waited for: there may be no time for both
+            mirrored(step, workspace.folder) if has_checkpoints else contextlib.nullcontext(NO_MIRROR) as mirror,
+            # the run ends before the wait for the last checkpoint: a stopped step may not have the time for both
             tracking.step_run(step, config, record.values, workspace.provenance) as tracked,
         ):
             yield StepContext(arguments, config, workspace, record, tracked, world, mirror)

@@ -1,14 +1,13 @@
-"""What the two training steps share: they drive the same loop, keep a history, resume, and roll back.
+"""The training loop of the two training steps: history, checkpoints, rollbacks and stops.
 
-A loss that is NaN or infinite, or such a weight, sends training back to the last regular checkpoint, or to the
-beginning, and its learning rates are from there on `rollback_factor` times what they were. After `max_rollbacks`
-of these the step ends. With float16 a step of that kind is skipped by the gradient scaler, which is no reason to
-go back as long as one step of the row is sound.
+A loss or weight that is NaN or infinite sends training back to the last regular checkpoint, or to the beginning. From
+there on the learning rates are `rollback_factor` times what they were. After `max_rollbacks` of these the step ends.
+With float16 the gradient scaler skips such a step; training goes back only where no step of a row has a finite loss.
 
-Several ranks train in step. Each keeps its share of the losses on its device; they are added up once a row, so that
-all ranks decide alike whether to go back. Rank 0 alone scores, writes and tells; the others go on meanwhile, to the
-next word that needs rank 0. Whether a signal has come is a number that every rank adds to at each step, through gloo,
-beside the GPUs, and hears one step later: all stop at the same step, and no device is waited for.
+Several ranks train in step. Each keeps the losses of its shard on its device; one all-reduce per row adds them, so
+that all ranks decide alike. Rank 0 alone scores, writes and logs, while the others continue to the next collective.
+Whether a signal has come is an all-reduce at each step, through gloo, beside the GPUs; its result is read one step
+later. So all ranks stop at the same step, and no GPU waits.
 """
 
 import contextlib
@@ -32,10 +31,11 @@ from runtime.common.console import Progress, print_line
 from runtime.common.stopping import Stopped, delay_signals, receive_signal, received_signal
 from runtime.steps.checkpoints import Checkpoints, State, load
 from runtime.steps.step_context import StepContext
-from runtime.steps.training_setup import Training, findings, out_of_memory
+from runtime.steps.training_setup import Training, out_of_memory, resolved_settings
 
 Row = dict[str, float | int]
 Rollback = dict[str, Any]  # step, reason, subnet, back_to_step, learning_rate_scale: a row of rollbacks.json
+BATCH_SIZE = 500  # images per forward pass of a score
 
 
 class SearchSplitAccuracy:
@@ -46,37 +46,34 @@ class SearchSplitAccuracy:
         self.mean, self.std, self.device = card.mean, card.std, device
 
     def top1_percent(self, forward: Callable[[Tensor], Tensor]) -> float:
-        logits = predict_logits(forward, self.pixels, self.mean, self.std, 500, self.device)
+        logits = predict_logits(forward, self.pixels, self.mean, self.std, BATCH_SIZE, self.device)
         return 100.0 * int((logits.argmax(dim=1) == self.labels).sum()) / len(self.labels)
 
 
 class TrainingResult(NamedTuple):
-    """One row every `log_steps` steps, and where training went back."""
+    """A row every `log_steps` steps, and the rollbacks."""
 
     history: list[Row]
     rollbacks: list[Rollback]
 
 
 class TrainingNames(NamedTuple):
-    """What one training is called."""
-
     checkpoint: str  # file in the work folder, without ending
-    what: str  # before its lines
-    prefix: str = ""  # of its metrics
+    what: str  # before the lines that are printed
+    prefix: str = ""  # of the metrics
+
+
+Score = Callable[[torch.nn.Module], Row]
 
 
 def train(
-    opened: StepContext,
-    training: Training,
-    trainer: Trainer,
-    score: Callable[[torch.nn.Module], Row],
-    names: TrainingNames,
+    opened: StepContext, training: Training, trainer: Trainer, score: Score, names: TrainingNames
 ) -> TrainingResult:
     """Train to the end, from the checkpoint where there is one.
 
     Args:
-        opened: has the work folder; its record is told where training was resumed, and its rate, and its MLflow
-            run is given each new row.
+        opened: its work folder holds the checkpoints; its record gets the settings, the step that training was resumed
+            from, and the rate; its MLflow run gets each new row.
         trainer: of `training`.
         score: scores the averaged model every `score_steps` steps and at the end.
 
@@ -86,9 +83,9 @@ def train(
         Stopped: after a checkpoint.
     """
     loop = _Loop(opened, training, trainer, score, names)
-    found = findings(trainer)
-    opened.record.values |= found
-    opened.tracked.tags({f"{names.prefix}{key}": str(value) for key, value in found.items()})
+    settings = resolved_settings(trainer)
+    opened.record.values |= settings
+    opened.tracked.tags({f"{names.prefix}{key}": str(value) for key, value in settings.items()})
     first = loop.resume()
     if first:
         opened.record.values["resumed_from_step"] = first
@@ -96,7 +93,7 @@ def train(
     start = time.monotonic()
     images, total = trainer.images_per_step, trainer.total_steps * trainer.images_per_step
     with Progress(names.what, total, "images", first * images) as progress, contextlib.closing(trainer.images):
-        # a rank that follows stops where all do, never by itself
+        # other ranks than 0 stop only where all ranks do
         with contextlib.nullcontext() if trainer.world.is_rank_zero else delay_signals():
             fits = loop.run(lambda note: progress.update(trainer.step * images, note))
     if not fits:
@@ -106,73 +103,62 @@ def train(
     return TrainingResult(loop.history, loop.rollbacks)
 
 
-class _Agreement:
-    """Whether all ranks shall stop, asked once a step: the highest signal that any of them had at the last asking."""
+class _StopRequest:
+    """Whether all ranks shall stop, to be called once per step: the highest signal that any rank had a step ago."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._asked: tuple[Tensor, torch.distributed.Work] | None = None
+        self._pending: tuple[Tensor, torch.distributed.Work] | None = None
 
     def __call__(self) -> bool:
         if self.world.size == 1:
             return received_signal() is not None
-        answer = self._answer()
-        if answer:
-            receive_signal(answer)
-            return True
+        if self._pending is not None:
+            (number, work), self._pending = self._pending, None
+            work.wait()
+            if int(number):
+                receive_signal(int(number))
+                return True
         number = torch.tensor(received_signal() or 0)
         work = torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, async_op=True)
         assert work is not None
-        self._asked = number, work
+        self._pending = number, work
         return False
-
-    def _answer(self) -> int:
-        if self._asked is None:
-            return 0
-        (number, work), self._asked = self._asked, None
-        work.wait()
-        return int(number)
 
 
 class _Loop:
-    """A training and its history, at every moment between two steps in a state that can be saved and gone on with."""
+    """A training and its history. Can be checkpointed between any two steps."""
 
     def __init__(
-        self,
-        opened: StepContext,
-        training: Training,
-        trainer: Trainer,
-        score: Callable[[torch.nn.Module], Row],
-        names: TrainingNames,
+        self, opened: StepContext, training: Training, trainer: Trainer, score: Score, names: TrainingNames
     ) -> None:
         self.opened, self.training, self.trainer, self.score, self.names = opened, training, trainer, score, names
-        self.section = training.section
+        self.section, self.world = training.section, trainer.world
+        self.stop_requested = _StopRequest(trainer.world)
         self.history: list[Row] = []
-        self.world = trainer.world
-        self.told_to_stop = _Agreement(trainer.world)
-        self.losses = self._no_losses()  # of the steps since the last row; they stay on the device until it is full
         self.rollbacks: list[Rollback] = []
+        self.losses = self._no_losses()  # of the steps since the last row; on the device until the row is complete
         self.steps_taken = 0  # by this process
         self.checkpoints = Checkpoints(opened, names.checkpoint, trainer.world)
 
     def resume(self) -> int:
-        """Load what an earlier try has left, if anything; returns its step."""
-        found = self.checkpoints.newest_of_all()
-        if found is not None:
-            load(found, self._restore)
-            for row in self.history:  # of which MLflow may lack the last, where it was away when the step was killed
+        """Load the checkpoint of an earlier try, if there is one; return its step."""
+        checkpoint = self.checkpoints.newest_of_all()
+        if checkpoint is not None:
+            load(checkpoint, self._restore)
+            for row in self.history:  # MLflow may lack the last rows, if it was away when the step was killed
                 self.opened.tracked.row(row, self.names.prefix)
         elif self.world.is_rank_zero:
             self.checkpoints.save_beginning(self._state)
         self.world.all_gather(None)  # all have read before anything is replaced
         return self.trainer.step
 
-    def run(self, tell: Callable[[str], None]) -> bool:
-        """Train to the end; `tell` hears of each row. False where the memory has run out."""
+    def run(self, report: Callable[[str], None]) -> bool:
+        """Train to the end, and `report` each row. False where the memory has run out."""
         try:
             while self.trainer.step < self.trainer.total_steps or len(self.losses):
                 row = self.next_row()
-                tell(f"loss {row['train_loss']:.3f}" if row else "back at the last checkpoint")
+                report(f"loss {row['train_loss']:.3f}" if row else "back at the last checkpoint")
         except Stopped as stopped:
             stopped.note = f" at step {self.stop()} of {self.trainer.total_steps}"
             raise
@@ -184,27 +170,27 @@ class _Loop:
                 ) from None
             if not is_out_of_memory(error):
                 raise
-            return False  # with the error its memory is set free
+            return False  # the error holds memory, which the caller needs free
         return True
 
     def next_row(self) -> Row | None:
         """Train up to the next row of the history; None where training has gone back instead."""
         with delay_signals():
-            wanted = self.section.log_steps - len(self.losses)
-            last = min(self.trainer.step + wanted, self.trainer.total_steps)
-            stopping, shares = False, []
-            while self.trainer.step < last and not (stopping := self.told_to_stop()):
-                shares.append(self.trainer.take_step())
+            missing = self.section.log_steps - len(self.losses)
+            last = min(self.trainer.step + missing, self.trainer.total_steps)
+            stopping, shards = False, []
+            while self.trainer.step < last and not (stopping := self.stop_requested()):
+                shards.append(self.trainer.take_step())
                 self.steps_taken += 1
-            if shares:
-                self.losses = torch.cat([self.losses, self.world.all_reduce(torch.stack(shares))])
-        if stopping:  # of a rank that follows, for which the signal waits
+            if shards:
+                self.losses = torch.cat([self.losses, self.world.all_reduce(torch.stack(shards))])
+        if stopping:  # on other ranks than 0, whose signals are delayed
             raise Stopped(received_signal() or signal.SIGTERM)
         losses = self.losses.cpu()
-        unsound = self._unsound(losses)
-        if unsound:
+        fault = self._not_finite(losses, check_weights=self._is_due(self.section.checkpoint_steps))
+        if fault:
             with delay_signals():
-                self._go_back(*unsound)
+                self._go_back(*fault)
             return None
         row = self._row(losses)
         with delay_signals():
@@ -216,15 +202,15 @@ class _Loop:
         return row
 
     def stop(self) -> int:
-        """Keep what has been done, unless it is unsound; returns the step that the same command goes on from."""
-        if self._unsound(self.losses.cpu(), check_weights=True) is None:
+        """Save a checkpoint, unless something is not finite; return the step that the same command resumes from."""
+        if self._not_finite(self.losses.cpu(), check_weights=True) is None:
             if self.world.is_rank_zero:
                 self.checkpoints.save_interrupted(self._state())
             return self.trainer.step
-        found = self.checkpoints.newest() if self.world.is_rank_zero else None
-        if found is None:
+        checkpoint = self.checkpoints.newest() if self.world.is_rank_zero else None
+        if checkpoint is None:
             return 0
-        load(found, self._restore)
+        load(checkpoint, self._restore)
         return self.trainer.step
 
     def _no_losses(self) -> Tensor:
@@ -244,45 +230,40 @@ class _Loop:
     def _is_due(self, every: int) -> bool:
         return self.trainer.step % every == 0 or self.trainer.step == self.trainer.total_steps
 
-    def _unsound(self, losses: Tensor, check_weights: bool | None = None) -> tuple[int, str] | None:
-        """The step, from 0, and what is NaN or infinite in it; None where all is as it should be.
-
-        Weights are looked at where a checkpoint is due.
-        """
+    def _not_finite(self, losses: Tensor, check_weights: bool) -> tuple[int, str] | None:
+        """The first step, from 0, with a value that is NaN or infinite, and a message about it; None without one."""
         infinite = (~losses.isfinite()).nonzero().flatten().tolist()
         if infinite and not (self.trainer.scaler.is_enabled() and len(infinite) < len(losses)):
             first = infinite[0]
             return self.trainer.step - len(losses) + first, f"the loss of step {{}} is {losses[first]:g}"
-        if self._is_due(self.section.checkpoint_steps) if check_weights is None else check_weights:
+        if check_weights:
             for model in (self.trainer.model, self.trainer.averaged):
-                name = first_not_finite(model.state_dict())
-                if name:
+                if name := first_not_finite(model.state_dict()):
                     return self.trainer.step - 1, f"'{name}' holds NaN or infinity after step {{}}"
         return None
 
-    def _go_back(self, step: int, reason: str) -> None:
+    def _go_back(self, step: int, message: str) -> None:
         """Return to the last regular checkpoint, with lower learning rates; `step` is counted from 0."""
-        subnet, rollbacks = self.training.subnet_of(step), self.rollbacks
-        what = f"{reason.format(step + 1)}, with subnet {subnet.to_json()}"
+        subnet, rollbacks, reason = self.training.subnet_of(step), self.rollbacks, message.format(step + 1)
+        what = f"{reason}, with subnet {subnet.to_json()}"
         if len(rollbacks) >= self.section.max_rollbacks:
             raise AutoFormerError(
                 f"{what}, after {len(rollbacks)} rollbacks; lower the learning_rate, or set clip_grad"
             )
         load(self.checkpoints.to_roll_back_to(), self._restore)
-        self.trainer.learning_rate_scale = self.section.rollback_factor ** (len(rollbacks) + 1)
+        scale = self.section.rollback_factor ** (len(rollbacks) + 1)
+        self.trainer.learning_rate_scale = scale
         rollback: Rollback = {
             "step": step + 1,
-            "reason": reason.format(step + 1),
+            "reason": reason,
             "subnet": subnet.to_dict(),
             "back_to_step": self.trainer.step,
-            "learning_rate_scale": self.trainer.learning_rate_scale,
+            "learning_rate_scale": scale,
         }
         self.rollbacks = [*rollbacks, rollback]
-        told = f"back to step {self.trainer.step}, learning rates times {self.trainer.learning_rate_scale:g}"
-        print_line(f"{self.names.what}: {what}; {told}")
-        self.opened.tracked.tags(
-            {f"{self.names.prefix}rollbacks": f"{len(self.rollbacks)}: {rollback['reason']}; {told}"}
-        )
+        outcome = f"back to step {self.trainer.step}, learning rates times {scale:g}"
+        print_line(f"{self.names.what}: {what}; {outcome}")
+        self.opened.tracked.tags({f"{self.names.prefix}rollbacks": f"{len(self.rollbacks)}: {reason}; {outcome}"})
 
     def _state(self) -> State:
         return {

@@ -1,8 +1,7 @@
-"""From the description of a training to its trainer: memory, workers and teacher are found here."""
+"""The trainer of a training: its teacher, its loader, and an accumulation that fits the memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,21 +28,18 @@ from runtime.steps.workers import cache_bytes, worker_count
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training: what is trained, on what, by which recipe, and where.
+    """The model, data, recipe and device of one training.
 
     Attributes:
-        step: whose section of the configuration `section` is.
+        step: the step that `section` configures.
         section: the recipe, and when to save, log and score.
-        space: of the model.
-        model: a supernet, or a subnet by itself.
-        subnet: that the model is; of a supernet its largest.
-        sampler: which subnets a step trains.
+        model: a supernet, or a single subnet.
+        subnet: the model's spec; of a supernet its largest.
+        sampler: the subnets that each step trains.
         images: the train split.
-        card: of the data set.
         seed: of order, augmentation and stochastic depth.
-        device: that it runs on.
         accumulation_file: remembers the number of forward passes that fit, for a resumed run.
-        world: which of the processes that train together this is; a step has `accumulation` parts for each of them.
+        world: this rank; each rank does `accumulation` micro-batches per step.
     """
 
     step: str
@@ -60,11 +56,11 @@ class Training:
     world: World = SINGLE_PROCESS
 
     def largest(self, images: Tensor) -> Tensor:
-        """A forward pass of the largest subnet that a step may train."""
+        """A forward pass of the largest subnet."""
         return self.model(images, self.subnet) if isinstance(self.model, Supernet) else self.model(images)
 
     def subnet_of(self, step: int) -> SubnetSpec:
-        """The subnet that a step, counted from 0, trains; the first of several."""
+        """The first subnet that a step, counted from 0, trains."""
         return self.sampler(step)[0].subnet or self.subnet
 
 
@@ -75,11 +71,7 @@ def supernet_training(
     accumulation_file: Path,
     world: World = SINGLE_PROCESS,
 ) -> Training:
-    """The training of the configured supernet, from new weights. See `Training`.
-
-    Raises:
-        AutoFormerError: one line: no such device.
-    """
+    """The training of the configured supernet, with new weights. Raises `AutoFormerError` without the device."""
     section, space = config.section(TrainSupernet), config.space
     torch.manual_seed(config.seed)
     supernet = Supernet(space, drop_path=section.drop_path)
@@ -101,10 +93,10 @@ def supernet_training(
 
 
 def make_trainer(training: Training) -> Trainer:
-    """Move the model to its device, find what is left to find, and make the trainer.
+    """Move the model to its device, resolve "auto", and make the trainer.
 
     Raises:
-        AutoFormerError: one line: a teacher that does not fit, or not memory enough for one image.
+        AutoFormerError: the teacher does not fit the data, or the memory not even one image.
     """
     model, space, card, seed = training.model, training.space, training.card, training.seed
     device, world, recipe = training.device, training.world, training.section.recipe()
@@ -113,9 +105,7 @@ def make_trainer(training: Training) -> Trainer:
     teacher = None
     if recipe.distillation is not None:
         teacher = Teacher(recipe.distillation, card.mean, card.std, space.num_classes, device)
-    passes = recipe.accumulation
-    if not isinstance(passes, int):
-        passes = _agreed_passes(training, partial(_find_passes, training, teacher))
+    passes = recipe.accumulation if isinstance(recipe.accumulation, int) else _common_passes(training, teacher)
     source = training_loader(
         training.images, recipe, seed, space.image_size, card.mean, passes * world.size, worker_count(device), world,
         cache_bytes(),
@@ -123,20 +113,35 @@ def make_trainer(training: Training) -> Trainer:
     return Trainer(model, training.sampler, source, space.num_classes, card.mean, card.std, recipe, seed, teacher)
 
 
-def _agreed_passes(training: Training, find: Callable[[], int]) -> int:
-    """Forward passes of each rank to a step: what was remembered, else as many as the neediest rank finds."""
-    world, found = training.world, training.accumulation_file
-    remembered = world.broadcast(_remembered(found) if world.is_rank_zero else None)
+def _common_passes(training: Training, teacher: Teacher | None) -> int:
+    """Forward passes per rank and step: the remembered number, else the largest that any rank needs."""
+    world, file = training.world, training.accumulation_file
+    remembered = int(read_json(file)["accumulation"]) if world.is_rank_zero and file.exists() else None
+    remembered = world.broadcast(remembered)
     if remembered is not None and training.section.batch_size % (remembered * world.size) == 0:
         return remembered
-    passes = max(world.all_gather(find()))
+    passes = max(world.all_gather(_passes_that_fit(training, teacher)))
     if world.is_rank_zero:
-        write_json(found, {"accumulation": passes})
+        write_json(file, {"accumulation": passes})
+    return passes
+
+
+def _passes_that_fit(training: Training, teacher: Teacher | None) -> int:
+    """The fewest forward passes for this rank's share of a step. On a CPU one, without a trial."""
+    if training.device.type == "cpu":
+        return 1
+    section, weights = training.section, training.model.parameters()
+    state = [torch.empty_like(tensor) for tensor in weights for _ in range(3)]  # two moments, an average
+    trial = _trial(training, teacher)
+    passes = fewest_micro_batches(trial, section.batch_size // training.world.size, section.augmentation.mixes)
+    del state
+    if passes is None:
+        raise _too_large(training.device)
     return passes
 
 
 def _trial(training: Training, teacher: Teacher | None) -> Callable[[int], None]:
-    """A function that uses as much memory as the largest forward and backward pass of so many images."""
+    """A function that uses the memory of the largest forward and backward pass of so many images."""
     device, space = training.device, training.space
     precision = find_precision(training.section.precision, device)
     weights = [weight for weight in training.model.parameters() if weight.requires_grad]
@@ -152,20 +157,6 @@ def _trial(training: Training, teacher: Teacher | None) -> Callable[[int], None]
     return run
 
 
-def _find_passes(training: Training, teacher: Teacher | None) -> int:
-    """Into how many forward passes this rank's share of a step must be split. On a CPU one, without a trial."""
-    if training.device.type == "cpu":
-        return 1
-    section, weights = training.section, training.model.parameters()
-    kept = [torch.empty_like(tensor) for tensor in weights for _ in range(3)]  # two moments, an average
-    trial = _trial(training, teacher)
-    passes = fewest_micro_batches(trial, section.batch_size // training.world.size, section.augmentation.mixes)
-    del kept
-    if passes is None:
-        raise _too_large(training.device)
-    return passes
-
-
 def _too_large(device: torch.device) -> AutoFormerError:
     return AutoFormerError(f"not even one image at a time fits {_memory(device)}; choose a smaller space")
 
@@ -175,12 +166,8 @@ def _memory(device: torch.device) -> str:
     return f"the {total / 2**30:.0f} GiB of {device}" if total else "this machine's memory"
 
 
-def _remembered(accumulation_file: Path) -> int | None:
-    return int(read_json(accumulation_file)["accumulation"]) if accumulation_file.exists() else None
-
-
 def out_of_memory(training: Training, trainer: Trainer) -> AutoFormerError:
-    """One line for an optimiser step that ran out of memory, with the accumulation that fits.
+    """The error for an optimiser step that ran out of memory, with the accumulation that fits.
 
     With `accumulation: auto` it is written to `training.accumulation_file`, for the same command to resume with.
     """
@@ -194,7 +181,7 @@ def out_of_memory(training: Training, trainer: Trainer) -> AutoFormerError:
         return _too_large(trainer.device)
     passes = more * trainer.micro_batches // trainer.world.size
     if section.accumulation == "auto":
-        write_json(training.accumulation_file, {"accumulation": passes})  # whichever rank: others may be gone
+        write_json(training.accumulation_file, {"accumulation": passes})  # by any rank: the others may be gone
         answer = f"the same command goes on with accumulation {passes}"
     else:
         answer = (
@@ -205,8 +192,8 @@ def out_of_memory(training: Training, trainer: Trainer) -> AutoFormerError:
     )
 
 
-def findings(trainer: Trainer) -> dict[str, str | int]:
-    """What "auto" stood for in a training."""
+def resolved_settings(trainer: Trainer) -> dict[str, str | int]:
+    """The values that "auto" stood for."""
     return {
         "device": str(trainer.device),
         "precision": trainer.precision,

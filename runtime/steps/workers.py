@@ -1,4 +1,4 @@
-"""What of a machine goes to reading images: processes that decode ahead, and memory in which images are kept."""
+"""Resources of the image loader: worker processes, and memory for decoded images. They change no result."""
 
 import os
 from typing import TYPE_CHECKING
@@ -9,26 +9,20 @@ from runtime.common.processes import cores, gigabytes_in_environment, ranks_on_m
 if TYPE_CHECKING:
     import torch
 
-MOST_WORKERS = 16
+MAX_WORKERS = 16
 
 
 def worker_count(device: "torch.device") -> int:
-    """Processes that decode and augment ahead: `AUTOFORMER_WORKERS`, else what leaves the process they serve its cores.
-
-    It changes no result, and so is no part of the configuration.
-    """
-    given = os.environ.get("AUTOFORMER_WORKERS")
-    if given is not None:
-        if not given.isdecimal():
-            raise AutoFormerError(f"AUTOFORMER_WORKERS = {given}: expected a number of processes, 0 or more")
-        return int(given)
-    mine = cores() // ranks_on_machine()
-    return min(MOST_WORKERS, mine // 2 if device.type == "cpu" else max(1, mine - 1))
+    """Processes that decode and augment: `AUTOFORMER_WORKERS`, else the cores that training leaves free."""
+    text = os.environ.get("AUTOFORMER_WORKERS")
+    if text is not None:
+        if not text.isdecimal():
+            raise AutoFormerError(f"AUTOFORMER_WORKERS = {text}: expected a number of processes, 0 or more")
+        return int(text)
+    own = cores() // ranks_on_machine()
+    return min(MAX_WORKERS, own // 2 if device.type == "cpu" else max(1, own - 1))
 
 
 def cache_bytes() -> int:
-    """Memory in which decoded training images are kept: `AUTOFORMER_CACHE_GB`, else none.
-
-    It changes no result, and so is no part of the configuration. The ranks of a machine share it out.
-    """
+    """This rank's share of `AUTOFORMER_CACHE_GB`, the memory for decoded training images; 0 by default."""
     return gigabytes_in_environment("AUTOFORMER_CACHE_GB", 0) // ranks_on_machine()

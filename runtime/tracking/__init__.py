@@ -1,9 +1,9 @@
 """MLflow: runs, metrics, artifacts, models. The only package that imports it, and then inside functions.
 
-Everything goes through `MlflowClient` with run ids said outright, so that no global run is active.
+Every call goes through `MlflowClient` with an explicit run id: no global run is active.
 """
 
-from runtime.tracking.history import PipelineRun, RunSummary, find_run_id, list_pipeline_runs, read_pipeline_run
+from runtime.tracking.history import PipelineRun, find_run_id, list_pipeline_runs, read_pipeline_run
 from runtime.tracking.models import (
     ModelVersion,
     aliased_version,
@@ -13,19 +13,17 @@ from runtime.tracking.models import (
     register,
     version_with_tag,
 )
-from runtime.tracking.runs import Status, close_pipeline_run, find_pipeline_run, open_pipeline_run, step_run
+from runtime.tracking.runs import Status, close_pipeline_run, open_pipeline_run, step_run
 from runtime.tracking.step_logger import StepLogger
 from runtime.tracking.store import initialise, tracking_uri
 
 __all__ = [
     "ModelVersion",
     "PipelineRun",
-    "RunSummary",
     "Status",
     "StepLogger",
     "aliased_version",
     "close_pipeline_run",
-    "find_pipeline_run",
     "find_run_id",
     "initialise",
     "list_pipeline_runs",

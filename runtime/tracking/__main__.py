@@ -1,38 +1,34 @@
-"""`python -m runtime.tracking FILE…`: send what a step could not deliver to MLflow, and delete the file."""
+"""`python -m runtime.tracking FILE…`: send the undelivered messages of a step to MLflow, and delete the file."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json, write_json
-from runtime.common.exit_codes import BAD_INPUT
+from runtime.common.console import Parser, run_command
 from runtime.common.redaction import hide_in_tracebacks
-from runtime.tracking.outbox import Operation, sender
+from runtime.tracking.operations import Operation, sender
 from runtime.tracking.store import connect, is_refusal, reason
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     hide_in_tracebacks()
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime.tracking", description="Send undelivered messages to MLflow."
-    )
+    parser = Parser(prog="python -m runtime.tracking", description="Send undelivered messages to MLflow.")
     parser.add_argument("files", nargs="+", type=Path, help="backlog files, as the step that wrote them named them")
-    try:
-        for file in parser.parse_args(argv).files:
+
+    def work(arguments: argparse.Namespace) -> None:
+        for file in arguments.files:
             resend(file)
-    except AutoFormerError as error:
-        print(f"tracking: {error}", file=sys.stderr, flush=True)
-        return BAD_INPUT
-    return 0
+
+    return run_command("tracking", parser, work, argv)
 
 
 def resend(file: Path) -> None:
     """Send the messages of a backlog file, in order, and delete it.
 
     Raises:
-        AutoFormerError: MLflow does not answer, or has refused some; the file holds those that are left.
+        AutoFormerError: MLflow does not answer, or has refused some messages, which stay in the file.
     """
     waiting: list[Operation] = read_json(file)
     refused: list[Operation] = []

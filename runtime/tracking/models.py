@@ -1,4 +1,4 @@
-"""Models: logged with all that they need to be served, and registered as versions under an alias."""
+"""Models in MLflow: logged with everything that serving needs, and registered as versions under an alias."""
 
 import contextlib
 import io
@@ -14,19 +14,8 @@ from runtime.tracking.store import connect, sqlite_file, tracking_uri, translate
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-_SERVED_MODEL = Path(__file__).with_name("served_model.py")
-_SERVED_MODEL_NEEDS = (
-    "mlflow",
-    "numpy",
-    "pandas",
-    "pillow",
-    "pydantic",
-    "pyyaml",
-    "safetensors",
-    "timm",
-    "torch",
-    "torchvision",
-)
+_CODE = Path(__file__).with_name("served_model.py")
+_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors", "timm", "torch", "torchvision")
 
 
 class ModelVersion(NamedTuple):
@@ -53,21 +42,18 @@ def aliased_version(name: str, alias: str) -> ModelVersion | None:
 
 def version_with_tag(name: str, tag: str, value: str) -> ModelVersion | None:
     """The newest version of a model that has the tag; None where there is none."""
+    matching = f"name = '{name}' and tags.`{tag}` = '{value}'"
     with translate_errors(tracking_uri()):
-        versions = connect().search_model_versions(f"name = '{name}'")
-    matching = [found for found in versions if found.tags.get(tag) == value]
-    if not matching:
-        return None
-    newest = max(matching, key=lambda found: int(found.version))
-    return ModelVersion(str(newest.version), dict(newest.tags))
+        versions = connect().search_model_versions(matching, max_results=1, order_by=["version_number DESC"])
+    return ModelVersion(str(versions[0].version), dict(versions[0].tags)) if versions else None
 
 
 def log_model(run_id: str, name: str, model: Path, program: Path, card: Path, tags: Mapping[str, str]) -> str:
     """Log a subnet to a run, ready to be served; return its MLflow address.
 
-    The logged model holds the folder as it is (safetensors, spec, preprocessing, class names),
-    the exported program, the code that serves it, and a signature. No system metrics are attached to it: nothing
-    here starts an MLflow run of its own.
+    The logged model holds the folder as it is (safetensors, spec, preprocessing, class names), the exported program,
+    the code that serves it, and a signature. `mlflow.pyfunc.log_model` would start a run of its own, with system
+    metrics.
 
     Args:
         model: folder of `autoformer.checkpoint.save_subnet`.
@@ -78,21 +64,20 @@ def log_model(run_id: str, name: str, model: Path, program: Path, card: Path, ta
     import mlflow
     from mlflow.models import Model
 
-    # MLflow's advice on type hints and input examples, which no warning filter stops; errors come through
+    # stderr would show MLflow's advice on type hints and input examples; errors are exceptions
     with translate_errors(tracking_uri()), contextlib.redirect_stderr(io.StringIO()):
-        logged = client.create_logged_model(
-            client.get_run(run_id).info.experiment_id, name=name, source_run_id=run_id, tags=dict(tags)
-        )
+        experiment = client.get_run(run_id).info.experiment_id
+        logged = client.create_logged_model(experiment, name=name, source_run_id=run_id, tags=dict(tags))
         info = Model.log(
             artifact_path=None,
             name=name,
             flavor=mlflow.pyfunc,
             model_id=logged.model_id,
             run_id=run_id,
-            python_model=str(_SERVED_MODEL),
+            python_model=str(_CODE),
             artifacts={"model": str(model), "program": str(program), "card": str(card)},
             code_paths=[str(Path(autoformer.__file__).parent)],
-            pip_requirements=[f"{package}=={version(package)}" for package in _SERVED_MODEL_NEEDS],
+            pip_requirements=[f"{package}=={version(package)}" for package in _PACKAGES],
             signature=_signature(),
         )
     return str(info.model_uri)
@@ -103,24 +88,18 @@ def _signature() -> "ModelSignature":
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType, Array
 
-    texts, numbers = Array(DataType.string), Array(DataType.double)
-    return ModelSignature(
-        inputs=Schema(
-            [
-                ColSpec(DataType.string, "image", required=False),  # base64 of a PNG or JPEG file
-                ColSpec(AnyType(), "pixels", required=False),  # two or three nested lists: no type of MLflow's says so
-            ]
-        ),
-        outputs=Schema(
-            [
-                ColSpec(DataType.string, "class"),
-                ColSpec(DataType.double, "probability"),
-                ColSpec(texts, "classes"),
-                ColSpec(numbers, "probabilities"),
-            ]
-        ),
-        params=ParamSchema([ParamSpec("top", DataType.integer, 5)]),
-    )
+    inputs = [
+        ColSpec(DataType.string, "image", required=False),  # base64 of a PNG or JPEG file
+        ColSpec(AnyType(), "pixels", required=False),  # two or three nested lists, for which MLflow has no type
+    ]
+    outputs = [
+        ColSpec(DataType.string, "class"),
+        ColSpec(DataType.double, "probability"),
+        ColSpec(Array(DataType.string), "classes"),
+        ColSpec(Array(DataType.double), "probabilities"),
+    ]
+    params = ParamSchema([ParamSpec("top", DataType.integer, 5)])
+    return ModelSignature(Schema(inputs), Schema(outputs), params)
 
 
 def register(name: str, alias: str, model_uri: str, run_id: str, tags: Mapping[str, str], description: str) -> str:
@@ -147,17 +126,17 @@ def move_alias(name: str, alias: str, to_version: str) -> None:
         connect().set_registered_model_alias(name, alias, to_version)
 
 
-def newest_model(alias: str) -> str | None:
-    """The name of the registered model whose version with the alias is the youngest; None where none has it."""
+def _newest_model(alias: str) -> str | None:
+    """The registered model whose version with the alias is the newest."""
     with translate_errors(tracking_uri()):
-        named = [model.name for model in connect().search_registered_models() if alias in model.aliases]
-        versions = [connect().get_model_version_by_alias(name, alias) for name in named]
-    youngest = max(versions, key=lambda found: int(found.creation_timestamp), default=None)
-    return None if youngest is None else str(youngest.name)
+        names = [model.name for model in connect().search_registered_models() if alias in model.aliases]
+        versions = [connect().get_model_version_by_alias(name, alias) for name in names]
+    newest = max(versions, key=lambda version: int(version.creation_timestamp), default=None)
+    return None if newest is None else str(newest.name)
 
 
 def model_folder(name: str | None, alias: str) -> Path:
-    """The folder of the registered model that has the alias, as `autoformer.checkpoint.load_subnet` reads it.
+    """Download the registered model that has the alias; the folder is as `autoformer.checkpoint.load_subnet` reads it.
 
     Args:
         name: of the registered model; None for the one that was registered last.
@@ -169,10 +148,10 @@ def model_folder(name: str | None, alias: str) -> Path:
     missing = AutoFormerError(
         f"no {what} with the alias '{alias}' is registered in {without_password(tracking_uri())}; run `make run` first"
     )
-    file = sqlite_file(tracking_uri())
-    if file is not None and not file.exists():
+    database = sqlite_file(tracking_uri())
+    if database is not None and not database.exists():
         raise missing
-    name = name or newest_model(alias)
+    name = name or _newest_model(alias)
     found = aliased_version(name, alias) if name else None
     if found is None:
         raise missing

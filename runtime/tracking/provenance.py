@@ -1,4 +1,4 @@
-"""Where a run comes from: commit, data and KFP run, as MLflow tags."""
+"""The origin of a run as MLflow tags: commit, data and KFP run."""
 
 import getpass
 import os
@@ -29,10 +29,9 @@ def provenance_tags() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of the code, with "-dirty" where tracked files differ from it. An image says it in `GIT_COMMIT`."""
-    given = os.environ.get("GIT_COMMIT")
-    if given:
-        return given
+    """`GIT_COMMIT`, which an image sets, else the commit of the checkout, with "-dirty" where tracked files differ."""
+    if commit := os.environ.get("GIT_COMMIT"):
+        return commit
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         return UNKNOWN
     head = _git("rev-parse", "HEAD")
@@ -45,16 +44,15 @@ def _git(*arguments: str) -> str:
 
 
 def dvc_revision() -> str:
-    """The md5 that data.dvc gives to the data; "unknown" where there is none, as in an image."""
+    """The data's md5 in data.dvc; "unknown" without that file, as in an image."""
     try:
-        outs = read_yaml(ROOT / "data.dvc")["outs"]
-        return str(outs[0]["md5"])
+        return str(read_yaml(ROOT / "data.dvc")["outs"][0]["md5"])
     except (AutoFormerError, KeyError, IndexError, TypeError):
         return UNKNOWN
 
 
 def user() -> str:
-    """Who runs this; a container may run under a number that has no name."""
+    """The name of the user, or the number: a container may run under one that has no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

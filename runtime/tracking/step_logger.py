@@ -1,5 +1,6 @@
-"""The run of one step, as the step sees it."""
+"""Logging to the MLflow run of one step."""
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,8 @@ from runtime.tracking.outbox import Outbox
 from runtime.tracking.provenance import user
 
 FLUSH_SECONDS = 5.0
-ARCH = "arch"  # the tag that says a subnet in one line
-# Figure of a step -> what a pipeline run calls it, and the unit there. Where a candidate has the same figure, its name.
+ARCH = "arch"  # the tag that holds a subnet in one line
+# Figure of a step -> its name in a pipeline run, and its unit there. Names are those of a candidate's metrics.
 _HEADLINE: dict[str, tuple[str, float]] = {
     "chosen_top1_percent": ("val/top1", 1),
     "params": ("cost/params_m", 1e6),
@@ -30,13 +31,13 @@ _HEADLINE: dict[str, tuple[str, float]] = {
 
 
 class StepLogger:
-    """Logs to the run of a step. Nothing here raises, or waits, when the store is away.
+    """Logs to the run of a step. No method raises or waits when the store is away.
 
     Args:
         run_id: MLflow's; empty where nothing is logged.
-        outbox: takes what is logged, and sends it when it can; None where nothing is logged.
+        outbox: the queue of messages; None where nothing is logged.
         logged: metric -> last step that the run already holds, where work is resumed.
-        parent_id: the pipeline run that the step belongs to; empty where there is none, as under KFP's own run.
+        parent_id: the pipeline run of the step; None where there is none, as under KFP's own run.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class StepLogger:
         self._flush_at = time.monotonic() + FLUSH_SECONDS
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log numbers; sent in batches, every few seconds. Points that a resumed run already holds are left out."""
+        """Log numbers, in batches every few seconds. A resumed run gets no point twice."""
         now = milliseconds()
         points = [[key, float(value), now, step] for key, value in values.items() if step > self._logged.get(key, -1)]
         if points:
@@ -66,48 +67,47 @@ class StepLogger:
         self._put("params", params={key: str(value) for key, value in values.items()})
 
     def subnet(self, spec: SubnetSpec) -> None:
-        """Log the subnet that the step is about, as `arch/…` parameters, and as one line for a table's column."""
+        """Log the step's subnet, as `arch/…` parameters, and as one line for a table's column."""
         self.params(arch_params(spec))
         self.tags({ARCH: shape_text(spec)})
 
-    def headline(self, found: Mapping[str, float], spec: SubnetSpec) -> None:
-        """Tell the pipeline run what came out, so that a table of pipeline runs says it without opening them.
+    def headline(self, figures: Mapping[str, float], spec: SubnetSpec) -> None:
+        """Log results to the pipeline run, for a table of pipeline runs.
 
-        Metrics and a tag, not parameters: a pipeline run that is gone on with after an edit of the code may end in
-        another subnet, and a parameter never changes.
+        Metrics and a tag, not parameters, which never change: a pipeline run that is resumed after an edit of the code
+        may end in another subnet.
 
         Args:
-            found: figures by the names of evaluation/metrics.json or search/metrics.json; others are left out.
+            figures: by their names in evaluation/metrics.json or search/metrics.json; others are left out.
         """
-        if not self._parent_id or self._outbox is None:
-            return
-        now = milliseconds()
-        points = [[name, found[key] / size, now, 0] for key, (name, size) in _HEADLINE.items() if key in found]
-        self._outbox.put({"kind": "metrics", "run_id": self._parent_id, "metrics": points})
-        self._outbox.put({"kind": "tags", "run_id": self._parent_id, "tags": {ARCH: shape_text(spec)}})
+        if self._parent_id and self._outbox:
+            now = milliseconds()
+            points = [[name, figures[key] / unit, now, 0] for key, (name, unit) in _HEADLINE.items() if key in figures]
+            self._outbox.put({"kind": "metrics", "run_id": self._parent_id, "metrics": points})
+            self._outbox.put({"kind": "tags", "run_id": self._parent_id, "tags": {ARCH: shape_text(spec)}})
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._put("tags", tags=dict(values))
 
-    def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Log a file, or what a folder holds. It must lie there until the step ends, for a store that is away."""
-        self._put("artifact", path=str(path.absolute()), folder=folder)
+    def artifact(self, path: Path) -> None:
+        """Log a file, or the content of a folder. It must stay there until the step ends: the store may be away."""
+        self._put("artifact", path=str(path.absolute()))
         self.flush()
 
     def table(self, file: Path) -> None:
-        """Log a CSV file as it is, and as a table that MLflow's pages show. Once: a second one replaces the first."""
+        """Log a CSV file as it is, and as a table for MLflow's pages. A second one replaces the first."""
         rows = read_table(file)
         columns = list(rows[0]) if rows else []
         data = [[_number(row[column]) for column in columns] for row in rows]
         self._put("table", name=f"{file.stem}.json", columns=columns, data=data)
         self.artifact(file)
 
-    def dataset(self, name: str, digest: str, source: str = "", context: str = "") -> None:
-        """Say which data the step read, for MLflow's lineage. `digest`: 36 characters of it are kept."""
-        self._put("dataset", name=name, digest=digest, source=source, context=context)
+    def dataset(self, name: str, digest: str, context: str) -> None:
+        """Log an input of the step, for MLflow's lineage. MLflow keeps 36 characters of `digest`."""
+        self._put("dataset", name=name, digest=digest, context=context)
 
     def children(self, candidates: Sequence[ScoredCandidate], chosen: SubnetSpec) -> None:
-        """Make a finished child run of each candidate, with a tag that says whether its subnet is the chosen one.
+        """Log a finished child run for each candidate; a tag marks those with the chosen subnet.
 
         For some tens of candidates: a store takes 5 to 9 runs a second. A candidate that has its run keeps it.
         """
@@ -116,7 +116,7 @@ class StepLogger:
         self.flush()
 
     def flush(self, wait_seconds: float = 0.0) -> None:
-        """Let what waits be sent, in the background; wait so long for it to be delivered."""
+        """Send the queue in the background; wait up to `wait_seconds` for its delivery."""
         if self._outbox is not None:
             self._outbox.flush(wait_seconds)
         self._flush_at = time.monotonic() + FLUSH_SECONDS
@@ -127,7 +127,7 @@ class StepLogger:
 
 
 def arch_params(spec: SubnetSpec) -> dict[str, str | float]:
-    """A subnet as flat parameters. Heads and ratios by block are text; their means beside them can be plotted."""
+    """A subnet as flat parameters. Heads and ratios by block are text; their means can be plotted."""
     return {
         **{f"arch/{column}": cell for column, cell in to_cells(spec).items()},
         "arch/mean_num_heads": round(sum(spec.num_heads) / spec.depth, 3),
@@ -136,7 +136,7 @@ def arch_params(spec: SubnetSpec) -> dict[str, str | float]:
 
 
 def child_run(outcome: ScoredCandidate, chosen: SubnetSpec) -> dict[str, Any]:
-    """What MLflow is told of a candidate: name, parameters, metrics, tags."""
+    """The name, parameters, metrics and tags of a candidate's run."""
     row, spec = outcome.to_row(), outcome.candidate.spec
     metrics = {
         "val/top1": outcome.top1_percent,
@@ -159,12 +159,7 @@ def milliseconds() -> int:
 
 
 def _number(text: str) -> float | int | str | None:
-    """A cell of a CSV file as the number that it is, text else."""
-    if not text:
-        return None
     for kind in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
-    return text
+    return text or None

@@ -1,4 +1,7 @@
-"""Where runs are kept, and the one way to reach it. MLflow is imported inside functions: it takes seconds."""
+"""The MLflow store: its address, its client, its lock, and how its errors read.
+
+MLflow is imported inside functions, because the import takes seconds.
+"""
 
 import contextlib
 import hashlib
@@ -21,16 +24,16 @@ from runtime.common.retrying import retry, within
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment
 
 Answer = TypeVar("Answer")
 EXPERIMENT = "autoformer"
 LOCK_SECONDS = 120
-PATIENCE_SECONDS = 300.0  # a server that is restarted, or moved to another machine, is back by then
+PATIENCE_SECONDS = 300.0  # covers a server that restarts or moves to another machine
 FILE_PATIENCE_SECONDS = 60.0  # with a sqlite file that another process writes to
 POLL_SECONDS = 5.0
-# MLflow's own defaults are 7 retries of 120 s each, after a pause that the server may choose. Its jitter is drawn from
-# Python's one generator, from which augmentation draws too: requests of another thread would move a training's result.
+REASON_CHARACTERS = 200
+# MLflow's own defaults are 7 retries of 120 s each, after a pause that the server may choose. Its jitter comes from
+# Python's global generator, as augmentation does: requests of another thread would change the result of a training.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
@@ -39,7 +42,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-_PROBE_SECONDS = "10"
+_FIRST_REQUEST_SECONDS = "10"
 
 
 def tracking_uri() -> str:
@@ -48,7 +51,7 @@ def tracking_uri() -> str:
 
 
 def without_password(uri: str) -> str:
-    """The address without user name and password, fit for records and messages."""
+    """The address without user name and password, for records and messages."""
     parts = urlsplit(uri)
     secret, at, _ = parts.netloc.rpartition("@")
     return uri.replace(secret + at, "", 1) if at else uri
@@ -60,22 +63,22 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def connect() -> "MlflowClient":
-    """A client of the store that `tracking_uri` names, which is made where it does not yet exist."""
+    """A client of the store at `tracking_uri`; see `initialise`."""
     return initialise(tracking_uri())
 
 
 @cache
 def initialise(uri: str) -> "MlflowClient":
-    """Create the store at `uri` if need be, and answer with a client of it.
+    """Create the store at `uri` where it does not exist, and return a client of it.
 
-    Safe to call from several processes at once: two first users of a fresh sqlite file would break it.
+    The lock protects a fresh sqlite file, which two processes that create its tables at once would break.
 
     Raises:
         AutoFormerError: the store does not answer, within about 20 seconds.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the password of an address is in it
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the address may hold a password
     import mlflow
 
     mlflow.set_tracking_uri(uri)
@@ -84,15 +87,26 @@ def initialise(uri: str) -> "MlflowClient":
     with translate_errors(uri):
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-        with locked(uri), _short_requests():
+        with locked(uri), _short_timeout():
             client = mlflow.MlflowClient(uri, uri)
             client.search_experiments(max_results=1)
             client.search_registered_models(max_results=1)
     return client
 
 
+@contextlib.contextmanager
+def _short_timeout() -> Iterator[None]:
+    """The first requests are small, and need not have the time that an upload has."""
+    usual = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = min(usual, _FIRST_REQUEST_SECONDS, key=float)
+    try:
+        yield
+    finally:
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = usual
+
+
 class NoAnswerError(AutoFormerError):
-    """The server does not answer, or not now: asking again may help."""
+    """The server does not answer now; a later request may succeed."""
 
     def __init__(self, uri: str, why: str) -> None:
         address = without_password(uri)
@@ -104,7 +118,7 @@ class NoAnswerError(AutoFormerError):
 
 @contextlib.contextmanager
 def translate_errors(uri: str) -> Iterator[None]:
-    """Say it in one line where the store does not do what it is asked."""
+    """Turn errors of the store into one `AutoFormerError`: `NoAnswerError` where trying again may help."""
     try:
         yield
     except AutoFormerError:
@@ -116,8 +130,8 @@ def translate_errors(uri: str) -> Iterator[None]:
         raise AutoFormerError(str(no_answer)) from error
 
 
-def usual_patience_seconds() -> float:
-    """How long a step waits for a store that is away, before its work and after it."""
+def patience_seconds() -> float:
+    """How long a step waits for a store that does not answer, before its work and after it."""
     text = os.environ.get("AUTOFORMER_TRACKING_PATIENCE", "")
     if not text:
         return PATIENCE_SECONDS if tracking_uri().startswith("http") else FILE_PATIENCE_SECONDS
@@ -127,23 +141,19 @@ def usual_patience_seconds() -> float:
         raise AutoFormerError(f"AUTOFORMER_TRACKING_PATIENCE={text}: expected a number of seconds") from None
 
 
-def patiently(ask: Callable[[], Answer], seconds: float | None = None) -> Answer:
-    """The answer of `ask`, which is called again while a server is away.
+def retry_while_away(call: Callable[[], Answer]) -> Answer:
+    """The result of `call`, which is called again for `patience_seconds` while the server does not answer."""
+    seconds = patience_seconds()
 
-    Raises:
-        AutoFormerError: the server said no, or nothing for so many seconds (the usual time where that is None).
-    """
-    seconds = usual_patience_seconds() if seconds is None else seconds
-
-    def tell(error: NoAnswerError, failures: int) -> None:
+    def report(error: NoAnswerError, failures: int) -> None:
         if failures == 1:
             print_line(f"tracking: {error.notice}; waiting for it, up to {seconds:.0f} s", sys.stderr)
 
-    return retry(ask, NoAnswerError, within(seconds, repeat(POLL_SECONDS)), tell)
+    return retry(call, NoAnswerError, within(seconds, repeat(POLL_SECONDS)), report)
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether trying again is useless: the store, or the disk, has answered, and the answer is no."""
+    """Whether the store, or the disk, has refused the request: trying again is useless."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
@@ -154,14 +164,14 @@ def is_refusal(error: Exception) -> bool:
             "BAD_REQUEST",
             "INVALID_STATE",
         )
-    answer = getattr(error, "response", None)  # of requests, which uploads are made with
-    if getattr(answer, "status_code", None) in (400, 404, 413):
+    response = getattr(error, "response", None)  # of requests, which uploads use
+    if getattr(response, "status_code", None) in (400, 404, 413):
         return True
     return isinstance(error, FileNotFoundError | TypeError | KeyError | ImportError)
 
 
 def _is_unauthorised(error: Exception) -> bool:
-    """Waiting does not help a step that begins without a password; one that is at work may be let in again."""
+    """A step that begins without a password ends at once; one at work waits, since it may be let in again."""
     from mlflow.exceptions import MlflowException
 
     return isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)
@@ -171,12 +181,11 @@ def _is_unauthorised(error: Exception) -> bool:
 def locked(uri: str) -> Iterator[None]:
     """Hold the lock of a store among the processes of this machine."""
     database = sqlite_file(uri)
-    digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    path = (
-        database.with_name(f"{database.name}.lock")
-        if database
-        else Path(tempfile.gettempdir()) / f"mlflow-{os.getuid()}-{digest}.lock"
-    )
+    if database:
+        path = database.with_name(f"{database.name}.lock")
+    else:
+        digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
+        path = Path(tempfile.gettempdir()) / f"mlflow-{os.getuid()}-{digest}.lock"
     with path.open("a") as file:
         if not lock(file, wait_seconds=LOCK_SECONDS):
             raise AutoFormerError(f"{path}: another process has held this lock for {LOCK_SECONDS} s; end it")
@@ -184,62 +193,36 @@ def locked(uri: str) -> Iterator[None]:
 
 
 def experiment_id(client: "MlflowClient") -> str:
-    """The experiment that runs belong to: KFP's, else `MLFLOW_EXPERIMENT_NAME`, else "autoformer"; made if need be."""
-    given = os.environ.get("MLFLOW_EXPERIMENT_ID")
-    if given:
-        return given
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    """The experiment of our runs: KFP's, else `MLFLOW_EXPERIMENT_NAME`, else "autoformer"; created where it is missing.
+
+    Artifacts lie beside a sqlite file, whatever folder the step was started in; a server has its own place for them.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if from_kfp := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return from_kfp
+    name, file = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT, sqlite_file(client.tracking_uri)
+    artifacts = None if file is None else (file.absolute().parent / "mlruns" / name).as_uri()
     with locked(client.tracking_uri):
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            found = _make_experiment(client, name)
-    if found.lifecycle_stage == "deleted":
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return str(client.create_experiment(name, artifact_location=artifacts))
+            except MlflowException:  # a step on another machine may have created it meanwhile
+                experiment = client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+    if experiment.lifecycle_stage == "deleted":
         raise AutoFormerError(
             f"the MLflow experiment '{name}' was deleted; restore it, or name another: MLFLOW_EXPERIMENT_NAME"
         )
-    return str(found.experiment_id)
-
-
-def _make_experiment(client: "MlflowClient", name: str) -> "Experiment":
-    from mlflow.exceptions import MlflowException
-
-    try:
-        made = client.create_experiment(name, artifact_location=_artifact_location(client.tracking_uri, name))
-    except MlflowException as error:  # a step on another machine was quicker
-        found = client.get_experiment_by_name(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
-        if found is None:
-            raise
-        return found
-    return client.get_experiment(made)
-
-
-def _artifact_location(uri: str, experiment: str) -> str | None:
-    """Beside a sqlite file, whatever folder the step was started in; a server has a place of its own."""
-    file = sqlite_file(uri)
-    return None if file is None else (file.absolute().parent / "mlruns" / experiment).as_uri()
-
-
-@contextlib.contextmanager
-def _short_requests() -> Iterator[None]:
-    """The first request is a small one: it need not have the time that an upload has."""
-    usual = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = min(usual, _PROBE_SECONDS, key=float)
-    try:
-        yield
-    finally:
-        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = usual
+    return str(experiment.experiment_id)
 
 
 def reason(error: BaseException) -> str:
-    """An error as the short part of one line, without what is secret in it."""
-    text = str(error)
-    if text.startswith("API request to http"):  # what the request was for, three times over, before what went wrong
-        text = str(_innermost(error))
-    text = hide(" ".join(text.split())) or type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "…"
-
-
-def _innermost(error: BaseException) -> BaseException:
-    while (below := error.__cause__ or error.__context__) is not None:
-        error = below
-    return error
+    """An error in at most 200 characters of one line, without secrets."""
+    if str(error).startswith("API request to http"):  # MLflow's wrapper repeats the request before it states the cause
+        while (cause := error.__cause__ or error.__context__) is not None:
+            error = cause
+    text = hide(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= REASON_CHARACTERS else text[: REASON_CHARACTERS - 1] + "…"

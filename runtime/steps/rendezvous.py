@@ -1,15 +1,15 @@
-"""The ranks of a step, once all have come: the process group that they talk through, and how one hears of a lost rank.
+"""The process group of a step's ranks, and the error for a lost rank.
 
-A step that can be shared calls `run_step(..., shared=True)` and works inside of `joined`:
+A step that several ranks share calls `run_step(..., shared=True)` and works inside of `process_group`:
 
     def run(arguments: argparse.Namespace, config: Config) -> None:
-        with process_group(config) as world:                       # SINGLE_PROCESS where the step is one process
-            scores = score(world.shard(candidates))         # every rank its own
-            everything = world.all_gather(scores)               # in the order of the ranks
+        with process_group(config) as world:           # SINGLE_PROCESS without torchrun
+            scores = score(world.shard(candidates))    # each rank its own
+            everything = world.all_gather(scores)      # in the order of the ranks
             with open_step(STEP, arguments, config, ..., world=world) as opened:
-                if world.is_rank_zero: ...                         # rank 0 alone writes, logs and decides
+                if world.is_rank_zero: ...             # only rank 0 writes, logs and decides
 
-Ranks other than 0 print nothing, hold no lock, write no record and log to no run.
+Other ranks print nothing, hold no lock, write no record and log to no run.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ from runtime.common.processes import (
 )
 from runtime.common.stopping import Stopped, received_signal
 
-TIMEOUT = timedelta(minutes=30)  # of a word between ranks: longer than rank 0 scores or writes while others wait
-_CHUNK_BYTES = 2**26  # of a file that rank 0 hands out
-_SAYS_LOST = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe")
+TIMEOUT = timedelta(minutes=30)  # of a collective: longer than rank 0 scores or writes while others wait
+_CHUNK_BYTES = 2**26  # of a file that rank 0 broadcasts
+_LOST_MESSAGES = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe")
 
 
 class LostRank(SystemExit):
-    """Another rank is gone, or the network between. Whoever started the ranks knows which, and says so."""
+    """Another rank is gone, or the network between. The process that started the ranks reports which."""
 
     def __init__(self, world: World) -> None:
         super().__init__(LOST)
@@ -51,11 +51,11 @@ class LostRank(SystemExit):
 
 @contextlib.contextmanager
 def process_group(config: Config) -> Iterator[World]:
-    """The ranks of this job, once all have come: NCCL between GPUs, gloo between CPUs. SINGLE_PROCESS without torchrun.
+    """Join the ranks of this job: NCCL between GPUs, gloo between CPUs. `SINGLE_PROCESS` without torchrun.
 
     Raises:
-        AutoFormerError: one line: no GPU for this rank, or the others are not found.
-        LostRank: a rank is gone; after a second, so that the one that was first is seen first.
+        AutoFormerError: there is no GPU for this rank, or it does not find the others.
+        LostRank: a rank is gone. Raised after a second, so that the rank that failed first ends first.
     """
     if not is_rank():
         yield SINGLE_PROCESS
@@ -69,14 +69,14 @@ def process_group(config: Config) -> Iterator[World]:
     set_threads(threads_of_rank())
     try:
         store, rank, count = next(distributed.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
-        # torchrun keeps its store when it starts ranks again, and with it the addresses of the former ones
+        # torchrun keeps its store when it restarts ranks, with the addresses of the former ones
         start = f"start {number_in_environment('TORCHELASTIC_RESTART_COUNT', 0)}"
         store = distributed.PrefixStore(start, store)  # type: ignore[attr-defined]
         distributed.init_process_group(_backend(config), store=store, rank=rank, world_size=count, timeout=TIMEOUT)
     except AutoFormerError:
         raise
     except (ValueError, RuntimeError) as error:
-        if is_lost(error):  # a machine that was lost meanwhile is no fault of this one's input
+        if is_lost(error):  # the fault of a machine that was lost meanwhile, not of this one's input
             raise LostRank(world) from None
         reason = " ".join(str(error).split()[:20])
         raise AutoFormerError(f"rank {world.rank} of {world.size} does not find the others ({reason})") from None
@@ -92,40 +92,37 @@ def process_group(config: Config) -> Iterator[World]:
 
 
 def _backend(config: Config) -> str:
-    """What ranks talk through. What is said in Python goes through gloo in either case: no GPU waits for it."""
+    """The backend of collectives. Those on Python objects use gloo in either case: no GPU waits for them."""
     import torch
 
-    place = number_in_environment("LOCAL_RANK", 0)
-    found = gpus()
-    if config.device == "cpu" or (config.device == "auto" and not found):
+    local_rank, available = number_in_environment("LOCAL_RANK", 0), gpus()
+    if config.device == "cpu" or (config.device == "auto" and not available):
         return "gloo"
-    if config.device not in ("auto", "cuda") or place >= found:
+    if config.device not in ("auto", "cuda") or local_rank >= available:
         raise AutoFormerError(
-            f"device = {config.device}: rank {place} of this machine, which has {found} GPUs, needs one of its own; "
-            "set device to cuda or cpu, or start fewer processes"
+            f"device = {config.device}: rank {local_rank} of this machine, which has {available} GPUs, needs one of "
+            "its own; set device to cuda or cpu, or start fewer processes"
         )
-    torch.cuda.set_device(place)  # from here on "cuda" is this one
+    torch.cuda.set_device(local_rank)  # from here on "cuda" is this one
     return "cpu:gloo,cuda:nccl"
 
 
 def is_lost(error: BaseException) -> bool:
+    """Whether an error of a collective is a lost connection."""
     from torch import distributed
 
-    return isinstance(error, distributed.DistError) or any(words in str(error).lower() for words in _SAYS_LOST)
+    return isinstance(error, distributed.DistError) or any(words in str(error).lower() for words in _LOST_MESSAGES)
 
 
-def hand_out(world: World, file: Path) -> Path:
-    """Let every machine have the file that rank 0 has at this path; the path. Every rank calls it.
-
-    Among ranks of one machine, and where machines share the folder, there is nothing to do.
-    """
+def copy_to_all_machines(world: World, file: Path) -> Path:
+    """Copy rank 0's file to the same path on every machine that lacks it; return the path. Every rank calls it."""
     if ranks_on_machine() == world.size:
         return file
     wanted = world.broadcast(hash_file(file) if world.is_rank_zero else "")
     lacks = number_in_environment("LOCAL_RANK", 0) == 0 and not (file.is_file() and hash_file(file) == wanted)
     if any(world.all_gather(lacks)):
         with replacing(file) if lacks else contextlib.nullcontext() as temporary:
-            for chunk in _chunks(world, file):
+            for chunk in _broadcast_chunks(world, file):
                 if temporary is not None:
                     with temporary.open("ab") as copy:
                         copy.write(chunk)
@@ -133,8 +130,7 @@ def hand_out(world: World, file: Path) -> Path:
     return file
 
 
-def _chunks(world: World, file: Path) -> Iterator[bytes]:
-    """The content of rank 0's file, for every rank."""
+def _broadcast_chunks(world: World, file: Path) -> Iterator[bytes]:
     with file.open("rb") if world.is_rank_zero else contextlib.nullcontext() as opened:
         while chunk := world.broadcast(opened.read(_CHUNK_BYTES) if opened is not None else b""):
             yield chunk

@@ -1,0 +1,122 @@
+"""One function for each kind of message to MLflow.
+
+An operation is plain data, which a file can hold. Sending it twice changes nothing, so a lost answer does no harm.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Operation = dict[str, Any]  # {"kind": …, "run_id": …} and the values that `_SENDERS[kind]` reads
+UPLOADS = ("artifact", "table", "dict")  # to the artifact store, which may be away by itself
+PARENT = "mlflow.parentRunId"
+MAX_PARAM_CHARACTERS = 6000  # MLflow's limits
+MAX_DIGEST_CHARACTERS = 36
+
+
+def sender(client: "MlflowClient") -> Callable[[Operation], None]:
+    """A function that sends one operation, and raises where that fails."""
+    return lambda operation: _SENDERS[operation["kind"]](client, operation)
+
+
+def _send_metrics(client: "MlflowClient", operation: Operation) -> None:
+    from mlflow.entities import Metric
+
+    client.log_batch(operation["run_id"], metrics=[Metric(*point) for point in operation["metrics"]])
+
+
+def _send_params(client: "MlflowClient", operation: Operation) -> None:
+    from mlflow.entities import Param
+
+    params = [Param(key, str(value)[:MAX_PARAM_CHARACTERS]) for key, value in operation["params"].items()]
+    client.log_batch(operation["run_id"], params=params)
+
+
+def _send_tags(client: "MlflowClient", operation: Operation) -> None:
+    from mlflow.entities import RunTag
+
+    client.log_batch(operation["run_id"], tags=[RunTag(key, value) for key, value in operation["tags"].items()])
+
+
+def _send_artifact(client: "MlflowClient", operation: Operation) -> None:
+    log = client.log_artifacts if Path(operation["path"]).is_dir() else client.log_artifact
+    log(operation["run_id"], operation["path"])
+
+
+def _send_dict(client: "MlflowClient", operation: Operation) -> None:
+    client.log_dict(operation["run_id"], operation["content"], operation["name"])
+
+
+def _send_table(client: "MlflowClient", operation: Operation) -> None:
+    """The file and the tag of MLflow's `log_table`, which would append to a table that is already there."""
+    run_id, name = operation["run_id"], operation["name"]
+    client.log_text(run_id, json.dumps({"columns": operation["columns"], "data": operation["data"]}), name)
+    logged = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
+    entry = {"path": name, "type": "table"}
+    if entry not in logged:
+        client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([*logged, entry]))
+
+
+def _send_dataset(client: "MlflowClient", operation: Operation) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": ""})
+    dataset = Dataset(operation["name"], operation["digest"][:MAX_DIGEST_CHARACTERS], "local", source)
+    context = InputTag("mlflow.data.context", operation["context"])
+    client.log_inputs(operation["run_id"], [DatasetInput(dataset, [context])])
+
+
+def _send_children(client: "MlflowClient", operation: Operation) -> None:
+    """Child runs by name; a child that has finished stays as it is."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    parent = operation["run_id"]
+    experiment = client.get_run(parent).info.experiment_id
+    existing = client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}'", max_results=1000)
+    infos = {run.info.run_name: run.info for run in existing}
+    for child in operation["children"]:
+        info = infos.get(child["name"])
+        if info is None:
+            tags = {PARENT: parent, "mlflow.user": operation["user"], "stage": "candidate"}
+            info = client.create_run(experiment, tags=tags, run_name=child["name"]).info
+        elif info.status == "FINISHED":
+            continue
+        client.log_batch(
+            info.run_id,
+            metrics=[Metric(key, value, operation["time"], 0) for key, value in child["metrics"].items()],
+            params=[Param(key, str(value)) for key, value in child["params"].items()],
+            tags=[RunTag(key, value) for key, value in child["tags"].items()],
+        )
+        client.set_terminated(info.run_id)
+
+
+def _send_status(client: "MlflowClient", operation: Operation) -> None:
+    client.set_terminated(operation["run_id"], operation["status"], operation["time"])
+
+
+def _send_close(client: "MlflowClient", operation: Operation) -> None:
+    """End a pipeline run, and the runs of its steps that were killed before they ended them."""
+    run_id = operation["run_id"]
+    experiment = client.get_run(run_id).info.experiment_id
+    running = f"tags.`{PARENT}` = '{run_id}' and attributes.status = 'RUNNING'"
+    for step in client.search_runs([experiment], running):
+        client.set_terminated(step.info.run_id, "KILLED", operation["time"])
+    _send_status(client, operation)
+
+
+_SENDERS: dict[str, Callable[["MlflowClient", Operation], None]] = {
+    "metrics": _send_metrics,
+    "params": _send_params,
+    "tags": _send_tags,
+    "artifact": _send_artifact,
+    "dict": _send_dict,
+    "table": _send_table,
+    "dataset": _send_dataset,
+    "children": _send_children,
+    "status": _send_status,
+    "close": _send_close,
+}
