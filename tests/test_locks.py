@@ -22,7 +22,7 @@ __all__ = ["place"]
 
 
 def test_two_runs_in_one_folder(place: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """The second is refused, by the first one's name; where the first is killed, the second goes on."""
+    """The second is refused, naming the first; if the first is killed, the second resumes."""
     step = "train_supernet"
     given = place.given(step, "two")
     first = start(step, given, tmp_path / "log", (at_step, 15, partial(signal_self, signal.SIGSTOP)))
@@ -71,7 +71,7 @@ with alone(Path(sys.argv[1]), "folder"):
 
 
 def test_a_child_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None:
-    """As the worker of a loader does, for a moment."""
+    """Like the worker of a loader, for a moment."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "folder")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

@@ -1,4 +1,4 @@
-"""Several ranks train what one would: gradients, weights, unused blocks, and steps that are stopped and go on."""
+"""Several ranks train what one does: gradients, weights, unused blocks, and steps that are stopped and resumed."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ SHALLOW = uniform(SPACE.model_copy(update={"choices": SPACE.choices.model_copy(u
 
 
 class Watched(torch.optim.SGD):
-    """Keeps the gradients of its last step, by parameter. AdamW would amplify the rounding of key biases."""
+    """Stores the gradients of its last step. AdamW would amplify the rounding of key biases."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
@@ -92,7 +92,7 @@ CASES: dict[str, tuple[dict[str, Any], SubnetSampler]] = {
 
 
 def train_together(world: World, folder: Path) -> None:
-    """In each rank: every case, and what is asked of gradients that nobody has."""
+    """In each rank: every case, and unused blocks."""
     result = {name: trained(world, settings, 2, sampler) for name, (settings, sampler) in CASES.items()}
     result["unused"] = unused_blocks(world)
     torch.save(result, folder / f"{world.rank}.pt")
@@ -133,12 +133,12 @@ def test_two_ranks_are_one_with_twice_the_batch(together: list[dict[str, Any]]) 
 
 
 @pytest.mark.parametrize("case", ["everything", "sandwich"])
-def test_two_ranks_are_one_with_two_parts_whatever_is_random(together: list[dict[str, Any]], case: str) -> None:
+def test_two_ranks_are_one_with_two_accumulation_steps(together: list[dict[str, Any]], case: str) -> None:
     one, two = trained(SINGLE_PROCESS, CASES[case][0], 2, CASES[case][1]), together[0][case]
     for what in ("gradients", "weights", "averages"):
         same(two[what], one[what], 1e-5)
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
-    other = trained(SINGLE_PROCESS, CASES[case][0], 1, CASES[case][1])  # the parts are what is augmented by
+    other = trained(SINGLE_PROCESS, CASES[case][0], 1, CASES[case][1])  # one micro-batch: other augmentation
     assert abs(other["loss"] - one["loss"]) > 1e-4
 
 
@@ -148,7 +148,7 @@ def test_all_ranks_hold_the_same_weights_to_the_bit(together: list[dict[str, Any
             assert all(map(torch.equal, together[0][case][what], together[1][case][what]))
 
 
-def test_blocks_of_an_earlier_pass_alone_are_summed_too(together: list[dict[str, Any]]) -> None:
+def test_blocks_that_only_an_earlier_pass_uses_are_summed_too(together: list[dict[str, Any]]) -> None:
     """The last pass of a step, in which gradients are summed, does not use the deep block."""
     settings, sampler = CASES["deep, then shallow"]
     one = trained(SINGLE_PROCESS, settings, 2, sampler)
@@ -171,8 +171,8 @@ def test_micro_batches_that_ranks_cannot_share_are_refused() -> None:
 KILL, TERM = (partial(signal_self, number) for number in (signal.SIGKILL, signal.SIGTERM))
 
 
-def test_ranks_that_were_killed_stopped_and_thrown_back_end_in_the_same_weights(place: Place, tmp_path: Path) -> None:
-    """A weight is infinite before step 24. Rank 1 is killed after step 22; then it alone is told to stop after 33."""
+def test_ranks_that_were_killed_stopped_and_rolled_back_end_in_the_same_weights(place: Place, tmp_path: Path) -> None:
+    """A weight is infinite before step 24. Rank 1 is killed after step 22, and alone gets SIGTERM after 33."""
     log, spoilt = tmp_path / "log", {rank: [(poison, 23)] for rank in range(2)}
     whole = place.given(STEP, "whole")
     assert run_ranks(STEP, whole, log, spoilt) == [0, 0]
@@ -200,8 +200,8 @@ def test_ranks_that_were_killed_stopped_and_thrown_back_end_in_the_same_weights(
     assert place.work(STEP, "*") == []
 
 
-def test_retraining_in_ranks_goes_on(place: Place, tmp_path: Path) -> None:
-    """Two trainings after each other, rank 0 alone scores between them; told to stop in the second."""
+def test_retraining_in_ranks_resumes(place: Place, tmp_path: Path) -> None:
+    """Two trainings in turn, with rank 0 scoring in between; SIGTERM in the second."""
     step, log = "retrain_subnet", tmp_path / "log"
     whole, given = place.given(step, "whole"), place.given(step, "stopped")
     assert run_ranks(step, whole, log) == [0, 0]
@@ -216,8 +216,8 @@ def children(launcher: ForkServerProcess) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-def test_a_launched_step_survives_a_killed_rank_and_passes_signals_on(place: Place, tmp_path: Path) -> None:
-    """Real ranks: started again by themselves after SIGKILL, stopped by SIGTERM, gone on with."""
+def test_a_launched_step_survives_a_killed_rank_and_forwards_signals(place: Place, tmp_path: Path) -> None:
+    """Real ranks: restarted after SIGKILL, stopped by SIGTERM, resumed."""
     config = config_of(STEP, epochs=12, seed=4)
     whole, given = place.given(STEP, "whole-4", config), place.given(STEP, "launched", config)
     assert run_ranks(STEP, whole, tmp_path / "log") == [0, 0]
@@ -254,8 +254,8 @@ def test_a_launched_step_survives_a_killed_rank_and_passes_signals_on(place: Pla
 
 
 @pytest.mark.slow
-def test_torchrun_starts_ranks_again_that_find_each_other(tmp_path: Path) -> None:
-    """Its store outlives a start, and has the addresses of processes that are gone."""
+def test_ranks_that_torchrun_restarts_find_each_other(tmp_path: Path) -> None:
+    """Its store outlives a restart, and holds the addresses of dead processes."""
     (tmp_path / "told.py").write_text(
         """
 import os, pathlib, signal
@@ -279,7 +279,7 @@ with joined(load_config("smoke", ["device=cpu"])) as world:
     assert [(tmp_path / "heard" / str(rank)).read_text() for rank in (0, 1)] == ["1 1", "1 1"]
 
 
-def test_what_cannot_be_shared_is_said_before_any_process_starts(
+def test_an_indivisible_batch_is_refused_before_any_process_starts(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = place.given(STEP, "odd", config_of(STEP, accumulation=2))
@@ -293,7 +293,7 @@ def test_what_cannot_be_shared_is_said_before_any_process_starts(
         assert capsys.readouterr().err == f"{STEP}: {line}\n"
 
 
-def test_bad_input_that_ranks_find_is_told_to_who_has_started_them(
+def test_bad_input_in_ranks_is_reported_by_the_launcher(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FOLDER, str(tmp_path))
@@ -311,7 +311,7 @@ def failure(rank: int, code: int) -> ProcessFailure:
     return ProcessFailure(rank, 1, code, "")
 
 
-def test_the_first_cause_is_named_and_not_those_that_ended_for_its_sake() -> None:
+def test_the_first_cause_is_reported_and_not_its_consequences() -> None:
     stopped = {"step": STEP, "message": "stopped by SIGTERM at step 5 of 9", "code": 143}
     lost = {"step": STEP, "message": "rank 0 of 3 has lost its connection to the others", "code": exit_codes.LOST}
     away = {"step": STEP, "message": "s3://a/b: S3 is away", "code": exit_codes.AWAY}
