@@ -7,6 +7,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -31,6 +32,7 @@ from runtime.common import exit_codes
 from runtime.common.config import load_config
 from runtime.common.processes import FOLDER
 from runtime.steps import launching as edge
+from runtime.steps.trainers import _trial
 
 __all__ = ["place"]
 SPACE = SearchSpace.model_validate(FORTY)
@@ -95,6 +97,7 @@ def train_together(world: World, folder: Path) -> None:
     """In each rank: every case, and unused blocks."""
     result = {name: trained(world, settings, 2, sampler) for name, (settings, sampler) in CASES.items()}
     result["unused"] = unused_blocks(world)
+    result["trial"] = trial_of_one_rank(world)
     torch.save(result, folder / f"{world.rank}.pt")
 
 
@@ -108,6 +111,21 @@ def unused_blocks(world: World) -> bool:
     trainer.advance(3)
     state = trainer.optimizer.state
     return all(torch.equal(p, old) and state[p]["step"] == 1 for p, old in zip(block, before, strict=True))
+
+
+def trial_of_one_rank(world: World) -> list[int]:
+    """Rank 0 is out of memory in a backward pass, and tries smaller ones by itself; collectives still match."""
+    trainer = make_trainer(world, PLAIN, 2, uniform(SPACE, 0))
+    assert trainer.ddp is not None
+    trainer.ddp(torch.zeros(2, 1, 28, 28), SPACE.largest)
+    training = SimpleNamespace(
+        device=trainer.device, space=SPACE, section=trainer.recipe, model=trainer.model,
+        largest=lambda images: trainer.model(images, SPACE.largest),
+    )  # fmt: skip
+    if world.is_rank_zero:
+        _trial(training, None)(2)  # type: ignore[arg-type]
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    return world.all_gather(world.rank)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +177,10 @@ def test_blocks_that_only_an_earlier_pass_uses_are_summed_too(together: list[dic
 
 def test_blocks_that_no_rank_uses_stay_as_they_are(together: list[dict[str, Any]]) -> None:
     assert [rank["unused"] for rank in together] == [True, True]
+
+
+def test_a_trial_of_one_rank_starts_no_collective(together: list[dict[str, Any]]) -> None:
+    assert [rank["trial"] for rank in together] == [[0, 1], [0, 1]]
 
 
 def test_micro_batches_that_ranks_cannot_share_are_refused() -> None:
