@@ -13,10 +13,7 @@ _OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough me
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name; "auto" is the first GPU, Apple's GPU, or the CPU.
-
-    Raises `AutoFormerError` if this machine has no such device.
-    """
+    """A device by name; "auto" is the first GPU, Apple's GPU or the CPU. Raises `AutoFormerError` if it is missing."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda" if gpus else "mps" if torch.backends.mps.is_available() else "cpu")

@@ -21,11 +21,8 @@ from autoformer.recipe import Distillation
 
 
 class Teacher:
-    """A frozen timm model. It sees the student's images, in its own normalisation and size.
-
-    Args:
-        mean, std: normalisation of the student's images, one per channel.
-        num_classes: K.
+    """A frozen timm model. It sees the student's images, normalised by `mean` and `std`, in its own normalisation and
+    size.
 
     Raises:
         AutoFormerError: no such model or file, a file with another sha256 or with code in it, or weights of another

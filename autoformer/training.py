@@ -43,11 +43,9 @@ class Trainer:
     """Model, optimiser, averaged weights and step: what a checkpoint holds and one step changes.
 
     Args:
-        model: its `no_weight_decay()` names the parameters that are not decayed. On several ranks all take the weights
-            of rank 0.
+        model: all ranks take the weights of rank 0.
         sampler: the subnet passes of each step; see `autoformer.sampling`.
         images: micro-batches by number. Its order holds images per step, images per micro-batch, and this rank.
-        num_classes: K.
         mean, std: of pixels in [0, 1], one per channel.
         seed: of augmentation and stochastic depth.
         teacher: for distillation, in addition to the labels.

@@ -1,4 +1,4 @@
-"""Random access into archives: a few open files, shared by threads, processes and pickles, or bytes from elsewhere."""
+"""Random access into archives: few open files, shared by threads, processes and pickles; other readers."""
 
 import io
 import pickle
@@ -53,7 +53,7 @@ def test_few_files_are_open_at_once(tmp_path: Path, rows: Split, monkeypatch: py
     assert open_files() == before
 
 
-def test_threads_read_what_they_ask_for_though_files_are_closed_meanwhile(
+def test_threads_read_correctly_while_files_are_closed(
     tmp_path: Path, rows: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archives, "OPEN_FILES", 2)
@@ -72,7 +72,7 @@ def test_a_forked_process_and_a_pickle_read_the_same(tmp_path: Path, rows: Split
 
 
 def test_a_million_images_pickle_small(tmp_path: Path) -> None:
-    """Per image: four bytes of archive, eight of offset, four of size; not an object each."""
+    """Per image 4 bytes of archive, 8 of offset, 4 of size; no object per image."""
     count = 100_000
     names = np.full(count, "train.tar")
     rows = Split(names, np.arange(count), np.ones(count, np.int32), np.zeros(count, np.int32), names)
@@ -80,18 +80,18 @@ def test_a_million_images_pickle_small(tmp_path: Path) -> None:
 
 
 class Elsewhere:
-    """Stands for an object store: a reader is any picklable function."""
+    """A reader of another store: any picklable function."""
 
     def __call__(self, archive: str, offset: int, size: int) -> bytes:
         return grey(int(archive[1:-4]))[offset - 1 : offset - 1 + size]
 
 
-def test_bytes_may_come_from_elsewhere(tmp_path: Path, rows: Split) -> None:
+def test_bytes_come_from_another_reader(tmp_path: Path, rows: Split) -> None:
     images = EncodedImages(tmp_path / "no such folder", rows, 1, reader=Elsewhere())
     assert values(pickle.loads(pickle.dumps(images))) == list(range(COUNT))
 
 
-def test_what_is_not_there_is_said_in_one_line(tmp_path: Path, rows: Split) -> None:
+def test_a_missing_archive_or_range_is_one_line(tmp_path: Path, rows: Split) -> None:
     (tmp_path / "é3.bin").write_bytes(b"short")
     (tmp_path / "é4.bin").unlink()
     images = EncodedImages(tmp_path, rows, 1)

@@ -1,4 +1,4 @@
-"""Rows of candidates.csv: what the search writes is what the evaluation reads, for any MLP ratio."""
+"""Rows of candidates.csv: the evaluation reads what the search writes, for any MLP ratio."""
 
 import csv
 import io
@@ -86,11 +86,11 @@ def test_any_ratio_reads_back_equal(ratios: list[float]) -> None:
         (8 / 3, "2.6666666666666665"), (1e7 + 1, "10000001.0"),
     ],
 )  # fmt: skip
-def test_a_ratio_is_written_as_short_as_reads_back_equal(ratio: float, text: str) -> None:
+def test_a_ratio_is_written_as_short_as_is_exact(ratio: float, text: str) -> None:
     assert exact_text(ratio) == text
 
 
-def test_a_row_is_as_it_always_was() -> None:
+def test_the_format_of_a_row_is_fixed() -> None:
     assert list(through_csv(WHOLE).values()) == [
         "7", "crossover", "2", "3;5", "2", "64", "4;8", "2;3.5", "250000", "3000000", "81.2", "0.3333333333333333",
         "500",
@@ -102,7 +102,7 @@ def test_a_row_is_as_it_always_was() -> None:
         assert ScoredCandidate.from_row(through_csv(outcome)) == outcome
 
 
-def test_words_for_people_are_rounded() -> None:
+def test_text_for_people_is_rounded() -> None:
     assert shape_text(SubnetSpec(2, 64, (4, 8), (2.0, 8 / 3))) == "depth 2, width 64, heads 4 8, ratios 2 2.66667"
 
 

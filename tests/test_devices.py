@@ -1,4 +1,4 @@
-"""Which device, which precision, how many images at a time."""
+"""Device, precision, and batch sizes that fit into memory."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def memory_of(limit: int, asked: list[int]) -> object:
 
 
 @pytest.mark.parametrize(
-    ("images", "limit", "even", "at_least", "parts", "asked"),
+    ("images", "limit", "even", "minimum", "count", "tried"),
     [
         (64, 100, False, 1, 1, [64]),
         (64, 32, False, 1, 2, [64, 32]),
@@ -46,12 +46,12 @@ def memory_of(limit: int, asked: list[int]) -> object:
         (6, 1, True, 1, None, [6, 2]),
     ],
 )
-def test_as_few_parts_as_memory_allows(
-    images: int, limit: int, even: bool, at_least: int, parts: int | None, asked: list[int]
+def test_as_few_micro_batches_as_memory_allows(
+    images: int, limit: int, even: bool, minimum: int, count: int | None, tried: list[int]
 ) -> None:
     seen: list[int] = []
-    found = fewest_micro_batches(memory_of(limit, seen), images, even, at_least)  # type: ignore[arg-type]
-    assert (found, seen) == (parts, asked)
+    found = fewest_micro_batches(memory_of(limit, seen), images, even, minimum)  # type: ignore[arg-type]
+    assert (found, seen) == (count, tried)
 
 
 @pytest.mark.parametrize(("limit", "asked"), [(9, [7]), (4, [7, 4, 3]), (2, [7, 4, 2, 2, 3, 2, 1])])
@@ -81,7 +81,7 @@ def _mismatch(batch: torch.Tensor) -> tuple[torch.Tensor]:
     raise RuntimeError(f"size mismatch: {len(batch)}")
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+def test_other_errors_are_no_out_of_memory_errors() -> None:
     def trial(images: int) -> None:
         raise RuntimeError("size mismatch")
 
@@ -99,6 +99,6 @@ print(fewest_micro_batches(lambda images: torch.zeros(images, 10 * 2**18), 64)) 
 """
 
 
-def test_a_real_lack_of_memory_is_recognised_on_the_cpu() -> None:
+def test_real_out_of_memory_is_recognised_on_the_cpu() -> None:
     done = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "2"  # 64 images take 640 MiB, 32 take 320

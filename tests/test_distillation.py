@@ -1,4 +1,4 @@
-"""Learning from a teacher: the loss by hand, what the teacher sees, and which checkpoints are refused."""
+"""Distillation: the loss by hand, the teacher's input, and checkpoints that are refused."""
 
 import os
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_hard_and_soft_losses_by_hand(checkpoint: Path) -> None:
 
 
 def test_a_student_comes_to_agree_with_its_teacher(checkpoint: Path) -> None:
-    """With the teacher's part alone, labels of noise teach nothing, and the student follows the teacher."""
+    """With weight 1 random labels have no effect, and the student follows the teacher."""
     space = load_space("fashion-mnist")
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=generator)

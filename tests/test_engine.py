@@ -1,4 +1,4 @@
-"""How the models run: memory for time, compiled, without waiting for the device; none of it changes a result."""
+"""Checkpointing, compilation and asynchronous execution, none of which changes a result."""
 
 import copy
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def test_checkpointing_gives_the_same_gradients_to_the_bit_with_stochastic_depth
             assert torch.equal(found[name], gradient), name
 
 
-def test_checkpointing_keeps_less_for_the_backward_pass() -> None:
+def test_checkpointing_stores_less_for_the_backward_pass() -> None:
     supernet = perturb(Supernet(SPACE)).float()
 
     def kept() -> int:
@@ -79,7 +79,7 @@ def test_checkpointing_keeps_less_for_the_backward_pass() -> None:
 
 
 class NoSync(TorchDispatchMode):
-    """Refuses what makes the host wait for a device: a value read back, or a shape that depends on values."""
+    """Fails on synchronisation with the device: a value read back, or a shape that depends on values."""
 
     REFUSED = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal")
 
@@ -90,15 +90,15 @@ class NoSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_what_waits_is_noticed() -> None:
+def test_synchronisation_is_detected() -> None:
     x = torch.ones(3)
     for wait in (lambda: x.sum().item(), lambda: bool(x[0] > 0), lambda: x.nonzero(), lambda: x[x > 0]):
         with pytest.raises(AssertionError, match="waits for the device"), NoSync():
             wait()
 
 
-def test_a_training_step_does_not_wait_for_the_device() -> None:
-    """Of the supernet, with accumulation, clipping, an average, stochastic depth and mixed images."""
+def test_a_training_step_does_not_synchronise() -> None:
+    """Supernet, accumulation, clipping, EMA, stochastic depth and mixup."""
     mixed = {"crop_padding": 2, "flip": True, "mixup": 0.8, "cutmix": 1.0}
     trainer = supernet_trainer(accumulation=2, clip_grad=1.0, augmentation=mixed)
     trainer.take_step()
@@ -112,7 +112,7 @@ def test_a_training_step_does_not_wait_for_the_device() -> None:
 # --- torch.compile ---
 
 
-def test_compiling_changes_neither_answers_nor_names() -> None:
+def test_compiling_changes_neither_logits_nor_names() -> None:
     model = perturb(Supernet(SPACE)).float().extract(SubnetSpec(1, 12, (2,), (2.0,)))
     names, expected, answer = list(model.state_dict()), gradients(model, model), model(images())
     model.compile(backend="eager")  # what reads the model; the compilers behind it take minutes
@@ -125,7 +125,7 @@ def test_compiling_changes_neither_answers_nor_names() -> None:
     torch.testing.assert_close(twin(images()), answer)
 
 
-def test_a_machine_without_a_compiler_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(AutoFormerError, match=r"needs a C\+\+ compiler, .* no g\+\+ or clang") as error:

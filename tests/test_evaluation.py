@@ -1,4 +1,4 @@
-"""Figures of a classifier, against tables worked out by hand."""
+"""Metrics of a classifier, against tables computed by hand."""
 
 import math
 

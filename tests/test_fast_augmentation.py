@@ -1,4 +1,4 @@
-"""The fast path draws what timm draws, and makes of it the same pixels, within bounds that are stated here."""
+"""The fast path has timm's draws, and its pixels within the bounds stated here."""
 
 import random
 from collections import Counter
@@ -35,7 +35,7 @@ def fast_path(config: str | None = "rand-m9-mstd0.5-inc1", flip: bool = True) ->
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (224, 224), (300, 20), (20, 300), (31, 29)])
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 1.0), (0.9, 1.0)])
 def test_crops_are_timms_for_the_same_generator(size: tuple[int, int], scale: tuple[float, float]) -> None:
-    """Not alike but equal, the fall back to the centre of a narrow picture too; so their distribution is timm's."""
+    """Equal draws, also in the fallback for narrow images, so the distribution is timm's."""
     picture = Image.new("L", size)
     for seed in range(200):
         random.seed(seed)
@@ -46,8 +46,8 @@ def test_crops_are_timms_for_the_same_generator(size: tuple[int, int], scale: tu
 @pytest.mark.parametrize(
     "config", ["rand-m9-mstd0.5-inc1", "rand-m7-mstd0.5", "rand-m9-mstdinf-inc1", "rand-m15-mmax20-p0.9-inc1", "rand"]
 )
-def test_operations_are_as_strong_as_timms_for_the_same_generator(config: str) -> None:
-    """Each of the fifteen, in both directions: whether it is done, and what timm's own function is told."""
+def test_operations_have_timms_arguments_for_the_same_generator(config: str) -> None:
+    """Each of the 15, with either sign: whether it is applied, and the argument of timm's function."""
     for operation in rand_augment(config, SIDE, MEAN).ops:
         told: list[Operation] = []
         name = operation.name
@@ -62,7 +62,7 @@ def test_operations_are_as_strong_as_timms_for_the_same_generator(config: str) -
 
 
 def test_each_operation_and_each_mirror_is_as_likely() -> None:
-    """Two of fifteen, with replacement, each done half of the time: so many that 5 deviations are a twelfth."""
+    """2 of 15, with replacement, each applied half of the time: enough draws that 5 deviations are a twelfth."""
     fast = fast_path()
     draws = [fast.draw(derived_rng("draws", number)) for number in range(20_000)]
     done = Counter(operation.name for draw in draws for operation in draw.operations)
@@ -92,7 +92,7 @@ def part(name: str, side: int = SIDE) -> Pixels:
 @pytest.mark.parametrize("name", ON_ARRAYS)
 @pytest.mark.parametrize("grey", [False, True])
 def test_operations_on_arrays_are_timms(name: str, grey: bool) -> None:
-    """One level apart at most, and that in less than two pixels of ten thousand; moved by nothing, far, and out."""
+    """At most 1 level apart, in fewer than 2 of 10,000 pixels; moved by nothing, far, and out of the image."""
     apart, rng = [], Random(0)
     fill = 7 if grey else (10, 20, 30)
     for picture in NAMES:
@@ -117,7 +117,7 @@ def exact(image: Image.Image, box: Box, draw: Draw) -> Pixels:
     return np.asarray(picture)
 
 
-def test_the_whole_path_makes_the_pixels_of_the_exact_one() -> None:
+def test_the_whole_path_has_the_pixels_of_the_exact_one() -> None:
     """Resized pixels lie two levels apart at most. An operation may widen that (a threshold is passed or is not): of
     all pixels, under augmentation, 999 of 1000 are one level apart at most, and the mean is a fiftieth of a level."""
     fast, resized_apart, apart = fast_path(), [], []
@@ -137,7 +137,7 @@ def test_the_whole_path_makes_the_pixels_of_the_exact_one() -> None:
     assert np.mean(np.array(apart) > 1) < 0.001 and np.mean(apart) < 0.02
 
 
-def test_pictures_that_are_decoded_smaller_keep_their_statistics(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_images_decoded_at_a_smaller_scale_keep_their_statistics(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Of real photographs, enlarged as a camera would have them: by channel the mean within half a level, the
     deviation within a percent; each crop's own contrast within two percent, and the detail in it (the mean step from
     pixel to pixel) within five."""
@@ -169,7 +169,7 @@ def test_pictures_that_are_decoded_smaller_keep_their_statistics(tmp_path_factor
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_generator_decides_it_all(channels: int) -> None:
+def test_all_draws_come_from_the_generator(channels: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, channels, 40, 50), dtype=np.uint8)
     decoder = Decoder(ArrayPictures(pixels))
     fast = FastAugmentation(
@@ -194,6 +194,6 @@ def test_a_generator_decides_it_all(channels: int) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"crop_padding": 2}, {"crop_scale": (0.5, 1), "color_jitter": 0.4}])
-def test_what_the_fast_path_does_not_do(changes: dict[str, object]) -> None:
+def test_options_that_the_fast_path_refuses(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="fast is for a random resized crop"):
         Augmentation(fast=True, **changes)

@@ -1,4 +1,4 @@
-"""A model for images of another size: what becomes of relative positions."""
+"""Models for images of another size: relative positions that are kept or stretched."""
 
 from typing import Any
 
@@ -24,8 +24,8 @@ def images(side: int) -> Tensor:
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def test_a_table_is_spread_between_its_neighbours() -> None:
-    """Entry 0 for the class token; then offsets. One on each side becomes two, and later one again."""
+def test_a_stretched_table_is_interpolated() -> None:
+    """Entry 0 is the class token's. One offset on each side becomes two, and one again."""
     tables = RelativePosition2D(2, 1)
     values = torch.tensor([7.0, -99.0, 10.0, 20.0, 60.0, 99.0])[:, None]  # of offsets -2 to 2; 2 was never trained
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_the_reach_follows_the_grid(reach: int, grid: int, new_grid: int, expect
 @pytest.mark.parametrize("reach", [2, 5])
 @pytest.mark.parametrize("side", [4, 12, 16])
 def test_a_stretched_model_is_one_of_the_resized_space(side: int, reach: int) -> None:
-    """So it can be saved, loaded and trained on."""
+    """It can be saved, loaded and trained further."""
     model = extracted(max_relative_position=reach)
     space = small_space(max_relative_position=reach).resized(side, "stretch")
     model.set_input_size((side, side), offsets="stretch")
@@ -80,8 +80,8 @@ def test_the_same_size_changes_nothing(offsets: Any) -> None:
     assert small_space().resized(8, offsets) == small_space()
 
 
-def test_only_a_stretched_model_does_without_untrained_entries() -> None:
-    """8 x 8 pixels are 4 x 4 patches: offsets up to 3. What lies beyond in the tables, no image has ever touched."""
+def test_only_a_stretched_model_uses_no_untrained_entries() -> None:
+    """8 x 8 pixels are 4 x 4 patches, with offsets up to 3. Larger entries of the tables are untrained."""
     found = {}
     for offsets in ("keep", "stretch"):
         one, other = extracted(max_relative_position=5), extracted(max_relative_position=5)

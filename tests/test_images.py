@@ -1,4 +1,4 @@
-"""From an image file to pixels: every mode, orientation and format against pictures that are known."""
+"""From an image file to pixels: modes, orientations and formats against known images."""
 
 import io
 from pathlib import Path
@@ -43,7 +43,7 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 @pytest.mark.parametrize("note", STORED)
-def test_an_image_is_turned_as_its_camera_noted(note: int, tmp_path: Path) -> None:
+def test_the_exif_orientation_is_applied(note: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = note
     file = tmp_path / "turned.png"
@@ -136,7 +136,7 @@ def test_the_first_frame_of_an_animation_is_its_image() -> None:
 
 
 def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same() -> None:
-    """libjpeg leaves out frequencies that the resize would remove: of 255 levels less than 1 apart in the mean."""
+    """libjpeg drops frequencies that the resize would remove: less than 1 of 255 levels apart on average."""
     picture = sample_photograph("coffee").resize((1600, 1064), Image.Resampling.BICUBIC)
     content = saved(picture, "JPEG", quality=92)
     drafted = open_image(content, shorter_side=73)
@@ -164,7 +164,7 @@ def test_the_margin_is_that_of_the_evaluation_protocol(image_size: int, side: in
     [((100, 50), 25, (50, 25)), ((50, 100), 25, (25, 50)), ((10, 10), 25, (25, 25)), ((31, 30), 10, (10, 10)),
      ((25, 90), 25, (25, 90)), ((1000, 34), 34, (1000, 34))],
 )  # fmt: skip
-def test_the_shorter_side_is_resized_and_the_shape_kept(
+def test_the_shorter_side_is_resized_with_the_aspect_ratio(
     size: tuple[int, int], pixels: int, resized: tuple[int, int]
 ) -> None:
     assert resize_shorter_side(Image.new("L", size), pixels).size == resized
@@ -183,7 +183,7 @@ def test_pixels_have_channels_first() -> None:
 
 
 def test_the_model_sees_the_centre_at_the_protocols_size() -> None:
-    """Small images have no margin: 28 x 28 goes in as it is; a wide one loses its sides alike."""
+    """Small images have no margin: 28 x 28 is unchanged; a wide one is cropped equally on both sides."""
     small = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     assert (model_pixels(Image.fromarray(small), 1, 28)[0] == small).all()
     wide = np.zeros((28, 40), np.uint8)
@@ -215,7 +215,7 @@ def broken_tiff() -> bytes:
         (saved(Image.new("L", (1, 31)), "PNG"), ["1 x 31 pixels is too narrow"]),
     ],
 )
-def test_what_is_no_image_is_refused_in_one_line(content: bytes, parts: list[str], tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_one_line(content: bytes, parts: list[str], tmp_path: Path) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(content)
     for source in (file, content):
@@ -224,7 +224,7 @@ def test_what_is_no_image_is_refused_in_one_line(content: bytes, parts: list[str
         assert all(part in str(error.value) for part in parts) and "\n" not in str(error.value)
 
 
-def test_any_damage_is_said_in_one_line() -> None:
+def test_any_damage_is_one_line() -> None:
     """A byte changed anywhere: an image, or one line; never another exception."""
     rng = np.random.default_rng(0)
     pictures = {
@@ -244,7 +244,7 @@ def test_any_damage_is_said_in_one_line() -> None:
     assert refused > 20
 
 
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

@@ -1,4 +1,4 @@
-"""Batches as a function of their number: order, copies, augmentation, whatever the workers and the moment."""
+"""Batches as a function of their number, for any workers: order, copies, augmentation."""
 
 import pickle
 from collections.abc import Sequence
@@ -50,8 +50,8 @@ def source(workers: int = 0, images: DecodedSplit | None = None, seed: int = 4, 
 
 
 @pytest.mark.parametrize("options", [FULL, FULL | {"color_jitter": 0, "fast": True}], ids=["exact", "fast"])
-def test_batches_are_the_same_whatever_the_workers_and_the_moment(options: dict[str, Any]) -> None:
-    """Worker processes decode ahead and out of step with each other; none of it may show."""
+def test_batches_do_not_depend_on_workers_or_earlier_batches(options: dict[str, Any]) -> None:
+    """Workers prefetch, and out of step with each other."""
     plain = source(**options)
     wanted = [plain.batch(number) for number in range(7)]  # two epochs of three batches, and one more
     for workers in (1, 2):
@@ -70,13 +70,13 @@ def test_batches_are_the_same_whatever_the_workers_and_the_moment(options: dict[
     ids=["exact", "fast", "middle"],
 )  # fmt: skip
 def test_worker_processes_need_not_be_forked(options: dict[str, Any]) -> None:
-    """Where they are spawned, what they work with is sent to them."""
+    """Spawned workers get a pickle of the loader."""
     plain = source(**options)
     sent = pickle.loads(pickle.dumps(plain))
     assert torch.equal(sent.batch(2).pixels, plain.batch(2).pixels)
 
 
-def test_an_image_is_augmented_alike_in_whichever_batch_it_comes() -> None:
+def test_the_augmentation_of_an_image_does_not_depend_on_its_batch() -> None:
     images, transform = split(), picture_transform(Augmentation(**FULL), 20, (0.5,) * 3)
     labels = torch.from_numpy(images.labels)
 
@@ -88,7 +88,7 @@ def test_an_image_is_augmented_alike_in_whichever_batch_it_comes() -> None:
     assert torch.equal(batches(30).batch(0).pixels, torch.cat([halves.batch(0).pixels, halves.batch(1).pixels]))
 
 
-def test_augmentation_leaves_the_global_generators_as_they_were() -> None:
+def test_augmentation_restores_the_global_generators() -> None:
     import random
 
     def states() -> list[Any]:
@@ -115,7 +115,7 @@ def test_repeated_augmentation_by_hand() -> None:
     assert copies.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
 
 
-def test_repeated_augmentation_gives_as_timms_sampler_does_the_copies_to_each_process() -> None:
+def test_repeated_augmentation_has_the_order_of_timms_sampler() -> None:
     """timm's needs 256 samples at least for its rounding; its order is the shuffled one, three times each."""
     from timm.data.distributed_sampler import RepeatAugSampler
 
@@ -134,15 +134,15 @@ def test_copies_of_an_image_differ() -> None:
         assert len({image.numpy().tobytes() for image in batch.pixels[:4]}) > 1
 
 
-def test_the_tail_of_an_epoch_that_fills_no_step_is_left_out() -> None:
+def test_an_incomplete_step_at_the_end_of_an_epoch_is_dropped() -> None:
     batches = [source().batch(number).labels for number in range(3)]
     assert len(torch.cat(batches).unique()) == 24  # of 30
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("augmentation", [FULL, FULL | {"repeats": 1}, {"crop_padding": 2, "flip": True, "repeats": 3}])
-def test_ranks_see_together_what_one_alone_sees(count: int, augmentation: dict[str, Any]) -> None:
-    """W ranks with A batches a step each, and one rank with W x A: the same batches in turns, to the last byte."""
+def test_ranks_together_see_the_batches_of_a_single_process(count: int, augmentation: dict[str, Any]) -> None:
+    """W ranks with A batches per step each, and one rank with W x A: the same batches in turn, byte by byte."""
     images, parts = split(60), 12 // count * count
     options = Recipe(epochs=1, batch_size=parts * 2, learning_rate=1, augmentation=Augmentation(**augmentation))
 
@@ -150,18 +150,18 @@ def test_ranks_see_together_what_one_alone_sees(count: int, augmentation: dict[s
         source = training_loader(images, options, 0, 20, (0.5,) * 3, parts, world=world)
         return [source.batch(number) for number in range(first, last)]
 
-    alone = batches(World(0, 1), 0, 3 * parts)  # a step of the second epoch too
+    single = batches(World(0, 1), 0, 3 * parts)  # a step of the second epoch too
     for rank in range(count):
         own = batches(World(rank, count), 0, 3 * parts // count)
-        for ours, wanted in zip(own, alone[rank::count], strict=True):
+        for ours, wanted in zip(own, single[rank::count], strict=True):
             assert torch.equal(ours.pixels, wanted.pixels) and torch.equal(ours.labels, wanted.labels)
-        from_there_on = batches(World(rank, count), 5, 3 * parts // count)[0]  # as after a resume
-        assert torch.equal(from_there_on.pixels, own[5].pixels)
+        resumed = batches(World(rank, count), 5, 3 * parts // count)[0]  # as after a resume
+        assert torch.equal(resumed.pixels, own[5].pixels)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_each_sample_comes_once_an_epoch_whoever_has_it(count: int) -> None:
-    """But for those that fill no step: of 100 samples, 96."""
+def test_each_sample_comes_once_per_epoch_on_one_of_the_ranks(count: int) -> None:
+    """Without the incomplete step: 96 of 100 samples."""
     orders = [BatchOrder(0, 100, 12, 12 // count, world=World(rank, count)) for rank in range(count)]
     for epoch in (0, 1):
         numbers = range(epoch * 8, (epoch + 1) * 8)
@@ -182,7 +182,7 @@ def test_copies_of_a_sample_are_in_one_step_and_mostly_on_one_rank() -> None:
             assert (np.bincount(samples)[np.unique(samples)] == 3).all() and copies.tolist() == [0, 1, 2] * 4
 
 
-def test_weights_are_the_same_whatever_the_workers_and_the_interruption() -> None:
+def test_weights_do_not_depend_on_workers_or_interruptions() -> None:
     """Stochastic depth draws from the generator that augmentation and the start of a loader draw from."""
     space = load_space("photos-32").model_copy(update={"num_classes": 30})
     options = Recipe(
@@ -216,7 +216,7 @@ def test_weights_are_the_same_whatever_the_workers_and_the_interruption() -> Non
 # --- timm's parts ---
 
 
-def test_a_picture_goes_through_timms_own_transforms() -> None:
+def test_an_image_goes_through_timms_own_transforms() -> None:
     """The same draws through timm's `transforms_imagenet_train`, which is what the official recipe calls."""
     from timm.data.transforms_factory import transforms_imagenet_train
     from torchvision import transforms
@@ -246,14 +246,14 @@ def test_no_image_in_two_thousand_is_refused_by_rand_augment() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_grey_and_colour_pictures(channels: int) -> None:
+def test_grey_and_colour_images(channels: int) -> None:
     batch = source(images=split(channels=channels), **FULL).batch(0)
     assert batch.pixels.shape == (8, channels, 20, 20) and len(batch.pixels.unique()) > 50
 
 
 @pytest.mark.parametrize("text", ["rand-nonsense", "rand-m9-q3", "rand-mx", "rand-w0", "rand-p.5", "augmix"])
 def test_an_unknown_rand_augment_is_named(text: str) -> None:
-    """timm passes over most words that it does not know: a misspelt one would train without a word of warning."""
+    """timm ignores most unknown words: a misspelt one would train without a warning."""
     with pytest.raises(ValueError, match=r"rand-m9-mstd0.5-inc1"):
         Augmentation(rand_augment=text)
 
@@ -263,7 +263,7 @@ def mixed(images: Tensor, labels: Sequence[int], *seed: object, **augmentation: 
     return augment(images.clone(), torch.tensor(labels), *seed)
 
 
-def test_mixup_mixes_images_and_targets_by_the_same_share() -> None:
+def test_mixup_mixes_images_and_targets_by_the_same_weight() -> None:
     images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 6, 6)
     shares = set()
     for step in range(5):
@@ -285,7 +285,7 @@ def test_cutmix_targets_follow_the_area() -> None:
     torch.testing.assert_close(targets, mixup_target(torch.tensor([0, 1]), 5, 1 - share, 0.1))
 
 
-def test_erasing_takes_a_rectangle_from_the_given_share_of_images() -> None:
+def test_erasing_has_the_given_probability() -> None:
     out, labels = mixed(torch.ones(400, 1, 32, 32), [0] * 400, 1, erase_probability=0.25, erase_mode="const")
     erased = [image[0] == 0 for image in out if (image == 0).any()]
     assert 70 < len(erased) < 130 and labels.shape == (400,)
@@ -314,7 +314,7 @@ def test_mixing_needs_pairs() -> None:
         Recipe(epochs=1, batch_size=10, accumulation=2, learning_rate=1, augmentation=Augmentation(mixup=0.5))
 
 
-def test_pictures_of_arrays_are_those_pixels(tmp_path: Path) -> None:
+def test_array_pictures_have_those_pixels(tmp_path: Path) -> None:
     images = split(count=2)
     picture = ArrayPictures(images.pixels).image(1)
     picture.save(tmp_path / "image.png")

@@ -71,7 +71,7 @@ with hold_lock(Path(sys.argv[1]), "folder"):
 
 
 def test_a_child_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None:
-    """As the worker of a loader does, for a moment."""
+    """Like the worker of a loader, for a moment."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "folder")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

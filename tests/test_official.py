@@ -74,7 +74,7 @@ def test_gradients() -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_aligned_bias_gives_other_logits(name: str) -> None:
-    """So the official rule is what makes the golden logits come out: none do with a bias ordered like the weight."""
+    """Only the official rule gives the golden logits, not a bias ordered like the weight."""
     space, images = golden_space(name), golden_tensors(name, "images")[""]
     official = load_official(golden_tensors(name, "state_dict/"), space).eval()
     aligned = Supernet(space, bias_rule="aligned").eval()

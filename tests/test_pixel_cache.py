@@ -1,4 +1,4 @@
-"""Decoded images that are kept: the same batches with and without, within the budget, decoded once for all workers."""
+"""The cache of decoded images: the same batches with and without, within the budget, shared by all workers."""
 
 import io
 import os
@@ -26,7 +26,7 @@ File = tuple[Image.Image, str, dict[str, Any]]  # picture, format, options
 
 
 def archive_of(folder: Path, files: list[File]) -> EncodedImages:
-    """A tar of pictures, each in the given format."""
+    """A tar of images, each in the given format."""
     rows = []
     with tarfile.open(folder / "images.tar", "w") as archive:
         for number, (image, kind, options) in enumerate(files):
@@ -43,7 +43,7 @@ def archive_of(folder: Path, files: list[File]) -> EncodedImages:
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> EncodedSplit:
-    """JPEG files small and large, one of which is turned, a grey one, one in CMYK, and a PNG."""
+    """Small and large JPEG files, one rotated, one grey, one in CMYK, and a PNG."""
     picture = sample_photograph("coffee")
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -72,14 +72,14 @@ def batches(split: EncodedSplit, fast: bool, workers: int, budget: int, numbers:
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_no_batch_depends_on_the_budget(split: EncodedSplit, fast: bool) -> None:
-    """All are kept, a few, or none; by this process, or by two that share."""
+    """All are cached, a few, or none; by one process, or by two that share."""
     wanted = batches(split, fast, 0, 0)
     for workers, budget in ((0, 10**7), (0, 200_000), (2, 10**7), (2, 200_000)):
         found = batches(split, fast, workers, budget)
         assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True)), (workers, budget)
 
 
-def test_what_is_kept_is_not_read_again(split: EncodedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_image_is_not_read_again(split: EncodedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(split.pictures, 10**7)
     boxes = [Box(0, 0, 64, 50), Box(1, 2, 60, 41)]
     wanted = [decoder.crop(index, lambda *_, box=box: box, SIDE).clone() for index in range(8) for box in boxes]
@@ -90,8 +90,8 @@ def test_what_is_kept_is_not_read_again(split: EncodedSplit, monkeypatch: pytest
     assert all(np.array_equal(decoder.image(index), images[index]) for index in range(8))
 
 
-def test_a_whole_picture_is_what_pillow_decodes(split: EncodedSplit) -> None:
-    """Turned, grey, CMYK and PNG too: torchvision decodes where it gives the same bytes, Pillow elsewhere."""
+def test_a_whole_image_is_what_pillow_decodes(split: EncodedSplit) -> None:
+    """Rotated, grey, CMYK and PNG too: torchvision decodes where it gives the same bytes, Pillow elsewhere."""
     for decoder in (Decoder(split.pictures), Decoder(split.pictures, 10**7)):
         for index in range(len(split.pictures)):
             pillows = np.asarray(split.pictures.image(index))
@@ -100,7 +100,7 @@ def test_a_whole_picture_is_what_pillow_decodes(split: EncodedSplit) -> None:
             assert np.array_equal(whole.permute(1, 2, 0), pillows), index
 
 
-def test_a_crop_is_decoded_at_the_part_of_its_size_that_it_needs(split: EncodedSplit) -> None:
+def test_a_crop_is_decoded_at_the_smallest_scale_that_it_needs(split: EncodedSplit) -> None:
     """Twice 32 pixels a side: 640 x 900 at an eighth, a crop of 300 x 300 at a quarter, one of 127 x 300 whole."""
     decoder = Decoder(split.pictures)
 
@@ -114,7 +114,7 @@ def test_a_crop_is_decoded_at_the_part_of_its_size_that_it_needs(split: EncodedS
     assert shape(3, Box(0, 0, 300, 400)) == (3, 400, 300)  # turned, and so decoded whole
 
 
-def test_the_budget_is_kept_and_shared_between_processes() -> None:
+def test_the_budget_holds_and_the_cache_is_shared_between_processes() -> None:
     cache = PixelCache(images=10, channels=1, budget=2000)
     pixels = np.arange(600, dtype=np.uint8).reshape(20, 30, 1)
     for index in range(10):
@@ -132,7 +132,7 @@ def test_the_budget_is_kept_and_shared_between_processes() -> None:
     assert held == [0, 3] and cache.used <= 2000
 
 
-def test_a_budget_that_cannot_be_is_refused() -> None:
+def test_an_impossible_budget_is_refused() -> None:
     with pytest.raises(AutoFormerError, match=r"do not hold the table of 1000000 of them; give 0\.04"):
         PixelCache(10**6, 3, 1000)
     with pytest.raises(AutoFormerError, match=r"no 9.31e\+09 GiB to keep images in: .*; give less"):

@@ -1,4 +1,4 @@
-"""Pictures of any kind become the model's input, and the model's output becomes words."""
+"""Any image becomes the model's input, and logits become class names with probabilities."""
 
 # ruff: noqa: F401, F811 - fixtures are imported, and then asked for by name
 
@@ -37,7 +37,7 @@ def prepared(image: Image.Image, loaded: LoadedSubnet) -> torch.Tensor:
     return prepare(open_image(encoded(image)), loaded.card)
 
 
-def test_an_image_of_the_training_size_goes_in_as_training_images_did(loaded: LoadedSubnet) -> None:
+def test_an_image_of_the_training_size_is_prepared_like_training_images(loaded: LoadedSubnet) -> None:
     wanted = normalise(torch.from_numpy(GREY)[None, None], MEAN, STD)
     assert torch.equal(prepared(Image.fromarray(GREY), loaded), wanted)
     assert torch.equal(prepare(image_from_pixels(GREY.tolist()), loaded.card), wanted)
@@ -84,7 +84,7 @@ def test_a_photograph_is_turned_upright() -> None:
     assert np.array_equal(np.asarray(open_image(stream.getvalue())), GREY[::-1, ::-1])
 
 
-def test_answers_are_all_classes_with_the_model_s_probabilities(loaded: LoadedSubnet) -> None:
+def test_predictions_are_all_classes_with_the_models_probabilities(loaded: LoadedSubnet) -> None:
     image = Image.fromarray(GREY)
     answer = predict(loaded.model, loaded.card, image)
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_answers_are_all_classes_with_the_model_s_probabilities(loaded: LoadedSu
 
 
 @pytest.mark.slow
-def test_the_exported_program_answers_as_the_model_for_any_batch(loaded: LoadedSubnet, tmp_path: Path) -> None:
+def test_the_exported_program_equals_the_model_for_any_batch(loaded: LoadedSubnet, tmp_path: Path) -> None:
     export_program(loaded.model, tmp_path / "program.pt2")
     program = torch.export.load(tmp_path / "program.pt2").module()
     for batch in (1, 2, 7):
@@ -128,7 +128,7 @@ def test_floating_point_pixels_are_refused(loaded: LoadedSubnet) -> None:
         prepare(Image.new("F", (28, 28)), loaded.card)
 
 
-def test_the_command_names_the_three_likeliest(
+def test_the_command_prints_the_three_most_likely(
     subnet_folder: Path,
     loaded: LoadedSubnet,
     tmp_path: Path,
@@ -141,7 +141,7 @@ def test_the_command_names_the_three_likeliest(
     assert capsys.readouterr().out == f"{tmp_path / 'shoe.png'}: {wanted}\n"
 
 
-def test_the_command_says_in_one_line_what_is_wrong(
+def test_errors_of_the_command_are_one_line(
     subnet_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -1,4 +1,4 @@
-"""The race of candidates: its estimates against a plain twin and against the truth, and who is stopped."""
+"""The race of candidates: estimates against a plain twin and the truth, and which candidates are stopped."""
 
 import math
 from random import Random
@@ -16,7 +16,7 @@ ENDS = (0.05, 0.15, 0.4, 0.6, 0.85, 0.95)  # shares of the candidates that have 
 
 
 def population(candidates: int, images: int, seed: int, spread: float = 0.1) -> np.ndarray:
-    """Answers (n, N) of candidates that differ in ability and agree about most images."""
+    """Results (n, N) of candidates that differ in accuracy and agree on most images."""
     rng = np.random.default_rng(seed)
     margin = 2.0 + 2.2 * rng.normal(size=images) + spread * rng.normal(size=(candidates, 1))
     answers: np.ndarray = margin + 0.5 * rng.normal(size=(candidates, images)) > 0
@@ -31,7 +31,7 @@ def stratum(share: float) -> int:
 
 
 def run(race: Race, answers: np.ndarray) -> int:
-    """Answer a race to its end; returns the images that were scored."""
+    """Run a race to its end; return the number of scored images."""
     scored = 0
     for entrants, images in race.rounds():
         race.record({entrant: answers[entrant][images] for entrant in entrants})
@@ -40,7 +40,7 @@ def run(race: Race, answers: np.ndarray) -> int:
 
 
 def test_an_estimate_is_that_of_the_textbook() -> None:
-    """Stratified mean and standard error (Cochran 5.3 to 5.5), worked out stratum by stratum with plain loops."""
+    """Stratified mean and standard error (Cochran 5.3 to 5.5), stratum by stratum in plain loops."""
     before = population(10, 300, seed=0)
     strata = Strata(before)
     images = strata.order()[:90]
@@ -68,7 +68,7 @@ def test_an_estimate_is_that_of_the_textbook() -> None:
     assert estimate.error == pytest.approx(math.sqrt(variance), rel=1e-12)
 
 
-def test_each_prefix_has_more_of_the_images_that_candidates_differ_in() -> None:
+def test_each_prefix_oversamples_images_on_which_candidates_differ() -> None:
     strata = Strata(population(12, 2000, seed=1))
     order = strata.order()
     assert sorted(order) == list(range(2000))
@@ -87,7 +87,7 @@ def test_an_estimate_of_everything_is_the_score() -> None:
     assert estimate.error == pytest.approx(1 / 400)
 
 
-def test_errors_are_as_large_as_they_say_and_far_below_those_of_a_plain_sample() -> None:
+def test_standard_errors_are_right_and_far_below_those_of_a_plain_sample() -> None:
     off, errors = [], []
     for seed in range(20):
         answers = population(40, 2000, seed)
@@ -117,7 +117,7 @@ def test_the_best_come_through_with_two_fifths_of_the_images() -> None:
             assert estimate.score == pytest.approx(answers[entrant].mean(), abs=1e-12 + 4 * estimate.error)
 
 
-def test_later_generations_are_held_against_the_best_of_the_former() -> None:
+def test_later_generations_race_against_the_best_of_earlier_ones() -> None:
     good, bad = population(10, 3000, seed=1), population(20, 3000, seed=1, spread=0.1) & (np.arange(3000) % 9 > 0)
     scores = [float(answers.mean()) for answers in good]
     race = Race(Racing(first_images=100), 20, 3000, 5, list(good), scores)
@@ -125,8 +125,8 @@ def test_later_generations_are_held_against_the_best_of_the_former() -> None:
     assert max(race.answered.values()) < 3000  # not one of them is worth the whole split
 
 
-def test_who_ties_with_the_last_that_is_kept_is_seldom_stopped() -> None:
-    """Twins of the `keep`-th best, in other images: at each look, 1 in 100 at most."""
+def test_a_tie_with_the_last_of_the_best_is_seldom_stopped() -> None:
+    """Twins of the `keep`-th best, in other images: in each round 1 in 100 at most."""
     rng = np.random.default_rng(0)
     stopped = looks = 0
     for seed in range(60):
@@ -158,7 +158,7 @@ def _answered(race: Race, candidates: int, images: int) -> list[tuple[list[int],
     return seen
 
 
-def test_no_image_is_asked_for_twice_and_as_many_go_ahead_as_are_kept() -> None:
+def test_no_image_is_scored_twice_and_as_many_are_scored_whole_first_as_are_kept() -> None:
     race = Race(Racing(first_images=30, growth=2), 9, 200, 4, [], [])
     rounds = _answered(race, 9, 200)
     assert rounds[0][0] == [0, 1, 2, 3] and len(rounds[0][1]) == 200
@@ -168,7 +168,7 @@ def test_no_image_is_asked_for_twice_and_as_many_go_ahead_as_are_kept() -> None:
         assert len(set(asked)) == len(asked) == race.answered[entrant]
 
 
-def test_a_race_with_nobody_left_to_beat_goes_to_the_end() -> None:
+def test_a_race_without_rivals_scores_all_images() -> None:
     race = Race(Racing(first_images=10), 3, 100, 5, [], [])
     run(race, population(3, 100, 0))
     assert set(race.answered.values()) == {100}

@@ -1,4 +1,4 @@
-"""Several ranks train what one would: gradients, weights, unused blocks, and steps that are stopped and go on."""
+"""Several ranks train what one does: gradients, weights, unused blocks, and steps that are stopped and resumed."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -47,7 +48,7 @@ SHALLOW = uniform(SPACE.model_copy(update={"choices": SPACE.choices.model_copy(u
 
 
 class Watched(torch.optim.SGD):
-    """Keeps the gradients of its last step, by parameter. AdamW would amplify the rounding of key biases."""
+    """Stores the gradients of its last step. AdamW would amplify the rounding of key biases."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
@@ -92,9 +93,10 @@ CASES: dict[str, tuple[dict[str, Any], SubnetSampler]] = {
 
 
 def train_together(world: World, folder: Path) -> None:
-    """In each rank: every case, and what is asked of gradients that nobody has."""
+    """In each rank: every case, and unused blocks."""
     result = {name: trained(world, settings, 2, sampler) for name, (settings, sampler) in CASES.items()}
     result["unused"] = unused_blocks(world)
+    result["trial"] = trial_of_one_rank(world)
     torch.save(result, folder / f"{world.rank}.pt")
 
 
@@ -108,6 +110,21 @@ def unused_blocks(world: World) -> bool:
     trainer.advance(3)
     state = trainer.optimizer.state
     return all(torch.equal(p, old) and state[p]["step"] == 1 for p, old in zip(block, before, strict=True))
+
+
+def trial_of_one_rank(world: World) -> list[int]:
+    """Rank 0 is out of memory in a backward pass, and tries smaller ones by itself; collectives still match."""
+    trainer = make_trainer(world, PLAIN, 2, uniform(SPACE, 0))
+    assert trainer.ddp is not None
+    trainer.ddp(torch.zeros(2, 1, 28, 28), SPACE.largest)
+    training = SimpleNamespace(
+        device=trainer.device, space=SPACE, section=trainer.recipe, model=trainer.model,
+        largest=lambda images: trainer.model(images, SPACE.largest),
+    )  # fmt: skip
+    if world.is_rank_zero:
+        _trial(training, None)(2)  # type: ignore[arg-type]
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    return world.all_gather(world.rank)
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +150,12 @@ def test_two_ranks_are_one_with_twice_the_batch(together: list[dict[str, Any]]) 
 
 
 @pytest.mark.parametrize("case", ["everything", "sandwich"])
-def test_two_ranks_are_one_with_two_parts_whatever_is_random(together: list[dict[str, Any]], case: str) -> None:
+def test_two_ranks_are_one_with_two_accumulation_steps(together: list[dict[str, Any]], case: str) -> None:
     one, two = trained(SINGLE_PROCESS, CASES[case][0], 2, CASES[case][1]), together[0][case]
     for what in ("gradients", "weights", "averages"):
         same(two[what], one[what], 1e-5)
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
-    other = trained(SINGLE_PROCESS, CASES[case][0], 1, CASES[case][1])  # the parts are what is augmented by
+    other = trained(SINGLE_PROCESS, CASES[case][0], 1, CASES[case][1])  # one micro-batch: other augmentation
     assert abs(other["loss"] - one["loss"]) > 1e-4
 
 
@@ -148,7 +165,7 @@ def test_all_ranks_hold_the_same_weights_to_the_bit(together: list[dict[str, Any
             assert all(map(torch.equal, together[0][case][what], together[1][case][what]))
 
 
-def test_blocks_of_an_earlier_pass_alone_are_summed_too(together: list[dict[str, Any]]) -> None:
+def test_blocks_that_only_an_earlier_pass_uses_are_summed_too(together: list[dict[str, Any]]) -> None:
     """The last pass of a step, in which gradients are summed, does not use the deep block."""
     settings, sampler = CASES["deep, then shallow"]
     one = trained(SINGLE_PROCESS, settings, 2, sampler)
@@ -159,6 +176,10 @@ def test_blocks_of_an_earlier_pass_alone_are_summed_too(together: list[dict[str,
 
 def test_blocks_that_no_rank_uses_stay_as_they_are(together: list[dict[str, Any]]) -> None:
     assert [rank["unused"] for rank in together] == [True, True]
+
+
+def test_a_trial_of_one_rank_starts_no_collective(together: list[dict[str, Any]]) -> None:
+    assert [rank["trial"] for rank in together] == [[0, 1], [0, 1]]
 
 
 def test_micro_batches_that_ranks_cannot_share_are_refused() -> None:
@@ -256,8 +277,8 @@ def test_a_launched_step_survives_a_killed_rank_and_passes_signals_on(sandbox: S
 
 
 @pytest.mark.slow
-def test_torchrun_starts_ranks_again_that_find_each_other(tmp_path: Path) -> None:
-    """Its store outlives a start, and has the addresses of processes that are gone."""
+def test_ranks_that_torchrun_restarts_find_each_other(tmp_path: Path) -> None:
+    """Its store outlives a restart, and holds the addresses of dead processes."""
     (tmp_path / "told.py").write_text(
         """
 import os, pathlib, signal
@@ -313,7 +334,7 @@ def failure(rank: int, code: int) -> ProcessFailure:
     return ProcessFailure(rank, 1, code, "")
 
 
-def test_the_first_cause_is_named_and_not_those_that_ended_for_its_sake() -> None:
+def test_the_first_cause_is_reported_and_not_its_consequences() -> None:
     stopped = {"step": STEP, "message": "stopped by SIGTERM at step 5 of 9", "code": 143}
     lost = {"step": STEP, "message": "rank 0 of 3 has lost its connection to the others", "code": exit_codes.LOST}
     away = {"step": STEP, "message": "s3://a/b: S3 is away", "code": exit_codes.UNAVAILABLE}

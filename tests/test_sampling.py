@@ -1,4 +1,4 @@
-"""Ways to sample the subnets of a step: what comes how often, who teaches whom, and what stays as it was."""
+"""Sampling of the subnets of a step: frequencies, in-place distillation, and stability."""
 
 from collections import Counter
 from random import Random
@@ -41,14 +41,14 @@ def drawn(sampler: SubnetSampler, steps: int) -> list[SubnetSpec]:
 
 
 def shares(space: SearchSpace, subnets: list[SubnetSpec], bins: int) -> np.ndarray:
-    """How many of the subnets lie in each of some equal parts of the range of parameters."""
+    """Number of subnets in each bin of the range of parameters."""
     ends = [count_params(space, space.smallest), count_params(space, space.largest)]
     return np.histogram([count_params(space, subnet) for subnet in subnets], bins, ends)[0]
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_uniform_params_is_flat_in_parameters_where_uniform_is_a_heap(name: str) -> None:
-    """Chi-square against a flat histogram of 16 bins: below the 99.9 % point for the one, far above for the other."""
+def test_uniform_params_is_flat_in_parameters_and_uniform_is_not(name: str) -> None:
+    """Chi-square against 16 flat bins: below the 99.9 % point for uniform_params, far above it for uniform."""
     space, bins, steps = SPACES[name], 16, 20 * PARAM_BINS
     limit, wanted = chi2.ppf(0.999, bins - 1), steps / bins
 
@@ -59,7 +59,7 @@ def test_uniform_params_is_flat_in_parameters_where_uniform_is_a_heap(name: str)
     assert distance(uniform(space, 0)) > 3 * limit
 
 
-def test_uniform_params_visits_every_part_of_the_range_in_so_many_steps() -> None:
+def test_uniform_params_visits_every_bin_once_in_as_many_steps() -> None:
     space = SPACES["autoformer-tiny"]
     sampler = uniform_params(space, 3)
     subnets = drawn(sampler, 3 * PARAM_BINS)
@@ -69,7 +69,7 @@ def test_uniform_params_visits_every_part_of_the_range_in_so_many_steps() -> Non
     assert sampler(17) == sampler(17) == uniform_params(space, 3)(17) != uniform_params(space, 4)(17)
 
 
-def test_every_choice_and_every_subnet_can_come() -> None:
+def test_every_choice_and_every_subnet_occurs() -> None:
     space = SPACES["autoformer-tiny"]
     subnets = drawn(uniform_params(space, 0), 10 * PARAM_BINS)
     for subnet in subnets:
@@ -98,7 +98,7 @@ def test_a_sandwich_is_the_largest_the_smallest_and_random_ones() -> None:
     assert sampler(5) == sandwich(space, 0, random=3)(5) != sampler(6)
 
 
-def test_the_name_of_a_sampler_is_what_the_configuration_says() -> None:
+def test_samplers_by_their_names_in_the_configuration() -> None:
     space = SPACES["fashion-mnist"]
     for kind, made in (
         ("uniform", uniform(space, 1)),
@@ -143,7 +143,7 @@ def test_the_gradient_of_a_sandwich_is_the_mean_of_its_passes() -> None:
 
 
 def test_stochastic_depth_is_for_the_largest_alone() -> None:
-    """With a rate that leaves out nearly every deep block, a pupil's pass is none the less the whole subnet."""
+    """With a rate that drops nearly every deep block, the other passes still use all blocks."""
     space = SearchSpace.model_validate(FORTY)
     modes: list[tuple[SubnetSpec, bool]] = []
 

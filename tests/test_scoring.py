@@ -1,4 +1,4 @@
-"""Answers of subnets: those of a plain loop, whatever the batch, and whatever the memory."""
+"""Scores of subnets: those of a plain loop, for any batch size and memory."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def plainly(supernet: Supernet, images: DecodedSplit, task: ScoringTask) -> tupl
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 500])
-def test_answers_are_those_of_a_plain_loop(supernet: Supernet, images: DecodedSplit, batch_size: int) -> None:
+def test_results_are_those_of_a_plain_loop(supernet: Supernet, images: DecodedSplit, batch_size: int) -> None:
     wanted = tasks(np.random.default_rng(1))
     found = list(SubnetScorer(supernet, images, CARD, batch_size)(wanted))
     for task, answers in zip(wanted, found, strict=True):
@@ -87,7 +87,7 @@ def test_a_batch_that_does_not_fit_is_halved(
     assert max(sizes) == 29 and min(sizes) < 4
 
 
-def test_bfloat16_answers_nearly_alike(supernet: Supernet, images: DecodedSplit) -> None:
+def test_bfloat16_is_nearly_the_same(supernet: Supernet, images: DecodedSplit) -> None:
     wanted = [ScoringTask(spec, np.arange(COUNT)) for spec in SPECS]
     exact, rounded = (list(SubnetScorer(supernet, images, CARD, 16, p)(wanted)) for p in ("float32", "bfloat16"))
     for one, other in zip(exact, rounded, strict=True):
@@ -96,7 +96,7 @@ def test_bfloat16_answers_nearly_alike(supernet: Supernet, images: DecodedSplit)
         assert one.loss_sum == pytest.approx(other.loss_sum, rel=0.05)
 
 
-def test_logits_that_are_not_finite_end_the_search_in_one_line(images: DecodedSplit) -> None:
+def test_logits_that_are_not_finite_are_one_line(images: DecodedSplit) -> None:
     broken: Supernet = perturb(Supernet(SPACE)).float().eval()
     with torch.no_grad():
         broken.head.bias[0] = float("inf")

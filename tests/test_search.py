@@ -73,7 +73,7 @@ def test_mutation_cuts_off_and_appends_blocks() -> None:
     assert mutate(space, deep, Always(0.5, 0), settings) == deep
 
 
-def test_mutation_draws_as_often_as_it_says() -> None:
+def test_mutation_has_the_given_probability() -> None:
     settings = EvolutionSettings(mutation_probability=0.2, structure_probability=0.0)
     space = space_with(depth=[6], num_heads=[1, 2, 3, 4, 5, 6, 7, 8])
     parent = SubnetSpec(6, 64, (1,) * 6, (2.0,) * 6)
@@ -95,7 +95,7 @@ def test_children_of_equal_depth_take_each_value_from_either_parent() -> None:
 
 
 def test_children_of_unequal_depth_are_whole() -> None:
-    """The official code truncates them, and takes a width or a head count for another (spec 7.6)."""
+    """The official code truncates them, and mixes up widths and head counts."""
     short = SubnetSpec(2, 64, (4, 4), (2.0, 2.0))
     long = SubnetSpec(4, 128, (8, 8, 8, 8), (4.0, 4.0, 4.0, 4.0))
     rng = Random(0)
@@ -186,7 +186,7 @@ def test_limits_that_no_subnet_meets_end_in_a_clear_error(limits: Limits) -> Non
         random_baseline(SPACE, limits, 5, 200, Random(0))
 
 
-def test_a_budget_at_the_very_edge_of_a_space_is_met() -> None:
+def test_limits_at_the_very_edge_of_a_space_are_met() -> None:
     """Uniform draws would need some 10^13 tries to hit the smallest subnet of AutoFormer-S."""
     space = load_space("autoformer-small")
     smallest, largest = (count_params(space, spec) for spec in (space.smallest, space.largest))

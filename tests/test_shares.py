@@ -1,4 +1,4 @@
-"""Splits of images whose classes differ in size: small tables, the answer worked out beforehand."""
+"""Splits of images whose classes differ in size, on small tables computed by hand."""
 
 from collections import Counter
 from random import Random
@@ -19,7 +19,7 @@ def split(
     splits: str = "",
     seed: int = 0,
 ) -> tuple[dict[str, list[int]], tuple[str, ...]]:
-    """One letter an image: its class, its content (all different by default), its split (t, v, s for test, or -)."""
+    """One letter per image: class, content (all different by default), split (t, v, s for test, or -)."""
     classes = sorted(set(labels))
     checksums = np.array(list(contents) if contents else [f"image {number}" for number in range(len(labels))])
     of_split = np.array(list(splits or "t" * len(labels)))
@@ -52,7 +52,7 @@ def test_the_seed_draws() -> None:
 
 @pytest.mark.parametrize("split_name", ["search", "test"])
 def test_a_prefix_has_about_the_shares_of_the_whole(split_name: str) -> None:
-    """Within one image of each class, wherever it is cut."""
+    """Within one image of each class, for every prefix."""
     labels = "a" * 400 + "b" * 100 + "c" * 60
     rows = split(labels, shares=Shares(30, 30))[0][split_name]
     whole = of_class(labels, rows)
@@ -64,12 +64,12 @@ def test_a_prefix_has_about_the_shares_of_the_whole(split_name: str) -> None:
 
 
 def test_given_splits_are_kept() -> None:
-    """Nothing is drawn: search is val, test is test, though class b has none of either."""
+    """Nothing is drawn: search is val, test is test, although class b is in neither."""
     parts, notes = split("aaaabbb", splits="ttvsttt")
     assert parts == {"train": [0, 1, 4, 5, 6], "search": [2], "test": [3]} and notes == ()
 
 
-def test_what_is_not_given_is_drawn_from_the_training_images() -> None:
+def test_a_missing_split_is_drawn_from_the_training_images() -> None:
     labels, splits = "a" * 12 + "b" * 12, ("t" * 10 + "ss") * 2
     parts, _ = split(labels, splits=splits)
     assert sorted(parts["test"]) == [10, 11, 22, 23]
@@ -80,7 +80,7 @@ def test_what_is_not_given_is_drawn_from_the_training_images() -> None:
     assert sorted(parts["search"]) == [10, 11, 22, 23] and of_class(labels, parts["test"]) == {"a": 1, "b": 1}
 
 
-def test_an_image_that_is_in_a_later_split_too_is_left_out() -> None:
+def test_an_image_that_is_also_in_a_later_split_is_left_out() -> None:
     """Content x is in train, val and test: it tests. Content y is in train and val: it searches."""
     parts, notes = split("aaaabbbb", contents="1xxx2yy3", splits="ttvstvts")
     assert parts["train"] == [0, 4]  # row 1 is an x, row 6 a y

@@ -1,4 +1,4 @@
-"""Search spaces: exact counts, extremes, sampling, round trips, and errors that a person can mend."""
+"""Search spaces: exact counts, extremes, sampling, round trips, and clear errors."""
 
 import dataclasses
 import random
@@ -151,7 +151,7 @@ def test_spec_with_a_wrong_key() -> None:
         SubnetSpec.from_json("{")
 
 
-def test_published_tiny_lies_outside_its_space_and_fits() -> None:
+def test_published_tiny_is_outside_its_space_and_fits() -> None:
     named, space = load_subnet("autoformer-tiny"), load_space("autoformer-tiny")
     space.check_fits(named.subnet)
     with pytest.raises(AutoFormerError, match="mlp_ratio = 3 is not in the search space"):
@@ -162,7 +162,7 @@ def test_published_tiny_lies_outside_its_space_and_fits() -> None:
 
 
 @pytest.mark.parametrize("name", ["autoformer-small", "autoformer-base", "mmrazor-base"])
-def test_other_published_subnets_lie_in_their_spaces(name: str) -> None:
+def test_other_published_subnets_are_in_their_spaces(name: str) -> None:
     named = load_subnet(name)
     load_space(named.space).check(named.subnet)
 

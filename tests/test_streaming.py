@@ -1,4 +1,4 @@
-"""Images that are decoded as they are evaluated: what comes out is what comes out of memory."""
+"""Images that are decoded during evaluation give the logits of images in memory."""
 
 import errno
 import json
@@ -73,8 +73,8 @@ def test_an_image_that_cannot_be_decoded_is_one_line(workers: int, tmp_path: Pat
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_comes_from_a_worker_as_the_kind_that_it_is(workers: int, tmp_path: Path) -> None:
-    """A caller tells a place that is away from one that is wrong by that."""
+def test_an_error_from_a_worker_keeps_its_type(workers: int, tmp_path: Path) -> None:
+    """By it a caller tells an unavailable server from bad input."""
     encoded = EncodedImages(tmp_path, rows(tmp_path), 3)
 
     def full(picture: Image.Image) -> npt.NDArray[np.uint8]:
@@ -101,7 +101,7 @@ def _unless_three(number: int) -> torch.Tensor:
 
 
 def test_evaluate_subnet_gives_the_same_whether_its_images_fit_into_memory(tmp_path: Path) -> None:
-    """Figures, predictions and the pictures of mistakes, through the step's own reading."""
+    """Metrics, predictions and thumbnails of mistakes, through the step's own reading."""
     split = rows(tmp_path / "data")
     split = split._replace(labels=np.arange(IMAGES, dtype=np.int32) % 5)
     write_split(tmp_path / "test.parquet", split)

@@ -1,4 +1,4 @@
-"""The supernet: slices are small layers, attention is its plain twin, and nothing keeps an active subnet."""
+"""The supernet: slices equal small layers, attention equals its plain twin, and there is no active subnet."""
 
 import copy
 

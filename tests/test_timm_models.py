@@ -301,7 +301,7 @@ def test_parameter_groups() -> None:
 
 
 def test_another_image_size() -> None:
-    """Positions are resampled; the relative tables serve any grid, clipped as they were made to be."""
+    """Positions are resampled; the relative tables serve any grid, with clipped offsets."""
     model = extracted(max_relative_position=5)
     tables = model.blocks[0].attn.rel_pos_k.table_v.clone()
     model.set_input_size((16, 16))

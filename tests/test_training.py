@@ -84,7 +84,7 @@ def test_weights_beyond_the_slice_get_zero_gradient_and_move_by_momentum_and_dec
     assert not torch.equal(beyond.detach(), before)
 
 
-def test_blocks_beyond_the_depth_stay_as_they_are_with_their_moments() -> None:
+def test_blocks_beyond_the_depth_keep_weights_and_moments() -> None:
     largest, smallest = SPACE.largest, SPACE.smallest
     steps = [largest, smallest, smallest]
     trainer = supernet_trainer(lambda step: (SubnetPass(steps[step]),), **PLAIN)
@@ -103,7 +103,7 @@ def test_blocks_beyond_the_depth_stay_as_they_are_with_their_moments() -> None:
     assert trainer.optimizer.state[trainer.model.get_parameter("blocks.0.attn.qkv.weight")]["step"] == 3
 
 
-def test_accumulated_parts_give_the_step_of_the_whole_batch() -> None:
+def test_accumulation_gives_the_step_of_the_whole_batch() -> None:
     def train(**changes: Any) -> tuple[Trainer, float]:
         trainer = supernet_trainer(**PLAIN | changes)
         trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)  # AdamW amplifies rounding
@@ -135,7 +135,7 @@ def test_a_resumed_training_ends_in_the_very_same_weights(stop: int, tmp_path: P
 
 
 def test_the_learning_rate_is_a_function_of_the_step() -> None:
-    """So the scheduler is no part of a checkpoint: one that was asked nothing before says the same."""
+    """So a checkpoint holds no scheduler: a fresh one gives the same rate."""
     used, rates = supernet_trainer(), []
     for step in range(used.total_steps):
         used.scheduler.step_update(step)
@@ -147,7 +147,7 @@ def test_the_learning_rate_is_a_function_of_the_step() -> None:
     assert len(set(rates)) > used.total_steps / 2
 
 
-def test_one_loop_trains_the_extracted_subnet_as_the_supernet_trains_it_alone() -> None:
+def test_the_extracted_subnet_trains_like_the_supernet_with_that_subnet_alone() -> None:
     """With one subnet only, both do the same arithmetic: the entangled weights beyond it are never read."""
     spec = SubnetSpec(4, 96, (2, 3, 4, 2), (2.0, 3.0, 4.0, 2.0))
     changes = {**PLAIN, "ema_decay": None, "weight_decay": 0.0}
@@ -198,8 +198,8 @@ def test_new_linear_weights_have_the_stated_deviation() -> None:
             assert not layer.bias.any()
 
 
-def test_learning_really_happens() -> None:
-    """Loss on images that are easy to tell apart falls far below that of guessing, ln 10 = 2.3."""
+def test_the_loss_falls() -> None:
+    """The loss on easy images falls far below that of guessing, ln 10 = 2.3."""
     labels = torch.arange(64) % 10
     pixels = (labels.view(-1, 1, 1, 1) * 25).expand(-1, 1, 28, 28).to(torch.uint8)
     recipe = Recipe(epochs=25, batch_size=16, learning_rate=2e-3, warmup_epochs=2)

@@ -23,9 +23,7 @@ _BY_IMAGE_BYTES = 2**17  # float32 images of this size are faster one by one, in
 class Normalisation:
     """uint8 (B, C, S, S) -> float32 (B, C, S, S): (pixels / 255 - mean) / std by channel.
 
-    Args:
-        mean, std: of pixels in [0, 1], one per channel.
-        device: of the pixels. The statistics are copied there once: each copy to a GPU synchronises.
+    The statistics are copied to the device once: each copy to a GPU synchronises.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
@@ -67,15 +65,14 @@ def augment(
     def draw(stream: str) -> Tensor:
         return torch.from_numpy(sample_uniform(seed, epoch, stream, samples))
 
-    side = pixels.shape[-1]
-    if augmentation.crop_padding or augmentation.flip:
-        padding = augmentation.crop_padding
-        steps = torch.arange(side)
-        rows = steps + (draw("crop row") * (2 * padding + 1)).long()[:, None]  # (B, S)
-        columns = steps + (draw("crop column") * (2 * padding + 1)).long()[:, None]
-        if augmentation.flip:
-            columns = torch.where(draw("flip")[:, None] < 0.5, columns.flip(1), columns)
-        padded = F.pad(pixels, (padding,) * 4)
-        image = torch.arange(len(pixels))[:, None, None]
-        pixels = padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # from (B, S, S, C)
-    return pixels
+    padding = augmentation.crop_padding
+    if not padding and not augmentation.flip:
+        return pixels
+    steps = torch.arange(pixels.shape[-1])
+    rows = steps + (draw("crop row") * (2 * padding + 1)).long()[:, None]  # (B, S)
+    columns = steps + (draw("crop column") * (2 * padding + 1)).long()[:, None]
+    if augmentation.flip:
+        columns = torch.where(draw("flip")[:, None] < 0.5, columns.flip(1), columns)
+    padded = F.pad(pixels, (padding,) * 4)
+    image = torch.arange(len(pixels))[:, None, None]
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # from (B, S, S, C)

@@ -63,7 +63,12 @@ def open_header(source: Path | bytes) -> Image.Image:
     # Pillow warns of large images and odd metadata, but reads them. catch_warnings is not thread-safe.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
-    _check_shape(image.size, str(source) if isinstance(source, Path) else f"image of {len(source)} bytes")
+    if max(image.size) > LONGEST_TO_SHORTEST * min(image.size):
+        where = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
+        raise AutoFormerError(
+            f"{where}: an image of {image.width} x {image.height} pixels is too narrow, its sides may differ by "
+            f"{LONGEST_TO_SHORTEST} times at most; crop it"
+        )
     return image
 
 
@@ -86,14 +91,6 @@ def pillow_errors(where: str) -> Iterator[None]:
         raise AutoFormerError(f"{where}: not an image that can be read; give a PNG or JPEG file") from None
     except _PIL_ERRORS as error:  # Pillow raises each of them for damaged files
         raise AutoFormerError(f"{where}: a damaged image ({' '.join(str(error).split())})") from None
-
-
-def _check_shape(size: tuple[int, int], where: str) -> None:
-    if max(size) > LONGEST_TO_SHORTEST * min(size):
-        raise AutoFormerError(
-            f"{where}: an image of {size[0]} x {size[1]} pixels is too narrow, its sides may differ by "
-            f"{LONGEST_TO_SHORTEST} times at most; crop it"
-        )
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:

@@ -71,12 +71,7 @@ class BatchOrder:
 
 
 class InMemoryLoader:
-    """Images in memory, of the model's size, augmented batch by batch.
-
-    Args:
-        pixels: uint8 (n, C, S, S).
-        labels: int64 (n,).
-    """
+    """Images in memory, uint8 (n, C, S, S), with labels (n,), augmented batch by batch."""
 
     def __init__(self, pixels: Tensor, labels: Tensor, order: BatchOrder, augmentation: Augmentation) -> None:
         self._pixels, self._labels, self.order, self._augmentation = pixels, labels, order, augmentation
@@ -96,7 +91,6 @@ class DecodingLoader:
     """Images that are decoded and augmented one at a time.
 
     Args:
-        decoder: of n images.
         labels: int64 (n,).
         augmentation: the fast path, or a transform to uint8 (C, S, S) that draws from the global generators.
         shape: C, S, S.
