@@ -73,7 +73,7 @@ def listing() -> str:
     rows += [
         (
             run.run_id[:12], run.name, _time(run.started), run.status.lower(),
-            "" if run.test_top1_percent is None else f"{run.test_top1_percent:.2f} %",
+            f"{run.scores['test_top1_percent']:.2f} %" if "test_top1_percent" in run.scores else "",
         )
         for run in runs
     ]  # fmt: skip

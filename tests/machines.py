@@ -1,4 +1,4 @@
-"""Launchers and pods as processes of their own: what their containers would run. No module here is dear to import."""
+"""Launchers and pods as processes, which run what their containers would. Cheap to import."""
 
 import multiprocessing
 import os
@@ -29,7 +29,7 @@ def _node(words: list[str], environment: dict[str, str], log: str, dies: bool) -
 def start_node(
     words: list[str], environment: dict[str, str], log: Path, killed: Dies = lambda job, node: False
 ) -> ForkServerProcess:
-    """A pod of a job. `words`: those that stand behind `python -m runtime.steps.job_node`."""
+    """A pod of a job. `words`: the arguments of `python -m runtime.steps.job_node`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     dies = killed(words[words.index("--job") + 1], environment["PET_NODE_RANK"])
@@ -46,7 +46,7 @@ def _launcher(step: str, words: list[str], settings: str, log: str) -> None:
 
 
 def start_launcher(step: str, words: list[str], settings: JobSettings, log: Path) -> ForkProcess:
-    """The pod that launches a job, forked from this process, which has imported all that it needs."""
+    """The pod that launches a job, forked from this process, which has imported its modules."""
     process = multiprocessing.get_context("fork").Process(
         target=_launcher, args=(step, words, settings.to_json(), str(log))
     )

@@ -1,4 +1,4 @@
-"""A real MLflow server, and a line to a server that a test can cut, hold or let answer with an error."""
+"""A real MLflow server, and a proxy that refuses, cuts, hangs or answers with an error."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ def server(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """At once, with all its workers."""
+    """Kill a server with all its workers."""
     signal_all(process, signal.SIGKILL)
     process.wait()
 
@@ -67,10 +67,10 @@ def free_port() -> int:
 
 
 class Line:
-    """A port of its own through which a server is reached.
+    """A proxy of a server, on a port of its own.
 
-    `now` is "open", "refused" (nothing listens), "cut" (a connection is closed as soon as it is made), "silent" (what
-    is said is never answered), or the status of an HTTP answer.
+    `now` is "open", "refused" (nothing listens), "cut" (a connection is closed at once), "silent" (no request is
+    answered), or the status of an HTTP answer.
     """
 
     def __init__(self, to_port: int) -> None:
@@ -80,7 +80,7 @@ class Line:
         self._listen()
 
     def turn(self, now: str) -> None:
-        """From now on the line is so; connections that are open end."""
+        """Change the behaviour; open connections end."""
         self.now = now
         for connection in self._open:
             with contextlib.suppress(OSError):

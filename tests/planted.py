@@ -1,9 +1,9 @@
-"""Secrets as an environment holds them, each with a text that occurs nowhere else; and the search for those texts."""
+"""Secrets for an environment, each with a word that occurs nowhere else, and a search for that word."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
-WORD = "pl4nted"  # in each of them
+WORD = "pl4nted"  # in each secret
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": f"{WORD}-aws-secret/+",
@@ -16,13 +16,13 @@ SECRETS = {
 
 
 def leaks(*folders: Path) -> list[str]:
-    """The files below these folders that hold a planted text, or have it in their name."""
+    """The files below these folders with the word in their content or name."""
     files = (file for folder in folders for file in ([folder] if folder.is_file() else folder.rglob("*")))
-    return [str(file) for file in files if WORD in file.name or (file.is_file() and told(file.read_bytes()))]
+    return [str(file) for file in files if WORD in file.name or (file.is_file() and has_secret(file.read_bytes()))]
 
 
-def told(text: bytes | str | Iterable[str]) -> bool:
-    """Whether a planted text is in it."""
+def has_secret(text: bytes | str | Iterable[str]) -> bool:
+    """Whether a text, or one of several, holds the word."""
     if isinstance(text, bytes):
         return WORD.encode() in text
-    return WORD in text if isinstance(text, str) else any(map(told, text))
+    return WORD in text if isinstance(text, str) else any(map(has_secret, text))

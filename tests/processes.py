@@ -1,7 +1,6 @@
-"""Steps as processes of their own that start in a moment: forked from a server that has torch already.
+"""Steps as processes, forked from a server that has imported torch, so that they start quickly.
 
-What happens to such a process is real (a signal, a real death); when it happens is said by the number of an
-optimiser step or of a candidate, never by a clock.
+Signals and deaths are real. The number of an optimiser step or of a candidate sets their moment, never a clock.
 """
 
 import itertools
@@ -27,7 +26,7 @@ PATIENCE_SECONDS = 240.0  # so that a hang ends
 
 
 def at_step(number: int, do: Callable[[], None], training: int = 0) -> None:
-    """Once `number` steps of a training are done, do something; the step's trainings count from 0."""
+    """Call `do` after `number` optimiser steps of a training; the trainings of a step count from 0."""
     from autoformer.training import Trainer
 
     begin, take_step = Trainer.__init__, Trainer.take_step
@@ -47,12 +46,12 @@ def at_step(number: int, do: Callable[[], None], training: int = 0) -> None:
 
 
 def at_candidate(number: int, do: Callable[[], None]) -> None:
-    """When so many candidates have been scored by this process, do something in the midst of the next one's line."""
+    """Call `do` while the line after that of so many candidates is written."""
     _in_a_line(number, do, lambda memory: memory.candidates_scored_now)
 
 
 def at_answer(number: int, do: Callable[[], None]) -> None:
-    """The same, when so many lines have been written."""
+    """Call `do` while the line after so many lines is written."""
     lines = itertools.count()
     _in_a_line(number, do, lambda _: next(lines))
 

@@ -1,4 +1,4 @@
-"""What the command lines share: exit codes, one-line errors, progress, and ending with the runner."""
+"""Shared by all command lines: exit codes, one-line errors, progress, and the end with the runner."""
 
 import argparse
 import json
@@ -45,7 +45,7 @@ def test_overrides_reach_the_step() -> None:
     assert (seen[0].seed, seen[0].name, seen[0].threads) == (4, "my run", 1)
 
 
-def test_the_runner_is_told_why_a_step_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runner_gets_the_reason_of_a_failed_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "failure.json"
     monkeypatch.setenv("AUTOFORMER_FAILURE", str(file))
     assert run(lambda arguments, config: None) == 0
@@ -66,7 +66,7 @@ def test_a_bug_is_not_called_bad_input() -> None:
 
 
 class Clock:
-    """Seconds that pass when told to; stands in for the module `time`."""
+    """Replaces the module `time`; the test moves the seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -110,7 +110,7 @@ def test_rate_and_time_left_leave_out_what_an_earlier_try_did(clock: Clock, caps
 
 
 def read_until(terminal: int, text: str) -> str:
-    """What is drawn on a terminal, up to the read that completes `text`."""
+    """The output on a terminal, up to the read that completes `text`."""
     drawn = ""
     while text not in drawn:
         readable, _, _ = select.select([terminal], [], [], 10)

@@ -1,4 +1,4 @@
-"""The configuration: presets, overrides, and the one line that a mistake is answered with."""
+"""The configuration: presets, overrides, and the one-line errors of mistakes."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_a_preset_is_found_by_name_by_file_and_as_json(tmp_path: Path) -> None:
     assert load_config(str(file)) == demo == load_config(demo.model_dump_json())
 
 
-def test_a_step_is_given_what_it_needs_and_no_more() -> None:
+def test_a_step_gets_the_shared_keys_and_its_own_section() -> None:
     config = load_config("demo")
     assert set(config.for_step("search_subnet")) == {
         "name", "seed", "threads", "device", "dataset", "space", "search_subnet",
@@ -203,8 +203,8 @@ def test_the_run_form_becomes_a_configuration() -> None:
         resolve("demo", split("name='my run"))
 
 
-def test_params_that_are_edited_mean_what_the_overrides_mean(tmp_path: Path) -> None:
-    """The published presets share a section by a YAML alias; an override changes one of its two places alone."""
+def test_edited_params_equal_overrides(tmp_path: Path) -> None:
+    """The published presets share a section by a YAML alias; an override changes only one of its two places."""
     overrides = ["train_supernet.augmentation.flip=false", "search_subnet.limits.max_params_m=5.9", "seed=4"]
     source = ROOT / "configs" / "presets" / "imagenet-tiny.yaml"
     assert "*official" in source.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A step that is told to stop keeps what it has done, within seconds, and the same command goes on from there."""
+"""A step that gets a signal saves its work within seconds, and the same command resumes it."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ TERM, INT = partial(signal_self, signal.SIGTERM), partial(signal_self, signal.SI
 
 
 def test_sigterm_in_the_midst_of_a_row(sandbox: Sandbox, tmp_path: Path) -> None:
-    """At a step that is no multiple of anything; a second signal changes nothing."""
+    """The step is no multiple of any period; a second signal changes nothing."""
     step, given, log = "train_supernet", sandbox.given("train_supernet", "terminated"), tmp_path / "log"
 
     assert ended(start(step, given, log, (at_step, 33, TERM), (at_step, 33, INT))) == 143
@@ -44,7 +44,7 @@ def test_sigterm_in_the_midst_of_a_row(sandbox: Sandbox, tmp_path: Path) -> None
 
 
 def test_sigterm_while_the_search_split_is_scored(sandbox: Sandbox, tmp_path: Path) -> None:
-    """The row is full by then, and only its accuracies are worked out again."""
+    """The row is complete by then; only its accuracies are computed again."""
     step, given, log = "train_supernet", sandbox.given("train_supernet", "scoring"), tmp_path / "log"
     assert ended(start(step, given, log, (in_scoring, TERM))) == 143
     assert "at step 20 of 60" in log.read_text()
@@ -79,10 +79,8 @@ def test_sigterm_in_retraining_and_in_a_search(sandbox: Sandbox, tmp_path: Path)
         assert contents(Path(given["--out"])) == sandbox.undisturbed(step)
 
 
-def test_a_killed_runner_takes_its_step_with_it_and_nothing_is_lost(
-    sandbox: Sandbox, tmp_path: Path, store: str
-) -> None:
-    """No orphan goes on writing; MLflow says KILLED, then FINISHED, of one and the same run."""
+def test_a_step_ends_with_its_killed_runner_and_nothing_is_lost(sandbox: Sandbox, tmp_path: Path, store: str) -> None:
+    """No orphan continues to write; the status of one MLflow run is KILLED, then FINISHED."""
     from mlflow import MlflowClient
 
     step, config = "train_supernet", config_of("train_supernet", seed=3)
@@ -116,7 +114,7 @@ def runs(client: object) -> list[object]:
 
 
 def slowly(seconds: float) -> None:
-    """Steps that take a while, so that there is still work when the runner is missed."""
+    """Slow steps, so that there is still work when the runner is missed."""
     from autoformer.training import Trainer
 
     take_step = Trainer.take_step
@@ -138,8 +136,8 @@ stages:
 
 
 @pytest.mark.slow
-def test_dvc_repro_that_is_killed_and_given_again(sandbox: Sandbox, tmp_path: Path) -> None:
-    """Killed without warning in mid-training, started by hand: its stage ends too, and then goes on."""
+def test_dvc_repro_that_is_killed_and_repeated(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Started by hand and killed during training: its stage ends too, and the next `dvc repro` resumes it."""
     step, config = "train_supernet", config_of("train_supernet", epochs=40, score_steps=100, checkpoint_steps=50)
     given = sandbox.given(step, "dvc", config) | {
         "--config": "config.yaml",
@@ -208,7 +206,7 @@ time.sleep(60)
     ("number", "step", "patience", "code"),
     [(signal.SIGTERM, LOYAL, 60, 143), (signal.SIGINT, LOYAL, 60, 143), (signal.SIGTERM, STUBBORN, 1, -9)],
 )
-def test_a_runner_that_is_told_to_stop_waits_for_its_steps(
+def test_a_runner_that_gets_a_signal_waits_for_its_steps(
     number: signal.Signals, step: str, patience: int, code: int, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-c", RUNNER, step, str(patience)]
@@ -237,8 +235,8 @@ def ask_for_too_much() -> None:
     torch.empty(2**50)
 
 
-def test_memory_that_runs_out_is_one_line_with_what_fits(sandbox: Sandbox, tmp_path: Path) -> None:
-    """The allocator's own refusal, after step 7. What was found is taken by the same command; what was set is not."""
+def test_out_of_memory_is_one_line_with_the_accumulation_that_fits(sandbox: Sandbox, tmp_path: Path) -> None:
+    """The allocator refuses after step 7. The same command adapts an accumulation of `auto`, not one that was set."""
     step, log, event = "train_supernet", tmp_path / "log", (at_step, 7, ask_for_too_much)
     given = sandbox.given(step, "memory")
     assert ended(start(step, given, log, event)) == 2

@@ -1,4 +1,4 @@
-"""One run at a time in a folder, an output, a checkout: the second is refused in one line."""
+"""One run at a time in a folder, an output, a checkout: the second gets a one-line error."""
 
 import os
 import re
@@ -22,7 +22,7 @@ __all__ = ["sandbox"]
 
 
 def test_two_runs_in_one_folder(sandbox: Sandbox, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """The second is refused, by the first one's name; where the first is killed, the second goes on."""
+    """The error of the second names the first; once the first is killed, the second resumes."""
     step = "train_supernet"
     given = sandbox.given(step, "two")
     first = start(step, given, tmp_path / "log", (at_step, 15, partial(signal_self, signal.SIGSTOP)))

@@ -1,4 +1,4 @@
-"""An MLflow server with artifacts on S3, and each way in which either of them is away: nothing is lost, nobody waits.
+"""Outages of an MLflow server and of the S3 that holds its artifacts: nothing is lost, and no training waits.
 
 A real training, a real MLflow server, moto's real S3 server. The address of the one has a password in it, which must
 be written nowhere.
@@ -19,7 +19,7 @@ from typing import Any
 import boto3
 import pytest
 from mlflow_server import Line, free_port, server, signal_all, stop, wait_for
-from planted import WORD, leaks, told
+from planted import WORD, has_secret, leaks
 from run_steps import arguments, argv, config_of
 from s3_server import S3Server
 from test_register_model import NAME, Made
@@ -35,11 +35,11 @@ from runtime.tracking import outbox, store
 from runtime.tracking.__main__ import main as resend
 
 pytestmark = pytest.mark.slow
-REQUEST_SECONDS = 4  # after which a client gives a silent server up; a training that waited for it would show that
+REQUEST_SECONDS = 4  # the timeout of a request to a silent server; a training that waited for it would show it
 
 
 class Away:
-    """The two servers, the line to each, and a bucket's folder of our own."""
+    """The two servers, the line to each, and a folder of the bucket."""
 
     def __init__(self, root: Path, s3: S3Server) -> None:
         self.root, self.s3 = root, s3
@@ -62,7 +62,7 @@ class Away:
         self.s3_line.close()
 
     def objects(self) -> dict[str, bytes]:
-        """What lies in S3, by the last two parts of its name."""
+        """The objects in S3, by the last three parts of their names."""
         client = boto3.client(
             "s3", endpoint_url=self.s3.endpoint, region_name="us-east-1",
             aws_access_key_id="test", aws_secret_access_key="test",
@@ -90,7 +90,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, s3_process: S3Server) -> It
 
 @pytest.fixture
 def away(served: Away, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Away:
-    """Both servers there, pauses short, and this process's environment turned to them."""
+    """Both servers reachable, with short pauses, and named by this process's environment."""
     use_store(f"http://me:{WORD}-password@127.0.0.1:{served.line.port}", tmp_path / "work", monkeypatch)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_SECONDS))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -109,12 +109,12 @@ def client() -> Any:
 
 
 def history(run_id: str, metric: str) -> list[tuple[int, float]]:
-    """In the order of arrival, as far as the store keeps one."""
+    """The points of a metric, in the store's order."""
     return [(point.step, point.value) for point in client().get_metric_history(run_id, metric)]
 
 
 def at_steps(do: dict[int, Callable[[], None]], monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Do something after some steps of the training; the times at which steps were done."""
+    """Call functions after some steps of the training; return the times at which steps ended."""
     take_step, times = Trainer.take_step, []
 
     def armed(self: Trainer) -> Any:
@@ -128,10 +128,10 @@ def at_steps(do: dict[int, Callable[[], None]], monkeypatch: pytest.MonkeyPatch)
     return times
 
 
-def test_a_training_goes_on_while_the_server_hangs_and_is_killed_and_started_again(
+def test_training_continues_while_the_server_hangs_and_is_killed_and_started_again(
     away: Away, tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Longer than the pause between two attempts each time; the server comes back when the training is done."""
+    """Each outage is longer than the pause between two attempts; the server is back only after the training."""
 
     def hang() -> None:
         assert away.process
@@ -165,12 +165,12 @@ def test_a_training_goes_on_while_the_server_hangs_and_is_killed_and_started_aga
     said = capfd.readouterr()
     assert said.err.count("MLflow does not answer") == 1 and "has all that was kept" in said.err
     assert not list((tmp_path / "work" / "tracking").glob("*.json"))
-    assert not leaks(tmp_path, away.root) and not told([said.out, said.err])
-    assert not any(told(content) for content in away.objects().values())
+    assert not leaks(tmp_path, away.root) and not has_secret([said.out, said.err])
+    assert not any(has_secret(content) for content in away.objects().values())
 
 
 @pytest.mark.parametrize("now", ["refused", "cut", "silent", "500", "503"])
-def test_a_step_goes_on_whatever_the_server_answers(
+def test_a_step_continues_whatever_the_server_answers(
     now: str, away: Away, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
@@ -193,7 +193,7 @@ def test_a_step_goes_on_whatever_the_server_answers(
     assert history(logged.info.run_id, "score") == [(step, float(step)) for step in range(30)]
     assert {f"{logged.info.run_id}/artifacts/candidates.{end}" for end in ("csv", "json")} <= away.objects().keys()
     said = capfd.readouterr().err
-    assert said.count("MLflow does not answer") == 1 and not told(said)
+    assert said.count("MLflow does not answer") == 1 and not has_secret(said)
     assert not list((tmp_path / "work" / "tracking").glob("*.json"))
 
 
@@ -213,7 +213,7 @@ def test_messages_to_a_server_that_stays_away_are_kept_in_a_file(
     away.line.turn("open")
     with tracking.step_run("train_supernet", config, record) as run:
         assert run.run_id == record["mlflow_run_id"]
-        run.metrics({"loss": 3.0}, 1)  # the checkpoint's history, told again
+        run.metrics({"loss": 3.0}, 1)  # logged again from the checkpoint's history
         run.metrics({"loss": 2.0}, 2)
         run.flush(wait_seconds=60)
         assert history(run.run_id, "loss") == [(1, 3.0), (2, 2.0)]
@@ -222,7 +222,7 @@ def test_messages_to_a_server_that_stays_away_are_kept_in_a_file(
     assert backlog.exists() and not leaks(tmp_path)
     assert resend([str(backlog)]) == 2
     said = capfd.readouterr().err
-    assert "try again" in said and not told(said)
+    assert "try again" in said and not has_secret(said)
     away.line.turn("open")
     assert client().get_run(record["mlflow_run_id"]).info.status == "RUNNING"
     assert resend([str(backlog)]) == 0 and not backlog.exists()
@@ -231,7 +231,7 @@ def test_messages_to_a_server_that_stays_away_are_kept_in_a_file(
     assert history(logged.info.run_id, "loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
 
 
-def test_s3_away_alone_keeps_files_back_and_nothing_else(
+def test_an_outage_of_s3_delays_files_and_nothing_else(
     away: Away, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AUTOFORMER_TRACKING_PATIENCE", "1")
@@ -250,7 +250,7 @@ def test_s3_away_alone_keeps_files_back_and_nothing_else(
     assert resend([str(tmp_path / "work" / "tracking" / f"{run_id}.json")]) == 0
     assert away.objects()[f"{run_id}/artifacts/card.json"] == b"{}"
     said = capfd.readouterr().err
-    assert "MLflow takes no " in said and not told(said)
+    assert "MLflow takes no " in said and not has_secret(said)
 
 
 def test_a_step_that_begins_in_an_outage_waits_for_its_end(
@@ -263,13 +263,13 @@ def test_a_step_that_begins_in_an_outage_waits_for_its_end(
         run.metrics({"loss": 1.0}, 1)
     assert client().get_run(record["mlflow_run_id"]).info.status == "FINISHED"
     said = capfd.readouterr().err
-    assert said.count("waiting for it, up to 60 s") == 1 and not told(said)
+    assert said.count("waiting for it, up to 60 s") == 1 and not has_secret(said)
     away.line.turn("503")
     monkeypatch.setenv("AUTOFORMER_TRACKING_PATIENCE", "0.3")
     with pytest.raises(AutoFormerError, match="cannot be used") as caught:
         with tracking.step_run("train_supernet", config, {}):
             pytest.fail("a step does not begin without its run")
-    assert not told(str(caught.value))
+    assert not has_secret(str(caught.value))
 
 
 def test_a_runner_ends_its_run_after_an_outage(away: Away, tmp_path: Path) -> None:
@@ -285,9 +285,9 @@ def test_a_runner_ends_its_run_after_an_outage(away: Away, tmp_path: Path) -> No
 def test_a_model_is_registered_once_though_the_first_try_fails(
     away: Away, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """S3 is away as the model is logged, then the server as it is asked for the champion; the third try has both."""
+    """S3 is away when the model is logged, then the server when the champion is looked up; the third try has both."""
     monkeypatch.setenv("AUTOFORMER_TRACKING_PATIENCE", "0.3")
-    flush = tracking.StepLogger.flush  # the step waits a minute for S3 before it asks for the champion
+    flush = tracking.StepLogger.flush  # the step waits a minute for S3 before it looks up the champion
     monkeypatch.setattr(
         tracking.StepLogger, "flush", lambda self, wait_seconds=0.0: flush(self, min(wait_seconds, 2.0))
     )
@@ -298,7 +298,7 @@ def test_a_model_is_registered_once_though_the_first_try_fails(
     assert made.register()[0] == 2
     said = capfd.readouterr().err
     lines = [line for line in said.splitlines() if line.startswith("register_model: ")]
-    assert len(lines) == 2 and all("cannot be used" in line for line in lines) and not told(said)
+    assert len(lines) == 2 and all("cannot be used" in line for line in lines) and not has_secret(said)
     for line in (away.line, away.s3_line):
         line.turn("open")
     code, decided, record = made.register()
@@ -306,4 +306,4 @@ def test_a_model_is_registered_once_though_the_first_try_fails(
     assert [version.version for version in client().search_model_versions(f"name = '{NAME}'")] == ["1"]
     assert client().get_run(record["mlflow_run_id"]).info.status == "FINISHED"
     assert any(name.endswith("model.safetensors") for name in away.objects())
-    assert not leaks(tmp_path, away.root) and not any(told(content) for content in away.objects().values())
+    assert not leaks(tmp_path, away.root) and not any(has_secret(content) for content in away.objects().values())

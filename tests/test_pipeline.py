@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from planted import leaks, told
+from planted import has_secret, leaks
 from whole_run import Checkout, WholeRun, only
 
 from runtime.common.config import STEPS
@@ -242,7 +242,7 @@ def test_no_secret_of_the_environment_is_written_anywhere(kfp_run: WholeRun) -> 
     assert all(path.exists() for path in written)
     assert (checkout.root / "runs" / "logs").exists() and (checkout.root / "runs" / ".kfp_cache").exists()
     assert leaks(*written) == []
-    assert not told([kfp_run.first_output, kfp_run.output])
+    assert not has_secret([kfp_run.first_output, kfp_run.output])
 
 
 def test_the_copy_is_what_runs(kfp_run: WholeRun) -> None:

@@ -195,7 +195,7 @@ KILL, TERM = (partial(signal_self, number) for number in (signal.SIGKILL, signal
 def test_ranks_that_were_killed_stopped_and_thrown_back_end_in_the_same_weights(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    """A weight is infinite before step 24. Rank 1 is killed after step 22; then it alone is told to stop after 33."""
+    """A weight is infinite before step 24. Rank 1 is killed after step 22; then it alone gets a signal after 33."""
     log, spoilt = tmp_path / "log", {rank: [(poison, 23)] for rank in range(2)}
     whole = sandbox.given(STEP, "whole")
     assert run_ranks(STEP, whole, log, spoilt) == [0, 0]
@@ -223,8 +223,8 @@ def test_ranks_that_were_killed_stopped_and_thrown_back_end_in_the_same_weights(
     assert sandbox.work(STEP, "*") == []
 
 
-def test_retraining_in_ranks_goes_on(sandbox: Sandbox, tmp_path: Path) -> None:
-    """Two trainings after each other, rank 0 alone scores between them; told to stop in the second."""
+def test_retraining_in_ranks_is_resumed(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Two trainings, between which rank 0 alone scores; a signal comes in the second."""
     step, log = "retrain_subnet", tmp_path / "log"
     whole, given = sandbox.given(step, "whole"), sandbox.given(step, "stopped")
     assert run_ranks(step, whole, log) == [0, 0]
@@ -240,7 +240,7 @@ def children(launcher: ForkServerProcess) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_a_launched_step_survives_a_killed_rank_and_passes_signals_on(sandbox: Sandbox, tmp_path: Path) -> None:
-    """Real ranks: started again by themselves after SIGKILL, stopped by SIGTERM, gone on with."""
+    """Real ranks: restarted after SIGKILL, stopped by SIGTERM, resumed."""
     config = config_of(STEP, epochs=12, seed=4)
     whole, given = sandbox.given(STEP, "whole-4", config), sandbox.given(STEP, "launched", config)
     assert run_ranks(STEP, whole, tmp_path / "log") == [0, 0]
@@ -261,7 +261,7 @@ def test_a_launched_step_survives_a_killed_rank_and_passes_signals_on(sandbox: S
         launcher.terminate()
         assert ended(launcher) == 143
     finally:
-        launcher.kill()  # its ranks miss it
+        launcher.kill()  # its ranks end, too
     lines = (tmp_path / "launched").read_text().splitlines()
     first, *_, last = [line for line in lines if "images, " not in line]
     assert first == (
@@ -290,19 +290,19 @@ with process_group(load_config("smoke", ["device=cpu"])) as world:
     assert world.all_gather(world.rank) == [0, 1]
     if first and world.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    heard = world.all_gather(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    pathlib.Path("heard", str(world.rank)).write_text(" ".join(heard))
+    counts = world.all_gather(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    pathlib.Path("gathered", str(world.rank)).write_text(" ".join(counts))
 """
     )
-    (tmp_path / "heard").mkdir()
+    (tmp_path / "gathered").mkdir()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     environment = os.environ | {"PYTHONPATH": str(edge.__file__).removesuffix("runtime/steps/rank_launch.py")}
     environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    subprocess.run([*torchrun, "told.py"], cwd=tmp_path, env=environment, check=True, timeout=240)
-    assert [(tmp_path / "heard" / str(rank)).read_text() for rank in (0, 1)] == ["1 1", "1 1"]
+    subprocess.run([*torchrun, "gathered.py"], cwd=tmp_path, env=environment, check=True, timeout=240)
+    assert [(tmp_path / "gathered" / str(rank)).read_text() for rank in (0, 1)] == ["1 1", "1 1"]
 
 
-def test_what_cannot_be_shared_is_said_before_any_process_starts(
+def test_a_batch_that_ranks_cannot_share_is_refused_before_any_process_starts(
     sandbox: Sandbox, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = sandbox.given(STEP, "odd", config_of(STEP, accumulation=2))
@@ -316,18 +316,18 @@ def test_what_cannot_be_shared_is_said_before_any_process_starts(
         assert capsys.readouterr().err == f"{STEP}: {line}\n"
 
 
-def test_bad_input_that_ranks_find_is_told_to_who_has_started_them(
+def test_ranks_report_bad_input_to_the_process_above_them(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(REPORT_FOLDER, str(tmp_path))
     given = sandbox.given(STEP, "bad") | {"--card": str(tmp_path / "none.json")}
     assert [ended(process) for process in start_ranks(STEP, given, tmp_path / "log")] == [2, 2]
-    told = edge.read_reports(tmp_path)
-    assert [word["code"] for word in told] == [2, 2]
+    reports = edge.read_reports(tmp_path)
+    assert [report["code"] for report in reports] == [2, 2]
     assert (tmp_path / "log0").read_text() == (tmp_path / "log1").read_text() == ""
-    fallen = edge._failure({0: failure(0, 2), 1: failure(1, 143)}, told, 2)
-    assert str(fallen) == f"{tmp_path}/none.json: no such file or folder; it is made by prepare_data"
-    assert fallen.exit_code == 2
+    failed = edge._failure({0: failure(0, 2), 1: failure(1, 143)}, reports, 2)
+    assert str(failed) == f"{tmp_path}/none.json: no such file or folder; it is made by prepare_data"
+    assert failed.exit_code == 2
 
 
 def failure(rank: int, code: int) -> ProcessFailure:
@@ -338,7 +338,7 @@ def test_the_first_cause_is_reported_and_not_its_consequences() -> None:
     stopped = {"step": STEP, "message": "stopped by SIGTERM at step 5 of 9", "code": 143}
     lost = {"step": STEP, "message": "rank 0 of 3 has lost its connection to the others", "code": exit_codes.LOST}
     away = {"step": STEP, "message": "s3://a/b: S3 is away", "code": exit_codes.UNAVAILABLE}
-    for codes, told, line, code in (
+    for codes, reports, line, code in (
         ([exit_codes.LOST, exit_codes.UNAVAILABLE, -15], [lost, away], "s3://a/b: S3 is away", exit_codes.UNAVAILABLE),
         ([exit_codes.LOST, -9, -15], [lost], "rank 1 of 3 was killed by SIGKILL, as", 137),
         ([143, -11, exit_codes.LOST], [stopped], "rank 1 of 3 was killed by SIGSEGV; ", 139),
@@ -346,8 +346,8 @@ def test_the_first_cause_is_reported_and_not_its_consequences() -> None:
         ([143, exit_codes.LOST, exit_codes.LOST], [stopped, lost], "stopped by SIGTERM at step 5 of 9", 143),
         ([exit_codes.LOST] * 3, [lost] * 3, "the 3 ranks have lost their connections", exit_codes.LOST),
     ):
-        fallen = edge._failure({rank: failure(rank, code) for rank, code in enumerate(codes)}, told, 3)
-        assert str(fallen).startswith(line) and fallen.exit_code == code
+        failed = edge._failure({rank: failure(rank, code) for rank, code in enumerate(codes)}, reports, 3)
+        assert str(failed).startswith(line) and failed.exit_code == code
 
 
 def test_a_gpu_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:

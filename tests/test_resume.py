@@ -1,4 +1,4 @@
-"""A long step that was killed, at any moment, goes on when the same command is given again.
+"""A long step that was killed, at any moment, is resumed by the same command.
 
 Each is killed three times, as a process of its own, at steps that a seed has drawn, and given the same command each
 time. At the end its result must be that of a run that nothing disturbed, to the byte.
@@ -30,11 +30,11 @@ def moments(low: int, high: int, seed: int) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def fresh_code() -> None:
-    step_code.cache_clear()  # as the next process would: the source may have been edited since this one began
+    step_code.cache_clear()  # as in a new process: the source may have been edited since this one began
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_training_goes_on(sandbox: Sandbox, tmp_path: Path, seed: int) -> None:
+def test_training_is_resumed(sandbox: Sandbox, tmp_path: Path, seed: int) -> None:
     step, log = "train_supernet", tmp_path / "log"
     given = sandbox.given(step, f"{step}-{seed}")
     steps = moments(3, 59, seed)
@@ -58,7 +58,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_former_one(sandbox: San
     assert sandbox.work(step, "*") == []
 
 
-def test_a_search_scores_no_candidate_again(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_resumed_search_scores_no_candidate_again(sandbox: Sandbox, tmp_path: Path) -> None:
     step, log = "search_subnet", tmp_path / "log"
     given = sandbox.given(step, step)
     gaps = moments(1, 6, seed=0)  # candidates of each try
@@ -72,7 +72,7 @@ def test_a_search_scores_no_candidate_again(sandbox: Sandbox, tmp_path: Path) ->
     assert sandbox.work(step, "*") == []
 
 
-def test_retraining_goes_on(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_retraining_is_resumed(sandbox: Sandbox, tmp_path: Path) -> None:
     """Killed in its first training and twice in its second, the reference from scratch; the first is not repeated."""
     step, log = "retrain_subnet", tmp_path / "log"
     given = sandbox.given(step, step)

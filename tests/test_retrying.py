@@ -1,4 +1,4 @@
-"""What failed is called again: how often, after which pauses, and without a draw from Python's generator."""
+"""Retries: how often, after which pauses, and without a draw from Python's generator."""
 
 import random
 from itertools import islice, repeat
@@ -10,7 +10,7 @@ from runtime.common.retrying import doubling, retry, within
 
 
 class Clock:
-    """Stands for `time` in the module: sleeping moves it."""
+    """Replaces `time` in the module; sleeping moves it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.slept = 0.0, list[float]()
@@ -63,7 +63,7 @@ def test_pauses_end_with_the_time(clock: Clock) -> None:
     assert list(within(0, repeat(2.0))) == []
 
 
-def test_pauses_double_and_move_no_result() -> None:
+def test_pauses_double_and_change_no_result() -> None:
     before = random.getstate()
     assert list(islice(doubling(0.5, (1.0, 1.0), longest=3.0), 5)) == [0.5, 1.0, 2.0, 3.0, 3.0]
     drawn = list(islice(doubling(1.0, (0.5, 1.5), longest=1.0), 200))

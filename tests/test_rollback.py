@@ -26,7 +26,7 @@ STEP = "train_supernet"
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """An infinite weight before step 23 (from 0), as long as the learning rates are those of the schedule."""
-    monkeypatch.setattr(Trainer, "take_step", Trainer.take_step)  # so that it is put back
+    monkeypatch.setattr(Trainer, "take_step", Trainer.take_step)  # restored after the test
     poison(23)
 
 
@@ -63,10 +63,8 @@ def test_training_goes_back_to_the_last_checkpoint(
     assert all(math.isfinite(float(row["train_loss"])) for row in rows)
 
 
-def test_where_it_goes_back_to_does_not_depend_on_interruptions(
-    sandbox: Sandbox, poisoned: None, tmp_path: Path
-) -> None:
-    """Stopped at step 22, between the checkpoint and the fault, and at step 27 on the way again."""
+def test_a_rollback_does_not_depend_on_interruptions(sandbox: Sandbox, poisoned: None, tmp_path: Path) -> None:
+    """Stopped at step 22, between the checkpoint and the fault, and at step 27 after the rollback."""
     undisturbed, given = sandbox.given(STEP, "undisturbed", config_of(STEP, seed=2)), None
     assert run(STEP, undisturbed) == 0
     given, log = sandbox.given(STEP, "disturbed", config_of(STEP, seed=2)), tmp_path / "log"
@@ -81,7 +79,7 @@ def test_where_it_goes_back_to_does_not_depend_on_interruptions(
 
 
 def test_training_that_diverges_ends_in_one_line(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
-    """For real: three rollbacks do not bring such a learning rate down to a sound one."""
+    """Without poison: three rollbacks do not lower this learning rate enough."""
     config = config_of(STEP, learning_rate=1e30, warmup_epochs=0, clip_grad=None)
     given = sandbox.given(STEP, "diverged", config)
     assert run(STEP, given) == 2
@@ -97,7 +95,7 @@ def test_training_that_diverges_ends_in_one_line(sandbox: Sandbox, capsys: pytes
 def test_a_weight_that_is_not_finite_is_no_checkpoint(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The last step before a checkpoint spoils a weight: no loss tells of it yet."""
+    """The last step before a checkpoint spoils a weight, which no loss shows yet."""
     take_step = Trainer.take_step
 
     def spoiling(self: Trainer) -> torch.Tensor:

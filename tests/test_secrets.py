@@ -1,11 +1,11 @@
-"""What errors say of secrets: nothing. That a whole run writes none is held in test_pipeline and test_outages."""
+"""Errors show no secrets. test_pipeline and test_outages check that a whole run writes none."""
 
 import subprocess
 import sys
 
 import pytest
 from botocore.exceptions import EndpointConnectionError
-from planted import SECRETS, WORD, told
+from planted import SECRETS, WORD, has_secret
 
 from runtime.common.redaction import hide
 from runtime.tracking.store import reason, without_password
@@ -33,18 +33,18 @@ def test_what_is_hidden(text: str, said: str, monkeypatch: pytest.MonkeyPatch) -
     assert hide(text) == said
 
 
-def test_the_errors_of_libraries_are_told_without_passwords() -> None:
+def test_the_errors_of_libraries_are_printed_without_passwords() -> None:
     assert without_password(URL) == "https://mlflow.example:5000/x"
     assert reason(EndpointConnectionError(endpoint_url=f"http://me:{WORD}@127.0.0.1:9/bucket")) == (
         'Could not connect to the endpoint URL: "http://127.0.0.1:9/bucket"'
     )
 
 
-def test_a_fault_of_the_program_is_told_without_passwords() -> None:
+def test_a_traceback_is_printed_without_passwords() -> None:
     program = "from runtime.common.redaction import hide_in_tracebacks; hide_in_tracebacks(); import os\n"
     program += "try:\n    raise OSError(os.environ['KFP_TOKEN'])\nexcept OSError as error:\n"
     program += f"    raise RuntimeError('cannot reach {URL}') from error"
     done = subprocess.run([sys.executable, "-c", program], env={**SECRETS, "PATH": ""}, capture_output=True, text=True)
     assert done.returncode == 1 and "RuntimeError: cannot reach https://mlflow.example:5000/x" in done.stderr
-    # Python shows the line of source too, for a program that is in a file; a secret in the source is none
-    assert not told(line for line in done.stderr.splitlines() if "raise " not in line)
+    # of a program in a file Python also prints the line of source, where a secret has no place
+    assert not has_secret(line for line in done.stderr.splitlines() if "raise " not in line)

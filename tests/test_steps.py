@@ -1,4 +1,4 @@
-"""train_supernet, search_subnet and retrain_subnet, one after the other: what they write, and that it is true."""
+"""train_supernet, search_subnet and retrain_subnet in sequence: their files, checked against own computations."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ LIMIT = 15_000  # parameters
 
 
 class Runs(NamedTuple):
-    """Two runs of one seed, each in folders of its own, and one of another seed."""
+    """Two runs of one seed, in separate folders, and one of another seed."""
 
     first: Made
     twin: Made
@@ -117,7 +117,7 @@ def test_clocks_and_paths_stand_in_the_record_alone(runs: Runs) -> None:
             assert record["started"][:10].encode() not in content, name
 
 
-def test_the_work_is_cleared_away(runs: Runs) -> None:
+def test_the_work_folder_is_deleted(runs: Runs) -> None:
     assert [path for path in runs.work.rglob("*") if path.is_file()] == []
 
 
@@ -223,7 +223,7 @@ def test_retrained_models_and_their_accuracies(runs: Runs, search_split: tuple[t
     assert float(last["search_top1_percent"]) == figures(load_subnet(runs.first.retrain / "model").model, watched)[0]
 
 
-def test_finetuning_starts_from_what_was_inherited(runs: Runs) -> None:
+def test_finetuning_starts_from_the_inherited_weights(runs: Runs) -> None:
     tuned, scratch = (read_table(runs.first.retrain / f"{name}.csv") for name in ("history", "scratch_history"))
     assert float(tuned[0]["train_loss"]) < float(scratch[0]["train_loss"]) - 0.2
     assert [row["step"] for row in tuned] == [row["step"] for row in scratch]
@@ -293,7 +293,7 @@ def retrain(runs: Runs, data: TinyData, out: Path, search: Path | None = None, *
     return out
 
 
-def test_artifacts_say_what_made_them(runs: Runs, tiny_data: TinyData) -> None:
+def test_artifacts_hold_their_provenance(runs: Runs, tiny_data: TinyData) -> None:
     read = {
         "train_supernet": json.loads((runs.first.supernet / "supernet.json").read_text())["provenance"],
         "search_subnet": json.loads((runs.first.search / "provenance.json").read_text()),

@@ -1,4 +1,4 @@
-"""Tables as CSV: what is written is what is read."""
+"""CSV tables read back as they were written."""
 
 import math
 from pathlib import Path

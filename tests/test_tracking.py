@@ -1,4 +1,4 @@
-"""MLflow runs: how they nest, resume and end, and that a store that is away loses nothing. Real stores throughout."""
+"""MLflow runs: how they nest, resume and end. Every test uses a real store."""
 
 # ruff: noqa: F401, F811 - fixtures are imported, and then asked for by name
 
@@ -50,7 +50,7 @@ def history(run_id: str, metric: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in client().get_metric_history(run_id, metric))
 
 
-def test_a_step_tells_mlflow_all_there_is_to_know(
+def test_a_step_logs_everything_to_its_run(
     store: str,
     config: Config,
     tmp_path: Path,
@@ -116,7 +116,7 @@ def test_a_candidate_becomes_flat_parameters_and_metrics() -> None:
     }  # fmt: skip
 
 
-def test_a_step_that_failed_goes_on_in_its_own_run(
+def test_a_step_that_failed_resumes_its_own_run(
     store: str,
     config: Config,
     monkeypatch: pytest.MonkeyPatch,
@@ -137,7 +137,7 @@ def test_a_step_that_failed_goes_on_in_its_own_run(
 
     with tracking.step_run("train_supernet", config, records[1]) as run:
         assert client().get_run(run.run_id).info.status == "RUNNING"
-        run.metrics({"loss": 2.0}, 2)  # the checkpoint was older than the last point: it comes again
+        run.metrics({"loss": 2.0}, 2)  # again: the checkpoint was older than the last point
         run.metrics({"loss": 1.0}, 3)
         run.children([CANDIDATE], SPEC)
     assert records[1] == records[0]
@@ -148,10 +148,10 @@ def test_a_step_that_failed_goes_on_in_its_own_run(
 
     with tracking.step_run("train_supernet", config, records[2]):
         pass
-    assert records[2]["mlflow_run_id"] != records[1]["mlflow_run_id"]  # what is finished is not touched again
+    assert records[2]["mlflow_run_id"] != records[1]["mlflow_run_id"]  # a finished run is not resumed
 
 
-def test_a_pipeline_run_that_was_cut_short_is_gone_on_with(store: str, config: Config) -> None:
+def test_an_unfinished_pipeline_run_is_resumed(store: str, config: Config) -> None:
     first = tracking.open_pipeline_run(config)
     assert tracking.open_pipeline_run(config) == first
     tracking.close_pipeline_run(first, "KILLED")
@@ -180,7 +180,7 @@ def test_steps_of_dvc_find_one_parent_by_config_and_data(
 
 
 def on_a_cluster(monkeypatch: pytest.MonkeyPatch, kfp_run: str) -> dict[str, Config]:
-    """What the steps of a KFP run have: its id, no parent of ours, and of the configuration their own part."""
+    """What the steps of a KFP run get: its id, no parent of ours, and their own sections of the configuration."""
     monkeypatch.setenv("KFP_RUN_ID", kfp_run)
     monkeypatch.delenv("AUTOFORMER_PARENT_RUN_ID", raising=False)
     parts = component_outputs("smoke", "", -1, 0.0, package_code(), image="", data="", data_hash="d4ta")
@@ -190,7 +190,7 @@ def on_a_cluster(monkeypatch: pytest.MonkeyPatch, kfp_run: str) -> dict[str, Con
 def test_the_steps_of_a_kfp_run_find_one_parent_by_its_id(
     store: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says what a run of this machine's runner says, though no step but the last is given all of it."""
+    """It holds what a run of the local runner holds, though only the last step has the whole configuration."""
     local = tracking.open_pipeline_run(config, {"data_hash": "d4ta", "runner": "kfp.local"})
     tracking.close_pipeline_run(local, "FINISHED")
     nested, parents = {}, set()
@@ -215,7 +215,7 @@ def test_the_steps_of_a_kfp_run_find_one_parent_by_its_id(
     assert {run.info.status for run in nested.values()} == {"FINISHED"}
 
 
-def test_a_kfp_run_that_failed_leaves_no_run_at_work_and_a_retry_goes_on(
+def test_a_kfp_run_that_failed_leaves_no_run_at_work_and_a_retry_resumes_them(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = on_a_cluster(monkeypatch, "kfp-2")["train_supernet"]
@@ -224,7 +224,7 @@ def test_a_kfp_run_that_failed_leaves_no_run_at_work_and_a_retry_goes_on(
         raise AutoFormerError("the loss is nan")
     assert [run.info.status for run in runs()] == ["FAILED", "FAILED"]
     with pytest.raises(Stopped), tracking.step_run("train_supernet", part, records[1]):
-        raise Stopped(signal.SIGTERM)  # as a pod that is evicted is told
+        raise Stopped(signal.SIGTERM)  # as in a pod that is evicted
     assert [run.info.status for run in runs()] == ["KILLED", "KILLED"]
     with tracking.step_run("train_supernet", part, records[2]):
         pass
@@ -239,7 +239,7 @@ def test_a_kfp_run_that_failed_leaves_no_run_at_work_and_a_retry_goes_on(
     assert params["cfg/train_supernet.epochs"] and params["cfg/search_subnet.population"]
 
 
-def test_the_run_that_kfp_gives_is_used_and_left_for_kfp_to_end(
+def test_the_run_of_kfp_is_used_and_left_for_kfp_to_end(
     store: str,
     config: Config,
     monkeypatch: pytest.MonkeyPatch,
@@ -269,7 +269,7 @@ def test_nothing_is_tracked_on_other_ranks_or_when_switched_off(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_mlflow_refuses_holds_nothing_up(
+def test_messages_that_mlflow_refuses_delay_nothing(
     store: str,
     config: Config,
     tmp_path: Path,
@@ -289,7 +289,7 @@ def test_what_mlflow_refuses_holds_nothing_up(
     assert f"python -m runtime.tracking {backlog}" in capsys.readouterr().err
 
 
-def test_a_server_that_is_not_there_is_one_clear_line(
+def test_a_server_that_does_not_exist_is_one_clear_line(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_store(f"http://somebody:secret@127.0.0.1:{free_port()}", tmp_path, monkeypatch)
@@ -302,7 +302,7 @@ def test_a_server_that_is_not_there_is_one_clear_line(
     assert "secret" not in str(caught.value)
 
 
-def test_a_patience_that_is_no_number_is_told_before_anything_runs(
+def test_a_patience_that_is_no_number_is_refused_before_anything_runs(
     store: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTOFORMER_TRACKING_PATIENCE", "5 min")
@@ -316,15 +316,15 @@ def test_passwords_are_not_shown() -> None:
     assert without_password("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
 
 
-def step_that_waits(step: str, environment: dict[str, str], tell: Connection) -> None:
-    """In a process of its own."""
+def step_that_waits(step: str, environment: dict[str, str], pipe: Connection) -> None:
+    """Runs in a process of its own."""
     os.environ.clear()
     os.environ.update(environment)
     record: dict[str, Any] = {}
     with stoppable(), tracking.step_run(step, load_config("smoke"), record) as run:
         run.metrics({"loss": 1.0}, 1)
         run.flush(wait_seconds=60)
-        tell.send(record["mlflow_run_id"])
+        pipe.send(record["mlflow_run_id"])
         time.sleep(600)
 
 
@@ -337,13 +337,13 @@ def test_two_first_users_of_a_fresh_store_and_both_ways_to_be_killed(
     context.set_forkserver_preload(PRELOADED)
     steps, ids = [], []
     for step in ("train_supernet", "search_subnet"):
-        heard, tell = context.Pipe(duplex=False)
-        steps.append((context.Process(target=step_that_waits, args=(step, dict(os.environ), tell)), heard))
+        receiver, sender = context.Pipe(duplex=False)
+        steps.append((context.Process(target=step_that_waits, args=(step, dict(os.environ), sender)), receiver))
         steps[-1][0].start()
     try:
-        for _, heard in steps:
-            assert heard.poll(PATIENCE_SECONDS)
-            ids.append(heard.recv())
+        for _, receiver in steps:
+            assert receiver.poll(PATIENCE_SECONDS)
+            ids.append(receiver.recv())
         steps[0][0].terminate()
         steps[1][0].kill()
         assert [ended(process) for process, _ in steps] == [128 + signal.SIGTERM, -signal.SIGKILL]

@@ -1,4 +1,4 @@
-"""Ranks that talk through gloo, forked from a server that has torch already: two processes that start in a moment."""
+"""Ranks that communicate through gloo, forked from a server that has imported torch, so that they start quickly."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ def free_port() -> int:
 
 @contextmanager
 def as_torchrun(rank: int, count: int, port: int) -> Iterator[None]:
-    """The environment that torchrun gives to a rank."""
+    """The environment of a rank under torchrun."""
     given = {
         "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count,
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": 1,

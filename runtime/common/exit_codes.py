@@ -20,10 +20,7 @@ LOST = 75  # the connection to another rank, or to the job, is gone
 
 
 class JobFailed(SystemExit):
-    """Processes have ended before their work was done: the reason, and the exit code of the process that started them.
-
-    It is a `SystemExit`, so that no handler of errors takes it for a bug.
-    """
+    """Processes of a job have ended before their work was done: the reason, and the exit code."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(code)

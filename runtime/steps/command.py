@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 from autoformer.errors import AutoFormerError, UnavailableError
 from runtime.common.config import Config, load_config
 from runtime.common.console import Parser, error_line, report_failure
-from runtime.common.exit_codes import BAD_INPUT, LOST, UNAVAILABLE, JobFailed
+from runtime.common.exit_codes import BAD_INPUT, UNAVAILABLE, JobFailed
 from runtime.common.overrides import add_option
 from runtime.common.processes import is_rank
 from runtime.common.redaction import hide_in_tracebacks
 from runtime.common.stopping import Stopped, stoppable
 from runtime.steps.rank_launch import check_batch_split, launch, processes
-from runtime.steps.rendezvous import LostRank
 from runtime.storage.artifacts import local_copy
 
 SHELLS = ("sh", "dash", "bash", "zsh", "fish")  # one may stand between a runner and its step
@@ -75,8 +74,6 @@ def exit_code(step: str, work: Callable[[], None]) -> int:
         return report_failure(step, error_line(error), BAD_INPUT)
     except Stopped as stopped:
         return report_failure(step, f"{stopped}; the same command goes on from there", int(str(stopped.code)))
-    except LostRank as lost:
-        return report_failure(step, str(lost), LOST)
     except JobFailed as failed:
         return report_failure(step, str(failed), failed.exit_code)
     return 0

@@ -85,14 +85,14 @@ def check_space(card: DatasetCard, space: SearchSpace) -> None:
             f"space: image_size = {space.image_size} in '{space.name}', but '{card.name}' is packed for smaller "
             f"images, {card.image_size} pixels on the shorter side; pack the images again for this space"
         )
-    for key, found, wanted in (
+    for key, actual, expected in (
         ("image_size", space.image_size if card.encoding == "image" else card.image_size, space.image_size),
         ("in_channels", card.channels, space.in_channels),
         ("num_classes", len(card.classes), space.num_classes),
     ):
-        if found != wanted:
+        if actual != expected:
             raise AutoFormerError(
-                f"space: {key} = {wanted} in '{space.name}', but data set '{card.name}' has {found}; "
+                f"space: {key} = {expected} in '{space.name}', but data set '{card.name}' has {actual}; "
                 "choose another space"
             )
 

@@ -73,14 +73,14 @@ def _checked(step: str, argv: Sequence[str], settings: JobSettings) -> list[str]
     """
     if step not in STEPS:
         raise AutoFormerError(f"one process does this step; a job on several machines is for {', '.join(STEPS)}")
-    given = pairs(argv)
-    overrides = [value for name, value in given if name == "--set"]
-    source = dict(given).get("--config")
+    arguments = pairs(argv)
+    overrides = [value for name, value in arguments if name == "--set"]
+    source = dict(arguments).get("--config")
     if source is None:
         raise AutoFormerError("the following arguments are required: --config; --help lists the arguments")
     config = load_config(source, overrides, [step])
     check_batch_split(step, config, settings.nodes * settings.processes)
-    others = [word for name, value in given if name not in ("--config", "--set") for word in (name, value)]
+    others = [word for name, value in arguments if name not in ("--config", "--set") for word in (name, value)]
     return ["--config", config.step_json(step), *others]
 
 

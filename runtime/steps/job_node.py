@@ -32,11 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     step = next((word for word in argv if word in STEPS), "trainjob")
 
     def work() -> None:
-        given = parser().parse_args(argv)
+        command = parser().parse_args(argv)
         with stoppable():
-            machine = Machine.of_environment(given.job)
-            with JobFolder(given.place).local_arguments(given.arguments) as (arguments, publish):
-                _run(machine, given.step, arguments)
+            machine = Machine.of_environment(command.job)
+            with JobFolder(command.place).local_arguments(command.arguments) as (arguments, publish):
+                _run(machine, command.step, arguments)
                 if machine.number == 0:
                     publish()
 

@@ -1,4 +1,4 @@
-"""The process group of a step's ranks, and the error for a lost rank.
+"""The process group of a step's ranks.
 
 A step that several ranks share calls `run_step(..., shared=True)` and works inside of `process_group`:
 
@@ -22,7 +22,7 @@ from autoformer.distributed import SINGLE_PROCESS, World
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, replacing
 from runtime.common.config import Config
-from runtime.common.exit_codes import LOST
+from runtime.common.exit_codes import LOST, JobFailed
 from runtime.common.processes import (
     gpus,
     is_rank,
@@ -38,24 +38,14 @@ _CHUNK_BYTES = 2**26  # of a file that rank 0 broadcasts
 _LOST_MESSAGES = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe")
 
 
-class LostRank(SystemExit):
-    """Another rank is gone, or the network between. The process that started the ranks reports which."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__(LOST)
-        self.world = world
-
-    def __str__(self) -> str:
-        return f"rank {self.world.rank} of {self.world.size} has lost its connection to the others"
-
-
 @contextlib.contextmanager
 def process_group(config: Config) -> Iterator[World]:
     """Join the ranks of this job: NCCL between GPUs, gloo between CPUs. `SINGLE_PROCESS` without torchrun.
 
     Raises:
         AutoFormerError: there is no GPU for this rank, or it does not find the others.
-        LostRank: a rank is gone. Raised after a second, so that the rank that failed first ends first.
+        JobFailed: another rank is gone, or the network between. Raised after a second, so that the rank that failed
+            first ends first; the process that started the ranks reports which it was.
     """
     if not is_rank():
         yield SINGLE_PROCESS
@@ -66,6 +56,7 @@ def process_group(config: Config) -> Iterator[World]:
         return
     from torch import distributed
 
+    lost = JobFailed(f"rank {world.rank} of {world.size} has lost its connection to the others", LOST)
     set_threads(threads_of_rank())
     try:
         store, rank, count = next(distributed.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
@@ -77,7 +68,7 @@ def process_group(config: Config) -> Iterator[World]:
         raise
     except (ValueError, RuntimeError) as error:
         if is_lost(error):  # the fault of a machine that was lost meanwhile, not of this one's input
-            raise LostRank(world) from None
+            raise lost from None
         reason = " ".join(str(error).split()[:20])
         raise AutoFormerError(f"rank {world.rank} of {world.size} does not find the others ({reason})") from None
     try:
@@ -87,7 +78,7 @@ def process_group(config: Config) -> Iterator[World]:
             raise
         time.sleep(1)
         number = received_signal()
-        raise (LostRank(world) if number is None else Stopped(number)) from None
+        raise (lost if number is None else Stopped(number)) from None
     distributed.destroy_process_group()
 
 

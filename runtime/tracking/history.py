@@ -18,7 +18,7 @@ DATA = ("card", "train_split", "train_full_split", "search_split", "test_split")
 
 
 class PipelineRun(NamedTuple):
-    """A pipeline run with what its steps logged. All values but `scores` are text, as MLflow keeps them."""
+    """A pipeline run, in a list without what its steps logged. All but `scores` is text, as MLflow keeps it."""
 
     run_id: str
     name: str
@@ -31,17 +31,7 @@ class PipelineRun(NamedTuple):
     scores: dict[str, float]
 
 
-class RunSummary(NamedTuple):
-    """A line of a list of pipeline runs."""
-
-    run_id: str
-    name: str
-    status: str
-    started: int  # milliseconds since 1970
-    test_top1_percent: float | None
-
-
-def list_pipeline_runs(limit: int = MAX_LISTED) -> list[RunSummary]:
+def list_pipeline_runs(limit: int = MAX_LISTED) -> list[PipelineRun]:
     """The latest pipeline runs, newest first."""
     with translate_errors(tracking_uri()):
         client = connect()
@@ -51,12 +41,7 @@ def list_pipeline_runs(limit: int = MAX_LISTED) -> list[RunSummary]:
             order_by=["attributes.start_time DESC"],
             max_results=limit,
         )
-    return [_summary(run) for run in runs]
-
-
-def _summary(run: "Run") -> RunSummary:
-    info, top1 = run.info, run.data.metrics.get("test_top1_percent")
-    return RunSummary(str(info.run_id), str(info.run_name), str(info.status), int(info.start_time), top1)
+    return [_pipeline_run(run, []) for run in runs]
 
 
 def find_run_id(name: str) -> str | None:
@@ -103,8 +88,16 @@ def read_pipeline_run(run_id: str) -> PipelineRun:
         raise AutoFormerError(f"{run_id}: not a pipeline run of {without_password(tracking_uri())}")
     by_step = {run.data.tags.get("stage"): run for run in runs}
     steps = [by_step[step] for step in STEPS if step in by_step]
+    return _pipeline_run(parent, steps)
+
+
+def _pipeline_run(parent: "Run", steps: "list[Run]") -> PipelineRun:
+    info = parent.info
     return PipelineRun(
-        *_summary(parent)[:4],
+        str(info.run_id),
+        str(info.run_name),
+        str(info.status),
+        int(info.start_time),
         params=_without_prefix(parent.data.params, "cfg/"),
         data=_data(parent, steps),
         code=_code(parent, steps),

@@ -32,12 +32,12 @@ def aliased_version(name: str, alias: str) -> ModelVersion | None:
     client = connect()
     with translate_errors(tracking_uri()):
         try:
-            found = client.get_model_version_by_alias(name, alias)
+            aliased = client.get_model_version_by_alias(name, alias)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
-    return ModelVersion(str(found.version), dict(found.tags))
+    return ModelVersion(str(aliased.version), dict(aliased.tags))
 
 
 def version_with_tag(name: str, tag: str, value: str) -> ModelVersion | None:
@@ -114,11 +114,11 @@ def register(name: str, alias: str, model_uri: str, run_id: str, tags: Mapping[s
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         model_id = model_uri.removeprefix("models:/")
-        made = client.create_model_version(
+        created = client.create_model_version(
             name, source=model_uri, run_id=run_id, tags=dict(tags), description=description, model_id=model_id
         )
-        client.set_registered_model_alias(name, alias, str(made.version))
-    return str(made.version)
+        client.set_registered_model_alias(name, alias, str(created.version))
+    return str(created.version)
 
 
 def move_alias(name: str, alias: str, to_version: str) -> None:
@@ -152,14 +152,16 @@ def model_folder(name: str | None, alias: str) -> Path:
     if database is not None and not database.exists():
         raise missing
     name = name or _newest_model(alias)
-    found = aliased_version(name, alias) if name else None
-    if found is None:
+    registered = aliased_version(name, alias) if name else None
+    if registered is None:
         raise missing
     from mlflow.artifacts import download_artifacts
 
     with translate_errors(tracking_uri()):
-        logged = Path(download_artifacts(f"models:/{name}/{found.version}"))
+        logged = Path(download_artifacts(f"models:/{name}/{registered.version}"))
     cards = list(logged.glob("artifacts/*/model.json"))
     if not cards:
-        raise AutoFormerError(f"version {found.version} of '{name}' was not registered by this project; choose another")
+        raise AutoFormerError(
+            f"version {registered.version} of '{name}' was not registered by this project; choose another"
+        )
     return cards[0].parent

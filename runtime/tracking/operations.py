@@ -23,23 +23,15 @@ def sender(client: "MlflowClient") -> Callable[[Operation], None]:
     return lambda operation: _SENDERS[operation["kind"]](client, operation)
 
 
-def _send_metrics(client: "MlflowClient", operation: Operation) -> None:
-    from mlflow.entities import Metric
+def _send_batch(client: "MlflowClient", operation: Operation) -> None:
+    from mlflow.entities import Metric, Param, RunTag
 
-    client.log_batch(operation["run_id"], metrics=[Metric(*point) for point in operation["metrics"]])
-
-
-def _send_params(client: "MlflowClient", operation: Operation) -> None:
-    from mlflow.entities import Param
-
-    params = [Param(key, str(value)[:MAX_PARAM_CHARACTERS]) for key, value in operation["params"].items()]
-    client.log_batch(operation["run_id"], params=params)
-
-
-def _send_tags(client: "MlflowClient", operation: Operation) -> None:
-    from mlflow.entities import RunTag
-
-    client.log_batch(operation["run_id"], tags=[RunTag(key, value) for key, value in operation["tags"].items()])
+    client.log_batch(
+        operation["run_id"],
+        [Metric(*point) for point in operation.get("metrics", ())],  # key, value, milliseconds, step
+        [Param(key, str(value)[:MAX_PARAM_CHARACTERS]) for key, value in operation.get("params", {}).items()],
+        [RunTag(key, value) for key, value in operation.get("tags", {}).items()],
+    )
 
 
 def _send_artifact(client: "MlflowClient", operation: Operation) -> None:
@@ -72,8 +64,6 @@ def _send_dataset(client: "MlflowClient", operation: Operation) -> None:
 
 def _send_children(client: "MlflowClient", operation: Operation) -> None:
     """Child runs by name; a child that has finished stays as it is."""
-    from mlflow.entities import Metric, Param, RunTag
-
     parent = operation["run_id"]
     experiment = client.get_run(parent).info.experiment_id
     existing = client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}'", max_results=1000)
@@ -85,12 +75,8 @@ def _send_children(client: "MlflowClient", operation: Operation) -> None:
             info = client.create_run(experiment, tags=tags, run_name=child["name"]).info
         elif info.status == "FINISHED":
             continue
-        client.log_batch(
-            info.run_id,
-            metrics=[Metric(key, value, operation["time"], 0) for key, value in child["metrics"].items()],
-            params=[Param(key, str(value)) for key, value in child["params"].items()],
-            tags=[RunTag(key, value) for key, value in child["tags"].items()],
-        )
+        metrics = [(key, value, operation["time"], 0) for key, value in child["metrics"].items()]
+        _send_batch(client, child | {"run_id": info.run_id, "metrics": metrics})
         client.set_terminated(info.run_id)
 
 
@@ -109,9 +95,9 @@ def _send_close(client: "MlflowClient", operation: Operation) -> None:
 
 
 _SENDERS: dict[str, Callable[["MlflowClient", Operation], None]] = {
-    "metrics": _send_metrics,
-    "params": _send_params,
-    "tags": _send_tags,
+    "metrics": _send_batch,
+    "params": _send_batch,
+    "tags": _send_batch,
     "artifact": _send_artifact,
     "dict": _send_dict,
     "table": _send_table,

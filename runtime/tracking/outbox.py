@@ -56,17 +56,17 @@ class Outbox:
             else:
                 self._waiting.append(operation)
 
-    def flush(self, wait_seconds: float = 0.0) -> bool:
-        """Start to send the queue; return whether it is empty within `wait_seconds`. Never raises."""
+    def flush(self, wait_seconds: float = 0.0) -> None:
+        """Start to send the queue, and wait up to `wait_seconds` until it is empty. Never raises."""
         with self._changed:
             if self._is_empty():
-                return True
+                return
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
                 self._thread.start()
             self._due = True
             self._changed.notify_all()
-            return self._changed.wait_for(self._is_empty, wait_seconds)
+            self._changed.wait_for(self._is_empty, wait_seconds)
 
     def close(self, patience_seconds: float) -> None:
         """Send the rest, until the store has accepted nothing for `patience_seconds`; write the backlog file."""

@@ -1,7 +1,7 @@
-"""What `mlflow models serve` runs: pictures in, class names and probabilities out.
+"""The model that `mlflow models serve` runs: images in, class names and probabilities out.
 
-MLflow copies this file into the logged model and executes it there ("models from code"), with the model's own
-copy of the package `autoformer` on the path: so a version answers as it did on the day it was registered.
+MLflow copies this file into the logged model and executes it there ("models from code"), with the model's own copy of
+the package `autoformer` on the path. So a version answers as it did on the day it was registered.
 """
 
 import base64
@@ -30,7 +30,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
     # no type hints: MLflow would read them as a second signature
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """A row for each image: `class`, `probability`, and the `top` likeliest with theirs, as lists."""
+        """A row for each image: `class`, `probability`, and lists of the `top` classes with their probabilities."""
         top = int((params or {}).get("top", TOP))
         images = [_image(row) for row in model_input.to_dict("records") or [{}]]
         rows = []
