@@ -1,4 +1,4 @@
-"""Find the labelled images of a user: class folders, train/val/test folders of class folders, or a CSV of paths."""
+"""Find a user's labelled images: class folders, train/val/test folders of class folders, or a CSV of paths."""
 
 import csv
 import os
@@ -62,22 +62,24 @@ def discover(path: Path) -> Source:
 
 
 def _read_folder(root: Path) -> Source:
-    below = _folders(root)
+    below = folders_in(root)
     splits = {SPLIT_OF[folder.name.lower()]: folder for folder in below if folder.name.lower() in SPLIT_OF}
     if _are_splits(root, below):
         layout = f"{', '.join(splits[name].name for name in SPLIT_NAMES if name in splits)} folders of class folders"
-        parts = [(split, folder) for split, folder in splits.items()]
     else:
-        layout, parts = "class folders", [("", root)]
+        layout, splits = "class folders", {"": root}
     images, ignored = [], 0
-    for split, folder in parts:
-        for class_folder in _folders(folder):
-            files = list(_files(class_folder))
-            found = [file for file in files if file.suffix.lower() in SUFFIXES]
-            if not found:
-                raise AutoFormerError(f"{class_folder}: a class folder without images; fill it or remove it")
-            images += [SourceImage(file, class_folder.name, split) for file in found]
-            ignored += len(files) - len(found)
+    try:
+        for split, folder in splits.items():
+            for class_folder in folders_in(folder):
+                files = [Path(file.path) for file in files_below(class_folder)]
+                found = [file for file in files if file.suffix.lower() in SUFFIXES]
+                if not found:
+                    raise AutoFormerError(f"{class_folder}: a class folder without images; fill it or remove it")
+                images += [SourceImage(file, class_folder.name, split) for file in found]
+                ignored += len(files) - len(found)
+    except OSError as error:
+        raise _unreadable(error) from None
     if not images:
         loose = sum(file.suffix.lower() in SUFFIXES for file in root.iterdir() if file.is_file())
         hint = f"; {loose} images lie in it directly: sort them into a folder for each class" if loose else ""
@@ -104,22 +106,24 @@ def _are_splits(root: Path, below: list[Path]) -> bool:
     return True
 
 
-def _folders(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
+    """The visible folders directly in a folder, sorted."""
     try:
         return sorted(item for item in folder.iterdir() if item.is_dir() and not _is_hidden(item.name))
     except OSError as error:
         raise _unreadable(error) from None
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """All visible files below a folder; linked folders are not followed, so that no link can make a circle."""
-
-    def stop(error: OSError) -> None:  # else os.walk leaves out what it may not read, and says nothing
-        raise _unreadable(error)
-
-    for place, folders, files in os.walk(folder, onerror=stop):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        yield from (Path(place, name) for name in sorted(files) if not _is_hidden(name))
+def files_below(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """All visible files below a folder. Linked folders are not followed: a link could make a circle."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_hidden(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from files_below(entry.path)
+            elif not (entry.is_symlink() and os.path.isdir(entry.path)):  # noqa: PTH112 (a million paths are slow)
+                yield entry
 
 
 def _unreadable(error: OSError) -> AutoFormerError:
