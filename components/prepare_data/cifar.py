@@ -24,35 +24,20 @@ _IMAGE_BYTES = 3 * IMAGE_SIZE**2
 
 
 class _Layout(NamedTuple):
-    title: str
     folder: str  # of all members
     train: tuple[str, ...]  # batches
     test: str  # batch
     classes: str  # the member that names the classes
-    label_key: bytes = b""  # in the pickle of a batch
-    classes_key: bytes = b""  # in the pickle of the classes
     label_bytes: int = 0  # binary version: before each image; the last of them is the label
 
 
 _FIVE = tuple(f"data_batch_{number}" for number in range(1, 6))
+_FIVE_BINARY = tuple(f"{name}.bin" for name in _FIVE)
 LAYOUTS = {
-    "cifar-10-python.tar.gz": _Layout(
-        "CIFAR-10", "cifar-10-batches-py", _FIVE, "test_batch", "batches.meta", b"labels", b"label_names"
-    ),
-    "cifar-100-python.tar.gz": _Layout(
-        "CIFAR-100", "cifar-100-python", ("train",), "test", "meta", b"fine_labels", b"fine_label_names"
-    ),
-    "cifar-10-binary.tar.gz": _Layout(
-        "CIFAR-10",
-        "cifar-10-batches-bin",
-        tuple(f"{name}.bin" for name in _FIVE),
-        "test_batch.bin",
-        "batches.meta.txt",
-        label_bytes=1,
-    ),
-    "cifar-100-binary.tar.gz": _Layout(
-        "CIFAR-100", "cifar-100-binary", ("train.bin",), "test.bin", "fine_label_names.txt", label_bytes=2
-    ),
+    "cifar-10-python.tar.gz": _Layout("cifar-10-batches-py", _FIVE, "test_batch", "batches.meta"),
+    "cifar-100-python.tar.gz": _Layout("cifar-100-python", ("train",), "test", "meta"),
+    "cifar-10-binary.tar.gz": _Layout("cifar-10-batches-bin", _FIVE_BINARY, "test_batch.bin", "batches.meta.txt", 1),
+    "cifar-100-binary.tar.gz": _Layout("cifar-100-binary", ("train.bin",), "test.bin", "fine_label_names.txt", 2),
 }
 
 
@@ -64,22 +49,22 @@ def read(data: Path) -> Delivered:
     """Raises `AutoFormerError` where the archive is damaged, or not laid out as the published one."""
     name = next(name for name in LAYOUTS if (data / name).is_file())
     layout, archive = LAYOUTS[name], _Archive(data / name, LAYOUTS[name].folder)
+    read_batch = _read_records if layout.label_bytes else _read_pickle
+    batches = [read_batch(archive, batch, layout.label_bytes) for batch in (*layout.train, layout.test)]
     if layout.label_bytes:
-        batches = [_read_records(archive, batch, layout.label_bytes) for batch in (*layout.train, layout.test)]
-        classes = archive.read(layout.classes).decode("utf-8", "replace").split()
+        classes: Any = archive.read(layout.classes).split()
     else:
-        batches = [_read_pickle(archive, batch, layout.label_key) for batch in (*layout.train, layout.test)]
-        names = archive.unpickle(layout.classes).get(layout.classes_key)
-        if not isinstance(names, list) or not all(isinstance(text, bytes) for text in names):
+        values = archive.unpickle(layout.classes)
+        classes = values.get(b"label_names", values.get(b"fine_label_names"))
+        if not isinstance(classes, list) or not all(isinstance(text, bytes) for text in classes):
             raise archive.error("holds no names of classes")
-        classes = [text.decode("utf-8", "replace") for text in names]
     rows = concatenate(batches)
     if len(classes) < 2 or rows.labels.min() < 0 or rows.labels.max() >= len(classes):
         raise archive.error(f"its labels do not fit its {len(classes)} classes")
     tested = len(batches[-1].labels)
     return Delivered(
-        title=layout.title,
-        classes=tuple(classes),
+        title=f"CIFAR-{name.split('-')[1]}",
+        classes=tuple(text.decode("utf-8", "replace") for text in classes),
         rows=rows,
         splits=np.repeat(["train", "test"], [len(rows.labels) - tested, tested]),
         encoding="raw",
@@ -137,15 +122,13 @@ def _read_records(archive: _Archive, name: str, label_bytes: int) -> Split:
     return archive.rows(start, length, records[:, label_bytes - 1], records[:, label_bytes:])
 
 
-def _read_pickle(archive: _Archive, name: str, label_key: bytes) -> Split:
+def _read_pickle(archive: _Archive, name: str, _: int) -> Split:
     """A batch of the Python version, whose pickle holds the pixels as numpy laid them out."""
     values = archive.unpickle(name)
-    labels, array = values.get(label_key), values.get(b"data")
-    if (
-        not isinstance(array, _Recorded)
-        or not isinstance(labels, list)
-        or any(type(n) is not int or n.bit_length() > 31 for n in labels)
-    ):
+    labels: Any = values.get(b"labels", values.get(b"fine_labels"))
+    array = values.get(b"data")
+    plain = isinstance(labels, list) and all(type(label) is int and label.bit_length() < 32 for label in labels)
+    if not plain or not isinstance(array, _Recorded):
         raise archive.error(f"{name} has no pixels or no labels")
     shape = len(labels), _IMAGE_BYTES
     match array.state:  # version, shape, type, whether column by column, bytes

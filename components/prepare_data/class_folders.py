@@ -7,8 +7,10 @@ is read again only where a name, size or time in it changes.
 
 import os
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from autoformer.files import hash_file
 from autoformer.images.source import archive_folder
 from autoformer.images.split_files import Split
 from components.prepare_data.delivered import Delivered, concatenate, make_rows
-from components.prepare_data.index_cache import IndexCache
+from components.prepare_data.index_cache import cached_index
 from components.prepare_data.sources import SPLIT_NAMES, SPLIT_OF, SUFFIXES, files_below, folders_in
 from runtime.common.console import Progress
 from runtime.storage.places import archive_place
@@ -44,11 +46,11 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Deli
     if unknown or len(classes) < 2:
         fault = f"{unknown[0]}: a class that train does not have" if unknown else f"{root}: fewer than two classes"
         raise AutoFormerError(f"{fault}; give every split the same class folders")
-    cache, rows = IndexCache(root), []
+    rows: list[Split] = []
     with Progress("prepare_data: class folders", len(parts), "folders") as bar, ThreadPoolExecutor(_THREADS) as pool:
         for _, folder in parts:
             try:
-                rows.append(_rows(root, folder, classes.index(folder.name), cache, pool))
+                rows.append(_rows(root, folder, classes.index(folder.name), pool))
             except OSError as error:
                 raise AutoFormerError(
                     f"{error.filename}: cannot be read ({error.strerror}); change its permissions or remove it"
@@ -77,7 +79,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return {split: found[split] for split in SPLIT_NAMES if split in found and found[split].is_dir()}
 
 
-def _rows(root: Path, folder: Path, label: int, cache: IndexCache, pool: ThreadPoolExecutor) -> Split:
+def _rows(root: Path, folder: Path, label: int, pool: ThreadPoolExecutor) -> Split:
     """The images of one class in one split."""
     place = folder.relative_to(root).as_posix()
     states = sorted(
@@ -87,6 +89,11 @@ def _rows(root: Path, folder: Path, label: int, cache: IndexCache, pool: ThreadP
     )
     if not states:
         raise AutoFormerError(f"{folder}: a class folder without images; fill it or remove it")
-    names, sizes, _ = zip(*states, strict=True)
-    checksums = cache.part(place, states, lambda: list(pool.map(hash_file, (root / name for name in names))))
-    return make_rows(names, 0, sizes, label, checksums)
+
+    def read_all(add: Callable[[Split], None]) -> dict[str, Any]:
+        names, sizes, _ = zip(*states, strict=True)
+        add(make_rows(names, 0, sizes, 0, list(pool.map(hash_file, (root / name for name in names)))))
+        return {}
+
+    rows = cached_index(["class folder", str(root.resolve()), states], read_all).rows
+    return rows._replace(labels=np.full_like(rows.labels, label))

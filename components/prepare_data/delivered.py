@@ -27,7 +27,6 @@ class Delivered(NamedTuple):
     channels: int = 3
     files: bool = False  # each image is a file of its own, verified by its row's checksum
     upright: bool = True  # turn an image as its camera noted
-    statistics: Statistics | None = None  # for normalisation; None: ImageNet's, or computed
     notes: tuple[str, ...] = ()
 
 

@@ -11,26 +11,24 @@ end; its index is cached in the work folder until the archive changes.
 
 import hashlib
 import io
-import json
 import tarfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import FileState, hash_value, replacing
+from autoformer.files import FileState
 from autoformer.images.source import SOURCE, SourceArchive, read_source
-from autoformer.images.split_files import SPLIT_SCHEMA, Split, read_split, split_table
+from autoformer.images.split_files import Split
 from components.prepare_data.delivered import Delivered, concatenate, make_rows
+from components.prepare_data.index_cache import Index, cached_index
 from components.prepare_data.tars import HashedStream, members
 from runtime.common.console import Progress
-from runtime.common.workspace import known_hashes, work_root
+from runtime.common.workspace import known_hashes
 from runtime.storage.places import ArchiveFile, ArchivePlace, archive_place, size_of, state_of
 
 NAME = "imagenet-1k"
@@ -38,7 +36,6 @@ TITLE = "ImageNet-1k"
 LICENCE = "for research and education that are not commercial, by the terms of https://www.image-net.org/download"
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 
-_FORMAT = 1  # of a cached index
 _AT_A_TIME = 16384  # rows that are Python objects at once
 _DAMAGED = (tarfile.TarError, LookupError, TypeError, ValueError, AttributeError, OSError, EOFError, zlib.error)
 
@@ -76,14 +73,9 @@ def _stated(data: Path, published: Published) -> Mapping[str, SourceArchive]:
 
 
 def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] = ("train", "val")) -> Delivered:
-    """Every image of the archives that `source.yaml` names.
+    """Every image of the archives; those of other `splits` need not be there.
 
-    Args:
-        published: what they must be; tests have small ones.
-        splits: the archives of other splits are not read, and need not be there.
-
-    Raises:
-        AutoFormerError: an archive is missing, damaged or another one, or holds other images.
+    Raises `AutoFormerError` where an archive is missing, damaged, or another one than the published.
     """
     folder, stated = archive_place(data), _stated(data, published)
     archive_of = {split: name for split, name in (("train", TRAIN), ("val", VAL)) if split in splits}
@@ -98,7 +90,7 @@ def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] =
         if split in archive_of:
             name = archive_of[split]
             index = _read_index(folder / name, stated[name])
-            rows[split], sha256[name] = labelled(index, devkit, folder / name, published), index.sha256
+            rows[split], sha256[name] = labelled(index, devkit, folder / name, published), index.facts["sha256"]
     return Delivered(
         title=TITLE,
         classes=devkit.classes,
@@ -191,25 +183,18 @@ def _read_devkit(path: ArchiveFile, stated: SourceArchive) -> _Devkit:
         raise _other(path, f"not the devkit of ILSVRC 2012 ({' '.join(str(error).split())})") from None
 
 
-class _Index(NamedTuple):
-    """The images of one archive. A label is the number of the inner tar, or, where there is none, that in the name."""
-
-    rows: Split
-    folders: list[str]  # inner tars without their ending, by number
-    sha256: str  # of the archive
-
-
-def _label_train(index: _Index, devkit: _Devkit, path: ArchiveFile, published: Published) -> Split:
-    unknown = [folder for folder in index.folders if folder not in devkit.label_of]
-    if unknown or len(index.folders) != published.classes:
-        found = f"'{unknown[0]}.tar' is no class of the devkit" if unknown else f"{len(index.folders)} classes"
+def _label_train(index: Index, devkit: _Devkit, path: ArchiveFile, published: Published) -> Split:
+    folders = index.facts["folders"]
+    unknown = [folder for folder in folders if folder not in devkit.label_of]
+    if unknown or len(folders) != published.classes:
+        found = f"'{unknown[0]}.tar' is no class of the devkit" if unknown else f"{len(folders)} classes"
         raise _other(path, f"{found}, where {published.classes} are published")
     _check_count(path, len(index.rows.labels), published.train_images)
-    labels = np.array([devkit.label_of[folder] for folder in index.folders], np.int32)
+    labels = np.array([devkit.label_of[folder] for folder in folders], np.int32)
     return index.rows._replace(labels=labels[index.rows.labels])
 
 
-def _label_val(index: _Index, devkit: _Devkit, path: ArchiveFile, published: Published) -> Split:
+def _label_val(index: Index, devkit: _Devkit, path: ArchiveFile, published: Published) -> Split:
     numbers, count = index.rows.labels, published.val_images
     _check_count(path, len(numbers), count)
     if not np.array_equal(np.sort(numbers), np.arange(1, count + 1)):
@@ -228,44 +213,33 @@ def _check_count(path: ArchiveFile, found: int, wanted: int) -> None:
         raise _other(path, f"{found} images, where {wanted} are published")
 
 
-def _read_index(path: ArchiveFile, stated: SourceArchive) -> _Index:
-    """Every image in an archive, from the cache or from the archive.
+def _read_index(path: ArchiveFile, stated: SourceArchive) -> Index:
+    """Every image in an archive; facts: the names of its inner tars by number, and its sha256.
+
+    A label is the number of the inner tar, or, where there is none, that in the name.
 
     Raises `AutoFormerError` where the archive is damaged, another than the stated one, or changes meanwhile.
     """
-    state = state_of(path)
-    cached = work_root() / "prepare_data" / f"index-{hash_value([_FORMAT, state, stated.md5])[:16]}.parquet"
-    if not cached.is_file():
-        with replacing(cached) as temporary:
-            sha256 = _write_index(path, stated, temporary)
-            if state_of(path) != state:
-                raise AutoFormerError(f"{path}: was changed while it was read; give the same command again")
+    size, state = size_of(path), state_of(path)
+
+    def read_all(add: Callable[[Split], None]) -> dict[str, Any]:
+        folders: dict[str, int] = {}
+        with (
+            Progress(f"reading {path.name}", size >> 20, "MB") as progress,
+            HashedStream(path, ("md5", "sha256"), lambda done: progress.update(done >> 20)) as stream,
+        ):
+            images = _indexed(stream, size, folders)
+            while batch := list(islice(images, _AT_A_TIME)):
+                add(make_rows(path.name, *zip(*batch, strict=True)))
+            md5, sha256 = stream.finish()
+        _check_md5(path, md5, stated)
+        if state_of(path) != state:
+            raise AutoFormerError(f"{path}: was changed while it was read; give the same command again")
         if isinstance(state, FileState):
             known_hashes().remember(state, sha256)
-    try:
-        metadata = pq.read_metadata(cached).metadata
-        return _Index(read_split(cached), json.loads(metadata[b"folders"]), metadata[b"sha256"].decode())
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise AutoFormerError(f"{cached}: a damaged index ({reason}); remove that file") from None
+        return {"folders": list(folders), "sha256": sha256}
 
-
-def _write_index(path: ArchiveFile, stated: SourceArchive, out: Path) -> str:
-    """Read an archive, write its index; return its sha256, once its md5 is the stated one."""
-    size = size_of(path)
-    folders: dict[str, int] = {}
-    with (
-        Progress(f"reading {path.name}", size >> 20, "MB") as progress,
-        HashedStream(path, ("md5", "sha256"), lambda done: progress.update(done >> 20)) as stream,
-        pq.ParquetWriter(out, SPLIT_SCHEMA, compression="zstd", use_dictionary=["archive", "label"]) as writer,
-    ):
-        rows = _indexed(stream, size, folders)
-        while batch := list(islice(rows, _AT_A_TIME)):
-            writer.write_table(split_table(make_rows(path.name, *zip(*batch, strict=True))))
-        md5, sha256 = stream.finish()
-        _check_md5(path, md5, stated)
-        writer.add_key_value_metadata({"sha256": sha256, "folders": json.dumps(list(folders))})
-    return sha256
+    return cached_index(["ImageNet", state, stated.md5], read_all)
 
 
 def _images(stream: HashedStream, end: int) -> Iterator[tuple[str, tarfile.TarInfo]]:
@@ -283,7 +257,7 @@ def _images(stream: HashedStream, end: int) -> Iterator[tuple[str, tarfile.TarIn
 
 
 def _indexed(stream: HashedStream, end: int, folders: dict[str, int]) -> Iterator[tuple[int, int, int, str]]:
-    """Offset, size, label (see `_Index`) and checksum of each image."""
+    """Offset, size, label and checksum of each image."""
     for folder, info in _images(stream, end):
         if folder:
             number = folders.setdefault(folder, len(folders))

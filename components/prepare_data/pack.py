@@ -132,15 +132,6 @@ def _threads() -> int:
     return min(16, os.cpu_count() or 1)
 
 
-class _Packed(NamedTuple):
-    """One image, packed or refused."""
-
-    image: SourceImage
-    content: bytes  # PNG; empty where refused
-    size: tuple[int, int]  # width and height of the image as it was
-    reason: str
-
-
 class _Packing(NamedTuple):
     source: Source
     work: Path  # folder of the unfinished pack
@@ -210,37 +201,40 @@ class _Packing(NamedTuple):
         rows, refused, sizes = [], [], []
         archive = index.with_suffix(".tar")
         with replacing(archive) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for number, packed in enumerate(self._encoded(start), start):
+            images = self.source.images[start : start + SHARD_IMAGES]
+            for number, (image, encoded) in enumerate(zip(images, self._encode_all(images), strict=True), start):
                 self.watch("packing", number, len(self.source.images))
-                name = self.source.name_of(packed.image)
-                if packed.reason:
-                    refused.append({"source": name, "reason": packed.reason})
+                name = self.source.name_of(image)
+                if isinstance(encoded, str):
+                    refused.append({"source": name, "reason": encoded})
                     continue
-                offset = _add(tar, f"{number:08d}.png", packed.content)
-                _add(tar, f"{number:08d}.cls", str(self.source.classes.index(packed.image.label)).encode())
-                sizes.append(packed.size)
-                checksum = hashlib.sha256(packed.content).hexdigest()
-                values = (archive.name, offset, len(packed.content), packed.image.label, checksum, packed.image.split)
-                rows.append(dict(zip(COLUMNS, map(str, (*values, name)), strict=True)))
+                content, size = encoded
+                offset = _add(tar, f"{number:08d}.png", content)
+                _add(tar, f"{number:08d}.cls", str(self.source.classes.index(image.label)).encode())
+                checksum = hashlib.sha256(content).hexdigest()
+                values = (archive.name, offset, len(content), image.label, checksum, image.split, name)
+                rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
+                sizes.append(size)
         write_json(index, {"rows": rows, "refused": refused, "sizes": sizes})
 
-    def _encoded(self, start: int) -> Iterator[_Packed]:
-        """A shard's images in order, on all cores (Pillow releases the GIL), a few in memory at once."""
-        images = iter(self.source.images[start : start + SHARD_IMAGES])
+    def _encode_all(self, images: list[SourceImage]) -> Iterator[tuple[bytes, tuple[int, int]] | str]:
+        """In order, on all cores (Pillow releases the GIL), a few images in memory at once."""
+        waiting = iter(images)
         with ThreadPoolExecutor(_threads()) as pool:
-            while few := list(islice(images, _AT_A_TIME)):
+            while few := list(islice(waiting, _AT_A_TIME)):
                 yield from pool.map(self._encode, few)
 
-    def _encode(self, image: SourceImage) -> _Packed:
+    def _encode(self, image: SourceImage) -> tuple[bytes, tuple[int, int]] | str:
+        """The PNG, and width and height of the image as it was; or why it cannot be read."""
         try:
             upright = to_channels(open_image(image.path, self.shorter_side), self.channels)
             resized = with_shorter_side(upright, self.shorter_side)
         except AutoFormerError as error:
-            return _Packed(image, b"", (0, 0), str(error).removeprefix(f"{image.path}: "))
+            return str(error).removeprefix(f"{image.path}: ")
         out = io.BytesIO()
         resized.save(out, "PNG", compress_level=3)
         with Image.open(image.path) as header:
-            return _Packed(image, out.getvalue(), header.size, "")
+            return out.getvalue(), header.size
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:

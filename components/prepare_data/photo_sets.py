@@ -4,8 +4,7 @@ torchvision.datasets reads the lists. Its readers want unpacked photographs, but
 the lists are put beside empty folders, and the photographs are looked up by name in the tars that later steps read.
 """
 
-import tarfile
-import zlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,8 +21,8 @@ class _PhotoSet(NamedTuple):
     title: str
     reader: str  # in torchvision.datasets
     folder: str  # that the reader looks into
-    lists: dict[str, str]  # path in that folder -> the delivered file that is it, or the .tar.gz that holds it
-    tars: dict[str, str]  # folder of photographs in it -> the delivered tar
+    lists: tuple[str, ...]  # delivered files, which it reads there, unpacked
+    tars: dict[str, str]  # folder of photographs there -> the delivered tar
     splits: dict[str, str]  # our split -> torchvision's
     licence: str
     source: str
@@ -35,7 +34,7 @@ PHOTO_SETS = (
         title="Oxford Flowers-102",
         reader="Flowers102",
         folder="flowers-102",
-        lists={"imagelabels.mat": "imagelabels.mat", "setid.mat": "setid.mat"},
+        lists=("imagelabels.mat", "setid.mat"),
         tars={"jpg": "102flowers.tar"},
         # Published transfer results train on both train and val, 2,040 images: here `train_full`.
         splits={"train": "train", "val": "val", "test": "test"},
@@ -47,7 +46,7 @@ PHOTO_SETS = (
         title="Oxford-IIIT Pets",
         reader="OxfordIIITPet",
         folder="oxford-iiit-pet",
-        lists={f"annotations/{name}.txt": "annotations.tar.gz" for name in ("trainval", "test")},
+        lists=("annotations.tar.gz",),
         tars={"images": "images.tar"},
         splits={"train": "trainval", "test": "test"},
         licence="CC BY-SA 4.0; the photographs' copyright is their owners'",
@@ -57,11 +56,7 @@ PHOTO_SETS = (
         title="Stanford Cars",
         reader="StanfordCars",
         folder="stanford_cars",
-        lists={
-            "devkit/cars_meta.mat": "car_devkit.tgz",
-            "devkit/cars_train_annos.mat": "car_devkit.tgz",
-            "cars_test_annos_withlabels.mat": "cars_test_annos_withlabels.mat",  # the devkit's have no labels
-        },
+        lists=("car_devkit.tgz", "cars_test_annos_withlabels.mat"),  # the devkit's test list has no labels
         tars={"cars_train": "cars_train.tar", "cars_test": "cars_test.tar"},
         splits={"train": "train", "test": "test"},
         licence="for non-commercial research; the photographs' copyright is their owners'",
@@ -84,7 +79,7 @@ def is_mine(data: Path) -> bool:
 def _recognise(data: Path) -> _PhotoSet | None:
     """By the archives of its lists, or by its tar."""
     for photo_set in PHOTO_SETS:
-        archives = [name for name in photo_set.lists.values() if not name.endswith(".mat")]
+        archives = [name for name in photo_set.lists if not name.endswith(".mat")]
         if all((data / name).is_file() for name in archives or photo_set.tars.values()):
             return photo_set
     return None
@@ -97,22 +92,18 @@ def read(data: Path) -> Delivered:
     photos, classes = _read_lists(data, photo_set)
     tars = {name: read_tar(data / name) for name in photo_set.tars.values()}
     by_name = {name: {Path(member.name).name: member for member in tar.members} for name, tar in tars.items()}
+    rows = []
     for photo in photos:
-        if photo.name not in by_name[photo.tar]:
+        member = by_name[photo.tar].get(photo.name)
+        if member is None:
             raise AutoFormerError(f"{data / photo.tar}: holds no {photo.name}; `make data` brings it again")
         if not 0 <= photo.label < len(classes):
             raise AutoFormerError(f"{data}: the label of {photo.name} lies outside the {len(classes)} classes")
-    members = [by_name[photo.tar][photo.name] for photo in photos]
+        rows.append((photo.tar, member.offset, member.size, photo.label, member.checksum))
     return Delivered(
         title=photo_set.title,
         classes=classes,
-        rows=make_rows(
-            [photo.tar for photo in photos],
-            [member.offset for member in members],
-            [member.size for member in members],
-            [photo.label for photo in photos],
-            [member.checksum for member in members],
-        ),
+        rows=make_rows(*zip(*rows, strict=True)),
         splits=np.array([photo.split for photo in photos]),
         archives={name: tar.checksum for name, tar in tars.items()},
         licence=photo_set.licence,
@@ -125,14 +116,18 @@ def _read_lists(data: Path, photo_set: _PhotoSet) -> tuple[list[_Photo], tuple[s
     from torchvision import datasets
 
     with TemporaryDirectory() as root:
+        folder = Path(root, photo_set.folder)
         for name in photo_set.tars:
-            Path(root, photo_set.folder, name).mkdir(parents=True)
-        for name, delivered in photo_set.lists.items():
-            place = Path(root, photo_set.folder, name)
-            place.parent.mkdir(exist_ok=True)
-            place.write_bytes(_read_list(data / delivered, name))
+            (folder / name).mkdir(parents=True)
         try:
-            reader = getattr(datasets, photo_set.reader)
+            for faulty in photo_set.lists:
+                if not (data / faulty).is_file():
+                    raise AutoFormerError(f"{data / faulty}: no such file; `make data` brings it")
+                if faulty.endswith(".mat"):
+                    shutil.copy(data / faulty, folder)
+                else:
+                    shutil.unpack_archive(data / faulty, folder, filter="data")
+            faulty, reader = " or ".join(photo_set.lists), getattr(datasets, photo_set.reader)
             found = {split: reader(root, theirs) for split, theirs in photo_set.splits.items()}
             photos = [
                 _Photo(path.name, photo_set.tars[path.parent.name], int(label), split)
@@ -140,10 +135,14 @@ def _read_lists(data: Path, photo_set: _PhotoSet) -> tuple[list[_Photo], tuple[s
                 for path, label in _paths_and_labels(dataset)
             ]
             classes = tuple(map(str, found["train"].classes))
-        except Exception as error:  # scipy and torchvision raise many kinds for a damaged list
-            files = " or ".join(dict.fromkeys(photo_set.lists.values()))
-            reason = "" if isinstance(error, RuntimeError) else f" ({' '.join(str(error).split())})"
-            raise AutoFormerError(f"{data}: {files} is not as published{reason}; `make data` brings it again") from None
+            if not photos:
+                raise ValueError("no photographs")
+        except AutoFormerError:
+            raise
+        except Exception as error:  # tarfile, scipy and torchvision raise many kinds for a damaged list
+            text = " ".join(str(error).replace(f"{folder}/", "").split())
+            reason = "" if isinstance(error, RuntimeError) else f" ({text})"
+            raise AutoFormerError(f"{data / faulty}: not as published{reason}; `make data` brings it again") from None
     return sorted(photos) if photo_set.by_name else photos, classes
 
 
@@ -152,21 +151,3 @@ def _paths_and_labels(dataset: Any) -> Iterator[tuple[Path, int]]:
         dataset.loader = Path  # opens no image
         return iter(dataset)
     return zip(dataset._images, dataset._labels, strict=True)  # OxfordIIITPet takes no loader
-
-
-def _read_list(file: Path, name: str) -> bytes:
-    """A delivered list: the file itself, or the member `name` of a .tar.gz."""
-    if not file.is_file():
-        raise AutoFormerError(f"{file}: no such file; `make data` brings it")
-    if file.suffix == ".mat":
-        return file.read_bytes()
-    try:
-        with tarfile.open(file, "r:gz") as tar:
-            member = tar.extractfile(name)
-            if member is None:
-                raise KeyError(f"{name} is not a file")
-            return member.read()
-    except KeyError as error:
-        raise AutoFormerError(f"{file}: {error.args[0]}; `make data` fetches it again") from None
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise AutoFormerError(f"{file}: not readable as a .tar.gz ({error}); `make data` fetches it again") from None

@@ -4,15 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 from autoformer.errors import AutoFormerError
-from components.prepare_data import (
-    cifar,
-    class_folders,
-    fashion_mnist,
-    imagenet,
-    packed,
-    photo_sets,
-    webdataset,
-)
+from components.prepare_data import cifar, class_folders, fashion_mnist, imagenet, packed, photo_sets, webdataset
 from components.prepare_data.delivered import Delivered
 
 

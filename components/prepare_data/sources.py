@@ -11,34 +11,30 @@ from autoformer.errors import AutoFormerError
 
 _FORMATS = "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm pnm jp2 heic heif avif"
 SUFFIXES = frozenset(f".{suffix}" for suffix in _FORMATS.split(" "))
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
+SPLIT_NAMES = ("train", "val", "test")
+SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_OF |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "filepath")
 LABEL_COLUMNS = ("label", "class", "class_name", "category")
-SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 
 class SourceImage(NamedTuple):
     path: Path
     label: str
-    split: str  # "train", "val", "test", or "" where the source does not say
+    split: str  # "" where the source names none
 
 
 class Source(NamedTuple):
     root: Path  # the folder that all paths lie in
     layout: str  # in words
     images: list[SourceImage]  # in the order of their paths
-    ignored: int  # files that are no images by their names
+    ignored: int  # files without the name of an image
 
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(sorted({image.label for image in self.images}))
 
     def name_of(self, image: SourceImage) -> str:
-        """The path of an image as a report names it."""
         return image.path.relative_to(self.root).as_posix()
 
 
@@ -46,8 +42,8 @@ def discover(path: Path) -> Source:
     """List the labelled images at `path`, without opening any.
 
     Raises:
-        AutoFormerError: one line, where nothing is there, a class has no image, there are fewer than two classes,
-            a class is in one split only, a name is not UTF-8, or a CSV is malformed or names files outside its folder.
+        AutoFormerError: nothing is there, a class has no image or is not in train, there are fewer than two classes, a
+            name is not UTF-8, or a CSV is malformed or names files outside its folder.
     """
     if path.is_dir():
         source = _read_folder(path)
@@ -139,21 +135,17 @@ def _read_csv(file: Path) -> Source:
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
-            path_column, label_column, split_column = _columns(file, reader.fieldnames or [])
+            path, label, split = _columns(file, reader.fieldnames or [])
             images = [
-                SourceImage(
-                    _inside(file, number, row[path_column], root),
-                    _label(file, number, row[label_column]),
-                    _split(file, number, row[split_column] if split_column else ""),
-                )
+                _read_row(f"{file}, line {number}", root, row[path], row[label], row[split] if split else "")
                 for number, row in enumerate(reader, start=2)
             ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise AutoFormerError(f"{file}: not readable as CSV in UTF-8 ({error})") from None
-    twice = [path for path, count in Counter(image.path for image in images).items() if count > 1]
+    twice = [image for image, count in Counter(image.path for image in images).items() if count > 1]
     if twice:
         raise AutoFormerError(f"{file}: names {twice[0].relative_to(root)} twice; an image has one label and one split")
-    return Source(root, f"CSV with the columns {path_column} and {label_column}", sorted(images), 0)
+    return Source(root, f"CSV with the columns {path} and {label}", sorted(images), 0)
 
 
 def _columns(file: Path, header: Sequence[str]) -> tuple[str, str, str | None]:
@@ -168,30 +160,19 @@ def _columns(file: Path, header: Sequence[str]) -> tuple[str, str, str | None]:
     return path, label, by_name.get("split")
 
 
-def _inside(file: Path, line: int, text: str | None, root: Path) -> Path:
-    """The file that a line names. It must lie in the CSV's folder, where links lead to, too."""
-    if not text or not text.strip() or "\0" in text:
-        raise AutoFormerError(f"{file}, line {line}: no path")
-    path = Path(os.path.normpath(root / text.strip()))
-    if not path.is_relative_to(root) or not Path(os.path.realpath(path)).is_relative_to(root):
-        raise AutoFormerError(
-            f"{file}, line {line}: {text} lies outside the folder of the CSV; move the images into it"
-        )
-    return path
-
-
-def _label(file: Path, line: int, text: str | None) -> str:
-    label = (text or "").strip()
+def _read_row(where: str, root: Path, path: str | None, label: str | None, split: str | None) -> SourceImage:
+    """The image that a line names. It must lie in the CSV's folder, even behind links."""
+    if not path or not path.strip() or "\0" in path:
+        raise AutoFormerError(f"{where}: no path")
+    file = Path(os.path.normpath(root / path.strip()))
+    if not file.is_relative_to(root) or not Path(os.path.realpath(file)).is_relative_to(root):
+        raise AutoFormerError(f"{where}: {path} lies outside the folder of the CSV; move the images into it")
+    label, split = (label or "").strip(), (split or "").strip().lower()
     if not label:
-        raise AutoFormerError(f"{file}, line {line}: no label")
-    return label
-
-
-def _split(file: Path, line: int, text: str | None) -> str:
-    name = (text or "").strip().lower()
-    if name and name not in SPLIT_OF:
-        raise AutoFormerError(f"{file}, line {line}: split '{name}' is none of train, val, test")
-    return SPLIT_OF.get(name, "")
+        raise AutoFormerError(f"{where}: no label")
+    if split and split not in SPLIT_OF:
+        raise AutoFormerError(f"{where}: split '{split}' is none of train, val, test")
+    return SourceImage(file, label, SPLIT_OF.get(split, ""))
 
 
 def _check(source: Source, path: Path) -> None:

@@ -34,8 +34,7 @@ def split(delivered: Delivered, section: PrepareData, seed: int) -> Splits:
     missing split is drawn from the training images: `search_images` of them, equally many of each class, or else a
     share of each class.
 
-    Raises:
-        AutoFormerError: a class has too few images, or the configured images cannot be held out of this source.
+    Raises `AutoFormerError` where a class has too few images, or the source does not allow `search_images`.
     """
     val, test = (np.flatnonzero(delivered.splits == name) for name in ("val", "test"))
     if not len(test):
@@ -73,14 +72,9 @@ def _check_search_images(delivered: Delivered, val: np.ndarray, test: np.ndarray
 def statistics(delivered: Delivered, train: Split, data: Path) -> Statistics:
     """Mean and standard deviation for the normalisation of pixels, by channel.
 
-    The reader's; ImageNet's for RGB photographs of any size, which are not all decoded for it; else those of the
-    training pixels as they are stored.
-
-    Raises:
-        AutoFormerError: a channel has one value in all training images.
+    ImageNet's for RGB photographs of any size, which are not all decoded for it; else those of the stored training
+    pixels. Raises `AutoFormerError` where a channel has one value in all of them.
     """
-    if delivered.statistics is not None:
-        return delivered.statistics
     if delivered.encoding == "image" and delivered.image_size is None and delivered.channels == 3:
         return IMAGENET_STATISTICS
     if delivered.encoding == "raw":

@@ -3,7 +3,7 @@
 import hashlib
 import tarfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
 
@@ -23,10 +23,7 @@ class HashedStream:
     """
 
     def __init__(
-        self,
-        path: ArchiveFile,
-        hashes: tuple[str, ...] = ("sha256",),
-        progress: Callable[[int], None] = lambda done: None,
+        self, path: ArchiveFile, hashes: Sequence[str] = ("sha256",), progress: Callable[[int], None] | None = None
     ) -> None:
         self.path, self.position = path, 0
         self._progress, self._loaded = progress, 0
@@ -78,7 +75,8 @@ class HashedStream:
         while len(self._pending) > _QUEUED_CHUNKS * len(self._hashes):
             self._pending.popleft().result()
         self._loaded += len(self._chunk)
-        self._progress(self._loaded)
+        if self._progress:
+            self._progress(self._loaded)
         return True
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tarfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ import numpy as np
 from autoformer.errors import AutoFormerError
 from autoformer.images.split_files import Split
 from components.prepare_data.delivered import Delivered, concatenate, make_rows
-from components.prepare_data.index_cache import IndexCache
+from components.prepare_data.index_cache import cached_index
 from components.prepare_data.sources import SPLIT_OF, SUFFIXES
 from components.prepare_data.tars import HashedStream, Member, members, read_tar
 from runtime.common.console import Progress
@@ -66,9 +67,9 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test", "")) -> 
     paths = [path for path in _shards(root) if _split_of(path.name) in splits]
     if not paths:
         raise AutoFormerError(f"{root}: no shards of {' or '.join(filter(None, splits))}")
-    cache, shards = IndexCache(root), []
+    shards: list[_Shard] = []
     with Progress("prepare_data: shards", len(paths), "shards") as bar, ThreadPoolExecutor(_THREADS) as pool:
-        for shard in pool.map(lambda path: _read_shard(path, cache), paths):
+        for shard in pool.map(_read_shard, paths):
             shards.append(shard)
             bar.update(len(shards))
     without_split = [shard.name for shard in shards if not shard.split]
@@ -113,17 +114,17 @@ def _key_and_extension(name: str) -> tuple[str, str]:
     return str(path.parent / stem), extension.lower()
 
 
-def _read_shard(path: ArchiveFile, cache: IndexCache) -> _Shard:
-    def index() -> dict[str, Any]:
+def _read_shard(path: ArchiveFile) -> _Shard:
+    def index(add: Callable[[Split], None]) -> dict[str, Any]:
         tar = read_tar(path, keep=lambda name: _key_and_extension(name)[1] in _LABELS)
         samples = _samples(tar.members, path)
         imagenet = all(_IMAGENET_KEY.fullmatch(PurePosixPath(key).name) for key in samples)
-        return {"checksum": tar.checksum, "samples": list(samples.values()), "imagenet": imagenet}
+        offsets, sizes, labels, checksums = zip(*samples.values(), strict=True)
+        add(make_rows(path.name, offsets, sizes, 0, checksums))
+        return {"labels": labels, "checksum": tar.checksum, "imagenet": imagenet}
 
-    part = cache.part(path.name, state_of(path), index)
-    offsets, sizes, labels, checksums = zip(*part["samples"], strict=True)
-    rows = make_rows(path.name, offsets, sizes, 0, checksums)
-    return _Shard(path.name, _split_of(path.name), rows, list(labels), part["checksum"], part["imagenet"])
+    rows, facts = cached_index(["shard", path.name, state_of(path)], index)
+    return _Shard(path.name, _split_of(path.name), rows, **facts)
 
 
 def _samples(files: list[Member], path: ArchiveFile) -> dict[str, tuple[int, int, int | str, str]]:
