@@ -44,7 +44,7 @@ PIXELS_OF = partial(model_pixels, channels=3, image_size=SIZE)
 
 def rows(folder: Path, *more: bytes) -> Split:
     contents = [jpeg(seed, 30 + seed, 20 + seed % 3) for seed in range(IMAGES)] + list(more)
-    members = read_tar(write_tar(folder / "images.tar", {f"{i:02d}.jpg": c for i, c in enumerate(contents)})).members
+    members, _ = read_tar(write_tar(folder / "images.tar", {f"{i:02d}.jpg": c for i, c in enumerate(contents)}))
     _, offsets, sizes, checksums, _ = zip(*members, strict=True)
     return make_rows("images.tar", offsets, sizes, 0, checksums)
 

@@ -48,13 +48,14 @@ def is_mine(data: Path) -> bool:
 def read(data: Path) -> Delivered:
     """Raises `AutoFormerError` where the archive is damaged, or not laid out as the published one."""
     name = next(name for name in LAYOUTS if (data / name).is_file())
-    layout, archive = LAYOUTS[name], _Archive(data / name, LAYOUTS[name].folder)
-    read_batch = _read_records if layout.label_bytes else _read_pickle
-    batches = [read_batch(archive, batch, layout.label_bytes) for batch in (*layout.train, layout.test)]
+    layout, archive = LAYOUTS[name], _Archive(data / name)
+    *members, meta = (f"{layout.folder}/{member}" for member in (*layout.train, layout.test, layout.classes))
     if layout.label_bytes:
-        classes: Any = archive.read(layout.classes).split()
+        batches = [_read_records(archive, member, layout.label_bytes) for member in members]
+        classes: Any = archive.read(meta).split()
     else:
-        values = archive.unpickle(layout.classes)
+        batches = [_read_pickle(archive, member) for member in members]
+        values = archive.unpickle(meta)
         classes = values.get(b"label_names", values.get(b"fine_label_names"))
         if not isinstance(classes, list) or not all(isinstance(text, bytes) for text in classes):
             raise archive.error("holds no names of classes")
@@ -76,10 +77,10 @@ def read(data: Path) -> Delivered:
 
 
 class _Archive:
-    """The decompressed bytes of an archive, and where the members of its folder lie in them."""
+    """The decompressed bytes of an archive, and where its members lie in them."""
 
-    def __init__(self, file: Path, folder: str) -> None:
-        self.file, self._folder, self.content = file, folder, read_archive(file)
+    def __init__(self, file: Path) -> None:
+        self.file, self.content = file, read_archive(file)
         try:
             with tarfile.open(fileobj=io.BytesIO(self.content), mode="r:") as tar:
                 self._members = {i.name: slice(i.offset_data, i.offset_data + i.size) for i in tar if i.isfile()}
@@ -90,9 +91,9 @@ class _Archive:
         return AutoFormerError(f"{self.file}: {reason}; {remedy}")
 
     def member(self, name: str) -> slice:
-        if (path := f"{self._folder}/{name}") not in self._members:
-            raise self.error(f"holds no {path}")
-        return self._members[path]
+        if name not in self._members:
+            raise self.error(f"holds no {name}")
+        return self._members[name]
 
     def read(self, name: str) -> bytes:
         return self.content[self.member(name)]
@@ -102,9 +103,9 @@ class _Archive:
         try:
             values = _PlainUnpickler(pickled, encoding="bytes").load()
         except Exception as error:  # a damaged or harmful pickle may raise anything
-            raise self.error(f"{self._folder}/{name} is not readable ({error})") from None
+            raise self.error(f"{name} is not readable ({error})") from None
         if not isinstance(values, dict):
-            raise self.error(f"{self._folder}/{name} is not a batch of CIFAR")
+            raise self.error(f"{name} is not a batch of CIFAR")
         return values
 
     def rows(self, start: int, step: int, labels: Any, pixels: np.ndarray) -> Split:
@@ -122,7 +123,7 @@ def _read_records(archive: _Archive, name: str, label_bytes: int) -> Split:
     return archive.rows(start, length, records[:, label_bytes - 1], records[:, label_bytes:])
 
 
-def _read_pickle(archive: _Archive, name: str, _: int) -> Split:
+def _read_pickle(archive: _Archive, name: str) -> Split:
     """A batch of the Python version, whose pickle holds the pixels as numpy laid them out."""
     values = archive.unpickle(name)
     labels: Any = values.get(b"labels", values.get(b"fine_labels"))

@@ -81,9 +81,7 @@ def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] =
     archive_of = {split: name for split, name in (("train", TRAIN), ("val", VAL)) if split in splits}
     needed = {name: published.archives[name] for name in (*archive_of.values(), DEVKIT)}
     check_sizes(folder, stated, published._replace(archives=needed))
-    devkit = _read_devkit(folder / DEVKIT, stated[DEVKIT])
-    if len(devkit.classes) != published.classes:
-        raise AutoFormerError(f"{folder / DEVKIT}: {len(devkit.classes)} classes, not {published.classes}")
+    devkit = _read_devkit(folder / DEVKIT, stated[DEVKIT], published.classes)
     rows: dict[str, Split] = {}
     sha256 = {DEVKIT: devkit.sha256}
     for split, labelled in (("val", _label_val), ("train", _label_train)):  # the small archive first: it fails soon
@@ -152,12 +150,11 @@ def _other(path: ArchiveFile, reason: str) -> AutoFormerError:
 class _Devkit(NamedTuple):
     classes: tuple[str, ...]
     label_of: dict[str, int]  # by wnid
-    wnid_of: dict[int, str]  # by the devkit's own number
-    truth: list[int]  # the devkit's own number of each val image, in the order of their names
+    val_labels: list[int]  # in the order of the images' names
     sha256: str
 
 
-def _read_devkit(path: ArchiveFile, stated: SourceArchive) -> _Devkit:
+def _read_devkit(path: ArchiveFile, stated: SourceArchive, classes: int) -> _Devkit:
     from scipy.io import loadmat
 
     content = path.read_bytes()
@@ -172,11 +169,18 @@ def _read_devkit(path: ArchiveFile, stated: SourceArchive) -> _Devkit:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
         leaves = [synset for synset in synsets if int(synset["num_children"]) == 0]
         words = {str(synset["WNID"]): str(synset["words"]).split(",")[0].strip() for synset in leaves}
+        if len(words) != classes:
+            raise ValueError(f"{len(words)} classes, not {classes}")
+        label_of = {wnid: label for label, wnid in enumerate(sorted(words))}
+        by_number = {int(synset["ILSVRC2012_ID"]): label_of[str(synset["WNID"])] for synset in leaves}
+        numbers = [int(line) for line in truth.split()]
+        unknown = set(numbers) - by_number.keys()
+        if unknown:
+            raise ValueError(f"no class has the number {min(unknown)}")
         return _Devkit(
             classes=tuple(f"{wnid} {word}" for wnid, word in sorted(words.items())),
-            label_of={wnid: label for label, wnid in enumerate(sorted(words))},
-            wnid_of={int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in leaves},
-            truth=[int(line) for line in truth.split()],
+            label_of=label_of,
+            val_labels=[by_number[number] for number in numbers],
             sha256=hashlib.sha256(content).hexdigest(),
         )
     except _DAMAGED as error:
@@ -199,13 +203,9 @@ def _label_val(index: Index, devkit: _Devkit, path: ArchiveFile, published: Publ
     _check_count(path, len(numbers), count)
     if not np.array_equal(np.sort(numbers), np.arange(1, count + 1)):
         raise _other(path, f"the images are not numbered from 1 to {count}")
-    if len(devkit.truth) != count:
-        raise AutoFormerError(f"{path.with_name(DEVKIT)}: labels of {len(devkit.truth)} val images, not {count}")
-    try:
-        truth = np.array([devkit.label_of[devkit.wnid_of[number]] for number in devkit.truth], np.int32)
-    except KeyError as error:
-        raise _other(path.with_name(DEVKIT), f"no class has the number {error}") from None
-    return index.rows._replace(labels=truth[numbers - 1])
+    if len(devkit.val_labels) != count:
+        raise AutoFormerError(f"{path.with_name(DEVKIT)}: labels of {len(devkit.val_labels)} val images, not {count}")
+    return index.rows._replace(labels=np.array(devkit.val_labels, np.int32)[numbers - 1])
 
 
 def _check_count(path: ArchiveFile, found: int, wanted: int) -> None:

@@ -91,7 +91,7 @@ def read(data: Path) -> Delivered:
     assert photo_set is not None, "call is_mine first"
     photos, classes = _read_lists(data, photo_set)
     tars = {name: read_tar(data / name) for name in photo_set.tars.values()}
-    by_name = {name: {Path(member.name).name: member for member in tar.members} for name, tar in tars.items()}
+    by_name = {name: {Path(member.name).name: member for member in members} for name, (members, _) in tars.items()}
     rows = []
     for photo in photos:
         member = by_name[photo.tar].get(photo.name)
@@ -105,7 +105,7 @@ def read(data: Path) -> Delivered:
         classes=classes,
         rows=make_rows(*zip(*rows, strict=True)),
         splits=np.array([photo.split for photo in photos]),
-        archives={name: tar.checksum for name, tar in tars.items()},
+        archives={name: checksum for name, (_, checksum) in tars.items()},
         licence=photo_set.licence,
         source=photo_set.source,
     )

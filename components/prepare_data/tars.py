@@ -131,13 +131,8 @@ class Member(NamedTuple):
     content: bytes  # empty unless it was requested
 
 
-class Tar(NamedTuple):
-    members: list[Member]
-    checksum: str  # sha256 of the whole file
-
-
-def read_tar(path: ArchiveFile, keep: Callable[[str], bool] = lambda name: False) -> Tar:
-    """Every regular file in a plain tar, in its order.
+def read_tar(path: ArchiveFile, keep: Callable[[str], bool] = lambda name: False) -> tuple[list[Member], str]:
+    """Every regular file in a plain tar, in its order; and the sha256 of the tar.
 
     Args:
         keep: whether to return the content of a file of that name.
@@ -155,7 +150,7 @@ def read_tar(path: ArchiveFile, keep: Callable[[str], bool] = lambda name: False
                     if keep(info.name):
                         content += block
                 found.append(Member(info.name, info.offset_data, info.size, digest.hexdigest(), bytes(content)))
-            return Tar(found, *stream.finish())
+            return found, stream.finish()[0]
     except FileNotFoundError:
         raise AutoFormerError(f"{path}: no such archive; `make data` fetches it") from None
     except tarfile.TarError as error:

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.split_files import Split
 from components.prepare_data.delivered import Delivered, concatenate, make_rows
-from components.prepare_data.index_cache import cached_index
+from components.prepare_data.index_cache import Index, cached_index
 from components.prepare_data.sources import SPLIT_OF, SUFFIXES
 from components.prepare_data.tars import HashedStream, Member, members, read_tar
 from runtime.common.console import Progress
@@ -31,15 +31,6 @@ _LABELS = ("cls", "json")
 _IMAGENET_KEY = re.compile(r"(n\d{8}|ILSVRC2012_val)_\d+")  # ImageNet's names of images
 _FIRST_FILES = 8  # of a shard, among which is a sample's label
 _THREADS = min(8, os.cpu_count() or 1)
-
-
-class _Shard(NamedTuple):
-    name: str
-    split: str
-    rows: Split  # all labels 0
-    labels: list[int | str]
-    checksum: str
-    imagenet: bool  # all its images are named as ImageNet's
 
 
 def is_mine(data: Path) -> bool:
@@ -67,28 +58,26 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test", "")) -> 
     paths = [path for path in _shards(root) if _split_of(path.name) in splits]
     if not paths:
         raise AutoFormerError(f"{root}: no shards of {' or '.join(filter(None, splits))}")
-    shards: list[_Shard] = []
+    shards: list[Index] = []
     with Progress("prepare_data: shards", len(paths), "shards") as bar, ThreadPoolExecutor(_THREADS) as pool:
         for shard in pool.map(_read_shard, paths):
             shards.append(shard)
             bar.update(len(shards))
-    without_split = [shard.name for shard in shards if not shard.split]
+    without_split = [path for path in paths if not _split_of(path.name)]
     if 0 < len(without_split) < len(shards):
-        raise AutoFormerError(
-            f"{root / without_split[0]}: names no split, but other shards do; call it train, val or test"
-        )
-    labels = [label for shard in shards for label in shard.labels]
+        raise AutoFormerError(f"{without_split[0]}: names no split, but other shards do; call it train, val or test")
+    labels = [label for shard in shards for label in shard.facts["labels"]]
     classes = _class_names(set(labels), root)
     label_of: dict[Any, int] = {name: label for label, name in enumerate(classes)} | {n: n for n in range(len(classes))}
-    imagenet = all(shard.imagenet for shard in shards)
+    imagenet = all(shard.facts["imagenet"] for shard in shards)
     return Delivered(
         title="ImageNet" if imagenet else data.name,
         classes=classes,
         rows=concatenate([shard.rows for shard in shards])._replace(
             labels=np.array([label_of[label] for label in labels], dtype=np.int32)
         ),
-        splits=np.repeat([shard.split for shard in shards], [len(shard.labels) for shard in shards]),
-        archives={shard.name: shard.checksum for shard in shards},
+        splits=np.repeat([_split_of(path.name) for path in paths], [len(shard.rows.labels) for shard in shards]),
+        archives={path.name: shard.facts["checksum"] for path, shard in zip(paths, shards, strict=True)},
         licence="ImageNet's terms of access: for non-commercial research" if imagenet else "not stated",
         source=f"WebDataset shards, {len(shards)} of them",
         upright=not imagenet,
@@ -114,17 +103,18 @@ def _key_and_extension(name: str) -> tuple[str, str]:
     return str(path.parent / stem), extension.lower()
 
 
-def _read_shard(path: ArchiveFile) -> _Shard:
+def _read_shard(path: ArchiveFile) -> Index:
+    """Rows without labels; facts: `labels` (int or str), `checksum`, `imagenet`: all images are named as ImageNet's."""
+
     def index(add: Callable[[Split], None]) -> dict[str, Any]:
-        tar = read_tar(path, keep=lambda name: _key_and_extension(name)[1] in _LABELS)
-        samples = _samples(tar.members, path)
+        files, checksum = read_tar(path, keep=lambda name: _key_and_extension(name)[1] in _LABELS)
+        samples = _samples(files, path)
         imagenet = all(_IMAGENET_KEY.fullmatch(PurePosixPath(key).name) for key in samples)
         offsets, sizes, labels, checksums = zip(*samples.values(), strict=True)
         add(make_rows(path.name, offsets, sizes, 0, checksums))
-        return {"labels": labels, "checksum": tar.checksum, "imagenet": imagenet}
+        return {"labels": labels, "checksum": checksum, "imagenet": imagenet}
 
-    rows, facts = cached_index(["shard", path.name, state_of(path)], index)
-    return _Shard(path.name, _split_of(path.name), rows, **facts)
+    return cached_index(["shard", path.name, state_of(path)], index)
 
 
 def _samples(files: list[Member], path: ArchiveFile) -> dict[str, tuple[int, int, int | str, str]]:
