@@ -143,7 +143,7 @@ def _check_md5(path: ArchiveFile, found: str, stated: SourceArchive) -> None:
         raise AutoFormerError(f"{path}: md5 is {found}, not {stated.md5} as published; copy or download it again")
 
 
-def _other(path: ArchiveFile, reason: str) -> AutoFormerError:
+def _wrong_archive(path: ArchiveFile, reason: str) -> AutoFormerError:
     return AutoFormerError(f"{path}: {reason}; download it again")
 
 
@@ -184,7 +184,7 @@ def _read_devkit(path: ArchiveFile, stated: SourceArchive, classes: int) -> _Dev
             sha256=hashlib.sha256(content).hexdigest(),
         )
     except _DAMAGED as error:
-        raise _other(path, f"not the devkit of ILSVRC 2012 ({' '.join(str(error).split())})") from None
+        raise _wrong_archive(path, f"not the devkit of ILSVRC 2012 ({' '.join(str(error).split())})") from None
 
 
 def _label_train(index: Index, devkit: _Devkit, path: ArchiveFile, published: Published) -> Split:
@@ -192,7 +192,7 @@ def _label_train(index: Index, devkit: _Devkit, path: ArchiveFile, published: Pu
     unknown = [folder for folder in folders if folder not in devkit.label_of]
     if unknown or len(folders) != published.classes:
         found = f"'{unknown[0]}.tar' is no class of the devkit" if unknown else f"{len(folders)} classes"
-        raise _other(path, f"{found}, where {published.classes} are published")
+        raise _wrong_archive(path, f"{found}, where {published.classes} are published")
     _check_count(path, len(index.rows.labels), published.train_images)
     labels = np.array([devkit.label_of[folder] for folder in folders], np.int32)
     return index.rows._replace(labels=labels[index.rows.labels])
@@ -202,7 +202,7 @@ def _label_val(index: Index, devkit: _Devkit, path: ArchiveFile, published: Publ
     numbers, count = index.rows.labels, published.val_images
     _check_count(path, len(numbers), count)
     if not np.array_equal(np.sort(numbers), np.arange(1, count + 1)):
-        raise _other(path, f"the images are not numbered from 1 to {count}")
+        raise _wrong_archive(path, f"the images are not numbered from 1 to {count}")
     if len(devkit.val_labels) != count:
         raise AutoFormerError(f"{path.with_name(DEVKIT)}: labels of {len(devkit.val_labels)} val images, not {count}")
     return index.rows._replace(labels=np.array(devkit.val_labels, np.int32)[numbers - 1])
@@ -210,7 +210,7 @@ def _label_val(index: Index, devkit: _Devkit, path: ArchiveFile, published: Publ
 
 def _check_count(path: ArchiveFile, found: int, wanted: int) -> None:
     if found != wanted:
-        raise _other(path, f"{found} images, where {wanted} are published")
+        raise _wrong_archive(path, f"{found} images, where {wanted} are published")
 
 
 def _read_index(path: ArchiveFile, stated: SourceArchive) -> Index:
@@ -228,7 +228,7 @@ def _read_index(path: ArchiveFile, stated: SourceArchive) -> Index:
             Progress(f"reading {path.name}", size >> 20, "MB") as progress,
             HashedStream(path, ("md5", "sha256"), lambda done: progress.update(done >> 20)) as stream,
         ):
-            images = _indexed(stream, size, folders)
+            images = _index_entries(stream, size, folders)
             while batch := list(islice(images, _AT_A_TIME)):
                 add(make_rows(path.name, *zip(*batch, strict=True)))
             md5, sha256 = stream.finish()
@@ -256,7 +256,7 @@ def _images(stream: HashedStream, end: int) -> Iterator[tuple[str, tarfile.TarIn
         raise AutoFormerError(f"{stream.path}: {error}; copy the archive again") from None
 
 
-def _indexed(stream: HashedStream, end: int, folders: dict[str, int]) -> Iterator[tuple[int, int, int, str]]:
+def _index_entries(stream: HashedStream, end: int, folders: dict[str, int]) -> Iterator[tuple[int, int, int, str]]:
     """Offset, size, label and checksum of each image."""
     for folder, info in _images(stream, end):
         if folder:
@@ -264,6 +264,6 @@ def _indexed(stream: HashedStream, end: int, folders: dict[str, int]) -> Iterato
         else:
             digits = info.name.rpartition("_")[2].partition(".")[0]  # of ILSVRC2012_val_00000001.JPEG
             if not digits.isdecimal():
-                raise _other(stream.path, f"'{info.name}' is a name without a number")
+                raise _wrong_archive(stream.path, f"'{info.name}' is a name without a number")
             number = int(digits)
         yield info.offset_data, info.size, number, hashlib.sha256(stream.read(info.size)).hexdigest()

@@ -74,9 +74,9 @@ def slug(text: str) -> str:
 
 
 def pack(
-    path: Path, place: Path, shorter_side: int, channels: int, max_unreadable_percent: float, watch: Watch
+    path: Path, packs: Path, shorter_side: int, channels: int, max_unreadable_percent: float, watch: Watch
 ) -> Path:
-    """Pack the images at `path` into a folder of `place`, unless it is there; return that folder.
+    """Pack the images at `path` into a folder of `packs`, unless it is there; return that folder.
 
     Args:
         path: see `sources.discover`; the folder is named after it and a hash of the images.
@@ -91,9 +91,9 @@ def pack(
     source = discover(path)
     title = slug(path.resolve().stem if path.is_file() else path.resolve().name)
     digest = _hash(source, shorter_side, channels, watch)
-    folder = place / f"{title}-{digest[:8]}"
-    work = place / f".{folder.name}.packing"
-    report = place / f"{folder.name}-{UNREADABLE}"
+    folder = packs / f"{title}-{digest[:8]}"
+    work = packs / f".{folder.name}.packing"
+    report = packs / f"{folder.name}-{UNREADABLE}"
     packing = _Packing(source, work, report, shorter_side, channels, max_unreadable_percent, watch)
     with alone(work, "packing"):
         if (folder / CARD).exists() and read_pack(folder).hash == digest:
@@ -201,7 +201,7 @@ class _Packing(NamedTuple):
         rows, refused, sizes = [], [], []
         archive = index.with_suffix(".tar")
         with replacing(archive) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            images = self.source.images[start : start + SHARD_IMAGES]
+            images, classes = self.source.images[start : start + SHARD_IMAGES], self.source.classes
             for number, (image, encoded) in enumerate(zip(images, self._encode_all(images), strict=True), start):
                 self.watch("packing", number, len(self.source.images))
                 name = self.source.name_of(image)
@@ -210,7 +210,7 @@ class _Packing(NamedTuple):
                     continue
                 content, size = encoded
                 offset = _add(tar, f"{number:08d}.png", content)
-                _add(tar, f"{number:08d}.cls", str(self.source.classes.index(image.label)).encode())
+                _add(tar, f"{number:08d}.cls", str(classes.index(image.label)).encode())
                 checksum = hashlib.sha256(content).hexdigest()
                 values = (archive.name, offset, len(content), image.label, checksum, image.split, name)
                 rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
