@@ -115,14 +115,14 @@ def _read_lists(data: Path, photo_set: _PhotoSet) -> tuple[list[_Photo], tuple[s
     """The photographs, and the names of the classes."""
     from torchvision import datasets
 
+    if missing := [name for name in photo_set.lists if not (data / name).is_file()]:
+        raise AutoFormerError(f"{data / missing[0]}: no such file; `make data` brings it")
     with TemporaryDirectory() as root:
         folder = Path(root, photo_set.folder)
         for name in photo_set.tars:
             (folder / name).mkdir(parents=True)
         try:
             for faulty in photo_set.lists:
-                if not (data / faulty).is_file():
-                    raise AutoFormerError(f"{data / faulty}: no such file; `make data` brings it")
                 if faulty.endswith(".mat"):
                     shutil.copy(data / faulty, folder)
                 else:
@@ -137,8 +137,6 @@ def _read_lists(data: Path, photo_set: _PhotoSet) -> tuple[list[_Photo], tuple[s
             classes = tuple(map(str, found["train"].classes))
             if not photos:
                 raise ValueError("no photographs")
-        except AutoFormerError:
-            raise
         except Exception as error:  # tarfile, scipy and torchvision raise many kinds for a damaged list
             text = " ".join(str(error).replace(f"{folder}/", "").split())
             reason = "" if isinstance(error, RuntimeError) else f" ({text})"
