@@ -67,10 +67,9 @@ class Data(NamedTuple):
 def read(folder: Path, config: Config) -> Data:
     """The train and search split, as `prepare_data` makes them."""
     splits = split(fashion_mnist.index(folder), config.section(PrepareData), config.seed).rows
-    delivered = fashion_mnist.read_pair(folder, "train")
-    size = delivered.pixels[0].size
-    rows = {name: (splits[name].offsets - delivered.rows.offsets[0]) // size for name in ("train", "search")}
-    train, search = (torch.from_numpy(delivered.pixels[rows[name]]) for name in ("train", "search"))
+    train, search = (
+        torch.from_numpy(raw_pixels(splits[name], folder, 1, fashion_mnist.IMAGE_SIZE)) for name in ("train", "search")
+    )
     labels, search_labels = (torch.from_numpy(splits[name].labels).long() for name in ("train", "search"))
     return Data(train, labels, search, search_labels, *pixel_statistics(train.numpy()))
 

@@ -84,10 +84,11 @@ def test_the_index_is_what_tarfile_finds(tmp_path: Path) -> None:
 
 
 def test_val_alone_needs_no_training_archive(tmp_path: Path) -> None:
-    whole = read(tmp_path)
     published = write_archives(tmp_path / "archives")
+    data = folders(tmp_path, published)
+    whole = imagenet.read(data, published)
     (tmp_path / "archives" / TRAIN).unlink()
-    val = imagenet.read(tmp_path / "data", published, ("val", "test"))
+    val = imagenet.read(data, published, ("val", "test"))
     here = whole.splits == "val"
     assert all(np.array_equal(a, b[here]) for a, b in zip(val.rows, whole.rows, strict=True))
     assert val.splits.tolist() == ["val"] * 6 and set(val.archives) == {VAL, DEVKIT}

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from run_steps import contents
+from s3_data import prepared, upload
+from s3_server import S3Server
 from user_images import class_folders, noise, write_images
 
 from autoformer.errors import AutoFormerError
@@ -275,3 +277,14 @@ def test_threads_do_not_change_the_bytes(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
         made.append(contents(packed(source, tmp_path / str(cores))))
     assert made[0] == made[1]
+
+
+def test_a_large_pack_in_s3_is_read_in_place(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOFORMER_WORK", str(tmp_path / "work"))
+    monkeypatch.setenv("AUTOFORMER_TRACKING", "off")
+    monkeypatch.setattr("runtime.storage.places.WHOLE_GB", 1e-6)
+    folder = packed(class_folders(tmp_path / "src", 8, 8), tmp_path / "packs", side=32)
+    uri, setting = upload(s3, folder, f"large-pack/{folder.name}"), "prepare_data.test_percent=20"
+    from_s3 = prepared(uri, tmp_path / "from-s3", setting)
+    assert from_s3 == prepared(folder, tmp_path / "from-disk", setting)
+    assert not list((tmp_path / "work").rglob("images-*.tar"))

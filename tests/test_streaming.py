@@ -31,7 +31,8 @@ from autoformer.images.streaming import StreamedPixels
 from autoformer.supernet import Supernet
 from components.evaluate_subnet.measure import measure
 from components.evaluate_subnet.results import Model, Results
-from components.prepare_data.tars import as_split, read_tar
+from components.prepare_data.delivered import make_rows
+from components.prepare_data.tars import read_tar
 from runtime.common.config import load_config
 from runtime.steps.inputs import read_images_to_evaluate
 
@@ -41,8 +42,9 @@ PIXELS_OF = partial(model_pixels, channels=3, image_size=SIZE)
 
 def rows(folder: Path, *more: bytes) -> Split:
     contents = [jpeg(seed, 30 + seed, 20 + seed % 3) for seed in range(IMAGES)] + list(more)
-    members = read_tar(write_tar(folder / "images.tar", {f"{i:02d}.jpg": c for i, c in enumerate(contents)})).members
-    return as_split(["images.tar"] * len(members), members, [0] * len(members))
+    members, _ = read_tar(write_tar(folder / "images.tar", {f"{i:02d}.jpg": c for i, c in enumerate(contents)}))
+    _, offsets, sizes, checksums, _ = zip(*members, strict=True)
+    return make_rows("images.tar", offsets, sizes, 0, checksums)
 
 
 def model() -> torch.nn.Module:

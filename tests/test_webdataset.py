@@ -1,5 +1,6 @@
 """WebDataset shards, indexed without unpacking: against tarfile, and shards that are not as they should be."""
 
+import io
 import json
 import tarfile
 from collections import defaultdict
@@ -62,6 +63,26 @@ def test_every_row_is_what_tarfile_reads(tmp_path: Path) -> None:
     assert found.splits.tolist() == ["train", "train", "train", "val"]
     assert found.classes == ("0", "1", "2")
     assert (found.title, found.upright) == ("shards", True)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_long_names_in_every_kind_of_tar(kind: int, tmp_path: Path) -> None:
+    """Names beyond the 100 bytes of a header, folders, links and an empty file among them."""
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "train-0.tar", "w", format=kind) as tar:
+        for number in range(4):
+            folder = f"{'d' * 90}/{'e' * 40}" if number % 2 else "short"
+            for name, content in sample(f"{folder}/{number}", number, cls=number % 2, txt="").items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+            link = tarfile.TarInfo(f"link{number}.jpg")
+            link.type, link.linkname = tarfile.SYMTYPE, "short/0.jpg"
+            tar.addfile(link)
+    rows = webdataset.read(tmp_path / "shards").rows
+    content = (tmp_path / "shards" / "train-0.tar").read_bytes()
+    ours = [content[offset : offset + size] for offset, size in zip(rows.offsets, rows.sizes, strict=True)]
+    assert ours == [jpeg(number) for number in range(4)] and rows.labels.tolist() == [0, 1, 0, 1]
 
 
 def test_images_named_as_imagenets_are_not_turned(tmp_path: Path) -> None:
@@ -127,6 +148,10 @@ def test_damaged_and_foreign_shards(tmp_path: Path) -> None:
     (root / "imagenet1k-train-0000.tar").write_bytes(whole[:2000])
     with pytest.raises(AutoFormerError, match=r"train-0000\.tar: not readable as a plain tar"):
         webdataset.read(root)
+    second = whole.index(b"n01_11.jpg")
+    (root / "imagenet1k-train-0000.tar").write_bytes(whole[:second] + b"?" + whole[second + 1 :])
+    with pytest.raises(AutoFormerError, match=rf"train-0000\.tar: .*a damaged one, at byte {second}\)"):
+        webdataset.read(root)  # and does not end there
     (root / "imagenet1k-train-0000.tar").write_bytes(whole)
     write_tar(root / "more.tar", sample("z", 1, cls=1))
     with pytest.raises(AutoFormerError, match=r"more\.tar: names no split, but other shards do"):

@@ -1,29 +1,30 @@
-"""Class folders below train/ and val/ or test/, used where they lie: ImageNet as torchvision's ImageFolder reads it.
+"""Class folders below train/ and val/ or test/, used in place: ImageNet as torchvision's ImageFolder reads it.
 
-Nothing is packed or copied: each image stays a file of its own, its row names it, and the row's checksum is the truth
-that a reading is held against. The first reading of 1.3 million files takes as long as the disk does; what is found
-is kept class by class in the work folder, and a class is read again only where a name, size or time in it changes.
+Each image stays a file of its own; its row names it and holds the checksum that every later reading is verified by.
+The first reading of 1.3 million files takes as long as the disk does. The index is cached class by class, and a class
+is read again only where a name, size or time in it changes.
 """
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import file_digest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from autoformer.errors import AutoFormerError
+from autoformer.files import hash_file
 from autoformer.images.source import archive_folder
-from autoformer.images.split_files import CHECKSUM, Split
-from components.prepare_data.delivered import Delivered
-from components.prepare_data.kept import KeptIndex
-from components.prepare_data.sources import SPLIT_NAMES, SPLIT_OF, SUFFIXES
+from autoformer.images.split_files import Split
+from components.prepare_data.delivered import Delivered, concatenate, make_rows
+from components.prepare_data.index_cache import cached_index
+from components.prepare_data.sources import SPLIT_NAMES, SPLIT_OF, SUFFIXES, files_below, folders_in
 from runtime.common.console import Progress
 from runtime.storage.data import find_archives
 
-_WNID = re.compile(r"n\d{8}")  # a synset of WordNet, as ImageNet names its classes
+_WNID = re.compile(r"n\d{8}")  # a WordNet synset, as ImageNet names its classes
 _THREADS = min(16, 2 * (os.cpu_count() or 1))  # they wait for the disk
 
 
@@ -35,34 +36,32 @@ def is_mine(data: Path) -> bool:
 def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Delivered:
     """The images of the given splits; the classes are those of train, as ImageFolder sorts them.
 
-    Raises `AutoFormerError` where a class has no image, is in one split only, or a file cannot be read.
+    Raises `AutoFormerError` where a class has no image, is not in train, or a file cannot be read.
     """
     root = archive_folder(data)
     folders = _split_folders(root)
-    classes = tuple(_class_names(folders["train"]))
-    parts = [
-        (split, folder, name) for split, folder in folders.items() if split in splits for name in _class_names(folder)
-    ]
-    unknown = [folder / name for _, folder, name in parts if name not in classes]
+    classes = tuple(folder.name for folder in folders_in(folders["train"]))
+    parts = [(split, part) for split, folder in folders.items() if split in splits for part in folders_in(folder)]
+    unknown = [folder for _, folder in parts if folder.name not in classes]
     if unknown or len(classes) < 2:
-        what = f"{unknown[0]}: a class that train does not have" if unknown else f"{root}: fewer than two classes"
-        raise AutoFormerError(f"{what}; give every split the same class folders")
-    kept, label_of = KeptIndex(root), {name: label for label, name in enumerate(classes)}
-    rows, names = [], []
+        fault = f"{unknown[0]}: a class that train does not have" if unknown else f"{root}: fewer than two classes"
+        raise AutoFormerError(f"{fault}; give every split the same class folders")
+    rows: list[Split] = []
     with Progress("prepare_data: class folders", len(parts), "folders") as bar, ThreadPoolExecutor(_THREADS) as pool:
-        for done, (split, folder, name) in enumerate(parts, start=1):
-            rows.append(_rows(root, folder / name, label_of[name], kept, pool))
-            names += [split] * len(rows[-1].labels)
-            bar.update(done)
+        for _, folder in parts:
+            try:
+                rows.append(_rows(root, folder, classes.index(folder.name), pool))
+            except OSError as error:
+                raise AutoFormerError(
+                    f"{error.filename}: cannot be read ({error.strerror}); change its permissions or remove it"
+                ) from None
+            bar.update(len(rows))
     imagenet = all(_WNID.fullmatch(name) for name in classes)
     return Delivered(
         title="ImageNet" if imagenet else data.name,
         classes=classes,
-        rows=Split(*(np.concatenate(columns) for columns in zip(*rows, strict=True))),
-        splits=np.array(names),
-        encoding="image",
-        image_size=None,
-        channels=3,
+        rows=concatenate(rows),
+        splits=np.repeat([split for split, _ in parts], [len(part.labels) for part in rows]),
         archives={},
         files=True,
         licence="ImageNet's terms of access: for non-commercial research" if imagenet else "not stated",
@@ -80,56 +79,21 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return {split: found[split] for split in SPLIT_NAMES if split in found and found[split].is_dir()}
 
 
-def _class_names(folder: Path) -> list[str]:
-    return sorted(item.name for item in os.scandir(folder) if item.is_dir() and not item.name.startswith("."))
-
-
-def _rows(root: Path, folder: Path, label: int, kept: KeptIndex, pool: ThreadPoolExecutor) -> Split:
+def _rows(root: Path, folder: Path, label: int, pool: ThreadPoolExecutor) -> Split:
     """The images of one class in one split."""
     place = folder.relative_to(root).as_posix()
-    try:
-        listing = sorted(_images(folder, place))
-    except OSError as error:
-        raise _unreadable(error.filename, error) from None
-    if not listing:
+    states = sorted(
+        (place + file.path[len(str(folder)) :], file.stat().st_size, file.stat().st_mtime_ns)
+        for file in files_below(folder)
+        if os.path.splitext(file.name)[1].lower() in SUFFIXES  # noqa: PTH122 (a million paths are slow to make)
+    )
+    if not states:
         raise AutoFormerError(f"{folder}: a class folder without images; fill it or remove it")
 
-    def read_all() -> list[str]:
-        return list(pool.map(lambda image: _checksum(root / image[0]), listing))
+    def read_all(add: Callable[[Split], None]) -> dict[str, Any]:
+        names, sizes, _ = zip(*states, strict=True)
+        add(make_rows(names, 0, sizes, 0, list(pool.map(hash_file, (root / name for name in names)))))
+        return {}
 
-    checksums = kept.part(place, listing, read_all)
-    return Split(
-        archives=np.array([name for name, _, _ in listing], dtype=object),
-        offsets=np.zeros(len(listing), dtype=np.int64),
-        sizes=np.array([size for _, size, _ in listing], dtype=np.int32),
-        labels=np.full(len(listing), label, dtype=np.int32),
-        checksums=np.array(checksums, dtype=CHECKSUM),
-    )
-
-
-def _images(folder: Path, name: str) -> Iterator[tuple[str, int, int]]:
-    """Name below the root, size, and time of change of each image file, folders below the class's with it.
-
-    `name`: of the folder, below the root.
-    """
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):  # no link can make a circle
-                yield from _images(Path(entry.path), f"{name}/{entry.name}")
-            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122 (a million paths are slow to make)
-                status = entry.stat()
-                yield f"{name}/{entry.name}", status.st_size, status.st_mtime_ns
-
-
-def _checksum(file: Path) -> str:
-    try:
-        with file.open("rb") as opened:
-            return file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise _unreadable(file, error) from None
-
-
-def _unreadable(path: Path | str, error: OSError) -> AutoFormerError:
-    return AutoFormerError(f"{path}: cannot be read ({error.strerror}); change its permissions or remove it")
+    rows = cached_index(["class folder", str(root.resolve()), states], read_all).rows
+    return rows._replace(labels=np.full_like(rows.labels, label))

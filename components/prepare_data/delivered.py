@@ -1,29 +1,49 @@
-"""What a reader finds in a data folder, whatever its layout: every image, its class, and the split it came with."""
+"""What every reader returns: all images of a data folder, their classes, and the splits that they come with."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from autoformer.images.split_files import Split
+from autoformer.images.split_files import CHECKSUM, Split
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of pixels in [0, 1], by channel
 
 IMAGENET_STATISTICS: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Of ImageNet's training pixels: what published models are fed with, on ImageNet and on what they are moved to."""
+"""Of ImageNet's training pixels; published models are fed with them, on ImageNet and on transfer sets."""
 
 
 class Delivered(NamedTuple):
     title: str
     classes: tuple[str, ...]  # in the order of their labels, from 0
     rows: Split  # in the delivered order
-    splits: np.ndarray  # of each row: "train", "val" or "test"; "" where the source does not say
-    encoding: Literal["raw", "image"]  # as in `DatasetCard`
-    image_size: int | None  # raw: in height and in width; image: of the shorter side, None for any size
-    channels: int
+    splits: np.ndarray  # of each row: "train", "val" or "test"; "" where the source names none
     archives: dict[str, str]  # file name -> sha256; empty where `files`
     licence: str
     source: str
-    files: bool = False  # whether each image is a file of its own, its row's archive, with its row's checksum
-    upright: bool = True  # whether an image is turned as its camera noted
-    statistics: Statistics | None = None  # by which pixels are normalised; None for ImageNet's, or to compute them
+    encoding: Literal["raw", "image"] = "image"  # as in `DatasetCard`
+    image_size: int | None = None  # raw: height and width; image: the shorter side, None for any size
+    channels: int = 3
+    files: bool = False  # each image is a file of its own, verified by its row's checksum
+    upright: bool = True  # turn an image as its camera noted
     notes: tuple[str, ...] = ()
+
+
+def make_rows(
+    archives: str | Sequence[str], offsets: npt.ArrayLike, sizes: npt.ArrayLike, labels: npt.ArrayLike, checksums: Any
+) -> Split:
+    """Rows in the columns' types; a single archive, offset, size or label stands in every row."""
+    count = len(checksums)
+    names = np.empty(count, dtype=object)
+    names[:] = archives  # one string object for all rows that share it
+
+    def column(values: npt.ArrayLike, dtype: type) -> np.ndarray:
+        return np.broadcast_to(np.array(values, dtype), count).copy()
+
+    numbers = column(offsets, np.int64), column(sizes, np.int32), column(labels, np.int32)
+    return Split(names, *numbers, np.array(checksums, dtype=CHECKSUM))
+
+
+def concatenate(rows: Sequence[Split]) -> Split:
+    return Split(*(np.concatenate(columns) for columns in zip(*rows, strict=True)))

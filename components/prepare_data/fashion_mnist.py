@@ -1,15 +1,13 @@
 """Fashion-MNIST as delivered: four gzipped IDX files (Xiao, Rasul, Vollgraf, arXiv 1708.07747)."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
 from autoformer.images.split_files import Split, image_checksums
-from autoformer.images.split_images import check_archive, read_archive
-from components.prepare_data.delivered import Delivered
+from components.prepare_data.delivered import Delivered, concatenate, make_rows
 
 NAME = "fashion-mnist"
 TITLE = "Fashion-MNIST"
@@ -20,7 +18,7 @@ CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 
-# sha256 of the files as published; the md5 sums that torchvision and the authors give are of the same bytes.
+# sha256 of the published files; the md5 sums of torchvision and the authors are of the same bytes.
 ARCHIVES = {
     "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
     "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
@@ -31,32 +29,23 @@ ARCHIVES = {
 _IDX_UNSIGNED_BYTES = 8
 
 
-class Pair(NamedTuple):
-    """One pair of image and label files: its rows and their pixels, in the delivered order."""
-
-    rows: Split
-    pixels: np.ndarray  # uint8 (n, 1, 28, 28)
-
-
-def check_files(data: Path) -> None:
-    """Raise `AutoFormerError` unless all four files are there, byte for byte as published."""
-    for name, sha256 in ARCHIVES.items():
-        check_archive(data / name, sha256)
-
-
 def read(data: Path) -> Delivered:
     """The published images. Raises `AutoFormerError` unless the files are those, byte for byte."""
-    check_files(data)
+    for name, sha256 in ARCHIVES.items():
+        check_archive(data / name, sha256)
     return index(data)
 
 
 def index(data: Path) -> Delivered:
-    """The images of files in this layout, which need not be the published ones."""
-    train, test = (read_pair(data, prefix).rows for prefix in ("train", "t10k"))
+    """The images of files in this layout, which need not be the published ones.
+
+    Raises `AutoFormerError` where a file is missing, damaged, or not the image or label file that its name says.
+    """
+    train, test = (_read_pair(data, prefix) for prefix in ("train", "t10k"))
     return Delivered(
         title=TITLE,
         classes=CLASSES,
-        rows=Split(*(np.concatenate(columns) for columns in zip(train, test, strict=True))),
+        rows=concatenate([train, test]),
         splits=np.repeat(["train", "test"], [len(train.labels), len(test.labels)]),
         encoding="raw",
         image_size=IMAGE_SIZE,
@@ -67,36 +56,26 @@ def index(data: Path) -> Delivered:
     )
 
 
-def read_pair(data: Path, prefix: str) -> Pair:
-    """Index the images of `train` or `t10k`.
-
-    Raises `AutoFormerError` where a file is missing, damaged, or not the image or label file that its name says.
-    """
-    images_name = f"{prefix}-images-idx3-ubyte.gz"
-    pixels, start = _read_idx(data / images_name, dimensions=3)
+def _read_pair(data: Path, prefix: str) -> Split:
+    """The rows of `train` or `t10k`."""
+    name = f"{prefix}-images-idx3-ubyte.gz"
+    pixels, start = _read_idx(data / name, dimensions=3)
     labels, _ = _read_idx(data / f"{prefix}-labels-idx1-ubyte.gz", dimensions=1)
-    count, size = len(pixels), pixels[0].size if len(pixels) else 0
+    count = len(pixels)
     if pixels.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE) or count == 0:
-        raise AutoFormerError(f"{data / images_name}: expected images of 28 x 28 pixels, found shape {pixels.shape}")
+        raise AutoFormerError(f"{data / name}: expected images of 28 x 28 pixels, found shape {pixels.shape}")
     if len(labels) != count or labels.max() >= len(CLASSES):
         raise AutoFormerError(f"{data}: the {prefix} files do not fit together: {count} images, {len(labels)} labels")
-    rows = Split(
-        archives=np.full(count, images_name),
-        offsets=start + size * np.arange(count, dtype=np.int64),
-        sizes=np.full(count, size, dtype=np.int32),
-        labels=labels.astype(np.int32),
-        checksums=image_checksums(pixels),
-    )
-    return Pair(rows, pixels[:, None])
+    offsets = start + pixels[0].size * np.arange(count, dtype=np.int64)
+    return make_rows(name, offsets, pixels[0].size, labels, image_checksums(pixels))
 
 
 def _read_idx(path: Path, dimensions: int) -> tuple[np.ndarray, int]:
-    """The array of an IDX file, and the byte at which its values begin.
+    """The array of an IDX file, and the offset of its values.
 
     IDX: two zero bytes, the type, the number of dimensions, each dimension as 4 bytes (big-endian), the values.
     """
-    content = read_archive(path)
-    start = 4 + 4 * dimensions
+    content, start = read_archive(path), 4 + 4 * dimensions
     if len(content) < start or content[:4] != bytes([0, 0, _IDX_UNSIGNED_BYTES, dimensions]):
         raise AutoFormerError(f"{path}: not an IDX file of {dimensions} dimensions; `make data` fetches it again")
     shape = tuple(np.frombuffer(content, dtype=">u4", offset=4, count=dimensions).tolist())

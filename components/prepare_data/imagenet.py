@@ -1,46 +1,43 @@
 """ImageNet-1k (ILSVRC 2012) straight from its three official archives, which stay where they are.
 
-`ILSVRC2012_img_train.tar` is a tar of a tar for each class, `n01440764.tar`, which holds `n01440764_10026.JPEG` and so
-on; `ILSVRC2012_img_val.tar` holds `ILSVRC2012_val_00000001.JPEG` and so on; the devkit names the classes (meta.mat) and
-has the labels of the val images. Those are numbers of its own; the order of the classes is that of their sorted wnids,
-as everywhere else. The devkit is read as torchvision.datasets.imagenet does (BSD-3), from where the md5 sums are too.
+`ILSVRC2012_img_train.tar` holds a tar for each class, `n01440764.tar`, which holds `n01440764_10026.JPEG` and so on;
+`ILSVRC2012_img_val.tar` holds `ILSVRC2012_val_00000001.JPEG` and so on. The devkit names the classes (meta.mat) and
+labels the val images, by numbers of its own; here classes are ordered by wnid, as everywhere else. The md5 sums and the
+reading of the devkit are those of torchvision.datasets.imagenet (BSD-3).
 
-The data folder holds `source.yaml`, which says where the archives are and what they are. Each is read once, from
-beginning to end; its index is kept in the work folder, so that no second run reads it again, unless it has changed.
+The data folder holds `source.yaml`, which locates and identifies the archives. Each is read once, from beginning to
+end; its index is cached in the work folder until the archive changes.
 """
 
 import hashlib
 import io
-import json
 import tarfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import FileState, hash_value, replacing
+from autoformer.files import FileState
 from autoformer.images.source import SOURCE, SourceArchive, read_source
-from autoformer.images.split_files import CHECKSUM, SPLIT_SCHEMA, Split, read_split, split_table
-from components.prepare_data.delivered import Delivered
-from components.prepare_data.streamed import HashedStream, Member, members
+from autoformer.images.split_files import Split
+from components.prepare_data.delivered import Delivered, concatenate, make_rows
+from components.prepare_data.index_cache import Index, cached_index
+from components.prepare_data.tars import HashedStream, members
 from runtime.common.console import Progress
-from runtime.common.workspace import known_hashes, work_root
-from runtime.storage.data import ArchiveFile, ArchiveFolder, find_archives, size_of, state_of
+from runtime.common.workspace import known_hashes
+from runtime.storage.places import ArchiveFile, ArchivePlace, archive_place, size_of, state_of
 
 NAME = "imagenet-1k"
 TITLE = "ImageNet-1k"
 LICENCE = "for research and education that are not commercial, by the terms of https://www.image-net.org/download"
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 
-_FORMAT = 1  # of a kept index
 _AT_A_TIME = 16384  # rows that are Python objects at once
-_DAMAGED = (tarfile.TarError, KeyError, IndexError, TypeError, ValueError, OSError, EOFError, zlib.error)
+_DAMAGED = (tarfile.TarError, LookupError, TypeError, ValueError, AttributeError, OSError, EOFError, zlib.error)
 
 
 class Published(NamedTuple):
@@ -69,45 +66,34 @@ def is_mine(data: Path) -> bool:
 
 
 def _stated(data: Path, published: Published) -> Mapping[str, SourceArchive]:
-    """What the archives are by `source.yaml`; where that says nothing of them they are to be the published ones."""
+    """The archives as `source.yaml` identifies them; where it does not, they must be the published ones."""
     if (data / SOURCE).is_file() and (stated := read_source(data).archives):
         return stated
     return published.archives if (find_archives(data) / TRAIN).is_file() else {}
 
 
 def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] = ("train", "val")) -> Delivered:
-    """Every image of the archives that `source.yaml` names.
+    """Every image of the archives; those of other `splits` need not be there.
 
-    Args:
-        published: what they must be; tests have small ones.
-        splits: which are wanted; the archive of the others is not read, and need not be there.
-
-    Raises:
-        AutoFormerError: one line, where an archive is missing, another one or damaged, or holds other images.
+    Raises `AutoFormerError` where an archive is missing, damaged, or another one than the published.
     """
     folder, stated = find_archives(data), _stated(data, published)
     archive_of = {split: name for split, name in (("train", TRAIN), ("val", VAL)) if split in splits}
     needed = {name: published.archives[name] for name in (*archive_of.values(), DEVKIT)}
     check_sizes(folder, stated, published._replace(archives=needed))
-    devkit = _read_devkit(folder / DEVKIT, stated[DEVKIT])
-    if len(devkit.words) != published.classes:
-        raise AutoFormerError(f"{folder / DEVKIT}: {len(devkit.words)} classes, not {published.classes}")
+    devkit = _read_devkit(folder / DEVKIT, stated[DEVKIT], published.classes)
     rows: dict[str, Split] = {}
     sha256 = {DEVKIT: devkit.sha256}
-    for split, rows_of in (("val", _val_rows), ("train", _train_rows)):  # the small archive first: its faults show soon
+    for split, labelled in (("val", _label_val), ("train", _label_train)):  # the small archive first: it fails soon
         if split in archive_of:
             name = archive_of[split]
-            index = _index(folder / name, stated[name])
-            rows[split], sha256[name] = rows_of(index, devkit, folder / name, published), index.sha256
-    parts = [rows[split] for split in archive_of]
+            index = _read_index(folder / name, stated[name])
+            rows[split], sha256[name] = labelled(index, devkit, folder / name, published), index.facts["sha256"]
     return Delivered(
         title=TITLE,
         classes=devkit.classes,
-        rows=Split(*(np.concatenate(columns) for columns in zip(*parts, strict=True))),
-        splits=np.repeat(list(archive_of), [len(part.labels) for part in parts]),
-        encoding="image",
-        image_size=None,
-        channels=3,
+        rows=concatenate([rows[split] for split in archive_of]),
+        splits=np.repeat(list(archive_of), [len(rows[split].labels) for split in archive_of]),
         archives={name: sha256[name] for name in needed},
         licence=LICENCE,
         source=", ".join(f"{name} (md5 {archive.md5})" for name, archive in stated.items()),
@@ -116,26 +102,17 @@ def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] =
 
 
 def glance(data: Path, images: int = 2048) -> Delivered:
-    """The first training images, unverified and all of the first class: enough to see how long one takes."""
-    folder = find_archives(data)
+    """The first training images, unverified and all of the first class: enough to time the reading of one."""
+    folder = archive_place(data)
     check_sizes(folder, _stated(data, PUBLISHED), PUBLISHED)
-    with HashedStream(folder / TRAIN) as stream:
-        found = [member for _, member in islice(_walk(stream, size_of(folder / TRAIN)), images)]
-    count = len(found)
+    with HashedStream(folder / TRAIN, hashes=()) as stream:
+        found = [info for _, info in islice(_images(stream, size_of(folder / TRAIN)), images)]
+    offsets, sizes = [info.offset_data for info in found], [info.size for info in found]
     return Delivered(
         title=TITLE,
         classes=tuple(map(str, range(PUBLISHED.classes))),
-        rows=Split(
-            archives=_repeated(TRAIN, count),
-            offsets=np.array([member.offset for member in found], np.int64),
-            sizes=np.array([member.size for member in found], np.int32),
-            labels=np.zeros(count, np.int32),
-            checksums=np.zeros(count, CHECKSUM),
-        ),
-        splits=np.repeat(["train"], count),
-        encoding="image",
-        image_size=None,
-        channels=3,
+        rows=make_rows(TRAIN, offsets, sizes, 0, [""] * len(found)),
+        splits=np.repeat(["train"], len(found)),
         archives={},
         licence=LICENCE,
         source="",
@@ -143,8 +120,8 @@ def glance(data: Path, images: int = 2048) -> Delivered:
     )
 
 
-def check_sizes(folder: ArchiveFolder, archives: Mapping[str, SourceArchive], published: Published) -> None:
-    """Raise `AutoFormerError` unless all archives are there, by name and size: what can be seen without reading."""
+def check_sizes(folder: ArchivePlace, archives: Mapping[str, SourceArchive], published: Published) -> None:
+    """Raise `AutoFormerError` unless all archives are there, by name and size, without reading them."""
     for name, expected in published.archives.items():
         path, stated = folder / name, archives.get(name)
         if stated is None or stated.md5 != expected.md5:
@@ -161,166 +138,132 @@ def check_sizes(folder: ArchiveFolder, archives: Mapping[str, SourceArchive], pu
             raise AutoFormerError(f"{path}: {found} bytes, not {wanted} as published; copy or download it again")
 
 
-class _Devkit(NamedTuple):
-    words: dict[str, str]  # wnid -> its first name
-    wnid_of: dict[int, str]  # the devkit's own number -> wnid
-    truth: list[int]  # the devkit's own number of each val image, in the order of their names
-    sha256: str
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(f"{wnid} {words}" for wnid, words in sorted(self.words.items()))
-
-    def label_of(self) -> dict[str, int]:
-        """wnid -> label."""
-        return {wnid: label for label, wnid in enumerate(sorted(self.words))}
-
-
-def _read_devkit(path: ArchiveFile, stated: SourceArchive) -> _Devkit:
-    content = path.read_bytes()
-    _check_md5(path, hashlib.md5(content, usedforsecurity=False).hexdigest(), stated)
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-            meta, truth = (
-                next(tar.extractfile(member).read() for member in tar.getmembers() if member.name.endswith(name))  # type: ignore[union-attr]
-                for name in ("data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt")
-            )
-        leaves = [synset for synset in _synsets(meta) if int(synset["num_children"]) == 0]
-        wnid_of = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in leaves}
-        words = {str(synset["WNID"]): str(synset["words"]).split(",")[0].strip() for synset in leaves}
-        return _Devkit(words, wnid_of, [int(line) for line in truth.split()], hashlib.sha256(content).hexdigest())
-    except (*_DAMAGED, RuntimeError) as error:  # StopIteration in a generator is a RuntimeError
-        reason = " ".join(str(error).split())
-        raise AutoFormerError(f"{path}: not the devkit of ILSVRC 2012 ({reason}); download it again") from None
-
-
-def _synsets(meta: bytes) -> Any:
-    from scipy.io import loadmat
-
-    return loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-
-
 def _check_md5(path: ArchiveFile, found: str, stated: SourceArchive) -> None:
     if found != stated.md5:
         raise AutoFormerError(f"{path}: md5 is {found}, not {stated.md5} as published; copy or download it again")
 
 
-class _Index(NamedTuple):
-    """The images of one archive.
-
-    Their labels are as they stand there: the number of the inner tar, or, where there is none, that in the name.
-    """
-
-    rows: Split
-    folders: list[str]  # names of the inner tars without their ending, by number
-    sha256: str  # of the archive
+def _wrong_archive(path: ArchiveFile, reason: str) -> AutoFormerError:
+    return AutoFormerError(f"{path}: {reason}; download it again")
 
 
-def _train_rows(index: _Index, devkit: _Devkit, path: ArchiveFile, published: Published) -> Split:
-    label_of = devkit.label_of()
-    unknown = [folder for folder in index.folders if folder not in label_of]
-    if unknown or len(index.folders) != published.classes:
-        what = f"'{unknown[0]}.tar' is no class of the devkit" if unknown else f"{len(index.folders)} classes"
-        raise AutoFormerError(f"{path}: {what}, where {published.classes} are published; download it again")
+class _Devkit(NamedTuple):
+    classes: tuple[str, ...]
+    label_of: dict[str, int]  # by wnid
+    val_labels: list[int]  # in the order of the images' names
+    sha256: str
+
+
+def _read_devkit(path: ArchiveFile, stated: SourceArchive, classes: int) -> _Devkit:
+    from scipy.io import loadmat
+
+    content = path.read_bytes()
+    _check_md5(path, hashlib.md5(content, usedforsecurity=False).hexdigest(), stated)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+            files = {info.name.partition("/data/")[2]: info for info in tar.getmembers()}
+            meta, truth = (
+                tar.extractfile(files[name]).read()  # type: ignore[union-attr]
+                for name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
+            )
+        synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        leaves = [synset for synset in synsets if int(synset["num_children"]) == 0]
+        words = {str(synset["WNID"]): str(synset["words"]).split(",")[0].strip() for synset in leaves}
+        if len(words) != classes:
+            raise ValueError(f"{len(words)} classes, not {classes}")
+        label_of = {wnid: label for label, wnid in enumerate(sorted(words))}
+        by_number = {int(synset["ILSVRC2012_ID"]): label_of[str(synset["WNID"])] for synset in leaves}
+        numbers = [int(line) for line in truth.split()]
+        unknown = set(numbers) - by_number.keys()
+        if unknown:
+            raise ValueError(f"no class has the number {min(unknown)}")
+        return _Devkit(
+            classes=tuple(f"{wnid} {word}" for wnid, word in sorted(words.items())),
+            label_of=label_of,
+            val_labels=[by_number[number] for number in numbers],
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+    except _DAMAGED as error:
+        raise _wrong_archive(path, f"not the devkit of ILSVRC 2012 ({' '.join(str(error).split())})") from None
+
+
+def _label_train(index: Index, devkit: _Devkit, path: ArchiveFile, published: Published) -> Split:
+    folders = index.facts["folders"]
+    unknown = [folder for folder in folders if folder not in devkit.label_of]
+    if unknown or len(folders) != published.classes:
+        found = f"'{unknown[0]}.tar' is no class of the devkit" if unknown else f"{len(folders)} classes"
+        raise _wrong_archive(path, f"{found}, where {published.classes} are published")
     _check_count(path, len(index.rows.labels), published.train_images)
-    labels = np.array([label_of[folder] for folder in index.folders], np.int32)
+    labels = np.array([devkit.label_of[folder] for folder in folders], np.int32)
     return index.rows._replace(labels=labels[index.rows.labels])
 
 
-def _val_rows(index: _Index, devkit: _Devkit, path: ArchiveFile, published: Published) -> Split:
+def _label_val(index: Index, devkit: _Devkit, path: ArchiveFile, published: Published) -> Split:
     numbers, count = index.rows.labels, published.val_images
     _check_count(path, len(numbers), count)
     if not np.array_equal(np.sort(numbers), np.arange(1, count + 1)):
-        raise AutoFormerError(f"{path}: the images are not numbered from 1 to {count}; download it again")
-    if len(devkit.truth) != count:
-        raise AutoFormerError(f"{path.with_name(DEVKIT)}: labels of {len(devkit.truth)} val images, not {count}")
-    label_of = devkit.label_of()
-    try:
-        label_of_number = {number: label_of[wnid] for number, wnid in devkit.wnid_of.items()}
-        truth = np.array([label_of_number[number] for number in devkit.truth], np.int32)
-    except KeyError as error:
-        raise AutoFormerError(f"{path.with_name(DEVKIT)}: no class has the number {error}; download it again") from None
-    return index.rows._replace(labels=truth[numbers - 1])
+        raise _wrong_archive(path, f"the images are not numbered from 1 to {count}")
+    if len(devkit.val_labels) != count:
+        raise AutoFormerError(f"{path.with_name(DEVKIT)}: labels of {len(devkit.val_labels)} val images, not {count}")
+    return index.rows._replace(labels=np.array(devkit.val_labels, np.int32)[numbers - 1])
 
 
 def _check_count(path: ArchiveFile, found: int, wanted: int) -> None:
     if found != wanted:
-        raise AutoFormerError(f"{path}: {found} images, where {wanted} are published; download it again")
+        raise _wrong_archive(path, f"{found} images, where {wanted} are published")
 
 
-def _repeated(name: str, count: int) -> np.ndarray:
-    """One string object in every row."""
-    rows = np.empty(count, object)
-    rows[:] = name
-    return rows
+def _read_index(path: ArchiveFile, stated: SourceArchive) -> Index:
+    """Every image in an archive; facts: the names of its inner tars by number, and its sha256.
 
-
-def _index(path: ArchiveFile, stated: SourceArchive) -> _Index:
-    """Every image in an archive: as an earlier run has kept it, or read now.
+    A label is the number of the inner tar, or, where there is none, that in the name.
 
     Raises `AutoFormerError` where the archive is damaged, another than the stated one, or changes meanwhile.
     """
-    state = state_of(path)
-    kept = work_root() / "prepare_data" / f"index-{hash_value([_FORMAT, state, stated.md5])[:16]}.parquet"
-    if not kept.is_file():
-        with replacing(kept) as temporary:
-            sha256 = _write_index(path, stated, temporary)
-            if state_of(path) != state:
-                raise AutoFormerError(f"{path}: was changed while it was read; give the same command again")
+    size, state = size_of(path), state_of(path)
+
+    def read_all(add: Callable[[Split], None]) -> dict[str, Any]:
+        folders: dict[str, int] = {}
+        with (
+            Progress(f"reading {path.name}", size >> 20, "MB") as progress,
+            HashedStream(path, ("md5", "sha256"), lambda done: progress.update(done >> 20)) as stream,
+        ):
+            images = _index_entries(stream, size, folders)
+            while batch := list(islice(images, _AT_A_TIME)):
+                add(make_rows(path.name, *zip(*batch, strict=True)))
+            md5, sha256 = stream.finish()
+        _check_md5(path, md5, stated)
+        if state_of(path) != state:
+            raise AutoFormerError(f"{path}: was changed while it was read; give the same command again")
         if isinstance(state, FileState):
             known_hashes().remember(state, sha256)
+        return {"folders": list(folders), "sha256": sha256}
+
+    return cached_index(["ImageNet", state, stated.md5], read_all)
+
+
+def _images(stream: HashedStream, end: int) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """The images of an archive, each with the name of its inner tar, "" for none."""
     try:
-        told = pq.read_metadata(kept).metadata
-        return _Index(read_split(kept), json.loads(told[b"folders"]), told[b"sha256"].decode())
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise AutoFormerError(f"{kept}: a damaged index ({reason}); remove that file") from None
+        for outer in members(stream, end):
+            if outer.name.endswith(".tar"):
+                folder = PurePosixPath(outer.name).stem
+                for inner in members(stream, outer.offset_data + outer.size):
+                    yield folder, inner
+            else:
+                yield "", outer
+    except tarfile.TarError as error:
+        raise AutoFormerError(f"{stream.path}: {error}; copy the archive again") from None
 
 
-def _write_index(path: ArchiveFile, stated: SourceArchive, out: Path) -> str:
-    """Read an archive, write its index; its sha256, once its md5 is the stated one."""
-    size = size_of(path)
-    folders: dict[str, int] = {}
-    with (
-        Progress(f"reading {path.name}", size >> 20, "MB") as progress,
-        HashedStream(path, lambda done: progress.update(done >> 20)) as stream,
-        pq.ParquetWriter(out, SPLIT_SCHEMA, compression="zstd", use_dictionary=["archive", "label"]) as writer,
-    ):
-        found = (_row(folder, member, stream, folders) for folder, member in _walk(stream, size))
-        while rows := list(islice(found, _AT_A_TIME)):
-            offsets, sizes, numbers, checksums = (list(column) for column in zip(*rows, strict=True))
-            split = Split(
-                _repeated(path.name, len(rows)),
-                np.array(offsets, np.int64),
-                np.array(sizes, np.int32),
-                np.array(numbers, np.int32),
-                np.array(checksums, CHECKSUM),
-            )
-            writer.write_table(split_table(split))
-        md5, sha256 = stream.finish()
-        _check_md5(path, md5, stated)
-        writer.add_key_value_metadata({"sha256": sha256, "folders": json.dumps(list(folders))})
-    return sha256
-
-
-def _walk(stream: HashedStream, end: int) -> Iterator[tuple[str, Member]]:
-    """The images of an archive, each with the name of the inner tar that it lies in, "" for none."""
-    for outer in members(stream, end):
-        if not outer.name.endswith(".tar"):
-            yield "", outer
-            continue
-        folder = outer.name.rpartition("/")[2].removesuffix(".tar")
-        for inner in members(stream, outer.end):
-            yield folder, inner
-
-
-def _row(folder: str, member: Member, stream: HashedStream, folders: dict[str, int]) -> tuple[int, int, int, str]:
-    """Offset, size, number of the folder or in the name (ILSVRC2012_val_00000001.JPEG), checksum."""
-    if folder:
-        number = folders.setdefault(folder, len(folders))
-    else:
-        digits = member.name.rpartition("_")[2].partition(".")[0]
-        if not digits.isdecimal():
-            raise AutoFormerError(f"{stream.path}: '{member.name}' is a name without a number; download it again")
-        number = int(digits)
-    return member.offset, member.size, number, hashlib.sha256(stream.read(member.size)).hexdigest()
+def _index_entries(stream: HashedStream, end: int, folders: dict[str, int]) -> Iterator[tuple[int, int, int, str]]:
+    """Offset, size, label and checksum of each image."""
+    for folder, info in _images(stream, end):
+        if folder:
+            number = folders.setdefault(folder, len(folders))
+        else:
+            digits = info.name.rpartition("_")[2].partition(".")[0]  # of ILSVRC2012_val_00000001.JPEG
+            if not digits.isdecimal():
+                raise _wrong_archive(stream.path, f"'{info.name}' is a name without a number")
+            number = int(digits)
+        yield info.offset_data, info.size, number, hashlib.sha256(stream.read(info.size)).hexdigest()

@@ -1,48 +1,37 @@
-"""Which reader a data folder is for. A reader is a module with `is_mine(data)` and `read(data)`."""
+"""Find the reader of a data folder. A reader is a module with `is_mine(data)` and `read(data)`."""
 
 from pathlib import Path
 from typing import Protocol
 
 from autoformer.errors import AutoFormerError
-from components.prepare_data import (
-    cars,
-    cifar,
-    class_folders,
-    fashion_mnist,
-    flowers,
-    imagenet,
-    packed,
-    pets,
-    webdataset,
-)
+from components.prepare_data import cifar, class_folders, fashion_mnist, imagenet, packed, photo_sets, webdataset
 from components.prepare_data.delivered import Delivered
 
 
 class Reader(Protocol):
     def is_mine(self, data: Path) -> bool:
-        """Whether the folder looks as this reader's data do: by names of files, without a look into them."""
+        """Whether the names of the folder's files are those of this reader's data."""
 
     def read(self, data: Path) -> Delivered:
-        """Every image that was delivered, none of them moved; `AutoFormerError` where a file is not as it should be."""
+        """Every delivered image, in place. Raises `AutoFormerError` where a file is not as it should be."""
 
 
-READERS: tuple[Reader, ...] = (packed, imagenet, cifar, flowers, pets, cars, class_folders, webdataset)
+READERS: tuple[Reader, ...] = (packed, imagenet, cifar, photo_sets, class_folders, webdataset)
 
 
 def read_delivered(data: Path, dataset: str) -> Delivered:
-    """What lies in a data folder.
+    """The images of a data folder.
 
     Args:
-        data: the folder.
-        dataset: the configured name. It decides only where files of one name belong to several data sets.
+        dataset: the configured name. It decides only where several data sets name their files alike.
 
     Raises:
-        AutoFormerError: nothing there is known, or it is not as it was delivered.
+        AutoFormerError: the folder's layout is unknown, or a file is not as it was delivered.
     """
     for reader in READERS:
         if reader.is_mine(data):
             return reader.read(data)
-    if dataset == fashion_mnist.NAME:  # MNIST and its heirs all name their files so
+    if dataset == fashion_mnist.NAME:  # MNIST and its successors name their files alike
         return fashion_mnist.read(data)
     raise AutoFormerError(
         f"dataset = {dataset}: {data} is no pack of images; `make data DATA=… NAME={dataset}` makes "
@@ -52,7 +41,7 @@ def read_delivered(data: Path, dataset: str) -> Delivered:
 
 
 def read_to_test(data: Path, dataset: str) -> Delivered:
-    """As `read_delivered`, but without the training images where a reader can leave them unread."""
+    """As `read_delivered`, but readers that can do so leave training images unread."""
     reader = next((reader for reader in READERS if reader.is_mine(data)), None)
     if reader in (imagenet, class_folders, webdataset):
         return reader.read(data, splits=("val", "test"))

@@ -1,4 +1,4 @@
-"""Find the labelled images of a user: class folders, train/val/test folders of class folders, or a CSV of paths."""
+"""Find a user's labelled images: class folders, train/val/test folders of class folders, or a CSV of paths."""
 
 import csv
 import os
@@ -11,34 +11,30 @@ from autoformer.errors import AutoFormerError
 
 _FORMATS = "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm pnm jp2 heic heif avif"
 SUFFIXES = frozenset(f".{suffix}" for suffix in _FORMATS.split(" "))
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
+SPLIT_NAMES = ("train", "val", "test")
+SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_OF |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "filepath")
 LABEL_COLUMNS = ("label", "class", "class_name", "category")
-SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 
 class SourceImage(NamedTuple):
     path: Path
     label: str
-    split: str  # "train", "val", "test", or "" where the source does not say
+    split: str  # "" where the source names none
 
 
 class Source(NamedTuple):
     root: Path  # the folder that all paths lie in
     layout: str  # in words
     images: list[SourceImage]  # in the order of their paths
-    ignored: int  # files that are no images by their names
+    ignored: int  # files without the name of an image
 
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(sorted({image.label for image in self.images}))
 
     def name_of(self, image: SourceImage) -> str:
-        """The path of an image as a report names it."""
         return image.path.relative_to(self.root).as_posix()
 
 
@@ -46,8 +42,8 @@ def discover(path: Path) -> Source:
     """List the labelled images at `path`, without opening any.
 
     Raises:
-        AutoFormerError: one line, where nothing is there, a class has no image, there are fewer than two classes,
-            a class is in one split only, a name is not UTF-8, or a CSV is malformed or names files outside its folder.
+        AutoFormerError: nothing is there, a class has no image or is not in train, there are fewer than two classes, a
+            name is not UTF-8, or a CSV is malformed or names files outside its folder.
     """
     if path.is_dir():
         source = _read_folder(path)
@@ -62,22 +58,24 @@ def discover(path: Path) -> Source:
 
 
 def _read_folder(root: Path) -> Source:
-    below = _folders(root)
+    below = folders_in(root)
     splits = {SPLIT_OF[folder.name.lower()]: folder for folder in below if folder.name.lower() in SPLIT_OF}
     if _are_splits(root, below):
         layout = f"{', '.join(splits[name].name for name in SPLIT_NAMES if name in splits)} folders of class folders"
-        parts = [(split, folder) for split, folder in splits.items()]
     else:
-        layout, parts = "class folders", [("", root)]
+        layout, splits = "class folders", {"": root}
     images, ignored = [], 0
-    for split, folder in parts:
-        for class_folder in _folders(folder):
-            files = list(_files(class_folder))
-            found = [file for file in files if file.suffix.lower() in SUFFIXES]
-            if not found:
-                raise AutoFormerError(f"{class_folder}: a class folder without images; fill it or remove it")
-            images += [SourceImage(file, class_folder.name, split) for file in found]
-            ignored += len(files) - len(found)
+    try:
+        for split, folder in splits.items():
+            for class_folder in folders_in(folder):
+                files = [Path(file.path) for file in files_below(class_folder)]
+                found = [file for file in files if file.suffix.lower() in SUFFIXES]
+                if not found:
+                    raise AutoFormerError(f"{class_folder}: a class folder without images; fill it or remove it")
+                images += [SourceImage(file, class_folder.name, split) for file in found]
+                ignored += len(files) - len(found)
+    except OSError as error:
+        raise _unreadable(error) from None
     if not images:
         loose = sum(file.suffix.lower() in SUFFIXES for file in root.iterdir() if file.is_file())
         hint = f"; {loose} images lie in it directly: sort them into a folder for each class" if loose else ""
@@ -104,22 +102,24 @@ def _are_splits(root: Path, below: list[Path]) -> bool:
     return True
 
 
-def _folders(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
+    """The visible folders directly in a folder, sorted."""
     try:
         return sorted(item for item in folder.iterdir() if item.is_dir() and not _is_hidden(item.name))
     except OSError as error:
         raise _unreadable(error) from None
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """All visible files below a folder; linked folders are not followed, so that no link can make a circle."""
-
-    def stop(error: OSError) -> None:  # else os.walk leaves out what it may not read, and says nothing
-        raise _unreadable(error)
-
-    for place, folders, files in os.walk(folder, onerror=stop):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        yield from (Path(place, name) for name in sorted(files) if not _is_hidden(name))
+def files_below(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """All visible files below a folder. Linked folders are not followed: a link could make a circle."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_hidden(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from files_below(entry.path)
+            elif not (entry.is_symlink() and os.path.isdir(entry.path)):  # noqa: PTH112 (a million paths are slow)
+                yield entry
 
 
 def _unreadable(error: OSError) -> AutoFormerError:
@@ -135,21 +135,17 @@ def _read_csv(file: Path) -> Source:
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
-            path_column, label_column, split_column = _columns(file, reader.fieldnames or [])
+            path, label, split = _columns(file, reader.fieldnames or [])
             images = [
-                SourceImage(
-                    _inside(file, number, row[path_column], root),
-                    _label(file, number, row[label_column]),
-                    _split(file, number, row[split_column] if split_column else ""),
-                )
+                _read_row(f"{file}, line {number}", root, row[path], row[label], row[split] if split else "")
                 for number, row in enumerate(reader, start=2)
             ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise AutoFormerError(f"{file}: not readable as CSV in UTF-8 ({error})") from None
-    twice = [path for path, count in Counter(image.path for image in images).items() if count > 1]
+    twice = [image for image, count in Counter(image.path for image in images).items() if count > 1]
     if twice:
         raise AutoFormerError(f"{file}: names {twice[0].relative_to(root)} twice; an image has one label and one split")
-    return Source(root, f"CSV with the columns {path_column} and {label_column}", sorted(images), 0)
+    return Source(root, f"CSV with the columns {path} and {label}", sorted(images), 0)
 
 
 def _columns(file: Path, header: Sequence[str]) -> tuple[str, str, str | None]:
@@ -164,30 +160,19 @@ def _columns(file: Path, header: Sequence[str]) -> tuple[str, str, str | None]:
     return path, label, by_name.get("split")
 
 
-def _inside(file: Path, line: int, text: str | None, root: Path) -> Path:
-    """The file that a line names. It must lie in the CSV's folder, where links lead to, too."""
-    if not text or not text.strip() or "\0" in text:
-        raise AutoFormerError(f"{file}, line {line}: no path")
-    path = Path(os.path.normpath(root / text.strip()))
-    if not path.is_relative_to(root) or not Path(os.path.realpath(path)).is_relative_to(root):
-        raise AutoFormerError(
-            f"{file}, line {line}: {text} lies outside the folder of the CSV; move the images into it"
-        )
-    return path
-
-
-def _label(file: Path, line: int, text: str | None) -> str:
-    label = (text or "").strip()
+def _read_row(where: str, root: Path, path: str | None, label: str | None, split: str | None) -> SourceImage:
+    """The image that a line names. It must lie in the CSV's folder, even behind links."""
+    if not path or not path.strip() or "\0" in path:
+        raise AutoFormerError(f"{where}: no path")
+    file = Path(os.path.normpath(root / path.strip()))
+    if not file.is_relative_to(root) or not Path(os.path.realpath(file)).is_relative_to(root):
+        raise AutoFormerError(f"{where}: {path} lies outside the folder of the CSV; move the images into it")
+    label, split = (label or "").strip(), (split or "").strip().lower()
     if not label:
-        raise AutoFormerError(f"{file}, line {line}: no label")
-    return label
-
-
-def _split(file: Path, line: int, text: str | None) -> str:
-    name = (text or "").strip().lower()
-    if name and name not in SPLIT_OF:
-        raise AutoFormerError(f"{file}, line {line}: split '{name}' is none of train, val, test")
-    return SPLIT_OF.get(name, "")
+        raise AutoFormerError(f"{where}: no label")
+    if split and split not in SPLIT_OF:
+        raise AutoFormerError(f"{where}: split '{split}' is none of train, val, test")
+    return SourceImage(file, label, SPLIT_OF.get(split, ""))
 
 
 def _check(source: Source, path: Path) -> None:

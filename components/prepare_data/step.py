@@ -1,7 +1,7 @@
 """prepare_data: index the delivered images, split them, and describe them.
 
-Whatever was delivered (see `readers`) goes one way: every image indexed, train, search and test held apart by content,
-not just by number (`autoformer.images.splits`), and `train_full`, all images that may be trained on, for retraining.
+Every layout that `readers` knows is treated alike: each image is indexed; train, search and test share no content, not
+just no row (`autoformer.images.splits`); `train_full` holds all images that may be trained on, for retraining.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SPLITS = {
 class Prepared(NamedTuple):
     card: DatasetCard
     splits: dict[str, Split]
-    notes: tuple[str, ...]  # what was left out, a sentence each
+    notes: tuple[str, ...]  # images left out, a sentence each
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The step's command line."""
     step = step_parser(STEP, "Index the delivered images, split them into train, search and test, describe them.")
     step.add_argument("--data", required=True, help=DATA)
     step.add_argument("--card", type=Path, required=True, help="to write: the data set's card (JSON)")
@@ -58,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def prepare(data: Path, delivered: Delivered, section: PrepareData, seed: int) -> Prepared:
-    """Split and describe what was delivered in the folder `data`."""
+    """Split and describe the images of the folder `data`."""
     splits = split(delivered, section, seed)
     card = describe(delivered, splits, statistics(delivered, splits.rows["train"], data))
     return Prepared(card, splits.rows, splits.counted or card.notes)
@@ -88,7 +87,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def summary(prepared: Prepared) -> list[str]:
-    """What was made, in a few lines for people."""
+    """The splits and their statistics, in a few lines."""
     card = prepared.card
     shape = f"{card.channels} x {card.image_size} x {card.image_size} values"
     if card.encoding == "image":
@@ -99,6 +98,6 @@ def summary(prepared: Prepared) -> list[str]:
         by_class = np.bincount(rows.labels, minlength=len(card.classes))
         lines.append(f"  {name:<11}{len(rows.labels):>9} images, {by_class.min()} to {by_class.max()} of a class")
     means, deviations = (", ".join(f"{value:.4f}" for value in values) for values in (card.mean, card.std))
-    what = "normalised as ImageNet's" if (card.mean, card.std) == IMAGENET_STATISTICS else "train"
-    lines.append(f"  {what} pixels: mean {means}, standard deviation {deviations}")
+    kind = "normalised as ImageNet's" if (card.mean, card.std) == IMAGENET_STATISTICS else "train"
+    lines.append(f"  {kind} pixels: mean {means}, standard deviation {deviations}")
     return lines + [f"  {note}" for note in prepared.notes]

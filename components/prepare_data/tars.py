@@ -1,19 +1,126 @@
-"""Plain tars, read once from beginning to end: where each file in them lies, and what it is."""
+"""Tars read once from beginning to end: hashed on the way, and walked by `tarfile` without seeking or unpacking."""
 
+import hashlib
 import tarfile
-import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from hashlib import sha256
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
-
-import numpy as np
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, Self
 
 from autoformer.errors import AutoFormerError
-from autoformer.images.split_files import CHECKSUM, Split
-from runtime.storage.data import ArchiveFile
+from runtime.storage.places import ArchiveFile, size_of
 
-_BLOCK = 1 << 20  # bytes read at a time
+CHUNK_BYTES = 4 << 20  # read at once
+_QUEUED_CHUNKS = 4  # that may wait for a hash
+
+
+class HashedStream:
+    """A file read forwards; reading ahead and hashing run in threads beside the caller.
+
+    Args:
+        hashes: algorithms of `hashlib`.
+        progress: called with the bytes read so far.
+    """
+
+    def __init__(
+        self, path: ArchiveFile, hashes: Sequence[str] = ("sha256",), progress: Callable[[int], None] | None = None
+    ) -> None:
+        self.path, self.position = path, 0
+        self._progress, self._loaded = progress, 0
+        self._hashes = [hashlib.new(name, usedforsecurity=False) for name in hashes]
+        self._reader, *self._hashers = [ThreadPoolExecutor(1) for _ in (None, *hashes)]
+        self._pending: deque[Future[Any]] = deque()
+        self._chunk, self._start = b"", 0  # the unread bytes are `_chunk[_start:]`
+
+    def __enter__(self) -> Self:
+        self._file = self.path.open("rb", buffering=0)
+        self._next = self._reader.submit(self._file.read, CHUNK_BYTES)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thread in (self._reader, *self._hashers):
+            thread.shutdown()
+        self._file.close()
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes; fewer where the file ends."""
+        parts = []
+        while size > 0 and (self._start < len(self._chunk) or self._load()):
+            parts.append(self._chunk[self._start : self._start + size])
+            self._start += len(parts[-1])
+            self.position += len(parts[-1])
+            size -= len(parts[-1])
+        return b"".join(parts)
+
+    def blocks(self, end: int) -> Iterator[bytes]:
+        """All bytes up to the position `end`, in blocks."""
+        while block := self.read(min(end - self.position, CHUNK_BYTES)):
+            yield block
+
+    def finish(self) -> list[str]:
+        """Read to the end; the hexadecimal hashes of the whole file."""
+        while self._load():
+            pass
+        for pending in self._pending:
+            pending.result()
+        return [digest.hexdigest() for digest in self._hashes]
+
+    def _load(self) -> bool:
+        self._chunk, self._start = self._next.result(), 0
+        if not self._chunk:
+            return False
+        self._next = self._reader.submit(self._file.read, CHUNK_BYTES)
+        for thread, digest in zip(self._hashers, self._hashes, strict=True):
+            self._pending.append(thread.submit(digest.update, self._chunk))
+        while len(self._pending) > _QUEUED_CHUNKS * len(self._hashes):
+            self._pending.popleft().result()
+        self._loaded += len(self._chunk)
+        if self._progress:
+            self._progress(self._loaded)
+        return True
+
+
+class _Part:
+    """A stream up to the byte `end`, as the file object that `tarfile` reads forwards."""
+
+    def __init__(self, stream: HashedStream, end: int) -> None:
+        self._stream, self._end = stream, end
+        self.last = b""  # what was read last
+
+    def tell(self) -> int:
+        return self._stream.position
+
+    def seek(self, position: int) -> None:
+        for _ in self._stream.blocks(min(position, self._end)):
+            pass
+
+    def read(self, size: int) -> bytes:
+        self.last = self._stream.read(min(size, self._end - self._stream.position))
+        return self.last
+
+
+def members(stream: HashedStream, end: int) -> Iterator[tarfile.TarInfo]:
+    """The regular files of the tar that begins at the stream's position and ends at byte `end`.
+
+    The caller may read a member's content, which may be a tar itself; what it leaves unread is skipped.
+
+    Raises:
+        tarfile.ReadError: this is no tar, or it is damaged or cut off.
+    """
+    part = _Part(stream, end)
+    damaged = "no tar, or a damaged one, at byte"
+    try:
+        tar: Any = tarfile.TarFile(fileobj=part)  # type: ignore[arg-type]
+    except tarfile.ReadError:
+        raise tarfile.ReadError(f"{damaged} {stream.position - len(part.last)}") from None
+    for info in tar:
+        tar.members.clear()  # else it keeps a million of them
+        if info.offset_data + info.size > end:
+            raise tarfile.ReadError(f"ends within '{info.name}', which goes on to byte {info.offset_data + info.size}")
+        if info.isreg() and not info.issparse():
+            yield info
+    if part.last.strip(b"\0"):  # tarfile takes a damaged header for the end
+        raise tarfile.ReadError(f"{damaged} {stream.position - len(part.last)}")
 
 
 class Member(NamedTuple):
@@ -21,97 +128,30 @@ class Member(NamedTuple):
     offset: int  # of its first byte in the tar
     size: int
     checksum: str  # sha256
-    content: bytes  # empty unless it was asked for
+    content: bytes  # empty unless it was requested
 
 
-class Tar(NamedTuple):
-    members: list[Member]
-    checksum: str  # sha256 of the whole file
-
-
-def read_tar(path: ArchiveFile, keep: Callable[[str], bool] = lambda name: False) -> Tar:
-    """Every file in a tar, in its order; folders, links and special files are passed over.
+def read_tar(path: ArchiveFile, keep: Callable[[str], bool] = lambda name: False) -> tuple[list[Member], str]:
+    """Every regular file in a plain tar, in its order; and the sha256 of the tar.
 
     Args:
-        keep: which files' content is wanted, by name.
+        keep: whether to return the content of a file of that name.
 
     Raises:
-        AutoFormerError: it is missing, compressed, damaged or no tar.
+        AutoFormerError: the tar is missing, compressed or damaged.
     """
+    found = []
     try:
-        with path.open("rb") as file:
-            reader = _Hashed(file)
-            members = list(_members(reader, keep))
-            while reader.read(_BLOCK):  # what lies behind the end of the tar is part of the file too
-                pass
-            return Tar(members, reader.hash.hexdigest())
+        with HashedStream(path) as stream:
+            for info in members(stream, size_of(path)):
+                digest, content = hashlib.sha256(), bytearray()
+                for block in stream.blocks(info.offset_data + info.size):
+                    digest.update(block)
+                    if keep(info.name):
+                        content += block
+                found.append(Member(info.name, info.offset_data, info.size, digest.hexdigest(), bytes(content)))
+            return found, stream.finish()[0]
     except FileNotFoundError:
         raise AutoFormerError(f"{path}: no such archive; `make data` fetches it") from None
     except tarfile.TarError as error:
         raise AutoFormerError(f"{path}: not readable as a plain tar ({error}); `make data` fetches it again") from None
-
-
-def read_member(path: Path, name: str) -> bytes:
-    """One small file out of a .tar.gz. Raises `AutoFormerError` where either is missing or damaged."""
-    try:
-        with tarfile.open(path, "r:gz") as tar:
-            file = tar.extractfile(name)
-            if file is None:
-                raise KeyError(f"{name} is not a file")
-            return file.read()
-    except FileNotFoundError:
-        raise AutoFormerError(f"{path}: no such archive; `make data` fetches it") from None
-    except KeyError as error:
-        raise AutoFormerError(f"{path}: {error.args[0]}; `make data` fetches it again") from None
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise AutoFormerError(f"{path}: not readable as a .tar.gz ({error}); `make data` fetches it again") from None
-
-
-def _members(reader: "_Hashed", keep: Callable[[str], bool]) -> Iterator[Member]:
-    with tarfile.open(fileobj=reader, mode="r|", bufsize=_BLOCK) as tar:  # type: ignore[call-overload]
-        for info in tar:
-            tar.members.clear()  # else it keeps each of a million
-            if not info.isfile():
-                continue
-            stream, hashed, kept = tar.extractfile(info), sha256(), bytearray()
-            size = 0
-            while block := stream.read(_BLOCK):
-                hashed.update(block)
-                size += len(block)
-                if keep(info.name):
-                    kept += block
-            if size != info.size:
-                raise tarfile.ReadError(f"it ends within {info.name}")
-            yield Member(info.name, info.offset_data, info.size, hashed.hexdigest(), bytes(kept))
-
-
-class _Hashed:
-    """A file that hashes what is read of it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.hash = file, sha256()
-
-    def read(self, size: int) -> bytes:
-        block = self._file.read(size)
-        self.hash.update(block)
-        return block
-
-
-def pick(path: Path, tar: Tar, names: Sequence[str]) -> list[Member]:
-    """The files of these names in a tar, whatever folders they lie in. Raises `AutoFormerError` naming one it lacks."""
-    found = {Path(member.name).name: member for member in tar.members}
-    missing = next((name for name in names if name not in found), None)
-    if missing is not None:
-        raise AutoFormerError(f"{path}: holds no {missing}; `make data` brings it again")
-    return [found[name] for name in names]
-
-
-def as_split(archives: list[str], members: list[Member], labels: list[int]) -> Split:
-    """Rows of one file each. All three of one length."""
-    return Split(
-        archives=np.array(archives, dtype=object),
-        offsets=np.array([member.offset for member in members], dtype=np.int64),
-        sizes=np.array([member.size for member in members], dtype=np.int32),
-        labels=np.array(labels, dtype=np.int32),
-        checksums=np.array([member.checksum for member in members], dtype=CHECKSUM),
-    )
