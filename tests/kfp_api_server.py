@@ -63,6 +63,7 @@ class KfpServer:
         self.speaks_v2 = True
         self.requests: list[tuple[str, str]] = []
         self.authorizations: list[str | None] = []
+        self.cookies: list[str | None] = []
         self.pipelines: dict[str, api.V2beta1Pipeline] = {}
         self.versions: dict[str, api.V2beta1PipelineVersion] = {}
         self.experiments: dict[str, api.V2beta1Experiment] = {}
@@ -121,6 +122,7 @@ class KfpServer:
         with self._lock:
             self.requests.append((request.method, request.path))
             self.authorizations.append(request.headers.get("Authorization"))
+            self.cookies.append(request.headers.get("Cookie"))
             fault = next((each for each in self.faults if _hits(each, request)), None)
             if fault is not None:
                 self.faults.remove(fault)
@@ -235,8 +237,9 @@ class KfpServer:
 
     def _create_recurring(self, request: Request) -> Any:
         body = _read(request, "V2beta1RecurringRun")
-        self._check_namespace(body.namespace)
         self._check_reference(body)
+        body.namespace = self.experiments[body.experiment_id].namespace
+        self._check_namespace(body.namespace)
         if not 1 <= int(body.max_concurrency or 0) <= 10:
             raise RefusedError(400, "The max concurrency of the recurring run is out of range. Support 1-10")
         cron = body.trigger.cron_schedule

@@ -35,7 +35,7 @@ def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
     for name in ("no_proxy", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(kfp_access, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(kfp_client, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(follow_run, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(submit, "write_package", _package)
     monkeypatch.setenv("AUTOFORMER_IMAGE", "autoformer:test")
@@ -218,9 +218,9 @@ def test_a_projected_token_that_was_renewed_is_read_again(kfp: KfpServer, monkey
     file = tmp_path / "token"
     file.write_text("first")
     monkeypatch.setenv("KFP_TOKEN_FILE", str(file))
-    server = kfp_client.Server(kfp.host)
+    client = kfp_client.KfpClient(kfp.host)
     file.write_text("second")
-    server.experiment("autoformer")
+    client.experiment("autoformer")
     assert kfp.authorizations[0] == "Bearer first" and kfp.authorizations[-1] == "Bearer second"
 
 
@@ -247,6 +247,24 @@ def test_a_token_is_told_to_nobody(kfp: KfpServer, capsys: Capture, monkeypatch:
     kfp.fail("POST", f"{V2}/runs", status(400, json.dumps({"message": f"no such user: {SECRET}"})))
     line = refused(kfp, capsys, *DATA)
     assert "no such user: …" in line and SECRET not in line
+
+
+def test_nothing_comes_from_a_file_or_a_login_of_another_server(kfp: KfpServer, tmp_path: Path,
+                                                                monkeypatch: Any) -> None:  # fmt: skip
+    context = tmp_path / "context.json"
+    content = {
+        "namespace": "other", "client_authentication_cookie": "session=other",
+        "client_authentication_header_name": "Authorization", "client_authentication_header_value": "other",
+    }  # fmt: skip
+    context.write_text(json.dumps(content))
+    monkeypatch.setattr("kfp.Client._LOCAL_KFP_CONTEXT", str(context))
+    monkeypatch.setenv("KF_PIPELINES_IAP_OAUTH2_CLIENT_ID", "someone")
+    assert run(kfp, *DATA) == 0
+    assert set(kfp.authorizations) == set(kfp.cookies) == {None}
+    assert json.loads(context.read_text()) == content and list(tmp_path.iterdir()) == [context]
+    kfp.namespaces = {"mine"}
+    assert run(kfp, "--namespace", "mine", *DATA) == 0
+    assert json.loads(context.read_text()) == content
 
 
 # Servers that are none
@@ -316,7 +334,7 @@ def test_an_older_server_is_told_of(kfp: KfpServer, capsys: Capture) -> None:
 
 def test_a_server_that_is_slow(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
     monkeypatch.setattr(kfp_client, "TIMEOUT_SECONDS", (1, 0.1))
-    monkeypatch.setattr(kfp_access, "REPETITIONS", 0)
+    monkeypatch.setattr(kfp_client, "RETRIES", 0)
     kfp.fail("GET", f"{V2}/healthz", slow(0.5))
     assert "no answer within 0.1 s" in refused(kfp, capsys, *DATA)
 
@@ -463,7 +481,7 @@ def test_a_run_that_does_not_succeed(look: dict[str, Any], says: str, kfp: KfpSe
 
 
 def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
-    monkeypatch.setattr(kfp_access, "REPETITIONS", 0)
+    monkeypatch.setattr(kfp_client, "RETRIES", 0)
     kfp.story = GOOD
     for what in (reset, status(503), status(500), reset):
         kfp.fail("GET", f"{V2}/runs/.*", what)
@@ -472,7 +490,7 @@ def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: 
 
 
 def test_a_server_that_is_away_for_too_long(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
-    monkeypatch.setattr(kfp_access, "REPETITIONS", 0)
+    monkeypatch.setattr(kfp_client, "RETRIES", 0)
     monkeypatch.setattr(follow_run, "PATIENCE_SECONDS", 0.05)
     kfp.story = GOOD
     kfp.fail("GET", f"{V2}/runs/.*", reset, times=1000)
@@ -552,10 +570,10 @@ def test_a_recurring_run_is_ended(kfp: KfpServer, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("every", "expected"),
     [
-        ("0 3 * * 1", {"cron_schedule": {"cron": "0 0 3 * * 1"}}),
-        ("*/15 0-6,22 1 JAN-mar mon", {"cron_schedule": {"cron": "0 */15 0-6,22 1 JAN-mar mon"}}),
-        ("90m", {"periodic_schedule": {"interval_second": "5400"}}),
-        ("2d", {"periodic_schedule": {"interval_second": "172800"}}),
+        ("0 3 * * 1", {"cron_expression": "0 0 3 * * 1"}),
+        ("*/15 0-6,22 1 JAN-mar mon", {"cron_expression": "0 */15 0-6,22 1 JAN-mar mon"}),
+        ("90m", {"interval_second": 5400}),
+        ("2d", {"interval_second": 172800}),
     ],
 )
 def test_triggers(every: str, expected: dict[str, Any]) -> None:

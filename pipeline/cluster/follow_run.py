@@ -4,12 +4,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from itertools import repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster.kfp_client import NoAnswerError, Server
+from pipeline.cluster.kfp_access import NoAnswerError
 from runtime.common.config import STEPS
 from runtime.common.console import say
 from runtime.common.retrying import retry, within
+
+if TYPE_CHECKING:
+    from pipeline.cluster.kfp_client import KfpClient
 
 POLL_SECONDS = 5.0
 PATIENCE_SECONDS = 900.0  # for a server that does not answer: the run goes on without it
@@ -26,14 +29,14 @@ _WORDS = {
 }
 
 
-def follow_run(server: Server, run_id: str) -> int:
+def follow_run(client: "KfpClient", run_id: str) -> int:
     """Print what changes until the run has ended; 0 where it succeeded, else 1 with the failed task in one line.
 
     Raises:
         AutoFormerError: the server refuses to be asked, or has not answered for a quarter of an hour.
     """
     shown: dict[str, str] = {}
-    for run in _looks(server, run_id):
+    for run in _looks(client, run_id):
         tasks = _tasks(run)
         for name in TASKS:
             state = str(tasks[name].state) if name in tasks else ""
@@ -41,13 +44,13 @@ def follow_run(server: Server, run_id: str) -> int:
                 shown[name] = state
                 say(f"{name}: {_WORDS[state]}{_seconds(tasks[name]) if state == 'SUCCEEDED' else ''}")
     if run.state != "SUCCEEDED":
-        say(f"submit: {_end(run, server)}", sys.stderr)
+        say(f"submit: {_end(run, client)}", sys.stderr)
         return 1
-    say(f"the run succeeded: {server.page(run_id)}")
+    say(f"the run succeeded: {client.page(run_id)}")
     return 0
 
 
-def _looks(server: Server, run_id: str) -> Iterator[Any]:
+def _looks(client: "KfpClient", run_id: str) -> Iterator[Any]:
     """The run, asked for again and again; the last one has ended."""
 
     def tell(error: NoAnswerError, failures: int) -> None:
@@ -56,7 +59,7 @@ def _looks(server: Server, run_id: str) -> Iterator[Any]:
 
     while True:
         pauses = within(PATIENCE_SECONDS, repeat(POLL_SECONDS))
-        run = retry(lambda: server.run(run_id), NoAnswerError, pauses, tell)
+        run = retry(lambda: client.get_run(run_id), NoAnswerError, pauses, tell)
         yield run
         if run.state in ENDED:
             return
@@ -75,18 +78,18 @@ def _seconds(task: Any) -> str:
     return f", {(task.end_time - task.start_time).total_seconds():.0f} s"
 
 
-def _end(run: Any, server: Server) -> str:
+def _end(run: Any, client: "KfpClient") -> str:
     """Why the run did not succeed: the task that failed, what it said, and where its log is."""
     if run.state in ("CANCELED", "SKIPPED"):
-        return f"the run was terminated: {server.page(run.run_id)}"
+        return f"the run was terminated: {client.page(run.run_id)}"
     known = {task.task_id: task for task in (run.run_details.task_details if run.run_details else None) or []}
     failed = [task for name, task in _tasks(run).items() if task.state == "FAILED"]
     if not failed:
-        return f"the run failed: {_message([run])}; {server.page(run.run_id)}"
+        return f"the run failed: {_message([run])}; {client.page(run.run_id)}"
     parts = [failed[0], *_below(failed[0], known)]
     pod = next((part.pod_name for part in reversed(parts) if part.state == "FAILED" and part.pod_name), None)
-    log = f"; its log: kubectl -n {server.pods} logs {pod} -c main" if pod else ""
-    return f"{failed[0].display_name} failed: {_message([run, *parts])}{log}; {server.page(run.run_id)}"
+    log = f"; its log: kubectl -n {client.pod_namespace} logs {pod} -c main" if pod else ""
+    return f"{failed[0].display_name} failed: {_message([run, *parts])}{log}; {client.page(run.run_id)}"
 
 
 def _below(task: Any, known: Mapping[str, Any]) -> Iterator[Any]:
