@@ -491,7 +491,7 @@ def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: 
 
 def test_a_server_that_is_away_for_too_long(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
     monkeypatch.setattr(kfp_client, "RETRIES", 0)
-    monkeypatch.setattr(follow_run, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(follow_run, "OUTAGE_SECONDS", 0.05)
     kfp.story = GOOD
     kfp.fail("GET", f"{V2}/runs/.*", reset, times=1000)
     line = refused(kfp, capsys, "--wait", *DATA)
