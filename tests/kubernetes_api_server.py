@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType
@@ -84,6 +85,10 @@ def stamp(nanosecond: int) -> str:
     """A time as a kubelet writes it before a line."""
     seconds, rest = divmod(nanosecond, 10**9)
     return f"2026-01-01T00:{seconds // 60:02d}:{seconds % 60:02d}.{rest:09d}Z"
+
+
+def _ago(seconds: int) -> str:
+    return f"{datetime.now(UTC) - timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}"
 
 
 class ApiServer:
@@ -296,15 +301,15 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(200, {"items": found})
 
     def _log(self, name: str, query: dict[str, str]) -> None:
-        """Lines with their times; with `follow` until the pod ends. As the kubelet does, from a whole second on."""
+        """Lines with their times; with `follow` until the pod ends; `sinceSeconds` is by this machine's clock."""
         pod = next((pod for pod in self.state.pods if pod.name == name), None)
         if pod is None:
             return self._refuse(404, f'pods "{name}" not found')
-        assert query["container"] == "node" and query["timestamps"] == "true"
+        assert query["container"] == "node" and query["timestamps"] == "True"  # as Kubernetes' client writes it
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        since = query.get("sinceTime", "").removesuffix("Z")
+        since = _ago(int(query["sinceSeconds"])) if "sinceSeconds" in query else ""
         cut = self.state.breaks.pop(0) if self.state.breaks and "follow" in query else None
         lines, sent = pod.lines[-int(query["tailLines"]) :] if "tailLines" in query else pod.lines, 0
         while True:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from together import free_port, run_ranks
 
 from runtime.kubernetes.api import Patience
 from runtime.kubernetes.job_folder import JobFolder
+from runtime.kubernetes.log import SKEW_SECONDS
 from runtime.kubernetes.settings import JobSettings
 from runtime.steps.job_launch import launch
 from runtime.steps.kfp_edge import call
@@ -360,6 +362,9 @@ def test_no_line_of_a_log_is_lost_or_printed_twice(desk: Desk, capsys: pytest.Ca
     desk.server.script = [begin, lambda: _has_read(desk, 4), finish]
     assert desk.launch() == 0
     printed = capsys.readouterr().out.splitlines()[1:]
+    first, *_, last = [query for _, path, query in desk.server.asked if path.endswith("/log")]
+    age = (datetime.now(UTC) - datetime(2026, 1, 1, tzinfo=UTC)).total_seconds()  # of the first line
+    assert "sinceSeconds" not in first and age - 20 < int(last["sinceSeconds"]) - SKEW_SECONDS <= age + 1
     assert printed == [*lines, "not \N{REPLACEMENT CHARACTER} text", "the last words"]
 
 
