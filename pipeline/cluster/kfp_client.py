@@ -51,7 +51,13 @@ class KfpClient(Client):
         try:
             health = self.healthzs.healthz_service_get_healthz()
         except MissingError:
-            raise self._no_kfp() from None
+            version = self.version()
+            raise AutoFormerError(
+                f"{self.host}: KFP {version[0]}.{version[1]}, without the API v2beta1; "
+                f"{OLDEST[0]}.{OLDEST[1]} or later is needed"
+                if version
+                else f"{self.host}: a server, but no KFP API: /apis/v2beta1/healthz is not there (404)"
+            ) from None
         if health.multi_user and not namespace:
             raise AutoFormerError(f"{self.host}: several users share this server; name your namespace, NAMESPACE=…")
         self.namespace = namespace if health.multi_user else ""
@@ -71,7 +77,8 @@ class KfpClient(Client):
         if token() is not None:
             configuration.api_key_prefix["authorization"] = "Bearer"
             configuration.api_key["authorization"] = ""
-            configuration.refresh_api_key_hook = _refresh_token
+            # For each request: a projected token is replaced every hour.
+            configuration.refresh_api_key_hook = lambda own: own.api_key.update(authorization=token())
         return configuration
 
     def _load_context_setting_or_default(self) -> None:
@@ -109,7 +116,7 @@ class KfpClient(Client):
 
     def experiment(self, name: str) -> str:
         """The id of the experiment of that name, which is created where there is none."""
-        return str(_create(lambda: self.create_experiment(name)).experiment_id)
+        return str(_create(lambda: self.find("experiments", name) or self.create_experiment(name)).experiment_id)
 
     def start(self, name: str, arguments: dict[str, Any]) -> str:
         """Start a run with arguments of `run_pipeline`; returns its id.
@@ -177,24 +184,22 @@ class KfpClient(Client):
         return AutoFormerError(f"{self.host}: the answer is not one of KFP's API v2beta1")
 
     def _refusal(self, error: api.ApiException) -> AutoFormerError:
-        message = _message(error)
-        if error.status in (401, 403):
-            return AutoFormerError(f"{self.host} {self._denial(error.status)}: {message}")
-        if error.status == 404:
-            return MissingError(f"{self.host}: {message}")
-        if error.status == 409:
-            return TakenError(f"{self.host}: {message}")
-        kind = NoAnswerError if (error.status or 0) >= 500 or error.status == 429 else AutoFormerError
-        return kind(f"{self.host} answers {error.status}: {message}")
-
-    def _denial(self, status: int) -> str:
-        """401 concerns the identity, 403 its permissions."""
+        status, message = error.status, _message(error)
         where = f" in the namespace '{self.namespace}'" if self.namespace else ""
-        if self._api.configuration.refresh_api_key_hook is None:
-            return f"wants a token ({status}); put one into KFP_TOKEN, or the path of one into KFP_TOKEN_FILE"
+        if status in (401, 403) and self._api.configuration.refresh_api_key_hook is None:
+            advice = "put one into KFP_TOKEN, or the path of one into KFP_TOKEN_FILE"
+            return AutoFormerError(f"{self.host} wants a token ({status}); {advice}: {message}")
         if status == 401:
-            return f"refuses the token{where} (401); it may have expired, or be for another server"
-        return f"does not let this token do that{where} (403)"
+            advice = "it may have expired, or be for another server"
+            return AutoFormerError(f"{self.host} refuses the token{where} (401); {advice}: {message}")
+        if status == 403:
+            return AutoFormerError(f"{self.host} does not let this token do that{where} (403): {message}")
+        if status == 404:
+            return MissingError(f"{self.host}: {message}")
+        if status == 409:
+            return TakenError(f"{self.host}: {message}")
+        kind = NoAnswerError if (status or 0) >= 500 or status == 429 else AutoFormerError
+        return kind(f"{self.host} answers {status}: {message}")
 
     def _no_answer(self, error: exceptions.HTTPError) -> AutoFormerError:
         reason = getattr(error, "reason", None) or error
@@ -213,19 +218,6 @@ class KfpClient(Client):
         if isinstance(reason, exceptions.ProtocolError | exceptions.ResponseError):
             return NoAnswerError(f"{self.host}: the connection broke off")
         return AutoFormerError(f"{self.host}: cannot be asked ({type(reason).__name__})")
-
-    def _no_kfp(self) -> AutoFormerError:
-        version = self.version()
-        if version is None:
-            return AutoFormerError(f"{self.host}: a server, but no KFP API: /apis/v2beta1/healthz is not there (404)")
-        return AutoFormerError(
-            f"{self.host}: KFP {version[0]}.{version[1]}, without the API v2beta1; "
-            f"{OLDEST[0]}.{OLDEST[1]} or later is needed"
-        )
-
-
-def _refresh_token(configuration: api.Configuration) -> None:
-    configuration.api_key["authorization"] = token()  # a projected token is replaced every hour
 
 
 def _create(attempt: Callable[[], Answer]) -> Answer:

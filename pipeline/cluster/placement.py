@@ -6,7 +6,7 @@ one, which launches a TrainJob with the settings in `AUTOFORMER_JOB`.
 
 from kfp import dsl, kubernetes
 
-from pipeline.cluster.settings import POD, Cluster, Pod, Retries, Step
+from pipeline.cluster.settings import POD, Cluster, Pod, Step
 from runtime.common.config import STEPS
 from runtime.kubernetes.settings import VARIABLE
 
@@ -23,10 +23,20 @@ def configure_task(cluster: Cluster, step: str, task: dsl.PipelineTask) -> None:
         task.set_env_variable(VARIABLE, job.to_json())
     elif pod.deadline_seconds:
         kubernetes.set_timeout(task, pod.deadline_seconds)  # a job has its own, and may have to wait for machines
+    retries = (settings or pod).retries
+    if retries.count:
+        task.set_retry(
+            retries.count,
+            backoff_duration=f"{retries.backoff_seconds}s",
+            backoff_factor=retries.backoff_factor,
+            backoff_max_duration=f"{retries.backoff_max_seconds}s",
+        )
     _set_resources(task, pod)
-    _set_retries(task, (settings or pod).retries)
     _set_identity(task, step, cluster)
-    _mount_volumes(task, cluster)
+    kubernetes.empty_dir_mount(task, "scratch", cluster.scratch.mount, size_limit=cluster.scratch.size)
+    kubernetes.empty_dir_mount(task, "temporary", "/tmp", size_limit=cluster.scratch.size)
+    for volume in cluster.volumes:
+        kubernetes.mount_pvc(task, volume.claim, volume.mount)
 
 
 def pipeline_config(cluster: Cluster) -> dsl.PipelineConfig:
@@ -48,16 +58,6 @@ def _set_resources(task: dsl.PipelineTask, pod: Pod) -> None:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=pod.shm)
 
 
-def _set_retries(task: dsl.PipelineTask, retries: Retries) -> None:
-    if retries.count:
-        task.set_retry(
-            retries.count,
-            backoff_duration=f"{retries.backoff_seconds}s",
-            backoff_factor=retries.backoff_factor,
-            backoff_max_duration=f"{retries.backoff_max_seconds}s",
-        )
-
-
 def _set_identity(task: dsl.PipelineTask, step: str, cluster: Cluster) -> None:
     """Labels, the pod's own name and ids, secrets, user and pull secrets."""
     ours = {"app.kubernetes.io/name": "autoformer", "app.kubernetes.io/component": step}
@@ -73,10 +73,3 @@ def _set_identity(task: dsl.PipelineTask, step: str, cluster: Cluster) -> None:
     kubernetes.set_image_pull_policy(task, cluster.images.pull_policy)
     if cluster.images.pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(cluster.images.pull_secrets))
-
-
-def _mount_volumes(task: dsl.PipelineTask, cluster: Cluster) -> None:
-    kubernetes.empty_dir_mount(task, "scratch", cluster.scratch.mount, size_limit=cluster.scratch.size)
-    kubernetes.empty_dir_mount(task, "temporary", "/tmp", size_limit=cluster.scratch.size)
-    for volume in cluster.volumes:
-        kubernetes.mount_pvc(task, volume.claim, volume.mount)

@@ -4,7 +4,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from autoformer.errors import AutoFormerError
@@ -34,33 +34,26 @@ def follow_job(api: KubernetesApi, name: str, step: str, patience: Patience) -> 
     Raises:
         Fallen: why it did not complete, with the exit code of the container that failed first.
     """
-    log = LogThread(api, name, patience)
+    log, report = LogThread(api, name, patience), _Report(api, step, name)
     log.start()
     try:
-        job, pods = _wait_for_end(api, name, _Report(api, step, name), log, patience)
+        while True:
+            job = api.get(name)
+            if job is None or job["metadata"].get("deletionTimestamp"):
+                raise Fallen(f"the job {name} was deleted; the same command goes on from the last checkpoint", LOST)
+            pods = api.pods(name)
+            log.set_pods(pods)
+            failed = condition(job, "Failed")
+            if failed or condition(job, "Complete"):
+                break
+            report.update(job, pods)
+            time.sleep(patience.poll_seconds)
     except BaseException:
         log.stop()
         raise
     log.end()
-    failed = condition(job, "Failed")
     if failed:
         raise _failure(api, job, failed, pods)
-
-
-def _wait_for_end(
-    api: KubernetesApi, name: str, report: "_Report", log: LogThread, patience: Patience
-) -> tuple[Object, list[Object]]:
-    """The job and its pods, once it has ended."""
-    while True:
-        job = api.get(name)
-        if job is None or job["metadata"].get("deletionTimestamp"):
-            raise Fallen(f"the job {name} was deleted; the same command goes on from the last checkpoint", LOST)
-        pods = api.pods(name)
-        log.set_pods(pods)
-        if condition(job, "Complete") or condition(job, "Failed"):
-            return job, pods
-        report.update(job, pods)
-        time.sleep(patience.poll_seconds)
 
 
 class _Report:
@@ -154,7 +147,10 @@ def _failure(api: KubernetesApi, job: Object, failed: Object, pods: list[Object]
         reason = f"{failed.get('reason', '')}: {failed.get('message', '')}".strip(": ")
         return Fallen(f"the job {name} failed ({reason}); none of its pods is left to say more", 1)
     pod = first.pod["metadata"]["name"]
-    _print_errors([f"last lines of {pod}:", *_tail(api, pod), *_events(api, pod)])
+    _print_errors([f"last lines of {pod}:"])
+    with contextlib.suppress(OSError, RefusedError):  # the pod may be gone with its machine
+        _print_errors(f"  {line.partition(' ')[2]}" for line in api.log(pod, tail_lines=TAIL_LINES))
+    _print_errors(_events(api, pod))
     return Fallen(f"machine {index_of(first.pod)} of {machines}: {first.why}", first.code)
 
 
@@ -172,11 +168,6 @@ def _end(pod: Object) -> _End | None:
         why = f"its pod failed ({status.get('reason', 'unknown')}: {status.get('message', '')})"
         return _End(pod, LOST, str(status.get("startTime", "")), why.replace(": )", ")"))
     return None
-
-
-def _tail(api: KubernetesApi, pod: str) -> Iterator[str]:
-    with contextlib.suppress(OSError, RefusedError):  # the pod may be gone with its machine
-        yield from (f"  {line.partition(' ')[2]}" for line in api.log(pod, tail_lines=TAIL_LINES))
 
 
 def _events(api: KubernetesApi, about: str) -> list[str]:
