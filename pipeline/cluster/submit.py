@@ -75,7 +75,7 @@ def _run(arguments: argparse.Namespace, state: list[str]) -> int:
         return _follow(_connect(arguments, cluster), arguments.run, state)
     if arguments.terminate:
         _connect(arguments, cluster).terminate_run(arguments.terminate)
-        say(f"run {arguments.terminate}: told to end")
+        say(f"run {arguments.terminate}: termination requested")
         return 0
     if arguments.every == schedules.NEVER:
         return _end_recurring(_connect(arguments, cluster), arguments)
