@@ -14,8 +14,9 @@ from pydantic.fields import FieldInfo
 
 from autoformer.files import write_text
 from autoformer.space import SearchSpace
-from pipeline.cluster.settings import ON_GPUS, SHARED, Cluster, Pod, Step
+from pipeline.cluster.settings import ON_GPUS, Cluster, Pod, Step
 from runtime.common.config import STEPS, Config, TrainingSection
+from runtime.kubernetes.job import SHARED_STEPS
 from runtime.kubernetes.settings import Name
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -94,8 +95,8 @@ repeated.
     ON_A_CLUSTER: f"""\
 Keys of each section of `steps`, which are {_named(STEPS)}.
 
-GPUs are for {_named(ON_GPUS)}; several machines for {_named(SHARED)}. The section `launcher`, for `resolve_config` and
-for pods that launch a job of several machines, takes {_named(Pod.model_fields)} of these keys.
+GPUs are for {_named(ON_GPUS)}; several machines for {_named(SHARED_STEPS)}. The section `launcher`, for
+`resolve_config` and for pods that launch a job of several machines, takes {_named(Pod.model_fields)} of these keys.
 """,
     "Environment": "What a process reads from its environment. None of it decides a result.\n",
 }

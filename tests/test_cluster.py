@@ -14,8 +14,9 @@ from s3_server import S3Server
 
 from autoformer.errors import AutoFormerError
 from pipeline.cluster.compile import main, write_manifests, write_package
-from pipeline.cluster.settings import ON_GPUS, SHARED, Cluster, load_cluster
+from pipeline.cluster.settings import ON_GPUS, Cluster, load_cluster
 from runtime.common.config import ROOT, STEPS
+from runtime.kubernetes.job import SHARED_STEPS
 from runtime.kubernetes.settings import VARIABLE, JobSettings
 from runtime.storage.artifacts import POINTER, publish
 
@@ -203,7 +204,7 @@ def test_deadlines_and_retries_are_as_said(gpu: Package, multi_node: Package) ->
 def test_a_step_on_several_machines_is_launched_by_a_light_pod(multi_node: Package) -> None:
     for step in TASKS:
         told = multi_node.environment(step).get(VARIABLE)
-        assert (told is not None) == (step in SHARED)
+        assert (told is not None) == (step in SHARED_STEPS)
         if told is None:
             continue
         job = JobSettings.parse(told)

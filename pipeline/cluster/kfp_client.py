@@ -30,7 +30,7 @@ class KfpClient(Client):
     """A KFP server (API v2beta1), and the namespace that runs belong to. Every refusal is an `AutoFormerError`.
 
     `kfp.Client` alone sets no time limit, takes a web page for an empty answer, reads ~/.config/kfp, which may hold
-    another server's namespace and cookies, writes into it, and logs in to Google where the environment says so.
+    another server's namespace and cookies, writes into it, and logs in to Google by variables of the environment.
 
     Args:
         host: address of the UI, which forwards API requests, or of the API itself.
@@ -47,7 +47,7 @@ class KfpClient(Client):
             warnings.simplefilter("ignore", FutureWarning)  # "only works with v2.0.0-beta.2 and later"
             super().__init__(self.host)
         self._api = self.runs.api_client
-        self._call, self._api.call_api = self._api.call_api, self._checked_call  # what all methods send requests by
+        self._call, self._api.call_api = self._api.call_api, self._checked_call  # for all methods
         try:
             health = self.healthzs.healthz_service_get_healthz()
         except MissingError:
@@ -156,7 +156,7 @@ class KfpClient(Client):
     # --- requests ---
 
     def _checked_call(self, *arguments: Any, **options: Any) -> Any:
-        """Send a request within the time limit, and see that KFP answers. No message holds the token."""
+        """Send a request within the time limit, and check that KFP answers. No message holds the token."""
         try:
             answer = self._call(*arguments, **(options | {"_request_timeout": TIMEOUT_SECONDS}))
         except api.ApiException as error:

@@ -16,6 +16,7 @@ from autoformer.frozen import Frozen
 from autoformer.named import named_file
 from runtime.common.config import STEPS
 from runtime.common.overrides import apply
+from runtime.kubernetes.job import SHARED_STEPS
 from runtime.kubernetes.settings import (
     VARIABLE,
     EveryPod,
@@ -29,8 +30,7 @@ from runtime.kubernetes.settings import (
 )
 from runtime.kubernetes.settings import Path as Mount
 
-SHARED = ("train_supernet", "search_subnet", "retrain_subnet")  # steps that several machines can share
-ON_GPUS = (*SHARED, "evaluate_subnet")
+ON_GPUS = (*SHARED_STEPS, "evaluate_subnet")
 WORK, STORE = "AUTOFORMER_WORK", "AUTOFORMER_STORE"
 POD = {  # variables that describe the pod to itself: name -> field of the pod
     "KFP_RUN_ID": "metadata.labels['pipeline/runid']",
@@ -167,9 +167,9 @@ class Cluster(EveryPod):
             step, key = self.step(name), f"steps.{name}"
             if step.gpus and name not in ON_GPUS:
                 raise ValueError(f"{key}.gpus = {step.gpus}: this step uses no GPU; leave the key out")
-            if step.nodes > 1 and name not in SHARED:
+            if step.nodes > 1 and name not in SHARED_STEPS:
                 raise ValueError(
-                    f"{key}.nodes = {step.nodes}: one machine does this step; several share {', '.join(SHARED)}"
+                    f"{key}.nodes = {step.nodes}: one machine does this step; several share {', '.join(SHARED_STEPS)}"
                 )
             if step.nodes > 1 and STORE not in self.env and all(volume.read_only for volume in self.volumes):
                 raise ValueError(

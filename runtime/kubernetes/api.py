@@ -81,31 +81,31 @@ class KubernetesApi:
             raise AutoFormerError(
                 f"no cluster to launch a job in ({error}); run it in a pod, or set KUBECONFIG"
             ) from None
-        configuration.retries = False  # `_ask` repeats requests, and reports it
+        configuration.retries = False  # `_request` repeats requests, and reports it
         return cls(configuration, _namespace(), patience)
 
     def create(self, manifest: Object) -> Object | None:
         """Create a job; None where one of its name exists."""
-        return self._ask("create", self._jobs.create_namespaced_custom_object, *self._kind, manifest, none_for=409)
+        return self._request("create", self._jobs.create_namespaced_custom_object, *self._kind, manifest, none_for=409)
 
     def get(self, name: str) -> Object | None:
         """A job; None where there is none of that name."""
-        return self._ask("get", self._jobs.get_namespaced_custom_object, *self._kind, name, none_for=404)
+        return self._request("get", self._jobs.get_namespaced_custom_object, *self._kind, name, none_for=404)
 
     def jobs(self, labels: Mapping[str, str]) -> list[Object]:
         """The jobs with these labels."""
         selector = ",".join(f"{name}={value}" for name, value in labels.items())
         call = self._jobs.list_namespaced_custom_object
-        return list(self._ask("list", call, *self._kind, label_selector=selector)["items"])
+        return list(self._request("list", call, *self._kind, label_selector=selector)["items"])
 
     def patch(self, name: str, change: Object) -> None:
         """Merge `change` into a job, where it still exists."""
-        self._ask("patch", self._jobs.patch_namespaced_custom_object, *self._kind, name, change, none_for=404)
+        self._request("patch", self._jobs.patch_namespaced_custom_object, *self._kind, name, change, none_for=404)
 
     def delete(self, name: str) -> None:
         """Delete a job with its pods, where it still exists."""
         call = self._jobs.delete_namespaced_custom_object
-        self._ask("delete", call, *self._kind, name, body=_WITH_PODS, none_for=404)
+        self._request("delete", call, *self._kind, name, body=_WITH_PODS, none_for=404)
 
     def delete_at_once(self, name: str) -> None:
         """Request a job's deletion once, within a second, whatever the answer. For a signal's handler."""
@@ -116,21 +116,21 @@ class KubernetesApi:
     def pods(self, job: str) -> list[Object]:
         """The pods of a job, oldest first."""
         call = self._core.list_namespaced_pod
-        pods = self._ask("list", call, self.namespace, label_selector=f"{POD_JOB}={job}", what="pods")["items"]
+        pods = self._request("list", call, self.namespace, label_selector=f"{POD_JOB}={job}", resource="pods")["items"]
         return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
     def events(self, about: str) -> list[str]:
         """The events about the object of that name, a line each, oldest first."""
         call, selector = self._core.list_namespaced_event, f"involvedObject.name={about}"
-        events = self._ask("list", call, self.namespace, field_selector=selector, what="events")["items"]
+        events = self._request("list", call, self.namespace, field_selector=selector, resource="events")["items"]
         events.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime")))
         return [f"{event.get('type')} {event.get('reason')}: {event.get('message')}" for event in events]
 
     def log(self, pod: str, follow: bool = False, **options: int | None) -> Iterator[str]:
-        """The lines of a pod's log, each after its time. With `follow` as they are written; those without an end of
-        line are left out.
+        """The lines of a pod's log, each after its time.
 
         Args:
+            follow: yield lines as they are written, except one without an end of line.
             options: `since_seconds`, `tail_lines`.
 
         Raises:
@@ -153,9 +153,9 @@ class KubernetesApi:
         """From now on wait for an API that is away only as long as a process that is being stopped may take."""
         self._patience = self._patience._replace(outage_seconds=self._patience.drain_seconds)
 
-    def _ask(
+    def _request(
         self, verb: str, call: Callable[..., Any], *arguments: Any,
-        what: str = TRAINJOBS, none_for: int | None = None, **options: Any,
+        resource: str = TRAINJOBS, none_for: int | None = None, **options: Any,
     ) -> Any:  # fmt: skip
         """The parsed answer to a request, or None where its status is `none_for`.
 
@@ -189,13 +189,13 @@ class KubernetesApi:
         except RefusedError as refused:
             if refused.status == none_for:
                 return None
-            raise self._refusal(refused, verb, what) from None
+            raise self._refusal(refused, verb, resource) from None
         if reported:
             say("the Kubernetes API answers again", sys.stderr)
         return answer
 
-    def _refusal(self, refused: RefusedError, verb: str, what: str) -> AutoFormerError:
-        where = f"{what} in namespace {self.namespace}"
+    def _refusal(self, refused: RefusedError, verb: str, resource: str) -> AutoFormerError:
+        where = f"{resource} in namespace {self.namespace}"
         if refused.status == 403 and "admission webhook" not in str(refused):
             return AutoFormerError(
                 f"not allowed to {verb} {where}; apply the Role and the RoleBinding of {MANIFESTS}: {refused}"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from autoformer.files import hash_value
 from runtime.kubernetes.settings import JobSettings
 
-STEPS = ("train_supernet", "search_subnet", "retrain_subnet")  # those that several ranks do together
+SHARED_STEPS = ("train_supernet", "search_subnet", "retrain_subnet")  # the steps that several machines can share
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 MANAGER = "autoformer/launcher"  # of our patch of the runtime; other managers, as Kueue, have theirs
 CONTAINER, REPLICATED = "node", "node"  # Trainer's names

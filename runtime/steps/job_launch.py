@@ -20,7 +20,7 @@ from runtime.common.console import refuse, say
 from runtime.common.stopping import Stopped, between_steps, stoppable
 from runtime.kubernetes.api import PATIENCE, KubernetesApi, Object, Patience
 from runtime.kubernetes.follow import condition, follow_job
-from runtime.kubernetes.job import ATTEMPT, STEPS, Launch, manifest, owners
+from runtime.kubernetes.job import ATTEMPT, SHARED_STEPS, Launch, manifest, owners
 from runtime.kubernetes.job_folder import JobFolder, inputs_hash, pairs, shared_folder
 from runtime.kubernetes.settings import VARIABLE, JobSettings, job_settings
 from runtime.steps.command import exit_code
@@ -72,8 +72,8 @@ def checked(step: str, argv: Sequence[str], settings: JobSettings) -> list[str]:
     Raises:
         AutoFormerError: one line: a step that one process does, or a configuration that these machines cannot share.
     """
-    if step not in STEPS:
-        raise AutoFormerError(f"one process does this step; a job on several machines is for {', '.join(STEPS)}")
+    if step not in SHARED_STEPS:
+        raise AutoFormerError(f"one process does this step; a job on several machines is for {', '.join(SHARED_STEPS)}")
     given = pairs(argv)
     overrides = [value for name, value in given if name == "--set"]
     source = dict(given).get("--config")
