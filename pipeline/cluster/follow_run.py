@@ -36,12 +36,16 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
         AutoFormerError: the server refuses a request, or has not answered for a quarter of an hour.
     """
     printed: dict[str, str] = {}
-    for run in _poll(client, run_id):
+    while True:
+        run = _get_run(client, run_id)
         for name, task in _tasks(run).items():
             state = str(task.state)
             if state in _WORDS and printed.get(name) != state:
                 printed[name] = state
                 say(f"{name}: {_WORDS[state]}{_seconds(task) if state == 'SUCCEEDED' else ''}")
+        if run.state in ENDED:
+            break
+        time.sleep(POLL_SECONDS)
     if run.state == "SUCCEEDED":
         say(f"the run succeeded: {client.page(run_id)}")
         return 0
@@ -49,20 +53,15 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
     return 1
 
 
-def _poll(client: "KfpClient", run_id: str) -> Iterator[Any]:
-    """The run, every few seconds until it has ended."""
+def _get_run(client: "KfpClient", run_id: str) -> Any:
+    """The run; where the server is away, after its return."""
 
     def report(error: NoAnswerError, failures: int) -> None:
         if failures == 1:
             say(f"{error}; the run goes on, and is asked for again")
 
-    while True:
-        pauses = within(OUTAGE_SECONDS, repeat(POLL_SECONDS))
-        run = retry(lambda: client.get_run(run_id), NoAnswerError, pauses, report)
-        yield run
-        if run.state in ENDED:
-            return
-        time.sleep(POLL_SECONDS)
+    pauses = within(OUTAGE_SECONDS, repeat(POLL_SECONDS))
+    return retry(lambda: client.get_run(run_id), NoAnswerError, pauses, report)
 
 
 def _tasks(run: Any) -> dict[str, Any]:
