@@ -21,7 +21,7 @@ from together import free_port, run_ranks
 
 from runtime.kubernetes.api import Patience
 from runtime.kubernetes.job_folder import JobFolder
-from runtime.kubernetes.log import SKEW_SECONDS
+from runtime.kubernetes.log import SKEW_SECONDS, Position
 from runtime.kubernetes.settings import JobSettings
 from runtime.steps.job_launch import launch
 from runtime.steps.kfp_edge import call
@@ -366,6 +366,15 @@ def test_no_line_of_a_log_is_lost_or_printed_twice(desk: Desk, capsys: pytest.Ca
     age = (datetime.now(UTC) - datetime(2026, 1, 1, tzinfo=UTC)).total_seconds()  # of the first line
     assert "sinceSeconds" not in first and age - 20 < int(last["sinceSeconds"]) - SKEW_SECONDS <= age + 1
     assert printed == [*lines, "not \N{REPLACEMENT CHARACTER} text", "the last words"]
+
+
+def test_lines_of_one_time_are_told_apart_by_their_number() -> None:
+    before, time, after = (f"2026-01-01T00:00:0{second}.000000000Z" for second in (4, 5, 6))
+    position = Position()
+    assert list(position.new_lines(iter([f"{before} a", f"{time} b", f"{time} c"]))) == ["a", "b", "c"]
+    again = [f"{before} a", f"{time} b", f"{time} c", f"{time} d", "without a time", f"{after} e"]
+    assert list(position.new_lines(iter(again))) == ["d", "without a time", "e"]
+    assert list(position.new_lines(iter([f"{time} d", f"{after} e"]))) == []
 
 
 # --- refusals ---

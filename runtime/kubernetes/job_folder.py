@@ -75,7 +75,6 @@ class JobFolder(NamedTuple):
         """Record that the job is over: a launcher that no longer finds the job uses its name no second time."""
         with self._put("closed") as folder:
             folder.mkdir()
-            (folder / "closed").touch()
 
     @property
     def closed(self) -> bool:
