@@ -1,4 +1,4 @@
-"""Launchers and pods as processes of their own: what their containers would run. No module here is dear to import."""
+"""Launchers and pods as processes of their own: the commands of their containers. Cheap to import."""
 
 import multiprocessing
 import os
