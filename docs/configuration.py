@@ -14,8 +14,9 @@ from pydantic.fields import FieldInfo
 
 from autoformer.files import write_text
 from autoformer.space import SearchSpace
-from pipeline.cluster.settings import ON_GPUS, SHARED, Cluster, Pod, Step
+from pipeline.cluster.settings import ON_GPUS, Cluster, Pod, Step
 from runtime.common.config import STEPS, Config, TrainingSection
+from runtime.kubernetes.job import SHARED_STEPS
 from runtime.kubernetes.settings import Name
 
 PAGE = Path(__file__).with_suffix(".md")

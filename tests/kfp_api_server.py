@@ -1,8 +1,8 @@
-"""A KFP API server in this process: the real paths of v2beta1 over HTTP, with what the backend checks of a request.
+"""A KFP API server in this process: the real paths of v2beta1 over HTTP, and the backend's checks of a request.
 
-Bodies are read into the models of KFP's generated API and written from them, packages into KFP's own message
-`PipelineSpec`; a run's parameters are checked against the package as the backend does. The paths, the wrapping of
-errors and the rules (one user: no namespace; several: one that the token may use) are the backend's.
+Bodies are parsed into the models of KFP's generated API and written from them, packages into KFP's message
+`PipelineSpec`. Paths, the form of errors, the check of a run's parameters and the rules for namespaces (one user: none;
+several: one that the token may use) are the backend's.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class RefusedError(Exception):
 
 
 class Fault(NamedTuple):
-    """What goes wrong: with the requests of this kind, so often, in this way."""
+    """A fault of one request of this kind."""
 
     method: str
     path: str  # a regular expression
@@ -53,26 +53,27 @@ class Fault(NamedTuple):
 
 
 class KfpServer:
-    """The server's state. What tests read: `requests`, `runs`, `recurring`, `versions`, `packages`."""
+    """The server's state."""
 
     def __init__(self) -> None:
         self.host = ""
-        self.token: str | None = None  # that is asked for
+        self.token: str | None = None  # that requests must have
         self.namespaces: set[str] = set()  # that it may use; empty: a server of one user
-        self.old_version: str | None = None  # of a server whose v1 API tells it
+        self.old_version: str | None = None  # of a server whose v1 API reports it
         self.speaks_v2 = True
         self.requests: list[tuple[str, str]] = []
         self.authorizations: list[str | None] = []
+        self.cookies: list[str | None] = []
         self.pipelines: dict[str, api.V2beta1Pipeline] = {}
         self.versions: dict[str, api.V2beta1PipelineVersion] = {}
         self.experiments: dict[str, api.V2beta1Experiment] = {}
         self.runs: dict[str, api.V2beta1Run] = {}
         self.recurring: dict[str, api.V2beta1RecurringRun] = {}
-        self.story: list[dict[str, Any]] = []  # of a run: what each look at it shows; the last one stays
+        self.story: list[dict[str, Any]] = []  # the states of a run, one for each request; the last one stays
         self.faults: list[Fault] = []
         self.terminated: list[str] = []
         self._lock = threading.RLock()
-        self._told = 0
+        self._polls = 0
         rules = {
             ("GET", f"{V2}/healthz"): self._healthz,
             ("GET", "/apis/v1beta1/healthz"): self._old_healthz,
@@ -95,16 +96,16 @@ class KfpServer:
     # Faults
 
     def fail(self, method: str, path: str, what: Callable[..., Response], times: int = 1, after: bool = False) -> None:
-        """Let the next requests of this kind go wrong."""
+        """Let the next `times` requests of this kind fail."""
         self.faults += [Fault(method, path, what, after)] * times
 
-    def asked(self, method: str, path: str) -> int:
-        """How many requests of this kind have come."""
+    def request_count(self, method: str, path: str) -> int:
+        """Requests of this kind so far."""
         return sum(each == method and re.fullmatch(path, route) is not None for each, route in self.requests)
 
     @contextlib.contextmanager
     def serving(self, certificate: tuple[str, str] | None = None) -> Iterator["KfpServer"]:
-        """On a port of its own, over TLS where a certificate and its key are given."""
+        """Serve on a port of its own, over TLS with a certificate and its key."""
         server = make_server("127.0.0.1", 0, self._serve, threaded=True, ssl_context=certificate)
         server.daemon_threads = True
         server.log = lambda *_: None  # type: ignore[method-assign]
@@ -121,6 +122,7 @@ class KfpServer:
         with self._lock:
             self.requests.append((request.method, request.path))
             self.authorizations.append(request.headers.get("Authorization"))
+            self.cookies.append(request.headers.get("Cookie"))
             fault = next((each for each in self.faults if _hits(each, request)), None)
             if fault is not None:
                 self.faults.remove(fault)
@@ -219,8 +221,8 @@ class KfpServer:
     def _get_run(self, request: Request, run_id: str) -> Any:
         run = self._known_run(run_id)
         if self.story:
-            look = self.story[min(self._told, len(self.story) - 1)]
-            self._told += 1
+            look = self.story[min(self._polls, len(self.story) - 1)]
+            self._polls += 1
             run.state, run.error = look["state"], look.get("error")
             run.run_details = api.V2beta1RunDetails(task_details=look.get("tasks", []))
         return run
@@ -235,8 +237,9 @@ class KfpServer:
 
     def _create_recurring(self, request: Request) -> Any:
         body = _read(request, "V2beta1RecurringRun")
-        self._check_namespace(body.namespace)
         self._check_reference(body)
+        body.namespace = self.experiments[body.experiment_id].namespace
+        self._check_namespace(body.namespace)
         if not 1 <= int(body.max_concurrency or 0) <= 10:
             raise RefusedError(400, "The max concurrency of the recurring run is out of range. Support 1-10")
         cron = body.trigger.cron_schedule
@@ -253,7 +256,7 @@ class KfpServer:
             raise RefusedError(404, f"Job {recurring_run_id} not found")
         return {}
 
-    # What the backend checks
+    # The backend's checks
 
     def _known_run(self, run_id: str) -> Any:
         if run_id not in self.runs:
@@ -304,7 +307,7 @@ def status(code: int, body: str = "", content_type: str = JSON, **headers: str) 
 
 
 def page(server: KfpServer, request: Request) -> Response:
-    """What a login in front of the server answers."""
+    """The answer of a login in front of the server."""
     return Response("<!DOCTYPE html><html><title>Log in</title></html>", 200, content_type="text/html; charset=utf-8")
 
 
@@ -353,7 +356,7 @@ def _package(text: str) -> dict[str, Any]:
 
 
 def _filtered(request: Request, items: Any) -> list[Any]:
-    """What a `Filter` lets through."""
+    """The items that a `Filter` selects."""
     args: MultiDict[str, str] = request.args
     if "filter" not in args:
         return list(items)

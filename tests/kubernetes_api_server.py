@@ -1,8 +1,8 @@
-"""A Kubernetes API server of one namespace, as far as a launcher of TrainJobs asks it: real paths over real HTTP.
+"""A Kubernetes API server of one namespace with the requests of a launcher of TrainJobs: real paths over real HTTP.
 
-What Trainer's controller, the scheduler and the kubelets would do, a test does: it has pods appear, writes into their
-logs, lets them end, sets conditions. When that happens is said by the number of times that the job was looked at
-(`script`), never by a clock. `Kubelet` really runs what the pods are told to run.
+A test plays Trainer's controller, the scheduler and the kubelets: it starts pods, writes into their logs, ends them,
+sets conditions. The number of requests for the job triggers each action (`script`), never a clock. `Kubelet` really
+runs the commands of the pods.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +32,7 @@ Object = dict[str, Any]
 
 
 class Fault(NamedTuple):
-    """What befalls requests of a method whose path holds a text: a status, "reset", or "lost": done, and then reset."""
+    """A fault of one request whose path holds a text: a status, "reset", or "lost" for done, and then reset."""
 
     method: str
     path: str
@@ -86,8 +87,12 @@ def stamp(nanosecond: int) -> str:
     return f"2026-01-01T00:{seconds // 60:02d}:{seconds % 60:02d}.{rest:09d}Z"
 
 
+def _ago(seconds: int) -> str:
+    return f"{datetime.now(UTC) - timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}"
+
+
 class ApiServer:
-    """The state of the namespace, and what was asked."""
+    """The state of the namespace, and the requests so far."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -97,11 +102,11 @@ class ApiServer:
         self.faults: list[Fault] = []  # each befalls one request
         self.forbidden: set[str] = set()  # verbs
         self.installed = True  # whether the cluster knows TrainJobs
-        self.refuses: str | None = None  # what Trainer's admission webhook says of a new job
+        self.refuses: str | None = None  # message of Trainer's admission webhook about a new job
         self.breaks: list[int] = []  # lines after which the next answers with a log are cut off
         self.script: list[Callable[[], Any]] = []  # one each time that a job is looked at; again where it is False
         self.created: Callable[[Object], Any] = lambda job: None
-        self.asked: list[tuple[str, str, dict[str, str]]] = []
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.deletions: list[Object] = []
         self.lingers: list[str] = []  # jobs that are being deleted; one is gone each time that it is looked at
         self.host = ""
@@ -121,7 +126,7 @@ class ApiServer:
                 if pod.job == name and not pod.ended:
                     pod.end(143)
             self.pods = [pod for pod in self.pods if pod.job != name]
-            number = len(self.asked) % 60
+            number = len(self.requests) % 60
             self.pods += (pods := [Pod(name, index, number) for index in range(count)])
         return pods
 
@@ -147,7 +152,7 @@ class ApiServer:
              "lastTimestamp": f"2026-01-01T00:00:{len(self.events):02d}Z"}
         )  # fmt: skip
 
-    # --- what is asked ---
+    # --- requests ---
 
     def kubeconfig(self, folder: Path) -> Path:
         """A file for `KUBECONFIG`."""
@@ -164,7 +169,7 @@ class ApiServer:
 
     def verbs(self) -> list[str]:
         """Requests about jobs, without the looks at them."""
-        return [method for method, path, _ in self.asked if path.startswith(JOBS) and method != "GET"]
+        return [method for method, path, _ in self.requests if path.startswith(JOBS) and method != "GET"]
 
 
 @contextlib.contextmanager
@@ -200,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = None
         with self.state.lock:
-            self.state.asked.append((self.command, parts.path, query))
+            self.state.requests.append((self.command, parts.path, query))
             for each in self.state.faults:
                 if each.method == self.command and each.path in parts.path:
                     fault = each
@@ -296,15 +301,15 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(200, {"items": found})
 
     def _log(self, name: str, query: dict[str, str]) -> None:
-        """Lines with their times; with `follow` until the pod ends. As the kubelet does, from a whole second on."""
+        """Lines with their times; with `follow` until the pod ends; `sinceSeconds` is by this machine's clock."""
         pod = next((pod for pod in self.state.pods if pod.name == name), None)
         if pod is None:
             return self._refuse(404, f'pods "{name}" not found')
-        assert query["container"] == "node" and query["timestamps"] == "true"
+        assert query["container"] == "node" and query["timestamps"] == "True"  # as Kubernetes' client writes it
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        since = query.get("sinceTime", "").removesuffix("Z")
+        since = _ago(int(query["sinceSeconds"])) if "sinceSeconds" in query else ""
         cut = self.state.breaks.pop(0) if self.state.breaks and "follow" in query else None
         lines, sent = pod.lines[-int(query["tailLines"]) :] if "tailLines" in query else pod.lines, 0
         while True:

@@ -1,4 +1,4 @@
-"""Launchers and pods as processes, which run what their containers would. Cheap to import."""
+"""Launchers and pods as processes of their own: the commands of their containers. Cheap to import."""
 
 import multiprocessing
 import os

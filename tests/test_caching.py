@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +27,8 @@ import pipeline.local
 from autoformer.files import hash_path, hash_value
 from commands.own_images import adopt
 from components.prepare_data.component import prepare_data
-from components.resolve_config.step import CACHED_STEPS, component_outputs, resolve
-from pipeline.cluster.placement import configure, pipeline_config
+from components.resolve_config.step import CACHED, for_each_step, resolve
+from pipeline.cluster.placement import configure_task, pipeline_config
 from pipeline.cluster.settings import load_cluster
 from pipeline.dag import build
 from runtime.common.config import STEPS
@@ -51,7 +52,8 @@ def compiled(built: Any) -> Package:
 
 def for_cluster(name: str, *overrides: str) -> Package:
     cluster = load_cluster(name, overrides)
-    return compiled(on_a_short_stack(build, configure(cluster), cluster.images.training, pipeline_config(cluster)))
+    configure = partial(configure_task, cluster)
+    return compiled(on_a_short_stack(build, configure, cluster.images.training, pipeline_config(cluster)))
 
 
 def for_here() -> Package:

@@ -14,8 +14,9 @@ from s3_server import S3Server
 
 from autoformer.errors import AutoFormerError
 from pipeline.cluster.compile import main, write_manifests, write_package
-from pipeline.cluster.settings import ON_GPUS, SHARED, Cluster, load_cluster
+from pipeline.cluster.settings import ON_GPUS, Cluster, load_cluster
 from runtime.common.config import ROOT, STEPS
+from runtime.kubernetes.job import SHARED_STEPS
 from runtime.kubernetes.settings import VARIABLE, JobSettings
 from runtime.storage.artifacts import POINTER, publish
 
@@ -48,8 +49,8 @@ def package_of(folder: Path, source: str, *overrides: str) -> Package:
     specification, platform = read_all(text)
     kubernetes = platform["platforms"]["kubernetes"]
 
-    def by_step(found: dict[str, Any]) -> dict[str, Any]:
-        return {name.removeprefix("exec-").replace("-", "_"): value for name, value in found.items()}
+    def by_step(by_name: dict[str, Any]) -> dict[str, Any]:
+        return {name.removeprefix("exec-").replace("-", "_"): value for name, value in by_name.items()}
 
     pods = {
         step: json_format.ParseDict(pod, kubernetes_pb.KubernetesExecutorConfig())  # raises where KFP knows no such key
@@ -85,8 +86,8 @@ def multi_node(tmp_path_factory: pytest.TempPathFactory) -> Package:
 
 @pytest.fixture(params=["gpu", "multi_node"])
 def package(request: pytest.FixtureRequest) -> Package:
-    found: Package = request.getfixturevalue(request.param)
-    return found
+    package: Package = request.getfixturevalue(request.param)
+    return package
 
 
 # --- what each step runs on ---
@@ -202,11 +203,11 @@ def test_deadlines_and_retries_are_as_said(gpu: Package, multi_node: Package) ->
 
 def test_a_step_on_several_machines_is_launched_by_a_light_pod(multi_node: Package) -> None:
     for step in TASKS:
-        told = multi_node.environment(step).get(VARIABLE)
-        assert (told is not None) == (step in SHARED)
-        if told is None:
+        text = multi_node.environment(step).get(VARIABLE)
+        assert (text is not None) == (step in SHARED_STEPS)
+        if text is None:
             continue
-        job = JobSettings.parse(told)
+        job = JobSettings.parse(text)
         assert job == multi_node.cluster.job(step)
         assert (job.nodes, job.gpus, job.image) == (4, 8, multi_node.cluster.images.training)
         assert (job.cpu, job.memory, job.shm, job.deadline_seconds) == ("48", "256Gi", "32Gi", 864000)
@@ -223,7 +224,7 @@ def test_a_step_on_several_machines_is_launched_by_a_light_pod(multi_node: Packa
         assert "accelerator" not in resources  # those are the job's
         assert resources["resourceMemoryLimit"] == multi_node.cluster.launcher.memory
         assert not pod.tolerations and "/dev/shm" not in {mount.mount_path for mount in pod.empty_dir_mounts}
-        assert "{{" not in told and "$(" not in told  # Argo and Kubernetes would put something in their place
+        assert "{{" not in text and "$(" not in text  # Argo and Kubernetes would put something in their place
     assert "accelerator" in multi_node.containers["evaluate_subnet"]["resources"]
 
 
@@ -283,11 +284,11 @@ def test_compiling_says_on_what_and_what_is_still_an_example(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert on_a_short_stack(main, ["--cluster", "multi-node", "--out", str(tmp_path / "a.yaml")]) == 0
-    told = capsys.readouterr().out
-    assert "autoformer-training@sha256:" in told and "autoformer-launcher@sha256:" in told
-    assert "  train_supernet: 4 machines, each 8 x nvidia.com/gpu, 48 cores, 256Gi\n" in told
-    assert "  prepare_data: 8 cores, 16Gi\n" in told
-    assert "still the example's" in told and "images.training" in told
+    output = capsys.readouterr().out
+    assert "autoformer-training@sha256:" in output and "autoformer-launcher@sha256:" in output
+    assert "  train_supernet: 4 machines, each 8 x nvidia.com/gpu, 48 cores, 256Gi\n" in output
+    assert "  prepare_data: 8 cores, 16Gi\n" in output
+    assert "still the example's" in output and "images.training" in output
     assert on_a_short_stack(main, ["--out", str(tmp_path / "b.yaml")]) == 0
     assert len(read_all((tmp_path / "b.yaml").read_text())) == 1  # for any cluster: no platform's part
     assert capsys.readouterr().out.count("\n") == 1
@@ -401,11 +402,11 @@ def test_tags_pass_where_the_file_lets_them() -> None:
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    for source, says in (
+    for source, message in (
         ("gpus", "no cluster 'gpus' in configs/cluster; did you mean 'gpu'?"),
         (str(tmp_path / "mine.yaml"), "mine.yaml: no such file"),
     ):
-        with pytest.raises(AutoFormerError, match=re.escape(says)):
+        with pytest.raises(AutoFormerError, match=re.escape(message)):
             load_cluster(source)
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(AutoFormerError, match="expected a mapping"):
@@ -415,12 +416,12 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "multi-node"])
 def test_the_examples_are_to_be_replaced(name: str) -> None:
-    found = load_cluster(name).placeholders()
-    assert found == ["images.training", "images.launcher"]
+    examples = load_cluster(name).placeholders()
+    assert examples == ["images.training", "images.launcher"]
     profile = "kubeflow-user-example-com"  # KFP's own first profile has that name
-    assert load_cluster(name, [f"namespace={profile}", f"images.training={OTHER}"]).placeholders() == found[1:]
+    assert load_cluster(name, [f"namespace={profile}", f"images.training={OTHER}"]).placeholders() == examples[1:]
     assert load_cluster(name, ["env.AUTOFORMER_STORE=s3://example-bucket/x"]).placeholders() == [
-        "env.AUTOFORMER_STORE", *found,
+        "env.AUTOFORMER_STORE", *examples,
     ]  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
     for name in ("no_proxy", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(kfp_access, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(kfp_client, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(follow_run, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(submit, "write_package", _package)
     monkeypatch.setenv("AUTOFORMER_IMAGE", "autoformer:test")
@@ -83,9 +83,9 @@ def test_a_run_is_started_with_the_presets_parameters(kfp: KfpServer, capsys: Ca
     version = kfp.versions[started.pipeline_version_reference.pipeline_version_id]
     assert re.fullmatch(r"autoformer-[0-9a-f]{12}", version.name) and version.description.startswith("source ")
     assert kfp.pipelines[version.pipeline_id].name == "autoformer"
-    told = capsys.readouterr().out
-    assert f"{kfp.host}/#/runs/details/{started.run_id}" in told.splitlines()
-    assert version.name in told and "was there already" not in told
+    output = capsys.readouterr().out
+    assert f"{kfp.host}/#/runs/details/{started.run_id}" in output.splitlines()
+    assert version.name in output and "was there already" not in output
 
 
 def test_an_equal_version_is_used_again(kfp: KfpServer, capsys: Capture) -> None:
@@ -218,23 +218,23 @@ def test_a_projected_token_that_was_renewed_is_read_again(kfp: KfpServer, monkey
     file = tmp_path / "token"
     file.write_text("first")
     monkeypatch.setenv("KFP_TOKEN_FILE", str(file))
-    server = kfp_client.Server(kfp.host)
+    client = kfp_client.KfpClient(kfp.host)
     file.write_text("second")
-    server.experiment("autoformer")
+    client.experiment("autoformer")
     assert kfp.authorizations[0] == "Bearer first" and kfp.authorizations[-1] == "Bearer second"
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [(None, "the token cannot be read"), ("", "not a token"), (f"{SECRET}\nX-Header: 1", "not a token")],
 )
-def test_what_is_no_token(content: str | None, says: str, kfp: KfpServer, capsys: Capture, tmp_path: Path,
+def test_what_is_no_token(content: str | None, message: str, kfp: KfpServer, capsys: Capture, tmp_path: Path,
                           monkeypatch: Any) -> None:  # fmt: skip
     if content is not None:
         (tmp_path / "token").write_text(content)
     monkeypatch.setenv("KFP_TOKEN_FILE", str(tmp_path / "token"))
     line = refused(kfp, capsys, *DATA)
-    assert says in line and str(tmp_path / "token") in line and SECRET not in line
+    assert message in line and str(tmp_path / "token") in line and SECRET not in line
     assert kfp.requests == []
 
 
@@ -247,6 +247,24 @@ def test_a_token_is_told_to_nobody(kfp: KfpServer, capsys: Capture, monkeypatch:
     kfp.fail("POST", f"{V2}/runs", status(400, json.dumps({"message": f"no such user: {SECRET}"})))
     line = refused(kfp, capsys, *DATA)
     assert "no such user: …" in line and SECRET not in line
+
+
+def test_nothing_comes_from_a_file_or_a_login_of_another_server(kfp: KfpServer, tmp_path: Path,
+                                                                monkeypatch: Any) -> None:  # fmt: skip
+    context = tmp_path / "context.json"
+    content = {
+        "namespace": "other", "client_authentication_cookie": "session=other",
+        "client_authentication_header_name": "Authorization", "client_authentication_header_value": "other",
+    }  # fmt: skip
+    context.write_text(json.dumps(content))
+    monkeypatch.setattr("kfp.Client._LOCAL_KFP_CONTEXT", str(context))
+    monkeypatch.setenv("KF_PIPELINES_IAP_OAUTH2_CLIENT_ID", "someone")
+    assert run(kfp, *DATA) == 0
+    assert set(kfp.authorizations) == set(kfp.cookies) == {None}
+    assert json.loads(context.read_text()) == content and list(tmp_path.iterdir()) == [context]
+    kfp.namespaces = {"mine"}
+    assert run(kfp, "--namespace", "mine", *DATA) == 0
+    assert json.loads(context.read_text()) == content
 
 
 # Servers that are none
@@ -304,7 +322,7 @@ def test_an_authority_of_ones_own(kfp: KfpServer, capsys: Capture, tmp_path: Pat
 
 def test_the_way_through_a_proxy(kfp: KfpServer, monkeypatch: Any) -> None:
     monkeypatch.delenv("NO_PROXY")
-    monkeypatch.setenv("http_proxy", kfp.host)  # which is asked for whole addresses then
+    monkeypatch.setenv("http_proxy", kfp.host)  # a proxy gets whole addresses
     assert submit.main(["--host", "http://kfp.internal", *DATA]) == 0 and len(kfp.runs) == 1
 
 
@@ -316,7 +334,7 @@ def test_an_older_server_is_told_of(kfp: KfpServer, capsys: Capture) -> None:
 
 def test_a_server_that_is_slow(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
     monkeypatch.setattr(kfp_client, "TIMEOUT_SECONDS", (1, 0.1))
-    monkeypatch.setattr(kfp_access, "REPETITIONS", 0)
+    monkeypatch.setattr(kfp_client, "RETRIES", 0)
     kfp.fail("GET", f"{V2}/healthz", slow(0.5))
     assert "no answer within 0.1 s" in refused(kfp, capsys, *DATA)
 
@@ -337,7 +355,7 @@ def test_a_broken_connection_makes_nothing_twice(kfp: KfpServer, path: str, afte
     assert run(kfp, *DATA) == 0
     for made in (kfp.pipelines, kfp.versions, kfp.experiments, kfp.runs):
         assert len(made) == 1
-    assert kfp.asked("POST", f"{V2}{path}") == (1 if after else 2)
+    assert kfp.request_count("POST", f"{V2}{path}") == (1 if after else 2)
 
 
 def test_a_server_that_stays_away(kfp: KfpServer, capsys: Capture) -> None:
@@ -350,7 +368,7 @@ def test_a_server_that_stays_away(kfp: KfpServer, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--data", "data/fashion-mnist"], "the steps run elsewhere, and know no folder of this machine"),
         ([], "DATA is missing"),
@@ -363,13 +381,13 @@ def test_a_server_that_stays_away(kfp: KfpServer, capsys: Capture) -> None:
         (["--hst", "x"], "unrecognized arguments: --hst"),
     ],
 )
-def test_bad_input_asks_nobody(arguments: list[str], says: str, kfp: KfpServer, capsys: Capture) -> None:
-    assert says in refused(kfp, capsys, *arguments)
+def test_bad_input_asks_nobody(arguments: list[str], message: str, kfp: KfpServer, capsys: Capture) -> None:
+    assert message in refused(kfp, capsys, *arguments)
     assert kfp.requests == []
 
 
 @pytest.mark.parametrize(
-    ("host", "says"),
+    ("host", "message"),
     [
         ("127.0.0.1:8080", "expected http://… or https://…"),
         ("ftp://kfp", "expected http"),
@@ -380,11 +398,11 @@ def test_bad_input_asks_nobody(arguments: list[str], says: str, kfp: KfpServer, 
         ("", "HOST is missing"),
     ],
 )
-def test_bad_addresses(host: str, says: str, capsys: Capture, monkeypatch: Any) -> None:
+def test_bad_addresses(host: str, message: str, capsys: Capture, monkeypatch: Any) -> None:
     monkeypatch.delenv("KFP_HOST", raising=False)
     assert submit.main(["--host", host, *DATA]) == 2
     line = capsys.readouterr().err
-    assert says in line and line.count("\n") == 1 and "secret" not in line
+    assert message in line and line.count("\n") == 1 and "secret" not in line
 
 
 # Following
@@ -439,31 +457,31 @@ FAILED = {
 def test_a_failed_task_is_named_with_its_message_and_log(kfp: KfpServer, capsys: Capture) -> None:
     kfp.story = [FAILED]
     assert run(kfp, "--wait", *DATA) == 1
-    told = capsys.readouterr()
-    assert "train-supernet: failed" in told.out.splitlines()
+    output = capsys.readouterr()
+    assert "train-supernet: failed" in output.out.splitlines()
     (run_id,) = kfp.runs
-    assert told.err == (
+    assert output.err == (
         "submit: train-supernet failed: Error (exit code 2); its log: kubectl -n kubeflow logs pod-2 -c main; "
         f"{kfp.host}/#/runs/details/{run_id}\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("look", "says"),
+    ("look", "message"),
     [
         ({"state": "FAILED", "error": {"code": 13, "message": "no\nquota"}}, "the run failed: no quota"),
         ({"state": "FAILED"}, "the run failed: no reason given"),
         ({"state": "CANCELED", "tasks": [task("train-supernet", "CANCELED")]}, "the run was terminated"),
     ],
 )
-def test_a_run_that_does_not_succeed(look: dict[str, Any], says: str, kfp: KfpServer, capsys: Capture) -> None:
+def test_a_run_that_does_not_succeed(look: dict[str, Any], message: str, kfp: KfpServer, capsys: Capture) -> None:
     kfp.story = [look]
     assert run(kfp, "--wait", *DATA) == 1
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
-    monkeypatch.setattr(kfp_access, "REPETITIONS", 0)
+    monkeypatch.setattr(kfp_client, "RETRIES", 0)
     kfp.story = GOOD
     for what in (reset, status(503), status(500), reset):
         kfp.fail("GET", f"{V2}/runs/.*", what)
@@ -472,8 +490,8 @@ def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: 
 
 
 def test_a_server_that_is_away_for_too_long(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
-    monkeypatch.setattr(kfp_access, "REPETITIONS", 0)
-    monkeypatch.setattr(follow_run, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(kfp_client, "RETRIES", 0)
+    monkeypatch.setattr(follow_run, "OUTAGE_SECONDS", 0.05)
     kfp.story = GOOD
     kfp.fail("GET", f"{V2}/runs/.*", reset, times=1000)
     line = refused(kfp, capsys, "--wait", *DATA)
@@ -552,10 +570,10 @@ def test_a_recurring_run_is_ended(kfp: KfpServer, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("every", "expected"),
     [
-        ("0 3 * * 1", {"cron_schedule": {"cron": "0 0 3 * * 1"}}),
-        ("*/15 0-6,22 1 JAN-mar mon", {"cron_schedule": {"cron": "0 */15 0-6,22 1 JAN-mar mon"}}),
-        ("90m", {"periodic_schedule": {"interval_second": "5400"}}),
-        ("2d", {"periodic_schedule": {"interval_second": "172800"}}),
+        ("0 3 * * 1", {"cron_expression": "0 0 3 * * 1"}),
+        ("*/15 0-6,22 1 JAN-mar mon", {"cron_expression": "0 */15 0-6,22 1 JAN-mar mon"}),
+        ("90m", {"interval_second": 5400}),
+        ("2d", {"interval_second": 172800}),
     ],
 )
 def test_triggers(every: str, expected: dict[str, Any]) -> None:
@@ -563,7 +581,7 @@ def test_triggers(every: str, expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "says"),
+    ("every", "message"),
     [
         ("60 3 * * 1", "'60' is no minute, 0 to 59"),
         ("0 24 * * 1", "'24' is no hour"),
@@ -579,6 +597,6 @@ def test_triggers(every: str, expected: dict[str, Any]) -> None:
         ("", "EVERY=never"),
     ],
 )
-def test_what_is_no_trigger(every: str, says: str) -> None:
-    with pytest.raises(AutoFormerError, match=re.escape(says)):
+def test_what_is_no_trigger(every: str, message: str) -> None:
+    with pytest.raises(AutoFormerError, match=re.escape(message)):
         schedules.trigger(every)

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from together import free_port, run_ranks
 
 from runtime.kubernetes.api import Patience
 from runtime.kubernetes.job_folder import JobFolder
+from runtime.kubernetes.log import SKEW_SECONDS, Position
 from runtime.kubernetes.settings import JobSettings
 from runtime.steps.job_launch import launch
 from runtime.steps.kfp_edge import call
@@ -289,7 +291,7 @@ def test_machines_that_are_started_again_are_followed(desk: Desk, capsys: pytest
 
 
 def _reads(desk: Desk) -> int:
-    return sum(path.endswith("/log") for _, path, _ in desk.server.asked)
+    return sum(path.endswith("/log") for _, path, _ in desk.server.requests)
 
 
 def _has_read(desk: Desk, times: int) -> bool:
@@ -308,7 +310,7 @@ def test_a_log_that_says_nothing_new_is_not_asked_for_again_and_again(
     def end_first() -> bool:
         if desk.server.faults:
             return False
-        looks.append(sum(path.startswith(JOBS) for _, path, _ in desk.server.asked))
+        looks.append(sum(path.startswith(JOBS) for _, path, _ in desk.server.requests))
         desk.server.pods[0].end(0)
         return True
 
@@ -320,7 +322,7 @@ def test_a_log_that_says_nothing_new_is_not_asked_for_again_and_again(
     reads, looks = list[int](), list[int]()
     desk.server.script = [begin, end_first, lambda: _has_read(desk, 6), *[lambda: None] * 10, finish]
     assert desk.launch(QUICK._replace(poll_seconds=0.02, pause_seconds=0.0001)) == 0
-    assert looks[0] >= 5, "the log was asked for more often than the job"
+    assert looks[0] >= 5, "the log was requested more often than the job"
     assert 6 <= reads[0] <= 10 and _reads(desk) == reads[0], "read to its end, then left alone"
     assert capsys.readouterr().out.splitlines()[1:] == ["epoch 1"]
 
@@ -360,7 +362,19 @@ def test_no_line_of_a_log_is_lost_or_printed_twice(desk: Desk, capsys: pytest.Ca
     desk.server.script = [begin, lambda: _has_read(desk, 4), finish]
     assert desk.launch() == 0
     printed = capsys.readouterr().out.splitlines()[1:]
+    first, *_, last = [query for _, path, query in desk.server.requests if path.endswith("/log")]
+    age = (datetime.now(UTC) - datetime(2026, 1, 1, tzinfo=UTC)).total_seconds()  # of the first line
+    assert "sinceSeconds" not in first and age - 20 < int(last["sinceSeconds"]) - SKEW_SECONDS <= age + 1
     assert printed == [*lines, "not \N{REPLACEMENT CHARACTER} text", "the last words"]
+
+
+def test_lines_of_one_time_are_told_apart_by_their_number() -> None:
+    before, time, after = (f"2026-01-01T00:00:0{second}.000000000Z" for second in (4, 5, 6))
+    position = Position()
+    assert list(position.new_lines(iter([f"{before} a", f"{time} b", f"{time} c"]))) == ["a", "b", "c"]
+    again = [f"{before} a", f"{time} b", f"{time} c", f"{time} d", "without a time", f"{after} e"]
+    assert list(position.new_lines(iter(again))) == ["d", "without a time", "e"]
+    assert list(position.new_lines(iter([f"{time} d", f"{after} e"]))) == []
 
 
 # --- refusals ---
@@ -440,7 +454,7 @@ def test_a_launcher_that_was_killed_comes_back_to_its_job(
     monkeypatch.setenv("KFP_POD_NAME", "first")
     monkeypatch.setenv("KFP_POD_UID", "uid-of-first")
     killed = start_launcher(STEP, desk.argv(), desk.settings(), tmp_path / "log")
-    wait_until(lambda: desk.server.jobs and len(desk.server.asked) > 4)
+    wait_until(lambda: desk.server.jobs and len(desk.server.requests) > 4)
     os.kill(killed.pid or 0, signal.SIGKILL)
     assert ended(killed) == -signal.SIGKILL
     assert desk.server.job["metadata"]["ownerReferences"] == [
@@ -462,7 +476,7 @@ def test_a_launcher_that_is_told_to_stop_takes_its_job_with_it(
     desk: Desk, tmp_path: Path, number: int, code: int
 ) -> None:
     process = start_launcher(STEP, desk.argv(), desk.settings(), tmp_path / "log")
-    wait_until(lambda: desk.server.jobs and len(desk.server.asked) > 4)
+    wait_until(lambda: desk.server.jobs and len(desk.server.requests) > 4)
     name = desk.server.job["metadata"]["name"]
     desk.server.faults = [Fault("DELETE", "/trainjobs", 503)]
     os.kill(process.pid or 0, number)

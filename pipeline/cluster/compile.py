@@ -1,12 +1,12 @@
 """Compile the DAG to a package that a KFP cluster runs, for any cluster or for one of known settings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value, replacing
-from pipeline.cluster.settings import Cluster, Step, load_cluster
+from pipeline.cluster.settings import Cluster, load_cluster
 from runtime.common.config import STEPS
 from runtime.common.console import Parser, report_error
 from runtime.common.overrides import add_option
@@ -25,18 +25,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         arguments = parser.parse_args(argv)
-        out: Path = arguments.out
+        out, manifests = arguments.out, arguments.manifests
         if arguments.overrides and not arguments.cluster:
             raise AutoFormerError("--set overrides values of a cluster; name one with --cluster")
-        for file in filter(None, (out, arguments.manifests)):
+        for file in filter(None, (out, manifests)):
             if file.is_dir():
                 raise AutoFormerError(f"{file}: a folder; name the file to write")
         cluster = load_cluster(arguments.cluster, arguments.overrides) if arguments.cluster else None
         print(f"{out}: the pipeline '{PIPELINE}', its steps on the image {write_package(out, cluster)}")
-        if arguments.manifests:
-            version = write_manifests(arguments.manifests, cluster)
-            print(f"{arguments.manifests}: Pipeline '{PIPELINE}' and PipelineVersion '{version}', for kubectl apply")
-        for line in told(cluster) if cluster else ():
+        if manifests:
+            version = write_manifests(manifests, cluster)
+            print(f"{manifests}: Pipeline '{PIPELINE}' and PipelineVersion '{version}', for kubectl apply")
+        for line in _summary(cluster) if cluster else ():
             print(line)
     except (AutoFormerError, OSError) as error:
         return report_error("compile", error)
@@ -44,26 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_package(out: Path, cluster: Cluster | None = None, fresh: bool = False) -> str:
-    """Write the package: what KFP runs and, for a known cluster, on what. Returns the image that its steps run on.
+    """Write the package for a cluster, or for any; returns the image of its steps.
 
-    `fresh`: no task of it is taken from the cache.
+    `fresh`: no task is taken from the cache.
     """
-    from kfp import compiler
-
-    pipeline, image = _built(cluster, fresh)
-    _write(out, lambda file: compiler.Compiler().compile(pipeline, file))
+    pipeline, image = _build(cluster, fresh)
+    _compile(pipeline, out)
     return image
 
 
 def write_manifests(out: Path, cluster: Cluster | None = None) -> str:
     """Write the Kubernetes objects Pipeline and PipelineVersion; returns the name of the version.
 
-    KFP changes no version that is there, so its name is by its content: the same pipeline is applied twice as one.
+    KFP never changes a version, so its name is a hash of its content.
     """
-    from kfp import compiler
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
-    pipeline, _ = _built(cluster)
+    pipeline, _ = _build(cluster)
     specifications = (pipeline.pipeline_spec, pipeline.platform_spec)
     content = [specification.SerializeToString(deterministic=True).hex() for specification in specifications]
     version = f"{PIPELINE}-{hash_value(content)[:12]}"
@@ -73,61 +70,51 @@ def write_manifests(out: Path, cluster: Cluster | None = None) -> str:
         namespace=cluster.namespace if cluster else None,
         include_pipeline_manifest=True,
     )
-    _write(
-        out,
-        lambda file: compiler.Compiler().compile(
-            pipeline, file, kubernetes_manifest_options=options, kubernetes_manifest_format=True
-        ),
-    )
+    _compile(pipeline, out, kubernetes_manifest_options=options, kubernetes_manifest_format=True)
     return version
 
 
-def _built(cluster: Cluster | None, fresh: bool = False) -> tuple[Any, str]:
-    """The pipeline for a cluster, or for any; and the image of its steps."""
+def _build(cluster: Cluster | None, fresh: bool = False) -> tuple[Any, str]:
+    """The pipeline and the image of its steps."""
+    from pipeline.cluster.placement import configure_task, pipeline_config
     from pipeline.dag import build
     from runtime.steps.kfp_edge import IMAGE
 
-    def uncached(step: str, task: Any) -> None:
+    def configure(step: str, task: Any) -> None:
+        if cluster:
+            configure_task(cluster, step, task)
         if fresh:
             task.set_caching_options(False)
 
     if cluster is None:
-        return build(uncached, IMAGE), IMAGE
-    from pipeline.cluster.placement import configure, pipeline_config
-
-    place = configure(cluster)
-
-    def configured(step: str, task: Any) -> None:
-        place(step, task)
-        uncached(step, task)
-
-    image = cluster.images.training
-    return build(configured, image, pipeline_config(cluster)), image
+        return build(configure, IMAGE), IMAGE
+    return build(configure, cluster.images.training, pipeline_config(cluster)), cluster.images.training
 
 
-def told(cluster: Cluster) -> list[str]:
-    """What a person may want to see before it is submitted."""
-    steps: dict[str, Step] = {name: getattr(cluster.steps, name) for name in STEPS}
+def _compile(pipeline: Any, out: Path, **options: Any) -> None:
+    from kfp import compiler
+
+    with replacing(out) as temporary:
+        package = temporary.with_suffix(".yaml")  # the compiler goes by the ending
+        try:
+            compiler.Compiler().compile(pipeline, str(package), **options)
+            package.rename(temporary)
+        finally:
+            package.unlink(missing_ok=True)
+
+
+def _summary(cluster: Cluster) -> list[str]:
+    """The machines of each step, and the values that are still those of an example."""
     lines = [f"  light pods, as those of resolve_config and of launched jobs, on the image {cluster.images.launcher}"]
-    lines += [
-        f"  {name}: {f'{step.nodes} machines, each ' if step.nodes > 1 else ''}"
-        f"{f'{step.gpus} x {step.gpu_type}, ' if step.gpus else ''}{step.cpu} cores, {step.memory}"
-        for name, step in steps.items()
-    ]
+    for name in STEPS:
+        step = cluster.step(name)
+        machines = f"{step.nodes} machines, each " if step.nodes > 1 else ""
+        gpus = f"{step.gpus} x {step.gpu_type}, " if step.gpus else ""
+        lines.append(f"  {name}: {machines}{gpus}{step.cpu} cores, {step.memory}")
     examples = cluster.placeholders()
     if examples:
         lines.append(f"still the example's, and to be replaced before it is submitted: {', '.join(examples)}")
     return lines
-
-
-def _write(out: Path, compile_to: Callable[[str], None]) -> None:
-    with replacing(out) as temporary:
-        package = temporary.with_suffix(".yaml")  # the compiler goes by the ending
-        try:
-            compile_to(str(package))
-            package.rename(temporary)
-        finally:
-            package.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

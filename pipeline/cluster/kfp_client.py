@@ -1,270 +1,212 @@
-"""A KFP API server (v2beta1), asked through the client that KFP generates for it. What it refuses is one line.
-
-`kfp.Client` stands on the same generated client, and is not used: it asks a server that is not there five times, with a
-traceback each, sets no time limit, takes a web page for an empty answer, waits for ever for a run that was terminated,
-and adds a namespace and cookies from a file in the home folder.
-"""
+"""`kfp.Client` with time limits and retries, with one line for each refusal, and without surprises."""
 
 import contextlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+import kfp_server_api as api
+import urllib3
+from kfp import Client
 from urllib3 import exceptions
 
 from autoformer.errors import AutoFormerError
-from pipeline.cluster.kfp_access import address, configuration, said, token
+from pipeline.cluster.kfp_access import OLDEST, MissingError, NoAnswerError, TakenError, address, token
 
-OLDEST = (2, 17)  # the KFP whose SDK compiles our package
-TIMEOUT_SECONDS = (10, 60)  # to connect, and to wait for a part of the answer
-_FOREIGN = "the answer is not one of KFP's API v2beta1"
+TIMEOUT_SECONDS = (10, 60)  # to connect, and between two parts of the answer
+RETRIES = 3  # of a request that creates nothing
+RETRY_SECONDS = 0.3  # before the first of them; doubled for each later one
 _FORWARD = "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80"
+Answer = TypeVar("Answer")
 
 
-class NoAnswerError(AutoFormerError):
-    """The server is not there, or not now."""
+class KfpClient(Client):
+    """A KFP server (API v2beta1), and the namespace that runs belong to. Every refusal is an `AutoFormerError`.
 
+    `kfp.Client` alone sets no time limit, takes a web page for an empty answer, reads ~/.config/kfp, which may hold
+    another server's namespace and cookies, writes into it, and logs in to Google by variables of the environment.
 
-class MissingError(AutoFormerError):
-    """The server knows no such thing (404)."""
+    Args:
+        host: address of the UI, which forwards API requests, or of the API itself.
+        namespace: of the user's profile, where several users share the server; ignored where the server has one user.
 
-
-class TakenError(AutoFormerError):
-    """The server has one of that name already (409)."""
-
-
-class Version(NamedTuple):
-    """A package that a server has."""
-
-    pipeline_id: str
-    version_id: str
-    is_new: bool
-
-
-class Start(NamedTuple):
-    """What is started: a run, or each of a recurring one."""
-
-    version: Version
-    experiment: str  # its id
-    parameters: dict[str, Any]
-    service_account: str  # of its pods; empty for KFP's own
-
-    def body(self) -> dict[str, Any]:
-        """What the models of a run and of a recurring run have in common."""
-        import kfp_server_api as api
-
-        return {
-            "experiment_id": self.experiment,
-            "service_account": self.service_account or None,
-            "runtime_config": api.V2beta1RuntimeConfig(parameters=self.parameters),
-            "pipeline_version_reference": api.V2beta1PipelineVersionReference(
-                pipeline_id=self.version.pipeline_id, pipeline_version_id=self.version.version_id
-            ),
-        }
-
-
-class Server:
-    """A KFP server and the place in it that runs belong to."""
+    Raises:
+        AutoFormerError: one line, where nothing answers, it is no KFP, or it refuses the token.
+    """
 
     def __init__(self, host: str, namespace: str = "") -> None:
-        """Asks the server whether it is one.
-
-        Args:
-            host: its address; of the UI, which hands the API on, or of the API itself.
-            namespace: of the user's profile, where several share the server; a server of one user has none.
-
-        Raises:
-            AutoFormerError: one line, where nothing answers, it is no KFP, or it refuses the token.
-        """
-        import kfp_server_api as api
-
-        self.host = address(host)
-        self._ui = os.environ.get("KF_PIPELINES_UI_ENDPOINT", self.host).rstrip("/")
-        self._given = token() is not None
-        client = api.ApiClient(configuration(self.host))
-        self._client = client
-        self._pipelines, self._uploads = api.PipelineServiceApi(client), api.PipelineUploadServiceApi(client)
-        self._experiments, self._runs = api.ExperimentServiceApi(client), api.RunServiceApi(client)
-        self._recurring = api.RecurringRunServiceApi(client)
+        self.host, self.namespace = address(host), ""
+        self.pod_namespace = namespace or "kubeflow"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # "only works with v2.0.0-beta.2 and later"
+            super().__init__(self.host)
+        self._api = self.runs.api_client
+        self._call, self._api.call_api = self._api.call_api, self._checked_call  # for all methods
         try:
-            health = self._ask(api.HealthzServiceApi(client).healthz_service_get_healthz)
+            health = self.healthzs.healthz_service_get_healthz()
         except MissingError:
-            raise self._no_kfp() from None
+            version = self.version()
+            raise AutoFormerError(
+                f"{self.host}: KFP {version[0]}.{version[1]}, without the API v2beta1; "
+                f"{OLDEST[0]}.{OLDEST[1]} or later is needed"
+                if version
+                else f"{self.host}: a server, but no KFP API: /apis/v2beta1/healthz is not there (404)"
+            ) from None
         if health.multi_user and not namespace:
             raise AutoFormerError(f"{self.host}: several users share this server; name your namespace, NAMESPACE=…")
         self.namespace = namespace if health.multi_user else ""
-        self.pods = namespace or "kubeflow"  # the Kubernetes namespace that those of a run are in
+
+    def _load_config(self, *_: Any) -> api.Configuration:
+        """Proxy, certificates, token and retries."""
+        configuration = api.Configuration(host=self.host)
+        configuration.retries = urllib3.Retry(
+            total=10, connect=RETRIES, read=RETRIES, status=RETRIES, redirect=5, other=0,
+            backoff_factor=RETRY_SECONDS, status_forcelist=(429, 502, 503, 504), allowed_methods=("GET",),
+            raise_on_status=False, respect_retry_after_header=False,
+        )  # fmt: skip
+        configuration.ssl_ca_cert = os.environ.get("SSL_CERT_FILE")
+        parts = urlsplit(self.host)
+        if not proxy_bypass(parts.hostname or ""):
+            configuration.proxy = getproxies().get(parts.scheme)
+        if token() is not None:
+            configuration.api_key_prefix["authorization"] = "Bearer"
+            configuration.api_key["authorization"] = ""
+            # For each request: a projected token is replaced every hour.
+            configuration.refresh_api_key_hook = lambda own: own.api_key.update(authorization=token())
+        return configuration
+
+    def _load_context_setting_or_default(self) -> None:
+        self._context_setting = {"namespace": "unused"}  # with none the constructor would ask the server
+
+    def get_user_namespace(self) -> str:
+        return self.namespace
 
     def version(self) -> tuple[int, int] | None:
-        """Major and minor version, where the server tells."""
+        """Major and minor version; None where the server does not report it."""
         try:
-            told = self._ask(self._client.call_api, "/apis/v1beta1/healthz", "GET", response_type="object",
-                             auth_settings=["Bearer"], _return_http_data_only=True)  # fmt: skip
+            health = self._api.call_api("/apis/v1beta1/healthz", "GET", response_type="object",
+                                        auth_settings=["Bearer"], _return_http_data_only=True)  # fmt: skip
         except AutoFormerError:
             return None
-        found = re.match(r"v?(\d+)\.(\d+)", str(told.get("tag_name", ""))) if isinstance(told, dict) else None
-        return (int(found[1]), int(found[2])) if found else None
+        numbers = re.match(r"v?(\d+)\.(\d+)", str(health.get("tag_name", "")))
+        return (int(numbers[1]), int(numbers[2])) if numbers else None
 
-    def upload(self, name: str, version: str, package: Path, description: str) -> Version:
-        """The package as a version of the pipeline `name`; a version of that name is used again."""
-        pipeline = self._found_or_made(lambda: self._pipeline(name), lambda: self._make_pipeline(name)).pipeline_id
-        listed = self._pipelines.pipeline_service_list_pipeline_versions
+    def upload(self, name: str, version: str, package: Path, description: str) -> tuple[Any, bool]:
+        """The package as a version of the pipeline `name`, and whether it is new: one of that name is reused."""
+        namespace = self.namespace or None
+
+        def create_pipeline() -> Any:  # kfp.Client creates a pipeline only together with a version
+            body = self.api_models.V2beta1Pipeline(name=name, display_name=name, namespace=namespace)
+            return self.pipelines.pipeline_service_create_pipeline(body)
 
         def find() -> Any:
-            found = self._ask(listed, pipeline, filter=_named(version)).pipeline_versions
-            return found[0] if found else None
+            return self.find("pipeline_versions", version, pipeline_id=pipeline)
 
-        def make() -> Any:
-            upload = self._uploads.upload_pipeline_version
-            return self._ask(upload, str(package), name=version, pipelineid=pipeline, description=description)
-
+        pipeline = _create(lambda: self.find("pipelines", name, namespace=namespace) or create_pipeline()).pipeline_id
+        arguments = {"pipeline_id": pipeline, "description": description}
         known = find()
-        made = known or self._found_or_made(find, make, look_first=False)
-        return Version(pipeline, made.pipeline_version_id, known is None)
+        made = known or _create(lambda: find() or self.upload_pipeline_version(str(package), version, **arguments))
+        return made, known is None
 
     def experiment(self, name: str) -> str:
-        """The id of an experiment, which is made where there is none of that name."""
-        import kfp_server_api as api
+        """The id of the experiment of that name, which is created where there is none."""
+        return str(_create(lambda: self.find("experiments", name) or self.create_experiment(name)).experiment_id)
 
-        body = api.V2beta1Experiment(display_name=name, **self._place())
-        create = self._experiments.experiment_service_create_experiment
-        made = self._found_or_made(lambda: self._experiment(name), lambda: self._ask(create, body))
-        return str(made.experiment_id)
+    def start(self, name: str, arguments: dict[str, Any]) -> str:
+        """Start a run with arguments of `run_pipeline`; returns its id.
 
-    def start(self, name: str, start: Start) -> str:
-        """Start a run; its id. Its name must be its own: by it a run is known whose creation nobody confirmed."""
-        import kfp_server_api as api
-
-        listed, create = self._runs.run_service_list_runs, self._runs.run_service_create_run
+        The name must be unique: a run whose creation the server has not confirmed is found by it.
+        """
 
         def find() -> Any:
-            found = self._ask(listed, experiment_id=start.experiment, filter=_named(name)).runs
-            return found[0] if found else None
+            return self.find("runs", name, experiment_id=arguments["experiment_id"])
 
-        body = api.V2beta1Run(display_name=name, **start.body())
-        return str(self._found_or_made(find, lambda: self._ask(create, body), look_first=False).run_id)
+        return str(_create(lambda: find() or self.run_pipeline(job_name=name, **arguments)).run_id)
 
-    def run(self, run_id: str) -> Any:
-        """What the server knows of a run: a `V2beta1Run`."""
-        return self._ask(self._runs.run_service_get_run, run_id)
-
-    def terminate(self, run_id: str) -> None:
-        self._ask(self._runs.run_service_terminate_run, run_id)
-
-    def scheduled(self, name: str, experiment: str) -> list[str]:
+    def recurring(self, name: str, experiment: str) -> list[str]:
         """The ids of the recurring runs of that name, in the experiment of that name."""
-        place = self._experiment(experiment)
-        if place is None:
-            return []
-        listed = self._recurring.recurring_run_service_list_recurring_runs
-        found = self._ask(listed, experiment_id=place.experiment_id, filter=_named(name))
-        return [str(each.recurring_run_id) for each in found.recurring_runs or []]
+        parent = self.find("experiments", experiment)
+        runs = self.list_named("recurring_runs", name, experiment_id=parent.experiment_id) if parent else []
+        return [str(run.recurring_run_id) for run in runs]
 
-    def schedule(self, name: str, start: Start, trigger: dict[str, Any]) -> str:
-        """Make a recurring run; its id. One at a time, and what was missed is not made up for."""
-        import kfp_server_api as api
-
-        body = api.V2beta1RecurringRun(
-            display_name=name, max_concurrency="1", mode="ENABLE", no_catchup=True, trigger=trigger,
-            **self._place(), **start.body(),
-        )  # fmt: skip
-        return str(self._ask(self._recurring.recurring_run_service_create_recurring_run, body).recurring_run_id)
-
-    def unschedule(self, recurring_run_id: str) -> None:
+    def end_recurring(self, recurring_run_id: str) -> None:
         """Delete a recurring run; the runs that it has started stay."""
         with contextlib.suppress(MissingError):
-            self._ask(self._recurring.recurring_run_service_delete_recurring_run, recurring_run_id)
+            self.delete_recurring_run(recurring_run_id)
 
     def page(self, run_id: str) -> str:
-        """Where the UI shows a run."""
-        return f"{self._ui}/#/runs/details/{run_id}"
+        """The address of a run in the UI."""
+        return f"{os.environ.get('KF_PIPELINES_UI_ENDPOINT', self.host).rstrip('/')}/#/runs/details/{run_id}"
 
-    def _pipeline(self, name: str) -> Any:
-        found = self._ask(
-            self._pipelines.pipeline_service_list_pipelines, filter=_named(name), **self._place()
-        ).pipelines
-        return found[0] if found else None
+    def list_named(self, kind: str, name: str, **where: Any) -> list[Any]:
+        """The objects of that name; the kind is one that `list_<kind>` lists."""
+        predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
+        answer = getattr(self, f"list_{kind}")(filter=json.dumps({"predicates": [predicate]}), page_size=100, **where)
+        return getattr(answer, kind) or []
 
-    def _experiment(self, name: str) -> Any:
-        listed = self._experiments.experiment_service_list_experiments
-        found = self._ask(listed, filter=_named(name), **self._place()).experiments
-        return found[0] if found else None
+    def find(self, kind: str, name: str, **where: Any) -> Any:
+        return next(iter(self.list_named(kind, name, **where)), None)
 
-    def _make_pipeline(self, name: str) -> Any:
-        import kfp_server_api as api
+    # --- requests ---
 
-        body = api.V2beta1Pipeline(name=name, display_name=name, **self._place())
-        return self._ask(self._pipelines.pipeline_service_create_pipeline, body)
-
-    def _place(self) -> dict[str, str]:
-        return {"namespace": self.namespace} if self.namespace else {}
-
-    def _found_or_made(self, find: Callable[[], Any], make: Callable[[], Any], look_first: bool = True) -> Any:
-        """What `find` finds, else what `make` makes, once: after a broken connection it looks before it makes again."""
-        found = find() if look_first else None
-        for last in (False, True):
-            if found is not None:
-                return found
-            try:
-                return make()
-            except (NoAnswerError, TakenError):
-                if last:
-                    raise
-                found = find()
-        return found
-
-    def _ask(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Call the generated client. Every refusal is an `AutoFormerError`, and holds no token."""
-        from kfp_server_api import ApiException
-
+    def _checked_call(self, *arguments: Any, **options: Any) -> Any:
+        """Send a request within the time limit, and check that KFP answers. No message holds the token."""
         try:
-            answer = call(*arguments, **named, _request_timeout=TIMEOUT_SECONDS)
-        except ApiException as error:
+            answer = self._call(*arguments, **(options | {"_request_timeout": TIMEOUT_SECONDS}))
+        except api.ApiException as error:
             raise self._refusal(error) from None
         except exceptions.HTTPError as error:
-            raise self._silence(error) from None
-        except AutoFormerError:  # no token any more
+            raise self._no_answer(error) from None
+        except AutoFormerError:  # there is no token any more
             raise
         except (UnicodeDecodeError, ValueError, TypeError, AttributeError, KeyError):
-            raise AutoFormerError(f"{self.host}: {_FOREIGN}") from None
-        text = str(self._client.last_response.data)  # the client makes an empty answer of what it cannot read
+            raise self._foreign() from None
+        text = str(self._api.last_response.data)
         if text.lstrip().startswith("<"):
             raise AutoFormerError(
                 f"{self.host}: a web page answers, not KFP's API: a login page, or the address of something else"
             )
-        if not _is_object(text):
-            raise AutoFormerError(f"{self.host}: {_FOREIGN}")
+        try:
+            is_object = isinstance(json.loads(text), dict)
+        except (ValueError, RecursionError):
+            is_object = False
+        if not is_object:
+            raise self._foreign()
         return answer
 
-    def _refusal(self, error: Any) -> AutoFormerError:
-        told = said(error)
-        if error.status in (401, 403):
-            return AutoFormerError(f"{self.host} {self._denial(error.status)}: {told}")
-        if error.status == 404:
-            return MissingError(f"{self.host}: {told}")
-        if error.status == 409:
-            return TakenError(f"{self.host}: {told}")
-        kind = NoAnswerError if (error.status or 0) >= 500 or error.status == 429 else AutoFormerError
-        return kind(f"{self.host} answers {error.status}: {told}")
+    def _foreign(self) -> AutoFormerError:
+        return AutoFormerError(f"{self.host}: the answer is not one of KFP's API v2beta1")
 
-    def _denial(self, status: int) -> str:
-        """401 is about who asks, 403 about what that one may do."""
-        where = f" in the namespace '{self.namespace}'" if getattr(self, "namespace", "") else ""
-        if not self._given:
-            return f"wants a token ({status}); put one into KFP_TOKEN, or the path of one into KFP_TOKEN_FILE"
+    def _refusal(self, error: api.ApiException) -> AutoFormerError:
+        status, message = error.status, _message(error)
+        where = f" in the namespace '{self.namespace}'" if self.namespace else ""
+        if status in (401, 403) and self._api.configuration.refresh_api_key_hook is None:
+            advice = "put one into KFP_TOKEN, or the path of one into KFP_TOKEN_FILE"
+            return AutoFormerError(f"{self.host} wants a token ({status}); {advice}: {message}")
         if status == 401:
-            return f"refuses the token{where} (401); it may have expired, or be for another server"
-        return f"does not let this token do that{where} (403)"
+            advice = "it may have expired, or be for another server"
+            return AutoFormerError(f"{self.host} refuses the token{where} (401); {advice}: {message}")
+        if status == 403:
+            return AutoFormerError(f"{self.host} does not let this token do that{where} (403): {message}")
+        if status == 404:
+            return MissingError(f"{self.host}: {message}")
+        if status == 409:
+            return TakenError(f"{self.host}: {message}")
+        kind = NoAnswerError if (status or 0) >= 500 or status == 429 else AutoFormerError
+        return kind(f"{self.host} answers {status}: {message}")
 
-    def _silence(self, error: exceptions.HTTPError) -> AutoFormerError:
+    def _no_answer(self, error: exceptions.HTTPError) -> AutoFormerError:
         reason = getattr(error, "reason", None) or error
         if isinstance(reason, exceptions.SSLError):
-            found = re.search(r"\[SSL: \w+\] (.+?) \(_ssl", str(reason))
+            short = re.search(r"\[SSL: \w+\] (.+?) \(_ssl", str(reason))
             return AutoFormerError(
-                f"{self.host}: TLS fails ({found[1] if found else reason}); "
+                f"{self.host}: TLS fails ({short[1] if short else reason}); "
                 "SSL_CERT_FILE names the certificate of its authority, and http:// is for a server without TLS"
             )
         if isinstance(reason, exceptions.NameResolutionError):
@@ -277,23 +219,28 @@ class Server:
             return NoAnswerError(f"{self.host}: the connection broke off")
         return AutoFormerError(f"{self.host}: cannot be asked ({type(reason).__name__})")
 
-    def _no_kfp(self) -> AutoFormerError:
-        version = self.version()
-        if version is None:
-            return AutoFormerError(f"{self.host}: a server, but no KFP API: /apis/v2beta1/healthz is not there (404)")
-        return AutoFormerError(
-            f"{self.host}: KFP {version[0]}.{version[1]}, without the API v2beta1; "
-            f"{OLDEST[0]}.{OLDEST[1]} or later is needed"
-        )
+
+def _create(attempt: Callable[[], Answer]) -> Answer:
+    """Find or create an object, without the link that the client prints.
+
+    After a broken connection a second attempt finds the object if the first has created it.
+    """
+    with contextlib.redirect_stdout(None):
+        try:
+            return attempt()
+        except (NoAnswerError, TakenError):
+            return attempt()
 
 
-def _named(name: str) -> str:
-    """A filter for the things of one name."""
-    return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
+def _message(error: api.ApiException) -> str:
+    """The server's message on one line of at most 300 characters, without the token."""
+    text = str(error.body or "")
+    with contextlib.suppress(ValueError, AttributeError):
+        status = json.loads(text)
+        text = str(status.get("error_message") or status.get("message") or status.get("error") or text)
+    if not text or text.lstrip().startswith("<"):
+        text = str(error.reason or "no reason given")
+    text = " ".join(text.split())
+    with contextlib.suppress(AutoFormerError):
+        text = text.replace(token() or "\0", "…")
+    return text if len(text) <= 300 else f"{text[:299]}…"

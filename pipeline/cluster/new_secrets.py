@@ -1,9 +1,8 @@
-"""Passwords of a new cluster, drawn here: the files that pipeline/manifests make Kubernetes' secrets of.
+"""Draw the passwords of a new cluster, into the files that pipeline/manifests make Kubernetes' secrets of.
 
-Git and the builder of images know none of them, since their names begin with a dot. One that is there stays.
+Their names begin with a dot, so neither git nor an image takes them. A file that exists stays.
 """
 
-import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,12 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_secrets(manifests: Path) -> list[tuple[Path, bool]]:
-    """Write the files that are missing, readable by their owner alone; each with whether it is new.
+    """Write the files that are missing, readable by their owner alone; returns each, and whether it is new.
 
-    SeaweedFS, which KFP installs, and those that use it name the same keys differently.
+    SeaweedFS, which KFP installs, and its users name the same keys differently.
 
     Raises:
-        AutoFormerError: one of SeaweedFS's two files is there without the other: they hold the same password.
+        AutoFormerError: one of the two files with SeaweedFS's password is there without the other.
     """
     server, users = manifests / "platform" / "kfp" / ".s3.env", manifests / "mlflow" / ".s3.env"
     for there, missing in ((server, users), (users, server)):
@@ -48,18 +47,13 @@ def write_secrets(manifests: Path) -> list[tuple[Path, bool]]:
         users: f"access_key={S3_USER}\nsecret_key={password}\n",
         manifests / "mlflow" / ".postgres.env": f"password={secrets.token_hex(_BYTES)}\n",
     }
-    return [(file, _write(file, content)) for file, content in contents.items()]
-
-
-def _write(file: Path, content: str) -> bool:
-    """Whether the file was written: one that is there is not."""
-    try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return False
-    with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-        opened.write(content)
-    return True
+    written = []
+    for file, content in contents.items():
+        written.append((file, not file.exists()))
+        if not file.exists():
+            file.touch(mode=0o600)
+            file.write_text(content, encoding="utf-8")
+    return written
 
 
 if __name__ == "__main__":

@@ -1,60 +1,29 @@
-"""What a cluster gives each task to run on: a task's part of KFP's platform specification.
+"""A task's part of KFP's platform specification: image, machine, identity, secrets and volumes.
 
-Identity, secrets and places are told to a pod; what the step does is the DAG's alone. A step on several machines keeps
-its place in the DAG: its pod is a light one, which is told of the job (`AUTOFORMER_JOB`) and launches that.
+The DAG decides what a step does, a cluster's settings on what it runs. The pod of a step on several machines is a light
+one, which launches a TrainJob with the settings in `AUTOFORMER_JOB`.
 """
-
-from collections.abc import Callable
-from typing import Any
 
 from kfp import dsl, kubernetes
 
-from pipeline.cluster.settings import POD, Cluster, Pod, Retries, Step
+from pipeline.cluster.settings import POD, Cluster, Pod, Step
+from runtime.common.config import STEPS
 from runtime.kubernetes.settings import VARIABLE
 
 
-def configure(cluster: Cluster) -> Callable[[str, Any], None]:
-    """For `pipeline.dag.build`: sets on what each task runs."""
-
-    def place(step: str, task: dsl.PipelineTask) -> None:
-        settings: Step | None = getattr(cluster.steps, step, None)  # resolve_config has none
-        job = cluster.job(step) if settings else None
-        pod = settings if settings and not job else cluster.launcher
-        task.set_container_image(cluster.images.launcher if pod is cluster.launcher else cluster.images.training)
-        for name, value in cluster.environment.items():
-            task.set_env_variable(name, value)
-        if job:
-            task.set_env_variable(VARIABLE, job.to_json())
-        elif pod.deadline_seconds:
-            kubernetes.set_timeout(task, pod.deadline_seconds)  # a job has its own, and may have to wait for machines
-        _resources(task, pod)
-        _retries(task, (settings or pod).retries)
-        _identity(task, step, cluster)
-        _files(task, cluster)
-
-    return place
-
-
-def pipeline_config(cluster: Cluster) -> dsl.PipelineConfig:
-    """What holds for a whole run."""
-    return dsl.PipelineConfig(
-        active_deadline_seconds=cluster.deadline_seconds, ttl_seconds_after_finished=cluster.keep_seconds
-    )
-
-
-def _resources(task: dsl.PipelineTask, pod: Pod) -> None:
-    task.set_cpu_request(pod.cpu).set_memory_request(pod.memory).set_memory_limit(pod.memory)
-    for key, value in sorted(pod.node_selector.items()):
-        kubernetes.add_node_selector(task, key, value)
-    for toleration in pod.tolerations:
-        kubernetes.add_toleration(task, **toleration.model_dump())
-    if isinstance(pod, Step) and pod.gpus:
-        task.set_accelerator_type(pod.gpu_type).set_accelerator_limit(pod.gpus)
-    if isinstance(pod, Step) and pod.shm:  # 64 MB by default, less than the batches that workers hand over
-        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=pod.shm)
-
-
-def _retries(task: dsl.PipelineTask, retries: Retries) -> None:
+def configure_task(cluster: Cluster, step: str, task: dsl.PipelineTask) -> None:
+    """Set on what a task runs; for `pipeline.dag.build`."""
+    settings = cluster.step(step) if step in STEPS else None  # resolve_config has none
+    job = cluster.job(step) if settings else None
+    pod = settings if settings and not job else cluster.launcher
+    task.set_container_image(cluster.images.launcher if pod is cluster.launcher else cluster.images.training)
+    for name, value in cluster.environment.items():
+        task.set_env_variable(name, value)
+    if job:
+        task.set_env_variable(VARIABLE, job.to_json())
+    elif pod.deadline_seconds:
+        kubernetes.set_timeout(task, pod.deadline_seconds)  # a job has its own, and may have to wait for machines
+    retries = (settings or pod).retries
     if retries.count:
         task.set_retry(
             retries.count,
@@ -62,10 +31,35 @@ def _retries(task: dsl.PipelineTask, retries: Retries) -> None:
             backoff_factor=retries.backoff_factor,
             backoff_max_duration=f"{retries.backoff_max_seconds}s",
         )
+    _set_resources(task, pod)
+    _set_identity(task, step, cluster)
+    kubernetes.empty_dir_mount(task, "scratch", cluster.scratch.mount, size_limit=cluster.scratch.size)
+    kubernetes.empty_dir_mount(task, "temporary", "/tmp", size_limit=cluster.scratch.size)
+    for volume in cluster.volumes:
+        kubernetes.mount_pvc(task, volume.claim, volume.mount)
 
 
-def _identity(task: dsl.PipelineTask, step: str, cluster: Cluster) -> None:
-    """Who the pod is, what it knows of itself, and where it gets its secrets."""
+def pipeline_config(cluster: Cluster) -> dsl.PipelineConfig:
+    """The settings of a whole run."""
+    return dsl.PipelineConfig(
+        active_deadline_seconds=cluster.deadline_seconds, ttl_seconds_after_finished=cluster.keep_seconds
+    )
+
+
+def _set_resources(task: dsl.PipelineTask, pod: Pod) -> None:
+    task.set_cpu_request(pod.cpu).set_memory_request(pod.memory).set_memory_limit(pod.memory)
+    for key, value in sorted(pod.node_selector.items()):
+        kubernetes.add_node_selector(task, key, value)
+    for toleration in pod.tolerations:
+        kubernetes.add_toleration(task, **toleration.model_dump())
+    if isinstance(pod, Step) and pod.gpus:
+        task.set_accelerator_type(pod.gpu_type).set_accelerator_limit(pod.gpus)
+    if isinstance(pod, Step) and pod.shm:  # the default of 64 MB is less than the loader's workers need
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=pod.shm)
+
+
+def _set_identity(task: dsl.PipelineTask, step: str, cluster: Cluster) -> None:
+    """Labels, the pod's own name and ids, secrets, user and pull secrets."""
     ours = {"app.kubernetes.io/name": "autoformer", "app.kubernetes.io/component": step}
     for key, label in (cluster.labels | ours).items():
         kubernetes.add_pod_label(task, key, label)
@@ -79,11 +73,3 @@ def _identity(task: dsl.PipelineTask, step: str, cluster: Cluster) -> None:
     kubernetes.set_image_pull_policy(task, cluster.images.pull_policy)
     if cluster.images.pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(cluster.images.pull_secrets))
-
-
-def _files(task: dsl.PipelineTask, cluster: Cluster) -> None:
-    """Volumes, and what may be written beside them."""
-    kubernetes.empty_dir_mount(task, "scratch", cluster.scratch.mount, size_limit=cluster.scratch.size)
-    kubernetes.empty_dir_mount(task, "temporary", "/tmp", size_limit=cluster.scratch.size)
-    for volume in cluster.volumes:
-        kubernetes.mount_pvc(task, volume.claim, volume.mount)

@@ -1,4 +1,4 @@
-"""When a recurring run starts: five fields of cron, or an interval, as KFP's API wants to have it."""
+"""When a recurring run starts: five fields of cron, or an interval."""
 
 import re
 from typing import Any
@@ -16,11 +16,11 @@ _FORMS = 'EVERY="0 3 * * 1" (minute, hour, day, month, weekday), EVERY=6h, or EV
 
 
 def trigger(every: str) -> dict[str, Any]:
-    """The trigger of a recurring run.
+    """The trigger as arguments of `kfp.Client.create_recurring_run`.
 
-    KFP's own cron has seconds in front: of five fields it reads the first as seconds, and `0 3 * * 1` would start a run
-    every hour. So `0` goes in front of the five that everybody else means. The time is the server's: UTC, unless its
-    `CRON_SCHEDULE_TIMEZONE` says otherwise.
+    KFP's cron has a field for seconds in front. It would read the first of five fields as seconds, and `0 3 * * 1`
+    would start a run every hour, so `0` goes in front. Times are in the server's `CRON_SCHEDULE_TIMEZONE`, UTC by
+    default.
 
     Raises:
         AutoFormerError: neither cron nor an interval; the line names the field.
@@ -30,18 +30,18 @@ def trigger(every: str) -> dict[str, Any]:
         seconds = int(interval[1]) * _SECONDS[interval[2]]
         if not seconds:
             raise AutoFormerError(f"EVERY={every}: an interval of nothing; {_FORMS}")
-        return {"periodic_schedule": {"interval_second": str(seconds)}}
+        return {"interval_second": seconds}
     fields = every.split()
     if len(fields) != len(_FIELDS):
         raise AutoFormerError(f"EVERY={every}: {_FORMS}")
     for field, (name, low, high) in zip(fields, _FIELDS, strict=True):
         if not all(_is_part(part, _NAMES.get(name, []), low, high) for part in field.split(",")):
             raise AutoFormerError(f"EVERY={every}: '{field}' is no {name}, {low} to {high}; {_FORMS}")
-    return {"cron_schedule": {"cron": " ".join(["0", *fields])}}
+    return {"cron_expression": " ".join(["0", *fields])}
 
 
 def _is_part(part: str, names: list[str], low: int, high: int) -> bool:
-    """One of the parts between commas: `*`, `5`, `1-5`, each perhaps with `/2`."""
+    """Whether a part between commas is `*`, `5` or `1-5`, each perhaps with `/2`."""
     span, slash, step = part.partition("/")
     if slash and not (step.isdecimal() and int(step) > 0):
         return False

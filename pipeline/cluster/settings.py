@@ -1,6 +1,6 @@
-"""A cluster's settings: one validated file, `configs/cluster/*.yaml`, says on what each step runs.
+"""The settings of a cluster: one validated file of `configs/cluster/` with images, machines and volumes of each step.
 
-Nothing of it decides a result, and no secret stands in it: secrets are named, and Kubernetes hands them to the pods.
+They decide no result, and hold no secret: secrets are named, and Kubernetes hands their values to the pods.
 """
 
 import re
@@ -16,6 +16,7 @@ from autoformer.frozen import Frozen
 from autoformer.named import named_file
 from runtime.common.config import STEPS
 from runtime.common.overrides import apply
+from runtime.kubernetes.job import SHARED_STEPS
 from runtime.kubernetes.settings import (
     VARIABLE,
     EveryPod,
@@ -29,10 +30,9 @@ from runtime.kubernetes.settings import (
 )
 from runtime.kubernetes.settings import Path as Mount
 
-SHARED = ("train_supernet", "search_subnet", "retrain_subnet")  # steps that several machines can share
-ON_GPUS = (*SHARED, "evaluate_subnet")
+ON_GPUS = (*SHARED_STEPS, "evaluate_subnet")
 WORK, STORE = "AUTOFORMER_WORK", "AUTOFORMER_STORE"
-POD = {  # what a pod knows of itself: variable -> where Kubernetes has it
+POD = {  # variables that describe the pod to itself: name -> field of the pod
     "KFP_RUN_ID": "metadata.labels['pipeline/runid']",
     "KFP_POD_NAME": "metadata.name",
     "KFP_POD_UID": "metadata.uid",
@@ -40,8 +40,11 @@ POD = {  # what a pod knows of itself: variable -> where Kubernetes has it
 }
 
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
-_SECRET_WORDS = {"SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "TOKEN", "CREDENTIAL", "CREDENTIALS", "APIKEY"}
-_SECRET_NAMES = ("ACCESS_KEY", "API_KEY", "PRIVATE_KEY")
+_SECRET_NAMES = re.compile(
+    r"(?!.*_(FILE|PATH|URI|URL)$)"
+    r"((.*_)?(SECRET|PASSWORD|PASSWD|PASSPHRASE|TOKEN|CREDENTIALS?|APIKEY)(_.*)?$|.*(ACCESS|API|PRIVATE)_KEY)",
+    re.IGNORECASE,
+)
 _SECRET_VALUES = re.compile(
     r"://[^/@\s]*:[^/@\s]+@"  # a password in a URL
     r"|\b(AKIA|ASIA)[0-9A-Z]{16}\b"  # an AWS key
@@ -54,27 +57,26 @@ _EXAMPLE = re.compile(r"(^|/)example-|\.example\.|0{64}")
 _VARIABLE_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
 
 
-def _cores(text: str) -> str:
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?|[0-9]+m", text):
-        raise ValueError("expected cores, as 4, 0.5 or 500m")
-    return text
+def _form(pattern: str, expected: str) -> AfterValidator:
+    """A check against a pattern, with a message that shows the form instead of the pattern."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"expected {expected}")
+        return text
+
+    return AfterValidator(check)
 
 
-def _bytes(text: str) -> str:
-    if not re.fullmatch(r"[1-9][0-9]*([KMGT]i|[MGT])", text):
-        raise ValueError("expected a quantity of Kubernetes, as 16Gi (2^30 bytes each) or 16G (10^9)")
-    return text
-
-
-def _image(text: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][\w.:/-]*[\w](@sha256:[0-9a-f]{64})?", text):
-        raise ValueError("expected repository@sha256:… of 64 hexadecimal digits")
-    return text
-
-
-Cores = Annotated[str, BeforeValidator(as_text), AfterValidator(_cores)]
-Bytes = Annotated[str, AfterValidator(_bytes)]
-Image = Annotated[str, AfterValidator(_image)]
+Cores = Annotated[str, BeforeValidator(as_text), _form(r"[0-9]+(\.[0-9]+)?|[0-9]+m", "cores, as 4, 0.5 or 500m")]
+Bytes = Annotated[
+    str,
+    _form(r"[1-9][0-9]*([KMGT]i|[MGT])", "a quantity of Kubernetes, as 16Gi (2^30 bytes each) or 16G (10^9)"),
+]
+Image = Annotated[
+    str,
+    _form(r"[a-z0-9][\w.:/-]*[\w](@sha256:[0-9a-f]{64})?", "repository@sha256:… of 64 hexadecimal digits"),
+]
 
 
 class ImageSettings(Frozen):
@@ -90,15 +92,15 @@ class ImageSettings(Frozen):
 
 
 class Retries(Frozen):
-    count: int = Field(0, ge=0, le=20, description="that a failed task is started again; a step goes on where it was")
+    count: int = Field(0, ge=0, le=20, description="that a failed task is started again; a step resumes where it was")
     backoff_seconds: int = Field(60, ge=0, description="before the first of them")
     backoff_factor: float = Field(2.0, ge=1, description="of the pause, from one to the next")
     backoff_max_seconds: int = Field(3600, ge=0, description="longest pause")
 
 
 class Pod(Placement):
-    cpu: Cores = Field(description="cores that are asked for; more are used where they are free")
-    memory: Bytes = Field(description="asked for and at most")
+    cpu: Cores = Field(description="cores that are requested; more are used where they are free")
+    memory: Bytes = Field(description="request and limit")
     deadline_seconds: int | None = Field(
         None, gt=0, le=10**8, description="after which the pod, or the job of several machines, is ended"
     )
@@ -122,7 +124,7 @@ class Steps(Frozen):
 
 
 class Scratch(Frozen):
-    """Where pods may write: the images' own file system may be read-only."""
+    """The folder that pods write to: the images' own file system may be read-only."""
 
     mount: Mount = Field("/scratch", description="an empty folder of each pod; work in progress lies in its `work`")
     size: Bytes = Field("50Gi", description="of it, and of /tmp; a pod that writes more is ended")
@@ -135,7 +137,7 @@ class Secret(Frozen):
 
 
 class Cluster(EveryPod):
-    """Where a pipeline runs."""
+    """A cluster that the pipeline runs on."""
 
     namespace: Name = Field(description="of the runs")
     deadline_seconds: int | None = Field(None, gt=0, le=10**8, description="of a whole run; null for none")
@@ -149,12 +151,7 @@ class Cluster(EveryPod):
     steps: Steps
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        for check in (self._check_images, self._check_steps, self._check_mounts, self._check_variables):
-            check()
-        return self
-
-    def _check_images(self) -> None:
+    def _check_images(self) -> Self:
         for name in ("training", "launcher"):
             image = getattr(self.images, name)
             if not self.images.allow_tags and not _DIGEST.search(image):
@@ -162,25 +159,29 @@ class Cluster(EveryPod):
                     f"images.{name} = '{image}' has no digest; name it repository@sha256:…, "
                     "or set images.allow_tags on a cluster of development"
                 )
+        return self
 
-    def _check_steps(self) -> None:
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
         for name in STEPS:
-            step: Step = getattr(self.steps, name)
+            step, key = self.step(name), f"steps.{name}"
             if step.gpus and name not in ON_GPUS:
-                raise ValueError(f"steps.{name}.gpus = {step.gpus}: this step uses no GPU; leave the key out")
-            if step.nodes > 1 and name not in SHARED:
+                raise ValueError(f"{key}.gpus = {step.gpus}: this step uses no GPU; leave the key out")
+            if step.nodes > 1 and name not in SHARED_STEPS:
                 raise ValueError(
-                    f"steps.{name}.nodes = {step.nodes}: one machine does this step; several share {', '.join(SHARED)}"
+                    f"{key}.nodes = {step.nodes}: one machine does this step; several share {', '.join(SHARED_STEPS)}"
                 )
             if step.nodes > 1 and STORE not in self.env and all(volume.read_only for volume in self.volumes):
                 raise ValueError(
-                    f"steps.{name}.nodes = {step.nodes}: machines of one job need a place that all of them see; "
+                    f"{key}.nodes = {step.nodes}: machines of one job need a place that all of them see; "
                     f"set env.{STORE}, or give a volume that all may write to"
                 )
             if step.shm and _in_bytes(step.shm) >= _in_bytes(step.memory):
-                raise ValueError(f"steps.{name}.shm = {step.shm} leaves nothing of memory = {step.memory}")
+                raise ValueError(f"{key}.shm = {step.shm} leaves nothing of memory = {step.memory}")
+        return self
 
-    def _check_mounts(self) -> None:
+    @model_validator(mode="after")
+    def _check_mounts(self) -> Self:
         taken = {"/dev/shm": "shared memory", "/tmp": "temporary files", self.scratch.mount: "scratch"}
         for volume in self.volumes:
             if volume.mount in taken:
@@ -188,36 +189,40 @@ class Cluster(EveryPod):
                     f"volumes: '{volume.claim}' is mounted at {volume.mount}, where {taken[volume.mount]} is"
                 )
             taken[volume.mount] = f"'{volume.claim}'"
+        return self
 
-    def _check_variables(self) -> None:
-        ours = {VARIABLE, *POD}
-        given = [*self.env, *(variable for secret in self.secrets for variable in secret.keys.values())]
-        for variable in given:
-            if variable in ours:
-                raise ValueError(f"the variable {variable} is set for each pod; leave it out")
-            if given.count(variable) > 1:
-                raise ValueError(f"the variable {variable} is given more than once, in env or by secrets")
+    @model_validator(mode="after")
+    def _check_variables(self) -> Self:
+        names = [*self.env, *(variable for secret in self.secrets for variable in secret.keys.values())]
+        for name in names:
+            if name in (VARIABLE, *POD):
+                raise ValueError(f"the variable {name} is set for each pod; leave it out")
+            if names.count(name) > 1:
+                raise ValueError(f"the variable {name} is given more than once, in env or by secrets")
+        return self
+
+    def step(self, name: str) -> Step:
+        step: Step = getattr(self.steps, name)
+        return step
 
     @property
     def environment(self) -> dict[str, str]:
-        """The plain variables of a pod. Copies of data are its own, whoever shares its work in progress."""
+        """The plain variables of a pod. Staged data lie in its own scratch, even where the work folder is shared."""
         scratch = self.scratch
-        staged = {
+        staging = {
             "AUTOFORMER_STAGING": f"{scratch.mount}/staged",
             "AUTOFORMER_STAGING_GB": str(_in_bytes(scratch.size) // 2 // 10**9),  # the other half is for the work
         }
-        return {WORK: f"{scratch.mount}/work"} | staged | self.env
+        return {WORK: f"{scratch.mount}/work"} | staging | self.env
 
-    def job(self, step: str) -> JobSettings | None:
-        """The settings of a step's TrainJob; None where one pod does the step."""
-        settings: Step = getattr(self.steps, step)
-        if settings.nodes == 1:
+    def job(self, name: str) -> JobSettings | None:
+        """The settings of a step's TrainJob; None where the step runs in one pod."""
+        step = self.step(name)
+        if step.nodes == 1:
             return None
-        of_every_pod = self.model_dump(include=EveryPod.model_fields.keys() - {"env"})
-        of_the_step = settings.model_dump(include=set(JobSettings.model_fields), exclude_none=True)
         return JobSettings(
-            **of_every_pod,
-            **of_the_step,
+            **self.model_dump(include=EveryPod.model_fields.keys() - {"env"}),
+            **step.model_dump(include=set(JobSettings.model_fields), exclude_none=True),
             image=self.images.training,
             env={"AUTOFORMER_STAGING_GB": self.environment["AUTOFORMER_STAGING_GB"]} | self.env,
             secret_env=tuple(
@@ -229,19 +234,19 @@ class Cluster(EveryPod):
         )
 
     def placeholders(self) -> list[str]:
-        """Keys whose values are still those of an example."""
+        """The keys whose values are still those of an example."""
         return [key for key, value in _texts(self.model_dump(mode="json")) if _EXAMPLE.search(value)]
 
 
 def load_cluster(source: str, overrides: Sequence[str] = ()) -> Cluster:
-    """Read a cluster's settings.
+    """Read the settings of a cluster.
 
     Args:
         source: the name of a file of configs/cluster/, or the path of one.
         overrides: `key=value`, as those of a parameter file.
 
     Raises:
-        AutoFormerError: one line naming the file and the key, and never a value that may be secret.
+        AutoFormerError: one line with the file and the key, and never a value that may be secret.
     """
     path = cluster_path(source)
     data = read_yaml(path)
@@ -252,37 +257,25 @@ def load_cluster(source: str, overrides: Sequence[str] = ()) -> Cluster:
 
 
 def cluster_path(source: str) -> Path:
-    """The file of a cluster's name, or the path itself where `source` is one."""
+    """The path of a file of configs/cluster/ by its name, or `source` itself where it is a path."""
     return named_file("cluster", source, "no cluster '{}' in configs/cluster; {}")
 
 
 def _refuse_secrets(data: dict[str, Any], where: str) -> None:
-    """Before anything else looks at the values: what validation refuses, it repeats."""
+    """Raise `AutoFormerError` before validation, whose messages repeat values."""
+    advice = "put it into a Secret of the cluster, and name that in secrets"
     for name in data["env"] if isinstance(data.get("env"), dict) else ():
-        if _is_secret_name(str(name)):
-            raise AutoFormerError(
-                f"{where}: env.{name} looks like a secret; "
-                "put it into a Secret of the cluster, and name that in secrets"
-            )
+        if _SECRET_NAMES.match(str(name)):
+            raise AutoFormerError(f"{where}: env.{name} looks like a secret; {advice}")
     for key, text in _texts(data):
         if _SECRET_VALUES.search(text):
-            raise AutoFormerError(
-                f"{where}: the value of {key} looks like a secret; "
-                "put it into a Secret of the cluster, and name that in secrets"
-            )
+            raise AutoFormerError(f"{where}: the value of {key} looks like a secret; {advice}")
         if re.fullmatch(r"secrets\.\d+\.keys\..*", key) and not _VARIABLE_NAME.match(text):
             raise AutoFormerError(f"{where}: {key}: expected the name of a variable, in capitals, never a value")
 
 
-def _is_secret_name(name: str) -> bool:
-    name = name.upper()
-    if name.endswith(("_FILE", "_PATH", "_URI", "_URL")):
-        return False
-    return bool(_SECRET_WORDS & set(name.split("_"))) or any(part in name for part in _SECRET_NAMES)
-
-
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text of a file with its dotted key."""
+    """Each text of a file with its dotted key."""
     if isinstance(value, str):
         yield key, value
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()

@@ -1,10 +1,10 @@
-"""The Kubernetes API as far as a launcher needs it: repetitions where it does not answer, one line where it refuses."""
+"""The Kubernetes API as far as a launcher needs it: repeated while it does not answer, one line where it refuses."""
 
 import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,25 +12,25 @@ from autoformer.errors import AutoFormerError
 from runtime.common.console import print_line
 from runtime.common.exit_codes import LOST, JobFailed
 from runtime.common.retrying import doubling, retry, within
-from runtime.kubernetes.job import GROUP, PLURAL, POD_JOB, VERSION
+from runtime.kubernetes.job import CONTAINER, GROUP, PLURAL, POD_INDEX, POD_JOB, VERSION
 
-RETRIED = (408, 410, 429, 500, 502, 503, 504)  # answers that another time may be others
+RETRIED = (408, 410, 429, 500, 502, 503, 504)  # statuses that may pass
 NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 MANIFESTS = "pipeline/manifests/training"
-TIMEOUT_SECONDS = (10, 30)  # to connect, and to hear something
+TIMEOUT_SECONDS = (10, 30)  # to connect, and between two parts of the answer
 LAST_SECONDS = (0.4, 0.5)  # the same for a process that is about to be killed
+TRAINJOBS = f"{PLURAL}.{GROUP}"
 _WITH_PODS = {"propagationPolicy": "Foreground"}
 Object = dict[str, Any]
-Query = list[tuple[str, str]]
 
 
 class Patience(NamedTuple):
-    """How often is asked, and how long is waited."""
+    """Intervals and time limits of a launcher."""
 
-    poll_seconds: float = 10.0  # between two looks at a job
+    poll_seconds: float = 10.0  # between two requests for a job's state
     pause_seconds: float = 0.5  # before the first repetition of a request; doubled up to poll_seconds, with jitter
     outage_seconds: float = 900.0  # that the API may be away
-    silent_seconds: float = 60.0  # that a log may say nothing until it is asked for again
+    silent_seconds: float = 60.0  # without a line of the log, after which it is requested again
     drain_seconds: float = 20.0  # for the last lines of a log, and for the deletion of a job
 
 
@@ -38,33 +38,33 @@ PATIENCE = Patience()
 
 
 class RefusedError(Exception):
-    """An answer that no repetition changes."""
+    """The API refuses a request, and will do so again."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
 
 
-class _AwayError(Exception):
-    """No answer, or one that another time may be another. The message is the short reason."""
-
-
 class KubernetesApi:
-    """A namespace of a cluster.
+    """The TrainJobs of a namespace, their pods, events and logs.
 
-    Args:
-        api: a `kubernetes.client.ApiClient`.
-        last: another one, which nothing but `delete_at_once` uses: a signal may come while locks of `api` are held.
-        namespace: of jobs and pods.
-        patience: how long an API that is away is waited for.
+    Objects are the parsed JSON of the API. The client's own models would refuse a field that a later Kubernetes leaves
+    out.
     """
 
-    def __init__(self, api: Any, last: Any, namespace: str, patience: Patience) -> None:
-        self._api, self._last, self.namespace, self._patience = api, last, namespace, patience
+    def __init__(self, configuration: Any, namespace: str, patience: Patience) -> None:
+        from kubernetes import client
+
+        api_client = client.ApiClient(configuration)
+        self._jobs, self._core = client.CustomObjectsApi(api_client), client.CoreV1Api(api_client)
+        # Of its own for `delete_at_once`: a signal may come while locks of the other client are held.
+        self._last_jobs = client.CustomObjectsApi(client.ApiClient(configuration))
+        self.namespace, self._patience = namespace, patience
+        self._kind = (GROUP, VERSION, namespace, PLURAL)
 
     @classmethod
     def connect(cls, patience: Patience) -> "KubernetesApi":
-        """The cluster that this pod is in, or, at a desk, the one of `KUBECONFIG`.
+        """The cluster of this pod, or that of `KUBECONFIG`.
 
         Raises:
             AutoFormerError: there is neither, or no namespace.
@@ -81,164 +81,121 @@ class KubernetesApi:
             raise AutoFormerError(
                 f"no cluster to launch a job in ({error}); run it in a pod, or set KUBECONFIG"
             ) from None
-        configuration.retries = False  # requests are repeated here, and told of
-        return cls(client.ApiClient(configuration), client.ApiClient(configuration), _namespace(), patience)
+        configuration.retries = False  # `_request` repeats requests, and reports it
+        return cls(configuration, _namespace(), patience)
 
     def create(self, manifest: Object) -> Object | None:
-        """Make a job; None where one of its name exists."""
-        try:
-            return self._json("POST", self._path(), "create", body=manifest)
-        except RefusedError as refused:
-            if refused.status == 409:
-                return None
-            raise self._line(refused, "create") from None
+        """Create a job; None where one of its name exists."""
+        return self._request("create", self._jobs.create_namespaced_custom_object, *self._kind, manifest, none_for=409)
 
     def get(self, name: str) -> Object | None:
         """A job; None where there is none of that name."""
-        return self._found("GET", self._path(name), "get")
+        return self._request("get", self._jobs.get_namespaced_custom_object, *self._kind, name, none_for=404)
 
     def jobs(self, labels: Mapping[str, str]) -> list[Object]:
-        """The jobs that carry these labels."""
-        return self._items(self._path(), "list", labels)
+        """The jobs with these labels."""
+        selector = ",".join(f"{name}={value}" for name, value in labels.items())
+        call = self._jobs.list_namespaced_custom_object
+        return list(self._request("list", call, *self._kind, label_selector=selector)["items"])
 
     def patch(self, name: str, change: Object) -> None:
-        """Change fields of a job, where it is still there."""
-        self._found("PATCH", self._path(name), "patch", body=change)
+        """Merge `change` into a job, where it still exists."""
+        self._request("patch", self._jobs.patch_namespaced_custom_object, *self._kind, name, change, none_for=404)
 
     def delete(self, name: str) -> None:
-        """Delete a job with its pods, where it is still there."""
-        self._found("DELETE", self._path(name), "delete", body=_WITH_PODS)
+        """Delete a job with its pods, where it still exists."""
+        call = self._jobs.delete_namespaced_custom_object
+        self._request("delete", call, *self._kind, name, body=_WITH_PODS, none_for=404)
 
     def delete_at_once(self, name: str) -> None:
-        """Ask once for a job's deletion, within a second, and look at no answer. For a signal's handler."""
-        with contextlib.suppress(OSError, RefusedError):
-            self._once("DELETE", self._path(name), [], _WITH_PODS, LAST_SECONDS, self._last)
+        """Request a job's deletion once, within a second, whatever the answer. For a signal's handler."""
+        with contextlib.suppress(OSError, RefusedError), _translate_errors():
+            call = self._last_jobs.delete_namespaced_custom_object
+            call(*self._kind, name, body=_WITH_PODS, _preload_content=False, _request_timeout=LAST_SECONDS)
 
     def pods(self, job: str) -> list[Object]:
         """The pods of a job, oldest first."""
-        found = self._items(self._core("pods"), "list", {POD_JOB: job}, what="pods")
-        return sorted(found, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+        call = self._core.list_namespaced_pod
+        pods = self._request("list", call, self.namespace, label_selector=f"{POD_JOB}={job}", resource="pods")["items"]
+        return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
-    def events(self, about: str) -> list[Object]:
-        """The events about an object, by its name."""
-        query = [("fieldSelector", f"involvedObject.name={about}")]
-        return self._items(self._core("events"), "list", {}, what="events", query=query)
+    def events(self, about: str) -> list[str]:
+        """The events about the object of that name, a line each, oldest first."""
+        call, selector = self._core.list_namespaced_event, f"involvedObject.name={about}"
+        events = self._request("list", call, self.namespace, field_selector=selector, resource="events")["items"]
+        events.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime")))
+        return [f"{event.get('type')} {event.get('reason')}: {event.get('message')}" for event in events]
 
-    def log(
-        self, pod: str, container: str, since: str | None = None, tail: int | None = None, follow: bool = False
-    ) -> Any:
-        """A container's log as the open answer, each line with its time.
+    def log(self, pod: str, follow: bool = False, **options: int | None) -> Iterator[str]:
+        """The lines of a pod's log, each after its time.
 
-        Not repeated. Raises `RefusedError`, or `OSError`.
+        Args:
+            follow: yield lines as they are written, except one without an end of line.
+            options: `since_seconds`, `tail_lines`.
+
+        Raises:
+            RefusedError: 404 where the pod does not exist.
+            OSError: the connection broke, or no line has come for `silent_seconds`.
         """
-        query = [("container", container), ("timestamps", "true")]
-        query += [("sinceTime", since)] if since else []
-        query += [("tailLines", str(tail))] if tail else []
-        query += [("follow", "true")] if follow else []
+        from kubernetes.watch import Watch
+
+        call = self._core.read_namespaced_pod_log
         timeout = (TIMEOUT_SECONDS[0], self._patience.silent_seconds)
-        return self._once("GET", f"{self._core('pods')}/{pod}/log", query, None, timeout)
+        arguments = {"container": CONTAINER, "timestamps": True, "_request_timeout": timeout, **options}
+        with _translate_errors():
+            if follow:
+                yield from Watch().stream(call, pod, self.namespace, **arguments)
+            else:
+                text = call(pod, self.namespace, _preload_content=False, **arguments).data.decode(errors="replace")
+                yield from filter(None, text.split("\n"))
 
     def hurry(self) -> None:
-        """From now on an API that is away is waited for no longer than a process that was told to end may take."""
+        """From now on wait for an API that is away only as long as a process that is being stopped may take."""
         self._patience = self._patience._replace(outage_seconds=self._patience.drain_seconds)
 
-    # --- requests ---
+    def _request(
+        self, verb: str, call: Callable[..., Any], *arguments: Any,
+        resource: str = TRAINJOBS, none_for: int | None = None, **options: Any,
+    ) -> Any:  # fmt: skip
+        """The parsed answer to a request, or None where its status is `none_for`.
 
-    def _path(self, name: str = "") -> str:
-        return f"/apis/{GROUP}/{VERSION}/namespaces/{self.namespace}/{PLURAL}{f'/{name}' if name else ''}"
+        Raises:
+            AutoFormerError: the API refuses it.
+            Fallen: the API has not answered for `outage_seconds`.
+        """
+        reported = False
 
-    def _core(self, kind: str) -> str:
-        return f"/api/v1/namespaces/{self.namespace}/{kind}"
+        def attempt() -> Any:
+            with _translate_errors():
+                answer = call(*arguments, **options, _preload_content=False, _request_timeout=TIMEOUT_SECONDS)
+                return json.loads(answer.data)
 
-    def _found(self, method: str, path: str, verb: str, body: Object | None = None) -> Object | None:
-        try:
-            return self._json(method, path, verb, body=body)
-        except RefusedError as refused:
-            if refused.status == 404:
-                return None
-            raise self._line(refused, verb) from None
+        def report(error: OSError, failures: int) -> None:
+            nonlocal reported
+            if failures == 2:  # a single failure is not worth a line
+                say(f"the Kubernetes API does not answer ({error}); asking again", sys.stderr)
+                reported = True
 
-    def _items(
-        self,
-        path: str,
-        verb: str,
-        labels: Mapping[str, str],
-        what: str = f"{PLURAL}.{GROUP}",
-        query: Query | None = None,
-    ) -> list[Object]:
-        selector = ",".join(f"{name}={value}" for name, value in labels.items())
-        query = [*(query or []), *([("labelSelector", selector)] if selector else [])]
-        try:
-            return list(self._json("GET", path, verb, query)["items"])
-        except RefusedError as refused:
-            raise self._line(refused, verb, what) from None
-
-    def _json(
-        self,
-        method: str,
-        path: str,
-        verb: str,
-        query: Query | None = None,
-        body: Object | None = None,
-    ) -> Object:
-        def ask() -> Object:
-            answer: Object = json.loads(self._once(method, path, query or [], body, TIMEOUT_SECONDS).data)
-            return answer
-
-        return self._repeated(ask)
-
-    def _repeated(self, ask: Callable[[], Object]) -> Object:
-        """What the API answers, if it does so within `outage_seconds`."""
-        patience, told = self._patience, False
-
-        def tell(away: _AwayError, failures: int) -> None:
-            nonlocal told
-            if failures == 2:  # a single blip is not worth a line
-                print_line(f"the Kubernetes API does not answer ({away}); asking again", sys.stderr)
-                told = True
-
+        patience = self._patience
         pauses = doubling(patience.pause_seconds, (0.5, 1.5), max(patience.poll_seconds, patience.pause_seconds))
         try:
-            answer = retry(lambda: _answered(ask), _AwayError, within(patience.outage_seconds, pauses), tell)
-        except _AwayError as away:
-            raise JobFailed(
-                f"the Kubernetes API does not answer ({away}); the job goes on without this process, and the "
+            answer = retry(attempt, OSError, within(patience.outage_seconds, pauses), report)
+        except OSError as error:
+            raise Fallen(
+                f"the Kubernetes API does not answer ({error}); the job goes on without this process, and the "
                 "same command follows it again",
                 LOST,
             ) from None
-        if told:
-            print_line("the Kubernetes API answers again", sys.stderr)
+        except RefusedError as refused:
+            if refused.status == none_for:
+                return None
+            raise self._refusal(refused, verb, resource) from None
+        if reported:
+            say("the Kubernetes API answers again", sys.stderr)
         return answer
 
-    def _once(
-        self, method: str, path: str, query: Query, body: Object | None, timeout: tuple[float, float], api: Any = None
-    ) -> Any:
-        """One request. Raises `RefusedError` for an answer that is none, `OSError` where there is no answer."""
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
-
-        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        try:
-            return (api or self._api).call_api(
-                path,
-                method,
-                query_params=query,
-                header_params={"Accept": "application/json", "Content-Type": kind},
-                body=body,
-                auth_settings=["BearerToken"],
-                _preload_content=False,
-                _return_http_data_only=True,
-                _request_timeout=timeout,
-            )
-        except HTTPError as error:
-            raise ConnectionError(str(error)) from None
-        except ApiException as error:
-            if not error.status:
-                raise ConnectionError(error.reason) from None
-            raise RefusedError(error.status, _message(error)) from None
-
-    def _line(self, refused: RefusedError, verb: str, what: str = f"{PLURAL}.{GROUP}") -> AutoFormerError:
-        where = f"{what} in namespace {self.namespace}"
+    def _refusal(self, refused: RefusedError, verb: str, resource: str) -> AutoFormerError:
+        where = f"{resource} in namespace {self.namespace}"
         if refused.status == 403 and "admission webhook" not in str(refused):
             return AutoFormerError(
                 f"not allowed to {verb} {where}; apply the Role and the RoleBinding of {MANIFESTS}: {refused}"
@@ -250,20 +207,39 @@ class KubernetesApi:
         return AutoFormerError(f"the cluster refuses to {verb} {where}: {refused}")
 
 
-def _answered(ask: Callable[[], Object]) -> Object:
-    """The answer of one request. Raises `_AwayError`, and `RefusedError` for what no repetition changes."""
+def index_of(pod: Object) -> int:
+    """The machine of the job that a pod is, from 0."""
+    marks = {**pod["metadata"].get("annotations", {}), **pod["metadata"].get("labels", {})}
+    return int(marks.get(POD_INDEX, 0))
+
+
+def container_state(pod: Object) -> Object:
+    """The state of a pod's container: {"running" | "waiting" | "terminated": …}, empty where there is none."""
+    for status in pod.get("status", {}).get("containerStatuses") or []:
+        if status["name"] == CONTAINER:
+            return dict(status.get("state") or {})
+    return {}
+
+
+@contextlib.contextmanager
+def _translate_errors() -> Iterator[None]:
+    """Raise `RefusedError` for a refusal, and `OSError` with a short message for what may pass."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
     try:
-        return ask()
-    except (OSError, ValueError) as error:
-        raise _AwayError(" ".join(str(error).split())[:200] or type(error).__name__) from None
-    except RefusedError as refused:
-        if refused.status not in RETRIED:
-            raise
-        raise _AwayError(f"{refused.status} {refused}") from None
+        yield
+    except ApiException as error:
+        message = _message(error)
+        if error.status and error.status not in RETRIED:
+            raise RefusedError(error.status, message) from None
+        raise ConnectionError(f"{error.status} {message}" if error.status else message) from None
+    except (HTTPError, OSError, ValueError) as error:
+        raise ConnectionError(" ".join(str(error).split())[:200] or type(error).__name__) from None
 
 
 def _message(error: Any) -> str:
-    """What the API says of its refusal: the message of its Status."""
+    """The message of the Status that the API refuses with."""
     try:
         return str(json.loads(error.body)["message"])
     except (ValueError, TypeError, KeyError):

@@ -1,132 +1,118 @@
-"""Watch a job to its end, and say why where that is a bad one."""
+"""Follow a job to its end, and explain a bad one."""
 
 import contextlib
 import re
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from autoformer.errors import AutoFormerError
 from runtime.common.console import print_line
 from runtime.common.exit_codes import BAD_INPUT, LOST, JobFailed
 from runtime.common.stopping import SIGNALS
-from runtime.kubernetes.api import KubernetesApi, Object, Patience
-from runtime.kubernetes.job import CONTAINER, REPLICATED
-from runtime.kubernetes.log import LogThread, container_of, index_of, lines_of
+from runtime.kubernetes.api import KubernetesApi, Object, Patience, RefusedError, container_state, index_of
+from runtime.kubernetes.job import REPLICATED
+from runtime.kubernetes.log import LogThread
 
 DEADLINE = 124
 TAIL_LINES = 30  # of a failed pod's log
 SHOWN_EVENTS = 10
-MISSING_LOOKS = 3  # that a job may have fewer pods than machines before it is asked why
-_LATER = (LOST, *(128 + number for number in SIGNALS))  # codes of machines that have ended for another's sake
+MISSING_POLLS = 3  # in which pods are missing, before the events are read for the reason
+_SECONDARY = (LOST, *(128 + number for number in SIGNALS))  # codes of machines that ended because another one did
 
 
 def condition(job: Object, kind: str) -> Object | None:
     """The condition of that kind, where it holds."""
-    found = (each for each in job.get("status", {}).get("conditions") or [] if each["type"] == kind)
-    return next((each for each in found if each["status"] == "True"), None)
+    conditions = job.get("status", {}).get("conditions") or []
+    return next((each for each in conditions if each["type"] == kind and each["status"] == "True"), None)
 
 
-def has_ended(job: Object) -> bool:
-    return any(condition(job, kind) for kind in ("Complete", "Failed"))
-
-
-def follow_job(cluster: KubernetesApi, name: str, step: str, patience: Patience) -> None:
-    """Wait until a job is complete; its first machine's log is printed, and what it waits for.
+def follow_job(api: KubernetesApi, name: str, step: str, patience: Patience) -> None:
+    """Wait until a job is complete; print the log of its first machine, and what it waits for.
 
     Raises:
-        JobFailed: why it has not come so far, with the exit code of the container that failed first.
+        Fallen: why it did not complete, with the exit code of the container that failed first.
     """
-    log = LogThread(cluster, name, patience)
+    log, report = LogThread(api, name, patience), _Report(api, step, name)
     log.start()
     try:
-        job, pods = _watched(cluster, name, _Watch(cluster, step, name), log, patience)
+        while True:
+            job = api.get(name)
+            if job is None or job["metadata"].get("deletionTimestamp"):
+                raise Fallen(f"the job {name} was deleted; the same command goes on from the last checkpoint", LOST)
+            pods = api.pods(name)
+            log.set_pods(pods)
+            failed = condition(job, "Failed")
+            if failed or condition(job, "Complete"):
+                break
+            report.update(job, pods)
+            time.sleep(patience.poll_seconds)
     except BaseException:
         log.stop()
         raise
     log.end()
-    failed = condition(job, "Failed")
     if failed:
-        raise _failure(cluster, job, failed, pods)
+        raise _failure(api, job, failed, pods)
 
 
-def _watched(
-    cluster: KubernetesApi, name: str, watch: "_Watch", log: LogThread, patience: Patience
-) -> tuple[Object, list[Object]]:
-    """The job and its pods, once it has ended."""
-    while True:
-        job = cluster.get(name)
-        if job is None or job["metadata"].get("deletionTimestamp"):
-            raise JobFailed(f"the job {name} was deleted; the same command goes on from the last checkpoint", LOST)
-        pods = cluster.pods(name)
-        log.see(pods)
-        if has_ended(job):
-            return job, pods
-        watch.tell(job, pods)
-        time.sleep(patience.poll_seconds)
+class _Report:
+    """Prints what a job waits for, each reason once."""
 
-
-class _Watch:
-    """Says once each what happens to a job on its way."""
-
-    def __init__(self, cluster: KubernetesApi, step: str, name: str) -> None:
-        self._cluster, self._step, self._name = cluster, step, name
+    def __init__(self, api: KubernetesApi, step: str, name: str) -> None:
+        self._api, self._step, self._name = api, step, name
         self._suspended = False
-        self._told: set[str] = set()
+        self._printed: set[str] = set()  # reasons
         self._first: str | None = None  # uid of machine 0's pod
-        self._missing = 0  # looks in a row at which pods were missing
+        self._missing = 0  # polls in a row in which pods were missing
 
-    def tell(self, job: Object, pods: list[Object]) -> None:
-        suspended = condition(job, "Suspended")
+    def update(self, job: Object, pods: list[Object]) -> None:
+        suspended = condition(job, "Suspended") is not None
         if suspended and not self._suspended:
             self._say(f"the job {self._name} is suspended, as by a queue that has no room yet; waiting")
         elif self._suspended and not suspended:
             self._say(f"the job {self._name} is resumed")
-        self._suspended = suspended is not None
+        self._suspended = suspended
         for pod in pods:
-            reason = _waits_for(pod)
-            if reason and reason not in self._told:
-                self._told.add(reason)
-                self._say(f"machine {index_of(pod)} waits: {reason}")
+            reason = _waiting_reason(pod)
+            if reason:
+                self._say_once(reason, f"machine {index_of(pod)} waits: {reason}")
         first = [pod["metadata"]["uid"] for pod in pods if index_of(pod) == 0]
         if first and first[-1] != self._first:
-            if self._first is not None and not self._suspended:
+            if self._first is not None and not suspended:
                 self._say("the machines are started again; the work goes on from its last checkpoint")
             self._first = first[-1]
+        self._explain_missing(job["spec"]["trainer"]["numNodes"], len({index_of(pod) for pod in pods}))
 
-        self._ask_for_missing(job["spec"]["trainer"]["numNodes"], len({index_of(pod) for pod in pods}))
-
-    def _ask_for_missing(self, machines: int, found: int) -> None:
-        """Pods that no quota or policy lets be made are told of by the events of what should make them."""
-        self._missing = self._missing + 1 if found < machines and not self._suspended else 0
-        if self._missing < MISSING_LOOKS:
+    def _explain_missing(self, machines: int, count: int) -> None:
+        """Print the events of TrainJob and JobSet where no quota or policy lets their pods be created."""
+        self._missing = self._missing + 1 if count < machines and not self._suspended else 0
+        if self._missing < MISSING_POLLS:
             return
-        if self._missing == MISSING_LOOKS:
-            self._say(f"the job {self._name} has {found} of {machines} pods; waiting")
-        for maker in (self._name, f"{self._name}-{REPLICATED}-0"):  # TrainJob and JobSet are called the same
-            for line in self._told_of(maker):
-                alike = re.sub(rf"({re.escape(maker)}-\d+)-[a-z0-9]{{5}}\b", r"\1", line)  # each try names another pod
-                if alike not in self._told:
-                    self._told.add(alike)
-                    self._say(f"{maker}: {line}")
+        if self._missing == MISSING_POLLS:
+            self._say(f"the job {self._name} has {count} of {machines} pods; waiting")
+        for owner in (self._name, f"{self._name}-{REPLICATED}-0"):  # the JobSet has the TrainJob's name
+            with contextlib.suppress(AutoFormerError):  # without permission for events the job is followed all the same
+                for line in self._api.events(owner):
+                    # Each attempt names another pod.
+                    reason = re.sub(rf"({re.escape(owner)}-\d+)-[a-z0-9]{{5}}\b", r"\1", line)
+                    self._say_once(reason, f"{owner}: {line}")
 
-    def _told_of(self, maker: str) -> list[str]:
-        try:
-            return _told(self._cluster, maker)
-        except AutoFormerError:  # who may not read events can wait all the same
-            return []
+    def _say_once(self, reason: str, line: str) -> None:
+        if reason not in self._printed:
+            self._printed.add(reason)
+            self._say(line)
 
     def _say(self, line: str) -> None:
         print_line(f"{self._step}: {line}")
 
 
-def _waits_for(pod: Object) -> str | None:
-    """Why a pod does not start: no machine for it, no image, a secret or a volume that is not there."""
+def _waiting_reason(pod: Object) -> str | None:
+    """Why a pod does not start: no machine for it, no image, a missing secret or volume."""
     for each in pod.get("status", {}).get("conditions") or []:
         if each["type"] == "PodScheduled" and each["status"] == "False":
             return f"{each.get('reason', '')}: {each.get('message', '')}".strip(": ") or None
-    waiting = container_of(pod).get("waiting") or {}
+    waiting = container_state(pod).get("waiting") or {}
     reason = waiting.get("reason", "")
     if reason in ("", "ContainerCreating", "PodInitializing"):
         return None
@@ -137,15 +123,15 @@ def _waits_for(pod: Object) -> str | None:
 
 
 class _End(NamedTuple):
-    """How a machine's container ended. `told`: the line that it has left, or what Kubernetes says."""
+    """How a machine's container failed. `why`: its last words, or the reason that Kubernetes gives."""
 
     pod: Object
     code: int
     at: str
-    told: str
+    why: str
 
 
-def _failure(cluster: KubernetesApi, job: Object, failed: Object, pods: list[Object]) -> JobFailed:
+def _failure(api: KubernetesApi, job: Object, failed: Object, pods: list[Object]) -> Fallen:
     name, machines = job["metadata"]["name"], job["spec"]["trainer"]["numNodes"]
     if failed.get("reason") == "DeadlineExceeded":
         return JobFailed(
@@ -153,66 +139,42 @@ def _failure(cluster: KubernetesApi, job: Object, failed: Object, pods: list[Obj
             "deadline_seconds; the same command goes on from the last checkpoint",
             DEADLINE,
         )
-    first = _first_cause([end for end in map(_end, pods) if end is not None])
+    # Bad input before all else, then what failed by itself, then what ended because of it; the earliest of a kind.
+    ends = [end for end in map(_end, pods) if end is not None]
+    first = min(ends, key=lambda end: (end.code != BAD_INPUT, end.code in _SECONDARY, end.at), default=None)
     if first is None:
-        _report(_events(cluster, name))
-        said = f"{failed.get('reason', '')}: {failed.get('message', '')}".strip(": ")
-        return JobFailed(f"the job {name} failed ({said}); none of its pods is left to say more", 1)
+        _print_errors(_events(api, name))
+        reason = f"{failed.get('reason', '')}: {failed.get('message', '')}".strip(": ")
+        return Fallen(f"the job {name} failed ({reason}); none of its pods is left to say more", 1)
     pod = first.pod["metadata"]["name"]
-    _report([f"last lines of {pod}:", *_tail(cluster, pod), *_events(cluster, pod)])
-    return JobFailed(f"machine {index_of(first.pod)} of {machines}: {first.told}", first.code)
+    _print_errors([f"last lines of {pod}:"])
+    with contextlib.suppress(OSError, RefusedError):  # the pod may be gone with its machine
+        _print_errors(f"  {line.partition(' ')[2]}" for line in api.log(pod, tail_lines=TAIL_LINES))
+    _print_errors(_events(api, pod))
+    return Fallen(f"machine {index_of(first.pod)} of {machines}: {first.why}", first.code)
 
 
 def _end(pod: Object) -> _End | None:
     """None where a pod has not failed."""
     status = pod.get("status", {})
-    ended = container_of(pod).get("terminated")
+    ended = container_state(pod).get("terminated")
     if ended and ended.get("exitCode"):
         lines = (ended.get("message") or "").strip().splitlines()
-        killed = ended.get("reason") == "OOMKilled"
-        told = lines[-1] if lines else f"its container ended with code {ended['exitCode']} ({ended.get('reason')})"
-        why = "its memory was full; give it more, or take smaller batches" if killed else told
+        why = lines[-1] if lines else f"its container ended with code {ended['exitCode']} ({ended.get('reason')})"
+        if ended.get("reason") == "OOMKilled":
+            why = "its memory was full; give it more, or take smaller batches"
         return _End(pod, int(ended["exitCode"]), str(ended.get("finishedAt", "")), why)
     if status.get("phase") == "Failed":
-        told = f"its pod failed ({status.get('reason', 'unknown')}: {status.get('message', '')})"
-        return _End(pod, LOST, str(status.get("startTime", "")), told.replace(": )", ")"))
+        why = f"its pod failed ({status.get('reason', 'unknown')}: {status.get('message', '')})"
+        return _End(pod, LOST, str(status.get("startTime", "")), why.replace(": )", ")"))
     return None
 
 
-def _first_cause(ends: list[_End]) -> _End | None:
-    """Bad input before all else, then what failed by itself, then what ended for its sake; the earliest of a kind."""
-
-    def rank(end: _End) -> tuple[bool, bool, str]:
-        return end.code != BAD_INPUT, end.code in _LATER, end.at
-
-    return min(ends, key=rank, default=None)
-
-
-def _tail(cluster: KubernetesApi, pod: str) -> Iterator[str]:
-    from urllib3.exceptions import HTTPError
-
-    with contextlib.suppress(OSError, HTTPError, _refused()):  # the pod may be gone with its machine
-        answer = cluster.log(pod, CONTAINER, tail=TAIL_LINES)
-        yield from (f"  {line.partition(' ')[2]}" for line in lines_of(answer, whole=True))
-
-
-def _events(cluster: KubernetesApi, about: str) -> list[str]:
-    lines = _told(cluster, about)
+def _events(api: KubernetesApi, about: str) -> list[str]:
+    lines = api.events(about)
     return [f"events of {about}:", *(f"  {line}" for line in lines[-SHOWN_EVENTS:])] if lines else []
 
 
-def _told(cluster: KubernetesApi, about: str) -> list[str]:
-    """The events about an object, by its name, a line each, oldest first."""
-    events = sorted(cluster.events(about), key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime")))
-    return [f"{event.get('type')} {event.get('reason')}: {event.get('message')}" for event in events]
-
-
-def _report(lines: Any) -> None:
+def _print_errors(lines: Iterable[str]) -> None:
     for line in lines:
-        print_line(line, sys.stderr)
-
-
-def _refused() -> type[Exception]:
-    from runtime.kubernetes.api import RefusedError
-
-    return RefusedError
+        say(line, sys.stderr)

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoformer.files import hash_value
-from runtime.kubernetes.settings import JobSettings, SecretVariable
+from runtime.kubernetes.settings import JobSettings
 
-STEPS = ("train_supernet", "search_subnet", "retrain_subnet")  # those that several ranks do together
+SHARED_STEPS = ("train_supernet", "search_subnet", "retrain_subnet")  # the steps that several machines can share
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 MANAGER = "autoformer/launcher"  # of our patch of the runtime; other managers, as Kueue, have theirs
 CONTAINER, REPLICATED = "node", "node"  # Trainer's names
@@ -15,40 +15,36 @@ POD_JOB, POD_INDEX = "jobset.sigs.k8s.io/jobset-name", "batch.kubernetes.io/job-
 
 
 class Launch(NamedTuple):
-    """What is launched, by which pod.
-
-    `run`: of KFP, or a word of the person who launches by hand. `pod`, `pod_uid`: the launching pod; empty by hand.
-    `read`: a hash of what the step reads besides configuration and data.
-    """
+    """A step to launch, and the pod that launches it."""
 
     step: str
     argv: Sequence[str]
-    run: str = "by-hand"
-    pod: str = ""
+    run: str = "by-hand"  # id of the KFP run, or a word of the user
+    pod: str = ""  # empty by hand, as is its uid
     pod_uid: str = ""
-    read: str = ""
+    inputs: str = ""  # hash of what the step reads besides configuration and data
 
     def work(self, settings: JobSettings) -> str:
-        """The same ten letters for the same work: run, step, image, and what the arguments say and name.
+        """The first ten letters of a hash of run, step, image, machines, configuration, data and inputs.
 
-        Paths of inputs are left out, not what they hold: KFP gives a task that it tries again others.
+        The paths of inputs are left out: KFP changes them when it retries a task.
         """
-        said = dict(zip(self.argv[::2], self.argv[1::2], strict=False))
-        decides = {name: said.get(name) for name in ("--config", "--data")}
+        values = dict(zip(self.argv[::2], self.argv[1::2], strict=False))
+        arguments = {name: values.get(name) for name in ("--config", "--data")}
         machines = [settings.image, settings.nodes, settings.gpus]
-        return hash_value([self.run, self.step, *machines, decides, self.read])[:10]
+        return hash_value([self.run, self.step, *machines, arguments, self.inputs])[:10]
 
     def name(self, settings: JobSettings, attempt: int) -> str:
-        """A DNS label that begins with a letter, short enough for the names that pods make of it."""
+        """A DNS label that begins with a letter, short enough for the names of the job's pods."""
         return f"{self.step.replace('_', '-')}-{self.work(settings)}-{attempt}"
 
     def labels(self, settings: JobSettings) -> dict[str, str]:
-        """What all attempts at the same work carry."""
+        """The labels that all attempts at the same work carry."""
         return {RUN: label(self.run), STEP: self.step, "autoformer/work": self.work(settings)}
 
 
 def label(text: str) -> str:
-    """A text as the value of a label: what is not allowed there becomes a hash."""
+    """A text as the value of a label, or its hash where a label does not allow it."""
     plain = text.replace("-", "").replace("_", "").replace(".", "")
     ends = text[:1].isalnum() and text[-1:].isalnum()
     return text if plain.isalnum() and plain.isascii() and ends and len(text) <= 63 else hash_value(text)[:16]
@@ -58,19 +54,19 @@ def manifest(
     launch: Launch,
     settings: JobSettings,
     attempt: int,
-    place: str,
+    folder: str,
     arguments: Sequence[str],
     environment: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The job's manifest.
+    """The manifest of a TrainJob.
 
     Args:
-        launch: what is launched.
-        settings: on which machines.
+        launch: the step, and the launching pod.
+        settings: the machines.
         attempt: from 1; each has a name of its own.
-        place: what all pods see; see `runtime.kubernetes.job_folder`.
-        arguments: of the step, with paths of that place.
-        environment: of the launching pod, what the step shall have of it too; those of the settings come first.
+        folder: the root of the job's `runtime.kubernetes.job_folder.JobFolder`.
+        arguments: of the step, with paths in that folder.
+        environment: variables that the step inherits of the launching pod; those of the settings override them.
     """
     name = launch.name(settings, attempt)
     labels = {
@@ -79,7 +75,7 @@ def manifest(
         **launch.labels(settings),
         ATTEMPT: str(attempt),
     }
-    command = ["python", "-m", "runtime.steps.job_node", "--job", name, "--place", place, launch.step, *arguments]
+    command = ["python", "-m", "runtime.steps.job_node", "--job", name, "--place", folder, launch.step, *arguments]
     metadata: dict[str, Any] = {"name": name, "labels": labels}
     if launch.pod_uid:
         metadata["ownerReferences"] = owners(launch)
@@ -98,26 +94,27 @@ def manifest(
                 "resourcesPerNode": _resources(settings),
                 "env": _variables(settings, environment),
             },
-            "runtimePatches": [{"manager": MANAGER, "trainingRuntimeSpec": _patch(settings, labels)}],
+            "runtimePatches": [{"manager": MANAGER, "trainingRuntimeSpec": _runtime_patch(settings, labels)}],
         },
     }
 
 
 def owners(launch: Launch) -> list[dict[str, Any]]:
-    """The launching pod owns the job: with the pod it goes. Without its blessing the pod may be deleted, too."""
+    """The owner reference by which a job is deleted with its launching pod. It does not block the pod's deletion."""
     return [{"apiVersion": "v1", "kind": "Pod", "name": launch.pod, "uid": launch.pod_uid, "blockOwnerDeletion": False}]
 
 
-def _resources(settings: JobSettings) -> dict[str, dict[str, str]]:
+def _resources(settings: JobSettings) -> dict[str, Any]:
     gpus = {settings.gpu_type: str(settings.gpus)} if settings.gpus else {}
-    memory = {"memory": settings.memory} if settings.memory else {}
-    cpu = {"cpu": settings.cpu} if settings.cpu else {}
-    parts = {"requests": cpu | memory | gpus, "limits": memory | gpus}
-    return {name: part for name, part in parts.items() if part}
+    limits = _present({"memory": settings.memory}) | gpus
+    return _present({"requests": _present({"cpu": settings.cpu}) | limits, "limits": limits})
 
 
 def _variables(settings: JobSettings, environment: Mapping[str, str]) -> list[dict[str, Any]]:
-    secret = {one.env: {"secretKeyRef": _key(one)} for one in settings.secret_env}
+    secret = {
+        each.env: {"secretKeyRef": _present({"name": each.secret, "key": each.key, "optional": each.optional})}
+        for each in settings.secret_env
+    }
     plain = {name: value for name, value in {**environment, **settings.env}.items() if name not in secret}
     return [
         *({"name": name, "value": value} for name, value in sorted(plain.items())),
@@ -125,43 +122,35 @@ def _variables(settings: JobSettings, environment: Mapping[str, str]) -> list[di
     ]
 
 
-def _key(one: SecretVariable) -> dict[str, Any]:
-    return {"name": one.secret, "key": one.key} | ({"optional": True} if one.optional else {})
-
-
-def _patch(settings: JobSettings, labels: Mapping[str, str]) -> dict[str, Any]:
-    """What the runtime leaves to the job: where its pods run, what they mount, how much of /dev/shm they have."""
+def _runtime_patch(settings: JobSettings, labels: Mapping[str, str]) -> dict[str, Any]:
+    """The part of the runtime that each job sets: nodes, volumes, identity, and the size of /dev/shm."""
     claims = list(dict.fromkeys((volume.claim, volume.read_only) for volume in settings.volumes))
     names = {claim: f"volume-{number}" for number, claim in enumerate(claims)}
-    spec: dict[str, Any] = {
-        "volumes": [
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shm}},
-            *(
-                {"name": name, "persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}}
-                for (claim, read_only), name in names.items()
-            ),
-        ]
+    volumes = [
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shm}},
+        *(
+            {"name": name, "persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}}
+            for (claim, read_only), name in names.items()
+        ),
+    ]
+    mounts = [
+        {"name": names[volume.claim, volume.read_only], "mountPath": volume.mount, "readOnly": volume.read_only}
+        for volume in settings.volumes
+    ]
+    group = settings.run_as_group
+    spec = {
+        "volumes": volumes,
+        "containers": [{"name": CONTAINER, "volumeMounts": mounts}] if mounts else None,
+        "nodeSelector": dict(settings.node_selector),
+        "tolerations": [toleration.manifest() for toleration in settings.tolerations],
+        "serviceAccountName": settings.service_account,
+        "imagePullSecrets": [{"name": name} for name in settings.pull_secrets],
+        "securityContext": _present({"runAsUser": settings.run_as_user, "runAsGroup": group, "fsGroup": group}),
     }
-    if settings.volumes:
-        mounts = [
-            {
-                "name": names[volume.claim, volume.read_only],
-                "mountPath": volume.mount,
-                "readOnly": volume.read_only,
-            }
-            for volume in settings.volumes
-        ]
-        spec["containers"] = [{"name": CONTAINER, "volumeMounts": mounts}]
-    if settings.node_selector:
-        spec["nodeSelector"] = dict(settings.node_selector)
-    if settings.tolerations:
-        spec["tolerations"] = [toleration.manifest() for toleration in settings.tolerations]
-    if settings.service_account:
-        spec["serviceAccountName"] = settings.service_account
-    if settings.pull_secrets:
-        spec["imagePullSecrets"] = [{"name": name} for name in settings.pull_secrets]
-    ids = {"runAsUser": settings.run_as_user, "runAsGroup": settings.run_as_group, "fsGroup": settings.run_as_group}
-    if set(ids.values()) != {None}:
-        spec["securityContext"] = {name: number for name, number in ids.items() if number is not None}
-    pods = {"metadata": {"labels": {**settings.labels, **labels}}, "spec": spec}
+    pods = {"metadata": {"labels": {**settings.labels, **labels}}, "spec": _present(spec)}
     return {"template": {"spec": {"replicatedJobs": [{"name": REPLICATED, "template": {"spec": {"template": pods}}}]}}}
+
+
+def _present(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is not set."""
+    return {name: value for name, value in values.items() if value}

@@ -1,9 +1,9 @@
-"""What a job's machines and its launcher hand to each other: inputs there, results back.
+"""The folder with the files of a job on several machines.
 
-KFP gives a task paths of its own pod, which no other pod sees. So the launcher copies what the step reads, some
-megabytes and the supernet, to a place that all see, `<place>/inputs/<name>`, and brings back what it makes from
-`<place>/outputs/<name>`. The place is a folder on a volume that several machines mount, or one of the store. The data
-themselves are never copied: `--data` is a path, or a URI, which means the same everywhere.
+KFP hands a step's files to the launcher's pod, where the job's pods do not see them. So the launcher copies what the
+step reads, some megabytes and the supernet, to `<folder>/inputs/<name>`, and what it writes from
+`<folder>/outputs/<name>`. The folder lies on a volume that several machines mount, or in the store. The data themselves
+are never copied: `--data` is a path or a URI that means the same everywhere.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ SAME_EVERYWHERE = ("--config", "--set", "--data")
 
 
 class JobFolder(NamedTuple):
-    """`root`: a folder, or `s3://bucket/folder`, of one job."""
+    """The folder of one job. Its parts `inputs`, `outputs` and `closed` are there whole or not at all."""
 
-    root: str
+    root: str  # a path, or s3://bucket/folder
 
     @classmethod
     def of_job(cls, settings: JobSettings, job: str) -> Self:
-        """Where this job's files go: the store where there is one, else the volume that all pods mount.
+        """In the store where there is one, else on the volume that all pods mount.
 
         Raises:
             AutoFormerError: there is neither, or the volume is not mounted here.
@@ -55,27 +55,26 @@ class JobFolder(NamedTuple):
     def in_store(self) -> bool:
         return storage.is_uri(self.root)
 
-    # --- the launcher's side ---
+    # --- for the launcher ---
 
     def put_inputs(self, argv: Sequence[str]) -> list[str]:
-        """Copy what the step reads; returns the arguments as the job's pods are to have them."""
-        given: list[str] = []
-        for name, value in pairs(argv):
-            if name not in SAME_EVERYWHERE:
-                kind = "outputs" if name in OUTPUTS else "inputs"
-                value = f"{self.root}/{kind}/{_called(name, value)}"
-            given += [name, value]
-        with self._sent("inputs") as folder:
+        """Copy what the step reads; returns the arguments for the job's pods."""
+        arguments: list[str] = []
+        with self._put("inputs") as folder:
             folder.mkdir()
-            for name, value in _read(argv):
-                _copy(Path(value), folder / _called(name, value))
-        return given
+            for name, value in pairs(argv):
+                if name in OUTPUTS:
+                    value = f"{self.root}/outputs/{_file_name(name, value)}"
+                elif name not in SAME_EVERYWHERE:
+                    _copy(Path(value), folder / _file_name(name, value))
+                    value = f"{self.root}/inputs/{_file_name(name, value)}"
+                arguments += [name, value]
+        return arguments
 
     def mark_closed(self) -> None:
-        """Mark that this job is over, for a launcher that finds the job itself gone: its name is not taken again."""
-        with self._sent("closed") as folder:
+        """Record that the job is over: a launcher that no longer finds the job uses its name no second time."""
+        with self._put("closed") as folder:
             folder.mkdir()
-            (folder / "closed").touch()
 
     @property
     def closed(self) -> bool:
@@ -84,49 +83,49 @@ class JobFolder(NamedTuple):
         return Path(self.root, "closed").exists()
 
     def has_outputs(self, argv: Sequence[str]) -> bool:
-        """Whether all that the step makes is there."""
+        """Whether all outputs of the step are there."""
         if self.in_store:
             return storage.exists(f"{self.root}/outputs/{MANIFEST}")
-        return all(Path(self.root, "outputs", called).exists() for called, _ in _made(argv))
+        return all(Path(self.root, "outputs", name).exists() for name, _ in _outputs(argv))
 
     def fetch_outputs(self, argv: Sequence[str]) -> None:
-        """Bring what the step has made to where its arguments say, each whole or not at all."""
-        with self._brought("outputs") as folder:
-            for called, target in _made(argv):
+        """Copy the outputs of the step to the paths of its arguments, each whole or not at all."""
+        with self._get("outputs") as folder:
+            for name, target in _outputs(argv):
                 with replacing(target) as temporary:
-                    _copy(folder / called, temporary)
+                    _copy(folder / name, temporary)
 
-    # --- the pods' side ---
+    # --- for the pods of the job ---
 
     @contextlib.contextmanager
-    def local_arguments(self, arguments: Sequence[str]) -> Iterator[tuple[list[str], Callable[[], None]]]:
-        """The step's arguments with paths of this machine, and what sends its results to the place."""
+    def local_arguments(self, arguments: Sequence[str]) -> Iterator[tuple[list[str], Callable[[], object]]]:
+        """The step's arguments with paths of this machine, and a function that sends its outputs to the folder."""
         if not self.in_store:
             yield list(arguments), lambda: None
             return
-        with self._brought("inputs") as inputs, tempfile.TemporaryDirectory(prefix="autoformer-job-") as made:
-            here = {f"{self.root}/inputs/": f"{inputs}/", f"{self.root}/outputs/": f"{made}/"}
+        with self._get("inputs") as inputs, tempfile.TemporaryDirectory(prefix="autoformer-job-") as outputs:
             local = list(arguments)
-            for there, folder in here.items():
-                local = [folder + word.removeprefix(there) if word.startswith(there) else word for word in local]
-            yield local, lambda: _send(Path(made), f"{self.root}/outputs")
+            for name, folder in (("inputs", inputs), ("outputs", outputs)):
+                root = f"{self.root}/{name}/"
+                local = [f"{folder}/{word.removeprefix(root)}" if word.startswith(root) else word for word in local]
+            yield local, lambda: storage.upload_folder(Path(outputs), f"{self.root}/outputs")
 
-    # --- a folder of the place, whole or not at all ---
+    # --- parts of the folder ---
 
     @contextlib.contextmanager
-    def _sent(self, name: str) -> Iterator[Path]:
-        """A folder for the caller to make, which then is in the place."""
+    def _put(self, name: str) -> Iterator[Path]:
+        """A path for the caller to make a folder at, which then becomes a part."""
         if not self.in_store:
             with replacing(Path(self.root, name)) as temporary:
                 yield temporary
             return
         with tempfile.TemporaryDirectory(prefix="autoformer-job-") as scratch:
             yield Path(scratch, name)
-            _send(Path(scratch, name), f"{self.root}/{name}")
+            storage.upload_folder(Path(scratch, name), f"{self.root}/{name}")
 
     @contextlib.contextmanager
-    def _brought(self, name: str) -> Iterator[Path]:
-        """A folder of the place, as one that can be read here."""
+    def _get(self, name: str) -> Iterator[Path]:
+        """A part as a local folder, to read."""
         if not self.in_store:
             yield Path(self.root, name)
             return
@@ -137,8 +136,8 @@ class JobFolder(NamedTuple):
 
 def shared_folder(settings: JobSettings) -> str | None:
     """The folder that all pods of a job see."""
-    written = (volume.mount for volume in settings.volumes if not volume.read_only)
-    return settings.shared or next(written, None)
+    writable = (volume.mount for volume in settings.volumes if not volume.read_only)
+    return settings.shared or next(writable, None)
 
 
 def pairs(argv: Sequence[str]) -> list[tuple[str, str]]:
@@ -150,22 +149,19 @@ def pairs(argv: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def inputs_hash(argv: Sequence[str]) -> str:
-    """The same word for the same content of all that the step reads besides configuration and data."""
-    return hash_value({name: hash_path(Path(value)) for name, value in _read(argv)})
+    """A hash of the content of all that the step reads besides configuration and data."""
+    inputs = {name: value for name, value in pairs(argv) if name not in (*SAME_EVERYWHERE, *OUTPUTS)}
+    return hash_value({name: hash_path(Path(value)) for name, value in inputs.items()})
 
 
-def _read(argv: Sequence[str]) -> list[tuple[str, str]]:
-    return [(name, value) for name, value in pairs(argv) if name not in (*SAME_EVERYWHERE, *OUTPUTS)]
-
-
-def _called(name: str, value: str) -> str:
-    """What a file or folder is called in the place; its ending stays."""
+def _file_name(name: str, value: str) -> str:
+    """The name of a file or folder in its part; the suffix stays."""
     return name.removeprefix("--") + Path(value).suffix
 
 
-def _made(argv: Sequence[str]) -> list[tuple[str, Path]]:
-    """The step's outputs: what each is called in the place, and where its argument says."""
-    return [(_called(name, value), Path(value)) for name, value in pairs(argv) if name in OUTPUTS]
+def _outputs(argv: Sequence[str]) -> list[tuple[str, Path]]:
+    """The step's outputs: the name in the folder, and the path of the argument."""
+    return [(_file_name(name, value), Path(value)) for name, value in pairs(argv) if name in OUTPUTS]
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -175,7 +171,3 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
     else:
         raise AutoFormerError(f"{source}: no such file or folder; run the step that makes it")
-
-
-def _send(folder: Path, uri: str) -> None:
-    storage.upload_folder(folder, uri)

@@ -1,9 +1,7 @@
-"""What `AUTOFORMER_JOB` says: on how many machines of which kind a step runs, as one line of JSON.
+"""The settings of a TrainJob, as `AUTOFORMER_JOB` holds them in JSON, and what a cluster's settings share with them.
 
-What the settings of a whole cluster (`pipeline.cluster.settings`) have in common with those of a job stands here.
-
-The cluster's settings write it into the environment of the tasks with more than one machine; the task's pod then
-launches a `TrainJob` in place of the step. No secret stands in it, only names of secrets.
+`pipeline.cluster.settings` writes the variable into the environment of each task with more than one machine; the task's
+pod then launches a TrainJob instead of the step. It holds names of secrets, and no secret.
 """
 
 import json
@@ -29,20 +27,20 @@ def _absolute(path: str) -> str:
     return str(pure)
 
 
-def _ours(name: str) -> str:
+def _not_reserved(name: str) -> str:
     if name.startswith(RESERVED):
         raise ValueError(f"names that begin with {RESERVED} are Trainer's own")
     return name
 
 
 def as_text(value: Any) -> Any:
-    """YAML reads 8 as a number; an environment has texts alone."""
+    """A number of YAML as the text that an environment variable needs."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|[MGTPE]i?)?$")]
-Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_ours)]
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_not_reserved)]
 Text = Annotated[str, BeforeValidator(as_text)]
 Path = Annotated[str, AfterValidator(_absolute)]
 Label = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
@@ -54,10 +52,8 @@ GpuType = Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", descrip
 
 class Volume(Frozen):
     claim: Name = Field(description="a PersistentVolumeClaim; of access mode ReadWriteMany where several pods write")
-    mount: Path = Field(description="where pods find it")
-    read_only: bool = Field(
-        False, description="in the pods of jobs; KFP mounts all claims so that they may be written to"
-    )
+    mount: Path = Field(description="its path in the pods")
+    read_only: bool = Field(False, description="in the pods of jobs; KFP mounts all claims writable")
 
 
 class Toleration(Frozen):
@@ -68,29 +64,29 @@ class Toleration(Frozen):
     toleration_seconds: int | None = Field(None, ge=0, description="that a pod stays after NoExecute; null for ever")
 
     def manifest(self) -> dict[str, Any]:
-        """As Kubernetes writes it."""
+        """In the form of Kubernetes."""
         values = self.model_dump(exclude_none=True)
         seconds = values.pop("toleration_seconds", None)
         return values if seconds is None else values | {"tolerationSeconds": seconds}
 
 
 class Placement(Frozen):
-    """On which nodes a pod may run."""
+    """The nodes that a pod may run on."""
 
     node_selector: dict[LabelKey, Label] = Field({}, description="labels that a node must have")
     tolerations: tuple[Toleration, ...] = Field((), description="taints that a node may have")
 
 
 class EveryPod(Frozen):
-    """What all pods of a run have, those of tasks and those of jobs."""
+    """The settings of all pods of a run, those of tasks and those of jobs."""
 
-    service_account: Name | None = Field(None, description="of the pods; null for the one that KFP gives them")
+    service_account: Name | None = Field(None, description="of the pods; null for KFP's own")
     runtime: Name = Field("autoformer-training", description="the TrainingRuntime of jobs of several machines")
     run_as_user: int | None = Field(None, gt=0, description="of the pods; null for the image's, which is not root")
     run_as_group: int | None = Field(None, gt=0, description="of the pods, for volumes that belong to one")
     labels: dict[LabelKey, Label] = Field({}, description="of every pod, beside our own")
     env: dict[Variable, Text] = Field(
-        {}, description="variables of every pod, nothing secret: where S3, MLflow and the store of large things are"
+        {}, description="variables of every pod, nothing secret: where S3, MLflow and the store of large files are"
     )
     volumes: tuple[Volume, ...] = Field((), description="claims, for every pod")
 
@@ -109,8 +105,8 @@ class JobSettings(EveryPod, Placement):
     gpus: int = Field(ge=0, description="GPUs of each machine, one process each; 0 for one process on its CPUs")
     image: str = Field(min_length=1, description="of the steps, by digest")
     deadline_seconds: int = Field(86_400, gt=0, lt=2**31, description="after which the job is ended")
-    cpu: Quantity | None = Field(None, description="cores of each machine that are asked for")
-    memory: Quantity | None = Field(None, description="of each machine, asked for and at most")
+    cpu: Quantity | None = Field(None, description="cores of each machine that are requested")
+    memory: Quantity | None = Field(None, description="of each machine, request and limit")
     gpu_type: GpuType = "nvidia.com/gpu"
     secret_env: tuple[SecretVariable, ...] = Field((), description="variables that come from secrets")
     shm: Quantity = Field("16Gi", description="shared memory of each machine, /dev/shm, of its memory")
@@ -132,12 +128,12 @@ class JobSettings(EveryPod, Placement):
 
     @property
     def processes(self) -> int:
-        """Of each machine."""
+        """On each machine."""
         return max(1, self.gpus)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what `to_json` has written. Raises `AutoFormerError` naming the key."""
+        """Read the text of `to_json`. Raises `AutoFormerError` naming the key."""
         try:
             data: Any = json.loads(text)
         except ValueError as error:
@@ -145,7 +141,7 @@ class JobSettings(EveryPod, Placement):
         return validated(cls, data, VARIABLE)
 
     def to_json(self) -> str:
-        """One line, the same for the same settings; what is not set is left out."""
+        """One line, the same for the same settings, without defaults."""
         return canonical_json(self.model_dump(mode="json", exclude_defaults=True))
 
 

@@ -20,7 +20,7 @@ from runtime.common.console import print_line, report_error
 from runtime.common.stopping import Stopped, delay_signals, stoppable
 from runtime.kubernetes.api import PATIENCE, KubernetesApi, Object, Patience
 from runtime.kubernetes.follow import condition, follow_job
-from runtime.kubernetes.job import ATTEMPT, STEPS, Launch, manifest, owners
+from runtime.kubernetes.job import ATTEMPT, SHARED_STEPS, Launch, manifest, owners
 from runtime.kubernetes.job_folder import JobFolder, inputs_hash, pairs, shared_folder
 from runtime.kubernetes.settings import VARIABLE, JobSettings, job_settings
 from runtime.steps.command import exit_code

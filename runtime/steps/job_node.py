@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from runtime.common.console import Parser
 from runtime.common.stopping import stoppable
-from runtime.kubernetes.job import STEPS
+from runtime.kubernetes.job import SHARED_STEPS
 from runtime.kubernetes.job_folder import JobFolder
 from runtime.steps.command import exit_code
 from runtime.steps.rank_launch import Machine, as_only_rank_of, launch_on
@@ -22,14 +22,14 @@ def parser() -> argparse.ArgumentParser:
     result = Parser(prog="python -m runtime.steps.job_node", description="One machine of a job on several.")
     result.add_argument("--job", required=True, help="its name")
     result.add_argument("--place", required=True, help="what its machines and its launcher all see: a folder, or s3://")
-    result.add_argument("step", choices=STEPS, help="the step's name")
+    result.add_argument("step", choices=SHARED_STEPS, help="the step's name")
     result.add_argument("arguments", nargs=argparse.REMAINDER, help="those of `python -m components.<step>`")
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    step = next((word for word in argv if word in STEPS), "trainjob")
+    step = next((word for word in argv if word in SHARED_STEPS), "trainjob")
 
     def work() -> None:
         command = parser().parse_args(argv)
