@@ -17,13 +17,13 @@ from runtime.storage import (
     download_folder,
     downloads,
     exists,
-    listing,
+    list_objects,
     upload,
     upload_folder,
     uploads,
 )
-from runtime.storage.objects import unfinished
-from runtime.storage.uris import S3Uri
+from runtime.storage.client import S3Uri
+from runtime.storage.objects import list_uploads
 
 PART, RANGE = 2**16, 2**15
 SIZE = PART + 7  # two parts, and three ranges
@@ -73,7 +73,7 @@ def test_an_upload_goes_on_after(fault: Fault, faulty: FaultyProxy, uri: str, tm
     assert taken
     parsed = S3Uri.parse(uri)
     assert connect().get_object(Bucket=parsed.bucket, Key=parsed.key)["Body"].read() == content()
-    assert unfinished(parsed, parsed.key) == [] or fault.code == "NoSuchUpload"
+    assert list_uploads(parsed, parsed.key) == [] or fault.code == "NoSuchUpload"
 
 
 PASSING_IN_A_DOWNLOAD = [
@@ -182,7 +182,7 @@ def test_an_upload_is_gone_on_with(faulty: FaultyProxy, uri: str, tmp_path: Path
     upload(file, uri)
     assert faulty.count("partNumber=") == 3
     parsed = S3Uri.parse(uri)
-    assert unfinished(parsed, parsed.key) == []
+    assert list_uploads(parsed, parsed.key) == []
 
 
 def test_the_same_beginning_with_another_end_is_not_taken_for_the_same(
@@ -244,7 +244,7 @@ def test_a_folder_is_there_whole_or_not_at_all(faulty: FaultyProxy, uri: str, tm
     faulty.faults = []
     download_folder(uri, tmp_path / "came")
     assert sorted(file.name for file in (tmp_path / "came").iterdir()) == ["a", "b", "c"]
-    assert len(listing(uri)) == 4
+    assert len(list_objects(uri)) == 4
 
 
 def test_a_server_that_is_not_there_is_one_line(

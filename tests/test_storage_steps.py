@@ -21,7 +21,7 @@ from together import run_ranks
 from autoformer.files import hash_file, hash_path
 from runtime.common.exit_codes import LOST
 from runtime.steps.kfp_edge import log_uri
-from runtime.storage import MissingError, S3Uri, listing, mirror
+from runtime.storage import MissingError, S3Uri, list_objects, mirror
 from runtime.storage.artifacts import local_copy
 from runtime.storage.folders import read_manifest
 
@@ -56,7 +56,7 @@ def test_the_weights_go_by_uri(stored: Path, place: Place, s3: S3Server) -> None
         {"name": name, "bytes": (usual / name).stat().st_size, "sha256": hash_file(usual / name)}
         for name in sorted(large)
     ]
-    assert {entry.name for entry in listing(kept["uri"])} == large
+    assert {entry.name for entry in list_objects(kept["uri"])} == large
     shown = Artifact(stored)
     log_uri(shown)
     assert shown.metadata == {"uri": kept["uri"]}
@@ -103,7 +103,7 @@ def elsewhere(work: str) -> None:
 
 def in_store(store: str, step: str) -> dict[str, str]:
     """The sha256 of each file of the step's work, as the store has it."""
-    keys = {entry.name.partition("/")[0] for entry in listing(f"{store}/work/{step}")}
+    keys = {entry.name.partition("/")[0] for entry in list_objects(f"{store}/work/{step}")}
     try:
         found = [read_manifest(S3Uri.parse(f"{store}/work/{step}/{key}")) for key in keys]
     except MissingError:
@@ -139,7 +139,7 @@ def test_a_killed_training_goes_on_at_another_machine(place: Place, store: str, 
     assert run(step, given) == 0
     assert place.record(given)["resumed_from_step"] == 20
     assert contents(local_copy(Path(given["--out"]))) == usual(place, step)
-    assert place.work(step, "*") == [] and listing(f"{store}/work") == []
+    assert place.work(step, "*") == [] and list_objects(f"{store}/work") == []
 
 
 def test_the_last_checkpoint_is_waited_for(place: Place, store: str, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_last_checkpoint_is_waited_for(place: Place, store: str, tmp_path: P
     assert run(step, given) == 0
     assert place.record(given)["resumed_from_step"] == 13
     assert contents(Path(given["--out"])) == usual(place, step)
-    assert listing(f"{store}/work") == []
+    assert list_objects(f"{store}/work") == []
 
 
 def test_a_search_scores_no_candidate_again(place: Place, store: str, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_s3_that_is_away_stops_no_training(
     lines = "".join(told).splitlines()
     assert len(lines) == 2 and all(line.startswith(f"train_supernet: {store}/work/train_supernet/") for line in lines)
     assert contents(local_copy(Path(given["--out"]))) == usual(place, step)
-    assert listing(f"{store}/work") == []
+    assert list_objects(f"{store}/work") == []
 
 
 def test_weights_that_cannot_be_published_are_not_lost(
