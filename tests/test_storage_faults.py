@@ -131,8 +131,9 @@ def test_what_does_not_pass_is_one_line(code: str, faulty: FaultyProxy, uri: str
 
 
 def test_bodies_that_never_arrive_leave_the_old_file_and_the_next_try_goes_on(
-    faulty: FaultyProxy, uri: str, tmp_path: Path
+    faulty: FaultyProxy, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(downloads, "PREFETCH", 1)  # the first range arrives, and no other
     old = write(tmp_path / "old", b"old")
     upload(write(tmp_path / "file", content()), uri)
     faulty.faults = [Fault("reset in the body", "GET", skip=1)]

@@ -9,7 +9,6 @@ It ends when all pieces are cached, the cache is full, another process writes, o
 Each request names the ETag of the listing, so that everything read is of one version of an archive.
 """
 
-import atexit
 import contextlib
 import io
 import os
@@ -17,16 +16,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from multiprocessing.pool import AsyncResult
 from typing import Any, Self
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.source import Place
 from runtime.storage.cache import CacheWriter, PieceCache, pieces_of, staging_bytes
-from runtime.storage.client import S3Uri
-from runtime.storage.downloads import prefetched, request_threads
+from runtime.storage.client import S3Uri, prefetched, request_threads
 from runtime.storage.errors import ChangedError, MissingError
-from runtime.storage.objects import Entry, list_objects, read_range
+from runtime.storage.objects import Entry, list_objects, read_object
 
 RUNNING: list[subprocess.Popen[bytes]] = []  # staging processes of this one
 
@@ -40,12 +39,13 @@ class S3Archives:
 
     def __init__(self, folder: str, entries: dict[str, Entry] | None = None) -> None:
         self.uri = S3Uri.parse(folder)
-        self._entries, self._cache = entries, None if entries is None else self._open_cache(entries)
+        if entries is not None:
+            self.entries = entries
         self._in_flight: tuple[int, dict[Place, AsyncResult[bytes]]] = 0, {}
         self._writer: CacheWriter | None = None
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, Entry] | None]]:
-        return type(self), (str(self.uri), self._entries)
+    def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, Entry]]]:
+        return type(self), (str(self.uri), self.entries)
 
     def __str__(self) -> str:
         return str(self.uri)
@@ -53,29 +53,22 @@ class S3Archives:
     def __truediv__(self, name: str) -> "S3Archive":
         return S3Archive(self, name)
 
-    def _open_cache(self, entries: dict[str, Entry]) -> PieceCache | None:
-        tars = [entry for name, entry in entries.items() if name.endswith(".tar")]
-        return PieceCache(str(self.uri), tars) if tars and staging_bytes() else None
-
-    @property
+    @cached_property
     def entries(self) -> dict[str, Entry]:
         """The folder's objects by name. Raises `StorageError` where it cannot be listed."""
-        if self._entries is None:
-            entries = {entry.name: entry for entry in list_objects(self.uri) if "/" not in entry.name}
-            self._cache = self._open_cache(entries)
-            self._entries = entries
-        return self._entries
+        return {entry.name: entry for entry in list_objects(self.uri) if "/" not in entry.name}
+
+    @cached_property
+    def cache(self) -> PieceCache | None:
+        """None where no tar is there, or `AUTOFORMER_STAGING_GB` is 0."""
+        tars = [entry for name, entry in self.entries.items() if name.endswith(".tar")]
+        return PieceCache(str(self.uri), tars) if tars and staging_bytes() else None
 
     def entry(self, archive: str) -> Entry:
         entry = self.entries.get(archive)
         if entry is None:
             raise MissingError(f"{self.uri / archive}: no such archive; upload it, or mend the location")
         return entry
-
-    @property
-    def cache(self) -> PieceCache | None:
-        """None where no tar is there, or `AUTOFORMER_STAGING_GB` is 0."""
-        return self._cache if self.entries else None
 
     def size_of(self, archive: str) -> int:
         return self.entry(archive).bytes
@@ -109,7 +102,7 @@ class S3Archives:
         entry, uri = self.entry(place.archive), self.uri / place.archive
         size = min(place.size, entry.bytes - place.offset)
         try:
-            return read_range(uri, place.offset, size, entry.etag) if size > 0 else b""
+            return read_object(uri, place.offset, size, entry.etag) if size > 0 else b""
         except ChangedError:
             raise ChangedError(
                 f"{uri}: another object than when it was listed; give the same command again, or run prepare_data again"
@@ -188,19 +181,9 @@ class _PieceStream(io.RawIOBase):
 
 def start_staging(archives: S3Archives, names: Sequence[str]) -> None:
     """Start a process that caches the pieces of some archives. Reads use each as soon as it is cached."""
-    cache = archives.cache
-    if cache is None or not cache.missing(names) or CacheWriter.is_taken():
-        return
-    command = [sys.executable, "-m", "runtime.storage.archives", str(archives.uri), *names]
-    if not RUNNING:
-        atexit.register(stop_staging)
-    RUNNING.append(subprocess.Popen(command, stdin=subprocess.PIPE))  # the end of its stdin ends it
-
-
-def stop_staging() -> None:
-    while RUNNING:
-        with RUNNING.pop() as process:
-            process.terminate()
+    if archives.cache and archives.cache.missing(names):
+        command = [sys.executable, "-m", "runtime.storage.archives", str(archives.uri), *names]
+        RUNNING.append(subprocess.Popen(command, stdin=subprocess.PIPE))  # the end of its stdin ends it
 
 
 def stage(archives: S3Archives, names: Sequence[str]) -> None:

@@ -16,11 +16,12 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple, Self
+from typing import IO, Self
 
 from autoformer.files import hash_value
 from autoformer.images.source import Place
 from autoformer.locks import lock
+from runtime.common.locks import in_turn
 from runtime.common.processes import gigabytes_in_environment
 from runtime.common.workspace import work_root
 from runtime.storage.objects import Entry
@@ -38,16 +39,6 @@ def staging_root() -> Path:
 def staging_bytes() -> int:
     """Limit of the cache: `AUTOFORMER_STAGING_GB`. No result depends on it."""
     return gigabytes_in_environment("AUTOFORMER_STAGING_GB", STAGING_GB)
-
-
-def used_bytes() -> int:
-    """Bytes of the disk that the cache takes."""
-    return sum(map(_disk_bytes, _folders()))
-
-
-def _folders() -> list[Path]:
-    root = staging_root()
-    return [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
 
 
 def _disk_bytes(folder: Path) -> int:
@@ -73,21 +64,9 @@ class CacheFolder:
             lock(self._used, shared=True)
         os.utime(self.path / _USED)
 
-    def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Exclude other processes that fill this folder."""
-        return _locked(self.path / "filling")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("ab") as file:
-        lock(file)
-        yield
-
 
 def _eviction_lock() -> contextlib.AbstractContextManager[None]:
-    staging_root().mkdir(parents=True, exist_ok=True)
-    return _locked(staging_root() / "lock")
+    return in_turn(staging_root() / "cache")
 
 
 def free_space(wanted: int) -> int:
@@ -98,13 +77,14 @@ def free_space(wanted: int) -> int:
         return used.stat().st_mtime if used.exists() else 0.0
 
     with _eviction_lock():
-        free = staging_bytes() - used_bytes()
-        for folder in sorted(_folders(), key=last_used):
+        sizes = {path: _disk_bytes(path) for path in staging_root().iterdir() if path.is_dir()}
+        free = staging_bytes() - sum(sizes.values())
+        for folder in sorted(sizes, key=last_used):
             if free >= wanted:
                 break
             with (folder / _USED).open("ab") as used:
                 if lock(used, wait_seconds=0):
-                    free += _disk_bytes(folder)
+                    free += sizes[folder]
                     shutil.rmtree(folder, ignore_errors=True)
     return max(0, free)
 
@@ -114,21 +94,18 @@ def pieces_of(archive: str, size: int) -> Iterator[Place]:
     return (Place(archive, start, min(PIECE, size - start)) for start in range(0, size, PIECE))
 
 
-class _Span(NamedTuple):
-    first: int  # piece
-    size: int  # bytes
-
-
-class PieceCache:
+class PieceCache(CacheFolder):
     """Cached pieces of the archives of an S3 folder. Threads may share it, and so may forked processes."""
 
     def __init__(self, uri: str, archives: Sequence[Entry]) -> None:
-        self._folder, self._spans, first = CacheFolder(hash_value(["archives", uri, archives])[:16]), {}, 0
+        super().__init__(hash_value(["archives", uri, archives])[:16])
+        self._spans: dict[str, tuple[int, int]] = {}  # first piece and bytes of each archive
+        first = 0
         for entry in archives:
-            self._spans[entry.name] = _Span(first, entry.bytes)
+            self._spans[entry.name] = first, entry.bytes
             first += -(-entry.bytes // PIECE)
         self._content, self._have = (
-            os.open(self._folder.path / name, os.O_RDWR | os.O_CREAT, 0o644) for name in ("content", "have")
+            os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o644) for name in ("content", "have")
         )
 
     def __del__(self) -> None:
@@ -142,14 +119,14 @@ class PieceCache:
     def missing(self, archives: Iterable[str] | None = None) -> list[Place]:
         """The pieces of some archives, by default of all, that are not cached."""
         names = self._spans if archives is None else archives
-        return [piece for name in names for piece in pieces_of(name, self._spans[name].size) if not self.has(*piece)]
+        return [piece for name in names for piece in pieces_of(name, self._spans[name][1]) if not self.has(*piece)]
 
     def _numbers(self, archive: str, offset: int, size: int) -> range:
         """The pieces in which a range lies; none where it is not within an archive of this cache."""
-        span = self._spans.get(archive)
-        if span is None or size <= 0 or offset + size > span.size:
+        first, end = self._spans.get(archive, (0, 0))
+        if size <= 0 or offset + size > end:
             return range(0)
-        return range(span.first + offset // PIECE, span.first + (offset + size - 1) // PIECE + 1)
+        return range(first + offset // PIECE, first + (offset + size - 1) // PIECE + 1)
 
     def has(self, archive: str, offset: int, size: int) -> bool:
         numbers = self._numbers(archive, offset, size)
@@ -159,7 +136,7 @@ class PieceCache:
         """Content of a range, or None where it is not cached."""
         if not self.has(archive, offset, size):
             return None
-        return os.pread(self._content, size, self._spans[archive].first * PIECE + offset)
+        return os.pread(self._content, size, self._spans[archive][0] * PIECE + offset)
 
     def write(self, piece: Place, content: bytes) -> None:
         """Add a piece, which then survives a power failure. Raises `OSError` where the disk is full."""
@@ -192,11 +169,6 @@ class CacheWriter:
         file.close()
         return None
 
-    @staticmethod
-    def is_taken() -> bool:
-        with (staging_root() / "writer").open("ab") as file:
-            return not lock(file, wait_seconds=0)
-
     def close(self) -> None:
         """Release the cache to other writers."""
         self.is_full = True
@@ -205,10 +177,8 @@ class CacheWriter:
     def write(self, piece: Place, content: bytes) -> None:
         """Cache a piece of a tar, if there is space for it. From the first without space on, `is_full` is True."""
         with self._lock:
+            self.is_full |= self._space < len(content)
             if piece.archive not in self._cache or self.is_full:
-                return
-            if self._space < len(content):
-                self.is_full = True
                 return
             self._space -= len(content)
         try:

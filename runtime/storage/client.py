@@ -1,17 +1,21 @@
-"""S3 addresses, and the boto3 client that the AWS environment configures."""
+"""S3 addresses, the boto3 client that the AWS environment configures, and threads for its requests."""
 
 import os
 import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from typing import Any, NamedTuple, Self
+from multiprocessing.pool import AsyncResult, ThreadPool
+from typing import Any, NamedTuple, Self, TypeVar
 
 from autoformer.errors import AutoFormerError
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 SCHEME = "s3://"
-CONNECT_SECONDS = 10
-READ_SECONDS = 60
 ATTEMPTS = 6  # per request, after pauses that double and have jitter
-CONNECTIONS = 32
+THREADS = 16  # requests of a process in flight
+PREFETCH = 8  # parts or ranges of one object in flight, each held in memory
 
 
 class S3Uri(NamedTuple):
@@ -51,8 +55,8 @@ def connect() -> Any:
     """The boto3 client of this process and endpoint; threads may share it, processes may not.
 
     Credentials, region and endpoint come from the AWS environment (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`,
-    `AWS_ENDPOINT_URL_S3`, web identities, …). With a custom endpoint the path style, `endpoint/bucket/key`, is the
-    default, because few such servers answer for `bucket.endpoint`; the AWS setting `addressing_style` overrides it.
+    `AWS_ENDPOINT_URL_S3`, web identities, …). boto3 addresses a custom endpoint by path, `endpoint/bucket/key`, unless
+    the AWS setting `addressing_style` is `virtual`.
 
     Raises:
         AutoFormerError: the endpoint is no URL.
@@ -65,22 +69,13 @@ def _connect(process: int, endpoint: str | None) -> Any:
     import boto3
     from botocore.config import Config
 
-    session = boto3.session.Session()
-    settings = session._session.get_scoped_config().get("s3") or {}
-    style = settings.get("addressing_style") if isinstance(settings, dict) else None
     retries: Any = {"mode": "standard"}
     if "AWS_MAX_ATTEMPTS" not in os.environ:
         retries["total_max_attempts"] = ATTEMPTS
-    config = Config(
-        connect_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
-        retries=retries,
-        max_pool_connections=CONNECTIONS,
-        s3={"addressing_style": style or ("path" if endpoint else "auto")},
-    )
+    config = Config(connect_timeout=10, read_timeout=60, retries=retries, max_pool_connections=32)  # seconds
     _separate_jitter()
     try:
-        return session.client("s3", config=config)
+        return boto3.session.Session().client("s3", config=config)
     except ValueError:  # its text holds the endpoint, which may contain a password
         raise AutoFormerError("AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: expected http://host:port") from None
 
@@ -99,3 +94,30 @@ def _separate_jitter() -> None:
 
     if standard.ExponentialBackoff.__name__ != Backoff.__name__:
         standard.ExponentialBackoff = Backoff
+
+
+def request_threads() -> ThreadPool:
+    """Threads of this process for requests. They are daemons: its end does not wait for a silent server."""
+    return _request_threads(os.getpid())
+
+
+@cache
+def _request_threads(process: int) -> ThreadPool:
+    return ThreadPool(THREADS)
+
+
+def prefetched(call: Callable[[Item], Result], items: Iterable[Item], window: int = 1) -> Iterator[Result]:
+    """`call` of each item, in order, the next ones in flight: `window` at first, twice as many after each result."""
+    in_flight: deque[AsyncResult[Result]] = deque()
+    try:
+        for item in items:
+            in_flight.append(request_threads().apply_async(call, (item,)))
+            if len(in_flight) >= window:
+                yield in_flight.popleft().get()
+                window = min(2 * window, PREFETCH)
+        while in_flight:
+            yield in_flight.popleft().get()
+    except Exception:
+        for result in in_flight:  # none is in flight when the caller tries again
+            result.wait()
+        raise

@@ -8,51 +8,16 @@ S3 states.
 import glob
 import os
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
-from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
-from typing import TypeVar
 
 from autoformer.files import hash_file, hash_value
 from runtime.common.locks import in_turn
-from runtime.storage.client import S3Uri
+from runtime.storage.client import PREFETCH, S3Uri, prefetched
 from runtime.storage.errors import ChangedError
-from runtime.storage.objects import ObjectInfo, base64_of, head, read_range
+from runtime.storage.objects import ObjectInfo, base64_of, head, read_object
 
-RANGE_BYTES = 8 * 2**20
-THREADS = 16  # requests of a process in flight
-PREFETCH = 8  # ranges of one object in flight
+RANGE_BYTES = 16 * 2**20
 TRIES = 3  # of a whole object that changes or arrives damaged
-
-Item = TypeVar("Item")
-
-
-def request_threads() -> ThreadPool:
-    """The threads of this process for requests. They are daemons: a stopped step does not wait for a silent server."""
-    return _request_threads(os.getpid())
-
-
-@cache
-def _request_threads(process: int) -> ThreadPool:
-    return ThreadPool(THREADS)
-
-
-def prefetched(read: Callable[[Item], bytes], items: Iterable[Item]) -> Iterator[bytes]:
-    """`read` of each item, in order, with the next ones in flight.
-
-    Their number doubles from one to `PREFETCH`, so that a reader of the beginning requests little more.
-    """
-    in_flight: deque[AsyncResult[bytes]] = deque()
-    window = 1
-    for item in items:
-        in_flight.append(request_threads().apply_async(read, (item,)))
-        if len(in_flight) >= window:
-            yield in_flight.popleft().get()
-            window = min(2 * window, PREFETCH)
-    while in_flight:
-        yield in_flight.popleft().get()
 
 
 def download(uri: S3Uri | str, path: Path, sha256: str | None = None) -> None:
@@ -89,12 +54,12 @@ def download(uri: S3Uri | str, path: Path, sha256: str | None = None) -> None:
 
 def _fetch_missing(uri: S3Uri, info: ObjectInfo, partial: Path) -> None:
     def read(start: int) -> bytes:
-        return read_range(uri, start, min(RANGE_BYTES, info.bytes - start), info.etag)
+        return read_object(uri, start, min(RANGE_BYTES, info.bytes - start), info.etag)
 
     with partial.open("ab") as file:
         done = file.tell() // RANGE_BYTES * RANGE_BYTES
         file.truncate(done)
-        for content in prefetched(read, range(done, info.bytes, RANGE_BYTES)):
+        for content in prefetched(read, range(done, info.bytes, RANGE_BYTES), window=PREFETCH):
             file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -89,20 +89,6 @@ def storage_errors(uri: S3Uri) -> Iterator[None]:
         raise StorageError(f"{uri}: {_one_line(error)}") from None
 
 
-@contextlib.contextmanager
-def body_errors(uri: S3Uri) -> Iterator[None]:
-    """Translate what is raised while the body of a response is read to a `TransferError`."""
-    import botocore.exceptions
-    import urllib3.exceptions
-
-    try:
-        yield
-    except (botocore.exceptions.BotoCoreError, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
-        raise TransferError(
-            f"{uri}: what S3 sends breaks off ({type(error).__name__}) in every try; try again later"
-        ) from None
-
-
 def with_retries(request: Callable[[], T]) -> T:
     """Call `request` until it raises no `TransferError`, at most `TRIES` times."""
     return retry(request, TransferError, islice(doubling(PAUSE_SECONDS, jitter=(0.5, 1.0)), TRIES - 1))

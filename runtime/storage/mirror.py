@@ -245,7 +245,7 @@ class Mirror:
             _copy_or_link(path, snapshot)
             hashed = HashedFile.read(snapshot)
             file = File(path.name, hashed.size, hashed.sha256)
-            upload_hashed(hashed, self.uri / _key(file), is_wanted=lambda: not self._is_given_up)
+            upload_hashed(hashed, self.uri / _key(file))
         finally:
             snapshot.unlink(missing_ok=True)
         return file

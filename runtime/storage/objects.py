@@ -13,7 +13,6 @@ from runtime.storage.errors import (
     StorageError,
     TransferError,
     UploadEndedError,
-    body_errors,
     storage_errors,
     with_retries,
 )
@@ -72,33 +71,34 @@ def exists(uri: S3Uri | str) -> bool:
     return True
 
 
-def read_object(uri: S3Uri) -> bytes:
-    """The content of a small object. Raises `StorageError`."""
-    return with_retries(lambda: _get(uri))
-
-
-def read_range(uri: S3Uri, offset: int, size: int, etag: str) -> bytes:
-    """`size` bytes of an object from `offset`.
+def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str = "") -> bytes:
+    """The content of an object, or `size` bytes from `offset`, provided that it has that ETag.
 
     Raises:
-        ChangedError: the object has another ETag.
+        ChangedError: it has another ETag.
         StorageError: it cannot be read.
     """
+    import botocore.exceptions
+    import urllib3.exceptions
+
+    broken = (botocore.exceptions.BotoCoreError, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
+    condition = {"Range": f"bytes={offset}-{offset + size - 1}", "IfMatch": etag} if size else {}
 
     def read() -> bytes:
-        content = _get(uri, Range=f"bytes={offset}-{offset + size - 1}", IfMatch=etag)
-        if len(content) != size:
+        with storage_errors(uri):
+            response = connect().get_object(**uri.arguments, **condition)
+        try:
+            with response["Body"] as body:
+                content = bytes(body.read())
+        except broken as error:
+            raise TransferError(
+                f"{uri}: what S3 sends breaks off ({type(error).__name__}) in every try; try again later"
+            ) from None
+        if size is not None and len(content) != size:
             raise TransferError(f"{uri}: {len(content)} bytes come where {size} were asked for, in every try")
         return content
 
     return with_retries(read)
-
-
-def _get(uri: S3Uri, **conditions: str) -> bytes:
-    with storage_errors(uri):
-        response = connect().get_object(**uri.arguments, **conditions)
-    with body_errors(uri), response["Body"] as body:
-        return bytes(body.read())
 
 
 def base64_of(digest: bytes) -> str:

@@ -6,12 +6,10 @@ other content under the same name is aborted.
 
 import hashlib
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from runtime.storage.client import S3Uri, connect
+from runtime.storage.client import PREFETCH, S3Uri, connect, prefetched
 from runtime.storage.errors import (
     TRIES,
     DeniedError,
@@ -26,7 +24,6 @@ from runtime.storage.objects import abort_upload, base64_of, delete, head, list_
 
 PART_BYTES = 16 * 2**20  # more where a file would have too many parts
 MAX_PARTS = 10_000
-PARALLEL = 8  # parts in flight, each held in memory
 
 
 class HashedFile(NamedTuple):
@@ -69,14 +66,14 @@ def upload(path: Path, uri: S3Uri | str) -> str:
     return file.sha256
 
 
-def upload_hashed(file: HashedFile, uri: S3Uri, is_wanted: Callable[[], bool] = lambda: True) -> None:
-    """`upload` of a file whose checksums are known. No further part is begun once `is_wanted` returns False."""
+def upload_hashed(file: HashedFile, uri: S3Uri) -> None:
+    """`upload` of a file whose checksums are known."""
     if _is_stored(file, uri, if_denied=False):
         return
     for _ in range(TRIES):
         try:
             if len(file.part_checksums) > 1:
-                _upload_parts(file, uri, is_wanted)
+                _upload_parts(file, uri)
             else:
                 write_object(file.part(1), uri)
         except UploadEndedError as error:
@@ -100,33 +97,27 @@ def _is_stored(file: HashedFile, uri: S3Uri, if_denied: bool) -> bool:
     return (info.bytes, info.sha256, info.checksum or file.checksum) == (file.size, file.sha256, file.checksum)
 
 
-def _upload_parts(file: HashedFile, uri: S3Uri, is_wanted: Callable[[], bool]) -> None:
+def _upload_parts(file: HashedFile, uri: S3Uri) -> None:
     upload_id, etags = _begin_or_resume(file, uri)
 
-    def upload_part(number: int) -> None:
-        if number in etags:
-            return
-        if not is_wanted():  # at its end a process waits for its pools
-            raise StorageError(f"{uri}: its upload is given up")
-        etags[number] = with_retries(lambda: _upload_part(file, uri, upload_id, number))
+    def send(number: int) -> str:
+        part = {"UploadId": upload_id, "PartNumber": number, **sha256_arguments(file.part_checksums[number - 1])}
+
+        def request() -> str:
+            with storage_errors(uri):
+                return str(connect().upload_part(**uri.arguments, **part, Body=file.part(number))["ETag"])
+
+        return with_retries(request)
 
     numbers = range(1, len(file.part_checksums) + 1)
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        list(pool.map(upload_part, numbers))
+    missing = [number for number in numbers if number not in etags]
+    etags |= zip(missing, prefetched(send, missing, window=PREFETCH), strict=True)
     parts = [
         {"PartNumber": number, "ETag": etags[number], "ChecksumSHA256": checksum}
         for number, checksum in zip(numbers, file.part_checksums, strict=True)
     ]
     with storage_errors(uri):
         connect().complete_multipart_upload(**uri.arguments, UploadId=upload_id, MultipartUpload={"Parts": parts})
-
-
-def _upload_part(file: HashedFile, uri: S3Uri, upload_id: str, number: int) -> str:
-    """Send one part and return its ETag."""
-    arguments = uri.arguments | sha256_arguments(file.part_checksums[number - 1])
-    with storage_errors(uri):
-        response = connect().upload_part(**arguments, UploadId=upload_id, PartNumber=number, Body=file.part(number))
-    return str(response["ETag"])
 
 
 def _begin_or_resume(file: HashedFile, uri: S3Uri) -> tuple[str, dict[int, str]]:
@@ -157,12 +148,10 @@ def _stored_parts(file: HashedFile, uri: S3Uri, upload_id: str) -> dict[int, str
             parts = [part for page in pages for part in page.get("Parts", [])]
     except (DeniedError, UploadEndedError):
         return {}
-    if not all(_is_same_part(file, part) for part in parts):
-        return {}
-    return {part["PartNumber"]: part["ETag"] for part in parts}
+    return {part["PartNumber"]: part["ETag"] for part in parts} if all(_is_same(file, part) for part in parts) else {}
 
 
-def _is_same_part(file: HashedFile, part: Any) -> bool:
+def _is_same(file: HashedFile, part: Any) -> bool:
     number = part["PartNumber"]
     if number > len(file.part_checksums):
         return False
@@ -174,6 +163,4 @@ def _is_same_part(file: HashedFile, part: Any) -> bool:
 
 def part_size(size: int) -> int:
     """Bytes of each part of a file of `size` bytes."""
-    if size <= PART_BYTES * MAX_PARTS:
-        return PART_BYTES
-    return -(-size // (MAX_PARTS * 2**20)) * 2**20
+    return max(PART_BYTES, -(-size // MAX_PARTS))
