@@ -34,10 +34,11 @@ from components.prepare_data.pack import pack
 from components.train_supernet.step import main as train_supernet
 from pipeline.local import _place
 from runtime.common.config import PrepareData
-from runtime.storage import connect, delete_folder, list_objects
+from runtime.storage import connect
 from runtime.storage.archives import S3Archives
 from runtime.storage.data import find_archives, hash_data, open_data
 from runtime.storage.errors import ChangedError
+from runtime.storage.objects import delete_folder, list_objects
 
 
 @pytest.fixture(autouse=True)

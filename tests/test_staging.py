@@ -20,7 +20,7 @@ from autoformer.images.split_files import Split, image_checksums
 from runtime.common.config import ROOT
 from runtime.storage import cache, connect
 from runtime.storage.archives import RUNNING, S3Archives, stage, start_staging
-from runtime.storage.cache import CacheWriter, PieceCache, free_space
+from runtime.storage.cache import PieceCache, free_space
 
 PIECE = 2**16
 SIZES = {"a.tar": 3 * PIECE + 100, "b.tar": PIECE}
@@ -141,13 +141,14 @@ def test_one_process_writes_and_all_see_it(uri: str) -> None:
     archives = S3Archives(uri)
     with get_context("fork").Pool(1) as pool:
         assert not pool.apply(first_byte_is_there, (archives,))
-        writer = CacheWriter.acquire(cache_of(archives))
-        assert writer is not None and CacheWriter.acquire(cache_of(archives)) is None
-        stage(archives, ["a.tar"])
+        writer, other = cache_of(archives), S3Archives(uri)
+        assert writer.acquire() and not cache_of(other).acquire()
+        stage(other, ["a.tar"])
+        cache_of(other).write(Place("a.tar", 0, PIECE), content("a.tar")[:PIECE])
         assert len(cache_of(archives).missing(["a.tar"])) == 4
         writer.write(Place("a.tar", 0, PIECE), content("a.tar")[:PIECE])
         assert pool.apply(first_byte_is_there, (archives,))
-    del writer
+    writer.close()
     stage(archives, ["a.tar"])
     assert cache_of(archives).missing(["a.tar"]) == []
 

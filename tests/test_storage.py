@@ -10,23 +10,11 @@ from s3_server import S3Server
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value
-from runtime.storage import (
-    MissingError,
-    S3Uri,
-    StorageError,
-    connect,
-    delete_folder,
-    download,
-    download_folder,
-    downloads,
-    exists,
-    hash_listing,
-    is_uri,
-    list_objects,
-    upload,
-    upload_folder,
-    uploads,
-)
+from runtime.storage import S3Uri, connect, download_folder, downloads, exists, is_uri, upload_folder, uploads
+from runtime.storage.downloads import download
+from runtime.storage.errors import MissingError, StorageError
+from runtime.storage.objects import delete_folder, hash_listing, list_objects
+from runtime.storage.uploads import upload
 
 PART, RANGE = 2**16, 2**15
 

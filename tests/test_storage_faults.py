@@ -9,21 +9,12 @@ from botocore.retries import standard
 from faulty_proxy import Fault, FaultyProxy
 
 from autoformer.errors import AutoFormerError
-from runtime.storage import (
-    StorageError,
-    client,
-    connect,
-    download,
-    download_folder,
-    downloads,
-    exists,
-    list_objects,
-    upload,
-    upload_folder,
-    uploads,
-)
+from runtime.storage import client, connect, download_folder, downloads, exists, upload_folder, uploads
 from runtime.storage.client import S3Uri
-from runtime.storage.objects import list_uploads
+from runtime.storage.downloads import download
+from runtime.storage.errors import StorageError
+from runtime.storage.objects import list_objects, list_uploads
+from runtime.storage.uploads import upload
 
 PART, RANGE = 2**16, 2**15
 SIZE = PART + 7  # two parts, and three ranges
@@ -152,6 +143,7 @@ def test_trying_again_draws_nothing_from_the_generator_that_augmentation_draws_f
 ) -> None:
     upload(write(tmp_path / "file", content()), uri)
     monkeypatch.setattr(standard.ExponentialBackoff, "delay_amount", lambda self, _: self._random() / 100)
+    client._connect.cache_clear()  # the next client is made like the first
     faulty.faults = [Fault("answer", "GET", "SlowDown", times=1)]
     random.seed(1)
     expected = random.random()

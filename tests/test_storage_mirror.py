@@ -20,10 +20,12 @@ from runtime.common.config import load_config
 from runtime.common.stopping import SIGNALS, Stopped, stoppable
 from runtime.steps import command, launching
 from runtime.steps.opening import open_step
-from runtime.storage import StorageError, connect, list_objects, uploads
+from runtime.storage import connect, uploads
 from runtime.storage import mirror as module
 from runtime.storage.client import S3Uri
+from runtime.storage.errors import StorageError
 from runtime.storage.mirror import Mirror
+from runtime.storage.objects import list_objects
 
 __all__ = ["empty_store", "store"]  # fixtures
 
@@ -173,6 +175,19 @@ def test_who_could_not_sign_at_the_beginning_does_later(faulty: FaultyProxy, tmp
     mirror._upload()
     mirror.clear()
     assert list_objects(uri) == []
+
+
+def test_a_copy_that_cannot_be_deleted_is_named(
+    faulty: FaultyProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = uri_of(faulty.server, "undeleted")
+    mirror = Mirror("step", made(tmp_path / "work", 1000, a_pt="one"), uri)
+    mirror.restore()
+    faulty.is_down = True
+    mirror.clear()
+    line = capsys.readouterr().err
+    assert line.startswith(f"step: {uri}/_opened.json: S3 at ") and line.count("\n") == 1
+    assert line.endswith("; it holds work that is done with, and may be removed\n")
 
 
 def test_a_round_that_fails_midway_leaves_the_former_one(

@@ -21,9 +21,11 @@ from together import run_ranks
 from autoformer.files import hash_file, hash_path
 from runtime.common.exit_codes import LOST
 from runtime.steps.kfp_edge import log_uri
-from runtime.storage import MissingError, S3Uri, list_objects, mirror
+from runtime.storage import S3Uri, mirror
 from runtime.storage.artifacts import local_copy
+from runtime.storage.errors import MissingError
 from runtime.storage.folders import read_manifest
+from runtime.storage.objects import list_objects
 
 __all__ = ["place"]  # a fixture
 
@@ -108,7 +110,7 @@ def in_store(store: str, step: str) -> dict[str, str]:
         found = [read_manifest(S3Uri.parse(f"{store}/work/{step}/{key}")) for key in keys]
     except MissingError:
         return {}
-    return {file["name"]: file["sha256"] for manifest in found for file in manifest["files"]}
+    return {file.name: file.sha256 for files, _ in found for file in files}
 
 
 def kill_once_stored(work: str, store: str, step: str) -> None:

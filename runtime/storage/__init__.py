@@ -11,24 +11,7 @@
 """
 
 from runtime.storage.client import S3Uri, connect, is_uri
-from runtime.storage.downloads import download
-from runtime.storage.errors import MissingError, StorageError
 from runtime.storage.folders import download_folder, upload_folder
-from runtime.storage.objects import delete_folder, exists, hash_listing, list_objects
-from runtime.storage.uploads import upload
+from runtime.storage.objects import exists
 
-__all__ = [
-    "MissingError",
-    "S3Uri",
-    "StorageError",
-    "connect",
-    "delete_folder",
-    "download",
-    "download_folder",
-    "exists",
-    "hash_listing",
-    "is_uri",
-    "list_objects",
-    "upload",
-    "upload_folder",
-]
+__all__ = ["S3Uri", "connect", "download_folder", "exists", "is_uri", "upload_folder"]

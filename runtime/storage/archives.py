@@ -22,10 +22,10 @@ from typing import Any, Self
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.source import Place
-from runtime.storage.cache import CacheWriter, PieceCache, pieces_of, staging_bytes
-from runtime.storage.client import S3Uri, prefetched, request_threads
+from runtime.storage.cache import PieceCache, pieces_of, staging_bytes
+from runtime.storage.client import S3Uri, prefetched, read_object, request_threads
 from runtime.storage.errors import ChangedError, MissingError
-from runtime.storage.objects import Entry, list_objects, read_object
+from runtime.storage.objects import Entry, list_objects
 
 RUNNING: list[subprocess.Popen[bytes]] = []  # staging processes of this one
 
@@ -42,7 +42,6 @@ class S3Archives:
         if entries is not None:
             self.entries = entries
         self._in_flight: tuple[int, dict[Place, AsyncResult[bytes]]] = 0, {}
-        self._writer: CacheWriter | None = None
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, Entry]]]:
         return type(self), (str(self.uri), self.entries)
@@ -76,7 +75,8 @@ class S3Archives:
     def __call__(self, archive: str, offset: int, size: int, /) -> bytes:
         """Fewer bytes than `size` where the archive ends before them."""
         place = Place(archive, offset, size)
-        result = self._own_requests().get(place)
+        process, requests = self._in_flight  # which a forked process inherits, but nobody answers there
+        result = requests.get(place) if process == os.getpid() else None
         return result.get() if result else self._read(place)
 
     def prefetch(self, places: Sequence[Place]) -> None:
@@ -88,11 +88,6 @@ class S3Archives:
         if self.cache:
             self.cache.invalidate(archive, offset, size)
         return self._fetch(Place(archive, offset, size))
-
-    def _own_requests(self) -> dict[Place, AsyncResult[bytes]]:
-        """Requests of this process; those that a forked one inherits are never answered."""
-        process, requests = self._in_flight
-        return requests if process == os.getpid() else {}
 
     def _read(self, place: Place) -> bytes:
         content = self.cache.read(*place) if self.cache else None
@@ -110,18 +105,15 @@ class S3Archives:
 
     def pieces(self, archive: str) -> Iterator[bytes]:
         """An archive from beginning to end, prefetched, and cached as far as there is space."""
-        if self._writer is None and self.cache:
-            self._writer = CacheWriter.acquire(self.cache)
-        writer = self._writer
-        return prefetched(lambda piece: self.piece(piece, writer), pieces_of(archive, self.size_of(archive)))
+        if self.cache:
+            self.cache.acquire()
+        return prefetched(self.piece, pieces_of(archive, self.size_of(archive)))
 
-    def piece(self, piece: Place, writer: CacheWriter | None) -> bytes:
-        """A piece, from the cache or from S3; in the latter case the writer caches it."""
-        content = self.cache.read(*piece) if self.cache else None
-        if content is None:
-            content = self._fetch(piece)
-            if writer:
-                writer.write(piece, content)
+    def piece(self, piece: Place) -> bytes:
+        """A piece from the cache, or from S3 and then cached."""
+        is_cached, content = self.cache and self.cache.has(*piece), self._read(piece)
+        if self.cache and not is_cached:
+            self.cache.write(piece, content)
         return content
 
 
@@ -187,15 +179,13 @@ def start_staging(archives: S3Archives, names: Sequence[str]) -> None:
 
 
 def stage(archives: S3Archives, names: Sequence[str]) -> None:
-    """Cache the missing pieces of some archives, as far as there is space."""
+    """Cache the missing pieces of some archives, as far as there is space, unless another process does so."""
     cache = archives.cache
-    writer = CacheWriter.acquire(cache) if cache else None
-    if cache is None or writer is None:
-        return
-    with contextlib.suppress(AutoFormerError), contextlib.closing(writer):  # readers of the images report errors
-        for _ in prefetched(lambda piece: archives.piece(piece, writer), cache.missing(names)):
-            if writer.is_full:
-                break
+    if cache and cache.acquire():
+        with contextlib.suppress(AutoFormerError), contextlib.closing(cache):  # readers of the images report errors
+            for _ in prefetched(archives.piece, cache.missing(names)):
+                if cache.is_full:
+                    break
 
 
 def main(argv: Sequence[str]) -> int:

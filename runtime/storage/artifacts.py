@@ -85,7 +85,7 @@ def local_copy(folder: Path) -> Path:
     with in_turn(copy):
         if not copy.is_dir() or hash_path(copy) != content:
             try:
-                download_files({file: uri / file.name for file in files}, copy, complete)
+                download_files(files, lambda file: uri / file.name, copy, complete)
             except MissingError as error:
                 raise AutoFormerError(
                     f"{folder}: {error}; run the step that makes it again, not from a cache"

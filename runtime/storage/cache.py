@@ -10,13 +10,12 @@ first.
 """
 
 import contextlib
-import errno
 import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
 
 from autoformer.files import hash_value
 from autoformer.images.source import Place
@@ -50,11 +49,7 @@ def _disk_bytes(folder: Path) -> int:
 
 
 class CacheFolder:
-    """A folder of the cache, created if missing; it is not evicted as long as this object lives.
-
-    Args:
-        key: differs for other content.
-    """
+    """A folder of the cache, created if missing, and not evicted as long as this object lives."""
 
     def __init__(self, key: str) -> None:
         self.path = staging_root() / key
@@ -104,6 +99,8 @@ class PieceCache(CacheFolder):
         for entry in archives:
             self._spans[entry.name] = first, entry.bytes
             first += -(-entry.bytes // PIECE)
+        self._writer: IO[bytes] | None = None
+        self._lock, self._space, self.is_full = threading.Lock(), 0, False
         self._content, self._have = (
             os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o644) for name in ("content", "have")
         )
@@ -112,9 +109,6 @@ class PieceCache(CacheFolder):
         with contextlib.suppress(AttributeError):  # of an `__init__` that failed
             os.close(self._content)
             os.close(self._have)
-
-    def __contains__(self, archive: str) -> bool:
-        return archive in self._spans
 
     def missing(self, archives: Iterable[str] | None = None) -> list[Place]:
         """The pieces of some archives, by default of all, that are not cached."""
@@ -138,50 +132,40 @@ class PieceCache(CacheFolder):
             return None
         return os.pread(self._content, size, self._spans[archive][0] * PIECE + offset)
 
+    def acquire(self) -> bool:
+        """Become the one process of this machine that writes pieces, until `close`; False where another one is."""
+        file = (staging_root() / "writer").open("ab")
+        if not lock(file, wait_seconds=0):
+            file.close()
+            return False
+        self._writer, self._space = file, free_space(sum(piece.size for piece in self.missing()))
+        self.is_full = False
+        return True
+
+    def close(self) -> None:
+        self._space = 0
+        if self._writer:
+            self._writer.close()
+
     def write(self, piece: Place, content: bytes) -> None:
-        """Add a piece, which then survives a power failure. Raises `OSError` where the disk is full."""
-        (number,) = self._numbers(*piece)
-        if os.pwrite(self._content, content, number * PIECE) < len(content):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fdatasync(self._content)
-        os.pwrite(self._have, b"\1", number)
+        """Add a piece of a tar, which then survives a power failure, if this process may write and there is space."""
+        numbers = self._numbers(*piece)
+        with self._lock:
+            self.is_full |= len(content) > self._space
+            if not numbers or self.is_full:
+                return
+            self._space -= len(content)
+        try:
+            is_whole = os.pwrite(self._content, content, numbers.start * PIECE) == len(content)
+            os.fdatasync(self._content)
+        except OSError:
+            is_whole = False
+        if is_whole:
+            os.pwrite(self._have, b"\1", numbers.start)
+        else:  # the disk is full
+            self.is_full = True
 
     def invalidate(self, archive: str, offset: int, size: int) -> None:
         """Remove the pieces in which a range lies."""
         numbers = self._numbers(archive, offset, size)
         os.pwrite(self._have, bytes(len(numbers)), numbers.start)
-
-
-class CacheWriter:
-    """The one process of a machine that writes pieces, until `close` or its end. Threads may share it."""
-
-    def __init__(self, cache: PieceCache, file: IO[bytes]) -> None:
-        self._cache, self._file = cache, file
-        self._space = free_space(sum(piece.size for piece in cache.missing()))
-        self._lock, self.is_full = threading.Lock(), False
-
-    @classmethod
-    def acquire(cls, cache: PieceCache) -> Self | None:
-        """None where another process writes."""
-        file = (staging_root() / "writer").open("ab")
-        if lock(file, wait_seconds=0):
-            return cls(cache, file)
-        file.close()
-        return None
-
-    def close(self) -> None:
-        """Release the cache to other writers."""
-        self.is_full = True
-        self._file.close()
-
-    def write(self, piece: Place, content: bytes) -> None:
-        """Cache a piece of a tar, if there is space for it. From the first without space on, `is_full` is True."""
-        with self._lock:
-            self.is_full |= self._space < len(content)
-            if piece.archive not in self._cache or self.is_full:
-                return
-            self._space -= len(content)
-        try:
-            self._cache.write(piece, content)
-        except OSError:  # the disk is full; the piece stays missing
-            self.is_full = True

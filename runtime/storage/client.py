@@ -1,14 +1,15 @@
-"""S3 addresses, the boto3 client that the AWS environment configures, and threads for its requests."""
+"""S3 addresses, the boto3 client that the AWS environment configures, and its requests."""
 
 import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partialmethod
 from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import Any, NamedTuple, Self, TypeVar
 
 from autoformer.errors import AutoFormerError
+from runtime.storage.errors import TransferError, storage_errors, with_retries
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,11 +34,6 @@ class S3Uri(NamedTuple):
         if not is_uri(uri) or not bucket:
             raise AutoFormerError(f"{uri}: expected s3://bucket/folder")
         return cls(bucket, key.strip("/"))
-
-    @property
-    def arguments(self) -> dict[str, str]:
-        """Of boto3's methods."""
-        return {"Bucket": self.bucket, "Key": self.key}
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.bucket}/{self.key}".rstrip("/")
@@ -68,32 +64,64 @@ def connect() -> Any:
 def _connect(process: int, endpoint: str | None) -> Any:
     import boto3
     from botocore.config import Config
+    from botocore.retries import standard
 
-    retries: Any = {"mode": "standard"}
-    if "AWS_MAX_ATTEMPTS" not in os.environ:
-        retries["total_max_attempts"] = ATTEMPTS
+    retries: Any = {} if "AWS_MAX_ATTEMPTS" in os.environ else {"total_max_attempts": ATTEMPTS}
+    retries["mode"] = "standard"
     config = Config(connect_timeout=10, read_timeout=60, retries=retries, max_pool_connections=32)  # seconds
-    _separate_jitter()
+    # Jitter comes from the system's generator. boto3's default is Python's own, which timm's augmentations use too: a
+    # retry of a background upload would change the next image.
+    backoff = standard.ExponentialBackoff
+    backoff.__init__ = partialmethod(backoff.__init__, random=random.SystemRandom().random)
     try:
         return boto3.session.Session().client("s3", config=config)
     except ValueError:  # its text holds the endpoint, which may contain a password
         raise AutoFormerError("AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: expected http://host:port") from None
 
 
-def _separate_jitter() -> None:
-    """Make boto3 draw the jitter of its pauses from the system's generator.
+def request(uri: S3Uri, operation: str, **arguments: Any) -> Any:
+    """The response to an operation of boto3's client on an object. Raises `StorageError`."""
 
-    By default it draws from Python's global generator, which timm's augmentations use too: a retry of a background
-    upload would change the next image.
+    def send() -> Any:
+        with storage_errors(uri):
+            return getattr(connect(), operation)(Bucket=uri.bucket, Key=uri.key, **arguments)
+
+    return with_retries(send)
+
+
+def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str = "") -> bytes:
+    """The content of an object, or `size` bytes from `offset`, provided that it has that ETag.
+
+    Raises:
+        ChangedError: it has another ETag.
+        StorageError: it cannot be read.
     """
-    from botocore.retries import standard
+    import botocore.exceptions
+    import urllib3.exceptions
 
-    class Backoff(standard.ExponentialBackoff):
-        def __init__(self) -> None:
-            super().__init__(random=random.SystemRandom().random)
+    broken = (botocore.exceptions.BotoCoreError, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
+    condition = {"Range": f"bytes={offset}-{offset + size - 1}", "IfMatch": etag} if size else {}
 
-    if standard.ExponentialBackoff.__name__ != Backoff.__name__:
-        standard.ExponentialBackoff = Backoff
+    def read() -> bytes:
+        try:
+            with request(uri, "get_object", **condition)["Body"] as body:
+                content = bytes(body.read())
+        except broken as error:
+            raise TransferError(
+                f"{uri}: what S3 sends breaks off ({type(error).__name__}) in every try; try again later"
+            ) from None
+        if size is not None and len(content) != size:
+            raise TransferError(f"{uri}: {len(content)} bytes come where {size} were asked for, in every try")
+        return content
+
+    return with_retries(read)
+
+
+def request_pages(uri: S3Uri, operation: str, field: str, **arguments: Any) -> list[Any]:
+    """The items of all pages of a listing in the bucket of `uri`. Raises `StorageError`."""
+    with storage_errors(uri):
+        pages = connect().get_paginator(operation).paginate(Bucket=uri.bucket, **arguments)
+        return [item for page in pages for item in page.get(field, [])]
 
 
 def request_threads() -> ThreadPool:

@@ -19,11 +19,11 @@ from runtime.common.locks import in_turn
 from runtime.common.workspace import known_hashes
 from runtime.storage.archives import S3Archive, S3Archives
 from runtime.storage.cache import CacheFolder, free_space, staging_bytes
-from runtime.storage.client import S3Uri, is_uri
+from runtime.storage.client import S3Uri, is_uri, read_object
 from runtime.storage.downloads import download
 from runtime.storage.errors import MissingError
 from runtime.storage.folders import transfer
-from runtime.storage.objects import Entry, hash_listing, list_files, read_object
+from runtime.storage.objects import Entry, hash_listing, list_files
 
 WHOLE_GB = 4.0  # limit of a data folder that is downloaded whole
 _IN_USE: list[CacheFolder] = []  # folders that this process reads
@@ -157,7 +157,8 @@ def _download_missing(uri: S3Uri, objects: list[Entry], folder: Path) -> None:
     from runtime.common.console import Progress
 
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [entry for entry in objects if not _is_complete(folder / entry.name, entry)]
+    sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    missing = [entry for entry in objects if sizes.get(folder / entry.name) != entry.bytes]
     total = sum(entry.bytes for entry in missing)
     if total > free_space(total):
         raise AutoFormerError(
@@ -178,10 +179,6 @@ def _download_missing(uri: S3Uri, objects: list[Entry], folder: Path) -> None:
                 progress.update(done >> 20)
 
         transfer(missing, fetch)
-
-
-def _is_complete(path: Path, entry: Entry) -> bool:
-    return path.is_file() and path.stat().st_size == entry.bytes
 
 
 def _read_remote_source(uri: S3Uri) -> Source | None:

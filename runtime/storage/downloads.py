@@ -12,9 +12,9 @@ from pathlib import Path
 
 from autoformer.files import hash_file, hash_value
 from runtime.common.locks import in_turn
-from runtime.storage.client import PREFETCH, S3Uri, prefetched
+from runtime.storage.client import PREFETCH, S3Uri, prefetched, read_object
 from runtime.storage.errors import ChangedError
-from runtime.storage.objects import ObjectInfo, base64_of, head, read_object
+from runtime.storage.objects import ObjectInfo, base64_of, head
 
 RANGE_BYTES = 16 * 2**20
 TRIES = 3  # of a whole object that changes or arrives damaged

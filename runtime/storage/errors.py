@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 from autoformer.errors import AutoFormerError, UnavailableError
 from runtime.common.retrying import doubling, retry
-from runtime.storage.client import S3Uri
 
 T = TypeVar("T")
 TRIES = 5  # of a transfer that breaks off
@@ -21,7 +20,7 @@ PAUSE_SECONDS = 1.0  # after the first try; it doubles
 _PERMISSIONS = {
     "HeadObject": "s3:GetObject", "CreateMultipartUpload": "s3:PutObject", "UploadPart": "s3:PutObject",
     "CompleteMultipartUpload": "s3:PutObject", "ListMultipartUploads": "s3:ListBucketMultipartUploads",
-    "ListParts": "s3:ListMultipartUploadParts", "ListObjectsV2": "s3:ListBucket", "DeleteObjects": "s3:DeleteObject",
+    "ListParts": "s3:ListMultipartUploadParts", "ListObjectsV2": "s3:ListBucket",
 }  # fmt: skip  # of any other operation: `s3:` and its name
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 _NOT_ACCEPTED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidClientTokenId"}
@@ -61,32 +60,16 @@ class UnreachableError(StorageError, UnavailableError):
 
 
 @contextlib.contextmanager
-def storage_errors(uri: S3Uri) -> Iterator[None]:
-    """Translate what boto3 raises about `uri` to a `StorageError`."""
-    import botocore.exceptions as aws
+def storage_errors(uri: object) -> Iterator[None]:
+    """Translate what boto3 raises about an address to a `StorageError`."""
+    from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
-    except aws.ClientError as error:
-        raise _from_response(error.response, error.operation_name, uri) from None
-    except (aws.NoCredentialsError, aws.PartialCredentialsError):
-        raise StorageError(
-            f"{uri}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        ) from None
-    except (aws.CredentialRetrievalError, aws.TokenRetrievalError, aws.SSOError) as error:
-        raise StorageError(
-            f"{uri}: the AWS credentials cannot be had ({type(error).__name__}); sign in again"
-        ) from None
-    except (aws.ProfileNotFound, aws.ConfigParseError, aws.NoRegionError) as error:
-        raise StorageError(f"{uri}: the AWS configuration cannot be used: {_one_line(error)}") from None
-    except (aws.HTTPClientError, aws.ConnectionError) as error:
-        server = _server(getattr(error, "kwargs", {}).get("endpoint_url"))
-        raise UnreachableError(
-            f"{uri}: S3{server} cannot be reached ({type(error).__name__}); check AWS_ENDPOINT_URL_S3 and the network, "
-            "then give the same command again"
-        ) from None
-    except aws.BotoCoreError as error:
-        raise StorageError(f"{uri}: {_one_line(error)}") from None
+    except ClientError as error:
+        raise _from_response(error.response, error.operation_name, str(uri)) from None
+    except BotoCoreError as error:
+        raise _from_client(error, str(uri)) from None
 
 
 def with_retries(request: Callable[[], T]) -> T:
@@ -94,11 +77,34 @@ def with_retries(request: Callable[[], T]) -> T:
     return retry(request, TransferError, islice(doubling(PAUSE_SECONDS, jitter=(0.5, 1.0)), TRIES - 1))
 
 
-def _from_response(response: Any, operation: str, uri: S3Uri) -> StorageError:
-    code = str(response.get("Error", {}).get("Code", ""))
+def _from_client(error: Exception, uri: str) -> StorageError:
+    """Of an error for which there is no response."""
+    import botocore.exceptions as aws
+
+    name, text = type(error).__name__, " ".join(str(error).split())[:200]
+    if isinstance(error, aws.NoCredentialsError | aws.PartialCredentialsError):
+        return StorageError(
+            f"{uri}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
+    if isinstance(error, aws.CredentialRetrievalError | aws.TokenRetrievalError | aws.SSOError):
+        return StorageError(f"{uri}: the AWS credentials cannot be had ({name}); sign in again")
+    if isinstance(error, aws.ProfileNotFound | aws.ConfigParseError | aws.NoRegionError):
+        return StorageError(f"{uri}: the AWS configuration cannot be used: {text}")
+    if isinstance(error, aws.HTTPClientError | aws.ConnectionError):
+        url = urlsplit(getattr(error, "kwargs", {}).get("endpoint_url") or "")
+        server = f" at {url.scheme}://{url.netloc.rpartition('@')[2]}" if url.netloc else ""  # without its password
+        return UnreachableError(
+            f"{uri}: S3{server} cannot be reached ({name}); check AWS_ENDPOINT_URL_S3 and the network, then give the "
+            "same command again"
+        )
+    return StorageError(f"{uri}: {text}")
+
+
+def _from_response(response: Any, operation: str, uri: str) -> StorageError:
+    code, message = (str(response.get("Error", {}).get(name, "")) for name in ("Code", "Message"))
     metadata = response.get("ResponseMetadata", {})
     region = metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region", "another one")
-    bucket, permission = f"s3://{uri.bucket}", _PERMISSIONS.get(operation, f"s3:{operation}")
+    bucket, permission = "/".join(uri.split("/")[:3]), _PERMISSIONS.get(operation, f"s3:{operation}")
     for codes, kind, line in (
         (_EXPIRED, StorageError, f"{uri}: the AWS credentials have expired; renew them, and give the same command "
                                  "again"),
@@ -120,15 +126,4 @@ def _from_response(response: Any, operation: str, uri: S3Uri) -> StorageError:
         return UnreachableError(
             f"{uri}: S3 has no capacity or is at fault ({code}), after all tries; give the same command again later"
         )
-    message = _one_line(response.get("Error", {}).get("Message", ""))
-    return StorageError(f"{uri}: S3 refuses {operation} ({code}: {message})")
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _server(url: str | None) -> str:
-    """` at <scheme>://<host>`, without user and password."""
-    parts = urlsplit(url or "")
-    return f" at {parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else ""
+    return StorageError(f"{uri}: S3 refuses {operation} ({code}: {' '.join(message.split())[:200]})")

@@ -1,7 +1,7 @@
 """Folders in S3 that exist whole or not at all: a manifest with every file is written last and read first."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Self, TypeVar
@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, Self, TypeVar
 from autoformer.files import hash_file, put_in_place
 from runtime.common.locks import in_turn
 from runtime.storage import uploads
-from runtime.storage.client import S3Uri
+from runtime.storage.client import S3Uri, read_object
 from runtime.storage.downloads import download
 from runtime.storage.errors import MissingError, StorageError
-from runtime.storage.objects import Entry, delete, read_object, write_object
+from runtime.storage.objects import Entry, delete, write_object
 
 MANIFEST = "_manifest.json"
 PARALLEL = 8  # small files in flight
@@ -42,7 +42,7 @@ def upload_folder(folder: Path, uri: S3Uri | str) -> list[File]:
     uri = S3Uri.parse(uri)
     files = sorted(File.of(folder, path) for path in folder.rglob("*") if path.is_file())
     try:
-        if files_of(read_manifest(uri)) == files:
+        if read_manifest(uri)[0] == files:
             return files
         delete(uri / MANIFEST)  # of the content that is about to be replaced
     except MissingError:
@@ -61,7 +61,7 @@ def download_folder(uri: S3Uri | str, folder: Path) -> None:
     """
     uri = S3Uri.parse(uri)
     with in_turn(folder):
-        download_files({file: uri / file.name for file in files_of(read_manifest(uri))}, folder)
+        download_files(read_manifest(uri)[0], lambda file: uri / file.name, folder)
 
 
 def partial_folder(folder: Path) -> Path:
@@ -70,7 +70,10 @@ def partial_folder(folder: Path) -> Path:
 
 
 def download_files(
-    files: Mapping[File, S3Uri], folder: Path, complete: Callable[[Path], None] = lambda folder: None
+    files: Sequence[File],
+    source: Callable[[File], S3Uri],
+    folder: Path,
+    complete: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Download files into a folder that appears by one rename. The caller holds the lock of `folder`.
 
@@ -83,7 +86,7 @@ def download_files(
     def fetch(file: File) -> None:
         path = partial / file.name
         if not (path.is_file() and hash_file(path) == file.sha256):
-            download(files[file], path, file.sha256)
+            download(source(file), path, file.sha256)
 
     transfer(files, fetch)
     for path in set(partial.rglob("*")) - {partial / file.name for file in files}:
@@ -108,22 +111,21 @@ def write_manifest(uri: S3Uri, files: Iterable[File], **values: int) -> None:
     write_object((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode(), uri / MANIFEST)
 
 
-def read_manifest(uri: S3Uri) -> Any:
-    """Raises `MissingError` where there is no folder, or not all of it."""
+def read_manifest(uri: S3Uri) -> tuple[list[File], int]:
+    """A folder's files and its `newest_ns`, 0 by default. Raises `MissingError` where it is not there, or not whole."""
     try:
         text = read_object(uri / MANIFEST)
     except MissingError:
         raise MissingError(f"{uri}: there is no such folder, or not all of it ({MANIFEST} is missing)") from None
     try:
         manifest = json.loads(text)
-        files_of(manifest)
+        return files_of(manifest), int(manifest.get("newest_ns", 0))
     except (ValueError, TypeError, KeyError):
         raise StorageError(f"{uri / MANIFEST}: not a list of files; remove the folder and make it again") from None
-    return manifest
 
 
 def files_of(manifest: Any) -> list[File]:
-    """The files that a manifest lists. Raises ValueError, TypeError or KeyError where it is malformed."""
+    """The files that JSON lists. Raises ValueError, TypeError or KeyError where it is malformed."""
     files = [File(**file) for file in manifest["files"]]
     for file in files:
         path = PurePosixPath(file.name)

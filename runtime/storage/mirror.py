@@ -23,25 +23,17 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from autoformer.errors import UnavailableError
 from autoformer.files import FileState
 from runtime.common.stopping import Stopped, seconds_since
+from runtime.storage import folders
 from runtime.storage.artifacts import store_uri
-from runtime.storage.client import S3Uri
+from runtime.storage.client import S3Uri, read_object
 from runtime.storage.errors import DeniedError, MissingError, StorageError
-from runtime.storage.folders import (
-    MANIFEST,
-    File,
-    download_files,
-    files_of,
-    partial_folder,
-    read_manifest,
-    write_manifest,
-)
-from runtime.storage.objects import abort_uploads, delete, delete_folder, list_objects, read_object, write_object
-from runtime.storage.uploads import HashedFile, upload_hashed
+from runtime.storage.folders import MANIFEST, File
+from runtime.storage.objects import abort_uploads, delete, delete_folder, list_objects, write_object
+from runtime.storage.uploads import HashedFile, upload
 
 EVERY_SECONDS = 30.0  # between two rounds
 AGAIN_SECONDS = 60.0  # after a round that failed
@@ -131,25 +123,24 @@ class Mirror:
             self._report(f"{error}; it holds work that is done with, and may be removed")
 
     def _download_newer(self) -> None:
-        incomplete, problem = None, ""
-        while (manifest := self._newer_manifest()) and manifest != incomplete:
+        incomplete, problem = list[File](), ""
+        while (files := self._newer_files()) and files != incomplete:
             try:
-                download_files({file: self.uri / _key(file) for file in files_of(manifest)}, self.folder)
+                folders.download_files(files, lambda file: self.uri / _key(file), self.folder)
                 return
             except MissingError as error:  # perhaps another process, which is ending, has just uploaded a newer state
-                incomplete, problem = manifest, str(error)
+                incomplete, problem = files, str(error)
         if incomplete:
-            shutil.rmtree(partial_folder(self.folder), ignore_errors=True)
+            shutil.rmtree(folders.partial_folder(self.folder), ignore_errors=True)
             then = f"the work that is in {self.folder} goes on" if self._files() else "the step begins anew"
             self._report(f"{problem}; the copy there is not whole, and {then}")
 
-    def _newer_manifest(self) -> Any:
+    def _newer_files(self) -> list[File]:
         try:
-            manifest = read_manifest(self.uri)
+            files, newest_ns = folders.read_manifest(self.uri)
         except MissingError:
-            return None
-        newest = max((path.stat().st_mtime_ns for path in self._files()), default=0)
-        return manifest if int(manifest.get("newest_ns", 0)) > newest else None
+            return []
+        return files if newest_ns > max((path.stat().st_mtime_ns for path in self._files()), default=0) else []
 
     def _sign(self) -> None:
         """Write who works here. It also shows at the beginning, not after hours, whether the store can be written."""
@@ -160,9 +151,11 @@ class Mirror:
 
     def _other_owner(self) -> str | None:
         try:
-            owner = str(json.loads(read_object(self.uri / OPENED))["owner"])
+            text = read_object(self.uri / OPENED)
         except MissingError:
             return None
+        try:
+            owner = str(json.loads(text)["owner"])
         except (ValueError, TypeError, KeyError):
             return "somebody"
         return owner if owner != self._owner else None
@@ -231,7 +224,7 @@ class Mirror:
             return
         files = [file for _, file in uploaded.values()]
         newest = max((state.mtime_ns for state, _ in uploaded.values()), default=0)
-        write_manifest(self.uri, files, newest_ns=newest)
+        folders.write_manifest(self.uri, files, newest_ns=newest)
         self._uploaded = uploaded
         with contextlib.suppress(DeniedError):  # permission to write does not include permission to delete
             for name in sorted((stored or set()) - {MANIFEST, OPENED, *map(_key, files)}):
@@ -245,7 +238,7 @@ class Mirror:
             _copy_or_link(path, snapshot)
             hashed = HashedFile.read(snapshot)
             file = File(path.name, hashed.size, hashed.sha256)
-            upload_hashed(hashed, self.uri / _key(file))
+            upload(hashed, self.uri / _key(file))
         finally:
             snapshot.unlink(missing_ok=True)
         return file

@@ -5,19 +5,10 @@ import contextlib
 import hashlib
 from typing import NamedTuple
 
+from autoformer.errors import UnavailableError
 from autoformer.files import hash_value
-from runtime.storage.client import S3Uri, connect
-from runtime.storage.errors import (
-    DeniedError,
-    MissingError,
-    StorageError,
-    TransferError,
-    UploadEndedError,
-    storage_errors,
-    with_retries,
-)
-
-MAX_DELETED = 1000  # objects per request
+from runtime.storage.client import PREFETCH, S3Uri, prefetched, request, request_pages
+from runtime.storage.errors import DeniedError, MissingError, StorageError, UploadEndedError
 
 
 class ObjectInfo(NamedTuple):
@@ -40,15 +31,12 @@ class Entry(NamedTuple):
 
 def head(uri: S3Uri) -> ObjectInfo:
     """Raises `MissingError`, or another `StorageError`."""
-    from botocore.exceptions import ClientError
-
-    with storage_errors(uri):
-        try:
-            response = connect().head_object(**uri.arguments, ChecksumMode="ENABLED")
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:  # HEAD's response has no body with a reason
-                connect().get_object(**uri.arguments, Range="bytes=0-0")["Body"].close()
-            raise
+    try:
+        response = request(uri, "head_object", ChecksumMode="ENABLED")
+    except StorageError as error:
+        if not isinstance(error, UnavailableError):  # HEAD's response has no body with a reason
+            request(uri, "get_object", Range="bytes=0-0")["Body"].close()
+        raise
     checksum = response.get("ChecksumSHA256")
     is_multipart = "-" in str(response["ETag"])
     is_of_content = response.get("ChecksumType", "COMPOSITE" if is_multipart else "FULL_OBJECT") == "FULL_OBJECT"
@@ -71,36 +59,6 @@ def exists(uri: S3Uri | str) -> bool:
     return True
 
 
-def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str = "") -> bytes:
-    """The content of an object, or `size` bytes from `offset`, provided that it has that ETag.
-
-    Raises:
-        ChangedError: it has another ETag.
-        StorageError: it cannot be read.
-    """
-    import botocore.exceptions
-    import urllib3.exceptions
-
-    broken = (botocore.exceptions.BotoCoreError, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
-    condition = {"Range": f"bytes={offset}-{offset + size - 1}", "IfMatch": etag} if size else {}
-
-    def read() -> bytes:
-        with storage_errors(uri):
-            response = connect().get_object(**uri.arguments, **condition)
-        try:
-            with response["Body"] as body:
-                content = bytes(body.read())
-        except broken as error:
-            raise TransferError(
-                f"{uri}: what S3 sends breaks off ({type(error).__name__}) in every try; try again later"
-            ) from None
-        if size is not None and len(content) != size:
-            raise TransferError(f"{uri}: {len(content)} bytes come where {size} were asked for, in every try")
-        return content
-
-    return with_retries(read)
-
-
 def base64_of(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
 
@@ -114,25 +72,15 @@ def write_object(content: bytes, uri: S3Uri) -> None:
     """Write an object in one request, with its sha256 for S3 to verify. Raises `StorageError`."""
     sha256 = hashlib.sha256(content)
     arguments = {"Metadata": {"sha256": sha256.hexdigest()}, **sha256_arguments(base64_of(sha256.digest()))}
-
-    def write() -> None:
-        with storage_errors(uri):
-            connect().put_object(**uri.arguments, **arguments, Body=content)
-
-    with_retries(write)
+    request(uri, "put_object", Body=content, **arguments)
 
 
 def list_objects(uri: S3Uri | str) -> list[Entry]:
     """The objects below a folder, sorted by name; none where there is no such folder."""
     uri = S3Uri.parse(uri)
     prefix = f"{uri.key}/" if uri.key else ""
-    with storage_errors(uri):
-        pages = connect().get_paginator("list_objects_v2").paginate(Bucket=uri.bucket, Prefix=prefix)
-        entries = [
-            Entry(item["Key"].removeprefix(prefix), int(item["Size"]), str(item["ETag"]))
-            for page in pages
-            for item in page.get("Contents", [])
-        ]
+    items = request_pages(uri, "list_objects_v2", "Contents", Prefix=prefix)
+    entries = (Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"]) for item in items)
     return sorted(entry for entry in entries if entry.name)  # consoles mark a folder by an object of its name
 
 
@@ -159,8 +107,7 @@ def hash_listing(uri: S3Uri | str) -> str:
 
 def delete(uri: S3Uri) -> None:
     """Delete an object, if it exists."""
-    with storage_errors(uri):
-        connect().delete_object(**uri.arguments)
+    request(uri, "delete_object")
 
 
 def delete_folder(uri: S3Uri | str) -> None:
@@ -168,27 +115,22 @@ def delete_folder(uri: S3Uri | str) -> None:
     uri = S3Uri.parse(uri)
     if not uri.key:
         raise StorageError(f"{uri}: a whole bucket is never emptied; name a folder")
-    keys = [f"{uri.key}/{entry.name}" for entry in list_objects(uri)]
-    with storage_errors(uri):
-        for start in range(0, len(keys), MAX_DELETED):
-            batch = [{"Key": key} for key in keys[start : start + MAX_DELETED]]
-            response = connect().delete_objects(Bucket=uri.bucket, Delete={"Objects": batch, "Quiet": True})
-            for error in response.get("Errors", []):
-                raise StorageError(f"s3://{uri.bucket}/{error['Key']}: not removed: {error.get('Code')}")
+    objects = [S3Uri(uri.bucket, f"{uri.key}/{entry.name}") for entry in list_objects(uri)]
+    for _ in prefetched(delete, objects, window=PREFETCH):
+        pass
     abort_uploads(uri)
 
 
 def list_uploads(uri: S3Uri, prefix: str) -> list[tuple[str, str]]:
     """Key and id of each incomplete multipart upload whose key begins with `prefix`."""
-    with storage_errors(uri):
-        pages = connect().get_paginator("list_multipart_uploads").paginate(Bucket=uri.bucket, Prefix=prefix)
-        return [(item["Key"], item["UploadId"]) for page in pages for item in page.get("Uploads", [])]
+    items = request_pages(uri, "list_multipart_uploads", "Uploads", Prefix=prefix)
+    return [(item["Key"], item["UploadId"]) for item in items]
 
 
 def abort_upload(uri: S3Uri, upload_id: str) -> None:
     """Abort a multipart upload, which frees its parts."""
-    with contextlib.suppress(UploadEndedError, DeniedError), storage_errors(uri):
-        connect().abort_multipart_upload(**uri.arguments, UploadId=upload_id)
+    with contextlib.suppress(UploadEndedError, DeniedError):
+        request(uri, "abort_multipart_upload", UploadId=upload_id)
 
 
 def abort_uploads(uri: S3Uri) -> None:

@@ -9,19 +9,11 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from runtime.storage.client import PREFETCH, S3Uri, connect, prefetched
-from runtime.storage.errors import (
-    TRIES,
-    DeniedError,
-    MissingError,
-    StorageError,
-    TransferError,
-    UploadEndedError,
-    storage_errors,
-    with_retries,
-)
+from runtime.storage.client import PREFETCH, S3Uri, prefetched, request, request_pages
+from runtime.storage.errors import DeniedError, MissingError, StorageError, TransferError, UploadEndedError
 from runtime.storage.objects import abort_upload, base64_of, delete, head, list_uploads, sha256_arguments, write_object
 
+TRIES = 5  # of an upload that another process ends
 PART_BYTES = 16 * 2**20  # more where a file would have too many parts
 MAX_PARTS = 10_000
 
@@ -55,21 +47,16 @@ class HashedFile(NamedTuple):
             return os.pread(file.fileno(), self.part_bytes, (number - 1) * self.part_bytes)
 
 
-def upload(path: Path, uri: S3Uri | str) -> str:
+def upload(file: Path | HashedFile, uri: S3Uri | str) -> str:
     """Upload a file, unless S3 has the same content there, and return its sha256.
 
     Raises:
         StorageError: the object of that name is unchanged.
     """
-    file = HashedFile.read(path)
-    upload_hashed(file, S3Uri.parse(uri))
-    return file.sha256
-
-
-def upload_hashed(file: HashedFile, uri: S3Uri) -> None:
-    """`upload` of a file whose checksums are known."""
+    uri = S3Uri.parse(uri)
+    file = HashedFile.read(file) if isinstance(file, Path) else file
     if _is_stored(file, uri, if_denied=False):
-        return
+        return file.sha256
     for _ in range(TRIES):
         try:
             if len(file.part_checksums) > 1:
@@ -80,7 +67,7 @@ def upload_hashed(file: HashedFile, uri: S3Uri) -> None:
             failure: StorageError = error
             continue
         if _is_stored(file, uri, if_denied=True):
-            return
+            return file.sha256
         delete(uri)  # the resumed upload was of other content whose first parts are the same
         failure = TransferError(f"{uri}: S3 has other content than was sent, in every try; let one alone write there")
     raise failure
@@ -102,12 +89,7 @@ def _upload_parts(file: HashedFile, uri: S3Uri) -> None:
 
     def send(number: int) -> str:
         part = {"UploadId": upload_id, "PartNumber": number, **sha256_arguments(file.part_checksums[number - 1])}
-
-        def request() -> str:
-            with storage_errors(uri):
-                return str(connect().upload_part(**uri.arguments, **part, Body=file.part(number))["ETag"])
-
-        return with_retries(request)
+        return str(request(uri, "upload_part", Body=file.part(number), **part)["ETag"])
 
     numbers = range(1, len(file.part_checksums) + 1)
     missing = [number for number in numbers if number not in etags]
@@ -116,8 +98,7 @@ def _upload_parts(file: HashedFile, uri: S3Uri) -> None:
         {"PartNumber": number, "ETag": etags[number], "ChecksumSHA256": checksum}
         for number, checksum in zip(numbers, file.part_checksums, strict=True)
     ]
-    with storage_errors(uri):
-        connect().complete_multipart_upload(**uri.arguments, UploadId=upload_id, MultipartUpload={"Parts": parts})
+    request(uri, "complete_multipart_upload", UploadId=upload_id, MultipartUpload={"Parts": parts})
 
 
 def _begin_or_resume(file: HashedFile, uri: S3Uri) -> tuple[str, dict[int, str]]:
@@ -133,19 +114,15 @@ def _begin_or_resume(file: HashedFile, uri: S3Uri) -> tuple[str, dict[int, str]]
             abort_upload(uri, upload_id)
     if stored.get(best):
         return best, stored[best]
-    with storage_errors(uri):
-        response = connect().create_multipart_upload(
-            **uri.arguments, Metadata={"sha256": file.sha256}, ChecksumAlgorithm="SHA256"
-        )
+    metadata = {"sha256": file.sha256}
+    response = request(uri, "create_multipart_upload", Metadata=metadata, ChecksumAlgorithm="SHA256")
     return str(response["UploadId"]), {}
 
 
 def _stored_parts(file: HashedFile, uri: S3Uri, upload_id: str) -> dict[int, str]:
     """ETags of the parts that S3 has, by number; none where one of them is of other content."""
     try:
-        with storage_errors(uri):
-            pages = connect().get_paginator("list_parts").paginate(**uri.arguments, UploadId=upload_id)
-            parts = [part for page in pages for part in page.get("Parts", [])]
+        parts = request_pages(uri, "list_parts", "Parts", Key=uri.key, UploadId=upload_id)
     except (DeniedError, UploadEndedError):
         return {}
     return {part["PartNumber"]: part["ETag"] for part in parts} if all(_is_same(file, part) for part in parts) else {}
