@@ -182,7 +182,8 @@ def test_the_staging_process_ends_with_its_parent(uri: str, silent_server: str) 
     code = (
         "import os, signal, sys; from runtime.storage import archives, objects\n"
         "entries = {'a.tar': objects.Entry('a.tar', 10**6, 'x')}\n"
-        "archives.start_staging(archives.S3Archives(sys.argv[1], entries), ['a.tar'])\n"
+        "unlisted = archives.S3Archives(sys.argv[1]); unlisted.entries = entries\n"
+        "archives.start_staging(unlisted, ['a.tar'])\n"
         "print(archives.RUNNING[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = os.environ | {"AWS_ENDPOINT_URL": silent_server}

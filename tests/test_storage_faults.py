@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import resource
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,23 @@ def test_the_same_beginning_with_another_end_is_not_taken_for_the_same(
     upload(write(file, second), uri)
     download(uri, tmp_path / "came", hashlib.sha256(second).hexdigest())
     assert (tmp_path / "came").read_bytes() == second
+
+
+def test_a_disk_that_takes_no_more_names_the_file_and_the_next_try_goes_on(
+    faulty: FaultyProxy, uri: str, tmp_path: Path
+) -> None:
+    upload(write(tmp_path / "file", content()), uri)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (RANGE + 1, limits[1]))
+    try:
+        with pytest.raises(OSError, match="came") as full:
+            download(uri, tmp_path / "came")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert full.value.filename == str(tmp_path / "came") and not (tmp_path / "came").exists()
+    faulty.lines = []
+    download(uri, tmp_path / "came")
+    assert (tmp_path / "came").read_bytes() == content() and faulty.count("GET") == 2  # of three ranges
 
 
 def test_an_object_that_changes_midway_is_fetched_as_one(faulty: FaultyProxy, uri: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from multiprocessing.pool import AsyncResult
-from typing import Any, Self
+from typing import Any
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.source import Place
@@ -37,14 +37,13 @@ class S3Archives:
     listing travels with the pickle; each process has its own connections and threads.
     """
 
-    def __init__(self, folder: str, entries: dict[str, Entry] | None = None) -> None:
-        self.uri = S3Uri.parse(folder)
-        if entries is not None:
-            self.entries = entries
-        self._in_flight: tuple[int, dict[Place, AsyncResult[bytes]]] = 0, {}
+    _in_flight: tuple[int, dict[Place, AsyncResult[bytes]]] = 0, {}  # process, and its requests
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, Entry]]]:
-        return type(self), (str(self.uri), self.entries)
+    def __init__(self, folder: str) -> None:
+        self.uri = S3Uri.parse(folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri, "entries": self.entries}
 
     def __str__(self) -> str:
         return str(self.uri)

@@ -35,7 +35,7 @@ def download(uri: S3Uri | str, path: Path, sha256: str | None = None) -> None:
     with in_turn(path):
         for attempt in range(1, TRIES + 1):
             info = head(uri)
-            partial = path.with_name(f".{path.name}.{hash_value([str(uri), info.etag, info.bytes])[:16]}.part")
+            partial = path.with_name(f".{path.name}.{hash_value([str(uri), info.etag, info.bytes])[:8]}.part")
             for other in set(path.parent.glob(f".{glob.escape(path.name)}.*.part")) - {partial}:
                 other.unlink()
             try:
