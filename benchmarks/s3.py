@@ -74,7 +74,7 @@ def _reading(local: Path, names: list[str], places: list[ByteRange], rounds: int
     """Images at random places: one after the other, side by side, and out of what was staged."""
     stage(S3Archives(SHARDS), names)
     staged, files = S3Archives(SHARDS), FileReader(local)
-    assert staged.copy is not None and not staged.copy.missing(names)
+    assert staged.cache is not None and not staged.cache.missing(names)
     os.environ["AUTOFORMER_STAGING_GB"] = "0"
     one, several = S3Archives(SHARDS), S3Archives(SHARDS)
     runs = {

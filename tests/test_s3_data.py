@@ -34,10 +34,11 @@ from components.prepare_data.pack import pack
 from components.train_supernet.step import main as train_supernet
 from pipeline.local import _data_location
 from runtime.common.config import PrepareData
-from runtime.storage import connect, delete_folder, listing
+from runtime.storage import connect
 from runtime.storage.archives import S3Archives
 from runtime.storage.data import find_archives, hash_data, open_data
 from runtime.storage.errors import ChangedError
+from runtime.storage.objects import delete_folder, list_objects
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +95,7 @@ def test_the_marks_of_folders_are_no_files(name: str, s3: S3Server, tmp_path: Pa
     assert hash_data(uri) == without
     assert contents(open_data(uri).folder) == contents(folder)
     delete_folder(uri)
-    assert listing(uri) == []
+    assert list_objects(uri) == []
 
 
 def test_shards_are_indexed_where_they_lie(name: str, s3: S3Server, tmp_path: Path) -> None:
@@ -143,8 +144,8 @@ def test_imagenet_is_indexed_in_one_pass(
     assert made["archives"] == made["linked"]
     again = imagenet.read(data, published)  # out of the index that was kept
     assert np.array_equal(again.rows.checksums, delivered.rows.checksums)
-    copy = S3Archives(s3.uri(name)).copy
-    assert (copy is None) if staging == "0" else (copy is not None and not copy.missing(copy.archives))
+    cache = S3Archives(s3.uri(name)).cache
+    assert (cache is None) if staging == "0" else (cache is not None and not cache.missing())
 
 
 def test_hashes_of_data_tell_them_apart(name: str, s3: S3Server, tmp_path: Path) -> None:

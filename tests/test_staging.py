@@ -19,8 +19,8 @@ from autoformer.images.source import ByteRange
 from autoformer.images.split_files import Split, image_checksums
 from runtime.common.config import ROOT
 from runtime.storage import cache, connect
-from runtime.storage.archives import RUNNING, S3Archives, stage, start_staging, stop_staging
-from runtime.storage.cache import LocalCopy, Writer, make_room, taken_bytes
+from runtime.storage.archives import RUNNING, S3Archives, stage, start_staging
+from runtime.storage.cache import PieceCache, free_space
 
 PIECE = 2**16
 SIZES = {"a.tar": 3 * PIECE + 100, "b.tar": PIECE}
@@ -46,21 +46,25 @@ def uri(request: pytest.FixtureRequest, s3: S3Server) -> str:
     return s3.uri(request.node.name)
 
 
+def disk_bytes() -> int:
+    return sum(file.lstat().st_blocks * 512 for file in Path(os.environ["AUTOFORMER_STAGING"]).glob("*/**/*"))
+
+
 def remove(uri: str, name: str) -> None:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     connect().delete_object(Bucket=bucket, Key=f"{key}/{name}")
 
 
-def copy_of(archives: S3Archives) -> LocalCopy:
-    assert archives.copy is not None
-    return archives.copy
+def cache_of(archives: S3Archives) -> PieceCache:
+    assert archives.cache is not None
+    return archives.cache
 
 
 def test_what_was_staged_is_read_from_the_disk(uri: str) -> None:
     archives = S3Archives(uri)
-    assert len(copy_of(archives).missing(SIZES)) == 5
+    assert len(cache_of(archives).missing(SIZES)) == 5
     stage(archives, ["a.tar"])
-    assert copy_of(archives).missing(SIZES) == [ByteRange("b.tar", 0, PIECE)]
+    assert cache_of(archives).missing(SIZES) == [Place("b.tar", 0, PIECE)]
     remove(uri, "a.tar")
     for offset, size in ((0, 10), (PIECE - 5, 10), (0, SIZES["a.tar"]), (SIZES["a.tar"] - 3, 3)):
         assert archives("a.tar", offset, size) == content("a.tar")[offset : offset + size]
@@ -73,7 +77,7 @@ def test_an_index_leaves_what_it_has_read_on_the_disk(uri: str) -> None:
     archives = S3Archives(uri)
     with (archives / "a.tar").open() as file:
         assert (file.read(7), file.read(), file.read()) == (content("a.tar")[:7], content("a.tar")[7:], b"")
-    assert copy_of(archives).missing(["a.tar"]) == []
+    assert cache_of(archives).missing(["a.tar"]) == []
     assert (archives / "classes.txt").read_text() == "cat"
 
 
@@ -81,12 +85,12 @@ def test_no_more_than_the_limit(uri: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("AUTOFORMER_STAGING_GB", str(2.5 * PIECE / 1e9))
     archives = S3Archives(uri)
     stage(archives, list(SIZES))
-    assert len(copy_of(archives).missing(SIZES)) in (3, 4)  # whichever piece came first
-    assert PIECE <= taken_bytes() <= 2.5 * PIECE
+    assert len(cache_of(archives).missing(SIZES)) in (3, 4)  # whichever piece came first
+    assert PIECE <= disk_bytes() <= 2.5 * PIECE
     with (archives / "b.tar").open() as file:
         assert file.read() == content("b.tar")  # though there is no room for it
     monkeypatch.setenv("AUTOFORMER_STAGING_GB", "0")
-    assert S3Archives(uri).copy is None
+    assert S3Archives(uri).cache is None
     for wrong in ("much", "-1", "inf"):
         monkeypatch.setenv("AUTOFORMER_STAGING_GB", wrong)
         with pytest.raises(AutoFormerError, match=f"AUTOFORMER_STAGING_GB = {wrong}: expected gigabytes, 0 or more"):
@@ -102,15 +106,15 @@ def test_room_is_made_by_what_nobody_reads(uri: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("AUTOFORMER_STAGING_GB", str(6 * PIECE / 1e9))
     new = S3Archives(uri)
     stage(new, list(SIZES))
-    assert len(copy_of(new).missing(SIZES)) == 4  # the old one is being read
+    assert len(cache_of(new).missing(SIZES)) == 4  # the old one is being read
     assert old("a.tar", 0, 9) == content("a.tar")[:9]
     del old
     give_up = time.monotonic() + 60
-    while copy_of(new).missing(SIZES):  # a thread may hold the old one for a moment
+    while cache_of(new).missing(SIZES):  # a thread may hold the old one for a moment
         assert time.monotonic() < give_up, "no room"
         stage(new, list(SIZES))
     assert new("b.tar", 0, 9) == content("b.tar", seed=1)[:9]
-    assert make_room(10**9) == int(6 * PIECE) - taken_bytes()
+    assert free_space(10**9) == int(6 * PIECE) - disk_bytes()
 
 
 def test_a_copy_that_was_damaged_is_read_anew(uri: str) -> None:
@@ -126,26 +130,27 @@ def test_a_copy_that_was_damaged_is_read_anew(uri: str) -> None:
     assert archives("b.tar", 0, 100) != content("b.tar")[:100]
     assert images.read(0) == content("b.tar")[:100]
     assert archives("b.tar", 0, 100) == content("b.tar")[:100], "the piece counts as missing"
-    assert copy_of(archives).missing(["b.tar"]) == [ByteRange("b.tar", 0, PIECE)]
+    assert cache_of(archives).missing(["b.tar"]) == [Place("b.tar", 0, PIECE)]
 
 
 def first_byte_is_there(archives: S3Archives) -> bool:
-    return archives.copy is not None and archives.copy.has("a.tar", 0, 1)
+    return archives.cache is not None and archives.cache.has("a.tar", 0, 1)
 
 
 def test_one_process_writes_and_all_see_it(uri: str) -> None:
     archives = S3Archives(uri)
     with get_context("fork").Pool(1) as pool:
         assert not pool.apply(first_byte_is_there, (archives,))
-        writer = Writer.take(copy_of(archives))
-        assert writer is not None and Writer.busy() and Writer.take(copy_of(archives)) is None
-        stage(archives, ["a.tar"])
-        assert len(copy_of(archives).missing(["a.tar"])) == 4
-        assert writer.keep(ByteRange("a.tar", 0, PIECE), content("a.tar")[:PIECE])
+        writer, other = cache_of(archives), S3Archives(uri)
+        assert writer.acquire() and not cache_of(other).acquire()
+        stage(other, ["a.tar"])
+        cache_of(other).write(Place("a.tar", 0, PIECE), content("a.tar")[:PIECE])
+        assert len(cache_of(archives).missing(["a.tar"])) == 4
+        writer.write(Place("a.tar", 0, PIECE), content("a.tar")[:PIECE])
         assert pool.apply(first_byte_is_there, (archives,))
-    del writer
+    writer.close()
     stage(archives, ["a.tar"])
-    assert copy_of(archives).missing(["a.tar"]) == []
+    assert cache_of(archives).missing(["a.tar"]) == []
 
 
 def test_staging_goes_on_beside_the_step(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +159,7 @@ def test_staging_goes_on_beside_the_step(uri: str, monkeypatch: pytest.MonkeyPat
     archives = S3Archives(uri)
     start_staging(archives, ["a.tar"])
     give_up = time.monotonic() + 60
-    while copy_of(archives).missing(["a.tar"]):
+    while cache_of(archives).missing(["a.tar"]):
         assert time.monotonic() < give_up, "it has not come"
         time.sleep(0.02)
     remove(uri, "a.tar")
@@ -162,7 +167,8 @@ def test_staging_goes_on_beside_the_step(uri: str, monkeypatch: pytest.MonkeyPat
     before = list(RUNNING)
     start_staging(archives, ["a.tar"])  # which is there
     assert before == RUNNING
-    stop_staging()
+    with RUNNING.pop() as process:
+        process.terminate()
 
 
 @pytest.fixture
@@ -176,7 +182,8 @@ def test_the_staging_process_ends_with_its_parent(uri: str, silent_server: str) 
     code = (
         "import os, signal, sys; from runtime.storage import archives, objects\n"
         "entries = {'a.tar': objects.Entry('a.tar', 10**6, 'x')}\n"
-        "archives.start_staging(archives.S3Archives(sys.argv[1], entries), ['a.tar'])\n"
+        "unlisted = archives.S3Archives(sys.argv[1]); unlisted.entries = entries\n"
+        "archives.start_staging(unlisted, ['a.tar'])\n"
         "print(archives.RUNNING[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = os.environ | {"AWS_ENDPOINT_URL": silent_server}

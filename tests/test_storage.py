@@ -10,23 +10,11 @@ from s3_server import S3Server
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value
-from runtime.storage import (
-    MissingError,
-    S3Uri,
-    StorageError,
-    connect,
-    delete_folder,
-    download,
-    download_folder,
-    downloads,
-    exists,
-    is_uri,
-    listing,
-    listing_hash,
-    upload,
-    upload_folder,
-    uploads,
-)
+from runtime.storage import S3Uri, connect, download_folder, downloads, exists, is_uri, upload_folder, uploads
+from runtime.storage.downloads import download
+from runtime.storage.errors import MissingError, StorageError
+from runtime.storage.objects import delete_folder, hash_listing, list_objects
+from runtime.storage.uploads import upload
 
 PART, RANGE = 2**16, 2**15
 
@@ -97,13 +85,13 @@ def test_a_folder_goes_and_comes_back(s3: S3Server, tmp_path: Path) -> None:
     uri = s3.uri("folder")
     names = [file.name for file in upload_folder(folder, uri)]
     assert names == ["below/empty", "large", "small"]
-    assert [entry.name for entry in listing(uri)] == ["_manifest.json", *names]
+    assert [entry.name for entry in list_objects(uri)] == ["_manifest.json", *names]
     download_folder(uri, tmp_path / "came")
     for name in names:
         assert (tmp_path / "came" / name).read_bytes() == (folder / name).read_bytes()
     assert exists(f"{uri}/small") and not exists(f"{uri}/other")
     delete_folder(uri)
-    assert listing(uri) == []
+    assert list_objects(uri) == []
     with pytest.raises(MissingError, match=r"there is no such folder, or not all of it \(_manifest.json is missing\)"):
         download_folder(uri, tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -115,12 +103,12 @@ def test_a_hash_stands_for_what_a_folder_holds(s3: S3Server, tmp_path: Path) -> 
         upload(write(tmp_path / name, value), f"{uri}/{name}")
     md5 = [hashlib.md5(value).hexdigest() for value in (b"one", b"two")]
     first = hash_value([["a", 3, f'"{md5[0]}"'], ["b", 3, f'"{md5[1]}"']])
-    assert listing_hash(uri) == first
+    assert hash_listing(uri) == first
     upload(write(tmp_path / "b", b"2nd"), f"{uri}/b")
-    assert listing_hash(uri) != first
-    assert listing_hash(f"{uri}/a") == hash_value([["", 3, f'"{md5[0]}"']])
+    assert hash_listing(uri) != first
+    assert hash_listing(f"{uri}/a") == hash_value([["", 3, f'"{md5[0]}"']])
     with pytest.raises(MissingError, match="hashed/none: there is no such object"):
-        listing_hash(f"{uri}/none")
+        hash_listing(f"{uri}/none")
 
 
 def test_a_whole_bucket_is_never_emptied(s3: S3Server) -> None:
@@ -132,6 +120,6 @@ def test_a_file_is_never_of_more_parts_than_s3_takes(monkeypatch: pytest.MonkeyP
     """10,000 parts; ImageNet's training archive, 138 GiB, goes in parts of the usual size, the largest object not."""
     monkeypatch.undo()
     gib = 2**30
-    assert uploads._part_bytes(138 * gib) == 16 * 2**20
-    assert uploads._part_bytes(160 * gib) == 17 * 2**20
-    assert uploads._part_bytes(5 * 2**40) == 525 * 2**20
+    assert uploads.part_size(138 * gib) == 16 * 2**20
+    for size in (160 * gib, 5 * 2**40, 5 * 2**40 - 1):
+        assert size / 10_001 < uploads.part_size(size) and size / uploads.part_size(size) <= 10_000

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import resource
 from pathlib import Path
 
 import pytest
@@ -9,21 +10,12 @@ from botocore.retries import standard
 from faulty_proxy import Fault, FaultyProxy
 
 from autoformer.errors import AutoFormerError
-from runtime.storage import (
-    StorageError,
-    client,
-    connect,
-    download,
-    download_folder,
-    downloads,
-    exists,
-    listing,
-    upload,
-    upload_folder,
-    uploads,
-)
-from runtime.storage.objects import unfinished
-from runtime.storage.uris import S3Uri
+from runtime.storage import client, connect, download_folder, downloads, exists, upload_folder, uploads
+from runtime.storage.client import S3Uri
+from runtime.storage.downloads import download
+from runtime.storage.errors import StorageError
+from runtime.storage.objects import list_objects, list_uploads
+from runtime.storage.uploads import upload
 
 PART, RANGE = 2**16, 2**15
 SIZE = PART + 7  # two parts, and three ranges
@@ -73,7 +65,7 @@ def test_an_upload_goes_on_after(fault: Fault, faulty: FaultyProxy, uri: str, tm
     assert taken
     parsed = S3Uri.parse(uri)
     assert connect().get_object(Bucket=parsed.bucket, Key=parsed.key)["Body"].read() == content()
-    assert unfinished(parsed, parsed.key) == [] or fault.code == "NoSuchUpload"
+    assert list_uploads(parsed, parsed.key) == [] or fault.code == "NoSuchUpload"
 
 
 PASSING_IN_A_DOWNLOAD = [
@@ -131,8 +123,9 @@ def test_what_does_not_pass_is_one_line(code: str, faulty: FaultyProxy, uri: str
 
 
 def test_bodies_that_never_arrive_leave_the_old_file_and_the_next_try_goes_on(
-    faulty: FaultyProxy, uri: str, tmp_path: Path
+    faulty: FaultyProxy, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(downloads, "PREFETCH", 1)  # the first range arrives, and no other
     old = write(tmp_path / "old", b"old")
     upload(write(tmp_path / "file", content()), uri)
     faulty.faults = [Fault("reset in the body", "GET", skip=1)]
@@ -151,6 +144,7 @@ def test_trying_again_draws_nothing_from_the_generator_that_augmentation_draws_f
 ) -> None:
     upload(write(tmp_path / "file", content()), uri)
     monkeypatch.setattr(standard.ExponentialBackoff, "delay_amount", lambda self, _: self._random() / 100)
+    client._connect.cache_clear()  # the next client is made like the first
     faulty.faults = [Fault("answer", "GET", "SlowDown", times=1)]
     random.seed(1)
     expected = random.random()
@@ -182,7 +176,7 @@ def test_an_upload_is_gone_on_with(faulty: FaultyProxy, uri: str, tmp_path: Path
     upload(file, uri)
     assert faulty.count("partNumber=") == 3
     parsed = S3Uri.parse(uri)
-    assert unfinished(parsed, parsed.key) == []
+    assert list_uploads(parsed, parsed.key) == []
 
 
 def test_the_same_beginning_with_another_end_is_not_taken_for_the_same(
@@ -198,6 +192,23 @@ def test_the_same_beginning_with_another_end_is_not_taken_for_the_same(
     upload(write(file, second), uri)
     download(uri, tmp_path / "came", hashlib.sha256(second).hexdigest())
     assert (tmp_path / "came").read_bytes() == second
+
+
+def test_a_disk_that_takes_no_more_names_the_file_and_the_next_try_goes_on(
+    faulty: FaultyProxy, uri: str, tmp_path: Path
+) -> None:
+    upload(write(tmp_path / "file", content()), uri)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (RANGE + 1, limits[1]))
+    try:
+        with pytest.raises(OSError, match="came") as full:
+            download(uri, tmp_path / "came")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert full.value.filename == str(tmp_path / "came") and not (tmp_path / "came").exists()
+    faulty.lines = []
+    download(uri, tmp_path / "came")
+    assert (tmp_path / "came").read_bytes() == content() and faulty.count("GET") == 2  # of three ranges
 
 
 def test_an_object_that_changes_midway_is_fetched_as_one(faulty: FaultyProxy, uri: str, tmp_path: Path) -> None:
@@ -244,7 +255,7 @@ def test_a_folder_is_there_whole_or_not_at_all(faulty: FaultyProxy, uri: str, tm
     faulty.faults = []
     download_folder(uri, tmp_path / "came")
     assert sorted(file.name for file in (tmp_path / "came").iterdir()) == ["a", "b", "c"]
-    assert len(listing(uri)) == 4
+    assert len(list_objects(uri)) == 4
 
 
 def test_a_server_that_is_not_there_is_one_line(

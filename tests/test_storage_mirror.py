@@ -18,12 +18,14 @@ from tracking_fixtures import empty_store, store
 from runtime.common import stopping
 from runtime.common.config import load_config
 from runtime.common.stopping import SIGNALS, Stopped, stoppable
-from runtime.steps import command, rank_launch
-from runtime.steps.step_context import open_step
-from runtime.storage import StorageError, connect, listing, uploads
+from runtime.steps import command, launching
+from runtime.steps.opening import open_step
+from runtime.storage import connect, uploads
 from runtime.storage import mirror as module
+from runtime.storage.client import S3Uri
+from runtime.storage.errors import StorageError
 from runtime.storage.mirror import Mirror
-from runtime.storage.uris import S3Uri
+from runtime.storage.objects import list_objects
 
 __all__ = ["empty_store", "store"]  # fixtures
 
@@ -52,11 +54,11 @@ def kept(folder: Path, uri: S3Uri) -> None:
     """Bring the folder into the store."""
     mirror = Mirror("step", folder, uri)
     mirror.request_upload()
-    mirror.settle()
+    mirror.flush()
 
 
 def recalled(folder: Path, uri: S3Uri) -> dict[str, bytes]:
-    Mirror("step", folder, uri).recall()
+    Mirror("step", folder, uri).restore()
     return contents(folder)
 
 
@@ -78,16 +80,16 @@ def test_what_is_gone_from_the_folder_is_gone_from_the_store(s3: S3Server, tmp_p
     (folder / "beginning.pt").unlink()
     kept(made(folder, 1001, a_pt="two"), uri)
     assert recalled(tmp_path / "other", uri) == {"a.pt": b"two"}
-    assert sorted(entry.name.partition(".")[0] for entry in listing(uri)) == ["_manifest", "_opened", "a"]
+    assert sorted(entry.name.partition(".")[0] for entry in list_objects(uri)) == ["_manifest", "_opened", "a"]
     mirror = Mirror("step", folder, uri)
-    mirror.recall()
+    mirror.restore()
     mirror.clear()
-    assert listing(uri) == []
+    assert list_objects(uri) == []
 
 
 def gone(uri: S3Uri, name: str) -> None:
     """Remove the object of a file, as a rule of the bucket does that lets old objects expire."""
-    found = next(entry.name for entry in listing(uri) if entry.name.startswith(f"{name}."))
+    found = next(entry.name for entry in list_objects(uri) if entry.name.startswith(f"{name}."))
     connect().delete_object(Bucket=uri.bucket, Key=f"{uri.key}/{found}")
 
 
@@ -130,13 +132,13 @@ def test_a_copy_that_is_replaced_while_it_is_brought_is_brought_anew(faulty: Fau
 def test_what_somebody_has_removed_is_sent_again(s3: S3Server, tmp_path: Path, lost: str) -> None:
     uri, folder = uri_of(s3, f"removed-{lost}"), made(tmp_path / "work", 1000, a_pt="one", b_jsonl="1\n")
     mirror = Mirror("step", folder, uri)
-    mirror.recall()
-    mirror._round(uri)
-    before = {entry.name for entry in listing(uri)}
+    mirror.restore()
+    mirror._upload()
+    before = {entry.name for entry in list_objects(uri)}
     for name in before if lost == "everything" else [name for name in before if name.startswith(lost)]:
         connect().delete_object(Bucket=uri.bucket, Key=f"{uri.key}/{name}")
-    mirror._round(uri)
-    assert {entry.name for entry in listing(uri)} == before
+    mirror._upload()
+    assert {entry.name for entry in list_objects(uri)} == before
     assert recalled(tmp_path / "other", uri) == contents(folder)
 
 
@@ -145,21 +147,21 @@ def test_a_copy_that_another_has_opened_since_is_left_to_it(
 ) -> None:
     uri = uri_of(s3, "owners")
     first = Mirror("step", made(tmp_path / "first", 1000, a_pt="one"), uri)
-    first.recall()
+    first.restore()
     first.request_upload()
     monkeypatch.setenv("KFP_RUN_ID", "run-2")
     monkeypatch.setenv("KFP_POD_NAME", "pod-2")
     second = Mirror("step", tmp_path / "second", uri)
     first._end()
-    second.recall()
+    second.restore()
     first.clear()
     line = capsys.readouterr().err
     assert line.startswith(f"step: {uri}: run-2/pod-2/") and line.endswith(" has opened it since, and it is left to "
                                                                            "that one\n")  # fmt: skip
     assert recalled(tmp_path / "third", uri) == {"a.pt": b"one"}
-    second._sign(uri)
+    second._sign()
     second.clear()
-    assert listing(uri) == []
+    assert list_objects(uri) == []
 
 
 def test_who_could_not_sign_at_the_beginning_does_later(faulty: FaultyProxy, tmp_path: Path) -> None:
@@ -168,11 +170,24 @@ def test_who_could_not_sign_at_the_beginning_does_later(faulty: FaultyProxy, tmp
     recalled(tmp_path / "other", uri)
     mirror = Mirror("step", folder, uri)
     faulty.is_down = True
-    mirror.recall()
+    mirror.restore()
     faulty.is_down = False
-    mirror._round(uri)
+    mirror._upload()
     mirror.clear()
-    assert listing(uri) == []
+    assert list_objects(uri) == []
+
+
+def test_a_copy_that_cannot_be_deleted_is_named(
+    faulty: FaultyProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = uri_of(faulty.server, "undeleted")
+    mirror = Mirror("step", made(tmp_path / "work", 1000, a_pt="one"), uri)
+    mirror.restore()
+    faulty.is_down = True
+    mirror.clear()
+    line = capsys.readouterr().err
+    assert line.startswith(f"step: {uri}/_opened.json: S3 at ") and line.count("\n") == 1
+    assert line.endswith("; it holds work that is done with, and may be removed\n")
 
 
 def test_a_round_that_fails_midway_leaves_the_former_one(
@@ -280,7 +295,7 @@ def test_a_stopped_step_ends_its_run_before_its_last_checkpoint_has_arrived(
         opened.mirror.request_upload()
         stop()
     assert found == ["KILLED"]
-    stored = {entry.name.split("/")[-1].partition(".")[0] for entry in listing(faulty.server.uri("mirror/run"))}
+    stored = {entry.name.split("/")[-1].partition(".")[0] for entry in list_objects(faulty.server.uri("mirror/run"))}
     assert stored == {"_manifest", "_opened", "checkpoint"}
 
 
@@ -293,10 +308,11 @@ def test_a_stopped_step_does_not_wait_until_it_is_killed(
     capsys: pytest.CaptureFixture[str],
     when: str,
 ) -> None:
-    """It says what is lost, and begins no further part: a process outlives what its pools have been given."""
-    assert min(rank_launch.GRACE_SECONDS, command.GRACE_SECONDS) > module.STOPPED_SECONDS
-    for of, name, value in ((module, "STOPPED_SECONDS", 0.3), (uploads, "PART_BYTES", 2), (uploads, "PARALLEL", 1)):
-        monkeypatch.setattr(of, name, value)
+    """It reports what is lost. Its threads are daemons, for which no process waits at its end."""
+    assert min(launching.GRACE_SECONDS, command.GRACE_SECONDS) > module.STOPPED_SECONDS
+    monkeypatch.setattr(module, "STOPPED_SECONDS", 0.3)
+    monkeypatch.setattr(uploads, "PART_BYTES", 2)
+    before = set(threading.enumerate())
     uri, folder = uri_of(faulty.server, f"late-{when[0]}"), made(tmp_path / "work", 1000, a_pt="of five parts")
     mirror, asked, goes_on = Mirror("step", folder, uri), threading.Event(), threading.Event()
 
@@ -311,13 +327,16 @@ def test_a_stopped_step_does_not_wait_until_it_is_killed(
     if when == "before":
         with pytest.raises(Stopped):
             stop()
-        mirror.settle()
+        mirror.flush()
     else:
-        threading.Timer(0.1, stop).start()
+        timer = threading.Timer(0.1, stop)
+        timer.daemon = True
+        timer.start()
         with pytest.raises(Stopped):
-            mirror.settle()
-    goes_on.set()
-    assert mirror._has_ended.wait(20)
+            mirror.flush()
     late = f"step: {uri}: the last checkpoint was not sent within 0.3 s of the signal; it is in {folder} alone\n"
     assert capsys.readouterr().err == late
-    assert faulty.count("PUT", "partNumber=") == 1
+    assert all(thread.daemon for thread in set(threading.enumerate()) - before)
+    goes_on.set()
+    assert mirror._has_ended.wait(20)
+    assert capsys.readouterr().err == ""

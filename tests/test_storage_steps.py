@@ -21,9 +21,11 @@ from together import run_ranks
 from autoformer.files import hash_file, hash_path
 from runtime.common.exit_codes import LOST
 from runtime.steps.kfp_edge import log_uri
-from runtime.storage import MissingError, S3Uri, listing, mirror
+from runtime.storage import S3Uri, mirror
 from runtime.storage.artifacts import local_copy
+from runtime.storage.errors import MissingError
 from runtime.storage.folders import read_manifest
+from runtime.storage.objects import list_objects
 
 __all__ = ["sandbox"]  # a fixture
 
@@ -56,7 +58,7 @@ def test_the_weights_go_by_uri(stored: Path, sandbox: Sandbox, s3: S3Server) -> 
         {"name": name, "bytes": (usual / name).stat().st_size, "sha256": hash_file(usual / name)}
         for name in sorted(large)
     ]
-    assert {entry.name for entry in listing(kept["uri"])} == large
+    assert {entry.name for entry in list_objects(kept["uri"])} == large
     shown = Artifact(stored)
     log_uri(shown)
     assert shown.metadata == {"uri": kept["uri"]}
@@ -103,12 +105,12 @@ def elsewhere(work: str) -> None:
 
 def in_store(store: str, step: str) -> dict[str, str]:
     """The sha256 of each file of the step's work, as the store has it."""
-    keys = {entry.name.partition("/")[0] for entry in listing(f"{store}/work/{step}")}
+    keys = {entry.name.partition("/")[0] for entry in list_objects(f"{store}/work/{step}")}
     try:
         found = [read_manifest(S3Uri.parse(f"{store}/work/{step}/{key}")) for key in keys]
     except MissingError:
         return {}
-    return {file["name"]: file["sha256"] for manifest in found for file in manifest["files"]}
+    return {file.name: file.sha256 for files, _ in found for file in files}
 
 
 def kill_once_stored(work: str, store: str, step: str) -> None:
@@ -137,9 +139,9 @@ def test_a_killed_training_goes_on_at_another_machine(sandbox: Sandbox, store: s
     killed(step, given, tmp_path / "log", (hurry,), (at_step, 25, kill))
     lose_the_disk(sandbox)
     assert run(step, given) == 0
-    assert sandbox.record(given)["resumed_from_step"] == 20
-    assert contents(local_copy(Path(given["--out"]))) == usual(sandbox, step)
-    assert sandbox.work(step, "*") == [] and listing(f"{store}/work") == []
+    assert place.record(given)["resumed_from_step"] == 20
+    assert contents(local_copy(Path(given["--out"]))) == usual(place, step)
+    assert place.work(step, "*") == [] and list_objects(f"{store}/work") == []
 
 
 def test_the_last_checkpoint_is_waited_for(sandbox: Sandbox, store: str, tmp_path: Path) -> None:
@@ -150,9 +152,9 @@ def test_the_last_checkpoint_is_waited_for(sandbox: Sandbox, store: str, tmp_pat
     assert set(in_store(store, step)) >= {"model-interrupted.pt"}
     lose_the_disk(sandbox)
     assert run(step, given) == 0
-    assert sandbox.record(given)["resumed_from_step"] == 13
-    assert contents(Path(given["--out"])) == usual(sandbox, step)
-    assert listing(f"{store}/work") == []
+    assert place.record(given)["resumed_from_step"] == 13
+    assert contents(Path(given["--out"])) == usual(place, step)
+    assert list_objects(f"{store}/work") == []
 
 
 def test_a_search_scores_no_candidate_again(sandbox: Sandbox, store: str, tmp_path: Path) -> None:
@@ -226,8 +228,8 @@ def test_s3_that_is_away_stops_no_training(
     assert run(step, given) == 0
     lines = "".join(told).splitlines()
     assert len(lines) == 2 and all(line.startswith(f"train_supernet: {store}/work/train_supernet/") for line in lines)
-    assert contents(local_copy(Path(given["--out"]))) == usual(sandbox, step)
-    assert listing(f"{store}/work") == []
+    assert contents(local_copy(Path(given["--out"]))) == usual(place, step)
+    assert list_objects(f"{store}/work") == []
 
 
 def test_weights_that_cannot_be_published_are_not_lost(

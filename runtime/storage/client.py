@@ -1,23 +1,58 @@
-"""How S3 is reached: the standard AWS environment says where it is and who asks."""
+"""S3 addresses, the boto3 client that the AWS environment configures, and its requests."""
 
 import os
 import random
-from functools import cache
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partialmethod
+from multiprocessing.pool import AsyncResult, ThreadPool
+from typing import Any, NamedTuple, Self, TypeVar
 
 from autoformer.errors import AutoFormerError
+from runtime.storage.errors import TransferError, storage_errors, with_retries
 
-CONNECT_SECONDS = 10
-READ_SECONDS = 60
-ATTEMPTS = 6  # of one request: the first and its repetitions, each after a longer pause with jitter
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+SCHEME = "s3://"
+ATTEMPTS = 6  # per request, after pauses that double and have jitter
+THREADS = 16  # requests of a process in flight
+PREFETCH = 8  # parts or ranges of one object in flight, each held in memory
+
+
+class S3Uri(NamedTuple):
+    """`s3://bucket/key`; a folder's key has no trailing slash."""
+
+    bucket: str
+    key: str
+
+    @classmethod
+    def parse(cls, uri: "S3Uri | str") -> "S3Uri":
+        """Raises `AutoFormerError` where a text names no bucket."""
+        if isinstance(uri, S3Uri):
+            return uri
+        bucket, _, key = uri.removeprefix(SCHEME).partition("/")
+        if not is_uri(uri) or not bucket:
+            raise AutoFormerError(f"{uri}: expected s3://bucket/folder")
+        return cls(bucket, key.strip("/"))
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.bucket}/{self.key}".rstrip("/")
+
+    def __truediv__(self, name: str) -> Self:
+        return type(self)(self.bucket, f"{self.key}/{name}".strip("/"))
+
+
+def is_uri(text: object) -> bool:
+    """Whether a text is an S3 address and not a path."""
+    return str(text).startswith(SCHEME)
 
 
 def connect() -> Any:
-    """A boto3 client, one a process and server; safe to share between threads, never between processes.
+    """The boto3 client of this process and endpoint; threads may share it, processes may not.
 
-    Credentials, region and endpoint are those of the AWS environment (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`,
-    `AWS_ENDPOINT_URL_S3`, web identities, …). A server of its own address is asked by path, `endpoint/bucket/key`,
-    unless the AWS configuration has another `addressing_style`: few answer for `bucket.endpoint`.
+    Credentials, region and endpoint come from the AWS environment (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`,
+    `AWS_ENDPOINT_URL_S3`, web identities, …). boto3 addresses a custom endpoint by path, `endpoint/bucket/key`, unless
+    the AWS setting `addressing_style` is `virtual`.
 
     Raises:
         AutoFormerError: the endpoint is no URL.
@@ -29,38 +64,88 @@ def connect() -> Any:
 def _connect(process: int, endpoint: str | None) -> Any:
     import boto3
     from botocore.config import Config
+    from botocore.retries import standard
 
-    session = boto3.session.Session()
-    scoped = session._session.get_scoped_config().get("s3") or {}
-    style = scoped.get("addressing_style") if isinstance(scoped, dict) else None
-    retries: Any = {"mode": "standard"}
-    if "AWS_MAX_ATTEMPTS" not in os.environ:
-        retries["total_max_attempts"] = ATTEMPTS
-    config = Config(
-        connect_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
-        retries=retries,
-        max_pool_connections=32,
-        s3={"addressing_style": style or ("path" if endpoint else "auto")},
-    )
-    _draw_pauses_apart()
+    retries: Any = {} if "AWS_MAX_ATTEMPTS" in os.environ else {"total_max_attempts": ATTEMPTS}
+    retries["mode"] = "standard"
+    config = Config(connect_timeout=10, read_timeout=60, retries=retries, max_pool_connections=32)  # seconds
+    # Jitter comes from the system's generator. boto3's default is Python's own, which timm's augmentations use too: a
+    # retry of a background upload would change the next image.
+    backoff = standard.ExponentialBackoff
+    backoff.__init__ = partialmethod(backoff.__init__, random=random.SystemRandom().random)
     try:
-        return session.client("s3", config=config)
-    except ValueError:  # whose text has the endpoint, and so what may be secret in it
+        return boto3.session.Session().client("s3", config=config)
+    except ValueError:  # its text holds the endpoint, which may contain a password
         raise AutoFormerError("AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: expected http://host:port") from None
 
 
-def _draw_pauses_apart() -> None:
-    """Let boto3 draw the jitter of its pauses from the system.
+def request(uri: S3Uri, operation: str, **arguments: Any) -> Any:
+    """The response to an operation of boto3's client on an object. Raises `StorageError`."""
 
-    By default it draws from Python's global generator, from which timm's augmentations draw too: a checkpoint that is
-    sent again in the background would change the next image.
+    def send() -> Any:
+        with storage_errors(uri):
+            return getattr(connect(), operation)(Bucket=uri.bucket, Key=uri.key, **arguments)
+
+    return with_retries(send)
+
+
+def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str = "") -> bytes:
+    """The content of an object, or `size` bytes from `offset`, provided that it has that ETag.
+
+    Raises:
+        ChangedError: it has another ETag.
+        StorageError: it cannot be read.
     """
-    from botocore.retries import standard
+    import botocore.exceptions
+    import urllib3.exceptions
 
-    class Backoff(standard.ExponentialBackoff):
-        def __init__(self) -> None:
-            super().__init__(random=random.SystemRandom().random)
+    broken = (botocore.exceptions.BotoCoreError, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
+    condition = {"Range": f"bytes={offset}-{offset + size - 1}", "IfMatch": etag} if size else {}
 
-    if standard.ExponentialBackoff.__name__ != Backoff.__name__:
-        standard.ExponentialBackoff = Backoff
+    def read() -> bytes:
+        try:
+            with request(uri, "get_object", **condition)["Body"] as body:
+                content = bytes(body.read())
+        except broken as error:
+            raise TransferError(
+                f"{uri}: what S3 sends breaks off ({type(error).__name__}) in every try; try again later"
+            ) from None
+        if size is not None and len(content) != size:
+            raise TransferError(f"{uri}: {len(content)} bytes come where {size} were asked for, in every try")
+        return content
+
+    return with_retries(read)
+
+
+def request_pages(uri: S3Uri, operation: str, field: str, **arguments: Any) -> list[Any]:
+    """The items of all pages of a listing in the bucket of `uri`. Raises `StorageError`."""
+    with storage_errors(uri):
+        pages = connect().get_paginator(operation).paginate(Bucket=uri.bucket, **arguments)
+        return [item for page in pages for item in page.get(field, [])]
+
+
+def request_threads() -> ThreadPool:
+    """Threads of this process for requests. They are daemons: its end does not wait for a silent server."""
+    return _request_threads(os.getpid())
+
+
+@cache
+def _request_threads(process: int) -> ThreadPool:
+    return ThreadPool(THREADS)
+
+
+def prefetched(call: Callable[[Item], Result], items: Iterable[Item], window: int = 1) -> Iterator[Result]:
+    """`call` of each item, in order, the next ones in flight: `window` at first, twice as many after each result."""
+    in_flight: deque[AsyncResult[Result]] = deque()
+    try:
+        for item in items:
+            in_flight.append(request_threads().apply_async(call, (item,)))
+            if len(in_flight) >= window:
+                yield in_flight.popleft().get()
+                window = min(2 * window, PREFETCH)
+        while in_flight:
+            yield in_flight.popleft().get()
+    except Exception:
+        for result in in_flight:  # none is in flight when the caller tries again
+            result.wait()
+        raise

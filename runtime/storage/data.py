@@ -1,12 +1,12 @@
-"""Where data are: a folder, or `s3://bucket/folder`, which becomes one.
+"""Data folders on disk and in S3.
 
-A data folder that is not large comes to the local disk whole. Of a larger one the tars stay where they are, of which a
-part can be read: the local folder then has a `source.yaml` that names the place.
+`open_data` downloads a small data folder whole. From a larger one it downloads all but the plain tars, of which ranges
+can be read, and writes a `source.yaml` that names their S3 folder.
 """
 
 import posixpath
-from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import threading
+from collections.abc import Collection
 from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
@@ -15,43 +15,48 @@ import yaml
 from autoformer.errors import AutoFormerError
 from autoformer.files import FileState, hash_path, hash_value, write_text
 from autoformer.images.source import SOURCE, Source, archive_folder, parse_source, read_source
+from runtime.common.locks import in_turn
 from runtime.common.workspace import known_hashes
-from runtime.storage.archives import S3Archive, S3Archives, S3State
-from runtime.storage.cache import Hold, make_room, staging_bytes
+from runtime.storage.archives import S3Archive, S3Archives
+from runtime.storage.cache import CacheFolder, free_space, staging_bytes
+from runtime.storage.client import S3Uri, is_uri, read_object
 from runtime.storage.downloads import download
 from runtime.storage.errors import MissingError
-from runtime.storage.objects import Entry, listing, listing_hash, without_markers
-from runtime.storage.uris import S3Uri, is_uri
+from runtime.storage.folders import transfer
+from runtime.storage.objects import Entry, hash_listing, list_files
 
-WHOLE_GB = 4.0  # of a data folder that is brought whole
-_FILES = 4  # that are brought at once
-_HELD: list[Hold] = []  # copies that this process reads
+WHOLE_GB = 4.0  # limit of a data folder that is downloaded whole
+_IN_USE: list[CacheFolder] = []  # folders that this process reads
 
 ArchiveFolder = Path | S3Archives
 ArchiveFile = Path | S3Archive
 
 
 class NoFolderError(AutoFormerError):
-    """A folder of data, or of their archives, that this machine does not have."""
+    """This machine lacks a folder of data or of archives."""
 
-    def __init__(self, folder: Path, answer: str) -> None:
-        super().__init__(f"{folder}: no such folder; {answer}")
+    def __init__(self, folder: Path, remedy: str) -> None:
+        super().__init__(f"{folder}: no such folder; {remedy}")
         self.folder = folder
 
 
 def find_archives(data: Path) -> ArchiveFolder:
-    """Where the archives of a data folder lie."""
+    """The archives of a data folder."""
     return remote_archives(data) or archive_folder(data)
 
 
 def remote_archives(data: Path) -> S3Archives | None:
-    """The archives of a data folder whose `source.yaml` says that they lie in S3; None for all others."""
-    location = read_source(data).location if (data / SOURCE).is_file() else None
-    return S3Archives(location) if isinstance(location, str) else None
+    """The archives of a data folder whose `source.yaml` names a folder in S3, else None."""
+    source = _read_source(data)
+    return S3Archives(source.location) if source and isinstance(source.location, str) else None
 
 
-def state_of(archive: ArchiveFile) -> FileState | S3State:
-    """By what a changed archive is told from the one that it was."""
+def _read_source(data: Path) -> Source | None:
+    return read_source(data) if (data / SOURCE).is_file() else None
+
+
+def state_of(archive: ArchiveFile) -> FileState | Entry:
+    """What changes when the archive does, without reading it."""
     return FileState.of(archive) if isinstance(archive, Path) else archive.state
 
 
@@ -61,159 +66,128 @@ def size_of(archive: ArchiveFile) -> int:
 
 
 def hash_data(place: str | Path) -> str:
-    """Hash of a data set, for cache keys and lineage: a changed image changes it, wherever the archives lie.
+    """Hash of a data set, for cache keys and lineage. Any changed image changes it.
 
-    It covers the content of a folder's files, or the names, sizes and ETags of S3's objects. Archives that a
-    `source.yaml` puts elsewhere count too: in S3 by the same, in another folder as `_hash_archives` says.
+    It covers the content of a folder's files, or the names, sizes and ETags of S3's objects; and likewise the archives
+    that a `source.yaml` locates elsewhere, where those on disk count as in `_hash_archives`.
 
     Raises:
         NoFolderError: this machine has no such folder.
-        StorageError: S3 has nothing of that name, or cannot be asked.
+        StorageError: S3 has nothing of that name, or does not answer.
     """
     if is_uri(place):
         uri = S3Uri.parse(str(place))
-        return _with_archives(listing_hash(uri), str(uri), _source_in(uri))
-    data = Path(place).resolve()
-    if not data.is_dir():
-        raise NoFolderError(Path(place), "put the data there, or name another place")
-    source = read_source(data) if (data / SOURCE).is_file() else None
-    if source and isinstance(source.location, Path):
-        source = source.model_copy(update={"location": (data / source.location).resolve()})
-    return _with_archives(hash_path(data, known_hashes()), data, source)
-
-
-def _with_archives(files: str, place: str | Path, source: Source | None) -> str:
-    """The hash `files` of a data folder, and that of the archives where they lie outside of it."""
-    if source is None or PurePath(source.location).is_relative_to(place):
+        root, files, source = str(uri), hash_listing(uri), _read_remote_source(uri)
+    else:
+        data = Path(place).resolve()
+        if not data.is_dir():
+            raise NoFolderError(Path(place), "put the data there, or name another place")
+        root, files, source = str(data), hash_path(data, known_hashes()), _read_source(data)
+    if source is None:
         return files
-    if isinstance(source.location, str):
-        return hash_value([files, listing_hash(source.location)])
-    return hash_value([files, _hash_archives(source.location, source.archives)])
+    location = source.location if isinstance(source.location, str) else Path(root, source.location).resolve()
+    if PurePath(location).is_relative_to(root):
+        return files
+    archives = hash_listing(location) if isinstance(location, str) else _hash_archives(location, source.archives)
+    return hash_value([files, archives])
 
 
 def _hash_archives(folder: Path, published: Collection[str]) -> str:
-    """Hash of a folder's archives by names, sizes and times of change: to read ImageNet takes minutes.
+    """Hash of a folder's archives by names, sizes and modification times, because reading ImageNet takes minutes.
 
-    Where `source.yaml` names published archives, with their md5, only those count, and not their times: prepare_data
+    Where `source.yaml` lists published archives with their md5, only those count, and without their times: prepare_data
     refuses others, and a copy on another disk is the same data.
     """
     if not folder.is_dir():
         raise NoFolderError(folder, f"a {SOURCE} says that the archives lie there; mend it, or put them there")
     if published:
-        found = [folder / name for name in sorted(published) if (folder / name).is_file()]
-        return hash_value([[file.name, file.stat().st_size] for file in found])
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    states = ((file.relative_to(folder).as_posix(), file.stat()) for file in files)
+        paths = [folder / name for name in sorted(published) if (folder / name).is_file()]
+        return hash_value([[path.name, path.stat().st_size] for path in paths])
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    states = ((path.relative_to(folder).as_posix(), path.stat()) for path in paths)
     return hash_value([[name, state.st_size, state.st_mtime_ns] for name, state in states])
 
 
 class Data(NamedTuple):
-    """A data folder, and the archives of it that lie in S3."""
+    """A data folder on disk, and its archives where they lie in S3."""
 
     folder: Path
     remote: S3Archives | None
 
 
 def open_data(place: str | Path) -> Data:
-    """Data that lie in a folder, or in S3.
+    """Open a data folder on disk or in S3.
 
-    Raises `AutoFormerError` where nothing is there, it cannot be had, or would take more of the disk than it may.
+    Raises:
+        AutoFormerError: it does not exist, cannot be downloaded, or exceeds the limit of the disk.
     """
-    folder = _brought(S3Uri.parse(str(place))) if is_uri(place) else Path(place)
+    folder = _open_remote(S3Uri.parse(str(place))) if is_uri(place) else Path(place)
     if not folder.exists():
         raise AutoFormerError(f"{folder}: no such file or folder; it is made by `make data`")
     return Data(folder, remote_archives(folder))
 
 
-def _brought(uri: S3Uri) -> Path:
-    """The local folder for a folder in S3; of the same name, since a data set may be called by it."""
-    objects = _listed(uri)
-    whole = sum(entry.bytes for entry in objects) <= WHOLE_GB * 1e9
-    named = next((entry for entry in objects if entry.name == SOURCE), None)
-    stay = [entry for entry in objects if entry.name.endswith(".tar") and (named or not (whole or "/" in entry.name))]
-    hold = Hold(hash_value(["files", str(uri), objects])[:16])
-    folder = hold.folder / "files" / uri.bucket / uri.key
-    with hold.filling():
-        _bring(uri, [entry for entry in objects if entry not in stay and entry.name != SOURCE], folder)
-        if named or stay:
-            _name_source(uri, folder, named)
-    _HELD.append(hold)
-    return folder
-
-
-def _listed(uri: S3Uri) -> list[Entry]:
-    objects = without_markers(listing(uri))
+def _open_remote(uri: S3Uri) -> Path:
+    """The local folder of a data folder in S3. It has the same name, from which a data set may take its own."""
+    objects = list_files(uri)
     if not objects:
         raise MissingError(f"{uri}: holds nothing; upload the data there, or name another place")
     for name in (uri.key, *(entry.name for entry in objects)):
         if ".." in PurePosixPath(name).parts:
             raise AutoFormerError(f"{uri}: '{name}' is no name of a file; rename it")
-    return objects
+    is_small = sum(entry.bytes for entry in objects) <= WHOLE_GB * 1e9
+    has_source = any(entry.name == SOURCE for entry in objects)
+
+    def stays(entry: Entry) -> bool:
+        return entry.name.endswith(".tar") and (has_source or not (is_small or "/" in entry.name))
+
+    cached = CacheFolder(hash_value(["files", str(uri), objects])[:16])
+    folder = cached.path / "files" / uri.bucket / uri.key
+    with in_turn(folder):
+        _download_missing(uri, [entry for entry in objects if not stays(entry) and entry.name != SOURCE], folder)
+        if has_source or any(map(stays, objects)):
+            source = _read_remote_source(uri) or Source(location=str(uri))
+            values = source.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+            write_text(folder / SOURCE, yaml.safe_dump(values, sort_keys=False))
+    _IN_USE.append(cached)
+    return folder
 
 
-def _bring(uri: S3Uri, objects: Sequence[Entry], folder: Path) -> None:
-    """Fetch what the folder lacks; each file is written whole or not at all."""
+def _download_missing(uri: S3Uri, objects: list[Entry], folder: Path) -> None:
     from runtime.common.console import Progress
 
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [entry for entry in objects if not _is_there(folder / entry.name, entry)]
-    wanted = sum(entry.bytes for entry in missing)
-    if wanted > make_room(wanted):
+    sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    missing = [entry for entry in objects if sizes.get(folder / entry.name) != entry.bytes]
+    total = sum(entry.bytes for entry in missing)
+    if total > free_space(total):
         raise AutoFormerError(
-            f"{uri}: {wanted / 1e9:.3g} GB have to come to the local disk, where AUTOFORMER_STAGING_GB = "
+            f"{uri}: {total / 1e9:.3g} GB have to come to the local disk, where AUTOFORMER_STAGING_GB = "
             f"{staging_bytes() / 1e9:g} leaves less; raise it, or put the images into plain tars (WebDataset shards), "
             "which are read where they lie"
         )
     if not missing:
         return
+    done, lock = 0, threading.Lock()
+    with Progress(f"bringing {uri}", total >> 20, "MB") as progress:
 
-    def fetch(entry: Entry) -> int:
-        download(uri / entry.name, folder / entry.name)
-        return entry.bytes
-
-    with Progress(f"bringing {uri}", wanted >> 20, "MB") as progress, ThreadPoolExecutor(_FILES) as pool:
-        waiting, done = [pool.submit(fetch, entry) for entry in missing], 0
-        try:
-            for fetched in as_completed(waiting):
-                done += fetched.result()
+        def fetch(entry: Entry) -> None:
+            nonlocal done
+            download(uri / entry.name, folder / entry.name)
+            with lock:
+                done += entry.bytes
                 progress.update(done >> 20)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+
+        transfer(missing, fetch)
 
 
-def _is_there(file: Path, entry: Entry) -> bool:
-    return file.is_file() and file.stat().st_size == entry.bytes
-
-
-def _name_source(uri: S3Uri, folder: Path, delivered: Entry | None) -> None:
-    """Write the `source.yaml` of a folder whose archives stay in S3: that which was delivered there, or a new one."""
-    if delivered:
-        text, as_delivered = _read_source_in(uri, delivered)
-        source = _seen_from_here(as_delivered, uri)
-        if source is as_delivered:
-            write_text(folder / SOURCE, text)
-            return
-    else:
-        source = Source(location=str(uri))
-    text = yaml.safe_dump(source.model_dump(mode="json", exclude_defaults=True, exclude_none=True), sort_keys=False)
-    write_text(folder / SOURCE, text)
-
-
-def _source_in(uri: S3Uri) -> Source | None:
-    """The `source.yaml` of a data folder in S3, where it has one."""
-    found = next((entry for entry in listing(uri) if entry.name == SOURCE), None)
-    return _seen_from_here(_read_source_in(uri, found)[1], uri) if found else None
-
-
-def _read_source_in(uri: S3Uri, entry: Entry) -> tuple[str, Source]:
-    """The `source.yaml` of a data folder in S3, as text and as it stands there."""
-    text = (S3Archives(str(uri), {entry.name: entry}) / entry.name).read_text()
-    return text, parse_source(text, str(uri / entry.name))
-
-
-def _seen_from_here(source: Source, uri: S3Uri) -> Source:
-    """A relative location is one in S3, beside the data folder `uri`; any other stays."""
-    if not isinstance(source.location, Path) or source.location.is_absolute():
+def _read_remote_source(uri: S3Uri) -> Source | None:
+    """The `source.yaml` of a data folder in S3; a relative location becomes an S3 address."""
+    try:
+        source = parse_source(read_object(uri / SOURCE).decode(), str(uri / SOURCE))
+    except MissingError:
+        return None
+    if isinstance(source.location, str) or source.location.is_absolute():
         return source
-    location = posixpath.normpath(f"{uri.key}/{source.location.as_posix()}")
-    return source.model_copy(update={"location": str(S3Uri(uri.bucket, location.strip("./")))})
+    key = posixpath.normpath(f"{uri.key}/{source.location.as_posix()}").strip("./")
+    return source.model_copy(update={"location": str(S3Uri(uri.bucket, key))})

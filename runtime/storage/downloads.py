@@ -1,172 +1,84 @@
-"""Objects of S3 into files, whole or not at all: several ranges at once, into a file beside that is renamed at the end.
+"""Download of objects: ranges in parallel, into a partial file that replaces the target at the end.
 
-What has come is noted in a side file, so that a download which was interrupted is gone on with. All ranges are of one
-object: each names its ETag. At the end the content is held against the sha256 that the caller or the object names, or
-against what S3 has computed.
+An interrupted download resumes where its partial file ends. All ranges are of one object, whose ETag is part of the
+partial file's name. At the end the content's checksum is compared with the one that the caller, the object's writer or
+S3 states.
 """
 
-import base64
-import hashlib
-import json
+import glob
 import os
-import threading
 import zlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from runtime.common.locks import wait_for_lock
-from runtime.storage.client import connect
-from runtime.storage.errors import BrokenError, ChangedError, DamagedError, body_of, patiently, told
-from runtime.storage.objects import Stored, look
-from runtime.storage.uris import S3Uri
+from autoformer.files import hash_file, hash_value
+from runtime.common.locks import in_turn
+from runtime.storage.client import PREFETCH, S3Uri, prefetched, read_object
+from runtime.storage.errors import ChangedError
+from runtime.storage.objects import ObjectInfo, base64_of, head
 
 RANGE_BYTES = 16 * 2**20
-PARALLEL = 8  # ranges under way at once
-TRIES = 3  # of a whole object that changes, or comes damaged
-_CHUNK_BYTES = 2**20
+TRIES = 3  # of a whole object that changes or arrives damaged
 
 
-def download(
-    uri: S3Uri | str, file: Path, sha256: str | None = None, tell: Callable[[int], None] = lambda done: None
-) -> None:
-    """Bring an object into a file, in place of what is there.
+def download(uri: S3Uri | str, path: Path, sha256: str | None = None) -> None:
+    """Download an object to a file, which appears whole.
 
     Args:
-        sha256: of the content that is wanted, hexadecimal; by default what the object says of itself.
-        tell: hears how many bytes are there, from several threads.
+        sha256: hexadecimal, of the expected content; by default the one that the object's writer or S3 states.
 
     Raises:
-        StorageError: one line; what stood in the place of `file` still stands there.
+        StorageError: `path` is unchanged.
         OSError: the file cannot be written.
     """
-    uri = S3Uri.of(uri)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with wait_for_lock(file):
+    uri = S3Uri.parse(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with in_turn(path):
         for attempt in range(1, TRIES + 1):
-            partial = _Partial(uri, file, look(uri))
+            info = head(uri)
+            partial = path.with_name(f".{path.name}.{hash_value([str(uri), info.etag, info.bytes])[:8]}.part")
+            for other in set(path.parent.glob(f".{glob.escape(path.name)}.*.part")) - {partial}:
+                other.unlink()
             try:
-                partial.fetch(tell)
-                partial.check(sha256)
-            except (ChangedError, DamagedError):
-                partial.forget()
+                _fetch_missing(uri, info, partial)
+                _verify(uri, info, partial, sha256)
+            except ChangedError:
+                partial.unlink()
                 if attempt == TRIES:
                     raise
+            except OSError as error:  # a failed write does not name its file
+                raise OSError(error.errno, error.strerror, str(path)) from None
             else:
-                partial.settle()
+                partial.replace(path)
                 return
 
 
-class _Partial:
-    """What has come of an object: a file of its size, and beside it the numbers of the ranges that it has."""
+def _fetch_missing(uri: S3Uri, info: ObjectInfo, partial: Path) -> None:
+    def read(start: int) -> bytes:
+        return read_object(uri, start, min(RANGE_BYTES, info.bytes - start), info.etag)
 
-    def __init__(self, uri: S3Uri, file: Path, found: Stored) -> None:
-        self.uri, self.file, self.found = uri, file, found
-        self.content = file.with_name(f".{file.name}.part")
-        self.notes = file.with_name(f".{file.name}.part.jsonl")
-        self.head = {"uri": str(uri), "etag": found.etag, "bytes": found.bytes, "range_bytes": RANGE_BYTES}
-        self.there = self._read()
-        self._lock = threading.Lock()
-
-    def fetch(self, tell: Callable[[int], None]) -> None:
-        """Bring the ranges that are missing."""
-        count = -(-self.found.bytes // RANGE_BYTES)
-        missing = [number for number in range(count) if number not in self.there]
-        if not self.there:
-            self.forget()
-        lines = [json.dumps(self.head), *map(str, sorted(self.there))]  # whole ones: the next is added to them
-        self.notes.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        handle = os.open(self.content, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            os.truncate(handle, self.found.bytes)
-            with ThreadPoolExecutor(PARALLEL) as pool:
-                waiting = [pool.submit(self._bring, handle, number, tell) for number in missing]
-                try:
-                    for future in waiting:
-                        future.result()
-                finally:
-                    pool.shutdown(wait=False, cancel_futures=True)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-    def check(self, sha256: str | None) -> None:
-        """Raise `DamagedError` unless the content is what was wanted."""
-        wanted, compute = self._wanted(sha256)
-        computed = compute(self.content)
-        if wanted is not None and computed != wanted:
-            raise DamagedError(f"{self.uri}: its content has the checksum {computed}, not {wanted}, in {TRIES} tries; "
-                          "put the right one there")  # fmt: skip
-
-    def settle(self) -> None:
-        self.content.replace(self.file)
-        self.notes.unlink()
-
-    def forget(self) -> None:
-        for file in (self.content, self.notes):
-            file.unlink(missing_ok=True)
-
-    def _read(self) -> set[int]:
-        """The ranges that an earlier try has brought of this very object."""
-        if not (self.content.is_file() and self.notes.is_file()):
-            return set()
-        lines = self.notes.read_text(encoding="utf-8").split("\n")[:-1]  # a kill may have cut off the last
-        if not lines or lines[0] != json.dumps(self.head):
-            return set()
-        return {int(line) for line in lines[1:] if line.isdecimal()}
-
-    def _bring(self, handle: int, number: int, tell: Callable[[int], None]) -> None:
-        patiently(lambda: self._bring_range(handle, number))
-        with self._lock:
-            with self.notes.open("a", encoding="utf-8") as notes:
-                notes.write(f"{number}\n")
-            self.there.add(number)
-            done = min(len(self.there) * RANGE_BYTES, self.found.bytes)
-        tell(done)
-
-    def _bring_range(self, handle: int, number: int) -> None:
-        start = number * RANGE_BYTES
-        end = min(start + RANGE_BYTES, self.found.bytes)
-        asked = {} if (start, end) == (0, self.found.bytes) else {"Range": f"bytes={start}-{end - 1}"}
-        with told(self.uri):
-            answer = connect().get_object(Bucket=self.uri.bucket, Key=self.uri.key, IfMatch=self.found.etag, **asked)
-        if answer["ContentLength"] != end - start:
-            raise BrokenError(
-                f"{self.uri}: S3 sends {answer['ContentLength']} bytes where {end - start} were asked for"
-            )
-        place = start
-        with answer["Body"] as body:
-            while True:
-                with body_of(self.uri):
-                    chunk = body.read(_CHUNK_BYTES)
-                if not chunk:
-                    return
-                try:
-                    os.pwrite(handle, chunk, place)
-                except OSError as error:  # which does not name the file
-                    raise OSError(error.errno, error.strerror, str(self.file)) from None
-                place += len(chunk)
-
-    def _wanted(self, sha256: str | None) -> tuple[str | None, Callable[[Path], str]]:
-        """The best checksum that is known of the content, and how it is computed."""
-        found = self.found
-        if sha256 or found.sha256:
-            return sha256 or found.sha256, _sha256
-        if found.whole_sha256:
-            return base64.b64decode(found.whole_sha256).hex(), _sha256
-        if found.whole_crc32:
-            return found.whole_crc32, _crc32
-        return None, lambda file: ""  # each range had the length that it should have, and that is all that is known
+    with partial.open("ab") as file:
+        done = file.tell() // RANGE_BYTES * RANGE_BYTES
+        file.truncate(done)
+        for content in prefetched(read, range(done, info.bytes, RANGE_BYTES), window=PREFETCH):
+            file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def _verify(uri: S3Uri, info: ObjectInfo, partial: Path, sha256: str | None) -> None:
+    expected = sha256 or info.sha256 or info.crc32
+    if expected is None:  # each range had the requested length; nothing else is known
+        return
+    actual = hash_file(partial) if sha256 or info.sha256 else _crc32(partial)
+    if actual != expected:
+        raise ChangedError(
+            f"{uri}: its content has the checksum {actual}, not {expected}, in {TRIES} tries; put the right one there"
+        )
 
 
-def _crc32(file: Path) -> str:
+def _crc32(path: Path) -> str:
     total = 0
-    with file.open("rb") as opened:
-        while chunk := opened.read(_CHUNK_BYTES):
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
             total = zlib.crc32(chunk, total)
-    return base64.b64encode(total.to_bytes(4, "big")).decode()
+    return base64_of(total.to_bytes(4))

@@ -1,21 +1,21 @@
-"""Folders in S3, there whole or not at all: their manifest, which names every file, is written last and read first."""
+"""Folders in S3 that exist whole or not at all: a manifest with every file is written last and read first."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from autoformer.files import hash_file, put_in_place
-from runtime.common.locks import wait_for_lock
-from runtime.storage import downloads, uploads
-from runtime.storage.client import connect
-from runtime.storage.errors import MissingError, StorageError, body_of, patiently, told
-from runtime.storage.objects import delete
-from runtime.storage.uris import S3Uri
+from runtime.common.locks import in_turn
+from runtime.storage import uploads
+from runtime.storage.client import S3Uri, read_object
+from runtime.storage.downloads import download
+from runtime.storage.errors import MissingError, StorageError
+from runtime.storage.objects import Entry, delete, write_object
 
 MANIFEST = "_manifest.json"
-PARALLEL = 8  # small files under way at once
+PARALLEL = 8  # small files in flight
 
 
 class File(NamedTuple):
@@ -26,128 +26,109 @@ class File(NamedTuple):
     sha256: str
 
     @classmethod
-    def of(cls, folder: Path, file: Path) -> Self:
-        return cls(file.relative_to(folder).as_posix(), file.stat().st_size, hash_file(file))
+    def of(cls, folder: Path, path: Path) -> Self:
+        return cls(path.relative_to(folder).as_posix(), path.stat().st_size, hash_file(path))
 
 
-def files_of(folder: Path) -> list[File]:
-    """All files below a folder, sorted by name."""
-    return sorted(File.of(folder, file) for file in folder.rglob("*") if file.is_file())
+Sized = TypeVar("Sized", File, Entry)
 
 
 def upload_folder(folder: Path, uri: S3Uri | str) -> list[File]:
-    """Send a folder; what it holds. What is there already is not sent again, so that a killed upload is gone on with.
+    """Upload a folder and return its files, sorted by name. Files that S3 has already are skipped.
 
     Raises:
-        StorageError: one line; there is then no folder of that name, or it is as it was before.
+        StorageError: the folder in S3 is missing, or as it was before.
     """
-    uri = S3Uri.of(uri)
-    files = files_of(folder)
+    uri = S3Uri.parse(uri)
+    files = sorted(File.of(folder, path) for path in folder.rglob("*") if path.is_file())
     try:
-        if read_files(read_manifest(uri)) == files:
+        if read_manifest(uri)[0] == files:
             return files
-        delete(uri / MANIFEST)  # of other content, which is about to be replaced
+        delete(uri / MANIFEST)  # of the content that is about to be replaced
     except MissingError:
         pass
-    _each(files, uploads.PART_BYTES, lambda file: uploads.upload(folder / file.name, uri / file.name))
-    write_manifest(uri, {"files": [file._asdict() for file in files]})
+    transfer(files, lambda file: uploads.upload(folder / file.name, uri / file.name))
+    write_manifest(uri, files)
     return files
 
 
 def download_folder(uri: S3Uri | str, folder: Path) -> None:
-    """Bring a folder, in place of what is there, each file checked. Interrupted, it is gone on with.
+    """Download a folder, each file verified, and replace `folder` by it. An interrupted download resumes.
 
     Raises:
         MissingError: there is no such folder, or not all of it.
-        StorageError: one line; what stood in the place of `folder` still stands there.
+        StorageError: `folder` is unchanged.
     """
-    uri = S3Uri.of(uri)
-    with wait_for_lock(folder):
-        bring({file: uri / file.name for file in read_files(read_manifest(uri))}, folder)
+    uri = S3Uri.parse(uri)
+    with in_turn(folder):
+        download_files(read_manifest(uri)[0], lambda file: uri / file.name, folder)
 
 
-def partial_of(folder: Path) -> Path:
-    """Where that lies of a folder which has been brought so far."""
+def partial_folder(folder: Path) -> Path:
+    """Where the files of a folder lie until all are there."""
     return folder.with_name(f".{folder.name}.part")
 
 
-def bring(files: Mapping[File, S3Uri], folder: Path, besides: Callable[[Path], None] = lambda folder: None) -> None:
-    """Bring files into a folder which appears by one rename; the caller holds its lock.
+def download_files(
+    files: Sequence[File],
+    source: Callable[[File], S3Uri],
+    folder: Path,
+    complete: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Download files into a folder that appears by one rename. The caller holds the lock of `folder`.
 
     Args:
-        files: with the place of each.
-        besides: puts what else the folder shall hold into it.
+        complete: adds what else belongs into the folder, before the rename.
     """
-    partial = partial_of(folder)
+    partial = partial_folder(folder)
     partial.mkdir(parents=True, exist_ok=True)
 
     def fetch(file: File) -> None:
-        place = partial / file.name
-        if not (place.is_file() and hash_file(place) == file.sha256):  # of an earlier try
-            downloads.download(files[file], place, file.sha256)
+        path = partial / file.name
+        if not (path.is_file() and hash_file(path) == file.sha256):
+            download(source(file), path, file.sha256)
 
-    _each(list(files), downloads.RANGE_BYTES, fetch)
-    for found in set(partial.rglob("*")) - {partial / file.name for file in files}:
-        if found.is_file():  # what a try that was killed has left
-            found.unlink()
-    besides(partial)
+    transfer(files, fetch)
+    for path in set(partial.rglob("*")) - {partial / file.name for file in files}:
+        if path.is_file():  # of a download that was killed
+            path.unlink()
+    complete(partial)
     put_in_place(partial, folder)
 
 
-def write_manifest(uri: S3Uri, value: Mapping[str, Any]) -> None:
-    """Say what a folder holds, with which it is there. `files` of it is what `read_files` reads."""
-    uploads.put((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), uri / MANIFEST)
+def transfer(files: Iterable[Sized], move: Callable[[Sized], object]) -> None:
+    """Call `move` for each file: small ones in parallel, large ones, whose parts are parallel, one by one."""
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        list(pool.map(move, (file for file in files if file.bytes <= uploads.PART_BYTES)))
+    for file in files:
+        if file.bytes > uploads.PART_BYTES:
+            move(file)
 
 
-def read_manifest(uri: S3Uri) -> Any:
-    """What a folder says of itself. Raises `MissingError` where there is none, or not all of it."""
-    place = uri / MANIFEST
+def write_manifest(uri: S3Uri, files: Iterable[File], **values: int) -> None:
+    """Write the list of a folder's files, with which the folder begins to exist."""
+    manifest = values | {"files": [file._asdict() for file in files]}
+    write_object((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode(), uri / MANIFEST)
+
+
+def read_manifest(uri: S3Uri) -> tuple[list[File], int]:
+    """A folder's files and its `newest_ns`, 0 by default. Raises `MissingError` where it is not there, or not whole."""
     try:
-        text = read_object(place)
+        text = read_object(uri / MANIFEST)
     except MissingError:
         raise MissingError(f"{uri}: there is no such folder, or not all of it ({MANIFEST} is missing)") from None
     try:
-        found = json.loads(text)
-        read_files(found)
+        manifest = json.loads(text)
+        return files_of(manifest), int(manifest.get("newest_ns", 0))
     except (ValueError, TypeError, KeyError):
-        raise StorageError(f"{place}: not a list of files; remove the folder and make it again") from None
-    return found
+        raise StorageError(f"{uri / MANIFEST}: not a list of files; remove the folder and make it again") from None
 
 
-def read_object(uri: S3Uri) -> bytes:
-    """A small object. Raises `StorageError`."""
-
-    def read() -> bytes:
-        with told(uri):
-            answer = connect().get_object(Bucket=uri.bucket, Key=uri.key)
-        with body_of(uri), answer["Body"] as body:
-            return bytes(body.read())
-
-    return patiently(read)
-
-
-def read_files(found: Any) -> list[File]:
-    """The files that a manifest names. Raises ValueError, TypeError or KeyError where it is none."""
-    return [_checked(File(**file)) for file in found["files"]]
-
-
-def _checked(file: File) -> File:
-    """A name that leads out of the folder is refused."""
-    path = PurePosixPath(file.name)
-    if path.is_absolute() or ".." in path.parts or not file.name:
-        raise ValueError(file.name)
-    return file
-
-
-def _each(files: list[File], large: int, do: Callable[[File], object]) -> None:
-    """Small files several at once; large ones, which go in several parts at once, one after the other."""
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        waiting = [pool.submit(do, file) for file in files if file.bytes <= large]
-        try:
-            for future in waiting:
-                future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+def files_of(manifest: Any) -> list[File]:
+    """The files that JSON lists. Raises ValueError, TypeError or KeyError where it is malformed."""
+    files = [File(**file) for file in manifest["files"]]
     for file in files:
-        if file.bytes > large:
-            do(file)
+        path = PurePosixPath(file.name)
+        if path.is_absolute() or ".." in path.parts or not file.name:  # it would lead out of the folder
+            raise ValueError(file.name)
+    return files

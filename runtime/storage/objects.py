@@ -1,26 +1,24 @@
-"""Objects and folders of S3: what is there, what it is called, and how it is removed."""
+"""Objects and folders of S3: read, write, list and delete."""
 
+import base64
 import contextlib
-from collections.abc import Iterable
+import hashlib
 from typing import NamedTuple
 
+from autoformer.errors import UnavailableError
 from autoformer.files import hash_value
-from runtime.storage.client import connect
-from runtime.storage.errors import DeniedError, GoneError, MissingError, StorageError, told
-from runtime.storage.uris import S3Uri
-
-MOST_DELETED = 1000  # objects in one request
+from runtime.storage.client import PREFETCH, S3Uri, prefetched, request, request_pages
+from runtime.storage.errors import DeniedError, MissingError, StorageError, UploadEndedError
 
 
-class Stored(NamedTuple):
-    """An object as it is now."""
+class ObjectInfo(NamedTuple):
+    """Size and checksums of an object."""
 
     bytes: int
     etag: str
-    sha256: str | None  # of the whole content; None where whoever wrote it did not say
-    checksum: str | None  # base64: what S3 has computed, the sha256 of the content or of the sha256 of its parts
-    whole_sha256: str | None  # base64, of the content, where S3 has computed it
-    whole_crc32: str | None
+    sha256: str | None  # hexadecimal, of the content: from the writer, else from S3; None where neither states it
+    checksum: str | None  # base64, by S3: sha256 of the content or, after a multipart upload, of its parts' sha256
+    crc32: str | None  # base64, of the content, by S3
 
 
 class Entry(NamedTuple):
@@ -31,105 +29,112 @@ class Entry(NamedTuple):
     etag: str
 
 
-def look(uri: S3Uri) -> Stored:
-    """What is there. Raises `MissingError`, or another `StorageError`."""
-    from botocore.exceptions import ClientError
-
-    with told(uri):
-        client = connect()
-        try:
-            found = client.head_object(Bucket=uri.bucket, Key=uri.key, ChecksumMode="ENABLED")
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:  # an answer to HEAD has no body to say why
-                client.get_object(Bucket=uri.bucket, Key=uri.key, Range="bytes=0-0")["Body"].close()
-            raise
-    checksum, of_parts = found.get("ChecksumSHA256"), "-" in str(found["ETag"])
-    whole = found.get("ChecksumType", "COMPOSITE" if of_parts else "FULL_OBJECT") == "FULL_OBJECT"
-    return Stored(
-        bytes=int(found["ContentLength"]),
-        etag=str(found["ETag"]),
-        sha256=found.get("Metadata", {}).get("sha256"),
-        checksum=checksum and checksum.partition("-")[0],  # S3 writes the number of parts behind it
-        whole_sha256=checksum if whole else None,
-        whole_crc32=found.get("ChecksumCRC32") if whole else None,
+def head(uri: S3Uri) -> ObjectInfo:
+    """Raises `MissingError`, or another `StorageError`."""
+    try:
+        response = request(uri, "head_object", ChecksumMode="ENABLED")
+    except StorageError as error:
+        if not isinstance(error, UnavailableError):  # HEAD's response has no body with a reason
+            request(uri, "get_object", Range="bytes=0-0")["Body"].close()
+        raise
+    checksum = response.get("ChecksumSHA256")
+    is_multipart = "-" in str(response["ETag"])
+    is_of_content = response.get("ChecksumType", "COMPOSITE" if is_multipart else "FULL_OBJECT") == "FULL_OBJECT"
+    computed = base64.b64decode(checksum).hex() if checksum and is_of_content else None
+    return ObjectInfo(
+        bytes=int(response["ContentLength"]),
+        etag=str(response["ETag"]),
+        sha256=response.get("Metadata", {}).get("sha256", computed),
+        checksum=checksum and checksum.partition("-")[0],  # the number of parts follows
+        crc32=response.get("ChecksumCRC32") if is_of_content else None,
     )
 
 
 def exists(uri: S3Uri | str) -> bool:
-    """Whether there is an object of that name. Raises `StorageError` where that cannot be told."""
+    """Raises `StorageError` where S3 does not answer."""
     try:
-        look(S3Uri.of(uri))
+        head(S3Uri.parse(uri))
     except MissingError:
         return False
     return True
 
 
-def listing(uri: S3Uri | str) -> list[Entry]:
+def base64_of(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
+
+
+def sha256_arguments(checksum: str) -> dict[str, str]:
+    """Arguments of a request whose body has a base64 sha256, which S3 then verifies."""
+    return {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": checksum}
+
+
+def write_object(content: bytes, uri: S3Uri) -> None:
+    """Write an object in one request, with its sha256 for S3 to verify. Raises `StorageError`."""
+    sha256 = hashlib.sha256(content)
+    arguments = {"Metadata": {"sha256": sha256.hexdigest()}, **sha256_arguments(base64_of(sha256.digest()))}
+    request(uri, "put_object", Body=content, **arguments)
+
+
+def list_objects(uri: S3Uri | str) -> list[Entry]:
     """The objects below a folder, sorted by name; none where there is no such folder."""
-    uri = S3Uri.of(uri)
+    uri = S3Uri.parse(uri)
     prefix = f"{uri.key}/" if uri.key else ""
-    with told(uri):
-        pages = connect().get_paginator("list_objects_v2").paginate(Bucket=uri.bucket, Prefix=prefix)
-        found = [
-            Entry(item["Key"].removeprefix(prefix), int(item["Size"]), str(item["ETag"]))
-            for page in pages
-            for item in page.get("Contents", [])
-        ]
-    return sorted(entry for entry in found if entry.name)  # a console makes folders as empty objects
+    items = request_pages(uri, "list_objects_v2", "Contents", Prefix=prefix)
+    entries = (Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"]) for item in items)
+    return sorted(entry for entry in entries if entry.name)  # consoles mark a folder by an object of its name
 
 
-def without_markers(entries: Iterable[Entry]) -> list[Entry]:
-    """Those that are files: a console, or a tool that copies folders, makes an empty object `train/` of each folder."""
-    return [entry for entry in entries if not entry.name.endswith("/")]
+def list_files(uri: S3Uri | str) -> list[Entry]:
+    """The objects below a folder, without the empty ones, `train/`, by which consoles and tools mark subfolders."""
+    return [entry for entry in list_objects(uri) if not entry.name.endswith("/")]
 
 
-def listing_hash(uri: S3Uri | str) -> str:
-    """What stands for the content of a folder, or of one object: a hash of names, sizes and ETags.
+def hash_listing(uri: S3Uri | str) -> str:
+    """Hash of the names, sizes and ETags of a folder's files, or of one object's size and ETag.
 
-    An object that is written anew with the same bytes keeps its ETag, unless it is sent in parts of another size.
+    An object that is written again with the same content keeps its ETag, unless its parts have another size.
 
     Raises:
-        StorageError: there is nothing of that name, or it cannot be listed.
+        StorageError: nothing of that name exists, or it cannot be listed.
     """
-    uri = S3Uri.of(uri)
-    found = without_markers(listing(uri))
-    if not found:
-        there = look(uri)
-        found = [Entry("", there.bytes, there.etag)]
-    return hash_value([list(entry) for entry in found])
-
-
-def delete_folder(uri: S3Uri | str) -> None:
-    """Remove all objects below a folder, and what is left of uploads that were never finished."""
-    uri = S3Uri.of(uri)
-    if not uri.key:
-        raise StorageError(f"{uri}: a whole bucket is never emptied; name a folder")
-    keys = [f"{uri.key}/{entry.name}" for entry in listing(uri)]
-    with told(uri):
-        for start in range(0, len(keys), MOST_DELETED):
-            batch = [{"Key": key} for key in keys[start : start + MOST_DELETED]]
-            answer = connect().delete_objects(Bucket=uri.bucket, Delete={"Objects": batch, "Quiet": True})
-            for error in answer.get("Errors", []):
-                raise StorageError(f"s3://{uri.bucket}/{error['Key']}: not removed: {error.get('Code')}")
-    with contextlib.suppress(DeniedError):  # who may delete need not be allowed to ask
-        for key, upload in unfinished(uri, f"{uri.key}/"):
-            abort(S3Uri(uri.bucket, key), upload)
+    uri = S3Uri.parse(uri)
+    entries = list_files(uri)
+    if not entries:
+        info = head(uri)
+        entries = [Entry("", info.bytes, info.etag)]
+    return hash_value([list(entry) for entry in entries])
 
 
 def delete(uri: S3Uri) -> None:
-    """Remove an object, if it is there."""
-    with told(uri):
-        connect().delete_object(Bucket=uri.bucket, Key=uri.key)
+    """Delete an object, if it exists."""
+    request(uri, "delete_object")
 
 
-def unfinished(uri: S3Uri, prefix: str) -> list[tuple[str, str]]:
-    """Keys and ids of multipart uploads of a bucket, under way or left behind, of keys with that prefix."""
-    with told(uri):
-        pages = connect().get_paginator("list_multipart_uploads").paginate(Bucket=uri.bucket, Prefix=prefix)
-        return [(item["Key"], item["UploadId"]) for page in pages for item in page.get("Uploads", [])]
+def delete_folder(uri: S3Uri | str) -> None:
+    """Delete all objects below a folder, and its incomplete uploads."""
+    uri = S3Uri.parse(uri)
+    if not uri.key:
+        raise StorageError(f"{uri}: a whole bucket is never emptied; name a folder")
+    objects = [S3Uri(uri.bucket, f"{uri.key}/{entry.name}") for entry in list_objects(uri)]
+    for _ in prefetched(delete, objects, window=PREFETCH):
+        pass
+    abort_uploads(uri)
 
 
-def abort(uri: S3Uri, upload: str) -> None:
-    """End a multipart upload, and free what it has sent."""
-    with contextlib.suppress(GoneError, DeniedError), told(uri):
-        connect().abort_multipart_upload(Bucket=uri.bucket, Key=uri.key, UploadId=upload)
+def list_uploads(uri: S3Uri, prefix: str) -> list[tuple[str, str]]:
+    """Key and id of each incomplete multipart upload whose key begins with `prefix`."""
+    items = request_pages(uri, "list_multipart_uploads", "Uploads", Prefix=prefix)
+    return [(item["Key"], item["UploadId"]) for item in items]
+
+
+def abort_upload(uri: S3Uri, upload_id: str) -> None:
+    """Abort a multipart upload, which frees its parts."""
+    with contextlib.suppress(UploadEndedError, DeniedError):
+        request(uri, "abort_multipart_upload", UploadId=upload_id)
+
+
+def abort_uploads(uri: S3Uri) -> None:
+    """Abort all uploads below a folder, as far as the credentials permit."""
+    with contextlib.suppress(DeniedError):  # permission to write does not include permission to list uploads
+        for key, upload_id in list_uploads(uri, f"{uri.key}/"):
+            abort_upload(S3Uri(uri.bucket, key), upload_id)

@@ -1,220 +1,143 @@
-"""Files into S3, whole or not at all: in parts, several at once, each checked by S3 against its sha256.
+"""Upload of files: parts in parallel, each verified by S3 against its sha256.
 
-An upload that was interrupted is gone on with: S3 says which parts it has, and those are not sent again. One of other
-content, left behind under the same name, is aborted.
+An interrupted upload resumes: S3 lists the parts that it has, and only the others are sent. An incomplete upload of
+other content under the same name is aborted.
 """
 
-import base64
 import hashlib
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from runtime.storage.client import connect
-from runtime.storage.errors import (
-    TRIES,
-    BrokenError,
-    DeniedError,
-    GoneError,
-    MissingError,
-    StorageError,
-    patiently,
-    told,
-)
-from runtime.storage.objects import abort, delete, look, unfinished
-from runtime.storage.uris import S3Uri
+from runtime.storage.client import PREFETCH, S3Uri, prefetched, request, request_pages
+from runtime.storage.errors import DeniedError, MissingError, StorageError, TransferError, UploadEndedError
+from runtime.storage.objects import abort_upload, base64_of, delete, head, list_uploads, sha256_arguments, write_object
 
-PART_BYTES = 16 * 2**20  # of a part; more where there would be too many
-MOST_PARTS = 10_000
-PARALLEL = 8  # parts under way at once; as many of them are held in memory
+TRIES = 5  # of an upload that another process ends
+PART_BYTES = 16 * 2**20  # more where a file would have too many parts
+MAX_PARTS = 10_000
 
 
-class Content(NamedTuple):
-    """What is to be sent."""
+class HashedFile(NamedTuple):
+    """A file and the checksums of its content."""
 
-    file: Path
+    path: Path
     size: int  # bytes
     part_bytes: int
-    sha256: str  # of the whole, hexadecimal
-    parts: tuple[bytes, ...]  # sha256 of each part
+    sha256: str  # hexadecimal
+    part_checksums: list[str]  # base64 sha256 of each part
+    checksum: str  # base64, as S3 computes it: sha256 of a single part, else of the sha256 of all parts
 
     @classmethod
-    def of(cls, file: Path, part_bytes: int | None = None) -> "Content":
-        """Read a file once, for its hashes."""
-        size = file.stat().st_size
-        part_bytes = part_bytes or _part_bytes(size)
-        whole, parts = hashlib.sha256(), []
-        with file.open("rb") as opened:
-            while part := opened.read(part_bytes):
+    def read(cls, path: Path) -> Self:
+        size = path.stat().st_size
+        part_bytes = part_size(size)
+        whole, digests = hashlib.sha256(), []
+        with path.open("rb") as file:
+            while part := file.read(part_bytes):
                 whole.update(part)
-                parts.append(hashlib.sha256(part).digest())
-        return cls(file, size, part_bytes, whole.hexdigest(), tuple(parts) or (whole.digest(),))
+                digests.append(hashlib.sha256(part).digest())
+        of_parts = hashlib.sha256(b"".join(digests)) if len(digests) > 1 else whole
+        checksums = [base64_of(digest) for digest in digests]
+        return cls(path, size, part_bytes, whole.hexdigest(), checksums, base64_of(of_parts.digest()))
 
-    def read(self, number: int) -> bytes:
-        """The part of that number, from 1."""
-        with self.file.open("rb") as opened:
-            return os.pread(opened.fileno(), self.part_bytes, (number - 1) * self.part_bytes)
-
-    @property
-    def checksum(self) -> str:
-        """What S3 computes of the whole: the sha256 of one part, or that of all their sha256 one after the other."""
-        if len(self.parts) == 1:
-            return _base64(self.parts[0])
-        return _base64(hashlib.sha256(b"".join(self.parts)).digest())
+    def part(self, number: int) -> bytes:
+        """Content of a part, counted from 1."""
+        with self.path.open("rb") as file:
+            return os.pread(file.fileno(), self.part_bytes, (number - 1) * self.part_bytes)
 
 
-def upload(file: Path, uri: S3Uri | str) -> str:
-    """Send a file; its sha256. Nothing is sent where the same content is there already.
+def upload(file: Path | HashedFile, uri: S3Uri | str) -> str:
+    """Upload a file, unless S3 has the same content there, and return its sha256.
 
     Raises:
-        StorageError: one line; an object of that name is then as it was before.
+        StorageError: the object of that name is unchanged.
     """
-    return send(Content.of(file), S3Uri.of(uri))
-
-
-def put(value: bytes, uri: S3Uri) -> None:
-    """Write a small object. Raises `StorageError`."""
-    sha256 = hashlib.sha256(value)
-    checksum = _base64(sha256.digest())
-
-    def write() -> None:
-        with told(uri):
-            connect().put_object(
-                Bucket=uri.bucket, Key=uri.key, Body=value, Metadata={"sha256": sha256.hexdigest()},
-                ChecksumAlgorithm="SHA256", ChecksumSHA256=checksum,
-            )  # fmt: skip
-
-    patiently(write)
-
-
-def send(content: Content, uri: S3Uri, wanted: Callable[[], bool] = lambda: True) -> str:
-    """`upload`, of a file that has been read for its hashes. Once it is not `wanted` any more no part is begun."""
-    if _is_there(content, uri, unseen=False):
-        return content.sha256
+    uri = S3Uri.parse(uri)
+    file = HashedFile.read(file) if isinstance(file, Path) else file
+    if _is_stored(file, uri, if_denied=False):
+        return file.sha256
     for _ in range(TRIES):
         try:
-            if len(content.parts) > 1:
-                _send_parts(content, uri, wanted)
+            if len(file.part_checksums) > 1:
+                _upload_parts(file, uri)
             else:
-                put(content.read(1), uri)
-        except GoneError as error:
-            last: StorageError = error
+                write_object(file.part(1), uri)
+        except UploadEndedError as error:
+            failure: StorageError = error
             continue
-        if _is_there(content, uri, unseen=True):
-            return content.sha256
-        delete(uri)  # an earlier upload of other content, whose parts till then were the same, was gone on with
-        last = BrokenError(f"{uri}: S3 has other content than was sent, in every try; let one alone write there")
-    raise last
+        if _is_stored(file, uri, if_denied=True):
+            return file.sha256
+        delete(uri)  # the resumed upload was of other content whose first parts are the same
+        failure = TransferError(f"{uri}: S3 has other content than was sent, in every try; let one alone write there")
+    raise failure
 
 
-def _is_there(content: Content, uri: S3Uri, unseen: bool) -> bool:
-    """Whether S3 has it; `unseen` where these credentials may write, but not look."""
+def _is_stored(file: HashedFile, uri: S3Uri, if_denied: bool) -> bool:
+    """Whether S3 has the file's content; `if_denied` where the credentials do not permit to read."""
     try:
-        found = look(uri)
+        info = head(uri)
     except MissingError:
         return False
     except DeniedError:
-        return unseen
-    same = (found.sha256, found.bytes) == (content.sha256, content.size)
-    return same and (found.checksum or content.checksum) == content.checksum
+        return if_denied
+    return (info.bytes, info.sha256, info.checksum or file.checksum) == (file.size, file.sha256, file.checksum)
 
 
-def _send_parts(content: Content, uri: S3Uri, wanted: Callable[[], bool]) -> None:
-    upload_id, sent = _begun(content, uri)
-    missing = [number for number in range(1, len(content.parts) + 1) if number not in sent]
+def _upload_parts(file: HashedFile, uri: S3Uri) -> None:
+    upload_id, etags = _begin_or_resume(file, uri)
 
-    def send_part(number: int) -> str:
-        if not wanted():  # a process does not end before all that its pools have been given is done
-            raise StorageError(f"{uri}: its upload is given up")
-        return _send_part(content, uri, upload_id, number)
+    def send(number: int) -> str:
+        part = {"UploadId": upload_id, "PartNumber": number, **sha256_arguments(file.part_checksums[number - 1])}
+        return str(request(uri, "upload_part", Body=file.part(number), **part)["ETag"])
 
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        waiting = [pool.submit(send_part, number) for number in missing]
-        try:
-            etags = sent | {number: future.result() for number, future in zip(missing, waiting, strict=True)}
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    numbers = range(1, len(file.part_checksums) + 1)
+    missing = [number for number in numbers if number not in etags]
+    etags |= zip(missing, prefetched(send, missing, window=PREFETCH), strict=True)
     parts = [
-        {"PartNumber": number, "ETag": etags[number], "ChecksumSHA256": _base64(digest)}
-        for number, digest in enumerate(content.parts, 1)
+        {"PartNumber": number, "ETag": etags[number], "ChecksumSHA256": checksum}
+        for number, checksum in zip(numbers, file.part_checksums, strict=True)
     ]
-    with told(uri):
-        connect().complete_multipart_upload(
-            Bucket=uri.bucket, Key=uri.key, UploadId=upload_id, MultipartUpload={"Parts": parts}
-        )
+    request(uri, "complete_multipart_upload", UploadId=upload_id, MultipartUpload={"Parts": parts})
 
 
-def _send_part(content: Content, uri: S3Uri, upload_id: str, number: int) -> str:
-    """Send one part; its ETag."""
-    digest = _base64(content.parts[number - 1])
-
-    def send() -> str:
-        with told(uri):
-            answer = connect().upload_part(
-                Bucket=uri.bucket, Key=uri.key, UploadId=upload_id, PartNumber=number, Body=content.read(number),
-                ChecksumAlgorithm="SHA256", ChecksumSHA256=digest,
-            )  # fmt: skip
-        if answer.get("ChecksumSHA256", digest) != digest:
-            raise BrokenError(f"{uri}: what is sent arrives damaged, in every try; try again later")
-        return str(answer["ETag"])
-
-    return patiently(send)
-
-
-def _begun(content: Content, uri: S3Uri) -> tuple[str, dict[int, str]]:
-    """The id of an upload of this content, and the ETags of the parts that it has, by number."""
-    left = {upload_id: _sent_parts(content, uri, upload_id) for upload_id in _left_behind(uri)}
-    best = max(left, key=lambda upload_id: len(left[upload_id]), default=None)
-    if best is not None and not left[best]:
-        best = None
-    for upload_id in left.keys() - {best}:
-        abort(uri, upload_id)
-    if best is not None:
-        return best, left[best]
-    with told(uri):
-        answer = connect().create_multipart_upload(
-            Bucket=uri.bucket, Key=uri.key, Metadata={"sha256": content.sha256}, ChecksumAlgorithm="SHA256"
-        )
-    return str(answer["UploadId"]), {}
-
-
-def _left_behind(uri: S3Uri) -> list[str]:
+def _begin_or_resume(file: HashedFile, uri: S3Uri) -> tuple[str, dict[int, str]]:
+    """Id of an upload of this file, and the ETags of the parts that it has, by number."""
     try:
-        return [upload_id for key, upload_id in unfinished(uri, uri.key) if key == uri.key]
-    except DeniedError:  # who may write need not be allowed to ask
-        return []
+        incomplete = [upload_id for key, upload_id in list_uploads(uri, uri.key) if key == uri.key]
+    except DeniedError:  # permission to write does not include permission to list
+        incomplete = []
+    stored = {upload_id: _stored_parts(file, uri, upload_id) for upload_id in incomplete}
+    best = max(stored, key=lambda upload_id: len(stored[upload_id]), default="")
+    for upload_id in stored:
+        if upload_id != best or not stored[best]:
+            abort_upload(uri, upload_id)
+    if stored.get(best):
+        return best, stored[best]
+    metadata = {"sha256": file.sha256}
+    response = request(uri, "create_multipart_upload", Metadata=metadata, ChecksumAlgorithm="SHA256")
+    return str(response["UploadId"]), {}
 
 
-def _sent_parts(content: Content, uri: S3Uri, upload_id: str) -> dict[int, str]:
-    """The ETags of the parts that S3 has, by number; none where any of them is of other content."""
+def _stored_parts(file: HashedFile, uri: S3Uri, upload_id: str) -> dict[int, str]:
+    """ETags of the parts that S3 has, by number; none where one of them is of other content."""
     try:
-        with told(uri):
-            pages = connect().get_paginator("list_parts").paginate(Bucket=uri.bucket, Key=uri.key, UploadId=upload_id)
-            parts = [part for page in pages for part in page.get("Parts", [])]
-    except (DeniedError, GoneError):
+        parts = request_pages(uri, "list_parts", "Parts", Key=uri.key, UploadId=upload_id)
+    except (DeniedError, UploadEndedError):
         return {}
-    same = all(_is_part(content, part) for part in parts)
-    return {int(part["PartNumber"]): str(part["ETag"]) for part in parts} if same else {}
+    return {part["PartNumber"]: part["ETag"] for part in parts} if all(_is_same(file, part) for part in parts) else {}
 
 
-def _is_part(content: Content, part: Any) -> bool:
-    number = int(part["PartNumber"])
-    if number > len(content.parts):
+def _is_same(file: HashedFile, part: Any) -> bool:
+    number = part["PartNumber"]
+    if number > len(file.part_checksums):
         return False
     if "ChecksumSHA256" in part:
-        return bool(part["ChecksumSHA256"] == _base64(content.parts[number - 1]))
-    md5 = hashlib.md5(content.read(number), usedforsecurity=False).hexdigest()
-    return bool(str(part["ETag"]).strip('"') == md5)  # of servers that keep no other checksum of a part
+        return bool(part["ChecksumSHA256"] == file.part_checksums[number - 1])
+    md5 = hashlib.md5(file.part(number), usedforsecurity=False).hexdigest()  # of servers that list no sha256
+    return bool(part["ETag"].strip('"') == md5)
 
 
-def _part_bytes(size: int) -> int:
-    """Of each part of so many bytes: more than usual, a multiple of a MiB, where there would be too many parts."""
-    if size <= PART_BYTES * MOST_PARTS:
-        return PART_BYTES
-    return -(-size // (MOST_PARTS * 2**20)) * 2**20
-
-
-def _base64(digest: bytes) -> str:
-    return base64.b64encode(digest).decode()
+def part_size(size: int) -> int:
+    """Bytes of each part of a file of `size` bytes."""
+    return max(PART_BYTES, -(-size // MAX_PARTS))
