@@ -9,7 +9,8 @@ from autoformer.cards import Preprocessing, SubnetCard
 from autoformer.images.card import DatasetCard
 from autoformer.named import load_space
 from autoformer.space import SubnetSpec
-from components.register_model.card import DESCRIPTION_LIMIT, Facts, description, render, weakest_classes
+from components.register_model import card as model_card
+from components.register_model.card import DESCRIPTION_LIMIT, Facts, description, weakest_classes
 from components.register_model.gate import Decision
 from components.register_model.latency import Latency
 from runtime.common.config import RegisterModel
@@ -46,7 +47,6 @@ def facts(**changes: Any) -> Facts:
     )  # fmt: skip
     whole = Facts(
         section=RegisterModel(model_name="animals", min_top1_percent=80),
-        decision=Decision("registered", "good enough"),
         data=data,
         model=model,
         weights="d" * 64,
@@ -56,9 +56,16 @@ def facts(**changes: Any) -> Facts:
         retrained={"retrained_top1_percent": 82.125},
         supernet_config={"train_supernet": {**TRAINING, "epochs": 11.0}},
         rollbacks={"train_supernet": [], "retrain_subnet": []},
-        latency=Latency(1.234, 2.345, 300, 2, "a processor, 2 cores"),
     )
     return whole._replace(**changes)
+
+
+DECISION = Decision("registered", "good enough")
+LATENCY = Latency(1.234, 2.345, 300, 2, "a processor, 2 cores")
+
+
+def render(facts: Facts) -> str:
+    return model_card.render(facts, DECISION, LATENCY)
 
 
 def section(card: str, title: str) -> str:
