@@ -1,4 +1,4 @@
-"""The most frequent confusions, and the confusion matrix for the KFP UI."""
+"""The most frequent confusions, for the report and for the KFP UI."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,11 +27,6 @@ def top_confusions(classes: Sequence[str], matrix: npt.ArrayLike, most: int) -> 
         for actual, predicted in zip(*np.unravel_index(order, counts.shape), strict=True)
         if counts[actual, predicted]
     ]
-
-
-def matrix_for_kfp(counted: dict[str, Any]) -> list[list[int]] | None:
-    """The matrix of `confusion.json`; None if there are too many classes."""
-    return counted["matrix"] if len(counted["classes"]) <= LARGEST_MATRIX else None
 
 
 def top_confusions_markdown(counted: dict[str, Any], most: int = 20) -> str:

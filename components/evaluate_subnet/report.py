@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.evaluation import ECE_BINS
@@ -15,20 +14,13 @@ from components.evaluate_subnet.charts import number
 from components.evaluate_subnet.measure import Evaluation
 from components.evaluate_subnet.results import Results
 
-TEMPLATES = Path(__file__).parent / "templates"
-_WEIGHTS = {
-    "finetune": "fine-tuned from the supernet's weights",
-    "scratch": "trained from random weights",
-    "inherited": "with the supernet's weights as they are",
-}
-
 
 def render(results: Results, evaluation: Evaluation, config: Mapping[str, Any]) -> str:
     """The page. `config`: the evaluation's configuration."""
     space, spec, retrain_provenance = results.space, results.subnet.subnet, results.provenance["retrain_subnet"]
     steps = {"evaluate_subnet": config, **results.provenance}
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -58,16 +50,9 @@ def render(results: Results, evaluation: Evaluation, config: Mapping[str, Any]) 
         confusion=sections.confusion(results, evaluation),
         mistakes=sections.mistakes(results, evaluation),
         retrain_provenance=retrain_provenance,
-        weights=_WEIGHTS.get(results.mode, results.mode),
         configurations={step: flat(values) for step, values in steps.items()},
-        css=_inlined("report.css"),
-        javascript=_inlined("report.js"),
     )
     return page.replace(" %", "\u00a0%")  # no line break before a unit
-
-
-def _inlined(file: str) -> Markup:
-    return Markup((TEMPLATES / file).read_text(encoding="utf-8"))
 
 
 def flat(value: Any, path: str = "") -> dict[str, str]:
