@@ -83,7 +83,7 @@ def test_the_figures_are_those_of_the_files() -> None:
     told = dict(row[:2] for row in rows(card.partition("\n## ")[0]))
     assert told["registry"] == "`animals@champion`, registered: good enough"
     assert told["test accuracy"] == "81.25 % (95 % interval 78.50 to 83.75 %)"
-    assert (told["parameters"], told["multiply-adds"]) == ("349,674", "6,193,776 for one image")
+    assert (told["parameters"], told["MACs"]) == ("349,674", "6,193,776 multiply-adds for one image")
     assert told["weights"] == f"sha256 `{'d' * 64}`"
     assert told["CPU latency"].startswith("median 1.23 ms, 90th percentile 2.35 ms for one image")
     assert told["CPU latency"].endswith("300 passes at registration, 2 threads, a processor, 2 cores")
@@ -147,7 +147,7 @@ def test_the_recipe_is_what_decided_the_weights(mode: str) -> None:
     if mode != "inherited":
         wanted["retrain_subnet"] = {"mode": mode} | plain
     assert recipe == wanted
-    assert "1,234 candidates" in text and "Seed 5" in text and "`feed`" in text
+    assert "1,234 scored candidates" in text and "Seed 5" in text and "`feed`" in text
 
 
 def test_a_rollback_is_part_of_the_recipe() -> None:
@@ -155,7 +155,7 @@ def test_a_rollback_is_part_of_the_recipe() -> None:
     assert "went back" not in render(facts())
     told = " ".join(section(render(facts(rollbacks={"train_supernet": [row]})), "Recipe").split())
     assert "train_supernet went back from step 70 to 50, because the loss of step 70 is nan" in told
-    assert "its learning rates were 0.25 of the recipe's from there on." in told
+    assert "From there on, its learning rates were 0.25 times the recipe's." in told
 
 
 def test_a_teacher_is_named_without_its_folder() -> None:

@@ -21,8 +21,8 @@ LISTED_CLASSES, LISTED_CONFUSIONS = 12, 8  # of a matrix that is not shown, and 
 _COLOURS: dict[Model, str] = {"retrained": "a", "inherited": "neutral", "scratch": "b"}
 _WAYS = {"finetune": "fine-tuned", "scratch": "from random weights", "inherited": "inherited weights"}
 _ORIGINS = {
-    "initial": "drawn at random to start evolution",
-    "fill": "drawn at random to fill up",
+    "initial": "drawn at random for the initial population",
+    "fill": "drawn at random to fill its generation",
     "baseline": "random search",
 }
 
@@ -110,7 +110,7 @@ def _described(outcome: Outcome, chosen: bool) -> dict[str, Any]:
         "score": f"{outcome.top1_percent:.2f} %{' · chosen' if chosen else ''}"
         if outcome.complete
         else f"about {outcome.top1_percent:.1f} % · stopped after {outcome.images:,} images",
-        "cost": f"{amount(candidate.params)} parameters, {amount(candidate.macs)} multiply-adds",
+        "cost": f"{amount(candidate.params)} parameters, {amount(candidate.macs)} MACs",
         "shape": size_text(spec) + ("" if outcome.loss is None else f", loss {outcome.loss:.3f}"),
         "origin": f"candidate {candidate.id}: {origin}",
         "heads": list(spec.num_heads),
