@@ -1,4 +1,4 @@
-"""What differs between two pipeline runs, on a real store that real steps have filled."""
+"""The comparison of two pipeline runs, on a real store that real steps have filled."""
 
 import json
 import re
@@ -116,11 +116,11 @@ def test_what_is_not_there_is_one_line(
 ) -> None:
     names = {"FIRST": store.first[:12], "SECOND": store.second[:12], "EMPTY": str(tmp_path)}
     assert main([names.get(run, run) for run in runs]) == 2
-    told = capsys.readouterr()
-    assert not told.out and told.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert not output.out and output.err.count("\n") == 1
     for name, value in names.items():
         says = says.replace(name, value)
-    assert says in told.err
+    assert says in output.err
 
 
 def test_a_pipeline_run_says_what_came_out(store: Store) -> None:

@@ -18,6 +18,7 @@ from autoformer.images.card import DatasetCard
 from autoformer.images.loading import Images
 from autoformer.named import load_space
 from autoformer.space import NamedSubnet, SearchSpace
+from components.evaluate_subnet import report
 from components.evaluate_subnet.charts import Frame, Scale, end_labels, scale, thinned
 from components.evaluate_subnet.drawings import data_uri
 from components.evaluate_subnet.measure import Evaluation, worst_mistakes
@@ -120,7 +121,10 @@ def test_the_page_is_well_formed_and_loads_nothing(html: str) -> None:
     assert not re.search(r"https?:|//[a-z0-9.-]+\.[a-z]{2,}|@import|url\(", html)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert len(html) < 5_000_000
+    assert len(html) < 1_000_000
+    templates = Path(report.__file__).parent / "templates"
+    for file in ("report.css", "report.js"):
+        assert (templates / file).read_text(encoding="utf-8").strip() in html  # inlined as it is
 
 
 def test_names_are_escaped(html: str) -> None:

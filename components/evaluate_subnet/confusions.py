@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-LARGEST_MATRIX = 50  # classes; a larger matrix is unreadable, and the top confusions say more
+LARGEST_MATRIX = 50  # classes; a larger matrix is unreadable
 
 
 class Confusion(NamedTuple):

@@ -16,10 +16,10 @@ from components.evaluate_subnet.measure import Evaluation
 from components.evaluate_subnet.results import Model, Results
 
 LONG_NAME = 18  # characters of a class
-THUMBNAIL_BYTES = 3_000_000  # all mistakes together, so that the report stays below 5 MB
-LISTED_CLASSES, LISTED_CONFUSIONS = 12, 8  # of a matrix that is not shown, and beside one that is
+THUMBNAIL_BYTES = 3_000_000  # of all mistakes together: keeps the report below 5 MB
+LISTED_BESIDE_MATRIX, LISTED_INSTEAD = 8, 12  # confusions and hardest classes
 _COLOURS: dict[Model, str] = {"retrained": "a", "inherited": "neutral", "scratch": "b"}
-_WAYS = {"finetune": "fine-tuned", "scratch": "from random weights", "inherited": "inherited weights"}
+_MODE_LABELS = {"finetune": "fine-tuned", "scratch": "from random weights", "inherited": "inherited weights"}
 _ORIGINS = {
     "initial": "drawn at random for the initial population",
     "fill": "drawn at random to fill its generation",
@@ -29,7 +29,7 @@ _ORIGINS = {
 
 def comparison(results: Results, evaluation: Evaluation) -> Markup:
     labels: dict[Model, str] = {
-        "retrained": f"Chosen subnet, {_WAYS.get(results.mode, results.mode)}",
+        "retrained": f"Chosen subnet, {_MODE_LABELS.get(results.mode, results.mode)}",
         "inherited": "With inherited weights, untouched",
         "scratch": "From random weights, same recipe",
     }
@@ -125,7 +125,7 @@ def confusion(results: Results, evaluation: Evaluation) -> dict[str, Any]:
     recall = right / np.maximum(images, 1)
     order = [int(label) for label in np.argsort(recall, kind="stable") if images[label]]
     is_small = len(classes) <= LARGEST_MATRIX
-    pairs = top_confusions(classes, matrix, LISTED_CONFUSIONS if is_small else LISTED_CLASSES)
+    pairs = top_confusions(classes, matrix, LISTED_BESIDE_MATRIX if is_small else LISTED_INSTEAD)
     return {
         "hardest": [
             {
@@ -135,7 +135,7 @@ def confusion(results: Results, evaluation: Evaluation) -> dict[str, Any]:
                 "recall": recall[label],
                 "taken_for": classes[errors[label].argmax()] if errors[label].any() else None,
             }
-            for label in order[:LISTED_CLASSES]
+            for label in order[:LISTED_INSTEAD]
         ],
         "pairs": [pair for pair in pairs if pair.errors > 1 or pairs[0].errors == 1],
         "chart": drawings.confusion(matrix, classes) if is_small else None,

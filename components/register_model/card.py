@@ -1,4 +1,4 @@
-"""The values of templates/model_card.md.j2: a model's accuracy, limits, architecture, data and recipe.
+"""The model card: the values of templates/model_card.md.j2.
 
 Markdown with the front matter that model hubs read. It contains no path of the machine that wrote it.
 """
@@ -128,7 +128,7 @@ def _recipe(facts: Facts, mode: str) -> dict[str, dict[str, Any]]:
 
 
 def _shortened(key: str, value: Any) -> Any:
-    """Of augmentation, what differs from its defaults; of a teacher's checkpoint, the file name without its folder."""
+    """Augmentation without its defaults, a teacher's checkpoint without its folder; other values as they are."""
     if key == "augmentation":
         defaults = Augmentation().model_dump(mode="json")
         return {name: setting for name, setting in value.items() if setting != defaults.get(name)} or "none"

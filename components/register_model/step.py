@@ -28,11 +28,11 @@ FOLDERS = ("supernet", "search", "retrain", "evaluation")
 
 
 def parser() -> argparse.ArgumentParser:
-    step = step_parser(STEP, "Register the evaluated subnet in MLflow, if it passes the gate; else say why not.")
+    step = step_parser(STEP, "Register the evaluated subnet in MLflow if it passes the gate; else record why not.")
     step.add_argument("--card", type=Path, required=True, help="the data set's card, made by prepare_data")
     add_folder_arguments(step, *FOLDERS)
     step.add_argument("--model-card", type=Path, required=True, help="to write: the model's card (Markdown)")
-    step.add_argument("--out", type=Path, required=True, help="to write: what was decided and why (JSON)")
+    step.add_argument("--out", type=Path, required=True, help="to write: the decision and its reason (JSON)")
     step.add_argument("--record", type=Path, required=True, help="to write: clocks and run ids (JSON)")
     return step
 
