@@ -1,4 +1,4 @@
-"""What differs between two pipeline runs: parameters, data, code, architecture, scores. `make compare RUNS="a b"`."""
+"""Compare two pipeline runs: parameters, data, code, architecture, scores. `make compare RUNS="a b"`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ from runtime import tracking
 from runtime.common.config import ROOT
 from runtime.common.console import Parser, report_error
 
-LISTED = 10  # runs, where none are named
-SHOWN = 44  # characters of a value
+LISTED_RUNS = 10
+LONGEST_VALUE = 44  # characters
 NOT_RECORDED = "not recorded"
-# Key -> (name, format, unit). The test split first; `val/top1` is the choice of the search, on the search split.
+# Key -> (name, format, unit). `val/top1` is the accuracy of the chosen subnet on the search split.
 SCORES = {
     "test_top1_percent": ("test top-1", ".2f", " %"),
     "test_top5_percent": ("test top-5", ".2f", " %"),
@@ -26,16 +26,16 @@ SCORES = {
     "test_ece": ("calibration error, 0 to 1", ".4f", ""),
     "val/top1": ("search split top-1, inherited", ".2f", " %"),
     "cost/params_m": ("parameters, M", ".4g", ""),
-    "cost/macs_g": ("multiply-adds, G", ".4g", ""),
+    "cost/macs_g": ("MACs, G", ".4g", ""),
 }
 _ARCHITECTURE = {"depth": "depth", "embed_dim": "width", "num_heads": "heads", "mlp_ratio": "MLP ratios"}
 
 
 class Row(NamedTuple):
-    """A line of the table: a name, a value for each run, and what the difference says."""
+    """A line of the table."""
 
     name: str
-    values: tuple[str, str]
+    values: tuple[str, str]  # of the two runs
     difference: str = ""
 
 
@@ -66,63 +66,57 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def listing() -> str:
     """The latest runs as a table."""
-    runs = tracking.list_pipeline_runs(LISTED)
+    runs = tracking.list_pipeline_runs(LISTED_RUNS)
     if not runs:
         return "no pipeline run yet; `make run` makes one"
     rows = [("run", "preset", "started", "state", "test top-1")]
-    rows += [
-        (
-            run.run_id[:12], run.name, _time(run.started), run.status.lower(),
-            f"{run.scores['test_top1_percent']:.2f} %" if "test_top1_percent" in run.scores else "",
-        )
-        for run in runs
-    ]  # fmt: skip
-    return "\n".join([*_aligned(rows), "", 'make compare RUNS="a b" says what differs between two of them.'])
+    for run in runs:
+        top1 = "" if run.test_top1_percent is None else f"{run.test_top1_percent:.2f} %"
+        rows.append((run.run_id[:12], run.name, _time(run.started), run.status.lower(), top1))
+    return "\n".join([*_aligned(rows), "", 'make compare RUNS="a b" shows what differs between two of them.'])
 
 
 def find(name: str) -> str:
-    """The id of the pipeline run that a person means: an id, the beginning of one, or a run's folder.
+    """The id of a pipeline run. `name`: a run id, a prefix of one, or a run's folder.
 
     Raises:
-        AutoFormerError: there is none; the message names the latest runs.
+        AutoFormerError: no such run; the message lists the latest runs.
     """
     for folder in (ROOT / "runs" / name, Path(name)):
         if folder.is_dir():
-            return _of_folder(folder)
-    found = tracking.find_run_id(name)
-    if found is None:
-        latest = " ".join(f"{run.run_id[:12]}" for run in tracking.list_pipeline_runs(LISTED))
+            return _find_by_folder(folder)
+    run_id = tracking.find_run_id(name)
+    if run_id is None:
+        latest = " ".join(run.run_id[:12] for run in tracking.list_pipeline_runs(LISTED_RUNS))
         raise AutoFormerError(
             f"{name}: no such pipeline run; {f'the latest: {latest}' if latest else '`make run` makes one'}"
         )
-    return found
+    return run_id
 
 
-def _of_folder(folder: Path) -> str:
-    """The run that wrote a folder's records. Records of steps that a cache brought name the run that made them."""
+def _find_by_folder(folder: Path) -> str:
+    """The newest run named in a folder's records; records of cached steps name the older run that executed them."""
     records = [*folder.glob("*/record"), *folder.glob("*/record.json"), *folder.glob("records/*.json")]
-    named = {read_json(record).get("mlflow_parent_run_id") for record in records}
-    known = [run.run_id for run in tracking.list_pipeline_runs() if run.run_id in named]  # newest first
-    if not known:
-        raise AutoFormerError(f"{folder}: its records name no run of this MLflow store; give a run id instead")
-    return known[0]
+    run_ids = {read_json(record).get("mlflow_parent_run_id") for record in records}
+    for run in tracking.list_pipeline_runs():  # newest first
+        if run.run_id in run_ids:
+            return run.run_id
+    raise AutoFormerError(f"{folder}: its records name no run of this MLflow store; give a run id instead")
 
 
 def report(first: tracking.PipelineRun, second: tracking.PipelineRun) -> str:
-    """The comparison as text. What is equal is counted, not shown."""
-    runs = (first, second)
+    """The comparison as text. Equal values are counted, not shown."""
     head = [
         Row("run", (first.run_id[:12], second.run_id[:12])),
         Row("preset", (first.name, second.name)),
         Row("started", (_time(first.started), _time(second.started))),
         Row("state", (first.status.lower(), second.status.lower())),
     ]
-    architectures = tuple(_architecture(run.architecture) for run in runs)
     sections = {
         "parameters": _differences(first.params, second.params),
-        "data": _differences(first.data, second.data, short=12),
-        "code": _differences(first.code, second.code, short=18),
-        "architecture": _differences(architectures[0], architectures[1]),
+        "data": _differences(first.data, second.data, longest=12),
+        "code": _differences(first.code, second.code, longest=18),
+        "architecture": _differences(_architecture(first), _architecture(second)),
         "scores": _scores(first, second),
     }
     rows = [(row.name, *row.values, row.difference) for row in head]
@@ -138,20 +132,21 @@ def _title(title: str, different: int, equal: int) -> str:
     return f"{title}: {different} {'differs' if different == 1 else 'differ'}, {equal} equal"
 
 
-def _differences(first: Mapping[str, str], second: Mapping[str, str], short: int = SHOWN) -> tuple[list[Row], int]:
-    """Rows for what differs, by name, and how many values are equal."""
-    names = list(dict.fromkeys([*first, *second]))
-    values = {name: (first.get(name), second.get(name)) for name in names}
+def _differences(
+    first: Mapping[str, str], second: Mapping[str, str], longest: int = LONGEST_VALUE
+) -> tuple[list[Row], int]:
+    """A row for each differing value, and the number of equal values."""
+    pairs = {name: (first.get(name), second.get(name)) for name in [*first, *second]}
     different = [
-        Row(name, (_shown(pair[0], short), _shown(pair[1], short)), _step(*pair))
-        for name, pair in values.items()
+        Row(name, (_shortened(pair[0], longest), _shortened(pair[1], longest)), _number_difference(*pair))
+        for name, pair in pairs.items()
         if pair[0] != pair[1]
     ]
-    return different, len(names) - len(different)
+    return different, len(pairs) - len(different)
 
 
-def _step(first: str | None, second: str | None) -> str:
-    """The difference of two plain numbers, and nothing for anything else."""
+def _number_difference(first: str | None, second: str | None) -> str:
+    """Second minus first for two plain numbers; empty otherwise."""
     try:
         difference = float(second or "") - float(first or "")
     except ValueError:
@@ -159,19 +154,20 @@ def _step(first: str | None, second: str | None) -> str:
     return f"{difference:+g}" if math.isfinite(difference) and " " not in f"{first}{second}" else ""
 
 
-def _shown(value: str | None, most: int) -> str:
+def _shortened(value: str | None, longest: int) -> str:
     if value is None:
         return NOT_RECORDED
     text = " ".join(value.split())
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
-def _architecture(found: Mapping[str, str]) -> dict[str, str]:
-    return {name: " ".join(by_block(found[key])) for key, name in _ARCHITECTURE.items() if key in found}
+def _architecture(run: tracking.PipelineRun) -> dict[str, str]:
+    values = run.architecture
+    return {name: " ".join(by_block(values[key])) for key, name in _ARCHITECTURE.items() if key in values}
 
 
 def _scores(first: tracking.PipelineRun, second: tracking.PipelineRun) -> tuple[list[Row], int]:
-    """Every figure that either run has: equal ones are counted, but for the test accuracy, which always stands."""
+    """As `_differences`; test accuracy always has a row, equal or not."""
     rows, equal = [], 0
     for key, (name, form, unit) in SCORES.items():
         pair = (first.scores.get(key), second.scores.get(key))
@@ -180,12 +176,15 @@ def _scores(first: tracking.PipelineRun, second: tracking.PipelineRun) -> tuple[
         if pair[0] == pair[1] and key != "test_top1_percent":
             equal += 1
             continue
-        texts = tuple(NOT_RECORDED if value is None else f"{value:{form}}{unit}" for value in pair)
+        texts = [NOT_RECORDED if value is None else f"{value:{form}}{unit}" for value in pair]
         difference = "" if None in pair else f"{pair[1] - pair[0]:+{form}}"  # type: ignore[operator]
         if key == "test_top1_percent":
             intervals = (_interval(first), _interval(second))
-            texts = tuple(_with_interval(text, interval) for text, interval in zip(texts, intervals, strict=True))
-            difference += _uncertainty(*intervals, same_images=_same_test_images(first, second))
+            for index, interval in enumerate(intervals):
+                texts[index] += f" ({interval.low:.2f} to {interval.high:.2f})" if interval else ""
+            if intervals[0] and intervals[1] and _same_test_images(first, second):
+                low, high = difference_interval(intervals[0], intervals[1])
+                difference += f" ({low:+.2f} to {high:+.2f})"
         rows.append(Row(name, (texts[0], texts[1]), difference))
     return rows, equal
 
@@ -195,21 +194,10 @@ def _interval(run: tracking.PipelineRun) -> Interval | None:
     return Interval(*(run.scores[name] for name in names)) if all(name in run.scores for name in names) else None
 
 
-def _with_interval(text: str, interval: Interval | None) -> str:
-    return text if interval is None else f"{text} ({interval.low:.2f} to {interval.high:.2f})"
-
-
-def _uncertainty(first: Interval | None, second: Interval | None, same_images: bool) -> str:
-    if first is None or second is None or not same_images:
-        return ""
-    low, high = difference_interval(first, second)
-    return f" ({low:+.2f} to {high:+.2f})"
-
-
 def difference_interval(first: Interval, second: Interval) -> tuple[float, float]:
-    """The interval of second minus first, from the interval of each: Newcombe 1998, method 10, of Wilson's.
+    """The interval of second minus first from two Wilson intervals (Newcombe 1998, method 10).
 
-    It is that of two samples. Two models on the same images agree on most, so that the truth is narrower.
+    The method is for independent samples. Two models on the same images agree on most, so it is too wide for them.
     """
     difference = second.value - first.value
     low = difference - math.hypot(second.value - second.low, first.high - first.value)
@@ -218,19 +206,20 @@ def difference_interval(first: Interval, second: Interval) -> tuple[float, float
 
 
 def _same_test_images(first: tracking.PipelineRun, second: tracking.PipelineRun) -> bool:
-    splits = (first.data.get("test split"), second.data.get("test split"))
-    return splits[0] == splits[1]
+    return first.data.get("test split") == second.data.get("test split")
 
 
 def _remarks(first: tracking.PipelineRun, second: tracking.PipelineRun) -> list[str]:
     before, after = _interval(first), _interval(second)
     if before is None or after is None:
-        return ["", "A run without a test accuracy has not come to evaluate_subnet."]
+        return ["", "A run without a test accuracy has not reached evaluate_subnet."]
     if not _same_test_images(first, second):
-        return ["", "The test images are not the same: the accuracies are of two different things."]
+        return ["", "The test images are not the same, so the accuracies cannot be compared."]
     low, high = difference_interval(before, after)
-    told = "In brackets: 95 % intervals; that of the difference as for two samples of images, so rather too wide."
-    return ["", told] + ([] if low > 0 or high < 0 else ["It holds 0: this test split does not tell the two apart."])
+    remarks = ["In brackets: 95 % intervals; that of the difference is for independent samples, so rather too wide."]
+    if low <= 0 <= high:
+        remarks.append("It contains 0: this test split does not tell the two runs apart.")
+    return ["", *remarks]
 
 
 def _time(milliseconds: int) -> str:
@@ -238,7 +227,7 @@ def _time(milliseconds: int) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as their widest cell; a row of one cell, a title, may run over."""
+    """Columns as wide as their widest cell, except the cells of titles (rows with one cell)."""
     cells = [row for row in rows if any(row[1:])]
     widths = [max((len(row[column]) for row in cells), default=0) + 3 for column in range(len(rows[0]))]
     return ["".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -15,7 +15,7 @@ from benchmarks.screenshots import Watched, watched
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-LARGEST_REPORT = 5_000_000  # bytes
+LARGEST_REPORT = 1_000_000  # bytes
 SMALLEST_TEXT = 11  # pixels
 LEAST_CONTRAST = 4.5  # WCAG 2.2, AA, for text of usual size
 

@@ -1,4 +1,4 @@
-"""What differs between two pipeline runs, on a real store that real steps have filled."""
+"""The comparison of two pipeline runs, on a real store that real steps have filled."""
 
 import json
 import re
@@ -79,7 +79,7 @@ def test_a_run_is_equal_to_itself(store: Store, capsys: pytest.CaptureFixture[st
         assert head.startswith(f"{title}: all ") and not rows
     _, scores = section(text, "scores")
     assert list(scores) == ["test top-1"] and scores["test top-1"][2].startswith("+0.00 (-")
-    assert "does not tell the two apart" in text
+    assert "does not tell the two runs apart" in text
 
 
 def test_a_run_is_named_by_id_prefix_folder_or_one_of_its_steps(
@@ -116,11 +116,11 @@ def test_what_is_not_there_is_one_line(
 ) -> None:
     names = {"FIRST": store.first[:12], "SECOND": store.second[:12], "EMPTY": str(tmp_path)}
     assert main([names.get(run, run) for run in runs]) == 2
-    told = capsys.readouterr()
-    assert not told.out and told.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert not output.out and output.err.count("\n") == 1
     for name, value in names.items():
         says = says.replace(name, value)
-    assert says in told.err
+    assert says in output.err
 
 
 def test_a_pipeline_run_says_what_came_out(store: Store) -> None:
@@ -162,7 +162,7 @@ def test_other_test_images_are_no_comparison(store: Store) -> None:
     text = compare.report(run, other)
     head, rows = section(text, "data")
     assert head.startswith("data: 1 differs") and rows["test split"][1] == "f" * 11 + "…"
-    assert "of two different things" in text
+    assert "the accuracies cannot be compared" in text
     _, scores = section(text, "scores")
     assert "to" not in scores["test top-1"][2]
 
@@ -176,7 +176,7 @@ def test_a_run_that_was_cut_short_is_compared_as_far_as_it_came(store: Store) ->
         "not recorded",
     ]
     assert section(text, "architecture")[1]["depth"][1] == "not recorded"
-    assert "has not come to evaluate_subnet" in text
+    assert "has not reached evaluate_subnet" in text
 
 
 def test_the_interval_of_a_difference_is_newcombes() -> None:

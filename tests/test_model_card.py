@@ -1,4 +1,4 @@
-"""A model's card says what the files say, and what the model is not for."""
+"""The model card has the figures of the files, and the limits of the model."""
 
 from typing import Any
 
@@ -9,7 +9,8 @@ from autoformer.cards import Preprocessing, SubnetCard
 from autoformer.images.card import DatasetCard
 from autoformer.named import load_space
 from autoformer.space import SubnetSpec
-from components.register_model.card import DESCRIPTION_LIMIT, Facts, description, render, weakest_classes
+from components.register_model import card as model_card
+from components.register_model.card import DESCRIPTION_LIMIT, Facts, description, weakest_classes
 from components.register_model.gate import Decision
 from components.register_model.latency import Latency
 from runtime.common.config import RegisterModel
@@ -46,7 +47,6 @@ def facts(**changes: Any) -> Facts:
     )  # fmt: skip
     whole = Facts(
         section=RegisterModel(model_name="animals", min_top1_percent=80),
-        decision=Decision("registered", "good enough"),
         data=data,
         model=model,
         weights="d" * 64,
@@ -56,9 +56,16 @@ def facts(**changes: Any) -> Facts:
         retrained={"retrained_top1_percent": 82.125},
         supernet_config={"train_supernet": {**TRAINING, "epochs": 11.0}},
         rollbacks={"train_supernet": [], "retrain_subnet": []},
-        latency=Latency(1.234, 2.345, 300, 2, "a processor, 2 cores"),
     )
     return whole._replace(**changes)
+
+
+DECISION = Decision("registered", "good enough")
+LATENCY = Latency(1.234, 2.345, 300, 2, "a processor, 2 cores")
+
+
+def render(facts: Facts) -> str:
+    return model_card.render(facts, DECISION, LATENCY)
 
 
 def section(card: str, title: str) -> str:
@@ -73,13 +80,13 @@ def rows(text: str) -> list[list[str]]:
 
 def test_the_figures_are_those_of_the_files() -> None:
     card = render(facts())
-    told = dict(row[:2] for row in rows(card.partition("\n## ")[0]))
-    assert told["registry"] == "`animals@champion`, registered: good enough"
-    assert told["test accuracy"] == "81.25 % (95 % interval 78.50 to 83.75 %)"
-    assert (told["parameters"], told["multiply-adds"]) == ("349,674", "6,193,776 for one image")
-    assert told["weights"] == f"sha256 `{'d' * 64}`"
-    assert told["CPU latency"].startswith("median 1.23 ms, 90th percentile 2.35 ms for one image")
-    assert told["CPU latency"].endswith("300 passes at registration, 2 threads, a processor, 2 cores")
+    shown = dict(row[:2] for row in rows(card.partition("\n## ")[0]))
+    assert shown["registry"] == "`animals@champion`, registered: good enough"
+    assert shown["test accuracy"] == "81.25 % (95 % interval 78.50 to 83.75 %)"
+    assert (shown["parameters"], shown["MACs"]) == ("349,674", "6,193,776 multiply-adds for one image")
+    assert shown["weights"] == f"sha256 `{'d' * 64}`"
+    assert shown["CPU latency"].startswith("median 1.23 ms, 90th percentile 2.35 ms for one image")
+    assert shown["CPU latency"].endswith("300 passes at registration, 2 threads, a processor, 2 cores")
     accuracy = {row[0]: row[1] for row in rows(section(card, "Accuracy"))}
     assert accuracy["test accuracy, top-5"] == "99.50 %" and accuracy["test loss"] == "0.5432"
     assert accuracy["calibration error (ECE)"] == "0.0234"
@@ -126,10 +133,10 @@ def test_the_weakest_classes() -> None:
 @pytest.mark.parametrize("mode", ["scratch", "finetune", "inherited"])
 def test_the_recipe_is_what_decided_the_weights(mode: str) -> None:
     base = facts()
-    given = base.model.provenance
+    provenance = base.model.provenance
     model = base.model.model_copy(
         update={
-            "provenance": {**given, "weights": mode, "config": {"retrain_subnet": {"mode": mode, **TRAINING}}},
+            "provenance": {**provenance, "weights": mode, "config": {"retrain_subnet": {"mode": mode, **TRAINING}}},
         }
     )
     text = section(render(facts(model=model)), "Recipe")
@@ -140,15 +147,15 @@ def test_the_recipe_is_what_decided_the_weights(mode: str) -> None:
     if mode != "inherited":
         wanted["retrain_subnet"] = {"mode": mode} | plain
     assert recipe == wanted
-    assert "1,234 candidates" in text and "Seed 5" in text and "`feed`" in text
+    assert "1,234 scored candidates" in text and "Seed 5" in text and "`feed`" in text
 
 
 def test_a_rollback_is_part_of_the_recipe() -> None:
     row = {"step": 70, "reason": "the loss of step 70 is nan", "back_to_step": 50, "learning_rate_scale": 0.25}
     assert "went back" not in render(facts())
-    told = " ".join(section(render(facts(rollbacks={"train_supernet": [row]})), "Recipe").split())
-    assert "train_supernet went back from step 70 to 50, because the loss of step 70 is nan" in told
-    assert "its learning rates were 0.25 of the recipe's from there on." in told
+    shown = " ".join(section(render(facts(rollbacks={"train_supernet": [row]})), "Recipe").split())
+    assert "train_supernet went back from step 70 to 50, because the loss of step 70 is nan" in shown
+    assert "From there on, its learning rates were 0.25 times the recipe's." in shown
 
 
 def test_a_teacher_is_named_without_its_folder() -> None:
@@ -171,7 +178,7 @@ def test_a_description_fits_mlflows_databases() -> None:
     base = facts()
     long = render(facts(data=base.data.model_copy(update={"classes": names}), section=base.section))
     assert "and 950 more, which `model.json` lists" in long
-    told = description(long)
-    assert len(told) <= DESCRIPTION_LIMIT < len(long)
-    assert told.endswith("\nThe whole card is `model_card.md` among the version's artifacts.\n")
-    assert "## Limits" in told and told.startswith("# animals\n")
+    shown = description(long)
+    assert len(shown) <= DESCRIPTION_LIMIT < len(long)
+    assert shown.endswith("\nThe whole card is `model_card.md` among the version's artifacts.\n")
+    assert "## Limits" in shown and shown.startswith("# animals\n")

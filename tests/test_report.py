@@ -18,8 +18,9 @@ from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.named import load_space
 from autoformer.space import NamedSubnet, SearchSpace
-from components.evaluate_subnet import drawings
+from components.evaluate_subnet import report
 from components.evaluate_subnet.charts import Frame, Scale, end_labels, scale, thinned
+from components.evaluate_subnet.drawings import data_uri
 from components.evaluate_subnet.measure import Evaluation, worst_mistakes
 from components.evaluate_subnet.report import flat, render
 from components.evaluate_subnet.results import SUPERNET_CURVES, Results, Search, read_search
@@ -120,7 +121,10 @@ def test_the_page_is_well_formed_and_loads_nothing(html: str) -> None:
     assert not re.search(r"https?:|//[a-z0-9.-]+\.[a-z]{2,}|@import|url\(", html)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert len(html) < 5_000_000
+    assert len(html) < 1_000_000
+    templates = Path(report.__file__).parent / "templates"
+    for file in ("report.css", "report.js"):
+        assert (templates / file).read_text(encoding="utf-8").strip() in html  # inlined as it is
 
 
 def test_names_are_escaped(html: str) -> None:
@@ -193,10 +197,10 @@ def test_a_search_split_that_was_trained_on_is_said_to_be(search_folder: Path, h
     assert sentence not in "".join(Page(html).text)
 
 
-def test_the_subnet_is_drawn_within_the_supernet(search_folder: Path) -> None:
+def test_the_subnet_is_drawn_within_the_supernet(html: str, search_folder: Path) -> None:
     results, _ = example(search_folder, CLASSES)
     space, spec = results.space, results.subnet.subnet
-    page = Page(drawings.architecture(space, spec))
+    page = Page(html)
     rows = page.of_class("block")
     assert len(rows) == 1 + space.supernet.depth
     assert len(page.of_class("absent")) == space.supernet.depth - spec.depth
@@ -244,11 +248,11 @@ def test_images_become_png_of_their_own_pixels() -> None:
 
     for channels, mode in ((1, "L"), (3, "RGB")):
         pixels = np.random.default_rng(0).integers(0, 256, (channels, 5, 5), dtype=np.uint8)
-        content = base64.b64decode(drawings.data_uri(pixels).split(",")[1])
+        content = base64.b64decode(data_uri(pixels).split(",")[1])
         image = Image.open(io.BytesIO(content))
         assert image.mode == mode
         assert (np.asarray(image).reshape(5, 5, channels).transpose(2, 0, 1) == pixels).all()
-    assert len(drawings.data_uri(np.zeros((3, 224, 224), np.uint8))) < 10_000
+    assert len(data_uri(np.zeros((3, 224, 224), np.uint8))) < 10_000
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Evaluate the retrained subnet on images that nothing before has seen, and report."""
+"""The step that evaluates the retrained subnet on the test split, and reports."""

@@ -1,20 +1,21 @@
-"""Chart primitives: markup, scales, axes, lines, points. Text in, SVG text out.
+"""SVG primitives: elements, scales, axes, lines, labels.
 
-A chart is as wide as its column and has a fixed height: x is written in percent, y in pixels, so that text and
-strokes keep their size on a telephone. Colours are CSS classes of `report.css`.
+A chart is as wide as its column and has a fixed height. x is in percent and y in pixels, so text and strokes keep
+their size on a phone. Colours are CSS classes of `report.css`.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from html import escape
 from itertools import pairwise
 from typing import NamedTuple
+
+from markupsafe import Markup, escape
 
 LABEL_HEIGHT = 16  # pixels between two labels at the ends of lines
 
 
-def element(name: str, content: str = "", /, **attributes: str | float) -> str:
-    """An element. `content` is markup (escape text with `html.escape`); attributes are escaped here.
+def element(name: str, *content: str, **attributes: str | float) -> Markup:
+    """An element. Content that is not `Markup` is escaped, and so are attributes.
 
     `class_` becomes class, an underscore in a name a hyphen; numbers are written with two digits.
     """
@@ -22,7 +23,7 @@ def element(name: str, content: str = "", /, **attributes: str | float) -> str:
         f' {key.rstrip("_").replace("_", "-")}="{escape(number(value) if isinstance(value, int | float) else value)}"'
         for key, value in attributes.items()
     )
-    return f"<{name}{written}>{content}</{name}>"
+    return Markup(f"<{name}{written}>{Markup().join(content)}</{name}>")
 
 
 def number(value: float) -> str:
@@ -48,7 +49,7 @@ class Scale(NamedTuple):
 
 
 def scale(values: Iterable[float], ticks: int = 5, tight: bool = False) -> Scale:
-    """A scale that holds all values. It ends on round ticks, or with `tight` on the values themselves."""
+    """A scale that contains all values. It ends on round ticks, or with `tight` on the values themselves."""
     values = list(values)
     low, high = min(values), max(values)
     if high - low < 1e-9 * max(1.0, abs(high)):
@@ -79,64 +80,65 @@ class Frame(NamedTuple):
         return round(self.height * (1 - self.y(value)), 2)
 
 
-def plot(frame: Frame, content: str, description: str, css: str = "") -> str:
-    """The outermost element of a chart. `description` is read out where the chart is not seen."""
-    drawn = element("svg", content, height=frame.height, role="img", aria_label=description)
-    return element("div", drawn, class_=f"plot {css}".strip())
+def plot(frame: Frame, *content: str, description: str, css: str = "") -> Markup:
+    """A whole chart. `description`: for screen readers."""
+    drawing = element("svg", *content, height=frame.height, role="img", aria_label=description)
+    return element("div", drawing, class_=f"plot {css}".strip())
 
 
-def axes(frame: Frame, x_title: str, y_title: str) -> str:
-    """Grid lines, ticks and titles; the title of y stands above the axis, to be read without turning the head."""
+def axes(frame: Frame, x_title: str, y_title: str) -> Markup:
+    """Grid lines, ticks and titles. The title of y stands horizontally above its axis."""
     parts = []
     for tick in frame.y.ticks:
         y = frame.top(tick)
         parts.append(element("line", class_="grid", x1=0, x2="100%", y1=y, y2=y))
-        label = escape(frame.y.label(tick))
+        label = frame.y.label(tick)
         parts.append(element("text", label, class_="tick", x=0, dx=-8, y=y, dy="0.35em", text_anchor="end"))
     bottom = frame.height
     for tick in frame.x.ticks:
         x = frame.left(tick)
         parts.append(element("line", class_="axis", x1=x, x2=x, y1=bottom, y2=bottom + 5))
-        label = escape(frame.x.label(tick))
-        parts.append(element("text", label, class_="tick", x=x, y=bottom + 20, text_anchor="middle"))
+        parts.append(element("text", frame.x.label(tick), class_="tick", x=x, y=bottom + 20, text_anchor="middle"))
     parts.append(element("line", class_="axis", x1=0, x2="100%", y1=bottom, y2=bottom))
-    parts.append(element("text", escape(x_title), class_="title", x="50%", y=bottom + 40, text_anchor="middle"))
-    parts.append(element("text", escape(y_title), class_="title", x=0, dx=-44, y=-14))
-    return "".join(parts)
+    parts.append(element("text", x_title, class_="title", x="50%", y=bottom + 40, text_anchor="middle"))
+    parts.append(element("text", y_title, class_="title", x=0, dx=-44, y=-14))
+    return Markup().join(parts)
 
 
-def line(frame: Frame, points: Sequence[tuple[float, float]], css: str, steps: bool = False) -> str:
-    """A line through points, or with `steps` one that keeps each value until the next point."""
+def line(frame: Frame, points: Sequence[tuple[float, float]], css: str, steps: bool = False) -> Markup:
+    """A line through points. With `steps` each value holds until the next point."""
     if steps:
         points = [
             corner
             for (x, y), (next_x, _) in zip(points, [*points[1:], points[-1]], strict=True)
             for corner in ((x, y), (next_x, y))
         ]
-    drawn = " ".join(f"{number(100 * frame.x(x))},{number(frame.top(y))}" for x, y in points)
-    inner = element("polyline", class_=f"line {css}", points=drawn, vector_effect="non-scaling-stroke")
-    return element(
-        "svg", inner, width="100%", height=frame.height, viewBox=f"0 0 100 {frame.height}", preserveAspectRatio="none"
-    )
+    corners = " ".join(f"{number(100 * frame.x(x))},{number(frame.top(y))}" for x, y in points)
+    polyline = element("polyline", class_=f"line {css}", points=corners, vector_effect="non-scaling-stroke")
+    box = f"0 0 100 {frame.height}"
+    return element("svg", polyline, width="100%", height=frame.height, viewBox=box, preserveAspectRatio="none")
 
 
-def end_labels(frame: Frame, labels: Sequence[tuple[str, float, str]]) -> str:
-    """Labels (text, value, CSS class) right of the plot at the height of their values, or below each other."""
-    ordered = sorted(labels, key=lambda label: -label[1])
+def end_labels(frame: Frame, labels: Sequence[tuple[str, float, str]]) -> Markup:
+    """Labels right of the plot at the height of their values, moved apart where they would overlap.
+
+    Args:
+        labels: (text, value, CSS class).
+    """
+    labels = sorted(labels, key=lambda label: -label[1])
     tops: list[float] = []
-    for _, value, _ in ordered:
+    for _, value, _ in labels:
         tops.append(max(frame.top(value), tops[-1] + LABEL_HEIGHT if tops else -math.inf))
     excess = max(0.0, tops[-1] - frame.height) if tops else 0.0
     parts = []
-    for (text, _, css), y in zip(ordered, tops, strict=True):
+    for (text, _, css), y in zip(labels, tops, strict=True):
         dot = element("tspan", "●", class_=f"ink {css}")
-        content = f"{dot} {escape(text)}"
-        parts.append(element("text", content, class_="label", x="100%", dx=6, y=y - excess, dy="0.35em"))
-    return "".join(parts)
+        parts.append(element("text", dot, f" {text}", class_="label", x="100%", dx=6, y=y - excess, dy="0.35em"))
+    return Markup().join(parts)
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = 200) -> list[tuple[float, float]]:
-    """At most `most` points, each the mean of its neighbours; the last point is kept as it is."""
+    """At most `most` points: means of equal runs of points, and the last point as it is."""
     if len(points) <= most:
         return list(points)
     edges = [round(index * len(points) / (most - 1)) for index in range(most)]

@@ -27,7 +27,7 @@ def evaluate_subnet(
     import json
     import shutil
 
-    from components.evaluate_subnet.confusions import matrix_for_kfp, top_confusions_markdown
+    from components.evaluate_subnet.confusions import LARGEST_MATRIX, top_confusions_markdown
     from runtime.steps.kfp_edge import call, log_metrics
 
     arguments = ["--config", config, "--data", data, "--card", card.path, "--test-split", test_split.path]
@@ -37,9 +37,8 @@ def evaluate_subnet(
     log_metrics(metrics, evaluation.path + "/metrics.json")
     with open(evaluation.path + "/confusion.json") as file:
         counted = json.load(file)
-    matrix = matrix_for_kfp(counted)
-    if matrix is not None:
-        confusion.log_confusion_matrix(counted["classes"], matrix)
+    if len(counted["classes"]) <= LARGEST_MATRIX:
+        confusion.log_confusion_matrix(counted["classes"], counted["matrix"])
     shutil.copyfile(evaluation.path + "/confusion.json", confusion.path)  # see log_metrics
     with open(confusions.path, "w") as file:
         file.write(top_confusions_markdown(counted))

@@ -1,30 +1,39 @@
-"""The confusion matrix as the KFP UI can show it."""
+"""The most frequent confusions, for the report and for the KFP UI."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-LARGEST_MATRIX = 50  # classes; beyond it a matrix is unreadable, and the top confusions say more
+import numpy as np
+import numpy.typing as npt
+
+LARGEST_MATRIX = 50  # classes; a larger matrix is unreadable
 
 
-def matrix_for_kfp(counted: dict[str, Any]) -> list[list[int]] | None:
-    """The matrix of `confusion.json`, rows the true classes; None where there are too many classes."""
-    return counted["matrix"] if len(counted["classes"]) <= LARGEST_MATRIX else None
+class Confusion(NamedTuple):
+    actual: str
+    predicted: str
+    errors: int
+    images: int  # of the actual class
+
+
+def top_confusions(classes: Sequence[str], matrix: npt.ArrayLike, most: int) -> list[Confusion]:
+    """The most frequent errors of a matrix (K, K) with the actual classes in rows; equals in the order of labels."""
+    counts = np.array(matrix)
+    images = counts.sum(axis=1)
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-counts, axis=None, kind="stable")[:most]
+    return [
+        Confusion(classes[actual], classes[predicted], int(counts[actual, predicted]), int(images[actual]))
+        for actual, predicted in zip(*np.unravel_index(order, counts.shape), strict=True)
+        if counts[actual, predicted]
+    ]
 
 
 def top_confusions_markdown(counted: dict[str, Any], most: int = 20) -> str:
-    """A table of the pairs of classes that are confused most often."""
-    classes, matrix = counted["classes"], counted["matrix"]
-    pairs = [
-        (count, true, predicted, sum(row))
-        for true, row in enumerate(matrix)
-        for predicted, count in enumerate(row)
-        if true != predicted and count
-    ]
-    pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
+    """The most frequent errors of `confusion.json` as a table."""
     lines = ["| true class | taken for | images | of the class |", "|---|---|---:|---:|"]
-    for count, true, predicted, images in pairs[:most]:
-        lines.append(
-            f"| {_cell(classes[true])} | {_cell(classes[predicted])} | {count} | {100 * count / images:.1f} % |"
-        )
+    for actual, predicted, errors, images in top_confusions(counted["classes"], counted["matrix"], most):
+        lines.append(f"| {_cell(actual)} | {_cell(predicted)} | {errors} | {100 * errors / images:.1f} % |")
     return "\n".join(lines) + "\n"
 
 

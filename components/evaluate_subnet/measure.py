@@ -1,4 +1,4 @@
-"""The measurements: each set of weights on every test image, and what the retrained subnet gets wrong."""
+"""Predictions of each set of weights on every test image, and the mistakes of the retrained subnet."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from autoformer.checkpoint import load_subnet
@@ -16,7 +15,6 @@ from autoformer.images.archives import EncodedSplit
 from autoformer.images.pixels import model_pixels
 from autoformer.images.split_images import DecodedSplit
 from autoformer.images.streaming import StreamedPixels
-from autoformer.space import SearchSpace
 from components.evaluate_subnet.results import Model, Results
 from runtime.steps.workers import worker_count
 
@@ -33,7 +31,7 @@ class Mistake(NamedTuple):
 
 class Evaluation(NamedTuple):
     scores: dict[Model, Scores]
-    differences: dict[Model, PairedDifference]  # retrained against each of the others
+    differences: dict[Model, PairedDifference]  # retrained minus each of the others
     actual: npt.NDArray[np.int64]  # n
     predicted: npt.NDArray[np.int64]  # n, by the retrained subnet
     confusion: npt.NDArray[np.int64]  # K x K, actual classes in rows
@@ -48,14 +46,22 @@ def measure(
     device: torch.device | str = "cpu",
     watch: Callable[[int], None] = lambda images: None,
 ) -> Evaluation:
-    """Evaluate every model of `results` on the test images, each of which is decoded once for all of them.
+    """Evaluate every model of `results` on the test images; each image is decoded once for all models.
 
     Args:
-        mistakes: how many wrongly classified images to keep, those that the subnet is surest of first.
-        watch: is told how many images are done.
+        mistakes: number of wrongly classified images to return, the most confident first.
+        watch: called with the number of images done.
     """
-    labels = torch.from_numpy(images.labels)
-    logits = _logits(results, images, batch_size, torch.device(device), watch)
+    card, labels = results.card, torch.from_numpy(images.labels)
+    to_pixels = partial(model_pixels, channels=results.space.in_channels, image_size=results.space.image_size)
+    batches: Iterable[Tensor]
+    if isinstance(images, Images):
+        batches = torch.split(torch.from_numpy(images.pixels), batch_size)
+    else:
+        batches = StreamedPixels(images.pictures, to_pixels, batch_size, worker_count(torch.device(device)))
+    models = [load_subnet(folder).model.to(device) for folder in results.models.values()]
+    logits_list = predict_batches(models, batches, card.mean, card.std, device, watch)
+    logits = dict(zip(results.models, logits_list, strict=True))
     correct = {name: values.argmax(dim=1).eq(labels).numpy() for name, values in logits.items()}
     predicted = logits["retrained"].argmax(dim=1).numpy()
     others = [name for name in logits if name != "retrained"]
@@ -63,38 +69,16 @@ def measure(
     def pixels_at(index: int) -> npt.NDArray[np.uint8]:
         if isinstance(images, DecodedSplit):
             return images.pixels[index]
-        return _pixels_of(results.space)(images.pictures.image(index))
+        return to_pixels(images.pictures.image(index))
 
     return Evaluation(
         scores={name: score(values, labels) for name, values in logits.items()},
         differences={name: paired_difference(correct["retrained"], correct[name]) for name in others},
         actual=images.labels,
         predicted=predicted,
-        confusion=confusion_matrix(images.labels, predicted, len(results.card.classes)),
+        confusion=confusion_matrix(images.labels, predicted, len(card.classes)),
         mistakes=worst_mistakes(logits["retrained"], images.labels, pixels_at, mistakes),
     )
-
-
-def _logits(
-    results: Results,
-    images: DecodedSplit | EncodedSplit,
-    batch_size: int,
-    device: torch.device,
-    watch: Callable[[int], None],
-) -> dict[Model, Tensor]:
-    models = [load_subnet(folder).model.to(device) for folder in results.models.values()]
-    batches: Iterable[Tensor]
-    if isinstance(images, DecodedSplit):
-        batches = torch.split(torch.from_numpy(images.pixels), batch_size)
-    else:
-        batches = StreamedPixels(images.pictures, _pixels_of(results.space), batch_size, worker_count(device))
-    card = results.card
-    logits = predict_batches(models, batches, card.mean, card.std, device, watch)
-    return dict(zip(results.models, logits, strict=True))
-
-
-def _pixels_of(space: SearchSpace) -> Callable[[Image.Image], npt.NDArray[np.uint8]]:
-    return partial(model_pixels, channels=space.in_channels, image_size=space.image_size)
 
 
 def worst_mistakes(
@@ -103,9 +87,9 @@ def worst_mistakes(
     pixels_at: Callable[[int], npt.NDArray[np.uint8]],
     count: int,
 ) -> list[Mistake]:
-    """The wrongly classified images, most confident first; equal confidence in the order of the split.
+    """The wrongly classified images, most confident first, equals in the order of the split.
 
-    `pixels_at`: the pixels of an image by its number, C x S x S.
+    `pixels_at`: image index -> pixels (C, S, S).
     """
     probabilities = logits.double().softmax(dim=1).numpy()  # n x K
     confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)

@@ -1,7 +1,7 @@
-"""What the earlier steps left behind, read and checked. Torch-free, so that bad input is refused at once."""
+"""The results of the earlier steps, read and checked. Torch-free, so bad input is refused at once."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,77 +19,83 @@ from runtime.steps.inputs import read_images_to_evaluate
 
 Model = Literal["retrained", "inherited", "scratch"]
 MODEL_FOLDERS: dict[Model, str] = {"retrained": "model", "inherited": "inherited", "scratch": "scratch"}
-TRAINING = ("step", "epoch", "train_loss")
 SUPERNET_CURVES = ("smallest_top1_percent", "middle_top1_percent", "largest_top1_percent")
 PROGRESS_CURVES = ("evolution_best_top1_percent", "random_best_top1_percent")
 Point = tuple[float, float]
 
 
 class Search(NamedTuple):
-    candidates: list[ScoredCandidate]  # the ids of the baseline may count from 0 again
+    candidates: list[Outcome]  # evolution first; the ids of the baseline start again at 0
     chosen: int  # index in candidates
     progress: dict[str, list[Point]]  # column of progress.csv -> (candidates scored, best top-1 so far)
     metrics: dict[str, float]
-    images: int | None  # that scored a candidate; None where the search does not say
+    images: int | None  # search images behind a full score; None if unknown
 
 
 class Results(NamedTuple):
-    """All that the evaluation reads, but for the weights."""
+    """Everything that the evaluation reads, except weights and images."""
 
     card: DatasetCard
     space: SearchSpace
     subnet: NamedSubnet
-    mode: str  # how the weights of the retrained subnet came about
+    mode: str  # of retraining: "scratch", "finetune" or "inherited"
     models: dict[Model, Path]
     search: Search
     supernet_curves: dict[str, list[Point]]  # "train_loss" and SUPERNET_CURVES -> (epoch, value)
     retrain_curves: dict[str, list[Point]]  # "train_loss" and "search_top1_percent" -> (epoch, value)
-    scratch_curves: dict[str, list[Point]]  # empty where there was no training from scratch beside it
-    provenance: dict[str, Any]  # "train_supernet" and "retrain_subnet" -> what made it
+    scratch_curves: dict[str, list[Point]]  # the same for the subnet trained from scratch; empty without one
+    provenance: dict[str, Any]  # "train_supernet" and "retrain_subnet" -> provenance
 
 
-def read_all(
-    arguments: argparse.Namespace, config: Config, decoded_mb: int
-) -> tuple[Results, DecodedSplit | EncodedSplit]:
-    """Read and check every input. Raises `AutoFormerError` with one line that names the file and the way out.
+def read_all(arguments: argparse.Namespace, config: Config, decoded_mb: int) -> tuple[Results, Images | EncodedSplit]:
+    """Read and check every input. `decoded_mb`: memory for decoded test images; more are decoded while evaluating.
 
-    `decoded_mb`: memory for the decoded test images; where they do not fit, they are decoded on the way.
+    Raises:
+        AutoFormerError: one line with the file and the remedy.
     """
     card, images = read_images_to_evaluate(arguments, config, "test", decoded_mb)
     for folder, step in (("supernet", "train_supernet"), ("search", "search_subnet"), ("retrain", "retrain_subnet")):
         existing(getattr(arguments, folder), step)
     subnet = NamedSubnet.from_yaml(existing(arguments.search / "chosen.yaml", "search_subnet"))
-    models = _models(arguments.retrain)
-    cards = {model: _check_model(folder, card, config.space, subnet.subnet) for model, folder in models.items()}
+    models = {model: arguments.retrain / folder for model, folder in MODEL_FOLDERS.items()}
+    if not models["scratch"].exists():
+        del models["scratch"]
+    for folder in models.values():
+        existing(folder / "model.safetensors", "retrain_subnet")
+    provenances = {model: _check_model(folder, card, config.space, subnet.subnet) for model, folder in models.items()}
     supernet = read_json(arguments.supernet / "supernet.json")
-    provenance = {"train_supernet": supernet.get("provenance", {}), "retrain_subnet": cards["retrained"]}
     results = Results(
         card=card,
         space=config.space,
         subnet=subnet,
-        mode=_mode(provenance["retrain_subnet"]),
+        mode=str(provenances["retrained"].get("weights", "unknown")),
         models=models,
         search=read_search(arguments.search, subnet.subnet, card.counts.get("search")),
         supernet_curves=_curves(arguments.supernet / "history.csv", "epoch", ("train_loss", *SUPERNET_CURVES)),
         retrain_curves=_retrain_curves(arguments.retrain / "history.csv"),
         scratch_curves=_retrain_curves(arguments.retrain / "scratch_history.csv"),
-        provenance=provenance,
+        provenance={"train_supernet": supernet.get("provenance", {}), "retrain_subnet": provenances["retrained"]},
     )
     return results, images
 
 
 def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> Search:
-    """The tables of a search folder.
+    """Read the tables of a search folder.
 
     Args:
         chosen: the subnet of its chosen.yaml.
-        images: size of the search split; the folder's provenance may say that fewer were used.
+        images: size of the search split; the search's own configuration may lower it.
 
     Raises:
-        AutoFormerError: one line, where a table is damaged or does not hold the chosen subnet.
+        AutoFormerError: a table is damaged or does not contain the chosen subnet.
     """
     table = existing(folder / "candidates.csv", "search_subnet")
-    candidates = [_outcome(table, row) for row in _rows(table, COLUMNS)]
+    candidates = []
+    for row in _rows(table, COLUMNS):
+        try:
+            candidates.append(Outcome.from_row(row))
+        except ValueError as error:
+            raise AutoFormerError(f"{table}: candidate {row['id']}: {error}; run search_subnet again") from None
     same = [index for index, outcome in enumerate(candidates) if outcome.candidate.spec == chosen]
     if not same:
         raise AutoFormerError(f"{table}: does not hold the subnet of chosen.yaml; run search_subnet again")
@@ -106,64 +112,42 @@ def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> 
     )
 
 
-def _models(retrain: Path) -> dict[Model, Path]:
-    models: dict[Model, Path] = {model: retrain / folder for model, folder in MODEL_FOLDERS.items()}
-    if not models["scratch"].exists():
-        del models["scratch"]
-    for folder in models.values():
-        existing(folder / "model.safetensors", "retrain_subnet")
-    return models
-
-
 def _check_model(folder: Path, card: DatasetCard, space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
-    """The model's own card, after checking that it is of this data set, this space and this subnet."""
+    """The provenance of a model, after checking its data set, space and subnet."""
     file = folder / "model.json"
-    found = read_json(existing(file, "retrain_subnet"))
+    model = read_json(existing(file, "retrain_subnet"))
     try:
-        classes, provenance = tuple(found["preprocessing"]["classes"]), dict(found["provenance"])
-        its_spec = SubnetSpec.from_dict(found["subnet"], str(file))
-        its_space = validated(SearchSpace, found["space"], str(file))
+        classes, provenance = tuple(model["preprocessing"]["classes"]), dict(model["provenance"])
+        model_spec = SubnetSpec.from_dict(model["subnet"], str(file))
+        model_space = validated(SearchSpace, model["space"], str(file))
     except (KeyError, TypeError):
         raise AutoFormerError(f"{file}: not the card of a subnet; run retrain_subnet again") from None
     if classes != card.classes:
         raise AutoFormerError(
-            f"{file}: trained for {_few(classes)}, but the data set's card has {_few(card.classes)}; "
+            f"{file}: trained for {_class_list(classes)}, but the data set's card has {_class_list(card.classes)}; "
             "run retrain_subnet on this data set"
         )
-    if its_space != space:
+    if model_space != space:
         raise AutoFormerError(
-            f"{file}: of the space '{its_space.name}' as it was then, not of the configured '{space.name}'; "
+            f"{file}: of the space '{model_space.name}' as it was then, not of the configured '{space.name}'; "
             "run retrain_subnet again"
         )
-    if its_spec != spec:
+    if model_spec != spec:
         raise AutoFormerError(f"{file}: not the subnet of the search's chosen.yaml; run retrain_subnet again")
     return provenance
 
 
-def _few(classes: Sequence[str]) -> str:
+def _class_list(classes: Sequence[str]) -> str:
     return f"{len(classes)} classes ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})"
 
 
-def _mode(provenance: Mapping[str, Any]) -> str:
-    """How the retrained model got its weights: "scratch", "finetune" or "inherited", as its provenance says."""
-    section = provenance.get("config", {}).get("retrain_subnet") or {}
-    return str(provenance.get("weights") or section.get("mode") or "unknown")
-
-
-def _outcome(file: Path, row: dict[str, str]) -> ScoredCandidate:
-    try:
-        return ScoredCandidate.from_row(row)
-    except ValueError as error:
-        raise AutoFormerError(f"{file}: candidate {row['id']}: {error}; run search_subnet again") from None
-
-
 def _retrain_curves(file: Path) -> dict[str, list[Point]]:
-    """No file, or one without rows, means that nothing was trained."""
+    """Empty without a file or rows: nothing was trained."""
     return _curves(file, "epoch", ("train_loss", "search_top1_percent")) if file.exists() else {}
 
 
 def _curves(file: Path, x: str, columns: Sequence[str]) -> dict[str, list[Point]]:
-    """column -> (x, value) of the rows that have a value there; columns without any are left out."""
+    """Column -> (x, value) of each row that has a value; columns without values are left out."""
     rows = _rows(file, (x, *columns))
     try:
         curves = {column: [(float(row[x]), float(row[column])) for row in rows if row[column]] for column in columns}

@@ -1,258 +1,164 @@
-"""The sections of the report, but for the first and the last. Titles say what was found."""
+"""The values that templates/report.html.j2 shows, section by section."""
 
-import json
-from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from autoformer.candidates import ScoredCandidate
-from autoformer.complexity import count_params
+from autoformer.candidates import Outcome
 from autoformer.evaluation import wilson_interval
 from autoformer.pareto import pareto_front
-from autoformer.subnet_text import heads_text, ratio_text, ratios_text, size_text
+from autoformer.subnet_text import ratio_text, size_text
 from components.evaluate_subnet import drawings
-from components.evaluate_subnet.charts import element
+from components.evaluate_subnet.confusions import LARGEST_MATRIX, top_confusions
+from components.evaluate_subnet.drawings import Series
 from components.evaluate_subnet.measure import Evaluation
-from components.evaluate_subnet.results import Point, Results
+from components.evaluate_subnet.results import Model, Results
+
+LONG_NAME = 18  # characters of a class
+THUMBNAIL_BYTES = 3_000_000  # of all mistakes together: keeps the report below 5 MB
+LISTED_BESIDE_MATRIX, LISTED_INSTEAD = 8, 12  # confusions and hardest classes
+_COLOURS: dict[Model, str] = {"retrained": "a", "inherited": "neutral", "scratch": "b"}
+_MODE_LABELS = {"finetune": "fine-tuned", "scratch": "from random weights", "inherited": "inherited weights"}
+_ORIGINS = {
+    "initial": "drawn at random for the initial population",
+    "fill": "drawn at random to fill its generation",
+    "baseline": "random search",
+}
 
 
-def section(title: str, *content: str) -> str:
-    return element("section", element("h2", escape(title)) + "".join(content))
+def comparison(results: Results, evaluation: Evaluation) -> Markup:
+    labels: dict[Model, str] = {
+        "retrained": f"Chosen subnet, {_MODE_LABELS.get(results.mode, results.mode)}",
+        "inherited": "With inherited weights, untouched",
+        "scratch": "From random weights, same recipe",
+    }
+    return drawings.comparison([(labels[name], _COLOURS[name], scores) for name, scores in evaluation.scores.items()])
 
 
-def prose(text: str) -> str:
-    return element("p", escape(text), class_="note")
-
-
-def chart(title: str, drawn: str) -> str:
-    return element("div", element("h3", escape(title)) + drawn)
-
-
-def columns(*content: str) -> str:
-    return element("div", "".join(content), class_="columns")
-
-
-def training(results: Results) -> str:
-    charts = []
-    loss = results.supernet_curves.get("train_loss")
-    if loss:
-        drawn = drawings.curves([("loss", "a", loss)], "epochs", "training loss of the sampled subnets, nats", digits=2)
-        charts.append(chart("Supernet: loss", drawn))
-    extremes = [
-        (name, name, results.supernet_curves[f"{name}_top1_percent"])
-        for name in ("smallest", "middle", "largest")
-        if f"{name}_top1_percent" in results.supernet_curves
-    ]
+def training(results: Results) -> list[tuple[str, Markup]]:
+    """(title, chart); empty if nothing was recorded."""
+    supernet, charts = results.supernet_curves, []
+    if loss := supernet.get("train_loss"):
+        curve = drawings.curves([("loss", "a", loss)], "epochs", "training loss of the sampled subnets, nats", digits=2)
+        charts.append(("Supernet: loss", curve))
+    sizes = [size for size in ("smallest", "middle", "largest") if f"{size}_top1_percent" in supernet]
+    extremes: list[Series] = [(size, size, supernet[f"{size}_top1_percent"]) for size in sizes]
     if extremes:
-        charts.append(
-            chart(_spread(extremes), drawings.curves(extremes, "epochs", "top-1 accuracy on the search split, %"))
-        )
+        title = "Supernet: accuracy of its subnets"
+        if len(extremes) == 3:
+            gap = extremes[2][2][-1][1] - extremes[0][2][-1][1]
+            relation = f"{abs(gap):.1f} points {'above' if gap >= 0 else 'below'}"
+            title = f"Supernet: the largest subnet ends {relation} the smallest"
+        charts.append((title, drawings.curves(extremes, "epochs", "top-1 accuracy on the search split, %")))
+    retrained = "fine-tuned" if results.mode == "finetune" else results.mode
+    names = ((retrained, "a", results.retrain_curves), ("scratch", "b", results.scratch_curves))
     for column, title, y_title, digits in (
         ("train_loss", "Retraining: loss", "training loss, nats", 2),
         ("search_top1_percent", "Retraining: accuracy", "top-1 accuracy on the search split, %", 1),
     ):
-        series = _retraining_series(results, column)
+        series: list[Series] = [(name, css, curves[column]) for name, css, curves in names if column in curves]
         if series:
-            charts.append(chart(title, drawings.curves(series, "epochs", y_title, digits=digits)))
-    notes = (
-        "" if results.retrain_curves else prose("The subnet kept the weights that it inherited: nothing was retrained.")
-    )
-    title = "Did training settle? One supernet for all subnets, then the chosen one alone"
-    return section(title, notes, columns(*charts)) if charts else ""
+            charts.append((title, drawings.curves(series, "epochs", y_title, digits=digits)))
+    return charts
 
 
-def _spread(extremes: Sequence[tuple[str, str, Sequence[Point]]]) -> str:
-    if len(extremes) < 3:
-        return "Supernet: accuracy of its subnets"
-    gap = extremes[2][2][-1][1] - extremes[0][2][-1][1]
-    return f"Supernet: the largest subnet ends {abs(gap):.1f} points {'above' if gap >= 0 else 'below'} the smallest"
-
-
-def _retraining_series(results: Results, column: str) -> list[tuple[str, str, Sequence[Point]]]:
-    retrained = "fine-tuned" if results.mode == "finetune" else results.mode
-    names = ((retrained, "a", results.retrain_curves), ("scratch", "b", results.scratch_curves))
-    return [(name, css, curves[column]) for name, css, curves in names if column in curves]
-
-
-def search_progress(results: Results) -> str:
-    progress = results.search.progress
+def search_progress(results: Results) -> dict[str, Any] | None:
+    progress, images = results.search.progress, results.search.images
     names = (("evolution", "a", "evolution_best_top1_percent"), ("random", "b", "random_best_top1_percent"))
-    series = [(name, css, progress[column]) for name, css, column in names if column in progress]
+    series: list[Series] = [(name, css, progress[column]) for name, css, column in names if column in progress]
     if not series:
-        return ""
-    ends = [points[-1][1] for _, _, points in series]
-    scored = f"after {series[0][2][-1][0]:,.0f} candidates"
-    if len(ends) == 2:
-        relation = "ahead of" if ends[0] > ends[1] else "level with" if ends[0] == ends[1] else "behind"
-        title = f"Evolution is {relation} random search {scored} each: {ends[0]:.2f} against {ends[1]:.2f} %"
-    else:
-        title = f"Evolution reaches {ends[0]:.2f} % {scored}"
-    drawn = drawings.curves(
-        series, "candidates scored", "best top-1 accuracy so far on the search split, %", steps=True, digits=2
-    )
-    note = "All candidates are scored with weights inherited from the supernet."
-    stopped = sum(not candidate.complete for candidate in results.search.candidates)
-    if stopped:
-        note += f" {stopped:,} of {len(results.search.candidates):,} were stopped before they were scored whole."
-    if results.search.images:
-        low, high = wilson_interval(round(ends[0] / 100 * results.search.images), results.search.images)
-        note += (
-            f" One score on {results.search.images:,} images is uncertain by about ±{50 * (high - low):.1f} points "
-            "(95 %), and the best of many is flattered by chance: smaller gaps decide little."
-        )
-    return section(title, prose(note), drawn)
-
-
-def candidates(results: Results) -> str:
-    found, chosen, size = results.search.candidates, results.search.chosen, results.space.supernet
-    whole = [index for index, outcome in enumerate(found) if outcome.complete]
-    params = [outcome.candidate.params for outcome in found]
-    front = [whole[i] for i in pareto_front([(params[index], -found[index].top1_percent) for index in whole])]
-    at_most = [found[index] for index in whole if params[index] <= params[chosen]]
-    better = sum(c.top1_percent > found[chosen].top1_percent for c in at_most)
-    of_all = f"{len(whole):,}" + ("" if len(whole) == len(found) else " that were scored whole")
-    title = (
-        f"No candidate as small beats the chosen subnet; {len(front)} of {of_all} are on the Pareto front"
-        if not better
-        else f"{better} of {of_all} candidates beat the chosen subnet and are no larger"
-    )
-    stopped = len(found) - len(whole)
-    note = f" {stopped:,} faint marks were stopped early: their scores are estimates." if stopped else ""
-    data = json.dumps(
-        [_described(c, index == chosen) for index, c in enumerate(found)], ensure_ascii=False, separators=(",", ":")
-    )
-    panel = element(
-        "div",
-        element("p", "Point at a candidate to see its architecture."),
-        class_="panel",
-        id="candidate",
-        aria_live="polite",
-        data_depth=str(size.depth),
-        data_heads=str(size.num_heads),
-        data_ratio=str(size.mlp_ratio),
-    )
-    picture = element("div", drawings.scatter(found, front, chosen) + _key(any(c.is_baseline for c in found)))
-    return section(
-        title,
-        prose(
-            "Point at a mark, or tap it, to see the candidate; a click pins it. Keys: arrows, Home, End, Escape." + note
-        ),
-        element("div", picture + panel, class_="columns wide-narrow"),
-        element(
-            "details",
-            element("summary", "The Pareto front as a table") + _front_table([found[index] for index in front]),
-        ),
-        element("script", data.replace("<", "\\u003c"), type="application/json", id="candidates"),
-    )
-
-
-def _key(baseline: bool) -> str:
-    marks = (
-        ('<circle class="evolved" cx="11" cy="7" r="5"/>', "evolution"),
-        ('<circle class="baseline" cx="11" cy="7" r="4.5" stroke-width="1.6"/>', "random search"),
-        ('<line class="line front" x1="0" x2="22" y1="7" y2="7"/>', "Pareto front of those scored whole"),
-    )
-    keys = (
-        f'<span class="key"><svg aria-hidden="true">{mark}</svg>{text}</span>'
-        for mark, text in marks
-        if baseline or text != "random search"
-    )
-    return element("p", "".join(keys), class_="note")
-
-
-def _described(outcome: ScoredCandidate, chosen: bool) -> dict[str, Any]:
-    """What the panel beside the scatter plot says of a candidate."""
-    candidate, spec = outcome.candidate, outcome.candidate.spec
-    origin = {
-        "initial": "drawn at random to start evolution",
-        "fill": "drawn at random to fill up",
-        "baseline": "random search",
+        return None
+    scored, best = series[0][2][-1]
+    y_title = "best top-1 accuracy so far on the search split, %"
+    interval = wilson_interval(round(best / 100 * images), images) if images else None
+    return {
+        "evolution": best,
+        "random": series[1][2][-1][1] if len(series) == 2 else None,
+        "scored": scored,
+        "uncertainty": 50 * (interval.high - interval.low) if interval else None,  # ± points
+        "chart": drawings.curves(series, "candidates scored", y_title, steps=True, digits=2),
     }
-    born = origin.get(candidate.origin, candidate.origin)
+
+
+def candidates(results: Results) -> dict[str, Any]:
+    outcomes, chosen = results.search.candidates, results.search.chosen
+    params = [outcome.candidate.params for outcome in outcomes]
+    complete = [index for index, outcome in enumerate(outcomes) if outcome.complete]
+    front = [complete[i] for i in pareto_front([(params[i], -outcomes[i].top1_percent) for i in complete])]
+    best = outcomes[chosen].top1_percent
+    return {
+        "complete": len(complete),
+        "stopped": len(outcomes) - len(complete),
+        "better": sum(params[i] <= params[chosen] and outcomes[i].top1_percent > best for i in complete),
+        "has_baseline": any(outcome.is_baseline for outcome in outcomes),
+        "front": [outcomes[index] for index in front],
+        "described": [_described(outcome, index == chosen) for index, outcome in enumerate(outcomes)],
+        "chart": drawings.scatter(outcomes, front, chosen),
+    }
+
+
+def _described(outcome: Outcome, chosen: bool) -> dict[str, Any]:
+    """A candidate as report.js shows it in the panel beside the scatter plot."""
+    candidate, spec = outcome.candidate, outcome.candidate.spec
+    origin = _ORIGINS.get(candidate.origin, candidate.origin)
     if not outcome.is_baseline:
-        born += f", generation {candidate.generation}"
+        origin += f", generation {candidate.generation}"
     if candidate.parents:
-        born += f", from {' and '.join(map(str, candidate.parents))}"
+        origin += f", from {' and '.join(map(str, candidate.parents))}"
     return {
         "score": f"{outcome.top1_percent:.2f} %{' · chosen' if chosen else ''}"
         if outcome.complete
         else f"about {outcome.top1_percent:.1f} % · stopped after {outcome.images:,} images",
-        "cost": f"{amount(candidate.params)} parameters, {amount(candidate.macs)} multiply-adds",
+        "cost": f"{amount(candidate.params)} parameters, {amount(candidate.macs)} MACs",
         "shape": size_text(spec) + ("" if outcome.loss is None else f", loss {outcome.loss:.3f}"),
-        "origin": f"candidate {candidate.id}: {born}",
+        "origin": f"candidate {candidate.id}: {origin}",
         "heads": list(spec.num_heads),
         "ratios": [ratio_text(ratio) for ratio in spec.mlp_ratio],
     }
 
 
-def _front_table(front: Sequence[ScoredCandidate]) -> str:
-    header = ("candidate", "top-1, %", "parameters", "multiply-adds", "depth", "width", "heads", "MLP ratio")
-    return drawings.table(header, [_front_row(outcome) for outcome in front])
-
-
-def _front_row(outcome: ScoredCandidate) -> tuple[str, ...]:
-    candidate, spec = outcome.candidate, outcome.candidate.spec
-    costs = (amount(candidate.params), amount(candidate.macs))
-    shape = (str(spec.depth), str(spec.embed_dim), heads_text(spec), ratios_text(spec))
-    return (str(candidate.id), f"{outcome.top1_percent:.2f}", *costs, *shape)
-
-
-def architecture(results: Results) -> str:
-    spec, space = results.subnet.subnet, results.space
-    share = 100 * count_params(space, spec) / count_params(space, space.largest)
-    blocks = f"{spec.depth} of {space.supernet.depth} blocks"
-    title = f"The chosen subnet: {blocks}, {share:.0f} % of the largest subnet's parameters"
-    note = prose("Filled: what the subnet uses. Outlined: what the supernet has. Each column has its own scale.")
-    return section(title, note, drawings.architecture(space, spec))
-
-
-def confusion(results: Results, evaluation: Evaluation) -> str:
+def confusion(results: Results, evaluation: Evaluation) -> dict[str, Any]:
     classes, matrix = results.card.classes, evaluation.confusion
-    recall = np.diag(matrix) / np.maximum(matrix.sum(axis=1), 1)
-    present = np.flatnonzero(matrix.sum(axis=1))
-    hardest = int(present[np.argmin(recall[present])])
-    mistaken = matrix[hardest].copy()
-    mistaken[hardest] = 0
-    title = f"‘{classes[hardest]}’ is the hardest class: {100 * recall[hardest]:.1f} % right"
-    if mistaken.any():
-        title += f", most often taken for ‘{classes[int(mistaken.argmax())]}’"
-    if len(classes) > drawings.MOST_CLASSES:
-        note = prose(f"A matrix of {len(classes):,} classes cannot be read here; the whole of it is in confusion.json.")
-        hardest_ones = element("h3", "Hardest classes") + drawings.hardest_classes(matrix, classes, 12)
-        pairs = element("h3", "Most frequent confusions") + drawings.top_confusions(matrix, classes, 12)
-        return section(title, note, columns(element("div", hardest_ones), element("div", pairs)))
-    note = prose(
-        "Rows: what the image is. Columns: what the subnet says. Shade: share of the row, on a square-root scale."
-    )
-    errors = element("div", element("h3", "Most frequent confusions") + drawings.top_confusions(matrix, classes, 8))
-    return section(
-        title, note, element("div", drawings.confusion(matrix, classes) + errors, class_="columns wide-narrow")
-    )
+    images, right, errors = matrix.sum(axis=1), np.diag(matrix), matrix.copy()
+    np.fill_diagonal(errors, 0)
+    recall = right / np.maximum(images, 1)
+    order = [int(label) for label in np.argsort(recall, kind="stable") if images[label]]
+    is_small = len(classes) <= LARGEST_MATRIX
+    pairs = top_confusions(classes, matrix, LISTED_BESIDE_MATRIX if is_small else LISTED_INSTEAD)
+    return {
+        "hardest": [
+            {
+                "name": classes[label],
+                "images": images[label],
+                "wrong": images[label] - right[label],
+                "recall": recall[label],
+                "taken_for": classes[errors[label].argmax()] if errors[label].any() else None,
+            }
+            for label in order[:LISTED_INSTEAD]
+        ],
+        "pairs": [pair for pair in pairs if pair.errors > 1 or pairs[0].errors == 1],
+        "chart": drawings.confusion(matrix, classes) if is_small else None,
+    }
 
 
-def mistakes(results: Results, evaluation: Evaluation) -> str:
-    classes = results.card.classes
-    wrong = evaluation.scores["retrained"].images - evaluation.scores["retrained"].correct
-    if not evaluation.mistakes:
-        return ""
-    shown, count = drawings.thumbnails(
-        [
-            (m.pixels, classes[m.actual], classes[m.predicted], m.probability, m.actual_probability)
-            for m in evaluation.mistakes
-        ]
-    )
-    title = f"The {count} most confident of its {wrong:,} mistakes"
-    return section(
-        title,
-        prose("What it said and how sure it was; below, what the label says and the probability that it gave that."),
-        shown,
+def mistakes(results: Results, evaluation: Evaluation) -> dict[str, Any] | None:
+    """As many mistakes, with their images, as there is room for."""
+    shown, size, classes = [], 0, results.card.classes
+    for mistake in evaluation.mistakes:
+        source = drawings.data_uri(mistake.pixels)
+        size += len(source)
+        if size > THUMBNAIL_BYTES:
+            break
+        shown.append((mistake, source))
+    labels = {label for mistake in evaluation.mistakes for label in (mistake.actual, mistake.predicted)}
+    return (
+        {"shown": shown, "has_long_names": any(len(classes[label]) > LONG_NAME for label in labels)} if shown else None
     )
 
 
 def amount(count: float) -> str:
-    """Three significant digits with k, M or G: "312 k", "9.84 M", the space unbreakable."""
+    """Three significant digits with k, M or G, and a no-break space: "312 k", "9.84 M"."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size * 0.9995:
             figure = count / size

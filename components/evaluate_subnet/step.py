@@ -1,14 +1,12 @@
-"""Evaluate: arguments -> checked results of the earlier steps -> measurements -> figures and a report."""
+"""evaluate_subnet: measure the retrained subnet on the test split, and write its figures and the report."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.files import hash_file, replacing, write_json, write_text
-from autoformer.images.archives import EncodedSplit
-from autoformer.images.split_images import DecodedSplit
 from components.evaluate_subnet.results import Results, read_all
 from runtime.common.code import step_code
 from runtime.common.config import Config, EvaluateSubnet
@@ -23,16 +21,7 @@ if TYPE_CHECKING:
     from components.evaluate_subnet.measure import Evaluation
 
 STEP = "evaluate_subnet"
-
-
-class Result(NamedTuple):
-    """All files of the evaluation folder, as values."""
-
-    metrics: dict[str, float]
-    confusion: dict[str, Any]
-    predictions: list[dict[str, str]]
-    provenance: dict[str, Any]
-    report: str
+FOLDERS = ("supernet", "search", "retrain")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         STEP, "Evaluate the retrained subnet on the test split, which no other step reads, and report."
     )
     add_data_arguments(result, "test")
-    add_folder_arguments(result, "supernet", "search", "retrain")
+    add_folder_arguments(result, *FOLDERS)
     add_output_arguments(result)
     return result
 
@@ -52,46 +41,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.section(EvaluateSubnet)
     results, images = read_all(arguments, config, section.decoded_mb)
-    with open_step(STEP, arguments, config, "card", "test_split", "supernet", "search", "retrain") as opened:
-        tracked = opened.tracked
-        tracked.subnet(results.subnet.subnet)
-        result = evaluate(results, images, config, section)
-        write(arguments.out, result)
-        tracked.metrics(result.metrics)
-        tracked.headline(result.metrics, results.subnet.subnet)
-        tracked.artifact(arguments.out / "report.html")
-        tracked.artifact(arguments.out / "confusion.json")
-    print(summary(result.metrics), flush=True)
 
-
-def evaluate(results: Results, images: DecodedSplit | EncodedSplit, config: Config, section: EvaluateSubnet) -> Result:
-    """Measure on the test images, and put everything into the form in which it is written."""
     from autoformer.devices import find_device
     from components.evaluate_subnet.measure import measure
-    from components.evaluate_subnet.report import render
 
-    set_threads(config.threads)
-    with Progress(f"{STEP}: images", len(images.labels), "images") as bar:
-        evaluation = measure(
-            results, images, section.batch_size, section.mistakes, find_device(config.device), bar.update
-        )
-    classes, plain = results.card.classes, config.for_step(STEP)
-    return Result(
-        metrics=metrics(results, evaluation),
-        confusion={"classes": list(classes), "matrix": evaluation.confusion.tolist()},
-        predictions=[
-            {"actual": classes[actual], "predicted": classes[predicted]}
-            for actual, predicted in zip(evaluation.actual, evaluation.predicted, strict=True)
-        ],
-        provenance=provenance(results, plain),
-        report=render(results, evaluation, plain),
-    )
+    with open_step(STEP, arguments, config, "card", "test_split", *FOLDERS) as opened:
+        tracked, subnet = opened.tracked, results.subnet.subnet
+        tracked.subnet(subnet)
+        set_threads(config.threads)
+        device = find_device(config.device)
+        with Progress(f"{STEP}: images", len(images.labels), "images") as bar:
+            evaluation = measure(results, images, section.batch_size, section.mistakes, device, bar.update)
+        figures = metrics(results, evaluation)
+        write(arguments.out, results, evaluation, figures, config.for_step(STEP))
+        tracked.metrics(figures)
+        tracked.headline(figures, subnet)
+        tracked.artifact(arguments.out / "report.html")
+        tracked.artifact(arguments.out / "confusion.json")
+    print(summary(figures), flush=True)
 
 
 def metrics(results: Results, evaluation: "Evaluation") -> dict[str, float]:
-    """Flat figures; percentages in percent, the loss in nats, the calibration error in [0, 1]."""
+    """metrics.json: percentages in percent, the loss in nats, the calibration error in [0, 1]."""
     scores, spec = evaluation.scores["retrained"], results.subnet.subnet
-    found: dict[str, float] = {
+    return {
         "test_top1_percent": scores.top1_percent,
         "test_top1_low_percent": scores.top1_interval.low,
         "test_top1_high_percent": scores.top1_interval.high,
@@ -99,16 +72,28 @@ def metrics(results: Results, evaluation: "Evaluation") -> dict[str, float]:
         "test_loss": scores.loss,
         "test_ece": scores.ece,
         "test_images": scores.images,
+        **{
+            f"{model}_test_top1_percent": others.top1_percent
+            for model, others in evaluation.scores.items()
+            if model != "retrained"
+        },
+        "params": count_params(results.space, spec),
+        "macs": count_macs(results.space, spec),
     }
-    for name, others in evaluation.scores.items():
-        if name != "retrained":
-            found[f"{name}_test_top1_percent"] = others.top1_percent
-    return found | {"params": count_params(results.space, spec), "macs": count_macs(results.space, spec)}
 
 
-def provenance(results: Results, config: dict[str, Any]) -> dict[str, Any]:
-    """What was evaluated, on what, by which code."""
-    return {
+def write(
+    out: Path, results: Results, evaluation: "Evaluation", figures: Mapping[str, float], config: dict[str, Any]
+) -> None:
+    """Write the evaluation folder, whole or not at all."""
+    from components.evaluate_subnet.report import render
+
+    classes = results.card.classes
+    predictions = [
+        {"actual": classes[actual], "predicted": classes[predicted]}
+        for actual, predicted in zip(evaluation.actual, evaluation.predicted, strict=True)
+    ]
+    provenance = {
         "step": STEP,
         "seed": config["seed"],
         "code": step_code(STEP),
@@ -117,31 +102,27 @@ def provenance(results: Results, config: dict[str, Any]) -> dict[str, Any]:
         "models": {name: hash_file(folder / "model.safetensors") for name, folder in results.models.items()},
         "subnet": results.subnet.subnet.to_dict(),
     }
-
-
-def write(out: Path, result: Result) -> None:
-    """Write the evaluation folder, whole or not at all."""
     with replacing(out) as folder:
         folder.mkdir()
-        write_json(folder / "metrics.json", result.metrics)
-        write_json(folder / "confusion.json", result.confusion)
-        write_table(folder / "predictions.csv", ("actual", "predicted"), result.predictions)
-        write_json(folder / "provenance.json", result.provenance)
-        write_text(folder / "report.html", result.report)
+        write_json(folder / "metrics.json", figures)
+        write_json(folder / "confusion.json", {"classes": list(classes), "matrix": evaluation.confusion.tolist()})
+        write_table(folder / "predictions.csv", ("actual", "predicted"), predictions)
+        write_json(folder / "provenance.json", provenance)
+        write_text(folder / "report.html", render(results, evaluation, config))
 
 
-def summary(found: dict[str, float]) -> str:
+def summary(figures: Mapping[str, float]) -> str:
     """The figures in three lines."""
     compared = [
-        f"{name} {found[key]:.2f} %"
+        f"{name} {figures[key]:.2f} %"
         for name, key in (("inherited", "inherited_test_top1_percent"), ("from scratch", "scratch_test_top1_percent"))
-        if key in found
+        if key in figures
     ]
     return "\n".join(
         [
-            f"{STEP}: test accuracy {found['test_top1_percent']:.2f} % on {found['test_images']:,} images "
-            f"(95 % interval {found['test_top1_low_percent']:.2f} to {found['test_top1_high_percent']:.2f} %)",
+            f"{STEP}: test accuracy {figures['test_top1_percent']:.2f} % on {figures['test_images']:,} images "
+            f"(95 % interval {figures['test_top1_low_percent']:.2f} to {figures['test_top1_high_percent']:.2f} %)",
             f"{STEP}: for comparison, the same subnet {', '.join(compared)}",
-            f"{STEP}: {found['params']:,} parameters, {found['macs']:,} multiply-adds",
+            f"{STEP}: {figures['params']:,} parameters, {figures['macs']:,} MACs",
         ]
     )

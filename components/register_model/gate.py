@@ -1,4 +1,4 @@
-"""The rule by which a model is registered, or not. Pure."""
+"""The rule that decides whether a model is registered."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ TOP1, TEST_SPLIT, WEIGHTS = "test_top1_percent", "test_split", "weights"  # tags
 
 @dataclass(frozen=True)
 class Measured:
-    """A model and how it did: its weights and the test split by their hashes, None where nobody knows."""
+    """A model's test result. The hashes of its weights and test split, and its accuracy, are None if unknown."""
 
     weights: str | None
     test_split: str | None
@@ -18,7 +18,7 @@ class Measured:
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> "Measured":
-        """The present champion, as the tags of its version say; one that a person registered may have none."""
+        """The champion, from the tags of its version. A version that was registered by hand may have no tags."""
         try:
             top1_percent = float(tags[TOP1])
         except (KeyError, ValueError):
@@ -31,24 +31,24 @@ class Decision(NamedTuple):
     reason: str
 
 
-def decide(candidate: Measured, min_top1_percent: float, champion: Measured | None) -> Decision:
-    """Register what is good enough, and on the same test images not worse than the champion."""
-    top1 = candidate.top1_percent
+def decide(challenger: Measured, min_top1_percent: float, champion: Measured | None) -> Decision:
+    """Register a model that reaches the minimum and, on the same test images, is not worse than the champion."""
+    top1 = challenger.top1_percent
     if top1 is None or not top1 >= min_top1_percent:  # "not >=" refuses NaN too
         return Decision("refused", f"test accuracy {_percent(top1)} is below min_top1_percent {min_top1_percent:g}")
-    enough = f"test accuracy {_percent(top1)} reaches min_top1_percent {min_top1_percent:g}"
+    reached = f"test accuracy {_percent(top1)} reaches min_top1_percent {min_top1_percent:g}"
     if champion is None:
-        return Decision("registered", f"{enough}; there is no champion yet")
-    if champion.weights == candidate.weights:
+        return Decision("registered", f"{reached}; there is no champion yet")
+    if champion.weights == challenger.weights:
         return Decision("unchanged", "the very same weights are the champion already")
     if champion.test_split is None or champion.top1_percent is None:
-        return Decision("registered", f"{enough}; not compared: the champion does not say how it was tested")
-    if champion.test_split != candidate.test_split:
-        return Decision("registered", f"{enough}; not compared: the champion was tested on another test split")
+        return Decision("registered", f"{reached}; not compared: the champion does not say how it was tested")
+    if champion.test_split != challenger.test_split:
+        return Decision("registered", f"{reached}; not compared: the champion was tested on another test split")
     theirs = _percent(champion.top1_percent)
     if top1 < champion.top1_percent:
         return Decision("refused", f"test accuracy {_percent(top1)} is below the champion's {theirs}")
-    return Decision("registered", f"{enough}; the champion has {theirs}")
+    return Decision("registered", f"{reached}; the champion has {theirs}")
 
 
 def _percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""How long one image takes on this machine's CPU. A clock reading: it decides nothing, and enters no result."""
+"""Latency of one image on this machine's CPU. Reported on the card; it decides nothing."""
 
 import platform
 import time
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from runtime.common.processes import cores, set_threads
 
-WARM_UP = 10  # passes that are not counted: the first ones fill caches and start threads
+WARM_UP_PASSES = 10  # not timed: the first passes fill caches and start threads
 MOST_PASSES, FEWEST_PASSES, SECONDS = 300, 20, 3.0
 
 
 class Latency(NamedTuple):
-    """Of a forward pass of one image, without reading or decoding it."""
+    """Time of one forward pass, batch 1; reading and decoding the image are not included."""
 
     median_ms: float
     p90_ms: float
@@ -22,11 +22,11 @@ class Latency(NamedTuple):
 
 
 def measure(model_folder: Path, threads: int | None) -> Latency:
-    """Time the subnet of a folder, batch 1, float32, on the CPU.
+    """Time a subnet in float32 on the CPU.
 
     Args:
-        model_folder: as `autoformer.checkpoint.load_subnet` reads it.
-        threads: of torch; None leaves torch's own choice.
+        model_folder: input of `autoformer.checkpoint.load_subnet`.
+        threads: torch's CPU threads; None for torch's default.
     """
     import torch
 
@@ -38,7 +38,7 @@ def measure(model_folder: Path, threads: int | None) -> Latency:
     image = torch.zeros(1, space.in_channels, space.image_size, space.image_size)
     seconds: list[float] = []
     with torch.inference_mode():
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP_PASSES):
             model(image)
         end = time.perf_counter() + SECONDS
         while len(seconds) < FEWEST_PASSES or (len(seconds) < MOST_PASSES and time.perf_counter() < end):
@@ -51,11 +51,11 @@ def measure(model_folder: Path, threads: int | None) -> Latency:
 
 
 def cpu_name() -> str:
-    """The processor's model and the number of cores that this process may use."""
+    """CPU model and the number of cores that this process may use."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    model = next(named, "") or platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    model = next(names, "") or platform.processor() or platform.machine()
     return f"{model}, {cores()} cores"

@@ -1,56 +1,38 @@
-"""register_model: put the evaluated subnet into the model registry, if it is good enough. See `gate` for the rule."""
+"""register_model: put the evaluated subnet into the model registry if it passes the gate (see `gate`)."""
 
 import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from autoformer.cards import SubnetCard, read_subnet_card, read_supernet_card
+from autoformer.cards import read_subnet_card, read_supernet_card
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, hash_path, read_json, write_json, write_text
-from autoformer.images.card import DatasetCard, read_card
-from autoformer.space import NamedSubnet, SubnetSpec
+from autoformer.images.card import read_card
+from autoformer.space import NamedSubnet
 from components.register_model.card import FILE as CARD_FILE
 from components.register_model.card import Facts, description, render
-from components.register_model.gate import TEST_SPLIT, TOP1, WEIGHTS, Decision, Measured, decide
-from components.register_model.latency import Latency, measure
+from components.register_model.gate import TEST_SPLIT, TOP1, WEIGHTS, Measured, decide
+from components.register_model.latency import measure
 from runtime import tracking
 from runtime.common.config import Config, RegisterModel
 from runtime.common.console import existing
-from runtime.common.workspace import Record
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import add_folder_arguments
 from runtime.steps.step_context import open_step
 from runtime.tracking.provenance import git_commit
+from runtime.tracking.store import usual_patience_seconds
 
 STEP = "register_model"
 FOLDERS = ("supernet", "search", "retrain", "evaluation")
 
 
-class Candidate(NamedTuple):
-    """What may be registered."""
-
-    folder: Path  # model.safetensors and model.json
-    subnet: SubnetSpec
-    tested: Measured
-    metrics: dict[str, float]
-    data: DatasetCard
-    card: SubnetCard  # what lies beside the weights
-
-
-class Registration(NamedTuple):
-    decision: Decision
-    version: str | None  # that has the alias now
-
-
 def parser() -> argparse.ArgumentParser:
-    """The step's command line."""
-    step = step_parser(STEP, "Register the evaluated subnet in MLflow, if it passes the gate; else say why not.")
+    step = step_parser(STEP, "Register the evaluated subnet in MLflow if it passes the gate; else record why not.")
     step.add_argument("--card", type=Path, required=True, help="the data set's card, made by prepare_data")
     add_folder_arguments(step, *FOLDERS)
     step.add_argument("--model-card", type=Path, required=True, help="to write: the model's card (Markdown)")
-    step.add_argument("--out", type=Path, required=True, help="to write: what was decided and why (JSON)")
+    step.add_argument("--out", type=Path, required=True, help="to write: the decision and its reason (JSON)")
     step.add_argument("--record", type=Path, required=True, help="to write: clocks and run ids (JSON)")
     return step
 
@@ -60,41 +42,56 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
-    section = config.section(RegisterModel)
-    candidate = read_candidate(arguments.card, arguments.search, arguments.retrain, arguments.evaluation)
-    facts = read_facts(candidate, arguments, section)
+    facts = read_facts(arguments, config.section(RegisterModel))
+    name, alias, minimum = facts.section.model_name, facts.section.alias, facts.section.min_top1_percent
+    model = arguments.retrain / "model"
     with open_step(STEP, arguments, config, "card", *FOLDERS) as opened:
-        tracked, record = opened.tracked, opened.record
-        tracked.subnet(candidate.subnet)
-        tracked.metrics(candidate.metrics)
-        # this step alone is never taken from KFP's cache, so that it speaks for those that were
-        tracked.headline({**candidate.metrics, **facts.searched}, candidate.subnet)
+        tracked, record = opened.tracked, opened.record.values
+        tracked.subnet(facts.model.subnet)
+        tracked.metrics(facts.metrics)
+        # KFP never caches this step, so it also reports the results of the steps that came from the cache
+        tracked.headline({**facts.metrics, **facts.searched}, facts.model.subnet)
         if not tracked.run_id:
             raise AutoFormerError("the model registry is part of MLflow, which AUTOFORMER_TRACKING=off switches off")
-        tracked.flush(wait_seconds=60)
-        champion = tracking.aliased_version(section.model_name, section.alias)
-        present = Measured.from_tags(champion.tags) if champion else None
-        facts = facts._replace(decision=decide(candidate.tested, section.min_top1_percent, present))
-        version = champion.version if champion else None
-        if facts.decision.outcome == "registered":
-            facts = facts._replace(latency=_timed(candidate, config, record, tracked))
-            version = register(candidate, facts, tracked.run_id, record.values.get("mlflow_parent_run_id", ""))
-        registration = Registration(facts.decision, version)
-        tracked.tags({"outcome": registration.decision.outcome, "reason": registration.decision.reason})
-        write_text(arguments.model_card, render(facts))
-        write_json(arguments.out, _plain(candidate, section, registration))
+        tracked.flush(wait_seconds=usual_patience_seconds())
+        champion = tracking.aliased_version(name, alias)
+        decision = decide(facts.measured, minimum, Measured.from_tags(champion.tags) if champion else None)
+        version, latency = champion.version if champion else None, None
+        if decision.outcome == "registered":
+            latency = measure(model, config.threads)
+            record["cpu_latency"] = latency._asdict()
+            tracked.metrics(
+                {"cost/cpu_latency_median_ms": latency.median_ms, "cost/cpu_latency_p90_ms": latency.p90_ms}
+            )
+            card = render(facts, decision, latency)
+            version = register(model, facts, card, tracked.run_id, record.get("mlflow_parent_run_id", ""))
+        tracked.tags({"outcome": decision.outcome, "reason": decision.reason})
+        write_text(arguments.model_card, render(facts, decision, latency))
+        registration = {
+            "decision": decision.outcome,
+            "reason": decision.reason,
+            "model_name": name,
+            "alias": alias,
+            "version": version,
+            "test_split": facts.measured.test_split,
+            "weights": facts.weights,
+            "subnet": facts.model.subnet.to_dict(),
+            "metrics": facts.metrics,
+        }
+        write_json(arguments.out, registration)
         tracked.artifact(arguments.out)
-    outcome, reason = registration.decision
-    holder = f"version {registration.version}" if registration.version else "no version"
-    print(f"{STEP}: {outcome}: {reason}; {section.model_name}@{section.alias} is {holder}", flush=True)
+    holder = f"version {version}" if version else "no version"
+    print(f"{STEP}: {decision.outcome}: {decision.reason}; {name}@{alias} is {holder}", flush=True)
 
 
-def read_candidate(card: Path, search: Path, retrain: Path, evaluation: Path) -> Candidate:
-    """Read what the earlier steps made, and check that it is all about one model and one test split. Torch-free."""
-    made = {"retrain_subnet": retrain / "model", "evaluate_subnet": evaluation, "search_subnet": search / "chosen.yaml"}
-    for step, path in made.items():
-        existing(path, step)
-    metrics, data = read_json(evaluation / "metrics.json"), read_card(card)
+def read_facts(arguments: argparse.Namespace, section: RegisterModel) -> Facts:
+    """Read the results of the earlier steps, and check that all are of one model and one test split. Torch-free."""
+    supernet, search, retrain, evaluation = (getattr(arguments, folder) for folder in FOLDERS)
+    existing(retrain / "model", "retrain_subnet")
+    existing(evaluation, "evaluate_subnet")
+    existing(search / "chosen.yaml", "search_subnet")
+    existing(supernet, "train_supernet")
+    metrics, data = read_json(evaluation / "metrics.json"), read_card(arguments.card)
     tested_on = read_json(evaluation / "provenance.json")
     model = read_subnet_card(retrain / "model")
     chosen = NamedSubnet.from_yaml(search / "chosen.yaml")
@@ -104,99 +101,61 @@ def read_candidate(card: Path, search: Path, retrain: Path, evaluation: Path) ->
     if tested_on.get("models", {}).get("retrained") != weights:
         raise AutoFormerError(f"{evaluation}: is about other weights than {retrain}/model; run evaluate_subnet again")
     if tested_on.get("test_split") != data.split_hashes.get("test"):
-        raise AutoFormerError(f"{evaluation}: is about another test split than {card}; run evaluate_subnet again")
+        raise AutoFormerError(
+            f"{evaluation}: is about another test split than {arguments.card}; run evaluate_subnet again"
+        )
     if TOP1 not in metrics:
         raise AutoFormerError(f"{evaluation}/metrics.json: {TOP1} is missing; run evaluate_subnet again")
-    return Candidate(
-        folder=retrain / "model",
-        subnet=model.subnet,
-        tested=Measured(weights, tested_on["test_split"], float(metrics[TOP1])),
-        metrics=metrics,
-        data=data,
-        card=model,
-    )
-
-
-def read_facts(candidate: Candidate, arguments: argparse.Namespace, section: RegisterModel) -> Facts:
-    """Read what the model's card says beside that. Torch-free; what is decided and measured later is still open."""
-    supernet: Path = existing(arguments.supernet, "train_supernet")
-    used = candidate.card.provenance.get("inputs", {}).get("supernet")
-    if used is not None and used != hash_path(supernet):
-        raise AutoFormerError(f"{arguments.retrain}: of another supernet than {supernet}; run retrain_subnet again")
+    supernet_hash = model.provenance.get("inputs", {}).get("supernet")
+    if supernet_hash is not None and supernet_hash != hash_path(supernet):
+        raise AutoFormerError(f"{retrain}: of another supernet than {supernet}; run retrain_subnet again")
     return Facts(
         section=section,
-        decision=Decision("refused", "not decided yet"),
-        data=candidate.data,
-        model=candidate.card,
-        weights=str(candidate.tested.weights),
-        metrics=candidate.metrics,
-        confusion=read_json(arguments.evaluation / "confusion.json"),
-        searched=read_json(arguments.search / "metrics.json"),
-        retrained=read_json(arguments.retrain / "metrics.json"),
+        data=data,
+        model=model,
+        weights=weights,
+        metrics=metrics,
+        confusion=read_json(evaluation / "confusion.json"),
+        searched=read_json(search / "metrics.json"),
+        retrained=read_json(retrain / "metrics.json"),
         supernet_config=read_supernet_card(supernet).provenance.get("config", {}),
         rollbacks={
             step: read_json(folder / "rollbacks.json") if (folder / "rollbacks.json").exists() else []
-            for step, folder in (("train_supernet", supernet), ("retrain_subnet", arguments.retrain))
+            for step, folder in (("train_supernet", supernet), ("retrain_subnet", retrain))
         },
-        latency=None,
     )
 
 
-def _timed(candidate: Candidate, config: Config, record: Record, tracked: tracking.StepLogger) -> Latency:
-    latency = measure(candidate.folder, config.threads)
-    record.values["cpu_latency"] = latency._asdict()
-    tracked.metrics({"cost/cpu_latency_median_ms": latency.median_ms, "cost/cpu_latency_p90_ms": latency.p90_ms})
-    return latency
+def register(model: Path, facts: Facts, card: str, run_id: str, pipeline_run_id: str) -> str:
+    """Create a version with its card, and move the alias to it; return the version.
 
-
-def register(candidate: Candidate, facts: Facts, run_id: str, pipeline_run_id: str) -> str:
-    """Make a version, with its card, and move the alias to it; return the version."""
+    A step that was killed between the two left a version without the alias: it gets the alias now.
+    """
     name, alias = facts.section.model_name, facts.section.alias
-    tags, card = _tags(candidate, pipeline_run_id), render(facts)
-    # a step that was killed between making the version and moving the alias left a version without it
-    left = tracking.version_with_tag(name, WEIGHTS, tags[WEIGHTS])
-    if left and left.tags.get(TEST_SPLIT) == tags[TEST_SPLIT]:
-        tracking.move_alias(name, alias, left.version)
-        return left.version
-    uri = _log(candidate, run_id, name, tags, card)
+    tags = {
+        TOP1: str(facts.measured.top1_percent),
+        TEST_SPLIT: str(facts.measured.test_split),
+        WEIGHTS: facts.weights,
+        "params": f"{facts.metrics['params']:.0f}",
+        "macs": f"{facts.metrics['macs']:.0f}",
+        "spec": facts.model.subnet.to_json(),
+        "git_commit": git_commit(),
+        "pipeline_run_id": pipeline_run_id,
+    }
+    unnamed = tracking.version_with_tag(name, WEIGHTS, facts.weights)
+    if unnamed and unnamed.tags.get(TEST_SPLIT) == tags[TEST_SPLIT]:
+        tracking.move_alias(name, alias, unnamed.version)
+        return unnamed.version
+    uri = _log_model(model, run_id, name, tags, card)
     return tracking.register(name, alias, uri, run_id, tags, description(card))
 
 
-def _log(candidate: Candidate, run_id: str, name: str, tags: dict[str, str], card: str) -> str:
+def _log_model(model: Path, run_id: str, name: str, tags: dict[str, str], card: str) -> str:
     from autoformer.checkpoint import load_subnet
     from autoformer.export import export_program
 
     with tempfile.TemporaryDirectory() as folder:
-        program, written = Path(folder) / "program.pt2", Path(folder) / CARD_FILE
-        export_program(load_subnet(candidate.folder).model, program)
-        write_text(written, card)
-        return tracking.log_model(run_id, name, candidate.folder, program, written, tags)
-
-
-def _tags(candidate: Candidate, pipeline_run_id: str) -> dict[str, str]:
-    tested, metrics = candidate.tested, candidate.metrics
-    return {
-        TOP1: str(tested.top1_percent),
-        TEST_SPLIT: str(tested.test_split),
-        WEIGHTS: str(tested.weights),
-        "params": f"{metrics['params']:.0f}",
-        "macs": f"{metrics['macs']:.0f}",
-        "spec": candidate.subnet.to_json(),
-        "git_commit": git_commit(),
-        "pipeline_run_id": pipeline_run_id,
-    }
-
-
-def _plain(candidate: Candidate, section: RegisterModel, registration: Registration) -> dict[str, Any]:
-    """What registration.json holds."""
-    return {
-        "decision": registration.decision.outcome,
-        "reason": registration.decision.reason,
-        "model_name": section.model_name,
-        "alias": section.alias,
-        "version": registration.version,
-        "test_split": candidate.tested.test_split,
-        "weights": candidate.tested.weights,
-        "subnet": candidate.subnet.to_dict(),
-        "metrics": candidate.metrics,
-    }
+        program, card_file = Path(folder) / "program.pt2", Path(folder) / CARD_FILE
+        export_program(load_subnet(model).model, program)
+        write_text(card_file, card)
+        return tracking.log_model(run_id, name, model, program, card_file, tags)
