@@ -21,7 +21,7 @@ from autoformer.checkpoint import load_supernet
 from autoformer.complexity import count_params
 from autoformer.evaluation import predict_logits, score
 from autoformer.files import write_json
-from autoformer.images.split_images import DecodedSplit
+from autoformer.images.split_images import DecodedSplit, raw_pixels
 from autoformer.images.statistics import pixel_statistics
 from autoformer.images.training_loader import training_loader
 from autoformer.layers import drop_path_rates, initialise

@@ -71,7 +71,7 @@ def listing() -> str:
         return "no pipeline run yet; `make run` makes one"
     rows = [("run", "preset", "started", "state", "test top-1")]
     for run in runs:
-        top1 = "" if run.test_top1_percent is None else f"{run.test_top1_percent:.2f} %"
+        top1 = f"{run.scores['test_top1_percent']:.2f} %" if "test_top1_percent" in run.scores else ""
         rows.append((run.run_id[:12], run.name, _time(run.started), run.status.lower(), top1))
     return "\n".join([*_aligned(rows), "", 'make compare RUNS="a b" shows what differs between two of them.'])
 

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from browser_store import Store
-from tracking_fixtures import make_empty_store, use_store
-
-from benchmarks.screenshots import (
+from docs.screenshots import (
     LARGEST_PICTURE,
     Served,
     mlflow_pages,
@@ -25,6 +23,8 @@ from benchmarks.screenshots import (
     unfold_first,
     watched,
 )
+from tracking_fixtures import make_empty_store, use_store
+
 from commands import ui
 from runtime.common.config import ROOT
 from runtime.tracking.store import connect, initialise

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from docs.screenshots import Watched, watched
 from report_samples import SAMPLES, invent, make_report
-
-from benchmarks.screenshots import Watched, watched
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

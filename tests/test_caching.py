@@ -27,7 +27,7 @@ import pipeline.local
 from autoformer.files import hash_path, hash_value
 from commands.own_images import adopt
 from components.prepare_data.component import prepare_data
-from components.resolve_config.step import CACHED, for_each_step, resolve
+from components.resolve_config.step import CACHED_STEPS, component_outputs, resolve
 from pipeline.cluster.placement import configure_task, pipeline_config
 from pipeline.cluster.settings import load_cluster
 from pipeline.dag import build

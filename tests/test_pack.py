@@ -282,7 +282,7 @@ def test_threads_do_not_change_the_bytes(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_large_pack_in_s3_is_read_in_place(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOFORMER_WORK", str(tmp_path / "work"))
     monkeypatch.setenv("AUTOFORMER_TRACKING", "off")
-    monkeypatch.setattr("runtime.storage.places.WHOLE_GB", 1e-6)
+    monkeypatch.setattr("runtime.storage.data.WHOLE_GB", 1e-6)
     folder = packed(class_folders(tmp_path / "src", 8, 8), tmp_path / "packs", side=32)
     uri, setting = upload(s3, folder, f"large-pack/{folder.name}"), "prepare_data.test_percent=20"
     from_s3 = prepared(uri, tmp_path / "from-s3", setting)

@@ -32,6 +32,7 @@ from runtime.common import exit_codes
 from runtime.common.config import load_config
 from runtime.common.processes import REPORT_FOLDER
 from runtime.steps import rank_launch as edge
+from runtime.steps.training_setup import _trial
 
 __all__ = ["sandbox"]
 SPACE = SearchSpace.model_validate(FORTY)

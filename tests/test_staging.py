@@ -64,7 +64,7 @@ def test_what_was_staged_is_read_from_the_disk(uri: str) -> None:
     archives = S3Archives(uri)
     assert len(cache_of(archives).missing(SIZES)) == 5
     stage(archives, ["a.tar"])
-    assert cache_of(archives).missing(SIZES) == [Place("b.tar", 0, PIECE)]
+    assert cache_of(archives).missing(SIZES) == [ByteRange("b.tar", 0, PIECE)]
     remove(uri, "a.tar")
     for offset, size in ((0, 10), (PIECE - 5, 10), (0, SIZES["a.tar"]), (SIZES["a.tar"] - 3, 3)):
         assert archives("a.tar", offset, size) == content("a.tar")[offset : offset + size]
@@ -130,7 +130,7 @@ def test_a_copy_that_was_damaged_is_read_anew(uri: str) -> None:
     assert archives("b.tar", 0, 100) != content("b.tar")[:100]
     assert images.read(0) == content("b.tar")[:100]
     assert archives("b.tar", 0, 100) == content("b.tar")[:100], "the piece counts as missing"
-    assert cache_of(archives).missing(["b.tar"]) == [Place("b.tar", 0, PIECE)]
+    assert cache_of(archives).missing(["b.tar"]) == [ByteRange("b.tar", 0, PIECE)]
 
 
 def first_byte_is_there(archives: S3Archives) -> bool:
@@ -144,9 +144,9 @@ def test_one_process_writes_and_all_see_it(uri: str) -> None:
         writer, other = cache_of(archives), S3Archives(uri)
         assert writer.acquire() and not cache_of(other).acquire()
         stage(other, ["a.tar"])
-        cache_of(other).write(Place("a.tar", 0, PIECE), content("a.tar")[:PIECE])
+        cache_of(other).write(ByteRange("a.tar", 0, PIECE), content("a.tar")[:PIECE])
         assert len(cache_of(archives).missing(["a.tar"])) == 4
-        writer.write(Place("a.tar", 0, PIECE), content("a.tar")[:PIECE])
+        writer.write(ByteRange("a.tar", 0, PIECE), content("a.tar")[:PIECE])
         assert pool.apply(first_byte_is_there, (archives,))
     writer.close()
     stage(archives, ["a.tar"])

@@ -18,8 +18,8 @@ from tracking_fixtures import empty_store, store
 from runtime.common import stopping
 from runtime.common.config import load_config
 from runtime.common.stopping import SIGNALS, Stopped, stoppable
-from runtime.steps import command, launching
-from runtime.steps.opening import open_step
+from runtime.steps import command, rank_launch
+from runtime.steps.step_context import open_step
 from runtime.storage import connect, uploads
 from runtime.storage import mirror as module
 from runtime.storage.client import S3Uri
@@ -309,7 +309,7 @@ def test_a_stopped_step_does_not_wait_until_it_is_killed(
     when: str,
 ) -> None:
     """It reports what is lost. Its threads are daemons, for which no process waits at its end."""
-    assert min(launching.GRACE_SECONDS, command.GRACE_SECONDS) > module.STOPPED_SECONDS
+    assert min(rank_launch.GRACE_SECONDS, command.GRACE_SECONDS) > module.STOPPED_SECONDS
     monkeypatch.setattr(module, "STOPPED_SECONDS", 0.3)
     monkeypatch.setattr(uploads, "PART_BYTES", 2)
     before = set(threading.enumerate())

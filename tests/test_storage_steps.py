@@ -139,9 +139,9 @@ def test_a_killed_training_goes_on_at_another_machine(sandbox: Sandbox, store: s
     killed(step, given, tmp_path / "log", (hurry,), (at_step, 25, kill))
     lose_the_disk(sandbox)
     assert run(step, given) == 0
-    assert place.record(given)["resumed_from_step"] == 20
-    assert contents(local_copy(Path(given["--out"]))) == usual(place, step)
-    assert place.work(step, "*") == [] and list_objects(f"{store}/work") == []
+    assert sandbox.record(given)["resumed_from_step"] == 20
+    assert contents(local_copy(Path(given["--out"]))) == usual(sandbox, step)
+    assert sandbox.work(step, "*") == [] and list_objects(f"{store}/work") == []
 
 
 def test_the_last_checkpoint_is_waited_for(sandbox: Sandbox, store: str, tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def test_the_last_checkpoint_is_waited_for(sandbox: Sandbox, store: str, tmp_pat
     assert set(in_store(store, step)) >= {"model-interrupted.pt"}
     lose_the_disk(sandbox)
     assert run(step, given) == 0
-    assert place.record(given)["resumed_from_step"] == 13
-    assert contents(Path(given["--out"])) == usual(place, step)
+    assert sandbox.record(given)["resumed_from_step"] == 13
+    assert contents(Path(given["--out"])) == usual(sandbox, step)
     assert list_objects(f"{store}/work") == []
 
 
@@ -228,7 +228,7 @@ def test_s3_that_is_away_stops_no_training(
     assert run(step, given) == 0
     lines = "".join(told).splitlines()
     assert len(lines) == 2 and all(line.startswith(f"train_supernet: {store}/work/train_supernet/") for line in lines)
-    assert contents(local_copy(Path(given["--out"]))) == usual(place, step)
+    assert contents(local_copy(Path(given["--out"]))) == usual(sandbox, step)
     assert list_objects(f"{store}/work") == []
 
 

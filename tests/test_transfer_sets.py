@@ -16,8 +16,8 @@ from user_images import write_images
 from autoformer.errors import AutoFormerError
 from autoformer.images.archives import EncodedImages
 from autoformer.images.card import DatasetCard, read_card
-from autoformer.images.loading import load_images, read_archive, read_rows
-from commands.deliver import PUBLISHED, deliver, main
+from autoformer.images.split_images import load_images, read_archive, read_rows
+from commands.deliver import PUBLISHED, copy_verified, main
 from components.prepare_data import cifar as cifar_reader
 from components.prepare_data import class_folders, photo_sets, webdataset
 from components.prepare_data.delivered import Delivered

@@ -63,7 +63,7 @@ def curves(series: Sequence[Series], x_title: str, y_title: str, steps: bool = F
     return plot(frame, *parts, description=description, css="labelled")
 
 
-def scatter(candidates: Sequence[Outcome], front: Sequence[int], chosen: int) -> Markup:
+def scatter(candidates: Sequence[ScoredCandidate], front: Sequence[int], chosen: int) -> Markup:
     """Accuracy against parameters: a mark for each candidate, the Pareto front as steps.
 
     A mark has its candidate's index as `data-candidate`. Candidates that were stopped early are faint and below the

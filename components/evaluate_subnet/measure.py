@@ -55,7 +55,7 @@ def measure(
     card, labels = results.card, torch.from_numpy(images.labels)
     to_pixels = partial(model_pixels, channels=results.space.in_channels, image_size=results.space.image_size)
     batches: Iterable[Tensor]
-    if isinstance(images, Images):
+    if isinstance(images, DecodedSplit):
         batches = torch.split(torch.from_numpy(images.pixels), batch_size)
     else:
         batches = StreamedPixels(images.pictures, to_pixels, batch_size, worker_count(torch.device(device)))

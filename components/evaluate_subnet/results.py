@@ -25,7 +25,7 @@ Point = tuple[float, float]
 
 
 class Search(NamedTuple):
-    candidates: list[Outcome]  # evolution first; the ids of the baseline start again at 0
+    candidates: list[ScoredCandidate]  # evolution first; the ids of the baseline start again at 0
     chosen: int  # index in candidates
     progress: dict[str, list[Point]]  # column of progress.csv -> (candidates scored, best top-1 so far)
     metrics: dict[str, float]
@@ -47,7 +47,9 @@ class Results(NamedTuple):
     provenance: dict[str, Any]  # "train_supernet" and "retrain_subnet" -> provenance
 
 
-def read_all(arguments: argparse.Namespace, config: Config, decoded_mb: int) -> tuple[Results, Images | EncodedSplit]:
+def read_all(
+    arguments: argparse.Namespace, config: Config, decoded_mb: int
+) -> tuple[Results, DecodedSplit | EncodedSplit]:
     """Read and check every input. `decoded_mb`: memory for decoded test images; more are decoded while evaluating.
 
     Raises:
@@ -93,7 +95,7 @@ def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> 
     candidates = []
     for row in _rows(table, COLUMNS):
         try:
-            candidates.append(Outcome.from_row(row))
+            candidates.append(ScoredCandidate.from_row(row))
         except ValueError as error:
             raise AutoFormerError(f"{table}: candidate {row['id']}: {error}; run search_subnet again") from None
     same = [index for index, outcome in enumerate(candidates) if outcome.candidate.spec == chosen]

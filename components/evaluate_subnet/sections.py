@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from autoformer.candidates import Outcome
+from autoformer.candidates import ScoredCandidate
 from autoformer.evaluation import wilson_interval
 from autoformer.pareto import pareto_front
 from autoformer.subnet_text import ratio_text, size_text
@@ -98,7 +98,7 @@ def candidates(results: Results) -> dict[str, Any]:
     }
 
 
-def _described(outcome: Outcome, chosen: bool) -> dict[str, Any]:
+def _described(outcome: ScoredCandidate, chosen: bool) -> dict[str, Any]:
     """A candidate as report.js shows it in the panel beside the scatter plot."""
     candidate, spec = outcome.candidate, outcome.candidate.spec
     origin = _ORIGINS.get(candidate.origin, candidate.origin)

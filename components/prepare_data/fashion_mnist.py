@@ -7,6 +7,7 @@ import numpy as np
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
 from autoformer.images.split_files import Split, image_checksums
+from autoformer.images.split_images import check_archive, read_archive
 from components.prepare_data.delivered import Delivered, concatenate, make_rows
 
 NAME = "fashion-mnist"

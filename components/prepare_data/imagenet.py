@@ -29,7 +29,7 @@ from components.prepare_data.index_cache import Index, cached_index
 from components.prepare_data.tars import HashedStream, members
 from runtime.common.console import Progress
 from runtime.common.workspace import known_hashes
-from runtime.storage.places import ArchiveFile, ArchivePlace, archive_place, size_of, state_of
+from runtime.storage.data import ArchiveFile, ArchiveFolder, find_archives, size_of, state_of
 
 NAME = "imagenet-1k"
 TITLE = "ImageNet-1k"
@@ -103,7 +103,7 @@ def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] =
 
 def glance(data: Path, images: int = 2048) -> Delivered:
     """The first training images, unverified and all of the first class: enough to time the reading of one."""
-    folder = archive_place(data)
+    folder = find_archives(data)
     check_sizes(folder, _stated(data, PUBLISHED), PUBLISHED)
     with HashedStream(folder / TRAIN, hashes=()) as stream:
         found = [info for _, info in islice(_images(stream, size_of(folder / TRAIN)), images)]
@@ -120,7 +120,7 @@ def glance(data: Path, images: int = 2048) -> Delivered:
     )
 
 
-def check_sizes(folder: ArchivePlace, archives: Mapping[str, SourceArchive], published: Published) -> None:
+def check_sizes(folder: ArchiveFolder, archives: Mapping[str, SourceArchive], published: Published) -> None:
     """Raise `AutoFormerError` unless all archives are there, by name and size, without reading them."""
     for name, expected in published.archives.items():
         path, stated = folder / name, archives.get(name)

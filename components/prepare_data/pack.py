@@ -95,7 +95,7 @@ def pack(
     work = packs / f".{folder.name}.packing"
     report = packs / f"{folder.name}-{UNREADABLE}"
     packing = _Packing(source, work, report, shorter_side, channels, max_unreadable_percent, watch)
-    with alone(work, "packing"):
+    with hold_lock(work, "packing"):
         if (folder / CARD).exists() and read_pack(folder).hash == digest:
             packing.check_unreadable(read_pack(folder).unreadable, len(source.images), folder / UNREADABLE)
             return folder
@@ -228,7 +228,7 @@ class _Packing(NamedTuple):
         """The PNG, and width and height of the image as it was; or why it cannot be read."""
         try:
             upright = to_channels(open_image(image.path, self.shorter_side), self.channels)
-            resized = with_shorter_side(upright, self.shorter_side)
+            resized = resize_shorter_side(upright, self.shorter_side)
         except AutoFormerError as error:
             return str(error).removeprefix(f"{image.path}: ")
         out = io.BytesIO()

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from autoformer.errors import AutoFormerError
-from autoformer.images.archives import TOGETHER, EncodedImages
-from autoformer.images.loading import check_archive, check_places
+from autoformer.images.archives import PREFETCH_IMAGES, EncodedImages
 from autoformer.images.split_files import Split
+from autoformer.images.split_images import check_archive, check_places
 from components.prepare_data.delivered import Delivered, make_rows
 from components.prepare_data.pack import CARD, INDEX, PackCard, read_pack
 from runtime.common.tables import read_table
@@ -35,8 +35,8 @@ def read(data: Path) -> Delivered:
     check_places(rows, index, data, remote)
     encoded = EncodedImages(data, rows, card.channels, reader=remote)
     for number, checksum in enumerate(rows.checksums.tolist()):  # the archives are as packed, the index may not be
-        if number % TOGETHER == 0:
-            encoded.prefetch(range(number, min(number + TOGETHER, len(encoded))))
+        if number % PREFETCH_IMAGES == 0:
+            encoded.prefetch(range(number, min(number + PREFETCH_IMAGES, len(encoded))))
         if sha256(encoded.read(number)).hexdigest().encode() != checksum:
             raise AutoFormerError(f"{index}, line {number + 2}: another image lies there; pack the images again")
     return Delivered(

@@ -85,8 +85,8 @@ def statistics(delivered: Delivered, train: Split, data: Path) -> Statistics:
         encoded = EncodedImages(data, train, delivered.channels, delivered.upright, delivered.files, remote)
         counts = np.zeros((delivered.channels, 256), dtype=np.int64)
         for index in range(len(encoded)):
-            if index % TOGETHER == 0:
-                encoded.prefetch(range(index, min(index + TOGETHER, len(encoded))))
+            if index % PREFETCH_IMAGES == 0:
+                encoded.prefetch(range(index, min(index + PREFETCH_IMAGES, len(encoded))))
             for channel, pixels in enumerate(to_pixels(encoded.image(index))):
                 counts[channel] += np.bincount(pixels.reshape(-1), minlength=256)
         mean, std = value_statistics(counts)

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
 
 from autoformer.errors import AutoFormerError
-from runtime.storage.places import ArchiveFile, size_of
+from runtime.storage.data import ArchiveFile, size_of
 
 CHUNK_BYTES = 4 << 20  # read at once
 _QUEUED_CHUNKS = 4  # that may wait for a hash

@@ -24,7 +24,7 @@ from components.prepare_data.index_cache import Index, cached_index
 from components.prepare_data.sources import SPLIT_OF, SUFFIXES
 from components.prepare_data.tars import HashedStream, Member, members, read_tar
 from runtime.common.console import Progress
-from runtime.storage.places import ArchiveFile, ArchivePlace, archive_place, size_of, state_of
+from runtime.storage.data import ArchiveFile, ArchiveFolder, find_archives, size_of, state_of
 
 CLASS_NAMES = "classes.txt"
 _LABELS = ("cls", "json")
@@ -157,7 +157,7 @@ def _label(file: Member, extension: str, path: ArchiveFile) -> int | str | None:
     return label
 
 
-def _class_names(labels: set[int | str], root: ArchivePlace) -> tuple[str, ...]:
+def _class_names(labels: set[int | str], root: ArchiveFolder) -> tuple[str, ...]:
     numbers = {label for label in labels if isinstance(label, int)}
     if numbers and numbers != labels:
         raise AutoFormerError(f"{root}: some labels are numbers and some are names; use the one or the other")

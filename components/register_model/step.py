@@ -21,7 +21,7 @@ from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import add_folder_arguments
 from runtime.steps.step_context import open_step
 from runtime.tracking.provenance import git_commit
-from runtime.tracking.store import usual_patience_seconds
+from runtime.tracking.store import patience_seconds
 
 STEP = "register_model"
 FOLDERS = ("supernet", "search", "retrain", "evaluation")
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         tracked.headline({**facts.metrics, **facts.searched}, facts.model.subnet)
         if not tracked.run_id:
             raise AutoFormerError("the model registry is part of MLflow, which AUTOFORMER_TRACKING=off switches off")
-        tracked.flush(wait_seconds=usual_patience_seconds())
+        tracked.flush(wait_seconds=patience_seconds())
         champion = tracking.aliased_version(name, alias)
         decision = decide(facts.measured, minimum, Measured.from_tags(champion.tags) if champion else None)
         version, latency = champion.version if champion else None, None

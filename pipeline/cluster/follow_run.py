@@ -42,14 +42,14 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
             state = str(task.state)
             if state in _WORDS and printed.get(name) != state:
                 printed[name] = state
-                say(f"{name}: {_WORDS[state]}{_seconds(task) if state == 'SUCCEEDED' else ''}")
+                print_line(f"{name}: {_WORDS[state]}{_seconds(task) if state == 'SUCCEEDED' else ''}")
         if run.state in ENDED:
             break
         time.sleep(POLL_SECONDS)
     if run.state == "SUCCEEDED":
-        say(f"the run succeeded: {client.page(run_id)}")
+        print_line(f"the run succeeded: {client.page(run_id)}")
         return 0
-    say(f"submit: {_failure(run, client)}", sys.stderr)
+    print_line(f"submit: {_failure(run, client)}", sys.stderr)
     return 1
 
 

@@ -75,7 +75,7 @@ def _run(arguments: argparse.Namespace, state: list[str]) -> int:
         return _follow(_connect(arguments, cluster), arguments.run, state)
     if arguments.terminate:
         _connect(arguments, cluster).terminate_run(arguments.terminate)
-        say(f"run {arguments.terminate}: termination requested")
+        print_line(f"run {arguments.terminate}: termination requested")
         return 0
     if arguments.every == schedules.NEVER:
         return _end_recurring(_connect(arguments, cluster), arguments)
@@ -97,7 +97,7 @@ def _run(arguments: argparse.Namespace, state: list[str]) -> int:
     name = f"{_title(arguments)} {time.strftime('%Y-%m-%d %H:%M:%S')} {uuid.uuid4().hex[:6]}"
     state[0] = f"the run '{name}' may have been started; {client.host} lists it"
     run_id = client.start(name, start)
-    say(f"run {run_id}: {config.name} on {arguments.data}\n{client.page(run_id)}")
+    print_line(f"run {run_id}: {config.name} on {arguments.data}\n{client.page(run_id)}")
     return _follow(client, run_id, state) if arguments.wait else 0
 
 
@@ -111,7 +111,7 @@ def _warn_of_age(client: "KfpClient") -> None:
     version = client.version()
     if version is not None and version < OLDEST:
         made_for = f"the package is made for {OLDEST[0]}.{OLDEST[1]}"
-        say(f"{client.host}: KFP {version[0]}.{version[1]}; {made_for}", sys.stderr)
+        print_line(f"{client.host}: KFP {version[0]}.{version[1]}; {made_for}", sys.stderr)
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
@@ -169,7 +169,7 @@ def _upload(client: "KfpClient", cluster: Cluster | None, fresh: bool) -> Any:
         content = list(yaml.load_all(package.read_text(encoding="utf-8"), yaml.CSafeLoader))
         name = f"{PIPELINE}-{hash_value(content)[:12]}"
         version, is_new = client.upload(PIPELINE, name, package, f"source {package_code()}, image {image}")
-    say(f"pipeline '{PIPELINE}', version {name}{'' if is_new else ', which was there already'}")
+    print_line(f"pipeline '{PIPELINE}', version {name}{'' if is_new else ', which was there already'}")
     return version
 
 
@@ -195,7 +195,7 @@ def _end_recurring(client: "KfpClient", arguments: argparse.Namespace) -> int:
         raise AutoFormerError(f"no recurring run '{name}' in the experiment '{arguments.experiment}'")
     for each in former:
         client.end_recurring(each)
-        say(f"recurring run '{name}', {each}: ended; the runs that it has started stay")
+        print_line(f"recurring run '{name}', {each}: ended; the runs that it has started stay")
     return 0
 
 

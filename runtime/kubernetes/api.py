@@ -161,7 +161,7 @@ class KubernetesApi:
 
         Raises:
             AutoFormerError: the API refuses it.
-            Fallen: the API has not answered for `outage_seconds`.
+            JobFailed: the API has not answered for `outage_seconds`.
         """
         reported = False
 
@@ -173,7 +173,7 @@ class KubernetesApi:
         def report(error: OSError, failures: int) -> None:
             nonlocal reported
             if failures == 2:  # a single failure is not worth a line
-                say(f"the Kubernetes API does not answer ({error}); asking again", sys.stderr)
+                print_line(f"the Kubernetes API does not answer ({error}); asking again", sys.stderr)
                 reported = True
 
         patience = self._patience
@@ -181,7 +181,7 @@ class KubernetesApi:
         try:
             answer = retry(attempt, OSError, within(patience.outage_seconds, pauses), report)
         except OSError as error:
-            raise Fallen(
+            raise JobFailed(
                 f"the Kubernetes API does not answer ({error}); the job goes on without this process, and the "
                 "same command follows it again",
                 LOST,
@@ -191,7 +191,7 @@ class KubernetesApi:
                 return None
             raise self._refusal(refused, verb, resource) from None
         if reported:
-            say("the Kubernetes API answers again", sys.stderr)
+            print_line("the Kubernetes API answers again", sys.stderr)
         return answer
 
     def _refusal(self, refused: RefusedError, verb: str, resource: str) -> AutoFormerError:

@@ -32,7 +32,7 @@ def follow_job(api: KubernetesApi, name: str, step: str, patience: Patience) -> 
     """Wait until a job is complete; print the log of its first machine, and what it waits for.
 
     Raises:
-        Fallen: why it did not complete, with the exit code of the container that failed first.
+        JobFailed: why it did not complete, with the exit code of the container that failed first.
     """
     log, report = LogThread(api, name, patience), _Report(api, step, name)
     log.start()
@@ -40,7 +40,7 @@ def follow_job(api: KubernetesApi, name: str, step: str, patience: Patience) -> 
         while True:
             job = api.get(name)
             if job is None or job["metadata"].get("deletionTimestamp"):
-                raise Fallen(f"the job {name} was deleted; the same command goes on from the last checkpoint", LOST)
+                raise JobFailed(f"the job {name} was deleted; the same command goes on from the last checkpoint", LOST)
             pods = api.pods(name)
             log.set_pods(pods)
             failed = condition(job, "Failed")
@@ -131,7 +131,7 @@ class _End(NamedTuple):
     why: str
 
 
-def _failure(api: KubernetesApi, job: Object, failed: Object, pods: list[Object]) -> Fallen:
+def _failure(api: KubernetesApi, job: Object, failed: Object, pods: list[Object]) -> JobFailed:
     name, machines = job["metadata"]["name"], job["spec"]["trainer"]["numNodes"]
     if failed.get("reason") == "DeadlineExceeded":
         return JobFailed(
@@ -145,13 +145,13 @@ def _failure(api: KubernetesApi, job: Object, failed: Object, pods: list[Object]
     if first is None:
         _print_errors(_events(api, name))
         reason = f"{failed.get('reason', '')}: {failed.get('message', '')}".strip(": ")
-        return Fallen(f"the job {name} failed ({reason}); none of its pods is left to say more", 1)
+        return JobFailed(f"the job {name} failed ({reason}); none of its pods is left to say more", 1)
     pod = first.pod["metadata"]["name"]
     _print_errors([f"last lines of {pod}:"])
     with contextlib.suppress(OSError, RefusedError):  # the pod may be gone with its machine
         _print_errors(f"  {line.partition(' ')[2]}" for line in api.log(pod, tail_lines=TAIL_LINES))
     _print_errors(_events(api, pod))
-    return Fallen(f"machine {index_of(first.pod)} of {machines}: {first.why}", first.code)
+    return JobFailed(f"machine {index_of(first.pod)} of {machines}: {first.why}", first.code)
 
 
 def _end(pod: Object) -> _End | None:
@@ -177,4 +177,4 @@ def _events(api: KubernetesApi, about: str) -> list[str]:
 
 def _print_errors(lines: Iterable[str]) -> None:
     for line in lines:
-        say(line, sys.stderr)
+        print_line(line, sys.stderr)

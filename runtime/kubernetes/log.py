@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from runtime.common.console import say
+from runtime.common.console import print_line
 from runtime.kubernetes.api import KubernetesApi, Object, Patience, RefusedError, container_state, index_of
 
 SKEW_SECONDS = 300  # that the clocks of two machines may differ

@@ -71,8 +71,8 @@ def _checked(step: str, argv: Sequence[str], settings: JobSettings) -> list[str]
     Raises:
         AutoFormerError: the step is not shared, or these machines cannot share its configuration.
     """
-    if step not in STEPS:
-        raise AutoFormerError(f"one process does this step; a job on several machines is for {', '.join(STEPS)}")
+    if step not in SHARED_STEPS:
+        raise AutoFormerError(f"one process does this step; a job on several machines is for {', '.join(SHARED_STEPS)}")
     arguments = pairs(argv)
     overrides = [value for name, value in arguments if name == "--set"]
     source = dict(arguments).get("--config")

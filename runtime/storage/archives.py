@@ -21,7 +21,7 @@ from multiprocessing.pool import AsyncResult
 from typing import Any
 
 from autoformer.errors import AutoFormerError
-from autoformer.images.source import Place
+from autoformer.images.source import ByteRange
 from runtime.storage.cache import PieceCache, pieces_of, staging_bytes
 from runtime.storage.client import S3Uri, prefetched, read_object, request_threads
 from runtime.storage.errors import ChangedError, MissingError
@@ -37,7 +37,7 @@ class S3Archives:
     listing travels with the pickle; each process has its own connections and threads.
     """
 
-    _in_flight: tuple[int, dict[Place, AsyncResult[bytes]]] = 0, {}  # process, and its requests
+    _in_flight: tuple[int, dict[ByteRange, AsyncResult[bytes]]] = 0, {}  # process, and its requests
 
     def __init__(self, folder: str) -> None:
         self.uri = S3Uri.parse(folder)
@@ -73,12 +73,12 @@ class S3Archives:
 
     def __call__(self, archive: str, offset: int, size: int, /) -> bytes:
         """Fewer bytes than `size` where the archive ends before them."""
-        place = Place(archive, offset, size)
+        place = ByteRange(archive, offset, size)
         process, requests = self._in_flight  # which a forked process inherits, but nobody answers there
         result = requests.get(place) if process == os.getpid() else None
         return result.get() if result else self._read(place)
 
-    def prefetch(self, places: Sequence[Place]) -> None:
+    def prefetch(self, places: Sequence[ByteRange]) -> None:
         submit = request_threads().apply_async
         wanted = [place for place in places if not (self.cache and self.cache.has(*place))]
         self._in_flight = os.getpid(), {place: submit(self._read, (place,)) for place in wanted}
@@ -86,13 +86,13 @@ class S3Archives:
     def reread(self, archive: str, offset: int, size: int) -> bytes:
         if self.cache:
             self.cache.invalidate(archive, offset, size)
-        return self._fetch(Place(archive, offset, size))
+        return self._fetch(ByteRange(archive, offset, size))
 
-    def _read(self, place: Place) -> bytes:
+    def _read(self, place: ByteRange) -> bytes:
         content = self.cache.read(*place) if self.cache else None
         return self._fetch(place) if content is None else content
 
-    def _fetch(self, place: Place) -> bytes:
+    def _fetch(self, place: ByteRange) -> bytes:
         entry, uri = self.entry(place.archive), self.uri / place.archive
         size = min(place.size, entry.bytes - place.offset)
         try:
@@ -108,7 +108,7 @@ class S3Archives:
             self.cache.acquire()
         return prefetched(self.piece, pieces_of(archive, self.size_of(archive)))
 
-    def piece(self, piece: Place) -> bytes:
+    def piece(self, piece: ByteRange) -> bytes:
         """A piece from the cache, or from S3 and then cached."""
         is_cached, content = self.cache and self.cache.has(*piece), self._read(piece)
         if self.cache and not is_cached:

@@ -82,7 +82,7 @@ def local_copy(folder: Path) -> Path:
             )
 
     copy = work_root() / "fetched" / content
-    with in_turn(copy):
+    with wait_for_lock(copy):
         if not copy.is_dir() or hash_path(copy) != content:
             try:
                 download_files(files, lambda file: uri / file.name, copy, complete)

@@ -20,7 +20,7 @@ from typing import IO
 from autoformer.files import hash_value
 from autoformer.images.source import ByteRange
 from autoformer.locks import lock
-from runtime.common.locks import in_turn
+from runtime.common.locks import wait_for_lock
 from runtime.common.processes import gigabytes_in_environment
 from runtime.common.workspace import work_root
 from runtime.storage.objects import Entry
@@ -61,7 +61,7 @@ class CacheFolder:
 
 
 def _eviction_lock() -> contextlib.AbstractContextManager[None]:
-    return in_turn(staging_root() / "cache")
+    return wait_for_lock(staging_root() / "cache")
 
 
 def free_space(wanted: int) -> int:
@@ -84,9 +84,9 @@ def free_space(wanted: int) -> int:
     return max(0, free)
 
 
-def pieces_of(archive: str, size: int) -> Iterator[Place]:
+def pieces_of(archive: str, size: int) -> Iterator[ByteRange]:
     """All pieces of an archive, in order."""
-    return (Place(archive, start, min(PIECE, size - start)) for start in range(0, size, PIECE))
+    return (ByteRange(archive, start, min(PIECE, size - start)) for start in range(0, size, PIECE))
 
 
 class PieceCache(CacheFolder):
@@ -110,7 +110,7 @@ class PieceCache(CacheFolder):
             os.close(self._content)
             os.close(self._have)
 
-    def missing(self, archives: Iterable[str] | None = None) -> list[Place]:
+    def missing(self, archives: Iterable[str] | None = None) -> list[ByteRange]:
         """The pieces of some archives, by default of all, that are not cached."""
         names = self._spans if archives is None else archives
         return [piece for name in names for piece in pieces_of(name, self._spans[name][1]) if not self.has(*piece)]
@@ -147,7 +147,7 @@ class PieceCache(CacheFolder):
         if self._writer:
             self._writer.close()
 
-    def write(self, piece: Place, content: bytes) -> None:
+    def write(self, piece: ByteRange, content: bytes) -> None:
         """Add a piece of a tar, which then survives a power failure, if this process may write and there is space."""
         numbers = self._numbers(*piece)
         with self._lock:

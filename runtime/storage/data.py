@@ -15,7 +15,7 @@ import yaml
 from autoformer.errors import AutoFormerError
 from autoformer.files import FileState, hash_path, hash_value, write_text
 from autoformer.images.source import SOURCE, Source, archive_folder, parse_source, read_source
-from runtime.common.locks import in_turn
+from runtime.common.locks import wait_for_lock
 from runtime.common.workspace import known_hashes
 from runtime.storage.archives import S3Archive, S3Archives
 from runtime.storage.cache import CacheFolder, free_space, staging_bytes
@@ -143,7 +143,7 @@ def _open_remote(uri: S3Uri) -> Path:
 
     cached = CacheFolder(hash_value(["files", str(uri), objects])[:16])
     folder = cached.path / "files" / uri.bucket / uri.key
-    with in_turn(folder):
+    with wait_for_lock(folder):
         _download_missing(uri, [entry for entry in objects if not stays(entry) and entry.name != SOURCE], folder)
         if has_source or any(map(stays, objects)):
             source = _read_remote_source(uri) or Source(location=str(uri))

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 from autoformer.files import hash_file, hash_value
-from runtime.common.locks import in_turn
+from runtime.common.locks import wait_for_lock
 from runtime.storage.client import PREFETCH, S3Uri, prefetched, read_object
 from runtime.storage.errors import ChangedError
 from runtime.storage.objects import ObjectInfo, base64_of, head
@@ -32,7 +32,7 @@ def download(uri: S3Uri | str, path: Path, sha256: str | None = None) -> None:
     """
     uri = S3Uri.parse(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with in_turn(path):
+    with wait_for_lock(path):
         for attempt in range(1, TRIES + 1):
             info = head(uri)
             partial = path.with_name(f".{path.name}.{hash_value([str(uri), info.etag, info.bytes])[:8]}.part")

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Self, TypeVar
 
 from autoformer.files import hash_file, put_in_place
-from runtime.common.locks import in_turn
+from runtime.common.locks import wait_for_lock
 from runtime.storage import uploads
 from runtime.storage.client import S3Uri, read_object
 from runtime.storage.downloads import download
@@ -60,7 +60,7 @@ def download_folder(uri: S3Uri | str, folder: Path) -> None:
         StorageError: `folder` is unchanged.
     """
     uri = S3Uri.parse(uri)
-    with in_turn(folder):
+    with wait_for_lock(folder):
         download_files(read_manifest(uri)[0], lambda file: uri / file.name, folder)
 
 

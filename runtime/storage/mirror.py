@@ -26,7 +26,7 @@ from pathlib import Path
 
 from autoformer.errors import UnavailableError
 from autoformer.files import FileState
-from runtime.common.stopping import Stopped, seconds_since
+from runtime.common.stopping import Stopped, seconds_since_signal
 from runtime.storage import folders
 from runtime.storage.artifacts import store_uri
 from runtime.storage.client import S3Uri, read_object
@@ -249,7 +249,7 @@ class Mirror:
         return sorted(path for path in self.folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
     def _report(self, line: str) -> None:
-        from runtime.common.console import say
+        from runtime.common.console import print_line
 
         print_line(f"{self.step}: {line}", sys.stderr)
 
