@@ -124,8 +124,12 @@ def translate_errors(uri: str) -> Iterator[None]:
     except AutoFormerError:
         raise
     except Exception as error:  # MLflow, SQLAlchemy, requests and the file system each raise kinds of their own
+        from mlflow.exceptions import MlflowException
+
         no_answer = NoAnswerError(uri, reason(error))
-        if uri.startswith("http") and not is_refusal(error) and not _is_unauthorised(error):
+        # waiting does not help a step that begins without a password
+        unauthorised = isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)
+        if uri.startswith("http") and not is_refusal(error) and not unauthorised:
             raise no_answer from error
         raise AutoFormerError(str(no_answer)) from error
 
@@ -168,13 +172,6 @@ def is_refusal(error: Exception) -> bool:
     if getattr(response, "status_code", None) in (400, 404, 413):
         return True
     return isinstance(error, FileNotFoundError | TypeError | KeyError | ImportError)
-
-
-def _is_unauthorised(error: Exception) -> bool:
-    """A step that begins without a password ends at once; one at work waits, since it may be let in again."""
-    from mlflow.exceptions import MlflowException
-
-    return isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)
 
 
 @contextlib.contextmanager
