@@ -16,6 +16,7 @@ from autoformer.files import write_text
 from autoformer.space import SearchSpace
 from pipeline.cluster.settings import ON_GPUS, Cluster, Pod, Step
 from runtime.common.config import STEPS, Config, TrainingSection
+from runtime.kubernetes.job import SHARED_STEPS
 from runtime.kubernetes.settings import Name
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -94,8 +95,8 @@ printed.
     ON_A_CLUSTER: f"""\
 Keys of each section of `steps`, which are {_names(STEPS)}.
 
-GPUs are for {_names(ON_GPUS)}; several machines for {_names(SHARED_STEPS)}. The section `launcher`, for `resolve_config` and
-for pods that launch a job of several machines, takes {_names(Pod.model_fields)} of these keys.
+GPUs are for {_names(ON_GPUS)}; several machines for {_names(SHARED_STEPS)}. The section `launcher`, for `resolve_config`
+and for pods that launch a job of several machines, takes {_names(Pod.model_fields)} of these keys.
 """,
     "Environment": "The environment variables that a process reads. None decides a result.\n",
 }
