@@ -95,8 +95,8 @@ printed.
     ON_A_CLUSTER: f"""\
 Keys of each section of `steps`, which are {_names(STEPS)}.
 
-GPUs are for {_names(ON_GPUS)}; several machines for {_names(SHARED_STEPS)}. The section `launcher`, for `resolve_config`
-and for pods that launch a job of several machines, takes {_names(Pod.model_fields)} of these keys.
+GPUs are for {_names(ON_GPUS)}; several machines for {_names(SHARED_STEPS)}. The section `launcher`, for
+`resolve_config` and for pods that launch a job of several machines, takes {_names(Pod.model_fields)} of these keys.
 """,
     "Environment": "The environment variables that a process reads. None decides a result.\n",
 }
