@@ -122,7 +122,7 @@ def faulty(s3: S3Server, proxy_process: FaultyProxy, monkeypatch: pytest.MonkeyP
 @pytest.fixture(scope="session")
 def browser() -> "Iterator[Browser]":
     """Chromium. Where there is none its tests are skipped, unless `REQUIRE_BROWSER` says that there must be one."""
-    from benchmarks.screenshots import CHROMIUM, chromium
+    from docs.screenshots import CHROMIUM, chromium
 
     if not Path(CHROMIUM).exists():
         if os.environ.get("REQUIRE_BROWSER"):

@@ -14,7 +14,8 @@ import pytest
 from browser_store import Store
 from tracking_fixtures import make_empty_store, use_store
 
-from benchmarks.screenshots import (
+from commands import ui
+from docs.screenshots import (
     LARGEST_PICTURE,
     Served,
     mlflow_pages,
@@ -25,7 +26,6 @@ from benchmarks.screenshots import (
     unfold_first,
     watched,
 )
-from commands import ui
 from runtime.common.config import ROOT
 from runtime.tracking.store import connect, initialise
 from runtime.tracking.views import save_views

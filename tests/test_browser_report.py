@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from report_samples import SAMPLES, invent, make_report
 
-from benchmarks.screenshots import Watched, watched
+from docs.screenshots import Watched, watched
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -1,6 +1,6 @@
 """Do memory and open files grow while a step works? Watch 3,000 training steps and 500 scored candidates from outside.
 
-    python -m benchmarks.flatness --data data/fashion-mnist --out docs/flatness
+    python -m docs.flatness --data data/fashion-mnist --out docs/flatness
 
 The steps are the pipeline's own commands, on real images, with a worker process that augments and with MLflow. Every
 second their whole process tree is read from /proc: resident memory and open file descriptors. The slope is of a
@@ -193,7 +193,7 @@ def draw(path: Path, watched: Sequence[Watched]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.flatness", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m docs.flatness", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "fashion-mnist")
     parser.add_argument("--out", type=Path, required=True, help="path without ending")
     arguments = parser.parse_args(argv)

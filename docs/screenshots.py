@@ -1,4 +1,4 @@
-"""The pictures of docs/, taken from a real store and a real report: `python -m benchmarks.screenshots --help`.
+"""The pictures of docs/, taken from a real store and a real report: `python -m docs.screenshots --help`.
 
 The tests of the same pages use this module's browser.
 """
@@ -226,7 +226,7 @@ def take_report(browser: "Browser", report: Path, out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.screenshots", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m docs.screenshots", description=__doc__)
     parser.add_argument("--store", help="MLflow's address, such as sqlite:///mlflow.db, with two pipeline runs")
     parser.add_argument("--report", type=Path, help="a report.html")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the pictures (default: docs)")
