@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from browser_store import Store
+from tracking_fixtures import make_empty_store, use_store
+
+from commands import ui
 from docs.screenshots import (
     LARGEST_PICTURE,
     Served,
@@ -23,9 +26,6 @@ from docs.screenshots import (
     unfold_first,
     watched,
 )
-from tracking_fixtures import make_empty_store, use_store
-
-from commands import ui
 from runtime.common.config import ROOT
 from runtime.tracking.store import connect, initialise
 from runtime.tracking.views import save_views

@@ -11,6 +11,8 @@ import pytest
 from docs.screenshots import Watched, watched
 from report_samples import SAMPLES, invent, make_report
 
+from docs.screenshots import Watched, watched
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
