@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from docs.screenshots import Watched, watched
 from report_samples import SAMPLES, invent, make_report
 
 from docs.screenshots import Watched, watched

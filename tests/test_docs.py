@@ -11,9 +11,9 @@ from docs import check
 from docs.configuration import PAGE, page, rows, tables, undescribed
 from runtime.common.config import ROOT, load_config
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+LIBRARY = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
 HELP = "\n".join(f"make {name}   {text}" for name, text in check.help_texts().items() if name != "clean")
-EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", LIBRARY, re.MULTILINE | re.DOTALL)
 
 
 def test_the_documents_tell_the_truth() -> None:
@@ -122,9 +122,9 @@ def test_the_check_is_quick_and_needs_no_torch() -> None:
 
 
 @pytest.mark.parametrize("example", [text for text in EXAMPLES if ".pth" not in text])
-def test_the_readmes_examples_run(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_of_the_library_run(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(example, "README.md", "exec"), {})
+    exec(compile(example, "library.md", "exec"), {})
 
 
 def test_there_are_examples() -> None:
