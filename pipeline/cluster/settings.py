@@ -42,7 +42,8 @@ POD = {  # variables that describe the pod to itself: name -> field of the pod
 _LONGEST_PAUSE = 86_400  # between two attempts
 # KFP names the volume of a claim after the claim, beside volumes of its own, ours and Argo's.
 _VOLUMES = ("shm", "scratch", "temporary", "kfp-launcher", "gcs-scratch", "s3-scratch", "minio-scratch",
-            "dot-local-scratch", "dot-cache-scratch", "dot-config-scratch", "var-run-argo", "tmp-dir-argo", "ca-bundle")  # fmt: skip
+            "dot-local-scratch", "dot-cache-scratch", "dot-config-scratch", "var-run-argo",
+            "tmp-dir-argo", "ca-bundle")  # fmt: skip
 _MOUNTS = ("/gcs", "/s3", "/minio", "/.local", "/.cache", "/.config", "/kfp-launcher", "/var/run/argo")
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 _SECRET_NAMES = re.compile(
