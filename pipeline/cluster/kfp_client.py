@@ -146,7 +146,9 @@ class KfpClient(Client):
 
     def log(self, run_id: str, pod: str, namespace: str) -> list[str]:
         """The last lines of a pod's log, by the UI or by the API; empty where neither has it."""
-        ways = (  # only the UI has the first path, and only the API the second
+        ways: tuple[
+            tuple[str, list[tuple[str, str]]], ...
+        ] = (  # only the UI has the first path, and only the API the second
             ("/k8s/pod/logs", [("podname", pod), ("runid", run_id), ("podnamespace", namespace)]),
             (f"/apis/v1alpha1/runs/{quote(run_id, safe='')}/nodes/{quote(pod, safe='')}/log", []),
         )
