@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ import kfp_server_api as api
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
+from kfp_answers import Answers
 from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
@@ -60,7 +61,7 @@ class KfpServer:
         self.token: str | None = None  # that requests must have
         self.namespaces: set[str] = set()  # that it may use; empty: a server of one user
         self.old_version: str | None = None  # of a server whose v1 API reports it
-        self.speaks_v2 = True
+        self.speaks_v2 = self.is_api = True
         self.requests: list[tuple[str, str]] = []
         self.authorizations: list[str | None] = []
         self.cookies: list[str | None] = []
@@ -69,11 +70,14 @@ class KfpServer:
         self.experiments: dict[str, api.V2beta1Experiment] = {}
         self.runs: dict[str, api.V2beta1Run] = {}
         self.recurring: dict[str, api.V2beta1RecurringRun] = {}
-        self.story: list[dict[str, Any]] = []  # the states of a run, one for each request; the last one stays
+        self.story: list[Answers] = []  # the answers about a run, one for each request; the last one stays
+        self.logs: dict[str, str] = {}  # by pod
+        self.has_v1_runs = self.has_ui = True
         self.faults: list[Fault] = []
         self.terminated: list[str] = []
         self._lock = threading.RLock()
         self._polls = 0
+        self._look: Answers | None = None
         rules = {
             ("GET", f"{V2}/healthz"): self._healthz,
             ("GET", "/apis/v1beta1/healthz"): self._old_healthz,
@@ -86,6 +90,9 @@ class KfpServer:
             ("GET", f"{V2}/runs"): self._list_runs,
             ("POST", f"{V2}/runs"): self._create_run,
             ("GET", f"{V2}/runs/<run_id>"): self._get_run,
+            ("GET", "/apis/v1beta1/runs/<run_id>"): self._get_v1_run,
+            ("GET", "/apis/v1alpha1/runs/<run_id>/nodes/<node_id>/log"): self._api_log,
+            ("GET", "/k8s/pod/logs"): self._ui_log,
             ("POST", f"{V2}/runs/<run_id>:terminate"): self._terminate_run,
             ("GET", f"{V2}/recurringruns"): self._list_recurring,
             ("POST", f"{V2}/recurringruns"): self._create_recurring,
@@ -143,6 +150,8 @@ class KfpServer:
             status, value = int(error.code or 500), {"error": "Not Found", "code": 5, "message": "Not Found"}
         except RefusedError as refused:
             status, value = refused.status, _error(refused)
+        if isinstance(value, str):
+            return Response(value, status, content_type="text/plain")
         return Response(json.dumps(_MODELS.sanitize_for_serialization(value)), status, content_type=JSON)
 
     # The services
@@ -155,7 +164,8 @@ class KfpServer:
     def _old_healthz(self, request: Request) -> Any:
         if self.old_version is None:
             raise RefusedError(404, "Not Found")
-        return {"commit_sha": "0" * 40, "tag_name": self.old_version, "multi_user": bool(self.namespaces)}
+        tag = "tag_name" if self.is_api else "apiServerTagName"  # the UI answers for itself, with names of its own
+        return {tag: self.old_version, "multi_user": bool(self.namespaces)}
 
     def _list_pipelines(self, request: Request) -> Any:
         self._check_namespace(request.args.get("namespace"))
@@ -220,12 +230,27 @@ class KfpServer:
 
     def _get_run(self, request: Request, run_id: str) -> Any:
         run = self._known_run(run_id)
-        if self.story:
-            look = self.story[min(self._polls, len(self.story) - 1)]
-            self._polls += 1
-            run.state, run.error = look["state"], look.get("error")
-            run.run_details = api.V2beta1RunDetails(task_details=look.get("tasks", []))
-        return run
+        if not self.story:
+            return run
+        self._look = self.story[min(self._polls, len(self.story) - 1)]
+        self._polls += 1
+        return self._look.v2 | {"run_id": run_id, "display_name": run.display_name}
+
+    def _get_v1_run(self, request: Request, run_id: str) -> Any:
+        if not self.has_v1_runs:
+            raise RefusedError(404, "Not Found")
+        self._known_run(run_id)
+        return self._look.v1_text() if self._look else {"run": {"id": run_id}, "pipeline_runtime": {}}
+
+    def _ui_log(self, request: Request) -> Any:
+        if not self.has_ui or request.args["podname"] not in self.logs:
+            raise RefusedError(404, "Could not get main container logs")
+        return self.logs[request.args["podname"]]
+
+    def _api_log(self, request: Request, run_id: str, node_id: str) -> Any:
+        if node_id not in self.logs:
+            raise RefusedError(500, "Failed to read logs", is_upload=True)
+        return self.logs[node_id]
 
     def _terminate_run(self, request: Request, run_id: str) -> Any:
         self.terminated.append(self._known_run(run_id).run_id)
@@ -284,22 +309,6 @@ class KfpServer:
             kind = _KINDS[known[name]["parameterType"]]
             if not isinstance(value, kind):  # type: ignore[arg-type]
                 raise RefusedError(400, f"input parameter {name} requires type {known[name]['parameterType']}")
-
-
-def task(name: str, state: str, seconds: int = 0, message: str = "", pod: str = "", of: str = "", **below: str) -> Any:
-    """Details of a task, as a run has them.
-
-    Args:
-        of: the name in the UI, where it is not the task's own.
-        below: id -> pod of what KFP runs for the task.
-    """
-    start = datetime(2026, 1, 1, tzinfo=UTC)
-    return api.V2beta1PipelineTaskDetail(
-        task_id=name, display_name=of or name, state=state, start_time=start,
-        end_time=start + timedelta(seconds=seconds) if seconds else None,
-        error=api.GoogleRpcStatus(code=13, message=message) if message else None, pod_name=pod or None,
-        child_tasks=[api.PipelineTaskDetailChildTask(task_id=each, pod_name=its) for each, its in below.items()],
-    )  # fmt: skip
 
 
 def status(code: int, body: str = "", content_type: str = JSON, **headers: str) -> Callable[..., Response]:

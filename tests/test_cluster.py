@@ -190,12 +190,25 @@ def test_deadlines_and_retries_are_as_said(gpu: Package, multi_node: Package) ->
         retries = gpu.tasks[step].get("retryPolicy", {}).get("maxRetryCount", 0)
         assert retries == settings.retries.count
     assert gpu.tasks["train_supernet"]["retryPolicy"] == {
-        "maxRetryCount": 3, "backoffDuration": "60s", "backoffFactor": 2.0, "backoffMaxDuration": "3600s",
+        "maxRetryCount": 3, "backoffDuration": "60s", "backoffFactor": 2.0, "backoffMaxDuration": "100000000s",
     }  # fmt: skip
-    assert gpu.whole == {"activeDeadlineSeconds": 604800, "resourceTtlOnCompletion": 86400}
+    assert gpu.whole == {"activeDeadlineSeconds": 604800, "resourceTtlOnCompletion": 86400,
+                         "resourceTtlOnSuccess": 86400, "resourceTtlOnFailure": 86400}  # fmt: skip
     assert gpu.pods["resolve_config"].active_deadline_seconds == 3600
     assert gpu.tasks["resolve_config"]["retryPolicy"]["maxRetryCount"] == 2
     assert multi_node.pods["train_supernet"].active_deadline_seconds == 0  # a job may wait for its machines
+
+
+def test_the_window_of_retries_outlasts_all_attempts(gpu: Package, multi_node: Package) -> None:
+    """Argo's `maxDuration` counts from the start of the first attempt, and ends every later one."""
+    for package in (gpu, multi_node):
+        for step in STEPS:
+            settings = package.cluster.step(step)
+            if settings.retries.count:
+                policy = package.tasks[step]["retryPolicy"]
+                attempts = (settings.retries.count + 1) * (settings.deadline_seconds or 0)
+                assert int(policy["backoffMaxDuration"].removesuffix("s")) > 10 * attempts
+                assert float(policy["backoffFactor"]).is_integer()  # Argo reads an integer
 
 
 # --- several machines ---
@@ -328,6 +341,13 @@ def test_compiling_says_on_what_and_what_is_still_an_example(
         ("volumes=[{claim: a, mount: data}]", ["volumes.0.mount = 'data'", "absolute path"]),
         ("volumes=[{claim: a, mount: /x}, {claim: b, mount: /x}]", ["'b' is mounted at /x, where 'a' is"]),
         ("volumes=[{claim: a, mount: /tmp}]", ["'a' is mounted at /tmp, where temporary files is"]),
+        ("volumes=[{claim: a.b, mount: /x}]", ["the claim 'a.b' cannot be mounted by KFP"]),
+        (f"volumes=[{{claim: {'a' * 64}, mount: /x}}]", ["at most 63 characters"]),
+        ("volumes=[{claim: scratch, mount: /x}]", ["the claim 'scratch' cannot be mounted by KFP"]),
+        ("volumes=[{claim: gcs-scratch, mount: /x}]", ["the claim 'gcs-scratch' cannot"]),
+        ("volumes=[{claim: a, mount: /minio}]", ["'a' is mounted at /minio, where KFP has its own files"]),
+        ("steps.train_supernet.retries.backoff_factor=1.5", ["backoff_factor = 1.5", "integer"]),
+        ("steps.train_supernet.retries={count: 20, backoff_seconds: 60}", ["the last pause would be", "86400"]),
         ("env.AUTOFORMER_JOB='{}'", ["AUTOFORMER_JOB is set for each pod"]),
         ("env.KFP_RUN_ID=1", ["KFP_RUN_ID is set for each pod"]),
         ("env.MLFLOW_TRACKING_USERNAME=me", ["MLFLOW_TRACKING_USERNAME is given more than once"]),

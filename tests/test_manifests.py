@@ -2,6 +2,7 @@
 
 import fnmatch
 import importlib.util
+import json
 import re
 import shutil
 import stat
@@ -191,6 +192,18 @@ def test_kfps_storage_gets_the_secret_of_its_users() -> None:
     assert OURS["mlflow"].generated("secret")["autoformer-s3"] == {"access_key", "secret_key"}
     generator = OURS["kfp"].content["secretGenerator"][0]
     assert (generator["behavior"], generator["namespace"]) == ("replace", "kubeflow")
+
+
+def test_kfp_is_made_to_try_failed_steps_again() -> None:
+    """KFP's defaults retry errors of Kubernetes alone (`retryPolicy: OnError`)."""
+    (patch,) = (yaml.safe_load(each["patch"]) for each in OURS["kfp"].content["patches"]
+                if each["target"]["name"] == "ml-pipeline")  # fmt: skip
+    (container,) = patch["spec"]["template"]["spec"]["containers"]
+    (variable,) = container["env"]
+    assert (container["name"], variable["name"]) == ("ml-pipeline-api-server", "COMPILED_PIPELINE_SPEC_PATCH")
+    assert json.loads(variable["value"]) == {
+        "templateDefaults": {"retryStrategy": {"limit": "0", "retryPolicy": "Always"}}
+    }
 
 
 def mlflow_server() -> list[str]:

@@ -1,19 +1,24 @@
 """`make submit` against a server that speaks the real paths of KFP's API, over HTTP, with what goes wrong there."""
 
+import http.server
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import yaml
 from compiled import on_a_short_stack
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from kfp_api_server import V2, KfpServer, page, reset, slow, status, task
+from kfp_answers import answers
+from kfp_api_server import V2, KfpServer, page, reset, slow, status
 from werkzeug.serving import generate_adhoc_ssl_pair
 
 from autoformer.errors import AutoFormerError
@@ -28,13 +33,14 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
+def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KfpServer]:
     """A server of one user, that wants no token; the client pauses for no time."""
     for name in ("KFP_TOKEN", "KFP_TOKEN_FILE", "KFP_HOST", "KF_PIPELINES_UI_ENDPOINT", "SSL_CERT_FILE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("no_proxy", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path_factory.mktemp("no-cluster") / "config"))
     monkeypatch.setattr(kfp_client, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(follow_run, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(submit, "write_package", _package)
@@ -161,7 +167,7 @@ def test_a_clusters_settings_go_along(kfp: KfpServer, capsys: Capture, tmp_path:
     kfp.story = [FAILED]
     cluster = a_cluster(tmp_path)
     assert run(kfp, "--cluster", cluster, "--data", "/data/images", "--wait") == 1
-    assert "kubectl -n mine logs pod-2 -c main" in capsys.readouterr().err
+    assert "kubectl -n kubeflow logs autoformer-n9pj2-" in capsys.readouterr().err  # where the workflow says it is
     (started,) = kfp.runs.values()
     assert started.service_account == "runner"
     (version,) = kfp.versions.values()
@@ -330,6 +336,9 @@ def test_an_older_server_is_told_of(kfp: KfpServer, capsys: Capture) -> None:
     kfp.old_version = "2.4.1"
     assert run(kfp, *DATA) == 0
     assert "KFP 2.4; the package is made for 2.17" in capsys.readouterr().err
+    kfp.is_api = False  # the UI, which names the version otherwise
+    assert run(kfp, *DATA) == 0
+    assert "KFP 2.4; the package is made for 2.17" in capsys.readouterr().err
 
 
 def test_a_server_that_is_slow(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
@@ -408,76 +417,138 @@ def test_bad_addresses(host: str, message: str, capsys: Capture, monkeypatch: An
 # Following
 
 
-def story(*looks: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(looks)
+def train_supernet_starts() -> str:
+    (task,) = (each for each in answers("succeeded").v2["run_details"]["task_details"]
+               if each.get("display_name") == "train-supernet")  # fmt: skip
+    return str(task["state_history"][0]["update_time"][11:19])
 
 
-GOOD = story(
-    {"state": "PENDING"},
-    {"state": "RUNNING", "tasks": [task("root", "RUNNING"), task("resolve-config", "RUNNING")]},
-    {"state": "RUNNING", "tasks": [task("resolve-config", "SUCCEEDED", 4), task("prepare-data-driver", "RUNNING")]},
-    {
-        "state": "RUNNING",
-        "tasks": [
-            task("resolve-config", "SUCCEEDED", 4),
-            task("prepare-data", "SKIPPED"),
-            task("train-supernet", "RUNNING"),
-        ],
-    },
-    {"state": "SUCCEEDED", "tasks": [task("resolve-config", "SUCCEEDED", 4), task("train-supernet", "SUCCEEDED", 61)]},
-)
+GOOD = [answers("succeeded").at(time) for time in ("02:56:53", "02:57:15", train_supernet_starts())] + [
+    answers("succeeded")
+]
+FAILED = answers("refused")
+POD = "autoformer-n9pj2-metadata-0-2-retry-system-container-impl-1267749897"
+LOG = """\
+I1127 03:05:19.101 launcher_v2.go:90] input ComponentSpec
+KFP executor: loading module
+resolve_config: reading the data
+resolve_config: s3://autoformer/data/nothing: no such folder
+F1127 03:05:22.301 main.go:79] failed to execute component: exit status 2
+"""
 
 
 def test_a_run_is_followed_to_its_end(kfp: KfpServer, capsys: Capture) -> None:
     kfp.story = GOOD
     assert run(kfp, "--wait", *DATA) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[3:-1] == [
-        "resolve-config: runs",
-        "resolve-config: done, 4 s",
-        "prepare-data: taken from the cache",
-        "train-supernet: runs",
-        "train-supernet: done, 61 s",
-    ]
+    assert [re.sub(r"\d+ s$", "", line) for line in lines[3:-1]] == [
+        "resolve-config: runs", "resolve-config: done, ", "prepare-data: done, ", "train-supernet: runs",
+        *(f"{task}: done, " for task in follow_run.TASKS[2:]),
+    ]  # fmt: skip
     assert lines[-1].startswith("the run succeeded: http")
 
 
-FAILED = {
-    "state": "FAILED",
-    "error": {"code": 13, "message": "the run as a whole"},
-    "tasks": [
-        task("resolve-config", "SUCCEEDED", 4),
-        task("train-supernet", "FAILED", 9, driver="pod-1", attempt="pod-2"),
-        task("driver", "SUCCEEDED", 1, of="train-supernet-driver", pod="pod-1"),
-        task("attempt", "FAILED", 8, of="executor", pod="pod-2", message="Error (exit code 2)\n"),
-    ],
-}
+def test_a_task_from_the_cache_is_reported_as_such(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.story = [answers("cached")]
+    assert run(kfp, "--wait", *DATA) == 0
+    lines = capsys.readouterr().out.splitlines()
+    cached = [line.partition(":")[0] for line in lines if line.endswith(": taken from the cache")]
+    assert cached == ["prepare-data", "train-supernet", "search-subnet", "retrain-subnet", "evaluate-subnet"]
+    assert any(line.startswith("register-model: done, ") for line in lines)
 
 
-def test_a_failed_task_is_named_with_its_message_and_log(kfp: KfpServer, capsys: Capture) -> None:
-    kfp.story = [FAILED]
+@pytest.mark.parametrize("by", ["the UI", "the API"])
+def test_a_failed_run_ends_with_task_reason_pod_and_log(by: str, kfp: KfpServer, capsys: Capture) -> None:
+    kfp.story, kfp.logs, kfp.has_ui = [FAILED], {POD: LOG}, by == "the UI"
     assert run(kfp, "--wait", *DATA) == 1
     output = capsys.readouterr()
-    assert "train-supernet: failed" in output.out.splitlines()
+    assert "resolve-config: failed" in output.out.splitlines()
     (run_id,) = kfp.runs
-    assert output.err == (
-        "submit: train-supernet failed: Error (exit code 2); its log: kubectl -n kubeflow logs pod-2 -c main; "
-        f"{kfp.host}/#/runs/details/{run_id}\n"
-    )
+    log = f"kubectl -n kubeflow logs {POD} -c main"
+    assert output.err.splitlines() == [
+        f"the log of resolve-config ends with ({log}):",
+        "  KFP executor: loading module",
+        "  resolve_config: reading the data",
+        "  resolve_config: s3://autoformer/data/nothing: no such folder",
+        "submit: resolve-config failed: s3://autoformer/data/nothing: no such folder; main: Error (exit code 1); "
+        f"its log: {log}; {kfp.host}/#/runs/details/{run_id}",
+    ]
 
 
-@pytest.mark.parametrize(
-    ("look", "message"),
-    [
-        ({"state": "FAILED", "error": {"code": 13, "message": "no\nquota"}}, "the run failed: no quota"),
-        ({"state": "FAILED"}, "the run failed: no reason given"),
-        ({"state": "CANCELED", "tasks": [task("train-supernet", "CANCELED")]}, "the run was terminated"),
-    ],
-)
-def test_a_run_that_does_not_succeed(look: dict[str, Any], message: str, kfp: KfpServer, capsys: Capture) -> None:
-    kfp.story = [look]
+def test_a_log_comes_from_kubernetes_where_kfp_has_none(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+    kfp.story = [FAILED]
+    asked: list[tuple[str, str]] = []
+
+    class Cluster(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            asked.append((parts.path, dict(parse_qsl(parts.query))["container"]))
+            text = "".join(f"2026-11-27T03:05:20.1Z {line}\n" for line in LOG.splitlines()).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cluster) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        config = Path(os.environ["KUBECONFIG"])
+        cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
+        context = {"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "another"}}
+        user = {"name": "u", "user": {}}
+        content = {"clusters": [cluster], "contexts": [context], "users": [user], "current-context": "c"}
+        config.write_text(yaml.safe_dump(content))
+        assert run(kfp, "--wait", *DATA) == 1
+        server.shutdown()
+    assert asked == [(f"/api/v1/namespaces/kubeflow/pods/{POD}/log", "main")]
+    assert "resolve-config failed: s3://autoformer/data/nothing: no such folder; " in capsys.readouterr().err
+
+
+def test_without_a_log_the_command_that_prints_it_is_given(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.story = [FAILED]
     assert run(kfp, "--wait", *DATA) == 1
-    assert message in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert line.startswith(
+        "submit: resolve-config failed: main: Error (exit code 1); its log: kubectl -n kubeflow logs"
+    )
+    assert line.count("\n") == 1
+
+
+def test_a_server_without_workflows_leaves_the_logs_of_the_run(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.story, kfp.has_v1_runs = [FAILED], False
+    assert run(kfp, "--wait", *DATA) == 1
+    (run_id,) = kfp.runs
+    line = capsys.readouterr().err
+    assert line.startswith("submit: resolve-config failed: no reason given; its logs: kubectl -n kubeflow logs ")
+    assert f"-l pipeline/runid={run_id} -c main" in line
+
+
+@pytest.mark.parametrize("moments", [["03:12:12"], []], ids=["seen while it lasted", "seen after its end"])
+def test_a_terminated_run_is_reported_as_such(moments: list[str], kfp: KfpServer, capsys: Capture) -> None:
+    """KFP ends it as FAILED."""
+    ended = answers("terminated")
+    kfp.story = [*(ended.at(moment) for moment in moments), ended]
+    assert ended.v2["state"] == "FAILED"
+    assert run(kfp, "--wait", *DATA) == 1
+    output = capsys.readouterr()
+    assert output.out.splitlines().count("the run is being terminated") == 1
+    assert output.err.startswith("submit: the run was terminated: http")
+
+
+def test_every_further_attempt_of_a_task_is_reported(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+    retried = answers("retried_and_failed")
+    monkeypatch.setattr(follow_run, "TASKS", ("fail",))
+    starts = sorted(each["state_history"][0]["update_time"][11:19]
+                    for each in retried.v2["run_details"]["task_details"]
+                    if each["display_name"].startswith("executor("))  # fmt: skip
+    kfp.story = [*(retried.at(time) for time in starts), retried]
+    assert run(kfp, "--wait", *DATA) == 1
+    output = capsys.readouterr()
+    assert [line for line in output.out.splitlines() if line.startswith("fail: ")] == [
+        "fail: runs", "fail: runs, attempt 2", "fail: runs, attempt 3", "fail: failed, attempt 3",
+    ]  # fmt: skip
+    assert "fail failed in 3 attempts: main: Error (exit code 1); No more retries left; " in output.err
 
 
 def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
@@ -512,7 +583,7 @@ def test_a_run_is_followed_again_and_ended(kfp: KfpServer, capsys: Capture) -> N
     (run_id,) = kfp.runs
     kfp.story = GOOD
     assert run(kfp, "--run", run_id) == 0
-    assert "train-supernet: done, 61 s" in capsys.readouterr().out
+    assert "register-model: done, " in capsys.readouterr().out
     assert run(kfp, "--terminate", run_id) == 0 and kfp.terminated == [run_id]
     assert "Run gone not found" in refused(kfp, capsys, "--run", "gone")
     assert "Run gone not found" in refused(kfp, capsys, "--terminate", "gone")
@@ -521,11 +592,11 @@ def test_a_run_is_followed_again_and_ended(kfp: KfpServer, capsys: Capture) -> N
 def test_ctrl_c_leaves_the_run_running(kfp: KfpServer) -> None:
     assert run(kfp, *DATA) == 0
     (run_id,) = kfp.runs
-    kfp.story = [{"state": "RUNNING", "tasks": [task("train-supernet", "RUNNING")]}]
+    kfp.story = [answers("succeeded").at("02:57:15")]
     command = [sys.executable, "-m", "pipeline.cluster.submit", "--host", kfp.host, "--run", run_id]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert process.stdout.readline() == "train-supernet: runs\n"
+    assert process.stdout.readline() == "resolve-config: runs\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
@@ -561,8 +632,14 @@ def test_a_recurring_run_that_cannot_be_made_leaves_the_former(kfp: KfpServer, c
 
 
 def test_a_recurring_run_is_ended(kfp: KfpServer, capsys: Capture) -> None:
-    assert "no recurring run 'demo' in the experiment 'autoformer'" in refused(kfp, capsys, "--every", "never")
+    assert "no recurring run 'demo' in the experiment 'autoformer'; there is none" in refused(
+        kfp, capsys, "--every", "never"
+    )
     assert kfp.experiments == {}
+    assert run(kfp, "--every", "6h", "--preset", "smoke", *DATA) == 0
+    line = refused(kfp, capsys, "--every", "never")
+    assert "no recurring run 'demo' in the experiment 'autoformer'; there is 'smoke': PRESET names" in line
+    assert run(kfp, "--every", "never", "--preset", "smoke") == 0
     assert run(kfp, "--every", "6h", *DATA) == 0 and run(kfp, "--every", "never") == 0
     assert kfp.recurring == {}
 

@@ -2,11 +2,12 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.kfp_access import NoAnswerError
+from pipeline.cluster.pod_log import CONTAINER, last_lines, reason, without_launcher
+from pipeline.cluster.workflow import Workflow
 from runtime.common.config import STEPS
 from runtime.common.console import print_line
 from runtime.common.retrying import retry, within
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.kfp_client import KfpClient
 
 POLL_SECONDS = 5.0
+SHOWN_LINES = 15  # of a failed task's log
 OUTAGE_SECONDS = 900.0  # that the server may be away: the run needs it no longer
 TASKS = tuple(step.replace("_", "-") for step in ("resolve_config", *STEPS))  # in the order of the DAG
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
@@ -22,7 +24,7 @@ _WORDS = {
     "PENDING": "waits",
     "RUNNING": "runs",
     "SUCCEEDED": "done",
-    "SKIPPED": "taken from the cache",  # no task of the DAG has a condition, so nothing else skips it
+    "SKIPPED": "taken from the cache",  # as an executor alone can be: no task of the DAG has a condition
     "FAILED": "failed",
     "CANCELING": "is being terminated",
     "CANCELED": "terminated",
@@ -35,22 +37,47 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
     Raises:
         AutoFormerError: the server refuses a request, or has not answered for a quarter of an hour.
     """
-    printed: dict[str, str] = {}
+    printed: dict[str, tuple[str, int]] = {}
+    seen: list[tuple[str, str]] = []
+    workflow, is_terminated = None, False
     while True:
         run = _get_run(client, run_id)
-        for name, task in _tasks(run).items():
-            state = str(task.state)
-            if state in _WORDS and printed.get(name) != state:
-                printed[name] = state
-                print_line(f"{name}: {_WORDS[state]}{_seconds(task) if state == 'SUCCEEDED' else ''}")
+        tasks = _tasks(run)
+        now = sorted((str(part.display_name), str(part.state)) for part in _details(run))
+        if now != seen or run.state in ENDED:
+            seen, workflow = now, client.workflow(run_id)
+        for name, task in tasks.items():
+            attempt = workflow.attempts(name) if workflow else 0
+            if str(task.state) in _WORDS and printed.get(name) != (str(task.state), attempt):
+                is_again = printed.get(name, ("", 0))[0] == str(task.state)
+                if not is_again or attempt > 1:
+                    print_line(_line(name, task, attempt, workflow))
+                printed[name] = (str(task.state), attempt)
+        if _was_terminated(run) and not is_terminated:
+            is_terminated = True
+            print_line(f"the run {_WORDS['CANCELING']}")
         if run.state in ENDED:
             break
         time.sleep(POLL_SECONDS)
     if run.state == "SUCCEEDED":
         print_line(f"the run succeeded: {client.page(run_id)}")
         return 0
-    print_line(f"submit: {_failure(run, client)}", sys.stderr)
+    print_line(f"submit: {_failure(run, workflow, is_terminated, client)}", sys.stderr)
     return 1
+
+
+def _line(name: str, task: Any, attempt: int, workflow: Workflow | None) -> str:
+    state = str(task.state)
+    if state == "SUCCEEDED" and workflow is not None and workflow.is_cached(name):
+        return f"{name}: {_WORDS['SKIPPED']}"
+    again = f", attempt {attempt}" if attempt > 1 and state != "SUCCEEDED" else ""
+    return f"{name}: {_WORDS[state]}{again}{_seconds(task) if state == 'SUCCEEDED' else ''}"
+
+
+def _was_terminated(run: Any) -> bool:
+    """KFP ends a terminated run as FAILED: only its history keeps that it was CANCELING."""
+    history = [str(each.state) for each in run.state_history or []]
+    return "CANCELING" in (run.state, *history) or run.state == "CANCELED"
 
 
 def _get_run(client: "KfpClient", run_id: str) -> Any:
@@ -80,30 +107,32 @@ def _seconds(task: Any) -> str:
     return f", {(task.end_time - task.start_time).total_seconds():.0f} s"
 
 
-def _failure(run: Any, client: "KfpClient") -> str:
-    """Why the run did not succeed: the failed task, its message, and the command that prints its log."""
+def _failure(run: Any, workflow: Workflow | None, is_terminated: bool, client: "KfpClient") -> str:
+    """Why the run did not succeed, after the end of the failed task's log."""
     page = client.page(run.run_id)
-    if run.state in ("CANCELED", "SKIPPED"):
+    if is_terminated:
         return f"the run was terminated: {page}"
-    failed = next((task for task in _tasks(run).values() if task.state == "FAILED"), None)
-    if failed is None:
-        return f"the run failed: {_message([run])}; {page}"
-    parts = [failed, *_below(failed, {task.task_id: task for task in _details(run)})]
-    pod = next((part.pod_name for part in reversed(parts) if part.state == "FAILED" and part.pod_name), None)
-    log = f"; its log: kubectl -n {client.pod_namespace} logs {pod} -c main" if pod else ""
-    return f"{failed.display_name} failed: {_message([run, *parts])}{log}; {page}"
+    failed = workflow.failure() if workflow else None
+    if workflow is None or failed is None:
+        task = next((name for name, each in _tasks(run).items() if each.state == "FAILED"), "the run")
+        what = "the run failed" if task == "the run" else f"{task} failed"
+        told = (workflow.message if workflow else "") or _error(run)
+        logs = f"its logs: kubectl -n {client.pod_namespace} logs -l pipeline/runid={run.run_id} -c main --prefix"
+        return f"{what}: {told}; {logs}; {page}"
+    attempts = f" in {failed.attempts} attempts" if failed.attempts > 1 else ""
+    if failed.pod is None:
+        return f"{failed.task} failed{attempts}: {failed.message or 'no reason given'}; {page}"
+    namespace = workflow.namespace or client.pod_namespace
+    log = f"kubectl -n {namespace} logs {failed.pod} -c {CONTAINER}"
+    lines = last_lines(client, run.run_id, failed.pod, namespace)
+    if lines:
+        print_line(f"the log of {failed.task} ends with ({log}):", sys.stderr)
+        for line in (without_launcher(lines) or lines)[-SHOWN_LINES:]:
+            print_line(f"  {line}", sys.stderr)
+    parts = [reason(lines, failed.task), failed.message or "no reason given", f"its log: {log}", page]
+    return f"{failed.task} failed{attempts}: {'; '.join(filter(None, parts))}"
 
 
-def _below(task: Any, by_id: Mapping[str, Any]) -> Iterator[Any]:
-    """The tasks that KFP ran for a task: its driver, its executor, and the attempts of that."""
-    for child in task.child_tasks or []:
-        part = by_id.get(child.task_id or "")
-        if part is not None and part is not task:
-            yield part
-            yield from _below(part, by_id)
-
-
-def _message(parts: list[Any]) -> str:
-    """The last message of a failure, on one line."""
-    messages = [part.error.message for part in parts if part.error and part.error.message]
-    return " ".join(messages[-1].split())[:300] if messages else "no reason given"
+def _error(run: Any) -> str:
+    message = run.error.message if run.error else None
+    return " ".join(message.split())[:300] if message else "no reason given"

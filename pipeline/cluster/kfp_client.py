@@ -1,14 +1,16 @@
 """`kfp.Client` with time limits and retries, with one line for each refusal, and without surprises."""
 
 import contextlib
+import io
 import json
 import os
 import re
 import warnings
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import kfp_server_api as api
@@ -18,10 +20,12 @@ from urllib3 import exceptions
 
 from autoformer.errors import AutoFormerError
 from pipeline.cluster.kfp_access import OLDEST, MissingError, NoAnswerError, TakenError, address, token
+from pipeline.cluster.workflow import Workflow
 
 TIMEOUT_SECONDS = (10, 60)  # to connect, and between two parts of the answer
 RETRIES = 3  # of a request that creates nothing
 RETRY_SECONDS = 0.3  # before the first of them; doubled for each later one
+KEPT_LINES = 200  # of a log
 _FORWARD = "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80"
 Answer = TypeVar("Answer")
 
@@ -94,7 +98,9 @@ class KfpClient(Client):
                                         auth_settings=["Bearer"], _return_http_data_only=True)  # fmt: skip
         except AutoFormerError:
             return None
-        numbers = re.match(r"v?(\d+)\.(\d+)", str(health.get("tag_name", "")))
+        # Through the UI's port its front end answers, with names of its own.
+        tag = health.get("tag_name") or health.get("apiServerTagName") or ""
+        numbers = re.match(r"v?(\d+)\.(\d+)", str(tag))
         return (int(numbers[1]), int(numbers[2])) if numbers else None
 
     def upload(self, name: str, version: str, package: Path, description: str) -> tuple[Any, bool]:
@@ -129,11 +135,44 @@ class KfpClient(Client):
 
         return str(_create(lambda: find() or self.run_pipeline(job_name=name, **arguments)).run_id)
 
+    def workflow(self, run_id: str) -> Workflow | None:
+        """The Argo workflow of a run; None where it has none yet, or the server hands out none."""
+        try:
+            answer = self._api.call_api(f"/apis/v1beta1/runs/{quote(run_id, safe='')}", "GET", response_type="object",
+                                        auth_settings=["Bearer"], _return_http_data_only=True)  # fmt: skip
+            return Workflow(json.loads(answer["pipeline_runtime"]["workflow_manifest"]))
+        except (AutoFormerError, KeyError, TypeError, ValueError):
+            return None
+
+    def log(self, run_id: str, pod: str, namespace: str) -> list[str]:
+        """The last lines of a pod's log, by the UI or by the API; empty where neither has it."""
+        ways: tuple[
+            tuple[str, list[tuple[str, str]]], ...
+        ] = (  # only the UI has the first path, and only the API the second
+            ("/k8s/pod/logs", [("podname", pod), ("runid", run_id), ("podnamespace", namespace)]),
+            (f"/apis/v1alpha1/runs/{quote(run_id, safe='')}/nodes/{quote(pod, safe='')}/log", []),
+        )
+        for path, query in ways:
+            with contextlib.suppress(api.ApiException, exceptions.HTTPError, OSError, AutoFormerError):
+                response = self._call(path, "GET", query_params=query, auth_settings=["Bearer"],
+                                      _return_http_data_only=True, _preload_content=False,
+                                      _request_timeout=TIMEOUT_SECONDS)  # fmt: skip
+                response.auto_close = False  # for the wrapper, which reads on after the last byte
+                if "html" not in response.headers.get("Content-Type", ""):  # the UI's answer to what it has not
+                    return list(deque(io.TextIOWrapper(response, errors="replace"), KEPT_LINES))
+        return []
+
     def recurring(self, name: str, experiment: str) -> list[str]:
         """The ids of the recurring runs of that name, in the experiment of that name."""
         parent = self.find("experiments", experiment)
         runs = self.list_named("recurring_runs", name, experiment_id=parent.experiment_id) if parent else []
         return [str(run.recurring_run_id) for run in runs]
+
+    def recurring_names(self, experiment: str) -> list[str]:
+        """The names of all recurring runs of an experiment."""
+        parent = self.find("experiments", experiment)
+        answer = self.list_recurring_runs(page_size=100, experiment_id=parent.experiment_id) if parent else None
+        return sorted({str(run.display_name) for run in (answer and answer.recurring_runs) or []})
 
     def end_recurring(self, recurring_run_id: str) -> None:
         """Delete a recurring run; the runs that it has started stay."""

@@ -10,6 +10,10 @@ from pipeline.cluster.settings import POD, Cluster, Pod, Step
 from runtime.common.config import STEPS
 from runtime.kubernetes.settings import VARIABLE
 
+# Argo counts this from the start of the first attempt: later no attempt starts, and none goes on. It must outlast all
+# attempts and the time that they wait for machines; left out, KFP fills in an hour or none.
+RETRY_WINDOW = f"{10**8}s"
+
 
 def configure_task(cluster: Cluster, step: str, task: dsl.PipelineTask) -> None:
     """Set on what a task runs; for `pipeline.dag.build`."""
@@ -29,7 +33,7 @@ def configure_task(cluster: Cluster, step: str, task: dsl.PipelineTask) -> None:
             retries.count,
             backoff_duration=f"{retries.backoff_seconds}s",
             backoff_factor=retries.backoff_factor,
-            backoff_max_duration=f"{retries.backoff_max_seconds}s",
+            backoff_max_duration=RETRY_WINDOW,
         )
     _set_resources(task, pod)
     _set_identity(task, step, cluster)
@@ -41,8 +45,12 @@ def configure_task(cluster: Cluster, step: str, task: dsl.PipelineTask) -> None:
 
 def pipeline_config(cluster: Cluster) -> dsl.PipelineConfig:
     """The settings of a whole run."""
+    keep = cluster.keep_seconds  # all three: KFP's manifests set the latter two, which Argo prefers
     return dsl.PipelineConfig(
-        active_deadline_seconds=cluster.deadline_seconds, ttl_seconds_after_finished=cluster.keep_seconds
+        active_deadline_seconds=cluster.deadline_seconds,
+        ttl_seconds_after_finished=keep,
+        ttl_seconds_after_success=keep,
+        ttl_seconds_after_failure=keep,
     )
 
 

@@ -39,6 +39,12 @@ POD = {  # variables that describe the pod to itself: name -> field of the pod
     "KFP_NAMESPACE": "metadata.namespace",
 }
 
+_LONGEST_PAUSE = 86_400  # between two attempts
+# KFP names the volume of a claim after the claim, beside volumes of its own, ours and Argo's.
+_VOLUMES = ("shm", "scratch", "temporary", "kfp-launcher", "gcs-scratch", "s3-scratch", "minio-scratch",
+            "dot-local-scratch", "dot-cache-scratch", "dot-config-scratch", "var-run-argo",
+            "tmp-dir-argo", "ca-bundle")  # fmt: skip
+_MOUNTS = ("/gcs", "/s3", "/minio", "/.local", "/.cache", "/.config", "/kfp-launcher", "/var/run/argo")
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 _SECRET_NAMES = re.compile(
     r"(?!.*_(FILE|PATH|URI|URL)$)"
@@ -94,15 +100,24 @@ class ImageSettings(Frozen):
 class Retries(Frozen):
     count: int = Field(0, ge=0, le=20, description="that a failed task is started again; a step resumes where it was")
     backoff_seconds: int = Field(60, ge=0, description="before the first of them")
-    backoff_factor: float = Field(2.0, ge=1, description="of the pause, from one to the next")
-    backoff_max_seconds: int = Field(3600, ge=0, description="longest pause")
+    backoff_factor: int = Field(2, ge=1, le=10, strict=True, description="of the pause; an integer for Argo")
+
+    @model_validator(mode="after")
+    def _check_pauses(self) -> Self:
+        longest = self.backoff_seconds * self.backoff_factor ** max(0, self.count - 1)
+        if longest > _LONGEST_PAUSE:
+            raise ValueError(f"the last pause would be {longest} seconds; the limit is {_LONGEST_PAUSE}")
+        return self
 
 
 class Pod(Placement):
     cpu: Cores = Field(description="cores that are requested; more are used where they are free")
     memory: Bytes = Field(description="request and limit")
     deadline_seconds: int | None = Field(
-        None, gt=0, le=10**8, description="after which the pod, or the job of several machines, is ended"
+        None,
+        gt=0,
+        le=10**8,
+        description="of each attempt, after which the pod, or the job of several machines, is ended",
     )
     retries: Retries = Retries()
 
@@ -142,7 +157,10 @@ class Cluster(EveryPod):
     namespace: Name = Field(description="of the runs")
     deadline_seconds: int | None = Field(None, gt=0, le=10**8, description="of a whole run; null for none")
     keep_seconds: int | None = Field(
-        None, gt=0, le=10**8, description="that the pods of a run are kept after its end; null for KFP's own rule"
+        None,
+        gt=0,
+        le=10**8,
+        description="that the pods of a run are kept after its end; at most a day; null for KFP's own rule, an hour",
     )
     secrets: tuple[Secret, ...] = Field((), description="by name, for every pod")
     scratch: Scratch = Scratch()
@@ -184,6 +202,13 @@ class Cluster(EveryPod):
     def _check_mounts(self) -> Self:
         taken = {"/dev/shm": "shared memory", "/tmp": "temporary files", self.scratch.mount: "scratch"}
         for volume in self.volumes:
+            if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", volume.claim) or volume.claim in _VOLUMES:
+                raise ValueError(
+                    f"volumes: the claim '{volume.claim}' cannot be mounted by KFP, which names a volume after it: "
+                    f"at most 63 characters of a-z, 0-9 and -, and none of {', '.join(_VOLUMES)}"
+                )
+            if volume.mount in _MOUNTS:
+                raise ValueError(f"volumes: '{volume.claim}' is mounted at {volume.mount}, where KFP has its own files")
             if volume.mount in taken:
                 raise ValueError(
                     f"volumes: '{volume.claim}' is mounted at {volume.mount}, where {taken[volume.mount]} is"

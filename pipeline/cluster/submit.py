@@ -192,7 +192,9 @@ def _end_recurring(client: "KfpClient", arguments: argparse.Namespace) -> int:
     name = _title(arguments)
     former = client.recurring(name, arguments.experiment)
     if not former:
-        raise AutoFormerError(f"no recurring run '{name}' in the experiment '{arguments.experiment}'")
+        there = ", ".join(f"'{each}'" for each in client.recurring_names(arguments.experiment))
+        known = f"there is {there}: PRESET names the one to end" if there else "there is none"
+        raise AutoFormerError(f"no recurring run '{name}' in the experiment '{arguments.experiment}'; {known}")
     for each in former:
         client.end_recurring(each)
         print_line(f"recurring run '{name}', {each}: ended; the runs that it has started stay")

@@ -63,8 +63,8 @@ class KubernetesApi:
         self._kind = (GROUP, VERSION, namespace, PLURAL)
 
     @classmethod
-    def connect(cls, patience: Patience) -> "KubernetesApi":
-        """The cluster of this pod, or that of `KUBECONFIG`.
+    def connect(cls, patience: Patience, namespace: str = "") -> "KubernetesApi":
+        """The cluster of this pod, or that of `KUBECONFIG`; without a namespace, in that of the pod or the context.
 
         Raises:
             AutoFormerError: there is neither, or no namespace.
@@ -82,7 +82,7 @@ class KubernetesApi:
                 f"no cluster to launch a job in ({error}); run it in a pod, or set KUBECONFIG"
             ) from None
         configuration.retries = False  # `_request` repeats requests, and reports it
-        return cls(configuration, _namespace(), patience)
+        return cls(configuration, namespace or _namespace(), patience)
 
     def create(self, manifest: Object) -> Object | None:
         """Create a job; None where one of its name exists."""
@@ -126,7 +126,7 @@ class KubernetesApi:
         events.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime")))
         return [f"{event.get('type')} {event.get('reason')}: {event.get('message')}" for event in events]
 
-    def log(self, pod: str, follow: bool = False, **options: int | None) -> Iterator[str]:
+    def log(self, pod: str, follow: bool = False, container: str = CONTAINER, **options: int | None) -> Iterator[str]:
         """The lines of a pod's log, each after its time.
 
         Args:
@@ -141,7 +141,7 @@ class KubernetesApi:
 
         call = self._core.read_namespaced_pod_log
         timeout = (TIMEOUT_SECONDS[0], self._patience.silent_seconds)
-        arguments = {"container": CONTAINER, "timestamps": True, "_request_timeout": timeout, **options}
+        arguments = {"container": container, "timestamps": True, "_request_timeout": timeout, **options}
         with _translate_errors():
             if follow:
                 yield from Watch().stream(call, pod, self.namespace, **arguments)

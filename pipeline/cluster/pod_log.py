@@ -1,0 +1,52 @@
+"""The end of a task's log, by KFP or by Kubernetes, and the step's own reason in it."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from autoformer.errors import AutoFormerError
+from runtime.kubernetes.api import PATIENCE, KubernetesApi, RefusedError
+
+if TYPE_CHECKING:
+    from pipeline.cluster.kfp_client import KfpClient
+
+CONTAINER = "main"  # in which Argo runs a task
+TAIL_LINES = 200
+_STATUS = re.compile(r"exit status (\d+)\b")  # KFP's launcher ends with this line; the pod's own code is always 1
+_LAUNCHER = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ ")  # of KFP's launcher, not of the step
+
+
+def last_lines(client: "KfpClient", run_id: str, pod: str, namespace: str) -> list[str]:
+    """The last lines of a pod's log; empty where neither KFP nor Kubernetes has it."""
+    lines = client.log(run_id, pod, namespace) or _by_kubernetes(pod, namespace)
+    return [line.rstrip() for line in lines]
+
+
+def reason(lines: Sequence[str], task: str) -> str:
+    """The line that a step printed before it ended with a code of its own; empty where there is none.
+
+    A step that was killed, or failed with a traceback (code 1), has printed none.
+    """
+    ended = max((number for number, line in enumerate(lines) if _STATUS.search(line)), default=None)
+    if ended is None:
+        return ""
+    found = _STATUS.search(lines[ended])
+    if found is None or found[1] == "1":
+        return ""
+    starts = tuple(f"{name}: " for name in (task, task.replace("-", "_")))
+    own = [line for line in lines[:ended] if line.startswith(starts)]
+    return own[-1].partition(": ")[2] if own else ""
+
+
+def without_launcher(lines: Sequence[str]) -> list[str]:
+    """The lines of the step: those that KFP's launcher prints around them say nothing to a user."""
+    return [line for line in lines if line.strip() and not _LAUNCHER.match(line)]
+
+
+def _by_kubernetes(pod: str, namespace: str) -> list[str]:
+    """By the cluster of this pod, of KUBECONFIG or of ~/.kube/config, where it has the pod."""
+    try:
+        api = KubernetesApi.connect(PATIENCE, namespace)
+        return [line.partition(" ")[2] for line in api.log(pod, container=CONTAINER, tail_lines=TAIL_LINES)]
+    except (AutoFormerError, RefusedError, OSError):
+        return []

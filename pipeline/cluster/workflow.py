@@ -1,0 +1,78 @@
+"""The tasks of a run as Argo records them: attempts, cached results, and why a task failed.
+
+KFP's API v2beta1 gives a failed task neither a reason nor a pod, and links no task to its executor. The Argo workflow,
+which its API v1beta1 hands out, has all of it (seen on KFP 2.17.0 with Argo 4.0.8).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+_TASK = re.compile(r"[^.]+\.root\(\d+\)\.([^.()]+)")  # the whole name of a task's node
+_FAILED = ("Failed", "Error")
+_LONGEST_PREFIX = 241  # of a pod's name, before its hash
+
+
+class Failure(NamedTuple):
+    """The task that failed first."""
+
+    task: str
+    message: str  # Argo's, on one line
+    attempts: int
+    pod: str | None  # of the last attempt; None where no pod was made
+
+
+class Workflow:
+    """The Argo workflow of a run, as the parsed JSON of its manifest."""
+
+    def __init__(self, manifest: Mapping[str, Any]) -> None:
+        self.name = str(manifest["metadata"]["name"])
+        self.namespace = str(manifest["metadata"].get("namespace", ""))
+        status = manifest.get("status") or {}
+        self._message = status.get("message", "")
+        self._nodes = sorted((status.get("nodes") or {}).values(), key=lambda node: node.get("startedAt") or "")
+
+    def is_cached(self, task: str) -> bool:
+        """Whether KFP answered a task from its cache: the task's own node succeeds, only its executor is skipped."""
+        executors = [node for node in self._below(task) if node["displayName"] == "executor"]
+        return any(node["phase"] == "Skipped" for node in executors)
+
+    def attempts(self, task: str) -> int:
+        """How many pods a task has had."""
+        return len(self._pods(task))
+
+    def failure(self) -> Failure | None:
+        """Which task failed, and why; None where no task did."""
+        failed = [node for node in self._nodes if node["phase"] in _FAILED and _TASK.fullmatch(node["name"])]
+        if not failed:
+            return None
+        node = min(failed, key=lambda each: each.get("finishedAt") or "~")
+        task = str(node["displayName"])
+        below = [each for each in self._below(task) if each["phase"] in _FAILED]
+        pods = [each for each in below if each["type"] == "Pod"]
+        # the executor's own message says why no further attempt was made
+        told = [
+            each.get("message") for each in [*pods[-1:], *(each for each in below if each["type"] == "Retry"), node]
+        ]
+        messages = list(dict.fromkeys(" ".join(message.split()) for message in told if message))
+        pod = self._pod_name(pods[-1]) if pods else None
+        step = task.removesuffix("-driver")
+        return Failure(step, "; ".join(messages)[:300], max(1, self.attempts(task)), pod)
+
+    @property
+    def message(self) -> str:
+        """Of the run as a whole, on one line."""
+        return " ".join(str(self._message).split())[:300]
+
+    def _below(self, task: str) -> list[Mapping[str, Any]]:
+        """The nodes that Argo made for a task, in the order of their start."""
+        tops = [node["name"] for node in self._nodes if node["displayName"] == task and _TASK.fullmatch(node["name"])]
+        return [node for node in self._nodes if any(node["name"].startswith(f"{top}(") for top in tops)]
+
+    def _pods(self, task: str) -> list[Mapping[str, Any]]:
+        return [node for node in self._below(task) if node["type"] == "Pod"]
+
+    def _pod_name(self, node: Mapping[str, Any]) -> str:
+        """As Argo's `GeneratePodName` forms it; an id ends in the hash of the node's name."""
+        prefix = f"{self.name}-{node['templateName']}"[:_LONGEST_PREFIX]
+        return f"{prefix}-{node['id'].rpartition('-')[2]}"
