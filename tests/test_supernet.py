@@ -113,7 +113,7 @@ def test_separable_attention_is_its_plain_twin(grid: int, limit: int) -> None:
 
     expected = plain_attention(q, k, v, on_keys, on_values)
     qkv = torch.stack([q, k, v], dim=3)
-    out = attend_with_position(qkv, on_keys, on_values, position_features(grid, dim))
+    out = attend_with_position(qkv, on_keys(), on_values(), position_features(grid, dim), (grid, grid))
     close(out, expected)
 
     gradients = torch.autograd.grad((out * target).sum(), inputs)
@@ -125,8 +125,8 @@ def test_relative_position_matters() -> None:
     torch.manual_seed(0)
     one, other = (perturb(RelativePosition2D(2, 4), seed) for seed in (1, 2))
     qkv, features = drawn(1, 17, 2, 3, 4), position_features(4, 4)
-    out = attend_with_position(qkv, one, other, features)
-    swapped = attend_with_position(qkv, other, one, features)
+    out = attend_with_position(qkv, one(), other(), features, (4, 4))
+    swapped = attend_with_position(qkv, other(), one(), features, (4, 4))
     assert (out - swapped).abs().max() > 0.1
 
 
