@@ -20,6 +20,9 @@ One matrix product multiplies all queries with the vectors of all offsets. The s
 in its result, which moves by one entry from one row of queries to the next (the skewing of Music Transformer, arXiv
 1809.04281, in two dimensions). The value side is its transpose.
 
+That form has custom gradients and writes through strided views, which tracers and `torch.func` refuse; they take
+`autoformer.plain_attention`.
+
 Dimensions: B images, N tokens, P = g * g patches, H heads, d head_dim, W position features (2g, padded), L offsets
 (rows, columns and c, padded).
 """
@@ -35,6 +38,7 @@ from torch.autograd.function import once_differentiable
 
 from autoformer.complexity import num_offsets, position_width
 from autoformer.layers import normal_parameter
+from autoformer.plain_attention import attend_extended, attend_plainly
 
 
 class RelativePosition2D(nn.Module):
@@ -50,21 +54,8 @@ class RelativePosition2D(nn.Module):
         self.table_v = normal_parameter(2 * max_relative_position + 2, head_dim)
         self.table_h = normal_parameter(2 * max_relative_position + 2, head_dim)
 
-    def forward(self, grid: int) -> Tensor:
-        """The vectors of all offsets (L, d): rows 1 - g to g - 1, minus c; columns likewise; c; zeros."""
-        class_token = self.table_v[:1] + self.table_h[:1]
-        rows, columns = self._offsets(self.table_v, grid) - class_token, self._offsets(self.table_h, grid)
-        padding = num_offsets(grid) - 2 * len(rows) - 1
-        return torch.cat([rows, columns, class_token, class_token.new_zeros(padding, class_token.shape[1])])
-
-    def _offsets(self, table: Tensor, grid: int) -> Tensor:
-        """The entries of offsets 1 - g to g - 1 (2g - 1, d)."""
-        limit, reach = self.max_relative_position, min(self.max_relative_position, grid - 1)
-        entries = table[limit + 1 - reach : limit + 2 + reach]
-        clipped = grid - 1 - reach
-        if not clipped:
-            return entries
-        return torch.cat([entries[:1].expand(clipped, -1), entries, entries[-1:].expand(clipped, -1)])
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.table_v, self.table_h
 
     def stretch(self, reach: int, new_reach: int) -> None:
         """Interpolate the entries of offsets -reach to reach linearly to -new_reach to new_reach; entry 0 stays.
@@ -91,28 +82,70 @@ def position_features(grid: int, head_dim: int) -> Tensor:
     return features
 
 
-def attend(
-    qkv: Tensor, on_keys: RelativePosition2D | None, on_values: RelativePosition2D | None, features: Tensor
+def attend(qkv: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """Plain attention. (B, N, H, 3, d) -> (B, N, H, d)."""
+    q, k, v = qkv.transpose(1, 2).unbind(dim=3)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal).transpose(1, 2)
+
+
+def attend_with_position(
+    qkv: Tensor,
+    on_keys: tuple[Tensor, Tensor],
+    on_values: tuple[Tensor, Tensor],
+    features: Tensor,
+    grid: tuple[int, int],
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
 ) -> Tensor:
     """Attention with relative position on keys and values (paper section 3.3; Shaw et al., arXiv 1803.02155).
 
     Args:
         qkv: (B, N, H, 3, d), token 0 the class token, then the patches row by row.
-        on_keys, on_values: the tables of this block; None for plain attention.
-        features: `position_features` (N, W).
+        on_keys, on_values: the tables of this block.
+        features: `position_features` (N, W). Used for a grid of their size; computed for another.
+        grid: rows and columns of patches.
+        attn_mask, is_causal: as in `scaled_dot_product_attention`.
 
     Returns:
         (B, N, H, d).
     """
-    if on_keys is None or on_values is None:
-        q, k, v = qkv.transpose(1, 2).unbind(dim=3)  # (B, H, N, d)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-    grid = round((qkv.shape[1] - 1) ** 0.5)
-    extended: Tensor = _Extend.apply(qkv, on_keys(grid).to(qkv.dtype), features)
-    q, k, v = extended.transpose(1, 2).unbind(dim=3)  # (B, H, N, d + W)
-    scale = qkv.shape[-1] ** -0.5  # of the head itself, not of the extended width
-    out = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)  # (B, N, H, d + W)
-    return _Contract.apply(out, on_values(grid).to(out.dtype))
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        side = grid[0]
+        if side == grid[1] and not _is_traced():
+            if len(features) != qkv.shape[1]:
+                features = position_features(side, qkv.shape[-1]).to(features)
+            extended: Tensor = _Extend.apply(qkv, _of_offsets(on_keys, side).to(qkv.dtype), features)
+            out = attend_extended(extended, qkv.shape[-1], attn_mask, is_causal)
+            contracted: Tensor = _Contract.apply(out, _of_offsets(on_values, side).to(out.dtype))
+            return contracted
+    return attend_plainly(qkv, on_keys, on_values, grid, attn_mask, is_causal)
+
+
+def _is_traced() -> bool:
+    """Whether this call is recorded or transformed: jit.trace, torch.export, both ONNX exporters, torch.func."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()  # torch.compile takes the fast form
+    return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()  # type: ignore[attr-defined]
+
+
+def _of_offsets(tables: tuple[Tensor, Tensor], grid: int) -> Tensor:
+    """The vectors of all offsets (L, d): rows 1 - g to g - 1, minus c; columns likewise; c; zeros."""
+    vertical, horizontal = tables
+    class_token = vertical[:1] + horizontal[:1]
+    rows, columns = _entries(vertical, grid) - class_token, _entries(horizontal, grid)
+    padding = num_offsets(grid) - 2 * len(rows) - 1
+    return torch.cat([rows, columns, class_token, class_token.new_zeros(padding, class_token.shape[1])])
+
+
+def _entries(table: Tensor, grid: int) -> Tensor:
+    """The entries of offsets 1 - g to g - 1 (2g - 1, d)."""
+    limit = len(table) // 2 - 1
+    reach = min(limit, grid - 1)
+    entries = table[limit + 1 - reach : limit + 2 + reach]
+    clipped = grid - 1 - reach
+    if not clipped:
+        return entries
+    return torch.cat([entries[:1].expand(clipped, -1), entries, entries[-1:].expand(clipped, -1)])
 
 
 class _Extend(Function):
@@ -129,7 +162,7 @@ class _Extend(Function):
         extended = qkv.new_empty(batch, tokens, heads, 3, dim + width)
         extended[..., :dim] = qkv
         extended[..., 1:, dim:] = features[:, None, None]
-        _from_offsets(scores.view(batch, tokens, heads, -1), extended[..., 0, dim:])
+        _from_offsets(scores.view(batch, tokens, heads, len(vectors)), extended[..., 0, dim:])
         ctx.save_for_backward(extended, vectors)
         return extended
 

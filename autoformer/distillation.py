@@ -3,7 +3,6 @@
 Dimensions: B images, C channels, S pixels on a side, K classes.
 """
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autoformer.errors import AutoFormerError, nearest
 from autoformer.files import hash_file
 from autoformer.images.batches import by_channel
 from autoformer.recipe import Distillation
+from autoformer.weights import read_weights
 
 
 class Teacher:
@@ -108,22 +107,4 @@ def _read_weights(file: Path, sha256: str | None) -> dict[str, Tensor]:
         raise AutoFormerError(f"distillation.checkpoint = {file}: no such file")
     if sha256 is not None and hash_file(file) != sha256:
         raise AutoFormerError(f"{file}: changed since the run was resolved; start it again")
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise AutoFormerError(
-            f"{file}: holds more than tensors, which could be code and is not run; save its state dict as safetensors"
-        ) from None
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        reason = " ".join(str(error).split()[:20]) or type(error).__name__
-        raise AutoFormerError(f"{file}: not a readable checkpoint ({reason}); save it again") from None
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    ):
-        raise AutoFormerError(f"{file}: not a state dict; save the model's state_dict()")
-    return content
+    return read_weights(file)

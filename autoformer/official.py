@@ -6,16 +6,15 @@ entry therefore serves different channels in different subnets. No reordering re
 `Supernet(bias_rule="official")` does.
 """
 
-from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from autoformer.errors import AutoFormerError
 from autoformer.space import SearchSpace
 from autoformer.supernet import Supernet
+from autoformer.weights import read_weights, unwrapped
 
 _RENAMED = (
     ("patch_embed_super.", "patch_embed."),
@@ -29,24 +28,8 @@ _RENAMED = (
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The weights of an official checkpoint file. No code in it is run.
-
-    The files hold the training arguments as an `argparse.Namespace`, the one class that is allowed.
-
-    Raises:
-        AutoFormerError: the file is not such a checkpoint.
-    """
-    try:
-        with torch.serialization.safe_globals([Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise AutoFormerError(f"{path}: no such file") from None
-    except Exception as error:  # torch raises many kinds for a damaged or a hostile file
-        raise AutoFormerError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise AutoFormerError(f"{path}: holds no weights under 'model'; expected a file of the official trainer")
-    return state
+    """The weights of an official checkpoint file (`autoformer.weights.read_weights`). No code in it is run."""
+    return read_weights(path)
 
 
 def load_official(state_dict: Mapping[str, Tensor], space: SearchSpace) -> Supernet:
@@ -55,9 +38,9 @@ def load_official(state_dict: Mapping[str, Tensor], space: SearchSpace) -> Super
     Raises `AutoFormerError` naming the first tensor that is missing, unknown or of another shape.
     """
     supernet = Supernet(space, bias_rule="official")
-    ours = from_official(state_dict, space)
+    ours = from_official(unwrapped(state_dict) if state_dict else {}, space)
     expected = supernet.state_dict()
-    for name in expected.keys() | ours.keys():
+    for name in sorted(expected.keys() | ours.keys()):
         if name not in ours:
             raise AutoFormerError(f"checkpoint: no tensor for '{name}'; is it a checkpoint of '{space.name}'?")
         if name not in expected:

@@ -10,7 +10,8 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from autoformer.attention import RelativePosition2D, attend, position_features
+from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
+from autoformer.blocks import LAYER_NORM_EPS
 from autoformer.layers import (
     SlicedLayerNorm,
     SlicedLinear,
@@ -20,7 +21,7 @@ from autoformer.layers import (
     normal_parameter,
 )
 from autoformer.space import SearchSpace, SubnetSpec
-from autoformer.vit import LAYER_NORM_EPS, AutoFormer
+from autoformer.vit import AutoFormer
 
 BiasRule = Literal["aligned", "official"]
 
@@ -56,7 +57,7 @@ class SupernetAttention(nn.Module):
     def __init__(self, space: SearchSpace, bias_rule: BiasRule) -> None:
         super().__init__()
         size = space.supernet
-        self.head_dim = space.head_dim
+        self.head_dim, self.grid = space.head_dim, (space.grid, space.grid)
         self.qkv = SupernetQKV(size.embed_dim, size.num_heads, space.head_dim, bias_rule)
         self.proj = SlicedLinear(size.num_heads * space.head_dim, size.embed_dim)
         self.rel_pos_k = self.rel_pos_v = None
@@ -67,7 +68,10 @@ class SupernetAttention(nn.Module):
     def forward(self, x: Tensor, num_heads: int, features: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
         qkv = self.qkv(x, num_heads)
-        out = attend(qkv, self.rel_pos_k, self.rel_pos_v, features)  # (B, N, H, d)
+        if self.rel_pos_k is None or self.rel_pos_v is None:
+            out = attend(qkv)
+        else:
+            out = attend_with_position(qkv, self.rel_pos_k(), self.rel_pos_v(), features, self.grid)
         return self.proj(out.flatten(2), x.shape[-1])
 
 

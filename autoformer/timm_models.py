@@ -18,6 +18,7 @@ from autoformer.named import load_space, load_subnet
 from autoformer.official import load_official
 from autoformer.space import SubnetSpec
 from autoformer.vit import AutoFormer, describe, timm_arguments
+from autoformer.weights import read_weights, unwrapped
 
 __all__: list[str] = []  # register_model adds the models
 
@@ -53,8 +54,11 @@ def _create(variant: str, subnet: str, official_space: str, pretrained: bool, **
     """Build a subnet of `configs/subnets/`. `official_space`: of the checkpoint that its weights are extracted from."""
     named = load_subnet(subnet)
     if pretrained:
-        _check_source(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-    return build_model_with_cfg(
+        overlay = kwargs.get("pretrained_cfg_overlay")
+        file = _source(variant, kwargs.get("pretrained_cfg"), overlay)
+        if file is not None:
+            kwargs["pretrained_cfg_overlay"] = dict(overlay or {}) | {"state_dict": read_weights(file)}
+    model: nn.Module = build_model_with_cfg(
         AutoFormer,
         variant,
         pretrained,
@@ -62,24 +66,32 @@ def _create(variant: str, subnet: str, official_space: str, pretrained: bool, **
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **(timm_arguments(load_space(named.space), named.subnet) | kwargs),
     )
+    holders: tuple[Any, ...] = model, getattr(model, "model", model)  # features_only wraps the model
+    for holder in holders:
+        holder.pretrained_cfg.pop("state_dict", None)
+    return model
 
 
-def _check_source(variant: str, cfg: Any, overlay: Mapping[str, Any] | None) -> None:
-    """Raise `AutoFormerError` if there are no weights to load. timm would fail only after building the model."""
+def _source(variant: str, cfg: Any, overlay: Mapping[str, Any] | None) -> Path | None:
+    """The file of the weights, unless they come another way. Raises `AutoFormerError` if there are none."""
     resolved = resolve_pretrained_cfg(variant, cfg, dict(overlay or {}))
     if not (resolved.has_weights or resolved.state_dict or resolved.source):
         raise AutoFormerError(
             f"{variant}: no weights are hosted; give pretrained_cfg_overlay=dict(file=...) an official supernet "
             "checkpoint (.pth), to be had from https://github.com/microsoft/Cream/tree/main/AutoFormer"
         )
-    if resolved.file and not resolved.source and not Path(resolved.file).is_file():
+    if not resolved.file or resolved.source or resolved.state_dict:
+        return None
+    if not Path(resolved.file).is_file():
         raise AutoFormerError(
             f"{resolved.file}: no such file; pretrained_cfg_overlay names it as the weights of {variant}"
         )
+    return Path(resolved.file)
 
 
 def _weights(state: Mapping[str, Tensor], model: AutoFormer, space: str, spec: SubnetSpec) -> dict[str, Tensor]:
     """timm's filter: the state dict of an official supernet, or of this subnet -> that of `model`."""
+    state = unwrapped(state)
     if any(name.startswith("patch_embed_super.") for name in state):
         state = load_official(state, load_space(space)).extract(spec).state_dict()
     return checkpoint_filter_fn(dict(state), model)  # resizes positions and patches

@@ -4,97 +4,47 @@ Dimensions: B images, N tokens, E embedding width, H heads, d head_dim.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, Mlp, to_2tuple
+from timm.layers import to_2tuple
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from autoformer.attention import RelativePosition2D, attend, position_features
+from autoformer.blocks import LAYER_NORM_EPS, Attention, Block
 from autoformer.errors import AutoFormerError
 from autoformer.images.pixels import resized_side
 from autoformer.layers import drop_path_rates, initialise
-from autoformer.space import Offsets, SearchSpace, SubnetSpec, stretched_reach
+from autoformer.space import Offsets, SearchSpace, SubnetSpec
 
-LAYER_NORM_EPS = 1e-5
 Pooling = Literal["", "avg", "avgmax", "max", "token", "map", "prr"]
 
 
-class Attention(nn.Module):
-    """Multi-head attention of width heads * head_dim, whatever `dim` is, with 2-D relative position."""
+class _OfGrid:
+    """A model whose blocks take images of this grid of patches, for methods of timm that call them one by one."""
 
-    features: Tensor
+    def __init__(self, model: "AutoFormer", grid: tuple[int, int]) -> None:
+        self.model = model
+        self.blocks = [partial(block, grid=grid) for block in model.blocks]
 
-    def __init__(self, dim: int, num_heads: int, head_dim: int, grid: int, max_relative_position: int | None) -> None:
-        super().__init__()
-        self.num_heads, self.head_dim = num_heads, head_dim
-        self.qkv = nn.Linear(dim, 3 * num_heads * head_dim)  # rows ordered [head][q, k, v][channel]
-        self.proj = nn.Linear(num_heads * head_dim, dim)
-        self.rel_pos_k = self.rel_pos_v = None
-        if max_relative_position is not None:
-            self.rel_pos_k = RelativePosition2D(max_relative_position, head_dim)
-            self.rel_pos_v = RelativePosition2D(max_relative_position, head_dim)
-        self.max_relative_position = max_relative_position
-        self.register_buffer("features", torch.empty(0), persistent=False)
-        self.set_grid(grid)
-
-    def set_grid(self, grid: int) -> None:
-        """Set the grid of patches. No parameter depends on it."""
-        self.grid = grid
-        self.features = position_features(grid, self.head_dim).to(self.features)
-
-    def stretch(self, grid: int) -> None:
-        """Interpolate the relative tables to a grid of another size."""
-        for tables in (self.rel_pos_k, self.rel_pos_v):
-            if tables is not None:
-                reach = tables.max_relative_position
-                self.max_relative_position = stretched_reach(reach, self.grid, grid)
-                tables.stretch(min(reach, self.grid - 1), self.max_relative_position)
-
-    def reset_parameters(self) -> None:
-        """Initialise the tables and features of a model that was moved from the meta device to empty storage."""
-        for tables in (self.rel_pos_k, self.rel_pos_v):
-            if tables is not None:
-                nn.init.trunc_normal_(tables.table_v, std=0.02)
-                nn.init.trunc_normal_(tables.table_h, std=0.02)
-        self.set_grid(self.grid)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, E) -> (B, N, E)."""
-        qkv = self.qkv(x).unflatten(-1, (self.num_heads, 3, self.head_dim))
-        out = attend(qkv, self.rel_pos_k, self.rel_pos_v, self.features)  # (B, N, H, d)
-        return self.proj(out.flatten(2))
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, dim: int, hidden_dim: int, drop_path: float, attention: Attention) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = attention
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(dim, hidden_dim)
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        if attn_mask is not None or is_causal:  # timm passes them on; ignoring them would give wrong logits
-            raise AutoFormerError("AutoFormer: attn_mask and is_causal are not supported; leave them out")
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
 
 
 class AutoFormer(VisionTransformer):
     """A vision transformer whose blocks differ in heads and MLP width, with 2-D relative position.
 
     timm's `VisionTransformer` interface works: `forward_features`, `forward_intermediates`, `forward_head`,
-    `reset_classifier`, `feature_info`, `set_input_size`. Its other constructor arguments (norms, register tokens, patch
-    dropout) are not part of an AutoFormer.
+    `reset_classifier`, `feature_info`, `set_input_size`, masks; so do jit, torch.fx, torch.export, ONNX and torch.func.
+    Its other constructor arguments (norms, register tokens, dropout in blocks) are not part of an AutoFormer.
 
     Args:
-        img_size, patch_size: a number or (height, width); square with relative position.
+        img_size, patch_size: a number or (height, width).
+        dynamic_img_size: take images of any size: positions are resampled, larger offsets clipped.
+        dynamic_img_pad: pad images to whole patches.
         num_heads, mlp_ratio: one entry per block.
         max_relative_position: larger offsets share an entry of the tables; None for no relative position.
         drop_path: stochastic depth rate of each block; by default linear from 0 to drop_path_rate.
@@ -121,6 +71,8 @@ class AutoFormer(VisionTransformer):
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
         fc_norm: bool = False,
+        dynamic_img_size: bool = False,
+        dynamic_img_pad: bool = False,
         weight_init: Literal["", "skip"] = "",
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -130,7 +82,7 @@ class AutoFormer(VisionTransformer):
                 f"AutoFormer: {len(num_heads)} num_heads but {len(mlp_ratio)} mlp_ratio; give one a block"
             )
         rates = drop_path or drop_path_rates(drop_path_rate, len(num_heads))
-        grid = _square_grid(img_size, patch_size, max_relative_position)
+        grid = _grid_of(img_size, patch_size)
 
         def block(dim: int, depth: int, **_: Any) -> Block:
             attention = Attention(dim, num_heads[depth], head_dim, grid, max_relative_position)
@@ -140,7 +92,7 @@ class AutoFormer(VisionTransformer):
             img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes,
             global_pool=global_pool, embed_dim=embed_dim, depth=len(num_heads), num_heads=num_heads[0],
             fc_norm=fc_norm, drop_rate=drop_rate, pos_drop_rate=pos_drop_rate, weight_init=weight_init,
-            norm_layer=_layer_norm, block_fn=block,
+            dynamic_img_size=dynamic_img_size, dynamic_img_pad=dynamic_img_pad, norm_layer=_layer_norm, block_fn=block,
         )  # fmt: skip
         self.max_relative_position = max_relative_position
         self.to(device=device, dtype=dtype)
@@ -149,9 +101,7 @@ class AutoFormer(VisionTransformer):
     def from_spec(cls, space: SearchSpace, spec: SubnetSpec, drop_path: Sequence[float] | None = None) -> Self:
         """The model of a subnet, with fresh weights. `drop_path`: the supernet's rates, one per block."""
         model = cls(**timm_arguments(space, spec), drop_path=drop_path)
-        model.pretrained_cfg = model.default_cfg = describe(
-            space.name, space.image_size, space.in_channels, space.num_classes
-        )
+        model.pretrained_cfg = model.default_cfg = pretrained_cfg(space)
         return model
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
@@ -181,26 +131,49 @@ class AutoFormer(VisionTransformer):
                 `SearchSpace.resized` describes the new model.
 
         Raises:
-            AutoFormerError: an oblong grid of patches, with relative position.
+            AutoFormerError: "stretch" from or to an oblong grid of patches.
         """
         embed = self.patch_embed
-        grid = _square_grid(img_size or embed.img_size, patch_size or embed.patch_size, self.max_relative_position)
+        grid = _grid_of(img_size or embed.img_size, patch_size or embed.patch_size)
+        oblong = [one for one in (embed.grid_size, grid) if one[0] != one[1]]
+        if offsets == "stretch" and oblong and self.max_relative_position is not None:
+            raise AutoFormerError(
+                f"AutoFormer: {oblong[0][0]} x {oblong[0][1]} patches; offsets stretch between square grids alone; "
+                'use offsets="keep"'
+            )
         super().set_input_size(img_size=img_size, patch_size=patch_size)
         for module in self.modules():
             if isinstance(module, Attention):
                 if offsets == "stretch" and grid != module.grid:
-                    module.stretch(grid)
+                    module.stretch(grid[0])
                 module.set_grid(grid)
                 self.max_relative_position = module.max_relative_position
 
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        grid: tuple[int, int] | None = None
+        if self.dynamic_img_size:
+            grid = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
+        x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))  # (B, N, E)
+        if grid is None and attn_mask is None and not is_causal and not self.grad_checkpointing:
+            x = self.blocks(x)
+        else:
+            for block in self.blocks:
+                if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+                    x = checkpoint(block, x, attn_mask, is_causal, grid, use_reentrant=False)
+                else:
+                    x = block(x, attn_mask, is_causal, grid)
+        return self.norm(x)
 
-def _square_grid(img_size: Any, patch_size: Any, max_relative_position: int | None) -> int:
-    rows, columns = (size // patch for size, patch in zip(to_2tuple(img_size), to_2tuple(patch_size), strict=True))
-    if rows != columns and max_relative_position is not None:
-        raise AutoFormerError(
-            f"AutoFormer: img_size {img_size} gives {rows} x {columns} patches; relative position needs a square grid"
-        )
-    return rows
+    def forward_intermediates(self, x: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        if not self.dynamic_img_size:
+            return super().forward_intermediates(x, *arguments, **keywords)
+        model: Any = _OfGrid(self, self.patch_embed.dynamic_feat_size(x.shape[-2:]))
+        return VisionTransformer.forward_intermediates(model, x, *arguments, **keywords)
+
+
+def _grid_of(img_size: Any, patch_size: Any) -> tuple[int, int]:
+    (height, width), (patch_height, patch_width) = to_2tuple(img_size), to_2tuple(patch_size)
+    return height // patch_height, width // patch_width
 
 
 def timm_arguments(space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
@@ -219,8 +192,13 @@ def timm_arguments(space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
     }
 
 
+def pretrained_cfg(space: SearchSpace) -> dict[str, Any]:
+    """timm's description of the model's input: the official evaluation protocol for spaces of three channels."""
+    return describe(space.name, space.image_size, space.in_channels, space.num_classes)
+
+
 def describe(name: str, image_size: int = 224, in_channels: int = 3, num_classes: int = 1000) -> dict[str, Any]:
-    """timm's `pretrained_cfg` of a model: for three channels the official evaluation protocol."""
+    """`pretrained_cfg` without a search space."""
     rgb = in_channels == 3
     return {
         "url": "",

@@ -133,10 +133,10 @@ def test_library_does_not_know_its_surroundings(package: str) -> None:
 
 
 def test_library_parses_no_arguments() -> None:
-    """One name is let through: official checkpoints hold an `argparse.Namespace`, a bag of values."""
+    """One name is let through: checkpoints hold an `argparse.Namespace`, a bag of values."""
     for file in importers("argparse", "autoformer/"):
         names = {name for name in IMPORTS[file] if name.startswith("argparse.")}
-        assert (file, names) == ("autoformer/official.py", {"argparse.Namespace"})
+        assert (file, names) == ("autoformer/weights.py", {"argparse.Namespace"})
 
 
 def test_library_neither_prints_nor_reads_the_environment() -> None:

@@ -1,0 +1,97 @@
+"""The transformer block of an extracted subnet.
+
+Dimensions: B images, N tokens, E embedding width.
+"""
+
+import torch
+import torch.fx
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
+from autoformer.space import stretched_reach
+
+LAYER_NORM_EPS = 1e-5
+
+torch.fx.wrap("attend_with_position")  # one node in a graph of torch.fx, which keeps the fast form
+
+
+class Attention(nn.Module):
+    """Multi-head attention of width heads * head_dim, whatever `dim` is, with 2-D relative position."""
+
+    features: Tensor
+
+    def __init__(
+        self, dim: int, num_heads: int, head_dim: int, grid: tuple[int, int], max_relative_position: int | None
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.qkv = nn.Linear(dim, 3 * num_heads * head_dim)  # rows ordered [head][q, k, v][channel]
+        self.proj = nn.Linear(num_heads * head_dim, dim)
+        self.rel_pos_k = self.rel_pos_v = None
+        if max_relative_position is not None:
+            self.rel_pos_k = RelativePosition2D(max_relative_position, head_dim)
+            self.rel_pos_v = RelativePosition2D(max_relative_position, head_dim)
+        self.max_relative_position = max_relative_position
+        self.register_buffer("features", torch.empty(0), persistent=False)
+        self.set_grid(grid)
+
+    def set_grid(self, grid: tuple[int, int]) -> None:
+        """Set the rows and columns of patches. No parameter depends on them."""
+        self.grid = grid
+        self.features = position_features(max(grid), self.head_dim).to(self.features)
+
+    def stretch(self, grid: int) -> None:
+        """Interpolate the relative tables from a square grid to one of another size."""
+        for tables in (self.rel_pos_k, self.rel_pos_v):
+            if tables is not None:
+                reach = tables.max_relative_position
+                self.max_relative_position = stretched_reach(reach, self.grid[0], grid)
+                tables.stretch(min(reach, self.grid[0] - 1), self.max_relative_position)
+
+    def reset_parameters(self) -> None:
+        """Initialise the tables and features of a model that was moved from the meta device to empty storage."""
+        for tables in (self.rel_pos_k, self.rel_pos_v):
+            if tables is not None:
+                nn.init.trunc_normal_(tables.table_v, std=0.02)
+                nn.init.trunc_normal_(tables.table_h, std=0.02)
+        self.set_grid(self.grid)
+
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """(B, N, E) -> (B, N, E). `grid`: rows and columns of patches, if not those that were set."""
+        qkv = self.qkv(x).unflatten(-1, (self.num_heads, 3, self.head_dim))
+        if self.rel_pos_k is None or self.rel_pos_v is None:
+            out = attend(qkv, attn_mask, is_causal)
+        else:
+            grid = self.grid if grid is None else grid
+            tables = self.rel_pos_k(), self.rel_pos_v()
+            out = attend_with_position(qkv, tables[0], tables[1], self.features, grid, attn_mask, is_causal)
+        return self.proj(out.flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, dim: int, hidden_dim: int, drop_path: float, attention: Attention) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = attention
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, hidden_dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), attn_mask, is_causal, grid))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

@@ -1,0 +1,130 @@
+"""Weights out of the files that training scripts write: one rule for official checkpoints, timm models and teachers.
+
+No code in a file is run: besides tensors it may hold a few classes that only carry values.
+"""
+
+import pickle
+import re
+import types
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from autoformer.errors import AutoFormerError
+
+WRAPPINGS = ("state_dict_ema", "model_ema", "state_dict", "model")  # the first one that is there: timm's order
+_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel, DataParallel and averaged models; of torch.compile
+
+
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    """Stands for `defaultdict`, which torch's reader does not fill."""
+    return {}
+
+
+_HARMLESS: list[Any] = [
+    (_plain_dict, "collections.defaultdict"),
+    *(Namespace, types.SimpleNamespace, list, dict, set, int, float, str, bool, tuple),
+    *(
+        (PurePosixPath, f"pathlib{module}.{name}")
+        for module in ("", "._local")
+        for name in ("PosixPath", "PurePosixPath")
+    ),
+    *((PureWindowsPath, f"pathlib{m}.{name}") for m in ("", "._local") for name in ("WindowsPath", "PureWindowsPath")),
+    *(np.ndarray, np.dtype, *(type(np.dtype(code)) for code in "?bBhHiIlLqQefdFDSU")),
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((np.zeros(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+]
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The weights of a .safetensors file or of one that `torch.save` wrote, on the CPU.
+
+    Raises `AutoFormerError` naming the class, key or prefix that is not taken.
+    """
+    try:
+        if Path(path).suffix == ".safetensors":
+            return unwrapped(load_file(path), path)
+        with torch.serialization.safe_globals(_HARMLESS):
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as error:
+                if names := _refused_classes(path, error):
+                    raise AutoFormerError(
+                        f"{path}: not a readable checkpoint: it holds {names}, which could be code and is not run; "
+                        "save its state dict as safetensors"
+                    ) from None
+                raise
+    except AutoFormerError:
+        raise
+    except FileNotFoundError:
+        raise AutoFormerError(f"{path}: no such file") from None
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged or a hostile file
+        reason = " ".join(_plain(error).split()[:20]) or type(error).__name__
+        raise AutoFormerError(f"{path}: not a readable checkpoint ({reason}); save it again") from None
+    return unwrapped(content, path)
+
+
+def unwrapped(content: Any, where: str | Path = "checkpoint") -> dict[str, Tensor]:
+    """The weights in a training script's dictionary, under the names of the bare model.
+
+    They are taken from under the first of `WRAPPINGS`: averaged weights before raw ones. The prefixes `module.` and
+    `_orig_mod.` are removed.
+    """
+    keys: list[str] = []
+    while isinstance(content, Mapping):
+        key = next((key for key in WRAPPINGS if isinstance(content.get(key), Mapping)), None)
+        if key is None:
+            break
+        keys, content = [*keys, key], content[key]
+    under = f" under '{'.'.join(keys)}'" if keys else ""
+    if not isinstance(content, Mapping) or (not keys and not any(isinstance(v, Tensor) for v in content.values())):
+        found = (
+            f"the keys {', '.join(map(repr, list(content)[:5]))}"
+            if isinstance(content, Mapping)
+            else type(content).__name__
+        )
+        raise AutoFormerError(
+            f"{where}: holds no weights{under}: found {found}; expected a state dict, bare or under one of "
+            f"{', '.join(WRAPPINGS)}"
+        )
+    weights: dict[str, Tensor] = {}
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise AutoFormerError(
+                f"{where}: holds no weights{under}: {name!r} is a {type(tensor).__name__}, not a tensor"
+            )
+        bare = _bare(name)
+        if bare in weights:
+            raise AutoFormerError(f"{where}: '{bare}' is there twice, once as '{name}'")
+        weights[bare] = tensor
+    weights.pop("n_averaged", None)  # of torch's AveragedModel
+    first = {name.partition(".")[0] for name in weights}
+    if len(first) == 1 and len(weights) > 2:
+        raise AutoFormerError(f"{where}: every name begins with '{first.pop()}.', a prefix of another model; remove it")
+    return weights
+
+
+def _bare(name: str) -> str:
+    name = name.replace("_orig_mod.", "")  # parts of a model are compiled, too
+    while name.startswith(_PREFIXES):
+        name = name.partition(".")[2]
+    return name
+
+
+def _refused_classes(path: str | Path, error: Exception) -> str:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception:  # torch lists them for its newer file format alone
+        names = re.findall(r"(?:GLOBAL|class) ([\w.]+)", _plain(error))
+    return ", ".join(sorted(set(names))[:5])
+
+
+def _plain(error: Exception) -> str:
+    """The message without terminal escapes, and of it what can be read in a terminal."""
+    return "".join(c for c in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error)) if c.isprintable() or c.isspace())

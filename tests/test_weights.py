@@ -1,0 +1,150 @@
+"""Weights in everyday wrappings: one rule for official checkpoints, timm's path and teachers, and no code is run."""
+
+import argparse
+import os
+import types
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable
+from pathlib import Path, PosixPath
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import autoformer.timm_models  # noqa: F401
+from autoformer.distillation import load_teacher
+from autoformer.errors import AutoFormerError
+from autoformer.official import load_official, read_checkpoint
+from autoformer.recipe import Distillation
+from autoformer.weights import read_weights
+
+STATE: dict[str, Tensor] = {"head.weight": torch.ones(2, 3), "head.bias": torch.zeros(2), "cls_token": torch.ones(1)}
+ZEROS = {name: torch.zeros_like(tensor) for name, tensor in STATE.items()}
+
+
+def prefixed(prefix: str, state: dict[str, Tensor] = STATE) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+WRAPPED: dict[str, Any] = {
+    "bare": STATE,
+    "module.": {"model": prefixed("module.")},
+    "_orig_mod.": prefixed("_orig_mod."),
+    "module._orig_mod.": prefixed("module._orig_mod."),
+    "_orig_mod.module.": prefixed("_orig_mod.module."),
+    "a compiled part": {name.replace("head.", "head._orig_mod."): tensor for name, tensor in STATE.items()},
+    "AveragedModel": {"n_averaged": torch.tensor(3), **prefixed("module.")},
+    "state_dict": {"state_dict": STATE, "epoch": 3, "arch": "x"},
+    "model, state_dict": {"model": {"state_dict": STATE}},
+    "averaged weights before raw ones": {"model": ZEROS, "model_ema": STATE},
+    "averaged weights before raw ones, in timm": {"state_dict": ZEROS, "state_dict_ema": STATE},
+    "no averaged weights": {"model": STATE, "model_ema": None},
+    "parameters": {"model": {name: nn.Parameter(tensor) for name, tensor in STATE.items()}},
+    "numpy scalars": {"model": STATE, "epoch": np.int64(3), "best": np.float64(74.7), "fp32": np.float32(1)},
+    "numpy arrays": {"model": STATE, "classes": np.arange(3), "done": np.bool_(True)},
+    "defaultdict": {"model": OrderedDict(STATE), "meta": defaultdict(list, a=[1]), "counts": Counter("ab")},
+    "arguments": {"model": STATE, "args": argparse.Namespace(output=PosixPath("/x"), device=torch.device("cuda"))},
+    "namespace": {"model": STATE, "config": types.SimpleNamespace(lr=0.1, folders={PosixPath("a")})},
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("content", WRAPPED.values(), ids=WRAPPED)
+def test_weights_load_out_of_the_dictionaries_that_training_scripts_save(
+    content: Any, zipped: bool, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    read = read_weights(tmp_path / "x.pth")
+    assert read.keys() == STATE.keys()
+    assert all(torch.equal(read[name], STATE[name]) for name in STATE)
+
+
+class Config:
+    """A class of the user's own."""
+
+
+class Hostile:
+    """Unpickled as usual, it makes a folder."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.trace),)
+
+
+class Indirect(Hostile):
+    """The same, as the factory of a defaultdict: called when a key is missing."""
+
+    def __reduce__(self) -> Any:
+        return defaultdict, (os.getcwd,)
+
+
+REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "class": (
+        lambda trace: {"model": STATE, "config": Config()},
+        r"it holds \S*test_weights.Config, which could be code",
+    ),
+    "code": (
+        lambda trace: {"model": STATE, "x": Hostile(trace)},
+        r"it holds \S*mkdir, which could be code and is not run",
+    ),
+    "code in a factory": (lambda trace: {"model": STATE, "x": Indirect(trace)}, r"it holds \S*getcwd, which could be"),
+    "key": (
+        lambda trace: {"weights": STATE},
+        "holds no weights: found the keys 'weights'; expected a state dict, bare or",
+    ),
+    "value": (lambda trace: {"model": {"epoch": 3}}, "holds no weights under 'model': 'epoch' is a int, not a tensor"),
+    "prefix": (lambda trace: {"state_dict": prefixed("net.")}, r"every name begins with 'net\.', a prefix of another"),
+    "twice": (lambda trace: STATE | prefixed("module."), "is there twice, once as 'module"),
+    "list": (lambda trace: [1, 2], "holds no weights: found list"),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("content", "says"), REFUSED.values(), ids=REFUSED)
+def test_what_is_refused_is_named_in_one_line_and_no_code_is_run(
+    content: Callable[[Path], Any], says: str, zipped: bool, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    torch.save(content(trace), tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(AutoFormerError, match=says) as caught:
+        read_weights(tmp_path / "x.pth")
+    assert str(caught.value).startswith(f"{tmp_path / 'x.pth'}: ")
+    assert str(caught.value).isprintable()
+    assert not trace.exists()
+
+
+def test_one_rule_for_official_checkpoints_timm_and_teachers(tmp_path: Path) -> None:
+    model = timm.create_model("autoformer_tiny", img_size=64).eval()
+    file = tmp_path / "x.pth"
+    around = {"best": np.float64(1), "args": argparse.Namespace(out=PosixPath("/x")), "meta": defaultdict(list)}
+    torch.save({"model_ema": prefixed("_orig_mod.module.", model.state_dict()), **around}, file)
+    assert read_checkpoint(file).keys() == model.state_dict().keys()
+    for features in (False, True):
+        made: Any = timm.create_model(
+            "autoformer_tiny",
+            img_size=64,
+            pretrained=True,
+            pretrained_cfg_overlay={"file": file},
+            features_only=features,
+        )
+        inner = made.model if features else made
+        assert torch.equal(inner.blocks[3].mlp.fc1.weight, model.blocks[3].mlp.fc1.weight)
+        assert "state_dict" not in inner.pretrained_cfg
+    teacher = timm.create_model("resnet18", num_classes=4)
+    torch.save({"state_dict": prefixed("module.", teacher.state_dict()), **around}, file)
+    loaded: Any = load_teacher(Distillation(teacher="resnet18", checkpoint=str(file)), 4)
+    assert torch.equal(loaded.fc.weight, teacher.fc.weight)
+
+
+def test_weights_in_memory_are_unwrapped_too() -> None:
+    from test_official import FILES, golden_space, golden_tensors
+
+    state, space = golden_tensors(FILES[0], "state_dict/"), golden_space(FILES[0])
+    expected = load_official(state, space).state_dict()
+    wrapped = load_official({"model": prefixed("module.", state)}, space).state_dict()  # type: ignore[dict-item]
+    assert all(torch.equal(wrapped[name], expected[name]) for name in expected)
