@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -267,7 +268,7 @@ def test_a_teacher_with_code_in_it_is_not_run(
     given = prepared.given(TRAIN, tmp_path)
     torch.save({"model": Payload(tmp_path / "mark")}, tmp_path / "teacher.pth")
     teacher = {"teacher": "resnet18", "checkpoint": str(tmp_path / "teacher.pth")}
-    given["--set"] = f"train_supernet.distillation={json.dumps(teacher)}"
+    given["--set"] = shlex.quote(f"train_supernet.distillation={json.dumps(teacher)}")
     message = fails(TRAIN, given, capsys)
     assert "teacher.pth: holds more than tensors, which could be code and is not run" in message
     assert not (tmp_path / "mark").exists()
