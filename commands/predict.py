@@ -6,6 +6,7 @@ from pathlib import Path
 
 from autoformer.cards import read_subnet_card
 from autoformer.errors import AutoFormerError
+from autoformer.files import check_regular
 from runtime.common.console import Parser, existing, run_command
 
 TOP = 3
@@ -34,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def predictions(paths: Sequence[Path], model_name: str | None, alias: str) -> list[str]:
     """A line for each image: the most probable classes and their probabilities."""
     for path in paths:  # before seconds of imports
-        if not path.is_file():
+        if path.is_dir() or not path.exists():
             raise AutoFormerError(f"{path}: {'a folder, not an image' if path.is_dir() else 'no such image'}")
+        check_regular(path)
     folder = _model_folder(model_name, alias)
     from autoformer.checkpoint import load_subnet
     from autoformer.images.pixels import open_image, resized_side

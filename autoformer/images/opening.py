@@ -5,7 +5,6 @@ programs. Metadata decides nothing but the orientation.
 """
 
 import io
-import stat
 import struct
 import warnings
 import zlib
@@ -16,6 +15,7 @@ from typing import TypeVar
 from PIL import Image
 
 from autoformer.errors import AutoFormerError
+from autoformer.files import check_regular
 
 # Bytes that a pixel takes at most between the encoded file and the resized image, as measured.
 FORMATS = {
@@ -43,13 +43,6 @@ Result = TypeVar("Result")
 def name_of(source: Path | bytes) -> str:
     """How error messages name an image."""
     return str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
-
-
-def check_regular(path: Path) -> None:
-    """Refuse pipes and devices, also behind links: reading them may never end. Raises `AutoFormerError`, `OSError`."""
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder is an error with a reason of its own
-        raise AutoFormerError(f"{path}: a pipe or a device, not an image; name the image files")
 
 
 def with_image(source: Path | bytes, use: Callable[[Image.Image], Result], most_bytes: int = MOST_BYTES) -> Result:

@@ -23,7 +23,6 @@ from pydantic import Field
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import hash_file, hash_value, read_json, replacing, write_json
 from autoformer.frozen import Frozen
-from autoformer.images.opening import check_regular
 from autoformer.images.pixels import image_size, open_image, resize_shorter_side, to_channels
 from components.prepare_data.sources import Source, SourceImage, discover
 from runtime.common.locks import hold_lock
@@ -123,7 +122,6 @@ def _hash(source: Source, shorter_side: int, channels: int, watch: Watch) -> str
 
 def _hash_file(path: Path) -> str:
     try:
-        check_regular(path)
         return hash_file(path)
     except OSError as error:
         return f"unreadable: {error.strerror}"
