@@ -1,5 +1,6 @@
 """Pictures from outside: named formats, no other program, regular files, bounded memory, metadata decides nothing."""
 
+import base64
 import io
 import os
 import struct
@@ -10,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 from PIL import Image
 from user_images import class_folders, noise
 
@@ -22,6 +25,7 @@ from commands.own_images import propose_space
 from components.prepare_data import class_folders as trees
 from components.prepare_data.pack import pack, read_pack, unreadable_of
 from components.prepare_data.tars import HashedStream
+from runtime.tracking import served_model
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
 # Formats that Pillow identifies and the list does not name.
@@ -76,6 +80,19 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return trace
 
 
+def test_the_served_model_refuses_them_as_errors_of_the_request() -> None:
+    with pytest.raises(MlflowException, match="not an image that can be read") as error:
+        served_model._image({"image": base64.b64encode(EPS).decode()})
+    assert error.value.error_code == "INVALID_PARAMETER_VALUE"
+    side = int((served_model.MOST_BYTES / opening.FORMATS["PNG"]) ** 0.5) + 10  # a command reads it, a server does not
+    content = big_png(side, side, 8, 0)
+    assert image_size(content) == (side, side)
+    with pytest.raises(MlflowException, match="PNG file may have 30 million pixels"):
+        served_model._image({"image": base64.b64encode(content).decode()})
+    with pytest.raises(MlflowException, match="top: expected at least 1 class, found 0"):
+        served_model.ServedModel().predict(None, pd.DataFrame(), {"top": 0})
+
+
 def test_no_program_is_started_for_a_picture(planted: Path, tmp_path: Path) -> None:
     source = class_folders(tmp_path / "photos", 3, 3)
     (source / "a" / "x.png").write_bytes(EPS)
@@ -110,7 +127,7 @@ def endless(request: pytest.FixtureRequest) -> Callable[[Path], Path]:
 def test_pipes_and_devices_behind_the_name_of_a_picture_or_an_archive_are_refused(
     endless: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("AUTOFORMER_WORK_DIR", str(tmp_path / "work"))
+    monkeypatch.setenv("AUTOFORMER_WORK", str(tmp_path / "work"))
     file = endless(tmp_path / "x.png")
     with pytest.raises(AutoFormerError, match=r"x\.png: a pipe or a device"):
         open_image(file)
@@ -164,6 +181,15 @@ def test_a_picture_too_large_for_memory_is_refused_by_its_header(content: bytes,
     for read in (open_image, image_size):
         with pytest.raises(AutoFormerError, match=limit):
             read(content)
+
+
+def test_a_progressive_jpeg_of_endless_scans_is_refused() -> None:
+    content = saved(Image.new("L", (2_000, 2_000)), "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    repeated = content[:last] + content[last:-2] * 300 + content[-2:]
+    with pytest.raises(AutoFormerError, match="scans takes too long to decode"):
+        open_image(repeated)
+    assert open_image(content).size == (2_000, 2_000)
 
 
 def test_each_reader_may_set_a_lower_limit() -> None:

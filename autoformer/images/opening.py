@@ -24,7 +24,8 @@ FORMATS = {
 _PROGRESSIVE = 12  # JPEG files that are decoded as a whole, or have four channels
 MOST_BYTES = 448 * 2**20  # of one image; about 50 million pixels of PNG, 94 million of JPEG
 LONGEST_TO_SHORTEST = 30  # the centre crop of a longer strip shows nothing
-_MOST_FILE_BYTES = 2**28  # of a file that is read as a whole to leave its metadata out
+MOST_SCANNED = 2**30  # pixels times scans of a progressive JPEG: each scan touches every pixel again
+_MOST_FILE_BYTES = 2**28  # of a file that are read at once
 _ORIENTATION = 0x0112  # EXIF
 _TILE_SIDES = (322, 323)  # TIFF
 _TURNS = {
@@ -92,6 +93,8 @@ def _open(source: Path | bytes, where: str, most_bytes: int) -> Image.Image:
     image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_formats())
     try:
         _check_size(image, where, most_bytes)
+        if "progressive" in image.info:
+            _check_scans(image, source, where)
     except AutoFormerError:
         image.close()
         raise
@@ -124,6 +127,17 @@ def _check_size(image: Image.Image, where: str, most_bytes: int) -> None:
         raise AutoFormerError(
             f"{where}: an image of {width} x {height} pixels is too large, a {image.format} file may have "
             f"{most_bytes // each / 1e6:.0f} million pixels at most; make it smaller"
+        )
+
+
+def _check_scans(image: Image.Image, source: Path | bytes, where: str) -> None:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            source = file.read(_MOST_FILE_BYTES)
+    scans = source.count(b"\xff\xda")  # entropy-coded data holds no marker
+    if scans * image.width * image.height > MOST_SCANNED:
+        raise AutoFormerError(
+            f"{where}: a progressive JPEG file of {scans} scans takes too long to decode; save it as a baseline JPEG"
         )
 
 

@@ -33,6 +33,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """A row for each image: `class`, `probability`, and lists of the `top` classes with their probabilities."""
         top = int((params or {}).get("top", TOP))
+        if top < 1:
+            raise _refusal(f"top: expected at least 1 class, found {top}")
         requests = model_input.to_dict("records") or [{}]
         rows = []
         for first in range(0, len(requests), BATCH):
@@ -59,7 +61,12 @@ def _image(row: dict[str, Any]) -> Image.Image:
         reason = "image: not base64; send the base64 text of a PNG or JPEG file"
     except AutoFormerError as error:
         reason = str(error)
-    raise mlflow.exceptions.MlflowException.invalid_parameter_value(reason)  # the server answers 400, not 500
+    raise _refusal(reason)
+
+
+def _refusal(reason: str) -> Exception:
+    error: Exception = mlflow.exceptions.MlflowException.invalid_parameter_value(reason)
+    return error  # the server answers 400, not 500
 
 
 mlflow.models.set_model(ServedModel())
