@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -176,8 +177,16 @@ def hash_value(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def check_regular(path: Path) -> None:
+    """Refuse pipes and devices, also behind links: reading them may never end. Raises `AutoFormerError`, `OSError`."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder is an error with a reason of its own
+        raise AutoFormerError(f"{path}: a pipe or a device, not a file; remove it")
+
+
 def hash_file(path: Path) -> str:
-    """sha256 of a file."""
+    """sha256 of a file. Raises `AutoFormerError` for a pipe or a device, and `OSError`."""
+    check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

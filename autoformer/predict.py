@@ -6,7 +6,7 @@ and filling the frame: a photograph of a dark shirt on a white wall must be cut 
 Dimensions: B images, C channels, S pixels on a side, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def prepare(image: Image.Image, card: SubnetCard) -> Tensor:
     return normalise(pixels[None], card.preprocessing.mean, card.preprocessing.std)
 
 
-def probabilities(model: AutoFormer, card: SubnetCard, images: Sequence[Image.Image]) -> Tensor:
+def probabilities(model: AutoFormer, card: SubnetCard, images: Iterable[Image.Image]) -> Tensor:
     """Class probabilities (B, K), on the CPU. `model`: in evaluation mode."""
     device = next(model.parameters()).device
     inputs = torch.cat([prepare(image, card) for image in images])

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from PIL import Image
 
 from autoformer.complexity import count_params
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
-from autoformer.images.pixels import resized_side
+from autoformer.images.pixels import image_size, resized_side
 from autoformer.named import CONFIGS, load_space
 from components.prepare_data import packed
 from components.prepare_data.pack import CARD, PackCard, pack, read_pack, slug, unreadable_of
@@ -147,9 +146,8 @@ def _shorter_sides(paths: Sequence[Path]) -> list[int]:
     sides = []
     for path in paths:
         try:
-            with Image.open(path) as image:
-                sides.append(min(image.size))
-        except Exception:  # Pillow raises many kinds; packing names the file and the reason
+            sides.append(min(image_size(path)))
+        except AutoFormerError:  # packing reports the file and the reason
             continue
     return sides
 

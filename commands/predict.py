@@ -6,6 +6,7 @@ from pathlib import Path
 
 from autoformer.cards import read_subnet_card
 from autoformer.errors import AutoFormerError
+from autoformer.files import check_regular
 from runtime.common.console import Parser, existing, run_command
 
 TOP = 3
@@ -34,19 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def predictions(paths: Sequence[Path], model_name: str | None, alias: str) -> list[str]:
     """A line for each image: the most probable classes and their probabilities."""
     for path in paths:  # before seconds of imports
-        if not path.is_file():
+        if path.is_dir() or not path.exists():
             raise AutoFormerError(f"{path}: {'a folder, not an image' if path.is_dir() else 'no such image'}")
+        check_regular(path)
     folder = _model_folder(model_name, alias)
     from autoformer.checkpoint import load_subnet
-    from autoformer.images.pixels import open_image, resized_side
+    from autoformer.images.pixels import image_size, open_image, resized_side
     from autoformer.predict import predict
 
     side = resized_side(read_subnet_card(folder).space.image_size)
-    images = [open_image(path, side) for path in paths]
+    for path in paths:  # before seconds of loading
+        image_size(path)
     model, card = load_subnet(folder)
     lines = []
-    for path, image in zip(paths, images, strict=True):
-        best = predict(model, card, image)[:TOP]
+    for path in paths:  # one decoded image in memory at a time
+        best = predict(model, card, open_image(path, side))[:TOP]
         lines.append(f"{path}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best))
     return lines
 

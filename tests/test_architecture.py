@@ -156,6 +156,31 @@ def test_one_edge_for_each_service() -> None:
     assert importers("dvc") == set()  # used by its command line alone
 
 
+# of other libraries: each would read formats, sizes and files that autoformer/images/opening.py refuses
+OTHER_READERS = {
+    "Image.open",
+    "ImageFile.Parser",
+    "imread",
+    "read_image",
+    "decode_image",
+    "decode_png",
+    "default_loader",
+}
+
+
+def test_one_door_for_pictures() -> None:
+    calls = {
+        (file, name)
+        for file, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute | ast.Name)
+        for name in OTHER_READERS
+        if f".{ast.unparse(node)}".endswith(f".{name}")
+    }
+    timed = {("benchmarks/loader.py", "Image.open")}  # Pillow's own decoding of our own photographs
+    assert calls == timed | {("autoformer/images/opening.py", "Image.open")}
+
+
 def component_files() -> list[str]:
     return [file for file in TREES if file.startswith("components/") and file.endswith("/component.py")]
 

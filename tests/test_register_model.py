@@ -353,9 +353,13 @@ def test_mlflow_serves_the_champion(champion: Path, tmp_path: Path) -> None:
             assert (served["class"], served["probability"]) == (served["classes"][0], served["probabilities"][0])
         several = {"dataframe_split": {"columns": ["image"], "data": [[image]] * 3}}
         assert [len(row["classes"]) for row in post(port, several)[1]["predictions"]] == [5, 5, 5]
-        for wrong, message in (("not base64!", "not base64"), (base64.b64encode(b"text").decode(), "not an image")):
+        refused = {b"text": "not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n": "not an image"}
+        encoded = {base64.b64encode(content).decode(): message for content, message in refused.items()}
+        for wrong, message in {"not base64!": "not base64", **encoded}.items():
             status, found = post(port, {"dataframe_records": [{"image": wrong}]})
             assert status == 400 and message in found["message"]
+        status, found = post(port, {"dataframe_records": [{"image": image}], "params": {"top": 0}})
+        assert status == 400 and "at least 1 class" in found["message"]
 
 
 def post(port: int, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:

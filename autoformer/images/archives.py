@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from autoformer.errors import AutoFormerError
+from autoformer.files import check_regular
 from autoformer.images.pixels import open_image, to_channels
 from autoformer.images.source import ByteRange, archive_folder
 from autoformer.images.split_files import Split
@@ -67,6 +68,7 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         try:
+            check_regular(path)
             self.descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             raise AutoFormerError(f"{path}: no such archive; `make data` fetches it") from None

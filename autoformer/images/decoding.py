@@ -5,7 +5,7 @@ Dimensions: C channels, S pixels on a side of the model's input, h and w pixels 
 
 import math
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,10 +16,10 @@ from torchvision.io import decode_jpeg
 
 from autoformer.images.archives import EncodedImages
 from autoformer.images.cache import SCALES, ImageInfo, PixelCache, Pixels
-from autoformer.images.pixels import MODES, open_header, open_image, pillow_errors, to_channels
+from autoformer.images.opening import orientation, with_image
+from autoformer.images.pixels import MODES, open_image, pillow_errors, to_channels
 
 GAP = 2.0  # pixels per side of a crop decoded at a smaller scale, for each pixel of the resized crop
-_ORIENTATION = 0x0112  # EXIF
 
 
 class Box(NamedTuple):
@@ -117,20 +117,21 @@ class _EncodedImage:
         return self._images.read(self._index)
 
     @cached_property
-    def _header(self) -> Image.Image:
-        return open_header(self._content)
-
-    @cached_property
     def _whole(self) -> Pixels:
         image = open_image(self._content, upright=self._images.upright)
         return _to_array(to_channels(image, self._images.channels))
 
     def _read_info(self) -> ImageInfo:
         with pillow_errors(f"image of {len(self._content)} bytes"):
-            turned = self._images.upright and self._header.getexif().get(_ORIENTATION, 1) != 1
-            if self._header.format == "JPEG" and self._header.mode == MODES[self._images.channels] and not turned:
-                return ImageInfo(*self._header.size, reducible=True)
+            if info := with_image(self._content, self._info_of_jpeg):
+                return info
         return ImageInfo(self._whole.shape[1], self._whole.shape[0], reducible=False)
+
+    def _info_of_jpeg(self, header: Image.Image) -> ImageInfo | None:
+        turned = self._images.upright and orientation(header) != 1
+        if header.format == "JPEG" and header.mode == MODES[self._images.channels] and not turned:
+            return ImageInfo(*header.size, reducible=True)
+        return None
 
     def _decode(self, scale: int) -> Pixels:
         if scale == 1:
@@ -140,8 +141,12 @@ class _EncodedImage:
             except RuntimeError:  # damaged: Pillow decodes more such files, and its errors are clearer
                 return _to_array(open_image(self._content, upright=False))
         with pillow_errors(f"image of {len(self._content)} bytes"):
-            self._header.draft(None, (self._header.width // scale, self._header.height // scale))
-            return _to_array(self._header)
+            return with_image(self._content, partial(_reduced, scale=scale))
+
+
+def _reduced(image: Image.Image, scale: int) -> Pixels:
+    image.draft(None, (image.width // scale, image.height // scale))
+    return _to_array(image)
 
 
 def _to_array(image: Image.Image) -> Pixels:

@@ -5,28 +5,28 @@ side becomes `resized_side` by one antialiased bicubic resize.
 """
 
 import contextlib
-import io
 import math
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from autoformer.errors import AutoFormerError
+from autoformer.images.opening import MOST_BYTES, name_of, turned_upright, with_image
 
 MODES = {1: "L", 3: "RGB"}
-LONGEST_TO_SHORTEST = 30  # the centre crop of a longer strip shows nothing
 _PIL_ERRORS = (
     OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, ArithmeticError,
     RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
 _MOST_16_BIT = 65535
 _SMALLEST_WITH_MARGIN = 48
+_STRIP_PIXELS = 2**20
 
 
 def resized_side(image_size: int) -> int:
@@ -37,39 +37,36 @@ def resized_side(image_size: int) -> int:
     return int(256 / 224 * image_size) if image_size >= _SMALLEST_WITH_MARGIN else image_size
 
 
-def open_image(source: Path | bytes, shorter_side: int | None = None, upright: bool = True) -> Image.Image:
+def open_image(
+    source: Path | bytes, shorter_side: int | None = None, upright: bool = True, most_bytes: int = MOST_BYTES
+) -> Image.Image:
     """Decode an image file, or its bytes; the first frame of several.
 
     Args:
         shorter_side: of the final image, in pixels. A much larger JPEG is decoded at a half, a quarter or an eighth of
             its size, with at least twice this side.
         upright: apply the EXIF orientation.
+        most_bytes: of memory; an image that takes more is refused by its header.
 
     Raises:
-        AutoFormerError: no such file, or not an image that Pillow can read.
+        AutoFormerError: no such file, not an image of the formats in `opening.FORMATS`, damaged, or too large.
     """
-    where = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
-    with pillow_errors(where):
-        image = open_header(source)
-        if shorter_side is not None and min(image.size) > 2 * shorter_side:
-            factor = 2 * shorter_side / min(image.size)
-            image.draft(None, (math.ceil(image.width * factor), math.ceil(image.height * factor)))
-        image.load()
-        return ImageOps.exif_transpose(image) if upright else image
+    with pillow_errors(name_of(source)):
+        return with_image(source, partial(_decode, shorter_side=shorter_side, upright=upright), most_bytes)
 
 
-def open_header(source: Path | bytes) -> Image.Image:
-    """Size, mode and metadata of an image file, not decoded. Call inside `pillow_errors`."""
-    # Pillow warns of large images and odd metadata, but reads them. catch_warnings is not thread-safe.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
-    if max(image.size) > LONGEST_TO_SHORTEST * min(image.size):
-        where = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
-        raise AutoFormerError(
-            f"{where}: an image of {image.width} x {image.height} pixels is too narrow, its sides may differ by "
-            f"{LONGEST_TO_SHORTEST} times at most; crop it"
-        )
-    return image
+def image_size(source: Path | bytes) -> tuple[int, int]:
+    """Width and height of an image file in pixels, before it is turned upright. Raises `AutoFormerError`."""
+    with pillow_errors(name_of(source)):
+        return with_image(source, lambda image: image.size)
+
+
+def _decode(image: Image.Image, shorter_side: int | None, upright: bool) -> Image.Image:
+    if shorter_side is not None and min(image.size) > 2 * shorter_side:
+        factor = 2 * shorter_side / min(image.size)
+        image.draft(None, (math.ceil(image.width * factor), math.ceil(image.height * factor)))
+    image.load()
+    return turned_upright(image) if upright else image
 
 
 @contextlib.contextmanager
@@ -101,7 +98,7 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     if channels not in MODES:
         raise AutoFormerError(f"the model takes images of {channels} channels; image files have 1 or 3")
     if image.mode.startswith("I"):  # 16 bits: Pillow's conversion would clip to white
-        array: npt.NDArray[np.int64] = np.asarray(image).astype(np.int64)
+        array = np.asarray(image)
         if array.min() < 0 or array.max() > _MOST_16_BIT:
             raise AutoFormerError("the image has pixels beyond 16 bits, of unknown range; save it with 8 bits")
         image = Image.fromarray((array >> 8 if array.max() > 255 else array).astype(np.uint8))
@@ -110,9 +107,19 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     if image.mode == "LAB":
         image = image.convert("RGB")  # Pillow has no direct conversion to grey
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    return image.convert(MODES[channels])
+        return _over_black(image, MODES[channels])
+    return image if image.mode == MODES[channels] else image.convert(MODES[channels])
+
+
+def _over_black(image: Image.Image, mode: str) -> Image.Image:
+    """Strip by strip, since a whole copy of each stage would take four times the image's memory."""
+    composed = Image.new(mode, image.size)
+    composed.info = image.info.copy()
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        composed.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "black"), strip).convert(mode), (0, top))
+    return composed
 
 
 def resize_shorter_side(image: Image.Image, pixels: int) -> Image.Image:

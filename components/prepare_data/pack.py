@@ -18,13 +18,12 @@ from pathlib import Path
 from statistics import median_high
 from typing import Literal, NamedTuple
 
-from PIL import Image
 from pydantic import Field
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import hash_file, hash_value, read_json, replacing, write_json
 from autoformer.frozen import Frozen
-from autoformer.images.pixels import open_image, resize_shorter_side, to_channels
+from autoformer.images.pixels import image_size, open_image, resize_shorter_side, to_channels
 from components.prepare_data.sources import Source, SourceImage, discover
 from runtime.common.locks import hold_lock
 from runtime.common.tables import read_table, write_table
@@ -126,6 +125,8 @@ def _hash_file(path: Path) -> str:
         return hash_file(path)
     except OSError as error:
         return f"unreadable: {error.strerror}"
+    except AutoFormerError:
+        return "unreadable: a pipe or a device"
 
 
 def _threads() -> int:
@@ -233,8 +234,7 @@ class _Packing(NamedTuple):
             return str(error).removeprefix(f"{image.path}: ")
         out = io.BytesIO()
         resized.save(out, "PNG", compress_level=3)
-        with Image.open(image.path) as header:
-            return out.getvalue(), header.size
+        return out.getvalue(), image_size(image.path)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:

@@ -5,9 +5,11 @@ import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from autoformer.errors import AutoFormerError
+from autoformer.files import check_regular
 from runtime.storage.data import ArchiveFile, size_of
 
 CHUNK_BYTES = 4 << 20  # read at once
@@ -33,6 +35,8 @@ class HashedStream:
         self._chunk, self._start = b"", 0  # the unread bytes are `_chunk[_start:]`
 
     def __enter__(self) -> Self:
+        if isinstance(self.path, Path):
+            check_regular(self.path)
         self._file = self.path.open("rb", buffering=0)
         self._next = self._reader.submit(self._file.read, CHUNK_BYTES)
         return self

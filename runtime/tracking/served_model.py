@@ -20,6 +20,7 @@ from autoformer.predict import image_from_pixels, probabilities, ranked
 
 BATCH = 256
 TOP = 5
+MOST_BYTES = 256 * 2**20  # of memory for one image: about 30 million pixels of PNG, 53 million of JPEG
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
@@ -32,10 +33,13 @@ class ServedModel(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """A row for each image: `class`, `probability`, and lists of the `top` classes with their probabilities."""
         top = int((params or {}).get("top", TOP))
-        images = [_image(row) for row in model_input.to_dict("records") or [{}]]
+        if top < 1:
+            raise _refusal(f"top: expected at least 1 class, found {top}")
+        requests = model_input.to_dict("records") or [{}]
         rows = []
-        for first in range(0, len(images), BATCH):
-            for scores in probabilities(self.model, self.card, images[first : first + BATCH]):
+        for first in range(0, len(requests), BATCH):
+            images = map(_image, requests[first : first + BATCH])  # one decoded image in memory at a time
+            for scores in probabilities(self.model, self.card, images):
                 names, values = zip(*ranked(scores, self.card)[:top], strict=True)
                 rows.append(
                     {"class": names[0], "probability": values[0], "classes": [*names], "probabilities": [*values]}
@@ -46,9 +50,10 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 def _image(row: dict[str, Any]) -> Image.Image:
     try:
         if isinstance(row.get("image"), str):
-            return open_image(base64.b64decode(row["image"].rpartition(",")[2], validate=True))
+            content = base64.b64decode(row["image"].rpartition(",")[2], validate=True)
+            return open_image(content, most_bytes=MOST_BYTES)
         if isinstance(row.get("image"), bytes):
-            return open_image(row["image"])
+            return open_image(row["image"], most_bytes=MOST_BYTES)
         if row.get("pixels") is not None:
             return image_from_pixels(row["pixels"])
         raise AutoFormerError("a row has neither `image` (base64 of a file) nor `pixels`")
@@ -56,7 +61,12 @@ def _image(row: dict[str, Any]) -> Image.Image:
         reason = "image: not base64; send the base64 text of a PNG or JPEG file"
     except AutoFormerError as error:
         reason = str(error)
-    raise mlflow.exceptions.MlflowException.invalid_parameter_value(reason)  # the server answers 400, not 500
+    raise _refusal(reason)
+
+
+def _refusal(reason: str) -> Exception:
+    error: Exception = mlflow.exceptions.MlflowException.invalid_parameter_value(reason)
+    return error  # the server answers 400, not 500
 
 
 mlflow.models.set_model(ServedModel())

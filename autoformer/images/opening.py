@@ -1,0 +1,180 @@
+"""Open image files from outside: named raster formats, regular files and bounded memory. Torch-free.
+
+No other module opens pictures. Formats beyond the list are refused by name: Pillow hands some of them to other
+programs. Metadata decides nothing but the orientation.
+"""
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from autoformer.errors import AutoFormerError
+from autoformer.files import check_regular
+
+# Bytes that a pixel takes at most between the encoded file and the resized image, as measured.
+FORMATS = {
+    "PNG": 9, "JPEG": 5, "MPO": 5, "GIF": 6, "BMP": 9, "PPM": 13, "TIFF": 13, "WEBP": 17, "JPEG2000": 25, "AVIF": 20,
+}  # fmt: skip
+_PROGRESSIVE = 12  # JPEG files that are decoded as a whole, or have four channels
+MOST_BYTES = 448 * 2**20  # of one image; about 50 million pixels of PNG, 94 million of JPEG
+LONGEST_TO_SHORTEST = 30  # the centre crop of a longer strip shows nothing
+MOST_SCANNED = 2**30  # pixels times scans of a progressive JPEG: each scan touches every pixel again
+_MOST_FILE_BYTES = 2**28  # of a file that are read at once
+_ORIENTATION = 0x0112  # EXIF
+_TILE_SIDES = (322, 323)  # TIFF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+Result = TypeVar("Result")
+
+
+def name_of(source: Path | bytes) -> str:
+    """How error messages name an image."""
+    return str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
+
+
+def with_image(source: Path | bytes, use: Callable[[Image.Image], Result], most_bytes: int = MOST_BYTES) -> Result:
+    """Call `use` with the image, not yet decoded; again without the metadata if that fails.
+
+    Raises:
+        AutoFormerError: not a regular file, too narrow, or too large to decode within `most_bytes`.
+        Exception: any of Pillow's; call inside `autoformer.images.pixels.pillow_errors`.
+    """
+    try:
+        with _open(source, name_of(source), most_bytes) as image:
+            return use(image)
+    except (AutoFormerError, Image.DecompressionBombError):
+        raise
+    except Exception:  # Pillow raises many kinds for odd metadata
+        essentials = _essentials(source)
+        if essentials is None:
+            raise
+        with _open(essentials, name_of(source), most_bytes) as image:
+            return use(image)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none, or none that can be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow raises many kinds for odd metadata
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def turned_upright(image: Image.Image) -> Image.Image:
+    """The image turned by its EXIF orientation."""
+    turn = _TURNS.get(orientation(image))
+    if turn is None:
+        return image
+    upright = image.transpose(turn)
+    upright.info = {key: value for key, value in image.info.items() if "exif" not in key and "xmp" not in key}
+    return upright
+
+
+def _open(source: Path | bytes, where: str, most_bytes: int) -> Image.Image:
+    # Pillow warns of large images and odd metadata, but reads them. catch_warnings is not thread-safe.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    if isinstance(source, Path):
+        check_regular(source)
+    image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_formats())
+    try:
+        _check_size(image, where, most_bytes)
+        if "progressive" in image.info:
+            _check_scans(image, source, where)
+    except AutoFormerError:
+        image.close()
+        raise
+    return image
+
+
+def _formats() -> list[str]:
+    """Those of the list that this Pillow has."""
+    if not FORMATS.keys() - {"MPO"} <= Image.OPEN.keys():
+        Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]  # MPO is opened as JPEG
+
+
+def _check_size(image: Image.Image, where: str, most_bytes: int) -> None:
+    width, height = image.size
+    if max(width, height) > LONGEST_TO_SHORTEST * min(width, height):
+        raise AutoFormerError(
+            f"{where}: an image of {width} x {height} pixels is too narrow, its sides may differ by "
+            f"{LONGEST_TO_SHORTEST} times at most; crop it"
+        )
+    each = FORMATS[image.format or "PNG"]
+    if image.format in ("JPEG", "MPO") and ("progressive" in image.info or image.mode not in ("L", "RGB")):
+        each = _PROGRESSIVE
+    pixels = width * height
+    if tags := getattr(image, "tag_v2", None):  # a TIFF's tiles may be larger than the image
+        sides = [tags.get(tag) for tag in _TILE_SIDES]
+        if all(isinstance(side, int) for side in sides):
+            pixels = max(pixels, sides[0] * sides[1])
+    if pixels * each > most_bytes:
+        raise AutoFormerError(
+            f"{where}: an image of {width} x {height} pixels is too large, a {image.format} file may have "
+            f"{most_bytes // each / 1e6:.0f} million pixels at most; make it smaller"
+        )
+
+
+def _check_scans(image: Image.Image, source: Path | bytes, where: str) -> None:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            source = file.read(_MOST_FILE_BYTES)
+    scans = source.count(b"\xff\xda")  # entropy-coded data holds no marker
+    if scans * image.width * image.height > MOST_SCANNED:
+        raise AutoFormerError(
+            f"{where}: a progressive JPEG file of {scans} scans takes too long to decode; save it as a baseline JPEG"
+        )
+
+
+def _essentials(source: Path | bytes) -> bytes | None:
+    """A PNG or JPEG file without metadata but EXIF; None for other files."""
+    if isinstance(source, Path):
+        if source.stat().st_size > _MOST_FILE_BYTES:
+            return None
+        with source.open("rb") as file:
+            start = file.read(len(_PNG))
+            source = start + file.read() if start.startswith((_PNG, _JPEG)) else b""
+    if source.startswith(_PNG):
+        return _png_essentials(source)
+    return _jpeg_essentials(source) if source.startswith(_JPEG) else None
+
+
+def _png_essentials(content: bytes) -> bytes:
+    """The chunks that make the pixels, and a sound eXIf."""
+    kept, at = [_PNG], len(_PNG)
+    while at + 12 <= len(content):
+        (length,), kind = struct.unpack_from(">I", content, at), content[at + 4 : at + 8]
+        chunk = content[at : at + 12 + length]
+        sound = kind == b"eXIf" and struct.pack(">I", zlib.crc32(chunk[4:-4])) == chunk[-4:]
+        if kind[:1].isupper() or kind == b"tRNS" or sound:
+            kept.append(chunk)
+        at += len(chunk)
+    return b"".join(kept)
+
+
+def _jpeg_essentials(content: bytes) -> bytes:
+    """Without comments and application segments, but for JFIF, EXIF and Adobe's colour transform."""
+    kept, at = [content[:2]], 2
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:  # the scan begins
+        marker, (length,) = content[at + 1], struct.unpack_from(">H", content, at + 2)
+        segment = content[at : at + 2 + length]
+        exif = marker == 0xE1 and segment[4:10] == b"Exif\0\0"
+        if exif or marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            kept.append(segment)
+        at += 2 + length
+    return b"".join((*kept, content[at:]))
