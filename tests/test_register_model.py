@@ -26,6 +26,7 @@ from tracking_fixtures import CLASSES, MEAN, STD, empty_store, save_random_subne
 
 from autoformer.cards import Preprocessing, SupernetCard
 from autoformer.complexity import count_macs, count_params
+from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, read_json, write_json
 from autoformer.named import load_space
 from commands.predict import main as predict
@@ -238,6 +239,14 @@ def test_a_version_that_lost_its_alias_to_a_kill_gets_it_back(champion: Path) ->
     code, decided, _ = copied(champion).register()
     assert (code, decided["decision"], decided["version"], versions()) == (0, "registered", "1", ["1"])
     assert holder().version == "1"
+
+
+@pytest.mark.parametrize("alias", ["latest", "v1", "a b"])
+def test_an_alias_that_the_registry_refuses_leaves_no_version(alias: str, champion: Path) -> None:
+    first = tracking.initialise(tracking.tracking_uri()).get_model_version(NAME, "1")
+    with pytest.raises(AutoFormerError):
+        tracking.register(NAME, alias, str(first.source), str(first.run_id), {}, "a test")
+    assert versions() == ["1"] and holder().version == "1"
 
 
 def test_a_worse_model_is_not_registered(champion: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import autoformer
 from autoformer.errors import AutoFormerError
-from runtime.tracking.store import connect, sqlite_file, tracking_uri, translate_errors, without_password
+from runtime.tracking.store import connect, is_refusal, sqlite_file, tracking_uri, translate_errors, without_password
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -103,7 +103,10 @@ def _signature() -> "ModelSignature":
 
 
 def register(name: str, alias: str, model_uri: str, run_id: str, tags: Mapping[str, str], description: str) -> str:
-    """Make a version of a logged model, and move the alias to it; return the version."""
+    """Make a version of a logged model, and move the alias to it; return the version.
+
+    A refused alias leaves no version.
+    """
     from mlflow.exceptions import MlflowException
 
     client = connect()
@@ -117,7 +120,12 @@ def register(name: str, alias: str, model_uri: str, run_id: str, tags: Mapping[s
         created = client.create_model_version(
             name, source=model_uri, run_id=run_id, tags=dict(tags), description=description, model_id=model_id
         )
-        client.set_registered_model_alias(name, alias, str(created.version))
+        try:
+            client.set_registered_model_alias(name, alias, str(created.version))
+        except Exception as error:
+            if is_refusal(error):  # after an outage the step is repeated, and finds the version
+                client.delete_model_version(name, str(created.version))
+            raise
     return str(created.version)
 
 
