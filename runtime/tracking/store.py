@@ -175,17 +175,17 @@ def is_refusal(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def locked(uri: str) -> Iterator[None]:
-    """Hold the lock of a store among the processes of this machine."""
-    database = sqlite_file(uri)
+def locked(uri: str, purpose: str = "", wait_seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Hold the lock of a store, or its lock for one purpose, among the processes of this machine."""
+    database, suffix = sqlite_file(uri), f".{purpose}.lock" if purpose else ".lock"
     if database:
-        path = database.with_name(f"{database.name}.lock")
+        path = database.with_name(database.name + suffix)
     else:
         digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
-        path = Path(tempfile.gettempdir()) / f"mlflow-{os.getuid()}-{digest}.lock"
+        path = Path(tempfile.gettempdir()) / f"mlflow-{os.getuid()}-{digest}{suffix}"
     with path.open("a") as file:
-        if not lock(file, wait_seconds=LOCK_SECONDS):
-            raise AutoFormerError(f"{path}: another process has held this lock for {LOCK_SECONDS} s; end it")
+        if not lock(file, wait_seconds=wait_seconds):
+            raise AutoFormerError(f"{path}: another process has held this lock for {wait_seconds:.0f} s; end it")
         yield
 
 
