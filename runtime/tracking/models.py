@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import autoformer
 from autoformer.errors import AutoFormerError
+from runtime.common.redaction import without_password
 from runtime.tracking.store import (
     connect,
     is_refusal,
@@ -17,7 +18,6 @@ from runtime.tracking.store import (
     sqlite_file,
     tracking_uri,
     translate_errors,
-    without_password,
 )
 
 if TYPE_CHECKING:

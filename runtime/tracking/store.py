@@ -13,13 +13,12 @@ from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
 
 from autoformer.errors import AutoFormerError
 from autoformer.locks import lock
 from runtime.common.config import ROOT
 from runtime.common.console import print_line
-from runtime.common.redaction import hide
+from runtime.common.redaction import hide, without_password
 from runtime.common.retrying import retry, within
 
 if TYPE_CHECKING:
@@ -48,13 +47,6 @@ _FIRST_REQUEST_SECONDS = "10"
 def tracking_uri() -> str:
     """`MLFLOW_TRACKING_URI`, or the sqlite file at the root of the repository."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
-
-
-def without_password(uri: str) -> str:
-    """The address without user name and password, for records and messages."""
-    parts = urlsplit(uri)
-    secret, at, _ = parts.netloc.rpartition("@")
-    return uri.replace(secret + at, "", 1) if at else uri
 
 
 def sqlite_file(uri: str) -> Path | None:
