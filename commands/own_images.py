@@ -90,7 +90,9 @@ def adopt(source: Path, preset: str | None, overrides: Sequence[str], packs: Pat
     if "space.num_classes" not in given:  # after the user's, which may name another space
         overrides = [*overrides, f"space.num_classes={len(card.classes)}"]
     if preset is None or config.name == PRESET:
-        settings += [f"name={card.name}", f"register_model.model_name={card.name}"]
+        settings.append(f"name={card.name}")
+    if preset is None or config.name == PRESET or config.dataset != card.name:  # one name in the registry, one data set
+        settings.append(f"register_model.model_name={card.name}")
     if preset is None:
         settings += propose_recipe(card, load_config(PRESET, [*settings, *overrides]))
     return Adopted(data, preset or PRESET, [*settings, *overrides])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from autoformer.errors import AutoFormerError
 from runtime.common.console import Parser, run_command
-from runtime.tracking.store import connect, sqlite_file, tracking_uri, translate_errors, without_password
+from runtime.common.redaction import without_password
+from runtime.tracking.store import connect, sqlite_file, tracking_uri, translate_errors
 from runtime.tracking.views import save_views
 
 HOST = "127.0.0.1"

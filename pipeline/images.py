@@ -22,8 +22,8 @@ from pipeline.cluster.settings import cluster_path
 from runtime.common.code import code_files, hash_files
 from runtime.common.config import ROOT
 from runtime.common.console import Parser, run_command
+from runtime.common.redaction import without_password
 from runtime.tracking.provenance import git_commit
-from runtime.tracking.store import without_password
 
 if TYPE_CHECKING:
     from docker import DockerClient

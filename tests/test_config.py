@@ -1,5 +1,7 @@
 """The configuration: presets, overrides, and the one-line errors of mistakes."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,58 @@ def test_an_unknown_key_is_answered_with_the_nearest(override: str, parts: list[
 def test_a_wrong_value_is_named(override: str, parts: list[str]) -> None:
     message = error_of("demo", *PINNED, override)
     assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("name", ["", " ", "a ", " a", "a\nb", *(f"a{sign}b" for sign in "/:.%\"'?"), "..", "x" * 251])
+def test_a_model_name_that_the_registry_refuses_is_refused_before_anything_runs(name: str) -> None:
+    message = error_of("demo", f"register_model.model_name={json.dumps(name)}")
+    assert "register_model.model_name = " in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "alias", ["", " ", "a b", "latest", "Latest", "v1", "V2", "v12", "a.b", "a/b", "a\n", "a" * 256]
+)
+def test_an_alias_that_the_registry_refuses_is_refused_before_anything_runs(alias: str) -> None:
+    message = error_of("demo", f"register_model.alias={json.dumps(alias)}")
+    assert "register_model.alias = " in message and "\n" not in message
+
+
+def _accepts(check: Callable[..., object], **values: object) -> bool:
+    try:
+        check(**values)
+    except ValueError:
+        return False
+    return True
+
+
+def test_names_and_aliases_that_the_configuration_accepts_are_accepted_by_mlflow() -> None:
+    from mlflow.store.artifact.utils.models import _parse_model_uri
+    from mlflow.utils import validation
+
+    signs = [chr(number) for number in range(1, 0x250)]
+    for text in [
+        *signs,
+        *(f"a{sign}b" for sign in signs),
+        "фото",
+        "照片",
+        "v1",
+        "v1b",
+        "latest",
+        "Latest-1",
+        "..",
+        "-",
+    ]:
+        if _accepts(RegisterModel, model_name=text, min_top1_percent=0.0):
+            validation._validate_model_name(text)
+            validation._validate_logged_model_name(text)
+            assert _parse_model_uri(f"models:/{text}/3").name == text
+        if _accepts(RegisterModel, model_name="a", alias=text, min_top1_percent=0.0):
+            validation._validate_model_alias_name(text)
+            validation._validate_model_alias_name_reserved(text)
+    for name in ("фото", "照片", "my model", "flowers_2-b"):
+        assert RegisterModel(model_name=name, min_top1_percent=0).model_name == name
+    for alias in ("champion", "v1b", "Latest-1", "ä", "_"):
+        assert RegisterModel(model_name="a", alias=alias, min_top1_percent=0).alias == alias
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", ".seed=3", "search_subnet.=3", "", "seed=[1"])

@@ -221,6 +221,90 @@ def test_a_runner_that_gets_a_signal_waits_for_its_steps(
         assert (tmp_path / "checkpoint").read_text() == "worker lived: True"
 
 
+SWALLOWED = """
+import contextlib, os, signal, time, weakref
+from runtime.common.stopping import Stopped, delay_signals, stoppable
+class Thing:
+    pass
+class Final:
+    def __del__(self):
+        send()
+def send(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.01)
+def weakref_callback():
+    thing = Thing()
+    reference = weakref.ref(thing, send)
+    del thing
+def finaliser():
+    Final()
+def library():
+    with contextlib.suppress(BaseException):
+        send()
+def delayed():
+    with contextlib.suppress(BaseException), delay_signals():
+        send()
+def last_statement():
+    with contextlib.suppress(BaseException):
+        send()
+try:
+    with stoppable():
+        {swallow}()
+        if "{swallow}" != "last_statement":
+            time.sleep(5)
+        print("worked to its end")
+except Stopped as stopped:
+    print(stopped)
+"""
+
+
+@pytest.mark.parametrize("swallow", ["weakref_callback", "finaliser", "library", "delayed", "last_statement"])
+def test_a_signal_whose_exception_is_swallowed_stops_the_work_all_the_same(swallow: str) -> None:
+    program = SWALLOWED.replace("{swallow}", swallow)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1:] == ["stopped by SIGTERM"], done.stdout + done.stderr
+    assert time.monotonic() - started < 5
+
+
+CLEANED = """
+import contextlib, os, signal, time
+from runtime.common.stopping import Stopped, stoppable
+@contextlib.contextmanager
+def inner():
+    try:
+        yield
+    finally:
+        try:
+            raise OSError
+        except OSError:
+            time.sleep(0.3)
+            print("in an error of its own")
+        time.sleep(0.3)
+try:
+    with stoppable():
+        try:
+            with inner():
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(9)
+        except Stopped:
+            for _ in range(4):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.3)
+            print("whole")
+            raise
+except Stopped as stopped:
+    print(stopped)
+"""
+
+
+def test_a_clean_up_is_interrupted_by_no_later_signal_and_no_timer() -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", CLEANED], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["in an error of its own", "whole", "stopped by SIGINT"], done.stderr
+
+
 def test_a_forked_child_ends_by_sigterm_and_leaves_ctrl_c_to_its_parent() -> None:
     with stopping.stoppable():
         child = os.fork()

@@ -176,8 +176,9 @@ def test_what_the_user_sets_wins_and_a_preset_is_taken_as_it_is(tmp_path: Path) 
     smoke = adopt(source, "smoke", ["space=photos-32"], tmp_path / "packs")
     plain = load_config("smoke", ["space=photos-32"])
     changed = load_config("smoke", smoke.overrides)
-    assert plain.prepare_data
+    assert plain.prepare_data and plain.register_model
     own = {
+        "register_model": plain.register_model.model_copy(update={"model_name": "src"}),
         "dataset": "src",
         "space": plain.space.model_copy(update={"num_classes": 2}),
         "prepare_data": plain.prepare_data.model_copy(update={"search_images": None}),  # of a set with equal classes

@@ -2,11 +2,13 @@
 
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import unicodedata
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -21,7 +23,7 @@ from user_images import class_folders, noise, write_images
 
 from autoformer.errors import AutoFormerError
 from components.prepare_data import pack as packing
-from components.prepare_data.pack import pack, read_pack, slug, unreadable_of
+from components.prepare_data.pack import pack, read_pack, slug, title_of, unreadable_of
 from runtime.common.config import ROOT
 from runtime.common.tables import read_table
 
@@ -123,7 +125,7 @@ def test_another_split_is_packed_anew(tmp_path: Path) -> None:
     lines = ["path,label,split", "a/000.png,a,train", "b/001.png,b,train", "a/001.png,a,val", "b/000.png,b,val"]
     (source / "labels.csv").write_text("\n".join(lines))
     first = packed(source / "labels.csv", tmp_path)
-    assert read_pack(first).splits == {"train": 2, "val": 2} and read_pack(first).name == "labels"
+    assert read_pack(first).splits == {"train": 2, "val": 2} and read_pack(first).name.endswith("-labels")
     other_split(source)
     again = packed(source / "labels.csv", tmp_path)
     assert again != first and read_pack(again).splits == {"test": 1, "train": 2, "val": 1}
@@ -260,14 +262,34 @@ def test_what_has_the_packs_name_is_not_touched(there: str, tmp_path: Path) -> N
     ("text", "name"),
     [
         ("My Photos (2024)", "my-photos-2024"),
-        ("../..", "images"),
-        ("猫", "images"),
-        ("a" * 60, "a" * 40),
+        ("Größe né", "grosse-ne"),
+        ("a" * 40, "a" * 40),
         ("x_y", "x-y"),
     ],
 )
 def test_a_name_for_folders_and_the_registry(text: str, name: str) -> None:
     assert slug(text) == name
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("фото", "照片"), ("фото 1", "照片 1"), ("а-birds", "б-birds"), ("a" * 60, "a" * 61), ("..", "猫"), ("鸟", "鱼")],
+)
+def test_two_names_that_lose_letters_stay_different(one: str, other: str) -> None:
+    assert slug(one) != slug(other)
+    for text in (one, other):
+        name = slug(text)
+        assert name == slug(name) and len(name) <= 40 and re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)
+        assert name == slug(unicodedata.normalize("NFD", text))
+
+
+def test_two_tables_of_one_file_name_in_different_folders_have_different_names(tmp_path: Path) -> None:
+    for folder in ("birds", "cars"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "labels.csv").touch()
+    assert title_of(tmp_path / "birds" / "labels.csv") == "birds-labels"
+    assert title_of(tmp_path / "cars" / "labels.csv") == "cars-labels"
+    assert title_of(tmp_path / "birds") == "birds"
 
 
 def test_threads_do_not_change_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,10 +26,12 @@ from tracking_fixtures import CLASSES, MEAN, STD, empty_store, save_random_subne
 
 from autoformer.cards import Preprocessing, SupernetCard
 from autoformer.complexity import count_macs, count_params
+from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, read_json, write_json
 from autoformer.named import load_space
 from commands.predict import main as predict
 from components.register_model.gate import Measured, decide
+from components.register_model.latency import Latency
 from components.register_model.step import main
 from runtime import tracking
 
@@ -51,6 +53,9 @@ CANDIDATE = Measured("new", "split", 88.0)
         (CANDIDATE, 80.0, Measured("old", None, None), "registered", "does not say how it was tested"),
         (CANDIDATE, 80.0, Measured("new", "split", 88.0), "unchanged", "the very same weights"),
         (CANDIDATE, 90.0, Measured("new", "split", 88.0), "refused", "below min_top1_percent"),
+        (Measured("new", "a", 99.0, "cats"), 80.0, Measured("old", "b", 50.0, "cars"), "refused", "other classes"),
+        (Measured("new", "a", 99.0, "cats"), 80.0, Measured("old", None, None, "cars"), "refused", "other classes"),
+        (Measured("new", "a", 99.0, "cats"), 80.0, Measured("old", "b", 50.0, "cats"), "registered", "another test"),
         (Measured("new", "split", float("nan")), 80.0, None, "refused", "below min_top1_percent"),
     ],
 )
@@ -240,11 +245,77 @@ def test_a_version_that_lost_its_alias_to_a_kill_gets_it_back(champion: Path) ->
     assert holder().version == "1"
 
 
+@pytest.mark.parametrize("alias", ["v1", "V2", "a b"])
+def test_an_alias_that_the_registry_refuses_leaves_no_version(alias: str, champion: Path) -> None:
+    first = tracking.initialise(tracking.tracking_uri()).get_model_version(NAME, "1")
+    with pytest.raises(AutoFormerError):
+        tracking.register(NAME, alias, str(first.source), str(first.run_id), {}, "a test")
+    assert versions() == ["1"] and holder().version == "1"
+
+
 def test_a_worse_model_is_not_registered(champion: Path, tmp_path: Path) -> None:
     code, decided, _ = Made(tmp_path / "worse", seed=1, top1_percent=87.9).register()
     assert (code, decided["decision"], decided["version"]) == (0, "refused", "1")
     assert decided["reason"] == "test accuracy 87.90 % is below the champion's 88.00 %"
     assert versions() == ["1"] and holder().version == "1"
+
+
+def _registers_meanwhile(top1_percent: float) -> None:
+    """As another run of the same data: a version of other weights takes the alias."""
+    held = holder()
+    client = tracking.initialise(tracking.tracking_uri())
+    first = client.get_model_version(NAME, held.version)
+    tags = held.tags | {"test_top1_percent": str(top1_percent), "weights": "another run's"}
+    tracking.register(NAME, "champion", str(first.source), str(first.run_id), tags, "", held.version)
+
+
+def test_of_two_registrations_at_once_the_worse_never_becomes_champion(
+    champion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Better than the champion when the step begins, worse than the one that another run registers meanwhile."""
+
+    def measure(model: Path, threads: int | None) -> Latency:
+        _registers_meanwhile(95.0)
+        return Latency(1.0, 1.0, 20, 1, "a CPU")
+
+    monkeypatch.setattr("components.register_model.step.measure", measure)
+    made = Made(tmp_path / "late", seed=1, top1_percent=90.0)
+    code, decided, _ = made.register()
+    assert (code, decided["decision"], decided["version"]) == (0, "refused", "2")
+    assert "90.00 % is below the champion's 95.00 %" in decided["reason"]
+    assert versions() == ["1", "2"] and holder().tags["test_top1_percent"] == "95.0"
+    assert "refused: test accuracy 90.00 % is below" in (made.root / "model_card.md").read_text()
+
+
+def test_a_champion_that_changes_while_the_version_is_made_is_not_replaced_blindly(champion: Path) -> None:
+    """As from another machine, which no lock of this one stops."""
+    first = tracking.initialise(tracking.tracking_uri()).get_model_version(NAME, "1")
+    _registers_meanwhile(95.0)
+    for seen in ("1", None):
+        assert tracking.register(NAME, "champion", str(first.source), str(first.run_id), {}, "", seen) is None
+        assert versions() == ["1", "2"] and holder().version == "2"
+
+
+def test_one_process_of_a_machine_registers_at_a_time(store: str) -> None:
+    from runtime.tracking.store import locked
+
+    with tracking.registration_lock():
+        with pytest.raises(AutoFormerError, match="another process has held this lock"):
+            with locked(tracking.tracking_uri(), "registration", wait_seconds=0):
+                pass
+        assert tracking.aliased_version(NAME, "champion") is None  # the store itself stays usable
+
+
+def test_a_champion_of_other_classes_is_not_replaced(champion: Path, tmp_path: Path) -> None:
+    made = Made(tmp_path / "other", seed=1, top1_percent=99.0)
+    card, tested = read_json(made.root / "card.json"), read_json(made.root / "evaluation" / "provenance.json")
+    classes = [f"class {number}" for number in range(10)]
+    write_json(made.root / "card.json", card | {"classes": classes, "split_hashes": {"test": "6" * 64}})
+    write_json(made.root / "evaluation" / "provenance.json", tested | {"test_split": "6" * 64})
+    code, decided, _ = made.register()
+    assert (code, decided["decision"], decided["version"]) == (0, "refused", "1")
+    assert decided["reason"].endswith("give this model another register_model.model_name")
+    assert versions() == ["1"]
 
 
 def test_below_the_threshold_nothing_is_registered(store: str, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ import sys
 import pytest
 from botocore.exceptions import EndpointConnectionError
 from planted import SECRETS, WORD, has_secret
+from sqlalchemy.engine import make_url
 
-from runtime.common.redaction import hide
-from runtime.tracking.store import reason, without_password
+from runtime.common.redaction import hide, without_password
+from runtime.tracking.store import reason
 
 URL = f"https://me:{WORD}-password@mlflow.example:5000/x"
 
@@ -38,6 +39,57 @@ def test_the_errors_of_libraries_are_printed_without_passwords() -> None:
     assert reason(EndpointConnectionError(endpoint_url=f"http://me:{WORD}@127.0.0.1:9/bucket")) == (
         'Could not connect to the endpoint URL: "http://127.0.0.1:9/bucket"'
     )
+
+
+PASSWORDS = (
+    "hunter/2word",
+    "hunter'2word",
+    "hunter#2word",
+    "hunter?2word",
+    'hunter"2word',
+    "hunter:2word",
+    "8080/2word",
+)
+
+
+@pytest.mark.parametrize("password", [*PASSWORDS, "hunter 2word", "8080"])
+def test_a_password_of_a_database_is_found_as_sqlalchemy_finds_it(
+    password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"postgresql+psycopg2://me:{password}@db.example:5432/mlflow?sslmode=require&sslpassword=hunter2word"
+    assert make_url(uri).password == password
+    assert without_password(uri) == "postgresql+psycopg2://db.example:5432/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert hide(f"cannot open '{uri}', try again") == (
+        "cannot open 'postgresql+psycopg2://db.example:5432/mlflow', try again"
+    )
+
+
+@pytest.mark.parametrize("password", [word for word in PASSWORDS if not word[0].isdigit()])
+def test_a_password_with_signs_of_an_address_is_hidden_in_any_text(password: str) -> None:
+    for scheme in ("http", "https", "mysql+pymysql", "postgresql"):
+        assert hide(f"GET {scheme}://me:{password}@host:5000/x: refused") == f"GET {scheme}://host:5000/x: refused"
+        assert without_password(f"{scheme}://me:{password}@host:5000/x") == f"{scheme}://host:5000/x"
+
+
+@pytest.mark.parametrize(
+    "key", ["token", "access_token", "password", "X-Amz-Signature", "api_key", "jwt", "sslpassword"]
+)
+def test_a_token_in_the_query_of_an_address_is_hidden(key: str) -> None:
+    uri = f"https://mlflow.example/x?page=1&{key}=hunter2word&a=b"
+    assert without_password(uri) == "https://mlflow.example/x"
+    assert hide(f"GET '{uri}'") == f"GET 'https://mlflow.example/x?page=1&{key}=***&a=b'"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://host:9000/bucket/a@b", "('http://a:80','b@c')", "sqlite:////data/a:b@c/x?y.db",
+        "s3://bucket/a@b", "see https://mlflow.example:5000/#/experiments/1?sort=orderByKey",
+    ],
+)  # fmt: skip
+def test_an_address_without_a_secret_stays_as_it_is(text: str) -> None:
+    assert hide(text) == text
 
 
 def test_a_traceback_is_printed_without_passwords() -> None:

@@ -259,8 +259,10 @@ def listens(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     for name in ("received", "listening"):
         monkeypatch.setattr(stopping._State, name, getattr(stopping._State, name))
+    monkeypatch.setattr(stopping, "RAISE_AGAIN_SECONDS", 600)  # the tests catch `Stopped` themselves
     with stoppable():
         yield
+        stopping._State.received = None
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

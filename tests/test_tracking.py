@@ -22,9 +22,9 @@ from components.resolve_config.step import component_outputs
 from runtime import tracking
 from runtime.common.code import package_code
 from runtime.common.config import STEPS, Config, load_config
+from runtime.common.redaction import without_password
 from runtime.common.stopping import Stopped, stoppable
 from runtime.tracking.step_logger import child_run
-from runtime.tracking.store import without_password
 
 SPEC = SubnetSpec(2, 64, (4, 8), (2.0, 3.5))
 CANDIDATE, OTHER = (

@@ -10,6 +10,7 @@ import io
 import os
 import re
 import tarfile
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from runtime.common.tables import read_table, write_table
 FORMAT = 2  # 1 rounded the longer side; such packs are read as they are
 SHARD_IMAGES = 4000  # a reader opens each tar: a million images stay far below the usual limit of open files
 CARD = "dataset.json"
+NAME_LENGTH = 40
 INDEX = "index.csv"
 UNREADABLE = "unreadable.csv"
 COLUMNS = ("archive", "offset", "size", "label", "checksum", "split", "source")
@@ -68,8 +70,23 @@ def unreadable_of(folder: Path) -> list[dict[str, str]]:
 
 
 def slug(text: str) -> str:
-    """A name for folders, configurations and the registry: lower case letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "images"
+    """A name for folders, configurations and the registry: lower case letters, digits and hyphens.
+
+    Accents are dropped. Where letters are lost (other alphabets, a long name), a hash keeps different names different.
+    """
+    folded = unicodedata.normalize("NFC", text).casefold()
+    plain = "".join(c for c in unicodedata.normalize("NFKD", folded) if not unicodedata.combining(c))
+    name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+    if name and len(name) <= NAME_LENGTH and not any(c.isalnum() and not c.isascii() for c in plain):
+        return name
+    digest = hashlib.sha256(folded.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+    return f"{name[: NAME_LENGTH - 7].strip('-') or 'images'}-{digest}"
+
+
+def title_of(path: Path) -> str:
+    """The name of the data set at `path`: of a CSV its folder's and its own, as many are called labels.csv."""
+    path = path.resolve()
+    return slug(f"{path.parent.name}-{path.stem}" if path.is_file() else path.name)
 
 
 def pack(
@@ -88,7 +105,7 @@ def pack(
             a class has no readable image.
     """
     source = discover(path)
-    title = slug(path.resolve().stem if path.is_file() else path.resolve().name)
+    title = title_of(path)
     digest = _hash(source, shorter_side, channels, watch)
     folder = packs / f"{title}-{digest[:8]}"
     work = packs / f".{folder.name}.packing"

@@ -11,6 +11,7 @@ import jinja2
 import yaml
 
 from autoformer.cards import SubnetCard
+from autoformer.files import hash_value
 from autoformer.images.card import DatasetCard
 from autoformer.recipe import Augmentation, Recipe
 from autoformer.subnet_text import heads_text, ratios_text
@@ -41,7 +42,8 @@ class Facts(NamedTuple):
 
     @property
     def measured(self) -> Measured:
-        return Measured(self.weights, self.data.split_hashes.get("test"), float(self.metrics[TOP1]))
+        classes = hash_value(sorted(self.data.classes))  # their order is the model's own matter
+        return Measured(self.weights, self.data.split_hashes.get("test"), float(self.metrics[TOP1]), classes)
 
 
 def render(facts: Facts, decision: Decision, latency: Latency | None) -> str:

@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 Outcome = Literal["registered", "unchanged", "refused"]
-TOP1, TEST_SPLIT, WEIGHTS = "test_top1_percent", "test_split", "weights"  # tags of a version
+# tags of a version
+TOP1, TEST_SPLIT, WEIGHTS, CLASSES = "test_top1_percent", "test_split", "weights", "classes"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's test result. The hashes of its weights and test split, and its accuracy, are None if unknown."""
+    """A model's test result. What is unknown is None. Weights, test split and class names are hashes."""
 
     weights: str | None
     test_split: str | None
     top1_percent: float | None
+    classes: str | None = None
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> "Measured":
@@ -23,7 +25,7 @@ class Measured:
             top1_percent = float(tags[TOP1])
         except (KeyError, ValueError):
             top1_percent = None
-        return cls(tags.get(WEIGHTS), tags.get(TEST_SPLIT), top1_percent)
+        return cls(tags.get(WEIGHTS), tags.get(TEST_SPLIT), top1_percent, tags.get(CLASSES))
 
 
 class Decision(NamedTuple):
@@ -32,7 +34,10 @@ class Decision(NamedTuple):
 
 
 def decide(challenger: Measured, min_top1_percent: float, champion: Measured | None) -> Decision:
-    """Register a model that reaches the minimum and, on the same test images, is not worse than the champion."""
+    """Register a model that reaches the minimum and, on the same test images, is not worse than the champion.
+
+    A champion of other classes is never replaced: who asks it would get answers to another question.
+    """
     top1 = challenger.top1_percent
     if top1 is None or not top1 >= min_top1_percent:  # "not >=" refuses NaN too
         return Decision("refused", f"test accuracy {_percent(top1)} is below min_top1_percent {min_top1_percent:g}")
@@ -41,6 +46,10 @@ def decide(challenger: Measured, min_top1_percent: float, champion: Measured | N
         return Decision("registered", f"{reached}; there is no champion yet")
     if champion.weights == challenger.weights:
         return Decision("unchanged", "the very same weights are the champion already")
+    if champion.classes and challenger.classes and champion.classes != challenger.classes:
+        return Decision(
+            "refused", "the champion tells other classes apart; give this model another register_model.model_name"
+        )
     if champion.test_split is None or champion.top1_percent is None:
         return Decision("registered", f"{reached}; not compared: the champion does not say how it was tested")
     if champion.test_split != challenger.test_split:

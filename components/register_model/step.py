@@ -12,8 +12,8 @@ from autoformer.images.card import read_card
 from autoformer.space import NamedSubnet
 from components.register_model.card import FILE as CARD_FILE
 from components.register_model.card import Facts, description, render
-from components.register_model.gate import TEST_SPLIT, TOP1, WEIGHTS, Measured, decide
-from components.register_model.latency import measure
+from components.register_model.gate import CLASSES, TEST_SPLIT, TOP1, WEIGHTS, Decision, Measured, decide
+from components.register_model.latency import Latency, measure
 from runtime import tracking
 from runtime.common.config import Config, RegisterModel
 from runtime.common.console import existing
@@ -24,6 +24,7 @@ from runtime.tracking.provenance import git_commit
 from runtime.tracking.store import patience_seconds
 
 STEP = "register_model"
+TRIES = 5  # where processes of other machines register at the same time
 FOLDERS = ("supernet", "search", "retrain", "evaluation")
 
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
     facts = read_facts(arguments, config.section(RegisterModel))
-    name, alias, minimum = facts.section.model_name, facts.section.alias, facts.section.min_top1_percent
+    name, alias = facts.section.model_name, facts.section.alias
     model = arguments.retrain / "model"
     with open_step(STEP, arguments, config, "card", *FOLDERS) as opened:
         tracked, record = opened.tracked, opened.record.values
@@ -54,17 +55,17 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         if not tracked.run_id:
             raise AutoFormerError("the model registry is part of MLflow, which AUTOFORMER_TRACKING=off switches off")
         tracked.flush(wait_seconds=patience_seconds())
-        champion = tracking.aliased_version(name, alias)
-        decision = decide(facts.measured, minimum, Measured.from_tags(champion.tags) if champion else None)
-        version, latency = champion.version if champion else None, None
+        decision, version = decide_now(facts)
+        latency = None
         if decision.outcome == "registered":
             latency = measure(model, config.threads)
             record["cpu_latency"] = latency._asdict()
             tracked.metrics(
                 {"cost/cpu_latency_median_ms": latency.median_ms, "cost/cpu_latency_p90_ms": latency.p90_ms}
             )
-            card = render(facts, decision, latency)
-            version = register(model, facts, card, tracked.run_id, record.get("mlflow_parent_run_id", ""))
+            parent = record.get("mlflow_parent_run_id", "")
+            decision, version = register(model, facts, latency, tracked.run_id, parent)
+            latency = latency if decision.outcome == "registered" else None
         tracked.tags({"outcome": decision.outcome, "reason": decision.reason})
         write_text(arguments.model_card, render(facts, decision, latency))
         registration = {
@@ -126,28 +127,53 @@ def read_facts(arguments: argparse.Namespace, section: RegisterModel) -> Facts:
     )
 
 
-def register(model: Path, facts: Facts, card: str, run_id: str, pipeline_run_id: str) -> str:
-    """Create a version with its card, and move the alias to it; return the version.
+def decide_now(facts: Facts) -> tuple[Decision, str | None]:
+    """The decision against the champion as the registry has it now, and that champion's version."""
+    section = facts.section
+    champion = tracking.aliased_version(section.model_name, section.alias)
+    rival = Measured.from_tags(champion.tags) if champion else None
+    return decide(facts.measured, section.min_top1_percent, rival), champion.version if champion else None
 
-    A step that was killed between the two left a version without the alias: it gets the alias now.
+
+def register(
+    model: Path, facts: Facts, latency: Latency, run_id: str, pipeline_run_id: str
+) -> tuple[Decision, str | None]:
+    """Decide again, as others may have registered meanwhile; create a version with its card, and move the alias to it.
+
+    Processes of one machine take turns. Those of several repeat the decision where the champion has changed.
+
+    A step that was killed before the alias moved left a version without it: that version gets the alias now.
+
+    Returns:
+        The decision, and the version that has the alias.
     """
     name, alias = facts.section.model_name, facts.section.alias
     tags = {
         TOP1: str(facts.measured.top1_percent),
         TEST_SPLIT: str(facts.measured.test_split),
         WEIGHTS: facts.weights,
+        CLASSES: str(facts.measured.classes),
         "params": f"{facts.metrics['params']:.0f}",
         "macs": f"{facts.metrics['macs']:.0f}",
         "spec": facts.model.subnet.to_json(),
         "git_commit": git_commit(),
         "pipeline_run_id": pipeline_run_id,
     }
-    unnamed = tracking.version_with_tag(name, WEIGHTS, facts.weights)
-    if unnamed and unnamed.tags.get(TEST_SPLIT) == tags[TEST_SPLIT]:
-        tracking.move_alias(name, alias, unnamed.version)
-        return unnamed.version
-    uri = _log_model(model, run_id, name, tags, card)
-    return tracking.register(name, alias, uri, run_id, tags, description(card))
+    with tracking.registration_lock():
+        for _ in range(TRIES):
+            decision, rival = decide_now(facts)
+            if decision.outcome != "registered":
+                return decision, rival
+            unnamed = tracking.version_with_tag(name, WEIGHTS, facts.weights)
+            if unnamed and unnamed.tags.get(TEST_SPLIT) == tags[TEST_SPLIT]:
+                tracking.move_alias(name, alias, unnamed.version)
+                return decision, unnamed.version
+            card = render(facts, decision, latency)
+            uri = _log_model(model, run_id, name, tags, card)
+            version = tracking.register(name, alias, uri, run_id, tags, description(card), rival)
+            if version is not None:
+                return decision, version
+    raise AutoFormerError(f"{name}@{alias} has changed {TRIES} times while this model was registered; try again")
 
 
 def _log_model(model: Path, run_id: str, name: str, tags: dict[str, str], card: str) -> str:

@@ -5,6 +5,7 @@ step reads the shared keys and its own section, under every runner.
 """
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -139,9 +140,36 @@ class EvaluateSubnet(Frozen):
 
 
 class RegisterModel(Frozen):
-    model_name: str = Field(min_length=1, description="in MLflow's registry")
-    alias: str = Field("champion", description="of the version to use; moves to each version that is registered")
+    """The names keep to MLflow's rules, which it applies only after the training."""
+
+    model_name: str = Field(min_length=1, max_length=250, description="in MLflow's registry")
+    alias: str = Field(
+        "champion",
+        min_length=1,
+        max_length=255,
+        description="of the version to use; moves to each version that is registered",
+    )
     min_top1_percent: float = Field(ge=0, le=100, description="test accuracy below which nothing is registered")
+
+    @field_validator("model_name")
+    @classmethod
+    def _name_of_a_model(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("a model needs a name")
+        if value != value.strip() or not value.isprintable() or set(value) & set("/:.%\"'?"):
+            raise ValueError(
+                "a model's name in MLflow holds none of / : . % \" ' ?, no line break, and no blank at its ends"
+            )
+        return value
+
+    @field_validator("alias")
+    @classmethod
+    def _name_of_an_alias(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w\-]+", value):
+            raise ValueError("an alias in MLflow holds letters, digits, - and _ alone")
+        if value.lower() == "latest" or re.fullmatch(r"[vV]\d+", value):
+            raise ValueError("MLflow reserves latest and v1, v2, … ; choose another alias, such as champion")
+        return value
 
 
 Section = TypeVar("Section", PrepareData, TrainSupernet, SearchSubnet, RetrainSubnet, EvaluateSubnet, RegisterModel)

@@ -6,18 +6,43 @@ import sys
 import traceback
 from types import TracebackType
 
-_ADDRESS = re.compile(r"(?<=://)[^/\s'\"]+@")
+# SQLAlchemy's rule: a password ends at the @, whatever else is in it. A number before a slash may be a port, though.
+_PASSWORD = re.compile(r"(?<=://)[^/\s@:]*:(?!\d+(?:[/?#'\",;)\s]|$))[^\s@]*@(?:[^/\s'\"]*@)?")
+_USER = re.compile(r"(?<=://)[^/\s'\"]+@")
+_DATABASE = re.compile(r"(?<=://)[^:/@]*(?::[^@]*)?@(?:[^/?]*@)?", re.DOTALL)
+_QUERY = re.compile(
+    r"([?&;][^=&;\s'\"]*(?:token|pass|pwd|secret|credential|signature|auth|jwt|odbc_connect|\b[a-z]*[_-]?key\b)[^=&;\s'\"]*=)[^&;\s'\")]+",
+    re.IGNORECASE,
+)
 _SECRET_NAME = re.compile(r"(SECRET|PASSWORD|TOKEN|CREDENTIAL|API_KEY)(?!.*_FILE$)")  # a file's name is no secret
 MIN_SECRET_LENGTH = 8  # variables with such names also hold "false" and "none"
 
 
 def hide(text: str) -> str:
     """The text without secrets, for lines, logs and records."""
-    text = _ADDRESS.sub("", text)
+    for address in {value for value in os.environ.values() if "://" in value}:
+        if address in text:  # as a whole: a password may hold anything, blanks and quotes too
+            text = text.replace(address, without_password(address))
+    text = _QUERY.sub(r"\1***", _USER.sub("", _PASSWORD.sub("", text)))
     secrets = {v for name, v in os.environ.items() if _SECRET_NAME.search(name) and len(v) >= MIN_SECRET_LENGTH}
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
+
+
+def without_password(uri: str) -> str:
+    """One address without user name, password and query, for records and messages; of sqlite with the query.
+
+    A database's address is read by SQLAlchemy's rule.
+    """
+    scheme = uri.partition("://")[0].lower()
+    if scheme.startswith("sqlite"):  # its query is part of a file's name
+        return _QUERY.sub(r"\1***", uri)
+    if scheme in ("http", "https", "s3", "ssh", "git"):
+        uri = _USER.sub("", _PASSWORD.sub("", uri))
+    else:
+        uri = _DATABASE.sub("", uri, count=1)
+    return re.split(r"[?#]", uri, maxsplit=1)[0]
 
 
 def hide_in_tracebacks() -> None:

@@ -11,6 +11,7 @@ from runtime.tracking.models import (
     model_folder,
     move_alias,
     register,
+    registration_lock,
     version_with_tag,
 )
 from runtime.tracking.runs import Status, close_pipeline_run, open_pipeline_run, step_run
@@ -33,6 +34,7 @@ __all__ = [
     "open_pipeline_run",
     "read_pipeline_run",
     "register",
+    "registration_lock",
     "step_run",
     "tracking_uri",
     "version_with_tag",

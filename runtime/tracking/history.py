@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from autoformer.errors import AutoFormerError
 from runtime.common.config import STEPS
+from runtime.common.redaction import without_password
 from runtime.tracking.operations import PARENT
-from runtime.tracking.store import connect, experiment_id, tracking_uri, translate_errors, without_password
+from runtime.tracking.store import connect, experiment_id, tracking_uri, translate_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

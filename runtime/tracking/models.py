@@ -2,14 +2,23 @@
 
 import contextlib
 import io
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import autoformer
 from autoformer.errors import AutoFormerError
-from runtime.tracking.store import connect, sqlite_file, tracking_uri, translate_errors, without_password
+from runtime.common.redaction import without_password
+from runtime.tracking.store import (
+    connect,
+    is_refusal,
+    locked,
+    sqlite_file,
+    tracking_uri,
+    translate_errors,
+)
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -102,8 +111,29 @@ def _signature() -> "ModelSignature":
     return ModelSignature(Schema(inputs), Schema(outputs), params)
 
 
-def register(name: str, alias: str, model_uri: str, run_id: str, tags: Mapping[str, str], description: str) -> str:
-    """Make a version of a logged model, and move the alias to it; return the version."""
+@contextlib.contextmanager
+def registration_lock() -> Iterator[None]:
+    """Held by one process of this machine at a time; the others wait."""
+    with locked(tracking_uri(), "registration", wait_seconds=math.inf):
+        yield
+
+
+def register(
+    name: str,
+    alias: str,
+    model_uri: str,
+    run_id: str,
+    tags: Mapping[str, str],
+    description: str,
+    replaces: str | None = None,
+) -> str | None:
+    """Make a version of a logged model, and move the alias to it; return the version.
+
+    A refused alias leaves no version.
+
+    Args:
+        replaces: the version that has the alias. Where another has it by now, nothing changes, and None is returned.
+    """
     from mlflow.exceptions import MlflowException
 
     client = connect()
@@ -117,8 +147,18 @@ def register(name: str, alias: str, model_uri: str, run_id: str, tags: Mapping[s
         created = client.create_model_version(
             name, source=model_uri, run_id=run_id, tags=dict(tags), description=description, model_id=model_id
         )
-        client.set_registered_model_alias(name, alias, str(created.version))
-    return str(created.version)
+        version = str(created.version)
+        holder = aliased_version(name, alias)
+        if (holder.version if holder else None) != replaces:
+            client.delete_model_version(name, version)
+            return None
+        try:
+            client.set_registered_model_alias(name, alias, version)
+        except Exception as error:
+            if is_refusal(error):  # after an outage the step is repeated, and finds the version
+                client.delete_model_version(name, version)
+            raise
+    return version
 
 
 def move_alias(name: str, alias: str, to_version: str) -> None:

@@ -11,6 +11,7 @@ import psutil
 
 from autoformer.files import hash_value
 from runtime.common.config import ROOT, STEPS, Config
+from runtime.common.redaction import without_password
 from runtime.tracking.operations import PARENT, Operation, sender
 from runtime.tracking.outbox import Outbox, last_steps
 from runtime.tracking.provenance import dvc_revision, provenance_tags
@@ -24,7 +25,6 @@ from runtime.tracking.store import (
     retry_while_away,
     tracking_uri,
     translate_errors,
-    without_password,
 )
 
 if TYPE_CHECKING:

@@ -13,13 +13,12 @@ from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
 
 from autoformer.errors import AutoFormerError
 from autoformer.locks import lock
 from runtime.common.config import ROOT
 from runtime.common.console import print_line
-from runtime.common.redaction import hide
+from runtime.common.redaction import hide, without_password
 from runtime.common.retrying import retry, within
 
 if TYPE_CHECKING:
@@ -48,13 +47,6 @@ _FIRST_REQUEST_SECONDS = "10"
 def tracking_uri() -> str:
     """`MLFLOW_TRACKING_URI`, or the sqlite file at the root of the repository."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
-
-
-def without_password(uri: str) -> str:
-    """The address without user name and password, for records and messages."""
-    parts = urlsplit(uri)
-    secret, at, _ = parts.netloc.rpartition("@")
-    return uri.replace(secret + at, "", 1) if at else uri
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -175,17 +167,17 @@ def is_refusal(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def locked(uri: str) -> Iterator[None]:
-    """Hold the lock of a store among the processes of this machine."""
-    database = sqlite_file(uri)
+def locked(uri: str, purpose: str = "", wait_seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Hold the lock of a store, or its lock for one purpose, among the processes of this machine."""
+    database, suffix = sqlite_file(uri), f".{purpose}.lock" if purpose else ".lock"
     if database:
-        path = database.with_name(f"{database.name}.lock")
+        path = database.with_name(database.name + suffix)
     else:
         digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
-        path = Path(tempfile.gettempdir()) / f"mlflow-{os.getuid()}-{digest}.lock"
+        path = Path(tempfile.gettempdir()) / f"mlflow-{os.getuid()}-{digest}{suffix}"
     with path.open("a") as file:
-        if not lock(file, wait_seconds=LOCK_SECONDS):
-            raise AutoFormerError(f"{path}: another process has held this lock for {LOCK_SECONDS} s; end it")
+        if not lock(file, wait_seconds=wait_seconds):
+            raise AutoFormerError(f"{path}: another process has held this lock for {wait_seconds:.0f} s; end it")
         yield
 
 
