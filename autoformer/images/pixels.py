@@ -114,7 +114,6 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
 def _over_black(image: Image.Image, mode: str) -> Image.Image:
     """Strip by strip, since a whole copy of each stage would take four times the image's memory."""
     composed = Image.new(mode, image.size)
-    composed.info = image.info.copy()
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
