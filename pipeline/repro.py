@@ -1,24 +1,27 @@
 """Run the steps through `dvc repro`, with a preset or overrides written to params.yaml first."""
 
 import argparse
+import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_file, read_json, write_text
+from autoformer.files import hash_file, parse_yaml, read_json, write_text
 from autoformer.named import CONFIGS
 from components.resolve_config.step import resolve
 from pipeline.local import patient_threads
 from pipeline.step_processes import StepProcesses
 from pipeline.summary import summary
 from runtime import tracking
-from runtime.common.config import ROOT, STEPS, load_config, preset_path
+from runtime.common.config import ROOT, STEPS, Config, load_config, preset_path
 from runtime.common.console import Parser, run_command
 from runtime.common.locks import hold_lock
 from runtime.common.overrides import add_option, apply, parse
@@ -68,7 +71,7 @@ def _write_params(preset: str, overrides: list[str]) -> None:
     path = preset_path(preset)
     text = path.read_text(encoding="utf-8")
     if overrides:
-        text = overridden(text, overrides)
+        text = checked(text, load_config(preset, overrides), overrides)
     text += "".join(f"{key}: {value}\n" for key, value in _TRACKED.items() if key not in yaml.safe_load(text))
     if text == PARAMS.read_text(encoding="utf-8"):
         return
@@ -92,6 +95,47 @@ def _is_saved_elsewhere(params: Path) -> bool:
     return subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(params)], cwd=ROOT, check=False).returncode == 0
 
 
+def checked(params: str, wanted: Config, overrides: list[str]) -> str:
+    """The YAML text with values replaced, which reads as the configuration `wanted`.
+
+    Where anchors or merge keys make an edit in place change more than its own section, all is written out, without
+    comments.
+
+    Raises:
+        AutoFormerError: neither text reads as `wanted`.
+    """
+    spelled_out = parse_yaml(params, "the preset")
+    apply(spelled_out, overrides)
+    from ruamel.yaml.error import YAMLError
+
+    for make in (lambda: overridden(params, overrides), lambda: yaml.dump(spelled_out, Dumper=_Plain, sort_keys=False)):
+        with contextlib.suppress(YAMLError, AutoFormerError):
+            text = make()
+            if load_config(json.dumps(parse_yaml(text, "params.yaml"))) == wanted:
+                return text
+    raise AutoFormerError(
+        f"--set {' '.join(overrides)}: params.yaml cannot hold this as it is written; edit the file by hand"
+    )
+
+
+class _Plain(yaml.SafeDumper):
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _quoted(value: Any) -> Any:
+    """Quote the texts that need it: ruamel writes YAML 1.2, and YAML 1.1, as it is read, takes a bare `on` for true."""
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    if isinstance(value, dict):
+        return {key: _quoted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_quoted(item) for item in value]
+    if isinstance(value, str) and yaml.safe_dump(value).startswith(("'", '"')):
+        return DoubleQuotedScalarString(value)
+    return value
+
+
 def overridden(params: str, overrides: list[str]) -> str:
     """The YAML text with values replaced and its comments preserved."""
     from ruamel.yaml import YAML
@@ -104,6 +148,11 @@ def overridden(params: str, overrides: list[str]) -> str:
         if path[0] == "space" and len(path) > 1:
             raise AutoFormerError(f"--set {text}: DVC follows a space by its file; make one in configs/spaces/")
     apply(data, overrides)
+    for override in map(parse, overrides):
+        section = data
+        for part in override.path[:-1]:
+            section = section[part]
+        section[override.path[-1]] = _quoted(override.value)
     out = io.StringIO()
     editor.dump(data, out)
     return out.getvalue()

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from autoformer.errors import AutoFormerError
 from components.resolve_config.step import resolve
-from pipeline.repro import overridden
+from pipeline.repro import checked, overridden
 from runtime.common.config import (
     ROOT,
     STEPS,
@@ -268,3 +268,38 @@ def test_edited_params_equal_overrides(tmp_path: Path) -> None:
     assert config == load_config("imagenet-tiny", overrides)
     assert config.retrain_subnet is not None and config.retrain_subnet.augmentation.flip
     assert "# 10 of each class, held out of training" in edited.read_text(encoding="utf-8")
+
+
+ANCHOR = ("train_supernet:\n", "train_supernet:\n  augmentation: &shared {flip: false}\n")
+ALIAS = ("retrain_subnet:\n", "retrain_subnet:\n  augmentation: *shared\n")
+
+
+@pytest.mark.parametrize(
+    ("edits", "override"),
+    [
+        ([ANCHOR, ALIAS], "train_supernet.augmentation.flip=true"),
+        ([ANCHOR, ALIAS], "retrain_subnet.augmentation.flip=true"),
+        *(([], f"name='{word}'") for word in ("on", "no", "1e3", "0x1", "null", "12:30:00", "a: b", "#x")),
+        ([], "dataset='yes'"),
+    ],
+)
+def test_an_edited_params_file_reads_as_the_configuration_that_was_validated(
+    edits: list[tuple[str, str]], override: str, tmp_path: Path
+) -> None:
+    text = (ROOT / "configs" / "presets" / "smoke.yaml").read_text(encoding="utf-8")
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new)
+    source = tmp_path / "source.yaml"
+    source.write_text(text, encoding="utf-8")
+    wanted = load_config(str(source), [override])
+    edited = tmp_path / "edited.yaml"
+    edited.write_text(checked(text, wanted, [override]), encoding="utf-8")
+    assert load_config(str(edited)) == wanted != load_config(str(source))
+
+
+def test_a_merge_key_is_refused_in_one_line(tmp_path: Path) -> None:
+    text = (ROOT / "configs" / "presets" / "smoke.yaml").read_text(encoding="utf-8")
+    source = tmp_path / "merge.yaml"
+    source.write_text(text.replace("retrain_subnet:\n", "retrain_subnet:\n  <<: {drop_path: 0.1}\n"), encoding="utf-8")
+    assert "merge.yaml: not readable as YAML" in error_of(str(source))

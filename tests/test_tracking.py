@@ -5,6 +5,8 @@
 import multiprocessing
 import os
 import signal
+import sqlite3
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -361,3 +363,20 @@ def test_two_first_users_of_a_fresh_store_and_both_ways_to_be_killed(
         assert history(run_id, "loss") == [(1, 1.0), (2, 0.5)]
     assert {run.info.status for run in runs()} == {"FINISHED"}
     assert len(runs()) == 3
+
+
+def test_a_locked_sqlite_file_is_waited_for_beyond_mlflows_own_retries(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One try of MLflow's waits 5 s for the lock; another process holds it for 6 s."""
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
+    monkeypatch.setattr("runtime.tracking.store.POLL_SECONDS", 0.2)
+    holder = sqlite3.connect(store.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False)
+    holder.execute("BEGIN EXCLUSIVE")
+    release = threading.Timer(6.0, holder.rollback)
+    release.start()
+    try:
+        assert tracking.initialise(store).search_registered_models(max_results=1) == []
+    finally:
+        release.join()
+        holder.close()

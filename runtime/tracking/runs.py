@@ -23,6 +23,7 @@ from runtime.tracking.store import (
     patience_seconds,
     reason,
     retry_while_away,
+    sqlite_file,
     tracking_uri,
     translate_errors,
 )
@@ -41,11 +42,16 @@ def open_pipeline_run(config: Config, tags: Mapping[str, str] | None = None) -> 
     The caller passes the id to its steps as `AUTOFORMER_PARENT_RUN_ID`, and calls `close_pipeline_run`.
     """
     patience_seconds()  # refuses a bad value before anything runs
-    with translate_errors(tracking_uri()):
-        run_id, is_new = _pipeline_run(config, "runner", _config_and_data(config), tags or {}, again=False)
-        if is_new:
-            _describe(sender(connect()), run_id, config, {})
-    return run_id
+
+    def open_run() -> str:
+        with translate_errors(tracking_uri()):
+            run_id, is_new = _pipeline_run(config, "runner", _config_and_data(config), tags or {}, again=False)
+            if is_new:
+                _describe(sender(connect()), run_id, config, {})
+        return run_id
+
+    # a server that does not answer to the runner may be a wrong address; a file that is locked is the right one
+    return open_run() if sqlite_file(tracking_uri()) is None else retry_while_away(open_run)
 
 
 def close_pipeline_run(run_id: str, status: Status) -> None:

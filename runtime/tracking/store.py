@@ -61,12 +61,20 @@ def connect() -> "MlflowClient":
 
 @cache
 def initialise(uri: str) -> "MlflowClient":
+    """A client of the store at `uri`, which is created where it does not exist. Waits for a locked sqlite file.
+
+    Raises:
+        AutoFormerError: the store does not answer, within about 20 seconds; a file stays locked.
+    """
+    if sqlite_file(uri) is None:
+        return _initialise(uri)
+    return retry_while_away(lambda: _initialise(uri))
+
+
+def _initialise(uri: str) -> "MlflowClient":
     """Create the store at `uri` where it does not exist, and return a client of it.
 
     The lock protects a fresh sqlite file, which two processes that create its tables at once would break.
-
-    Raises:
-        AutoFormerError: the store does not answer, within about 20 seconds.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -121,7 +129,8 @@ def translate_errors(uri: str) -> Iterator[None]:
         no_answer = NoAnswerError(uri, reason(error))
         # waiting does not help a step that begins without a password
         unauthorised = isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)
-        if uri.startswith("http") and not is_refusal(error) and not unauthorised:
+        may_answer = uri.startswith("http") or "database is locked" in str(error)
+        if may_answer and not is_refusal(error) and not unauthorised:
             raise no_answer from error
         raise AutoFormerError(str(no_answer)) from error
 
