@@ -102,8 +102,12 @@ def checked(params: str, wanted: Config, overrides: list[str]) -> str:
     comments.
 
     Raises:
-        AutoFormerError: neither text reads as `wanted`.
+        AutoFormerError: neither text reads as `wanted`, or single values of a space are set.
     """
+    for text in overrides:
+        path = parse(text).path
+        if path[0] == "space" and len(path) > 1:
+            raise AutoFormerError(f"--set {text}: DVC follows a space by its file; make one in configs/spaces/")
     spelled_out = parse_yaml(params, "the preset")
     apply(spelled_out, overrides)
     from ruamel.yaml.error import YAMLError
@@ -143,10 +147,6 @@ def overridden(params: str, overrides: list[str]) -> str:
     editor = YAML()
     editor.preserve_quotes = True
     data = editor.load(params)
-    for text in overrides:
-        path = parse(text).path
-        if path[0] == "space" and len(path) > 1:
-            raise AutoFormerError(f"--set {text}: DVC follows a space by its file; make one in configs/spaces/")
     apply(data, overrides)
     for override in map(parse, overrides):
         section = data

@@ -280,7 +280,7 @@ def test_a_launched_step_survives_a_killed_rank_and_passes_signals_on(sandbox: S
 @pytest.mark.slow
 def test_ranks_that_torchrun_restarts_find_each_other(tmp_path: Path) -> None:
     """Its store outlives a restart, and holds the addresses of dead processes."""
-    (tmp_path / "told.py").write_text(
+    (tmp_path / "gathered.py").write_text(
         """
 import os, pathlib, signal
 from runtime.common.config import load_config
