@@ -298,7 +298,8 @@ def test_nothing_is_written_but_what_a_run_writes(runs: dict[str, Run]) -> None:
     checkout = runs["containers"].checkout
     assert checkout.command("git", "status", "--porcelain", "--untracked-files=all").stdout == ""
     assert {path.name for path in checkout.root.parent.iterdir()} == {
-        "repository", "tiny.yaml", "mlflow.db", "mlflow.db.lock", "mlruns", "work", "dvc",
+        "repository", "tiny.yaml", "mlflow.db", "mlflow.db.lock", "mlflow.db.registration.lock", "mlruns", "work",
+        "dvc",
     } - ({"dvc"} if not (checkout.root.parent / "dvc").exists() else set())  # fmt: skip
     everything = [path for path in checkout.root.parent.rglob("*") if not path.is_symlink()]
     assert {(path.stat().st_uid, path.stat().st_gid) for path in everything} == {(os.getuid(), os.getgid())}
