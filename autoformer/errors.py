@@ -55,8 +55,11 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
         return f"unknown key '{name}'; {nearest(path[-1], keys)}" if keys else f"unknown key '{name}'"
     if problem["type"] == "missing":
         return f"'{name}' is missing"
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    message = message[:1].lower() + message[1:]
+    kind, comma, own = problem["msg"].partition(", ")
+    if comma and kind in ("Value error", "Assertion failed"):
+        message = own  # of a validator here, as it is: it may begin with a name
+    else:
+        message = problem["msg"][:1].lower() + problem["msg"][1:]
     if not name:
         return message
     value = repr(problem["input"])
