@@ -147,12 +147,7 @@ def overridden(params: str, overrides: list[str]) -> str:
     editor = YAML()
     editor.preserve_quotes = True
     data = editor.load(params)
-    apply(data, overrides)
-    for override in map(parse, overrides):
-        section = data
-        for part in override.path[:-1]:
-            section = section[part]
-        section[override.path[-1]] = _quoted(override.value)
+    apply(data, overrides, _quoted)
     out = io.StringIO()
     editor.dump(data, out)
     return out.getvalue()

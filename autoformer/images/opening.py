@@ -9,6 +9,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -101,6 +102,7 @@ def _open(source: Path | bytes, where: str, most_bytes: int) -> Image.Image:
     return image
 
 
+@cache
 def _formats() -> list[str]:
     """Those of the list that this Pillow has."""
     if not FORMATS.keys() - {"MPO"} <= Image.OPEN.keys():

@@ -115,10 +115,10 @@ def _failure(run: Any, workflow: Workflow | None, is_terminated: bool, client: "
     failed = workflow.failure() if workflow else None
     if workflow is None or failed is None:
         task = next((name for name, each in _tasks(run).items() if each.state == "FAILED"), "the run")
-        what = "the run failed" if task == "the run" else f"{task} failed"
-        told = (workflow.message if workflow else "") or _error(run)
+        subject = "the run failed" if task == "the run" else f"{task} failed"
+        message = (workflow.message if workflow else "") or _error(run)
         logs = f"its logs: kubectl -n {client.pod_namespace} logs -l pipeline/runid={run.run_id} -c main --prefix"
-        return f"{what}: {told}; {logs}; {page}"
+        return f"{subject}: {message}; {logs}; {page}"
     attempts = f" in {failed.attempts} attempts" if failed.attempts > 1 else ""
     if failed.pod is None:
         return f"{failed.task} failed{attempts}: {failed.message or 'no reason given'}; {page}"

@@ -94,8 +94,7 @@ class KfpClient(Client):
     def version(self) -> tuple[int, int] | None:
         """Major and minor version; None where the server does not report it."""
         try:
-            health = self._api.call_api("/apis/v1beta1/healthz", "GET", response_type="object",
-                                        auth_settings=["Bearer"], _return_http_data_only=True)  # fmt: skip
+            health = self._get_v1("healthz")
         except AutoFormerError:
             return None
         # Through the UI's port its front end answers, with names of its own.
@@ -138,21 +137,16 @@ class KfpClient(Client):
     def workflow(self, run_id: str) -> Workflow | None:
         """The Argo workflow of a run; None where it has none yet, or the server hands out none."""
         try:
-            answer = self._api.call_api(f"/apis/v1beta1/runs/{quote(run_id, safe='')}", "GET", response_type="object",
-                                        auth_settings=["Bearer"], _return_http_data_only=True)  # fmt: skip
-            return Workflow(json.loads(answer["pipeline_runtime"]["workflow_manifest"]))
+            run = self._get_v1(f"runs/{quote(run_id, safe='')}")
+            return Workflow(json.loads(run["pipeline_runtime"]["workflow_manifest"]))
         except (AutoFormerError, KeyError, TypeError, ValueError):
             return None
 
     def log(self, run_id: str, pod: str, namespace: str) -> list[str]:
         """The last lines of a pod's log, by the UI or by the API; empty where neither has it."""
-        ways: tuple[
-            tuple[str, list[tuple[str, str]]], ...
-        ] = (  # only the UI has the first path, and only the API the second
-            ("/k8s/pod/logs", [("podname", pod), ("runid", run_id), ("podnamespace", namespace)]),
-            (f"/apis/v1alpha1/runs/{quote(run_id, safe='')}/nodes/{quote(pod, safe='')}/log", []),
-        )
-        for path, query in ways:
+        by_ui = [("podname", pod), ("runid", run_id), ("podnamespace", namespace)]
+        by_api = f"/apis/v1alpha1/runs/{quote(run_id, safe='')}/nodes/{quote(pod, safe='')}/log"
+        for path, query in (("/k8s/pod/logs", by_ui), (by_api, None)):
             with contextlib.suppress(api.ApiException, exceptions.HTTPError, OSError, AutoFormerError):
                 response = self._call(path, "GET", query_params=query, auth_settings=["Bearer"],
                                       _return_http_data_only=True, _preload_content=False,
@@ -193,6 +187,11 @@ class KfpClient(Client):
         return next(iter(self.list_named(kind, name, **where)), None)
 
     # --- requests ---
+
+    def _get_v1(self, path: str) -> Any:
+        """The JSON object at a path of the API v1beta1, for which kfp.Client has no method."""
+        options = {"response_type": "object", "auth_settings": ["Bearer"], "_return_http_data_only": True}
+        return self._api.call_api(f"/apis/v1beta1/{path}", "GET", **options)
 
     def _checked_call(self, *arguments: Any, **options: Any) -> Any:
         """Send a request within the time limit, and check that KFP answers. No message holds the token."""

@@ -51,10 +51,8 @@ class Workflow:
         below = [each for each in self._below(task) if each["phase"] in _FAILED]
         pods = [each for each in below if each["type"] == "Pod"]
         # the executor's own message says why no further attempt was made
-        told = [
-            each.get("message") for each in [*pods[-1:], *(each for each in below if each["type"] == "Retry"), node]
-        ]
-        messages = list(dict.fromkeys(" ".join(message.split()) for message in told if message))
+        nodes = [*pods[-1:], *(each for each in below if each["type"] == "Retry"), node]
+        messages = dict.fromkeys(" ".join(each["message"].split()) for each in nodes if each.get("message"))
         pod = self._pod_name(pods[-1]) if pods else None
         step = task.removesuffix("-driver")
         return Failure(step, "; ".join(messages)[:300], max(1, self.attempts(task)), pod)

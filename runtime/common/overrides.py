@@ -5,7 +5,7 @@ One text may hold several, as a person or KFP's run form gives them: `--set "see
 
 import argparse
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import yaml
@@ -36,8 +36,8 @@ def parse(text: str) -> Override:
         raise AutoFormerError(f"--set {text}: the value is not readable as YAML") from None
 
 
-def apply(data: dict[str, Any], overrides: Iterable[str]) -> None:
-    """Write overrides into the plain data of a configuration, in order.
+def apply(data: dict[str, Any], overrides: Iterable[str], convert: Callable[[Any], Any] = lambda value: value) -> None:
+    """Write overrides into the plain data of a configuration, in order, each value as `convert` returns it.
 
     A section is copied before it changes: by a YAML alias, two sections of a file may be one object. A named search
     space becomes its content when one of its keys is set.
@@ -52,7 +52,7 @@ def apply(data: dict[str, Any], overrides: Iterable[str]) -> None:
                 raise AutoFormerError(f"--set {text}: '{part}' is a value, not a section")
             section[part] = below = below.copy()
             section = below
-        section[override.path[-1]] = override.value
+        section[override.path[-1]] = convert(override.value)
 
 
 def split(text: str) -> list[str]:

@@ -23,7 +23,7 @@ from typing import Any
 from autoformer.errors import AutoFormerError
 from autoformer.images.source import ByteRange
 from runtime.storage.cache import PieceCache, pieces_of, staging_bytes
-from runtime.storage.client import S3Uri, prefetched, read_object, request_threads
+from runtime.storage.client import S3Uri, pipelined, read_object, request_threads
 from runtime.storage.errors import ChangedError, MissingError
 from runtime.storage.objects import Entry, list_objects
 
@@ -103,10 +103,10 @@ class S3Archives:
             ) from None
 
     def pieces(self, archive: str) -> Iterator[bytes]:
-        """An archive from beginning to end, prefetched, and cached as far as there is space."""
+        """An archive from beginning to end, pipelined, and cached as far as there is space."""
         if self.cache:
             self.cache.acquire()
-        return prefetched(self.piece, pieces_of(archive, self.size_of(archive)))
+        return pipelined(self.piece, pieces_of(archive, self.size_of(archive)))
 
     def piece(self, piece: ByteRange) -> bytes:
         """A piece from the cache, or from S3 and then cached."""
@@ -182,7 +182,7 @@ def stage(archives: S3Archives, names: Sequence[str]) -> None:
     cache = archives.cache
     if cache and cache.acquire():
         with contextlib.suppress(AutoFormerError), contextlib.closing(cache):  # readers of the images report errors
-            for _ in prefetched(archives.piece, cache.missing(names)):
+            for _ in pipelined(archives.piece, cache.missing(names)):
                 if cache.is_full:
                     break
 

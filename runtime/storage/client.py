@@ -134,7 +134,7 @@ def _request_threads(process: int) -> ThreadPool:
     return ThreadPool(THREADS)
 
 
-def prefetched(call: Callable[[Item], Result], items: Iterable[Item], window: int = 1) -> Iterator[Result]:
+def pipelined(call: Callable[[Item], Result], items: Iterable[Item], window: int = 1) -> Iterator[Result]:
     """`call` of each item, in order, the next ones in flight: `window` at first, twice as many after each result."""
     in_flight: deque[AsyncResult[Result]] = deque()
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from autoformer.files import hash_file, hash_value
 from runtime.common.locks import wait_for_lock
-from runtime.storage.client import PREFETCH, S3Uri, prefetched, read_object
+from runtime.storage.client import PREFETCH, S3Uri, pipelined, read_object
 from runtime.storage.errors import ChangedError
 from runtime.storage.objects import ObjectInfo, base64_of, head
 
@@ -59,7 +59,7 @@ def _fetch_missing(uri: S3Uri, info: ObjectInfo, partial: Path) -> None:
     with partial.open("ab") as file:
         done = file.tell() // RANGE_BYTES * RANGE_BYTES
         file.truncate(done)
-        for content in prefetched(read, range(done, info.bytes, RANGE_BYTES), window=PREFETCH):
+        for content in pipelined(read, range(done, info.bytes, RANGE_BYTES), window=PREFETCH):
             file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from autoformer.errors import UnavailableError
 from autoformer.files import hash_value
-from runtime.storage.client import PREFETCH, S3Uri, prefetched, request, request_pages
+from runtime.storage.client import PREFETCH, S3Uri, pipelined, request, request_pages
 from runtime.storage.errors import DeniedError, MissingError, StorageError, UploadEndedError
 
 
@@ -116,7 +116,7 @@ def delete_folder(uri: S3Uri | str) -> None:
     if not uri.key:
         raise StorageError(f"{uri}: a whole bucket is never emptied; name a folder")
     objects = [S3Uri(uri.bucket, f"{uri.key}/{entry.name}") for entry in list_objects(uri)]
-    for _ in prefetched(delete, objects, window=PREFETCH):
+    for _ in pipelined(delete, objects, window=PREFETCH):
         pass
     abort_uploads(uri)
 

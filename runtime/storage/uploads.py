@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from runtime.storage.client import PREFETCH, S3Uri, prefetched, request, request_pages
+from runtime.storage.client import PREFETCH, S3Uri, pipelined, request, request_pages
 from runtime.storage.errors import DeniedError, MissingError, StorageError, TransferError, UploadEndedError
 from runtime.storage.objects import abort_upload, base64_of, delete, head, list_uploads, sha256_arguments, write_object
 
@@ -93,7 +93,7 @@ def _upload_parts(file: HashedFile, uri: S3Uri) -> None:
 
     numbers = range(1, len(file.part_checksums) + 1)
     missing = [number for number in numbers if number not in etags]
-    etags |= zip(missing, prefetched(send, missing, window=PREFETCH), strict=True)
+    etags |= zip(missing, pipelined(send, missing, window=PREFETCH), strict=True)
     parts = [
         {"PartNumber": number, "ETag": etags[number], "ChecksumSHA256": checksum}
         for number, checksum in zip(numbers, file.part_checksums, strict=True)
