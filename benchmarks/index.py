@@ -18,7 +18,7 @@ from functools import partial
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -32,7 +32,9 @@ from runtime.common.config import PrepareData
 IMAGE_BYTES, MAX_GB = 700, 1.0
 
 
-def tar_of(members: Iterable[tuple[str, bytes]], mode: str = "w", file: BinaryIO | None = None) -> bytes:
+def tar_of(
+    members: Iterable[tuple[str, bytes]], mode: Literal["w", "w:gz"] = "w", file: BinaryIO | None = None
+) -> bytes:
     """The bytes of a tar; those of a large one go to `file` instead."""
     out = io.BytesIO()
     with tarfile.open(fileobj=file or out, mode=mode, format=tarfile.GNU_FORMAT) as tar:
@@ -83,8 +85,8 @@ def write_archives(folder: Path, train: int, val: int, classes: int) -> Publishe
     (folder / DEVKIT).write_bytes(devkit([1 + place % classes for place in range(val)], described))
     archives = {}
     for name in PUBLISHED.archives:
-        with (folder / name).open("rb") as file:
-            digest = hashlib.file_digest(file, "md5").hexdigest()
+        with (folder / name).open("rb") as written:
+            digest = hashlib.file_digest(written, "md5").hexdigest()
         archives[name] = SourceArchive(md5=digest, bytes=(folder / name).stat().st_size)
     return Published(archives, train, val, classes)
 

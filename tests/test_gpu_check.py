@@ -164,7 +164,7 @@ def late(recorder: Recorder) -> None:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "START_METHOD", "fork")
+    monkeypatch.setattr(running, "CONTEXT", multiprocessing.get_context("fork"))
     for part in (sound, broken, dies, hangs, late):
         monkeypatch.setitem(PARTS, part.__name__, f"{__name__}:{part.__name__}")
         monkeypatch.setitem(running.BUDGETS, part.__name__, 60)

@@ -29,6 +29,7 @@ class Size:
     batches: tuple[int, ...]
     rounds: int
     min_seconds: float  # of one measurement, which repeats a run as often as needed
+    subnets: int  # of a measurement of changing subnets, each taken twice
     compile_backend: str
     compile_shapes: int  # of the supernet's block
     search_images: int
@@ -44,12 +45,12 @@ class Size:
 
 
 FULL = Size(
-    names=("T", "S", "B"), batches=(256, 64), rounds=7, min_seconds=0.05,
+    names=("T", "S", "B"), batches=(256, 64), rounds=7, min_seconds=0.05, subnets=3,
     compile_backend="inductor", compile_shapes=12, search_images=10_000, jpeg_side=500, epoch_batches=60,
     steps=200, memory_space="autoformer-tiny", auto_batch=1024, memory_bytes=8 * 10**9,
 )  # fmt: skip
 TINY = Size(
-    names=("tiny",), batches=(4, 2), rounds=2, min_seconds=0.0,
+    names=("tiny",), batches=(4, 2), rounds=2, min_seconds=0.0, subnets=1,
     compile_backend="eager", compile_shapes=3, search_images=24, jpeg_side=100, epoch_batches=3,
     steps=40, memory_space="fashion-mnist", auto_batch=1024, memory_bytes=150 * 10**6,
 )  # fmt: skip

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -25,7 +26,8 @@ from autoformer.named import load_space
 from autoformer.supernet import Supernet
 from benchmarks.gpu.machine import ROOT
 from benchmarks.gpu.recorder import GIGA, Recorder
-from benchmarks.gpu.throughput import MEAN, card_of, make_trainer, published_recipe, random_images
+from benchmarks.gpu.throughput import card_of, make_trainer, published_recipe, random_images
+from benchmarks.loader import MEAN
 from components.prepare_data import fashion_mnist
 from components.prepare_data.step import SPLITS, prepare, write_prepared
 from components.train_supernet.step import main as train_supernet
@@ -41,7 +43,7 @@ STOP_AFTER, PATIENCE_SECONDS = 10, 120  # optimiser steps; of one process
 def resume(recorder: Recorder) -> None:
     recorder.fact("ran", "the library's Trainer, runtime.steps.trainers, and train_supernet with tracking off")
     parts = {"Trainer": _trainer, "Ctrl-C": _interrupted, "memory": _memory}
-    recorder.each({name: lambda _, part=part: part(recorder) for name, part in parts.items()})
+    recorder.each({name: partial(part, recorder) for name, part in parts.items()})
 
 
 def largest_difference(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
@@ -49,7 +51,7 @@ def largest_difference(weights: Mapping[str, Tensor], expected: Mapping[str, Ten
     return max(float((weights[name].double() - weight.double()).abs().max()) for name, weight in expected.items())
 
 
-def _trainer(recorder: Recorder) -> None:
+def _trainer(recorder: Recorder, name: str) -> None:
     space = next(iter(recorder.size.cases().values())).space
     recipe = published_recipe(batch_size=recorder.size.batches[-1], augmentation=IN_BATCHES, epochs=100)
     images = random_images(space, 2 * recipe.batch_size)
@@ -64,10 +66,10 @@ def _trainer(recorder: Recorder) -> None:
     saved.seek(0)
     second.load_state_dict(torch.load(saved, map_location="cpu", weights_only=True))
     second.advance(TRAINED - TRAINED // 2)
-    case, limit = f"Trainer, {TRAINED} steps of {recipe.batch_size} in {whole.precision}", _exact(recorder)
-    for name, trainer in (("twice", again), ("resumed", second)):
+    case, limit = f"{name}, {TRAINED} steps of {recipe.batch_size} in {whole.precision}", _exact(recorder)
+    for run, trainer in (("twice", again), ("resumed", second)):
         difference = largest_difference(trainer.model.state_dict(), whole.model.state_dict())
-        recorder.row(f"{case}: {name}, largest difference", difference, "", limit)
+        recorder.row(f"{case}: {run}, largest difference", difference, "", limit)
     recorder.row(f"{case}: loss", loss, "")
 
 
@@ -79,7 +81,7 @@ def _exact(recorder: Recorder) -> float | None:
 # --- accumulation: auto, and a step that does not fit ---
 
 
-def _memory(recorder: Recorder) -> None:
+def _memory(recorder: Recorder, name: str) -> None:
     """With less memory than there is, so that it takes no time."""
     size, device = recorder.size, recorder.device
     space, gigabytes = load_space(size.memory_space), size.memory_bytes / GIGA
@@ -145,17 +147,17 @@ def limited(device: torch.device, memory_bytes: int) -> Iterator[None]:
 # --- the training step, as a user runs it ---
 
 
-def _interrupted(recorder: Recorder) -> None:
+def _interrupted(recorder: Recorder, name: str) -> None:
     """A process gets Ctrl-C; this process gives its command again, and runs the same undisturbed."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, codes, printed = Path(name), list[int](), dict[str, str]()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, codes, printed = Path(temporary), list[int](), dict[str, str]()
         settings = {"epochs": recorder.size.steps * BATCH / TRAIN_IMAGES, "batch_size": BATCH}
         settings |= {"score_steps": 10 * STOP_AFTER, "checkpoint_steps": STOP_AFTER}
         arguments = [*_data(folder), "--config", "smoke", "--set", f"device={recorder.device}"]
         for key, value in settings.items():
             arguments += ["--set", f"train_supernet.{key}={value}"]
         with _environment(folder / "stopped"):
-            code, printed["Ctrl-C"] = _stopped([*arguments, *_outputs(folder / "stopped")], folder / "stopped")
+            code, printed[name] = _stopped([*arguments, *_outputs(folder / "stopped")], folder / "stopped")
         recorder.row("train_supernet: exit code after Ctrl-C", code, "", 130)
         for run in ("undisturbed", "stopped"):
             with _environment(folder / run), contextlib.redirect_stdout(io.StringIO()) as out:

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from benchmarks.rows import aligned
 BUDGETS = {"parity": 45, "speed": 130, "supernet": 60, "compile": 95, "scoring": 40, "epoch": 50, "resume": 60}
 """Seconds of eight minutes; time that a part leaves goes to later parts."""
 LAST_SECONDS = 6.0  # of a part's time, in which it is to end by itself
-START_METHOD = "spawn"
+CONTEXT: SpawnContext | ForkContext = multiprocessing.get_context("spawn")
 LISTS = {"row": "rows", "cut": "cut", "error": "errors"}
 
 
@@ -82,9 +83,8 @@ class Check:
         return found
 
     def _start(self) -> None:
-        context = multiprocessing.get_context(START_METHOD)
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=start_worker, args=(theirs, *self._arguments))
+        self._connection, theirs = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=start_worker, args=(theirs, *self._arguments))
         self._process.start()
         theirs.close()
 

@@ -20,12 +20,11 @@ from autoformer.supernet import Supernet
 from benchmarks.engine import KINDS, Case, Kind, Models, Run, Setting, gemms, models_of, peak_bytes, random_batch, runs
 from benchmarks.engine import training_step as step_of
 from benchmarks.gpu.recorder import DTYPES, GIGA, Recorder, Timer, attention_kernel, synchronize
-from benchmarks.rows import elapsed, ratio
+from benchmarks.rows import ratio
 
 MIN_OF_TIMM = 0.85  # goals on an H100: T and S in bf16
 MIN_IN_SUPERNET = 0.9
 WARMUP = 3  # rounds: kernels are loaded, libraries set up, memory is allocated, calls are counted
-SUBNETS = 3  # of a measurement of changing subnets, each taken twice
 
 
 def speed(recorder: Recorder) -> None:
@@ -33,10 +32,11 @@ def speed(recorder: Recorder) -> None:
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     recorder.fact("fp32", f"torch's defaults: matrix products '{precision}', TF32 in convolutions {tf32}")
     models = {letter: models_of(case, recorder.device) for letter, case in recorder.size.cases().items()}
+    cases = product(DTYPES, recorder.size.batches, models.items(), KINDS)
     recorder.each(
         {
-            f"{letter} {kind} {precision} {batch}": partial(_speed_of, recorder, models[letter], batch, kind, precision)
-            for precision, batch, letter, kind in product(DTYPES, recorder.size.batches, models, KINDS)
+            f"{letter} {kind} {precision} {batch}": partial(_speed_of, recorder, forms, batch, kind, precision)
+            for precision, batch, (letter, forms), kind in cases
         }
     )
 
@@ -67,18 +67,17 @@ def _speed_of(recorder: Recorder, models: Models, batch: int, kind: Kind, precis
 
 def changing(recorder: Recorder) -> None:
     """Steps of the supernet with another subnet each time: seen for the first time, again, and without changing."""
+    cases = product(DTYPES.items(), recorder.size.batches, recorder.size.cases().items())
     recorder.each(
         {
             f"{letter} {precision} {batch}": partial(_changing, recorder, case, batch, Setting(recorder.device, dtype))
-            for (precision, dtype), batch, (letter, case) in product(
-                DTYPES.items(), recorder.size.batches, recorder.size.cases().items()
-            )
+            for (precision, dtype), batch, (letter, case) in cases
         }
     )
 
 
 def _changing(recorder: Recorder, case: Case, batch: int, setting: Setting, name: str) -> None:
-    rng, space = Random(0), case.space
+    rng, space, subnets = Random(0), case.space, recorder.size.subnets
     supernet = Supernet(space).to(recorder.device)
     images, labels = random_batch(space, batch, recorder.device)
     now = [space.largest]
@@ -89,7 +88,7 @@ def _changing(recorder: Recorder, case: Case, batch: int, setting: Setting, name
             now[0] = spec
             step()
 
-    drawn = [space.sample(rng) for _ in range(SUBNETS)]
+    drawn = [space.sample(rng) for _ in range(subnets)]
     limits = [gemms(space, spec, batch, "step", setting) for spec in drawn]
     compared: dict[str, Run] = {
         "changing": lambda: steps(drawn * 2),
@@ -101,14 +100,14 @@ def _changing(recorder: Recorder, case: Case, batch: int, setting: Setting, name
     seconds = recorder.time(compared, rounds=rounds)
     first, again = list[float](), list[float]()
     while len(first) < rounds and not recorder.is_over():
-        new = [space.sample(rng) for _ in range(SUBNETS)]
+        new = [space.sample(rng) for _ in range(subnets)]
         for taken in (first, again):
             taken.append(timer(partial(steps, new)))
     ours = seconds["changing"]
     if not ours or not first:
         recorder.cut(f"{name}, after its warm-up")
         return
-    recorder.row(f"{name}: images/s", ratio([2 * SUBNETS * batch] * len(ours), ours), "")
+    recorder.row(f"{name}: images/s", ratio([2 * subnets * batch] * len(ours), ours), "")
     recorder.row(f"{name}: of GEMMs", 100 * ratio(seconds["GEMM"], ours), "%")
     recorder.row(f"{name}: changing / staying", ratio(ours, seconds["staying"]), "x")
     recorder.row(f"{name}: first time / again", ratio(first, again), "x")
@@ -121,12 +120,8 @@ def compiling(recorder: Recorder) -> None:
     """The extracted model, as `retrain_subnet.compile` does it, and a block of the supernet."""
     (letter, case), backend = next(iter(recorder.size.cases().items())), recorder.size.compile_backend
     recorder.fact("backend", backend)
-    recorder.each(
-        {
-            f"{letter} step": partial(_compile_model, recorder, case, backend),
-            f"{letter} supernet's block": partial(_compile_block, recorder, case, backend),
-        }
-    )
+    model, block = (partial(work, recorder, case, backend) for work in (_compile_model, _compile_block))
+    recorder.each({f"{letter} step": model, f"{letter} supernet's block": block})
 
 
 def reset_compiler() -> None:
@@ -141,7 +136,7 @@ def _compile_model(recorder: Recorder, case: Case, backend: str, name: str) -> N
     eager = step_of(copy.deepcopy(model), images, labels, setting)
     model.compile(backend=backend)
     compiled = step_of(model, images, labels, setting)
-    seconds = elapsed(lambda: (compiled(), synchronize(recorder.device)))
+    seconds = Timer(recorder.device, 0.0)(compiled)
     _compiled(recorder, name, eager, compiled, seconds)
     recorder.row(f"{name}: memory", peak_bytes(compiled, recorder.device) / GIGA, "GB")
 

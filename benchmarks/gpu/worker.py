@@ -29,7 +29,11 @@ def work(connection: Connection, device_name: str, size_name: str) -> None:
 
     on_gpu = device.type == "cuda"
     size = size_name if size_name != "auto" else "full" if on_gpu else "tiny"
-    described = {"device": str(device), "torch_cuda": torch.version.cuda, "threads": torch.get_num_threads()}
+    described: dict[str, object] = {
+        "device": str(device),
+        "torch_cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+    }
     if on_gpu:
         if device.index is not None:
             torch.cuda.set_device(device)
