@@ -21,7 +21,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.supernet import Supernet
 from benchmarks.bench import PARTS as BENCHMARKS
 from benchmarks.engine import Setting, random_batch
-from benchmarks.gpu import check, machine, running
+from benchmarks.gpu import machine, running
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.carry import carry
 from benchmarks.gpu.parity import Answer, fill, relative_error, tolerance, without_position, worst_gradient
@@ -184,7 +184,7 @@ def test_a_part_that_fails_dies_or_hangs_stops_no_other(
 
     monkeypatch.setattr(running.Check, "_run", watched)
     parts = ("sound", "broken", "dies", "hangs", "late")
-    result = check(file, 2.0, parts, "cpu", "tiny")
+    result = running.Check(file, {}, "cpu", "tiny", 2.0).run(parts)
     assert [list(each) for each in seen] == [list(parts[: number + 1]) for number in range(len(parts))]
     assert result == json.loads(file.read_text())
     found = result["parts"]
@@ -209,7 +209,7 @@ def test_a_part_without_time_says_what_it_leaves_out(
     forked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "LAST_SECONDS", 60.0)  # in which it is to end; so short a run has no others
-    left = check(tmp_path / "gpu.json", 1.0, ("late",), "cpu", "tiny")["parts"]["late"]
+    left = running.Check(tmp_path / "gpu.json", {}, "cpu", "tiny", 1.0).run(["late"])["parts"]["late"]
     assert left["cut"] == ["what is late"] and not left["rows"] and not left["errors"]
 
 

@@ -19,10 +19,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu import OUT, check
 from benchmarks.gpu.carry import carry
 from benchmarks.gpu.machine import describe, lines, unpack
-from benchmarks.gpu.running import BUDGETS, failed
+from benchmarks.gpu.running import BUDGETS, OUT, Check, failed
 
 PART_NAMES = tuple(BUDGETS)
 
@@ -60,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print("here: python -m benchmarks.gpu --wheels wheels")
         return 2
     try:
-        result = check(out, arguments.minutes, arguments.parts, arguments.device, arguments.size)
+        result = Check(out, described, arguments.device, arguments.size, arguments.minutes).run(arguments.parts)
     except KeyboardInterrupt:
         print(f"\nbenchmarks.gpu: stopped; what was measured stands in {out}", file=sys.stderr)
         return 130

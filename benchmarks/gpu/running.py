@@ -16,8 +16,10 @@ from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.machine import ROOT
 from benchmarks.rows import aligned
 
+OUT = ROOT / "dist" / "bench" / "gpu.json"
 BUDGETS = {"parity": 45, "speed": 130, "supernet": 60, "compile": 95, "scoring": 40, "epoch": 50, "resume": 60}
 """Seconds of eight minutes; time that a part leaves goes to later parts."""
 LAST_SECONDS = 6.0  # of a part's time, in which it is to end by itself
@@ -33,28 +35,27 @@ def start_worker(connection: Connection, device: str, size: str) -> None:
 
 
 class Check:
-    """A run and its file, which is whole at any time.
+    """A run and its file, which is whole at any time."""
 
-    Args:
-        end: on the monotonic clock.
-        device, size: arguments of the worker.
-    """
-
-    def __init__(self, file: Path, machine: Mapping[str, Any], end: float, device: str, size: str) -> None:
-        self._file, self._end, self._arguments = file, end, (device, size)
+    def __init__(
+        self, file: Path, machine: Mapping[str, Any], device: str = "auto", size: str = "auto", minutes: float = 8.0
+    ) -> None:
+        self._file, self._end, self._arguments = file, time.monotonic() + 60 * minutes, (device, size)
         self._process: multiprocessing.process.BaseProcess | None = None
         self.result: dict[str, Any] = {"machine": dict(machine), "parts": {}}
         self._save()
 
-    def run(self, parts: Sequence[str]) -> dict[str, Any]:
-        """All parts; by part its rows, facts, cuts, errors and seconds. Prints each table as it comes."""
+    def run(self, parts: Sequence[str] = tuple(BUDGETS)) -> dict[str, Any]:
+        """Run the parts, print each table as it comes, return the content of the file. SIGTERM ends it as Ctrl-C."""
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a busy machine down tenfold
+        former = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             for number, part in enumerate(parts):
                 found = self._run(part, sum(BUDGETS.get(later, 60) for later in parts[number:]))
                 print(f"\n{part}  ({found['seconds']} s of {found['budget']})\n{show(found)}", flush=True)
         finally:
             self._kill()
+            signal.signal(signal.SIGTERM, former)
         return self.result
 
     def _run(self, part: str, budgets_left: float) -> dict[str, Any]:
