@@ -26,13 +26,13 @@ from autoformer.named import load_space
 from autoformer.supernet import Supernet
 from benchmarks.gpu.machine import ROOT
 from benchmarks.gpu.recorder import GIGA, Recorder
-from benchmarks.gpu.throughput import card_of, make_trainer, published_recipe, random_images
+from benchmarks.gpu.throughput import card_of, published_recipe, random_images, supernet_trainer
 from benchmarks.loader import MEAN
 from components.prepare_data import fashion_mnist
 from components.prepare_data.step import SPLITS, prepare, write_prepared
 from components.train_supernet.step import main as train_supernet
 from runtime.common.config import PrepareData, TrainSupernet, load_config
-from runtime.steps import trainers
+from runtime.steps.trainers import Training, make_trainer, out_of_memory
 
 TRAINED = 8  # steps, half of them before the state is saved
 IN_BATCHES = {"flip": True, "mixup": 0.8, "cutmix": 1.0}  # augmentation without a loader
@@ -56,7 +56,7 @@ def _trainer(recorder: Recorder, name: str) -> None:
     recipe = published_recipe(batch_size=recorder.size.batches[-1], augmentation=IN_BATCHES, epochs=100)
     images = random_images(space, 2 * recipe.batch_size)
     whole, again, first, second = (
-        make_trainer(recorder, space, training_images(images, recipe, 0, space.image_size, MEAN), recipe, seed)
+        supernet_trainer(recorder, space, training_images(images, recipe, 0, space.image_size, MEAN), recipe, seed)
         for seed in (0, 0, 0, 1)
     )
     loss, _ = whole.advance(TRAINED), again.advance(TRAINED)
@@ -87,19 +87,19 @@ def _memory(recorder: Recorder, name: str) -> None:
     space, gigabytes = load_space(size.memory_space), size.memory_bytes / GIGA
     images = random_images(space, size.auto_batch)
 
-    def training(accumulation: int | str, file: str) -> trainers.Training:
+    def training(accumulation: int | str, found: Path) -> Training:
         """The published supernet's recipe, with all images in one step."""
         settings = {"batch_size": size.auto_batch, "accumulation": accumulation, "augmentation": IN_BATCHES}
         overrides = [f"space={space.name}", *(f"train_supernet.{key}={value}" for key, value in settings.items())]
         section = load_config("imagenet-tiny", overrides).section(TrainSupernet)
-        return trainers.Training(
+        return Training(
             step="train_supernet", section=section, space=space, model=Supernet(space), subnet=space.largest,
             lessons=section.lessons(space, 0), images=images, card=card_of(space), seed=0, device=recorder.device,
-            found=Path(folder) / file,
+            found=found,
         )  # fmt: skip
 
     with tempfile.TemporaryDirectory() as folder, limited(device, size.memory_bytes):
-        found = trainers.make_trainer(training("auto", "auto.json"))
+        found = make_trainer(training("auto", Path(folder) / "auto.json"))
         recorder.row("accumulation: found", found.parts, "")
         recorder.fact("accumulation", f"of {size.auto_batch} images a step of {space.name}, in {gigabytes:g} GB")
         if recorder.on_gpu:  # on a CPU none is searched for
@@ -107,8 +107,8 @@ def _memory(recorder: Recorder, name: str) -> None:
             found.take_step()
             recorder.row("accumulation: memory of its step", torch.cuda.max_memory_allocated(device) / GIGA, "GB")
         del found
-        one = training(1, "one.json")
-        trainer = trainers.make_trainer(one)
+        one = training(1, Path(folder) / "one.json")
+        trainer = make_trainer(one)
         try:
             trainer.take_step()
         except Exception as error:
@@ -116,7 +116,7 @@ def _memory(recorder: Recorder, name: str) -> None:
                 raise
         else:
             raise RuntimeError(f"{size.auto_batch} images fit into {gigabytes:g} GB: nothing to see")
-        recorder.fact("out of memory", str(trainers.out_of_memory(one, trainer)))
+        recorder.fact("out of memory", str(out_of_memory(one, trainer)))
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def published_recipe(**changes: object) -> Recipe:
     return Recipe.model_validate(recipe.model_dump() | {"accumulation": 1} | changes)
 
 
-def make_trainer(recorder: Recorder, space: SearchSpace, images: Any, recipe: Recipe, seed: int = 0) -> Trainer:
+def supernet_trainer(recorder: Recorder, space: SearchSpace, images: Any, recipe: Recipe, seed: int = 0) -> Trainer:
     torch.manual_seed(seed)
     model = Supernet(space, recipe.drop_path).to(recorder.device)
     return Trainer(model, uniform(space, 0), images, space.num_classes, MEAN, STD, recipe, 0)
@@ -128,7 +128,7 @@ def epoch(recorder: Recorder) -> None:
             with closing(images):
                 work: Run = lambda: read.batch(next(numbers))  # noqa: E731
                 if images is not read:
-                    work = make_trainer(recorder, space, images, recipe).take_step
+                    work = supernet_trainer(recorder, space, images, recipe).take_step
                 rates[name] = batch * _calls_per_second(recorder, work, max(2, workers))
             recorder.row(f"{letter} {name}: images/s", rates[name], "")
         fed = rates["with the loader"] / rates["step alone"]
