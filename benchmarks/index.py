@@ -87,7 +87,7 @@ def write_archives(folder: Path, train: int, val: int, classes: int) -> Publishe
     for name in PUBLISHED.archives:
         with (folder / name).open("rb") as written:
             digest = hashlib.file_digest(written, "md5").hexdigest()
-        archives[name] = SourceArchive(md5=digest, bytes=(folder / name).stat().st_size)
+            archives[name] = SourceArchive(md5=digest, bytes=written.seek(0, os.SEEK_END))
     return Published(archives, train, val, classes)
 
 
@@ -118,7 +118,7 @@ def read_files(paths: Sequence[Path], algorithms: Sequence[str] = ()) -> None:
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    """Rows, and the seconds that they come from. `quick`: a fiftieth of the images."""
+    """`quick`: a fiftieth of the images."""
     fraction = 0.02 if quick else 1.0
     images, val = round(PUBLISHED.train_images * fraction), round(PUBLISHED.val_images * fraction)
     classes = round(PUBLISHED.classes * min(1.0, 10 * fraction))

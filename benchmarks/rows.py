@@ -67,8 +67,7 @@ def interleaved(
     The order rotates from round to round, so no run always follows the same other.
 
     Args:
-        seconds_of: makes a run and returns its seconds.
-        warmup: rounds whose seconds are dropped.
+        seconds_of: makes a run and returns its seconds; those of `warmup` rounds are dropped.
         is_over: ends the measurement before a round, perhaps before the first.
     """
     names = list(runs)

@@ -173,11 +173,11 @@ def imagenet(quick: bool) -> tuple[list[Row], list[dict[str, Any]]]:
     losses = [each["null"]["top1_percent"] - each[str(DEFAULT)]["top1_percent"] for each in searches]
     saving = OFFICIAL_IMAGES / max(plausible)
     per_candidate = max(each["images_scored"] / each["candidates"] for each in default)
-    random = max(each["random_images_scored"] for each in default) / 1e6
+    random_baseline = max(each["random_images_scored"] for each in default) / 1e6
     rows = [
         Row("ImageNet: official images for each scored, worst plausible world", saving, "x", MIN_SAVING, "at least"),
         Row("ImageNet: images a candidate, worst world", per_candidate, "images"),
-        Row("ImageNet: images of the random baseline, worst world", random, "million"),
+        Row("ImageNet: images of the random baseline, worst world", random_baseline, "million"),
         Row("ImageNet: the race's choice below the exact one, mean", mean(losses), "points"),
     ]
     for confidence in map(str, raced):

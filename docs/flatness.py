@@ -94,10 +94,8 @@ def run(data: Path) -> list[Watched]:
     """Both steps, in a temporary folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        environment = os.environ | {
-            "AUTOFORMER_WORK": str(folder / "work"), "AUTOFORMER_WORKERS": "1", "OMP_NUM_THREADS": "1",
-            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-        }  # fmt: skip
+        environment = os.environ | {"AUTOFORMER_WORKERS": "1", "OMP_NUM_THREADS": "1"}
+        environment |= {"AUTOFORMER_WORK": str(folder / "work"), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
 
         def command(step: str, splits: Sequence[str], **arguments: Path) -> list[str]:
             parts = [sys.executable, "-m", f"components.{step}", "--config", json.dumps(CONFIG), "--data", str(data)]

@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -68,9 +69,11 @@ def watched(
 ) -> Iterator[Watched]:
     """A page in a session of its own, as a first visitor has it, that collects errors and foreign requests."""
     session = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light",
-        reduced_motion="reduce", has_touch=touch,
-    )  # fmt: skip
+        viewport={"width": width, "height": height},
+        color_scheme="dark" if dark else "light",
+        reduced_motion="reduce",
+        has_touch=touch,
+    )
     session.set_default_timeout(1000 * PAGE_SECONDS)
     session.add_init_script(_SEEN_BEFORE if own.startswith("http") else "")
     seen = Watched(session.new_page(), [], [])
@@ -116,10 +119,8 @@ def mlflow_pages(uri: str, log: Path, command: Sequence[str] = ()) -> Iterator[S
         port = probe.getsockname()[1]
     full = [*command, f"PORT={port}"] if command else [sys.executable, "-m", "commands.ui", "--port", str(port)]
     with log.open("w") as errors:
-        process = subprocess.Popen(
-            full, cwd=ROOT, env=os.environ | {"MLFLOW_TRACKING_URI": uri}, stdout=subprocess.PIPE, stderr=errors,
-            text=True, start_new_session=True,
-        )  # fmt: skip
+        start = partial(subprocess.Popen, cwd=ROOT, env=os.environ | {"MLFLOW_TRACKING_URI": uri}, text=True)
+        process = start(full, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
     try:
         assert process.stdout is not None
         lines = [line.strip() for line in takewhile(lambda line: not line.startswith("Ctrl-C"), process.stdout)]

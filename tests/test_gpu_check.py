@@ -219,9 +219,13 @@ def run_main(out: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130)])
 def test_a_cut_run_keeps_what_it_had(
-    forked: None, number: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    forked: None,
+    number: signal.Signals,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr("benchmarks.gpu.__main__.PART_NAMES", ("sound", "hangs"))
     file = tmp_path / "gpu.json"
     process = multiprocessing.get_context("fork").Process(target=run_main, args=(file,))
