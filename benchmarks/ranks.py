@@ -1,30 +1,21 @@
-"""Two ranks of one thread on two cores, against one process: what training in several processes costs.
+"""Two ranks of one thread on two cores against one process: the cost of training in several processes.
 
-    python -m benchmarks.ranks [--quick] [--space autoformer-tiny] [--out ranks.json]
-
-All of it is measured in the two processes of one torchrun, round by round: rank 0 trains alone with one thread, then
-alone with two threads and twice the images, then both train together, with gradients summed and without; whoever does
-not train waits without work. Every run takes the same subnets, drawn uniformly, of one supernet at its own image size.
-gloo carries the gradients over loopback; NCCL between GPUs is another matter, and is not measured here.
+Round by round rank 0 trains by itself with one thread, then with two threads and twice the images; then both train with
+gradients averaged by DistributedDataParallel, and without. All runs take the same subnets, drawn
+uniformly from one supernet. gloo carries the gradients over loopback; NCCL between GPUs is not measured here.
 """
 
-import argparse
-import json
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import torch
 from torch import distributed
 
 from autoformer.distributed import SINGLE_PROCESS, World
-from autoformer.files import write_json
 from autoformer.images.split_images import DecodedSplit
 from autoformer.images.training_loader import training_loader
 from autoformer.named import load_space
@@ -33,90 +24,56 @@ from autoformer.sampling import uniform
 from autoformer.space import SearchSpace
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
-from benchmarks.rows import Row, interleaved, measured, ratio, table
+from benchmarks.rows import Row, interleaved, measured, ratio
 
-SPACE, IMAGES, STEPS, ROUNDS = "autoformer-tiny", 8, 2, 7  # images of a rank and step, steps of a window
-QUICK = (2, 1, 2)
+SPACE = "autoformer-tiny"
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    """Rows, with all seconds. `quick`: fewer of everything, to see it run."""
-    return measure_space(SPACE, *(QUICK if quick else (IMAGES, STEPS, ROUNDS)))
-
-
-def measure_space(space: str, images: int, steps: int, rounds: int) -> dict[str, Any]:
-    """Start the two ranks, and work out rows from what they have timed."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "seconds.json"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        arguments = ["--space", space, "--images", str(images), "--steps", str(steps), "--rounds", str(rounds)]
-        subprocess.run(
-            [*command, "-m", "benchmarks.ranks", *arguments, "--rank-writes", str(out)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-            check=True,
-        )
-        seconds = json.loads(out.read_text())
-    one, two, together = seconds["one thread"], seconds["two threads"], seconds["two ranks"]
+    """Rows, and all seconds."""
+    images, steps, rounds = (2, 1, 2) if quick else (8, 2, 7)  # images of a rank and step, steps of a run
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        call = partial(time_ranks, f"file://{folder}/ranks", images, steps, rounds)
+        seconds, _ = pool.map(call, range(2))
+    one, two, both = seconds["one thread"], seconds["two threads"], seconds["two ranks"]
     rows = [
-        Row(
-            "2 ranks of 1 thread: images a second against 1 process of 1 thread",
-            2 * ratio(one, together), "x", note="2 would be perfect; both at once also share caches and memory",
-        ),
-        Row("the same, as efficiency", 100 * ratio(one, together), "%"),
-        Row(
-            "2 ranks of 1 thread: images a second against 1 process of 2 threads with as many images",
-            ratio(two, together), "x",
-        ),
-        Row(
-            "2 ranks: step with gradients summed against the same step without",
-            ratio(together, seconds["two ranks, no sum"]), "x", note="what the backward pass does not hide of it",
-        ),
-        Row(
-            "2 ranks: the sum of a step's gradients by itself, as a share of the step",
-            100 * ratio(seconds["sum alone"], together), "%", note="gloo over loopback, all at once",
-        ),
-        Row("2 ranks: step", statistics.median(together) / steps, "s"),
-    ]  # fmt: skip
-    return measured(rows, space=space, images_of_a_rank=images, seconds=seconds)
+        Row("2 ranks of 1 thread: images a second / 1 process of 1 thread", 2 * ratio(one, both), "x"),
+        Row("2 ranks of 1 thread: images a second / 1 process of 2 threads, as many images", ratio(two, both), "x"),
+        Row("2 ranks: step with gradients averaged / without", ratio(both, seconds["two ranks, no sum"]), "x"),
+    ]
+    return measured(rows, space=SPACE, images_of_a_rank=images, seconds=seconds)
 
 
-def time_ranks(world: World, space: SearchSpace, images: int, steps: int, rounds: int) -> dict[str, list[float]]:
+def time_ranks(rendezvous: str, images: int, steps: int, rounds: int, rank: int) -> dict[str, list[float]]:
     """Seconds of `steps` steps, of each run in each round; the same call in both ranks."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rendezvous, rank=rank, world_size=2)
+    world = World(rank, 2)
+    space = load_space(SPACE)
     alone, alone_twice = (make_trainer(SINGLE_PROCESS, space, count) for count in (images, 2 * images))
-    shared, unshared = (make_trainer(world, space, 2 * images) for _ in range(2))
+    shared, unshared = (make_trainer(world, space, 2 * images) for _ in range(3))
     unshared.ddp = None
-    bucket = torch.zeros(_mean_gradients(space, steps))
 
-    def only_rank_0(trainer: Trainer, threads: int) -> Callable[[], None]:
-        def run() -> None:
-            if world.is_rank_zero:
-                torch.set_num_threads(threads)
-                train(trainer, steps)
-                torch.set_num_threads(1)
-            world.all_gather(None)
-
-        return run
-
-    def both(trainer: Trainer) -> Callable[[], None]:
-        def run() -> None:
-            train(trainer, steps)
-            world.all_gather(None)
-
-        return run
-
-    def add() -> None:
-        for _ in range(steps):
-            world.all_reduce(bucket)
+    def train(trainer: Trainer, threads: int = 1) -> None:
+        if trainer.world.size == 2 or rank == 0:
+            torch.set_num_threads(threads)
+            trainer.step = 0  # the same subnets each time
+            for _ in range(steps):
+                trainer.take_step()
+            torch.set_num_threads(1)
         world.all_gather(None)
 
-    runs: dict[str, Callable[[], object]] = {
-        "one thread": only_rank_0(alone, 1),
-        "two threads": only_rank_0(alone_twice, 2),
-        "two ranks": both(shared),
-        "two ranks, no sum": both(unshared),
-        "sum alone": add,
+    runs = {
+        "one thread": partial(train, alone),
+        "two threads": partial(train, alone_twice, 2),
+        "two ranks": partial(train, shared),
+        "two ranks, no sum": partial(train, unshared),
     }
-    return interleaved(runs, rounds, time.perf_counter)
+    try:
+        return interleaved(runs, rounds)
+    finally:
+        distributed.destroy_process_group()
 
 
 def make_trainer(world: World, space: SearchSpace, images: int) -> Trainer:
@@ -125,56 +82,6 @@ def make_trainer(world: World, space: SearchSpace, images: int) -> Trainer:
     pixels = torch.randint(0, 256, (2 * images, space.in_channels, side, side), dtype=torch.uint8)
     split = DecodedSplit(pixels.numpy(), torch.randint(0, space.num_classes, (2 * images,)).numpy(), [])
     recipe = Recipe(epochs=1e6, batch_size=images, learning_rate=1e-3, clip_grad=1.0)
-    statistics_ = (0.5,) * space.in_channels
-    source = training_loader(split, recipe, 0, side, statistics_, world.size, world=world)
-    model = Supernet(space)
-    return Trainer(
-        model, uniform(space, 0), source, space.num_classes, statistics_, statistics_, recipe, 0
-    )  # fmt: skip
-
-
-def train(trainer: Trainer, steps: int) -> None:
-    trainer.step = 0  # the same subnets for all
-    for _ in range(steps):
-        trainer.take_step()
-
-
-def _mean_gradients(space: SearchSpace, steps: int) -> int:
-    """How many numbers a step sends, a mean over the steps: those of the blocks in use, whole."""
-    model = Supernet(space)
-    blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
-    rest = sum(parameter.numel() for parameter in model.parameters()) - sum(blocks)
-    passes = [each for step in range(steps) for each in uniform(space, 0)(step)]
-    depths = [each.subnet.depth for each in passes if each.subnet]
-    return round(rest + statistics.mean(sum(blocks[:depth]) for depth in depths))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--space", default=SPACE, help="of configs/spaces (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=IMAGES, help="of a rank and step (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of a window (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of all runs in turn (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="fewer of everything")
-    parser.add_argument("--out", type=Path, help="to write: rows and all seconds (JSON)")
-    parser.add_argument("--rank-writes", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
-    sizes = QUICK if given.quick else (given.images, given.steps, given.rounds)
-    if given.rank_writes:
-        distributed.init_process_group("gloo")
-        torch.set_num_threads(1)
-        world = World(distributed.get_rank(), distributed.get_world_size())
-        seconds = time_ranks(world, load_space(given.space), *sizes)
-        if world.is_rank_zero:
-            write_json(given.rank_writes, seconds)
-        distributed.destroy_process_group()
-        return 0
-    result = measure_space(given.space, *sizes)
-    print(table(result["rows"]))
-    if given.out:
-        write_json(given.out, result)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    half = (0.5,) * space.in_channels
+    source = training_loader(split, recipe, 0, side, half, world.size, world=world)
+    return Trainer(Supernet(space), uniform(space, 0), source, space.num_classes, half, half, recipe, 0)

@@ -1,6 +1,7 @@
-"""What a benchmark returns: rows of figures with the limits they are held to. Torch-free."""
+"""A benchmark's result, rows of figures with their limits, and the timing of its runs. Torch-free."""
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -8,27 +9,16 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Row:
-    """One figure.
-
-    Args:
-        name: what was measured, in words that need no heading.
-        value: the figure; a ratio wherever one can be had, since it carries over to another machine.
-        unit: of `value`: "x" for a ratio, "%", "s", "MB", "images/s", …
-        limit: what the figure is held to; None where it is told for information alone.
-        direction: which side of the limit is good.
-        note: what it stands against, or how it was measured; a few words.
-    """
+    """One figure. `name`: case and quantity; `direction`: the good side of the limit, if there is one."""
 
     name: str
     value: float
-    unit: str
+    unit: str  # "x" for a ratio, which carries over to another machine; "%", "s", "GB", …
     limit: float | None = None
     direction: Literal["at most", "at least"] = "at most"
-    note: str = ""
 
     @property
     def holds(self) -> bool | None:
-        """Whether the limit is kept; None where there is none."""
         if self.limit is None:
             return None
         return self.value <= self.limit if self.direction == "at most" else self.value >= self.limit
@@ -38,56 +28,52 @@ class Row:
 
 
 def measured(rows: Sequence[Row], **details: Any) -> dict[str, Any]:
-    """What a part's `measure` returns: its rows, and whatever else is worth keeping beside them in the JSON file."""
+    """The result of a part: its rows, and further values for bench.json."""
     return {"rows": [row.as_dict() for row in rows], **details}
 
 
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells as text, in columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows, as `Row.as_dict` gives them, in columns for a terminal."""
-    cells = [("", "value", "limit", "")]
+    """Rows, as `Row.as_dict` returns them, for a terminal."""
+    lines = [("", "value", "limit", "")]
     for row in rows:
         limit = "" if row["limit"] is None else f"{row['direction']} {row['limit']:g}"
         verdict = {True: "holds", False: "MISSED", None: ""}[row["holds"]]
-        cells.append((row["name"], f"{row['value']:.4g} {row['unit']}", limit, verdict))
-    widths = [max(len(line[column]) for line in cells) for column in range(4)]
-    lines = []
-    for name, value, limit, verdict in cells:
-        lines.append(f"{name:{widths[0]}}  {value:>{widths[1]}}  {limit:{widths[2]}}  {verdict}".rstrip())
-    return "\n".join(lines)
+        lines.append((row["name"], f"{row['value']:.4g} {row['unit']}", limit, verdict))
+    return "\n".join(aligned(lines))
+
+
+def elapsed(run: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float], warmup: int = 1
-) -> dict[str, list[float]]:
-    """Seconds of each run in each round, by a clock that is read before and after it. See `in_turns`."""
-
-    def seconds(run: Callable[[], object]) -> float:
-        start = clock()
-        run()
-        return clock() - start
-
-    return in_turns(runs, rounds, seconds, warmup)
-
-
-def in_turns(
     runs: Mapping[str, Callable[[], object]],
     rounds: int,
-    seconds_of: Callable[[Callable[[], object]], float],
+    seconds_of: Callable[[Callable[[], object]], float] = elapsed,
     warmup: int = 1,
-    enough: Callable[[], bool] = lambda: False,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[float]]:
-    """Seconds of each run in each round; every round takes all runs, one after the other, so that all share its noise.
+    """Seconds of each run in each round. A round makes every run once, so all runs share the machine's noise.
 
-    The order turns by one from round to round: none always runs in the wake of the same other.
+    The order rotates from round to round, so no run always follows the same other.
 
     Args:
-        seconds_of: does a run and says how long it took.
-        enough: asked before each round; where true the rounds so far are all, perhaps none.
+        seconds_of: makes a run and returns its seconds; those of `warmup` rounds are dropped.
+        is_over: ends the measurement before a round, perhaps before the first.
     """
     names = list(runs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-warmup, rounds):
-        if enough():
+        if is_over():
             break
         for name in names[number % len(names) :] + names[: number % len(names)]:
             taken = seconds_of(runs[name])

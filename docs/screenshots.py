@@ -1,4 +1,4 @@
-"""The pictures of docs/, taken from a real store and a real report: `python -m docs.screenshots --help`.
+"""Take the pictures of docs/ from a real MLflow store and a real report: `python -m docs.screenshots --help`.
 
 The tests of the same pages use this module's browser.
 """
@@ -15,23 +15,24 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-# Without these, Chromium calls its maker's hosts at every start. The sandbox wants rights that a container lacks.
+# Without these, Chromium calls its maker's hosts at every start. The sandbox needs rights that a container lacks.
 ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 LARGEST_PICTURE = 300_000  # bytes
 START_SECONDS, PAGE_SECONDS = 120, 60
-# What MLflow's pages open over themselves on a first visit: an assistant for language models, a note on usage data.
+# The windows that MLflow opens on a first visit: an assistant for language models, a note on usage data.
 _SEEN_BEFORE = """
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
 localStorage.setItem("mlflow.settings.telemetry.enabled_v1", "false");
@@ -39,24 +40,22 @@ localStorage.setItem("mlflow.settings.telemetry.enabled_v1", "false");
 
 
 class Watched(NamedTuple):
-    """A page, and what went wrong on it."""
+    """A page and its faults."""
 
     page: "Page"
     errors: list[str]  # console errors and uncaught exceptions
-    requests: list[str]  # addresses outside the page's own host, and of a file any but itself
+    requests: list[str]  # addresses outside the page's own host; of a file, any but itself
 
 
 @contextlib.contextmanager
 def chromium() -> "Iterator[Browser]":
-    """Debian's Chromium, headless, ended with the block."""
+    """Debian's Chromium, headless, until the block ends."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        try:
+        with contextlib.closing(browser):
             yield browser
-        finally:
-            browser.close()
 
 
 @contextlib.contextmanager
@@ -69,76 +68,65 @@ def watched(
     own: str = "http://127.0.0.1",
 ) -> Iterator[Watched]:
     """A page in a session of its own, as a first visitor has it, that collects errors and foreign requests."""
-    scheme: Literal["dark", "light"] = "dark" if dark else "light"
     session = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce", has_touch=touch
+        viewport={"width": width, "height": height},
+        color_scheme="dark" if dark else "light",
+        reduced_motion="reduce",
+        has_touch=touch,
     )
     session.set_default_timeout(1000 * PAGE_SECONDS)
     session.add_init_script(_SEEN_BEFORE if own.startswith("http") else "")
-    page = session.new_page()
-    seen = Watched(page, [], [])
+    seen = Watched(session.new_page(), [], [])
 
     def on_console(message: "ConsoleMessage") -> None:
         if message.type == "error" and not _is_mlflows_own(message):
             seen.errors.append(f"{message.text} ({message.location.get('url', '')})")
 
-    page.on("console", on_console)
-    page.on("pageerror", lambda error: seen.errors.append(str(error)))
-    page.on("request", lambda request: None if _is_own(request.url, own) else seen.requests.append(request.url))
-    try:
+    def on_request(url: str) -> None:
+        if not url.startswith((own, "data:", "blob:")):
+            seen.requests.append(url)
+
+    seen.page.on("console", on_console)
+    seen.page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    seen.page.on("request", lambda request: on_request(request.url))
+    with contextlib.closing(session):
         yield seen
-    finally:
-        session.close()
-
-
-def _is_own(url: str, own: str) -> bool:
-    return url.startswith((own, "data:", "blob:"))
 
 
 def _is_mlflows_own(message: "ConsoleMessage") -> bool:
-    """Two messages are let through. MLflow's pages ask at every load who is logged in, and a server without accounts
-    answers 404, which Chromium reports; it comes on an empty store too, on every page. And on a slow machine its own
-    script watches a box that changes its size within one frame, which the specification of ResizeObserver tells
-    browsers to report, and to go on."""
+    """Two messages are ignored. MLflow's pages ask at every load who is logged in; a server without accounts answers
+    404, which Chromium reports. And on a slow machine MLflow's script observes an element that changes its size within
+    one frame, which browsers report by the specification of ResizeObserver."""
     url = message.location.get("url", "")
-    asks_who = url.endswith("/ajax-api/2.0/mlflow/users/current") and "404" in message.text
-    return asks_who or ("ResizeObserver loop" in message.text and "/static-files/static/js/" in url)
+    asks_for_user = url.endswith("/ajax-api/2.0/mlflow/users/current") and "404" in message.text
+    return asks_for_user or ("ResizeObserver loop" in message.text and "/static-files/static/js/" in url)
 
 
 class Served(NamedTuple):
-    """A running `make ui`: the addresses that it printed, by what they show."""
+    """A running `make ui`: the addresses that it printed, by their titles."""
 
     pages: dict[str, str]
     process: subprocess.Popen[str]
 
     def page(self, word: str) -> str:
-        return next(address for shows, address in self.pages.items() if word in shows)
+        return next(address for title, address in self.pages.items() if word in title)
 
 
 @contextlib.contextmanager
 def mlflow_pages(uri: str, log: Path, command: Sequence[str] = ()) -> Iterator[Served]:
-    """Start the server of a store through `command` (that of `make ui`), wait until it answers, and end it."""
-    port = free_port()
-    command = [*command, f"PORT={port}"] if command else [sys.executable, "-m", "commands.ui"]
-    command = command if command[-1].startswith("PORT") else [*command, "--port", str(port)]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": uri}
+    """Start the server of a store by `command` (that of `make ui`), wait until it answers, and end it."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    full = [*command, f"PORT={port}"] if command else [sys.executable, "-m", "commands.ui", "--port", str(port)]
     with log.open("w") as errors:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
-        )
+        start = partial(subprocess.Popen, cwd=ROOT, env=os.environ | {"MLFLOW_TRACKING_URI": uri}, text=True)
+        process = start(full, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
     try:
         assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            if line.startswith("Ctrl-C"):
-                break
-        pages = {
-            shows.strip(" :"): address.strip() for shows, address in pairwise(lines)
-            if address.strip().startswith("http") and shows.endswith(":")
-        }  # fmt: skip
+        lines = [line.strip() for line in takewhile(lambda line: not line.startswith("Ctrl-C"), process.stdout)]
+        titles = [(title.strip(" :"), address) for title, address in pairwise(lines) if title.endswith(":")]
         wait_for(f"http://127.0.0.1:{port}/health", process, log)
-        yield Served(pages, process)
+        yield Served({title: address for title, address in titles if address.startswith("http")}, process)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -159,12 +147,6 @@ def wait_for(address: str, process: subprocess.Popen[str], log: Path) -> None:
             if process.poll() is not None or time.monotonic() > give_up:
                 raise RuntimeError(f"the server did not start: {log.read_text()[-2000:]}") from None
             time.sleep(0.2)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def show_pipeline_runs(page: "Page", address: str) -> None:
@@ -192,10 +174,10 @@ def show_comparison(page: "Page", address: str) -> None:
 
 
 def picture(page: "Page", file: Path) -> None:
-    """Write a PNG of the window, of at most 256 colours where it would be too large else."""
+    """Write a PNG of the window; of 256 colours where more would make too large a file."""
     from PIL import Image
 
-    page.wait_for_timeout(1500)  # charts are drawn, and banners fold, after the page is there
+    page.wait_for_timeout(1500)  # charts and banners settle after the page has loaded
     page.screenshot(path=file)
     if file.stat().st_size > LARGEST_PICTURE:
         with Image.open(file) as image:
@@ -226,7 +208,7 @@ def take_report(browser: "Browser", report: Path, out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m docs.screenshots", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m docs.screenshots", description=__doc__.splitlines()[0])
     parser.add_argument("--store", help="MLflow's address, such as sqlite:///mlflow.db, with two pipeline runs")
     parser.add_argument("--report", type=Path, help="a report.html")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the pictures (default: docs)")

@@ -1,15 +1,16 @@
-"""What the benchmarks compare with what: limits of a row, turns of the runs, and the engine's opponents."""
+"""Limits of a row, rounds of the runs, the opponents of the engine, and ImageNet's archives in small."""
 
-import time
+import hashlib
 from pathlib import Path
 
 import torch
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.named import load_space, load_subnet
-from benchmarks.bench import draw
 from benchmarks.engine import make_twin, products
+from benchmarks.index import write_archives
 from benchmarks.rows import Row, interleaved, measured, ratio, table
+from components.prepare_data import imagenet
 
 SUBNET = load_subnet("autoformer-tiny")
 SPACE = load_space(SUBNET.space)
@@ -23,28 +24,31 @@ def test_a_row_knows_whether_it_holds() -> None:
     assert Row("rate", 3.0, "s").holds is None
 
 
-def test_the_table_shows_what_misses(tmp_path: Path) -> None:
+def test_the_table_shows_what_misses() -> None:
     result = measured([Row("a / b", 1.2, "x", 1.25), Row("share", 70.0, "%", 75.0, "at least"), Row("c", 2.0, "s")])
-    lines = table(result["rows"]).splitlines()
-    assert [line.split()[-1] for line in lines[1:]] == ["holds", "MISSED", "s"]
-    assert "at least 75" in lines[2]
-    draw(tmp_path / "bench.png", {"part": result})
-    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert table(result["rows"]).splitlines() == [
+        "       value  limit",
+        "a / b  1.2 x  at most 1.25  holds",
+        "share  70 %   at least 75   MISSED",
+        "c      2 s",
+    ]
 
 
-def test_runs_take_turns_and_ratios_are_of_one_round() -> None:
+def test_the_order_of_runs_rotates_and_ratios_are_of_one_round() -> None:
     order: list[str] = []
-    taken = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, time.perf_counter)
+    taken = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
     assert order[2:] == ["a", "b", "b", "a", "a", "b"]  # the first two are warm-up
     assert {name: len(seconds) for name, seconds in taken.items()} == {"a": 3, "b": 3}
+    assert interleaved({"a": lambda: None}, 3, is_over=lambda: True) == {"a": []}
     assert ratio([2.0, 8.0, 9.0], [1.0, 2.0, 3.0]) == 3.0
 
 
 def test_the_products_are_those_of_the_model_without_relative_position() -> None:
-    macs = sum(one.times * one.m * one.k * one.n for one in products(SPACE, SUBNET.subnet, batch=3))
+    forward, step = (products(SPACE, SUBNET.subnet, 3, kind) for kind in ("forward", "step"))
+    macs, of_step = (sum(one.times * one.m * one.k * one.n for one in each) for each in (forward, step))
     assert macs == 3 * count_macs(SPACE, SUBNET.subnet, "none")
-    assert all(one.m * one.k * one.n == two.m * two.k * two.n for one in products(SPACE, SUBNET.subnet, 1)
-               for two in one.backward)  # fmt: skip
+    patches = forward[0]
+    assert of_step == 3 * macs - patches.m * patches.k * patches.n  # images need no gradient
 
 
 def test_timms_twin_has_the_subnet_s_shape_less_the_tables() -> None:
@@ -52,3 +56,11 @@ def test_timms_twin_has_the_subnet_s_shape_less_the_tables() -> None:
         twin = make_twin(SPACE, SUBNET.subnet)
     plain = SPACE.model_copy(update={"relative_position": False})
     assert sum(one.numel() for one in twin.parameters()) == count_params(plain, SUBNET.subnet)
+
+
+def test_archives_have_the_real_layout_and_no_image_twice(tmp_path: Path) -> None:
+    published = write_archives(tmp_path, train=25, val=10, classes=10)
+    delivered = imagenet.read(tmp_path, published)
+    assert (delivered.splits == "train").sum() == 25 and (delivered.splits == "val").sum() == 10
+    assert len(set(delivered.rows.checksums)) == 35 and len(delivered.classes) == 10
+    assert hashlib.md5((tmp_path / imagenet.VAL).read_bytes()).hexdigest() == published.archives[imagenet.VAL].md5

@@ -3,6 +3,7 @@ bare machine, and what is carried to it."""
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -20,11 +21,13 @@ from autoformer.errors import AutoFormerError
 from autoformer.supernet import Supernet
 from benchmarks.bench import PARTS as BENCHMARKS
 from benchmarks.engine import Setting, random_batch
-from benchmarks.gpu import check, machine, running
-from benchmarks.gpu.bench import BF16, FP32, FULL, Timer, attention_kernel, case_of, way
+from benchmarks.gpu import machine, running
+from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.carry import carry
-from benchmarks.gpu.parity import Answer, fill, off, tolerance, without_position, worst_gradient
-from benchmarks.gpu.running import SHARES, failed, show
+from benchmarks.gpu.parity import Answer, fill, relative_error, tolerance, without_position, worst_gradient
+from benchmarks.gpu.recorder import DTYPES, FULL, Recorder, Timer, attention_kernel, case_of, implementation
+from benchmarks.gpu.running import BUDGETS, failed, show
+from benchmarks.gpu.worker import PARTS
 from runtime.common.config import ROOT
 
 TINY = ("--device", "cpu", "--size", "tiny")
@@ -58,7 +61,7 @@ def values(ran: tuple[str, Result], part: str, quantity: str) -> dict[str, float
 
 def test_all_parts_run_on_a_cpu_and_are_shown(ran: tuple[str, Result]) -> None:
     printed, result = ran
-    assert list(result["parts"]) == list(SHARES) and "gpu" in BENCHMARKS
+    assert list(result["parts"]) == list(BUDGETS) and "gpu" in BENCHMARKS
     for part, found in result["parts"].items():
         assert found["rows"] and not found["errors"] and not found["cut"], part
         assert f"\n{part}  ({found['seconds']} s of {found['budget']})\n{show(found)}" in printed
@@ -71,7 +74,7 @@ def test_all_parts_run_on_a_cpu_and_are_shown(ran: tuple[str, Result]) -> None:
 
 def test_errors_are_above_zero_and_below_the_tolerance_and_the_control_is_not(ran: tuple[str, Result]) -> None:
     space, spec = case_of("tiny")
-    for precision, dtype in (("bf16", BF16), ("fp32", FP32)):
+    for precision, dtype in DTYPES.items():
         most = tolerance(space, spec, dtype)
         logits = values(ran, "parity", "logits")
         for form in ("extracted", "supernet"):
@@ -80,7 +83,7 @@ def test_errors_are_above_zero_and_below_the_tolerance_and_the_control_is_not(ra
             assert 0 < gradient < tolerance(space, spec, dtype, gradient=True)
         assert logits[f"tiny control {precision}"] > most
         assert 0 < logits[f"official code, {precision}"] < 0.03
-    assert values(ran, "parity", "logits")["tiny extracted bf16"] > tolerance(space, spec, FP32)
+    assert values(ran, "parity", "logits")["tiny extracted bf16"] > tolerance(space, spec, DTYPES["fp32"])
 
 
 def test_every_case_is_compared_with_timm_the_supernet_and_the_gemm_limit(ran: tuple[str, Result]) -> None:
@@ -119,77 +122,77 @@ def test_what_was_stopped_goes_on_to_the_same_weights(ran: tuple[str, Result]) -
     assert re.search(r"stopped by SIGINT at step \d+ of 40; the same command goes on", facts["Ctrl-C"])
     assert facts["again"].startswith("train_supernet: 40 steps")
     line = re.fullmatch(
-        r"a forward pass of 2048 images does not fit this machine's memory; (\d+) fit: set "
+        r"a forward pass of 1024 images does not fit this machine's memory; (\d+) fit: set "
         r"train_supernet\.accumulation=(\d+), which changes nothing else of the recipe, and start it again",
         facts["out of memory"],
     )
-    assert line and int(line[1]) * int(line[2]) == 2048  # of runtime.steps.training_setup.out_of_memory
+    assert line and int(line[1]) * int(line[2]) == 1024  # of runtime.steps.training_setup.out_of_memory
 
 
-# --- what can go wrong in it ---
+# --- what can go wrong in it: parts of these names, in processes that are forked from this one ---
 
-PARTS = """
-import os, sys, time
-from benchmarks.gpu.worker import PARTS, main
 
-def sound(bench):
-    bench.row("case: pid", os.getpid(), "")
+def sound(recorder: Recorder) -> None:
+    recorder.row("case: pid", os.getpid(), "")
 
-def broken(bench):
-    with bench.attempt("inner"):
+
+def broken(recorder: Recorder) -> None:
+    with recorder.attempt("inner"):
         raise KeyError("gone")
-    bench.row("case: after", 1, "")
-    raise ValueError("an error\\nof two lines")
+    recorder.row("case: after", 1, "")
+    raise ValueError("an error\nof two lines")
 
-def dies(bench):
-    bench.row("case: before", 1, "")
+
+def dies(recorder: Recorder) -> None:
+    recorder.row("case: before", 1, "")
     os._exit(9)
 
-def hangs(bench):
-    bench.row("case: before", 1, "")
-    while True:
-        time.sleep(0.1)
-        bench.fact("case", "hangs")
 
-def late(bench):
-    if not bench.cut("what is late"):
-        bench.row("case: late", 1, "")
+def hangs(recorder: Recorder) -> None:
+    recorder.row("case: pid", os.getpid(), "")
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.05)
+        recorder.fact("case", "hangs")
+    os._exit(0)  # a forked process would wait for itself
 
-raise SystemExit(main(sys.argv[1], sys.argv[2], PARTS | {part.__name__: part for part in (
-    sound, broken, dies, hangs, late)}))
-"""
+
+def late(recorder: Recorder) -> None:
+    if not recorder.cut("what is late"):
+        recorder.row("case: late", 1, "")
 
 
 @pytest.fixture
-def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """A process with parts that go wrong."""
-    (tmp_path / "worker.py").write_text(PARTS)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return sys.executable, str(tmp_path / "worker.py")
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "CONTEXT", multiprocessing.get_context("fork"))
+    for part in (sound, broken, dies, hangs, late):
+        monkeypatch.setitem(PARTS, part.__name__, f"{__name__}:{part.__name__}")
+        monkeypatch.setitem(running.BUDGETS, part.__name__, 60)
 
 
 def test_a_part_that_fails_dies_or_hangs_stops_no_other(
-    worker: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    forked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(running.SHARES, "hangs", 0.5)
+    monkeypatch.setitem(running.BUDGETS, "hangs", 0.5)
     file, seen = tmp_path / "out" / "gpu.json", []
     run = running.Check._run
 
-    def watched(self: running.Check, part: str, shares_left: float) -> Result:
-        found = run(self, part, shares_left)
+    def watched(self: running.Check, part: str, budgets_left: float) -> Result:
+        found = run(self, part, budgets_left)
         seen.append(json.loads(file.read_text())["parts"])
         return found
 
     monkeypatch.setattr(running.Check, "_run", watched)
     parts = ("sound", "broken", "dies", "hangs", "late")
-    result = check(file, 2.0, parts, "cpu", "tiny", worker)
+    result = running.Check(file, {}, "cpu", "tiny", 2.0).run(parts)
     assert [list(each) for each in seen] == [list(parts[: number + 1]) for number in range(len(parts))]
     assert result == json.loads(file.read_text())
     found = result["parts"]
     assert found["sound"]["rows"] and not found["sound"]["errors"]
     assert found["dies"]["errors"] == ["the process ended with code 9"] and found["dies"]["rows"]
     assert found["hangs"]["cut"] == [f"what follows: killed when its {found['hangs']['budget']} s were over"]
-    assert found["hangs"]["rows"][0]["name"] == "case: before" and not found["hangs"]["errors"]
+    assert found["hangs"]["rows"] and not found["hangs"]["errors"]
+    assert has_ended(found["hangs"]["rows"][0]["value"])
     assert found["broken"]["errors"] == ["inner: KeyError: 'gone'", "broken: ValueError: an error of two lines"]
     assert found["broken"]["rows"][0]["name"] == "case: after"
     assert found["late"]["rows"] and failed(result) == ["broken", "dies"]
@@ -197,51 +200,61 @@ def test_a_part_that_fails_dies_or_hangs_stops_no_other(
     assert "FAILED: broken: ValueError: an error of two lines" in printed and "CUT SHORT, no time for: what" in printed
 
 
+def has_ended(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def test_a_part_without_time_says_what_it_leaves_out(
-    worker: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    forked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "LAST_SECONDS", 60.0)  # in which it is to end; so short a run has no others
-    left = check(tmp_path / "gpu.json", 1.0, ("late",), "cpu", "tiny", worker)["parts"]["late"]
+    left = running.Check(tmp_path / "gpu.json", {}, "cpu", "tiny", 1.0).run(["late"])["parts"]["late"]
     assert left["cut"] == ["what is late"] and not left["rows"] and not left["errors"]
 
 
+def run_main(out: Path) -> None:
+    raise SystemExit(main([*TINY, "--out", str(out)]))
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130)])
-def test_a_cut_run_keeps_what_it_had(number: signal.Signals, code: int, tmp_path: Path) -> None:
+def test_a_cut_run_keeps_what_it_had(
+    forked: None,
+    number: signal.Signals,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("benchmarks.gpu.__main__.PART_NAMES", ("sound", "hangs"))
     file = tmp_path / "gpu.json"
-    given = command(*TINY, "--parts", "scoring", "speed", "--out", str(file))
-    with subprocess.Popen(given, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        end = time.monotonic() + 120
-        while not (file.exists() and "speed" in json.loads(file.read_text())["parts"]):
-            assert time.monotonic() < end and process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(number)
-        printed = process.communicate(timeout=60)[0]
-    assert process.returncode == code and "hours of a search" in printed
+    process = multiprocessing.get_context("fork").Process(target=run_main, args=(file,))
+    process.start()
+    end = time.monotonic() + 60
+    while not (file.exists() and (hanging := json.loads(file.read_text())["parts"].get("hangs")) and hanging["rows"]):
+        assert time.monotonic() < end and process.is_alive()
+        time.sleep(0.02)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == code and "case  " in capfd.readouterr().out
     kept = json.loads(file.read_text())["parts"]
-    assert {row["name"] for row in kept["scoring"]["rows"]} == {"tiny: images/s", "tiny: hours of a search"}
+    assert [row["name"] for row in kept["sound"]["rows"]] == ["case: pid"] and kept["hangs"]["rows"]
+    while not has_ended(kept["hangs"]["rows"][0]["value"]):
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 # --- a machine without packages ---
 
 
-def test_a_bare_machine_is_told_what_to_carry_and_how_large(tmp_path: Path) -> None:
+def test_a_bare_machine_names_what_is_missing_and_how_to_carry_it(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     done = subprocess.run(command("--out", str(file), options=("-S",)), cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "")
-    sizes = json.loads(machine.SIZES.read_text())["wheels"]
-    total = sum(wheel["bytes"] for wheel in sizes.values()) / 1e6
-    assert "torch MISSING" in done.stdout and f"to carry: {len(sizes)} wheels, {total:.1f} MB" in done.stdout
-    assert f"  torch {sizes['torch']['version']}: {sizes['torch']['bytes'] / 1e6:.2f} MB" in done.stdout
+    assert "torch MISSING" in done.stdout and f"\nmissing: {', '.join(machine.required())}\n" in done.stdout
+    assert "python -m benchmarks.gpu --carry wheels --target gpu.json --python 3.11\n" in done.stdout
     assert json.loads(file.read_text())["machine"]["packages"]["pydantic"] is None
-
-
-def test_only_what_is_missing_is_to_be_carried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_installed", lambda name: None if "pydantic" in name or "-" in name else "1.0")
-    lines = machine.to_carry(["pydantic"])
-    assert [line.split()[0] for line in lines[1:-3]] == [
-        "annotated-types", "pydantic", "pydantic-core", "typing-extensions", "typing-inspection",
-    ]  # fmt: skip
-    assert lines[-3].startswith("to carry: 5 wheels, 2.8 MB")
 
 
 def test_a_version_that_may_fail_is_named_before_anything_runs() -> None:
@@ -282,8 +295,7 @@ def test_pip_downloads_what_the_target_lacks_and_nothing_that_it_has(
     assert sorted(file.name for file in folder.glob("*.whl")) == [
         "below_it-99.0-py3-none-any.whl", "pydantic-99.0-py3-none-any.whl",
     ]  # fmt: skip
-    wheels = json.loads((folder / "wheels.json").read_text())["wheels"]
-    assert wheels["pydantic"]["needs"] == ["below-it", "numpy"] and told[-1].startswith(f"{folder}: 2 wheels")
+    assert told[0].startswith("below-it 99.0: 0.00 MB") and told[-1].startswith(f"{folder}: 2 wheels")
     machine.unpack(folder, tmp_path / "site")
     done = subprocess.run(
         [sys.executable, "-S", "-c", "import below_it, pydantic; print(pydantic.HERE)"],
@@ -302,13 +314,13 @@ def test_the_tolerance_is_that_of_the_type_and_notices_a_weight_that_is_off() ->
     images, labels = random_batch(space, 2, torch.device("cpu"))
     exact = Answer(supernet.extract(spec).double(), None, images.double(), labels, Setting())
     found = Answer(model, None, images, labels, Setting())
-    assert 0 < off(found.logits, exact.logits) < tolerance(space, spec, FP32)
+    assert 0 < relative_error(found.logits, exact.logits) < tolerance(space, spec, DTYPES["fp32"])
     with torch.no_grad():
         model.get_parameter("blocks.1.attn.rel_pos_k.table_h")[2] += 1e-3
     changed = Answer(model, None, images, labels, Setting())
-    assert off(changed.logits, exact.logits) > tolerance(space, spec, FP32)
-    assert worst_gradient(changed, exact)[0] > tolerance(space, spec, FP32, gradient=True)
-    assert tolerance(space, spec, BF16) / tolerance(space, spec, FP32) > 1000
+    assert relative_error(changed.logits, exact.logits) > tolerance(space, spec, DTYPES["fp32"])
+    assert worst_gradient(changed, exact)[0] > tolerance(space, spec, DTYPES["fp32"], gradient=True)
+    assert tolerance(space, spec, DTYPES["bf16"]) / tolerance(space, spec, DTYPES["fp32"]) > 1000
     assert not any(p.any() for n, p in without_position(model).named_parameters() if "rel_pos" in n)
     found.gradients["head.bias"] = torch.full_like(exact.gradients["head.bias"], math.nan)
     assert worst_gradient(found, exact)[1] == "head.bias"
@@ -329,8 +341,8 @@ def test_a_measurement_is_as_many_calls_as_fill_its_time() -> None:
 
 def test_the_way_of_attention_is_read_off_its_operators() -> None:
     for name in ("flash", "efficient", "cudnn"):
-        assert way({f"aten::_scaled_dot_product_{name}_attention"}) == name
-    assert way({"aten::_scaled_dot_product_attention_math"}) == "math" and way(set()) == "none"
+        assert implementation({f"aten::_scaled_dot_product_{name}_attention"}) == name
+    assert implementation({"aten::_scaled_dot_product_attention_math"}) == "math" and implementation(set()) == "none"
     q = torch.randn(1, 2, 8, 8)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         assert attention_kernel(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)).startswith("math (")
@@ -340,7 +352,7 @@ def test_the_way_of_attention_is_read_off_its_operators() -> None:
 def test_the_full_size_is_the_published_subnets() -> None:
     shapes = {name: (case.spec.embed_dim, case.spec.depth) for name, case in FULL.cases().items()}
     assert shapes == {"T": (192, 13), "S": (384, 13), "B": (576, 14)} and set(FULL.batches) == {64, 256}
-    assert sum(SHARES.values()) == 8 * 60
+    assert sum(BUDGETS.values()) == 8 * 60
 
 
 def test_an_unknown_device_is_one_failed_part_and_no_hang(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """What a GPU shows, in at most eight minutes, on a machine that needs no network.
 
     python -m benchmarks.gpu                            # on the machine with the GPU
-    python -m benchmarks.gpu --carry wheels             # before, where there is a network: what has to be carried there
+    python -m benchmarks.gpu --carry wheels             # before, where there is a network: download what it lacks
     python -m benchmarks.gpu --wheels wheels            # there, with what was carried
 
-First it says what the machine has; where packages are missing, what would have to be carried and how large, and ends
+First it describes the machine; where packages are missing, it names them and the commands that carry them, and ends
 with code 2. Then come the parts, the most telling first, each within its share of the time. The table of a part is
 printed and the JSON file written as it comes; a part that fails does not stop the others, and the code is then 1.
 """
@@ -19,20 +19,63 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu import OUT, check
 from benchmarks.gpu.carry import carry
-from benchmarks.gpu.machine import describe, lines, missing, to_carry, unpack
-from benchmarks.gpu.running import SHARES, failed
+from benchmarks.gpu.machine import describe, lines, unpack
+from benchmarks.gpu.running import BUDGETS, OUT, Check, failed
+
+PART_NAMES = tuple(BUDGETS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    error = _error(arguments)
+    if error is None and arguments.carry:
+        try:
+            print("\n".join(carry(arguments.carry, arguments.target, arguments.python)))
+        except (subprocess.CalledProcessError, OSError, ValueError) as failure:
+            error = f"nothing to carry could be had: {failure}"
+    if error:
+        print(f"benchmarks.gpu: {error}", file=sys.stderr)
+        return 2
+    if arguments.carry:
+        return 0
+    with tempfile.TemporaryDirectory() as site:
+        if arguments.wheels:
+            unpack(arguments.wheels, Path(site))
+            sys.path.insert(0, site)
+            os.environ["PYTHONPATH"] = os.pathsep.join([site, *filter(None, [os.environ.get("PYTHONPATH")])])
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    described = describe()
+    print("\n".join(lines(described)), flush=True)
+    missing, out = [name for name, version in described["packages"].items() if version is None], arguments.out
+    if missing:
+        out.write_text(json.dumps({"machine": described, "parts": {}}, indent=1), encoding="utf-8")
+        options = f"--target {out.name} --python {'.'.join(described['python'].split('.')[:2])}"
+        print(f"missing: {', '.join(missing)}")
+        print(f"on a machine with a network: python -m benchmarks.gpu --carry wheels {options}")
+        print("here: python -m benchmarks.gpu --wheels wheels")
+        return 2
+    try:
+        result = Check(out, described, arguments.device, arguments.size, arguments.minutes).run(arguments.parts)
+    except KeyboardInterrupt:
+        print(f"\nbenchmarks.gpu: stopped; what was measured stands in {out}", file=sys.stderr)
+        return 130
+    held = [row["holds"] for found in result["parts"].values() for row in found["rows"] if row["holds"] is not None]
+    print(f"\n{sum(held)} of {len(held)} limits hold; {out}")
+    if failed(result):
+        print(f"failed: {', '.join(failed(result))}")
+    return 1 if failed(result) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
     description, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=description, epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu", None, description, epilog, formatter_class=raw)
     parser.add_argument("--minutes", type=float, default=8.0, help="that it takes at most (default: %(default)g)")
-    parser.add_argument("--parts", nargs="+", choices=tuple(SHARES), default=tuple(SHARES), help="all without")
+    parser.add_argument("--parts", nargs="+", choices=PART_NAMES, default=PART_NAMES, help="default: all")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--size", choices=("auto", "full", "tiny"), default="auto", help="auto: tiny on a CPU")
     parser.add_argument("--out", type=Path, default=OUT, help="the JSON file (default: %(default)s)")
@@ -40,59 +83,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--carry", type=Path, metavar="FOLDER", help="download what a machine lacks, and do no more")
     parser.add_argument("--target", default="torch", help="torch: a machine that has torch and timm; bare; or gpu.json")
     parser.add_argument("--python", default="3.12", help="of that machine (default: %(default)s), Linux on x86-64")
-    given = parser.parse_args(argv)
-    wrong = refused(given)
-    if wrong:
-        print(f"benchmarks.gpu: {wrong}", file=sys.stderr)
-        return 2
-    if given.carry:
-        try:
-            print("\n".join(carry(given.carry, given.target, given.python)))
-        except (subprocess.CalledProcessError, OSError, ValueError) as error:
-            print(f"benchmarks.gpu: nothing to carry could be had: {error}", file=sys.stderr)
-            return 2
-        return 0
-    with tempfile.TemporaryDirectory() as site:
-        if given.wheels:
-            unpack(given.wheels, Path(site))
-            sys.path.insert(0, site)
-            os.environ["PYTHONPATH"] = os.pathsep.join([site, *filter(None, [os.environ.get("PYTHONPATH")])])
-        described = describe()
-        print("\n".join(lines(described)), flush=True)
-        absent = missing(described)
-        if absent:
-            given.out.write_text(json.dumps({"machine": described, "parts": {}}, indent=1), encoding="utf-8")
-            print("\n".join(to_carry(absent)))
-            return 2
-        try:
-            result = check(given.out, given.minutes, tuple(given.parts), given.device, given.size)
-        except KeyboardInterrupt:
-            print(f"\nbenchmarks.gpu: stopped; what was measured stands in {given.out}", file=sys.stderr)
-            return 130
-    unsound, rows = failed(result), [row for found in result["parts"].values() for row in found["rows"]]
-    held = [row["holds"] for row in rows if row["holds"] is not None]
-    print(f"\n{sum(held)} of {len(held)} limits hold; {given.out}")
-    if unsound:
-        print(f"failed: {', '.join(unsound)}")
-    return 1 if unsound else 0
+    return parser
 
 
-def refused(given: argparse.Namespace) -> str | None:
-    """What is wrong with the arguments, in one line; None where nothing is."""
-    if not 0 < given.minutes < float("inf"):
-        return f"--minutes {given.minutes:g}: expected a number above 0"
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", given.device):
-        return f"--device {given.device}: expected auto, cpu, cuda or cuda:N"
-    if given.wheels and not any(given.wheels.glob("*.whl")):
-        return f"--wheels {given.wheels}: no wheels there; download them with --carry"
-    if given.carry:
+def _error(arguments: argparse.Namespace) -> str | None:
+    """An error in the arguments, in one line."""
+    if not 0 < arguments.minutes < float("inf"):
+        return f"--minutes {arguments.minutes:g}: expected a number above 0"
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", arguments.device):
+        return f"--device {arguments.device}: expected auto, cpu, cuda or cuda:N"
+    if arguments.wheels and not any(arguments.wheels.glob("*.whl")):
+        return f"--wheels {arguments.wheels}: no wheels there; download them with --carry"
+    if arguments.carry:
         return None
     try:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=given.out.parent):
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=arguments.out.parent):
             return None
     except OSError as error:
-        return f"--out {given.out}: cannot be written there ({error.strerror}); name another file"
+        return f"--out {arguments.out}: cannot be written there ({error.strerror}); name another file"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""(g) Resume bit by bit or how far off, accumulation that is found, an out-of-memory line, Ctrl-C."""
+"""A training that is resumed, bit by bit; accumulation that is found; the out-of-memory line; Ctrl-C."""
 
 import contextlib
+import gzip
 import io
 import os
 import resource
@@ -10,7 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -18,123 +21,107 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from autoformer.devices import is_out_of_memory
-from autoformer.files import hash_file, write_json
-from autoformer.images.split_files import Split, hash_split, image_checksums, write_split
-from autoformer.images.split_images import DecodedSplit
 from autoformer.images.training_loader import training_loader
 from autoformer.named import load_space
-from autoformer.recipe import Recipe
-from autoformer.sampling import uniform
-from autoformer.space import SearchSpace
 from autoformer.supernet import Supernet
-from autoformer.training import Trainer
-from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.machine import ROOT
-from benchmarks.gpu.work import card_of, random_images
-from benchmarks.loader import MEAN, STD
+from benchmarks.gpu.recorder import GIGA, Recorder
+from benchmarks.gpu.throughput import card_of, published_recipe, random_images, supernet_trainer
+from benchmarks.loader import MEAN
+from components.prepare_data import fashion_mnist
+from components.prepare_data.step import SPLITS, prepare, write_prepared
 from components.train_supernet.step import main as train_supernet
-from runtime.common.config import TrainSupernet, load_config
+from runtime.common.config import PrepareData, TrainSupernet, load_config
 from runtime.steps.training_setup import Training, make_trainer, out_of_memory
 
 TRAINED = 8  # steps, half of them before the state is saved
 IN_BATCHES = {"flip": True, "mixup": 0.8, "cutmix": 1.0}  # augmentation without a loader
-STEP_IMAGES, SEARCH_IMAGES, BATCH = 640, 64, 64
+TRAIN_IMAGES, SEARCH_IMAGES, BATCH = 640, 60, 32
 STOP_AFTER, PATIENCE_SECONDS = 10, 120  # optimiser steps; of one process
 
 
-def resume(bench: Bench) -> None:
-    bench.fact("ran", "the library's Trainer, runtime.steps.training_setup, and train_supernet with tracking off")
-    for name, part in (("Trainer", _trainer), ("Ctrl-C", _interrupted), ("memory", _memory)):
-        if bench.cut(f"{name} and what follows"):
-            return
-        with bench.attempt(name):
-            part(bench)
+def resume(recorder: Recorder) -> None:
+    recorder.fact("ran", "the library's Trainer, runtime.steps.training_setup, and train_supernet with tracking off")
+    parts = {"Trainer": _trainer, "Ctrl-C": _interrupted, "memory": _memory}
+    recorder.each({name: partial(part, recorder) for name, part in parts.items()})
 
 
-def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The largest of any weight; 0 where all are equal to the bit."""
-    return max(float((found[name].double() - weight.double()).abs().max()) for name, weight in expected.items())
+def largest_difference(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """0 where all are equal to the bit."""
+    return max(float((weights[name].double() - weight.double()).abs().max()) for name, weight in expected.items())
 
 
-# --- the library's Trainer ---
-
-
-def _trainer(bench: Bench) -> None:
-    space, recipe = next(iter(bench.size.cases().values())).space, _recipe(bench.size.batches[-1])
+def _trainer(recorder: Recorder, name: str) -> None:
+    space = next(iter(recorder.size.cases().values())).space
+    recipe = published_recipe(batch_size=recorder.size.batches[-1], augmentation=IN_BATCHES, epochs=100)
     images = random_images(space, 2 * recipe.batch_size)
-
-    def trainer(seed: int) -> Trainer:
-        torch.manual_seed(seed)
-        source = training_loader(images, recipe, 0, space.image_size, MEAN)
-        model = Supernet(space, recipe.drop_path).to(bench.device)
-        return Trainer(model, uniform(space, 0), source, space.num_classes, MEAN, STD, recipe, 0)
-
-    whole, again, first, second = (trainer(seed) for seed in (0, 0, 0, 1))
-    losses = [each.advance(TRAINED) for each in (whole, again)]
+    whole, again, first, second = (
+        supernet_trainer(recorder, space, training_loader(images, recipe, 0, space.image_size, MEAN), recipe, seed)
+        for seed in (0, 0, 0, 1)
+    )
+    loss, _ = whole.advance(TRAINED), again.advance(TRAINED)
     first.advance(TRAINED // 2)
     saved = io.BytesIO()
     torch.save(first.state_dict(), saved)
     saved.seek(0)
     second.load_state_dict(torch.load(saved, map_location="cpu", weights_only=True))
     second.advance(TRAINED - TRAINED // 2)
-    expected, exact = whole.model.state_dict(), None if bench.on_gpu else 0.0
-    case = f"Trainer, {TRAINED} steps of {recipe.batch_size} in {whole.precision}"
-    bench.row(f"{case}: twice, largest difference", differences(again.model.state_dict(), expected), "", exact)
-    bench.row(f"{case}: resumed, largest difference", differences(second.model.state_dict(), expected), "", exact)
-    bench.row(f"{case}: loss", losses[0], "")
+    case, limit = f"{name}, {TRAINED} steps of {recipe.batch_size} in {whole.precision}", _exact(recorder)
+    for run, trainer in (("twice", again), ("resumed", second)):
+        difference = largest_difference(trainer.model.state_dict(), whole.model.state_dict())
+        recorder.row(f"{case}: {run}, largest difference", difference, "", limit)
+    recorder.row(f"{case}: loss", loss, "")
 
 
-def _recipe(batch: int) -> Recipe:
-    """The published one, on images that lie in memory."""
-    published = load_config("imagenet-tiny").section(TrainSupernet).recipe().model_dump()
-    changed = {"batch_size": batch, "accumulation": 1, "augmentation": IN_BATCHES, "epochs": 100}
-    return Recipe.model_validate(published | changed)
+def _exact(recorder: Recorder) -> float | None:
+    """The limit of a difference: none on a GPU, whose sums have no fixed order."""
+    return None if recorder.on_gpu else 0.0
 
 
 # --- accumulation: auto, and a step that does not fit ---
 
 
-def _memory(bench: Bench) -> None:
-    """In less memory than there is, so that it takes no time."""
-    space, batch = load_space(bench.size.memory_space), bench.size.auto_batch
-    images = random_images(space, batch)
-    with tempfile.TemporaryDirectory() as folder, limited(bench.device, bench.size.memory_bytes):
-        found = make_trainer(_training(bench, space, images, "auto", Path(folder) / "auto.json"))
-        bench.row("accumulation: found", found.micro_batches, "")
-        bench.fact("accumulation", f"of {batch} images a step of {space.name}, in {bench.size.memory_bytes / 1e9:g} GB")
-        if bench.on_gpu:  # a CPU is not asked
-            torch.cuda.reset_peak_memory_stats(bench.device)
+def _memory(recorder: Recorder, name: str) -> None:
+    """With less memory than there is, so that it takes no time."""
+    size, device = recorder.size, recorder.device
+    space, gigabytes = load_space(size.memory_space), size.memory_bytes / GIGA
+    images = random_images(space, size.auto_batch)
+
+    def training(accumulation: int | str, found: Path) -> Training:
+        """The published supernet's recipe, with all images in one step."""
+        settings = {"batch_size": size.auto_batch, "accumulation": accumulation, "augmentation": IN_BATCHES}
+        overrides = [f"space={space.name}", *(f"train_supernet.{key}={value}" for key, value in settings.items())]
+        section = load_config("imagenet-tiny", overrides).section(TrainSupernet)
+        return Training(
+            step="train_supernet", section=section, space=space, model=Supernet(space), subnet=space.largest,
+            sampler=section.sampler(space, 0), images=images, card=card_of(space), seed=0, device=recorder.device,
+            accumulation_file=found,
+        )  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as folder, limited(device, size.memory_bytes):
+        found = make_trainer(training("auto", Path(folder) / "auto.json"))
+        recorder.row("accumulation: found", found.micro_batches, "")
+        recorder.fact("accumulation", f"of {size.auto_batch} images a step of {space.name}, in {gigabytes:g} GB")
+        if recorder.on_gpu:  # on a CPU none is searched for
+            torch.cuda.reset_peak_memory_stats(device)
             found.take_step()
-            bench.row("accumulation: memory of its step", torch.cuda.max_memory_allocated(bench.device) / 1e9, "GB")
+            recorder.row("accumulation: memory of its step", torch.cuda.max_memory_allocated(device) / GIGA, "GB")
         del found
-        training = _training(bench, space, images, 1, Path(folder) / "one.json")
-        trainer = make_trainer(training)
+        one = training(1, Path(folder) / "one.json")
+        trainer = make_trainer(one)
         try:
             trainer.take_step()
-            raise RuntimeError(f"{batch} images fit into {bench.size.memory_bytes / 1e9:g} GB: nothing to see")
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        bench.fact("out of memory", str(out_of_memory(training, trainer)))
-
-
-def _training(bench: Bench, space: SearchSpace, images: DecodedSplit, accumulation: int | str, found: Path) -> Training:
-    """That of the published supernet's recipe, with all images in one step."""
-    given = {
-        "space": space.name, "train_supernet.batch_size": len(images.labels),
-        "train_supernet.accumulation": accumulation, "train_supernet.augmentation": IN_BATCHES,
-    }  # fmt: skip
-    section = load_config("imagenet-tiny", [f"{key}={value}" for key, value in given.items()]).section(TrainSupernet)
-    return Training(
-        step="train_supernet", section=section, space=space, model=Supernet(space), subnet=space.largest,
-        sampler=section.sampler(space, 0), images=images, card=card_of(space), seed=0, device=bench.device,
-        accumulation_file=found,
-    )  # fmt: skip
+        else:
+            raise RuntimeError(f"{size.auto_batch} images fit into {gigabytes:g} GB: nothing to see")
+        recorder.fact("out of memory", str(out_of_memory(one, trainer)))
 
 
 @contextlib.contextmanager
 def limited(device: torch.device, memory_bytes: int) -> Iterator[None]:
-    """So much memory and no more: of the GPU, or beyond what this process has taken of the machine.
+    """Limit the memory of the GPU, or the memory that this process may take beyond what it has.
 
     On the CPU without oneDNN, which does not recover from an allocation that failed.
     """
@@ -160,85 +147,66 @@ def limited(device: torch.device, memory_bytes: int) -> Iterator[None]:
 # --- the training step, as a user runs it ---
 
 
-def _interrupted(bench: Bench) -> None:
-    """A process gets Ctrl-C, and its command is given again; meanwhile the same runs undisturbed in this process."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        given = _data(folder, load_space("fashion-mnist"))
-        epochs = bench.size.steps * BATCH / STEP_IMAGES
-        given += ["--config", "smoke", "--set", f"device={bench.device}"]
-        for key, value in (("epochs", epochs), ("batch_size", BATCH), ("score_steps", 10 * STOP_AFTER)):
-            given += ["--set", f"train_supernet.{key}={value}"]
-        given += ["--set", f"train_supernet.checkpoint_steps={STOP_AFTER}"]
-        stopped, end = _start(folder / "stopped", given), time.monotonic() + PATIENCE_SECONDS
-        while not list((folder / "stopped").glob("work/*/*/checkpoint.pt")) and stopped.poll() is None:
-            if time.monotonic() > end:
-                break
-            time.sleep(0.02)
-        stopped.send_signal(signal.SIGINT)
-        bench.row("train_supernet: exit code after Ctrl-C", _ended(bench, "Ctrl-C", stopped), "", 130)
-        again = _start(folder / "stopped", given)
-        with _environment(folder / "undisturbed"):
-            undisturbed = train_supernet([*given, *_places(folder / "undisturbed")])
-        codes = undisturbed, _ended(bench, "again", again)
-        bench.row("train_supernet: exit code of the same command", max(codes), "", 0)
-        weights = [load_file(folder / where / "out" / "weights.safetensors") for where in ("stopped", "undisturbed")]
-        off = differences(*weights)
-        bench.row("train_supernet: resumed, largest difference", off, "", None if bench.on_gpu else 0.0)
+def _interrupted(recorder: Recorder, name: str) -> None:
+    """A process gets Ctrl-C; this process gives its command again, and runs the same undisturbed."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, codes, printed = Path(temporary), list[int](), dict[str, str]()
+        settings = {"epochs": recorder.size.steps * BATCH / TRAIN_IMAGES, "batch_size": BATCH}
+        settings |= {"score_steps": 10 * STOP_AFTER, "checkpoint_steps": STOP_AFTER}
+        arguments = [*_data(folder), "--config", "smoke", "--set", f"device={recorder.device}"]
+        for key, value in settings.items():
+            arguments += ["--set", f"train_supernet.{key}={value}"]
+        with _environment(folder / "stopped"):
+            code, printed[name] = _stopped([*arguments, *_outputs(folder / "stopped")], folder / "stopped")
+        recorder.row("train_supernet: exit code after Ctrl-C", code, "", 130)
+        for run in ("undisturbed", "stopped"):
+            with _environment(folder / run), contextlib.redirect_stdout(io.StringIO()) as out:
+                codes.append(train_supernet([*arguments, *_outputs(folder / run)]))
+            printed["again"] = out.getvalue()
+        for fact, text in printed.items():
+            recorder.fact(fact, (text.strip().splitlines() or ["printed nothing"])[-1])
+        recorder.row("train_supernet: exit code of the same command", max(codes), "", 0)
+        weights = [load_file(folder / run / "out" / "weights.safetensors") for run in ("stopped", "undisturbed")]
+        difference = largest_difference(*weights)
+        recorder.row("train_supernet: resumed, largest difference", difference, "", _exact(recorder))
 
 
-def _data(folder: Path, space: SearchSpace) -> list[str]:
-    """Images in the layout of a data set, and the arguments that name them."""
-    images = random_images(space, STEP_IMAGES + SEARCH_IMAGES)
-    size = images.pixels[0].nbytes
-    (folder / "data").mkdir()
-    (folder / "data" / "images.bin").write_bytes(images.pixels.tobytes())
-    count = len(images.labels)
-    rows = Split(
-        np.full(count, "images.bin", object), np.arange(count) * size, np.full(count, size, np.int32),
-        images.labels.astype(np.int32), image_checksums(images.pixels),
-    )  # fmt: skip
-    hashes, given = {}, ["--data", str(folder / "data"), "--card", str(folder / "card.json")]
-    for name, here in (("train", np.arange(STEP_IMAGES)), ("search", np.arange(STEP_IMAGES, count))):
-        part = rows.take(here)
-        write_split(folder / f"{name}.parquet", part)
-        hashes[name] = hash_split(part.checksums, part.labels)
-        given += [f"--{name}-split", str(folder / f"{name}.parquet")]
-    archives = {"images.bin": hash_file(folder / "data" / "images.bin")}
-    card = card_of(space, archives=archives, split_hashes=hashes)
-    write_json(folder / "card.json", card.model_dump(mode="json"))
-    return given
-
-
-def _start(folder: Path, given: list[str]) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "components.train_supernet", *given, *_places(folder)]
-    with _environment(folder):
-        environment = os.environ | {"AUTOFORMER_RUNNER_PID": str(os.getpid())}  # it ends when this process does
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def _places(folder: Path) -> list[str]:
-    return ["--out", str(folder / "out"), "--record", str(folder / "record.json")]
-
-
-@contextlib.contextmanager
-def _environment(folder: Path) -> Iterator[None]:
-    former = dict(os.environ)
-    os.environ |= {"AUTOFORMER_WORK": str(folder / "work"), "AUTOFORMER_TRACKING": "off", "AUTOFORMER_PROCESSES": "1"}
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(former)
-
-
-def _ended(bench: Bench, what: str, process: "subprocess.Popen[str]") -> int:
+def _stopped(arguments: list[str], folder: Path) -> tuple[int, str]:
+    """The exit code and the output of a process that gets Ctrl-C once it has a checkpoint."""
+    command = [sys.executable, "-m", "components.train_supernet", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not list(folder.glob("work/*/*/checkpoint.pt")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
     try:
         printed, _ = process.communicate(timeout=PATIENCE_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         printed, _ = process.communicate()
-    bench.fact(what, (printed.strip().splitlines() or ["printed nothing"])[-1])
-    return process.returncode
+    return process.returncode, printed
+
+
+def _data(folder: Path) -> list[str]:
+    """Random images in Fashion-MNIST's layout, their splits, and the arguments that name them."""
+    data, splits = folder / "data", {name: folder / f"{name}.parquet" for name in SPLITS}
+    data.mkdir()
+    for prefix, images in (("train", TRAIN_IMAGES + SEARCH_IMAGES), ("t10k", SEARCH_IMAGES)):
+        pixels, labels, _ = random_images(load_space("fashion-mnist"), images)
+        for name, values in (("images-idx3", pixels[:, 0]), ("labels-idx1", labels.astype(np.uint8))):
+            header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
+            (data / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
+    prepared = prepare(data, fashion_mnist.index(data), PrepareData(search_images=SEARCH_IMAGES), 0)
+    write_prepared(prepared, folder / "card.json", splits)
+    arguments = ["--data", str(data), "--card", str(folder / "card.json")]
+    return [*arguments, "--train-split", str(splits["train"]), "--search-split", str(splits["search"])]
+
+
+def _outputs(folder: Path) -> list[str]:
+    return ["--out", str(folder / "out"), "--record", str(folder / "record.json")]
+
+
+def _environment(folder: Path) -> "contextlib.AbstractContextManager[object]":
+    environment = {"AUTOFORMER_WORK": str(folder / "work"), "AUTOFORMER_TRACKING": "off", "AUTOFORMER_PROCESSES": "1"}
+    environment["AUTOFORMER_RUNNER_PID"] = str(os.getpid())  # a process that is left ends when this one does
+    return mock.patch.dict(os.environ, environment)

@@ -1,5 +1,5 @@
-"""(b) Forward pass and training step against timm's static twin and the GEMM limit; (c) a new subnet in each step;
-(d) torch.compile."""
+"""Forward pass and training step against timm's static twin and the GEMM limit; a new subnet in each step;
+torch.compile."""
 
 import copy
 import time
@@ -17,156 +17,145 @@ from torch._dynamo.utils import counters
 from autoformer.attention import position_features
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
-from benchmarks.engine import KINDS, Kind, Models, Run, Setting, gemms, models_of, peak_bytes, random_batch, runs
+from benchmarks.engine import KINDS, Case, Kind, Models, Run, Setting, gemms, models_of, peak_bytes, random_batch, runs
 from benchmarks.engine import training_step as step_of
-from benchmarks.gpu.bench import BF16, DTYPES, Bench, Case, Timer, attention_kernel, wait_for
-from benchmarks.rows import in_turns, ratio
+from benchmarks.gpu.recorder import DTYPES, GIGA, Recorder, Timer, attention_kernel, synchronize
+from benchmarks.rows import ratio
 
-LEAST_OF_TIMM = 0.85  # goals on an H100: T and S in bf16
-LEAST_IN_SUPERNET = 0.9
-WARMUP = 3  # rounds: kernels are loaded, libraries set up, allocations made; then how often a run is called
-SUBNETS = 3  # of a measurement of changing subnets, each taken twice
-GIGA = 1e9
+MIN_OF_TIMM = 0.85  # goals on an H100: T and S in bf16
+MIN_IN_SUPERNET = 0.9
+WARMUP = 3  # rounds: kernels are loaded, libraries set up, memory is allocated, calls are counted
 
 
-def speed(bench: Bench) -> None:
-    """Of T, S and B; the cases that have a goal come first."""
+def speed(recorder: Recorder) -> None:
+    """The cases that have a goal come first."""
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    bench.fact("fp32", f"torch's defaults: matrix products '{precision}', TF32 in convolutions {tf32}")
-    models = {letter: models_of(*case, bench.device) for letter, case in bench.size.cases().items()}
-    for precision, batch, letter, kind in product(DTYPES, bench.size.batches, models, KINDS):
-        name = f"{letter} {kind} {precision} {batch}"
-        if bench.cut(f"{name} and what follows"):
-            return
-        with bench.attempt(name):
-            _speed_of(bench, name, models[letter], batch, kind, precision)
-        for model in models[letter][2:]:
-            model.zero_grad(set_to_none=True)  # of a step that did not fit
-
-
-def _speed_of(bench: Bench, name: str, models: Models, batch: int, kind: Kind, precision: str) -> None:
-    setting = Setting(bench.device, DTYPES[precision])
-    compared = runs(models, batch, kind, setting)
-    seconds = in_turns(
-        compared, bench.size.rounds, Timer(bench.device, bench.size.least_seconds), WARMUP, bench.is_over
+    recorder.fact("fp32", f"torch's defaults: matrix products '{precision}', TF32 in convolutions {tf32}")
+    models = {letter: models_of(case, recorder.device) for letter, case in recorder.size.cases().items()}
+    cases = product(DTYPES, recorder.size.batches, models.items(), KINDS)
+    recorder.each(
+        {
+            f"{letter} {kind} {precision} {batch}": partial(_speed_of, recorder, forms, batch, kind, precision)
+            for precision, batch, (letter, forms), kind in cases
+        }
     )
-    ours, twin, products = seconds["extracted"], seconds["timm"], seconds["GEMM"]
+
+
+def _speed_of(recorder: Recorder, models: Models, batch: int, kind: Kind, precision: str, name: str) -> None:
+    for model in models[1:]:
+        model.zero_grad(set_to_none=True)  # of a step that did not fit
+    compared = runs(models, batch, kind, Setting(recorder.device, DTYPES[precision]))
+    seconds = recorder.time(compared, WARMUP)
+    ours, twin = seconds["extracted"], seconds["timm"]
     if not ours:
-        bench.cut(f"{name}, after its warm-up")
+        recorder.cut(f"{name}, after its warm-up")
         return
-    has_goal = bench.on_gpu and precision == "bf16" and name[0] in "TS"
-    bench.row(f"{name}: images/s", batch * ratio([1.0] * len(ours), ours), "")
-    bench.row(f"{name}: of timm", ratio(twin, ours), "x", LEAST_OF_TIMM if has_goal else None, least=True)
-    bench.row(
-        f"{name}: supernet of extracted", ratio(ours, seconds["supernet"]), "x",
-        LEAST_IN_SUPERNET if bench.on_gpu else None, least=True,
-    )  # fmt: skip
-    bench.row(f"{name}: of GEMMs", 100 * ratio(products, ours), "%")
-    bench.row(f"{name}: timm of GEMMs", 100 * ratio(products, twin), "%")
+    min_of_timm = MIN_OF_TIMM if recorder.on_gpu and precision == "bf16" and name[0] in "TS" else None
+    min_in_supernet = MIN_IN_SUPERNET if recorder.on_gpu else None
+    recorder.row(f"{name}: images/s", ratio([batch] * len(ours), ours), "")
+    recorder.row(f"{name}: of timm", ratio(twin, ours), "x", min_of_timm, at_least=True)
+    in_supernet = ratio(ours, seconds["supernet"])
+    recorder.row(f"{name}: supernet of extracted", in_supernet, "x", min_in_supernet, at_least=True)
+    recorder.row(f"{name}: of GEMMs", 100 * ratio(seconds["GEMM"], ours), "%")
+    recorder.row(f"{name}: timm of GEMMs", 100 * ratio(seconds["GEMM"], twin), "%")
     if kind == "step":
-        bench.row(f"{name}: memory", peak_bytes(compared["extracted"], bench.device) / GIGA, "GB")
-    if batch == bench.size.batches[0]:
+        recorder.row(f"{name}: memory", peak_bytes(compared["extracted"], recorder.device) / GIGA, "GB")
+    if batch == recorder.size.batches[0]:
         for form in ("extracted", "timm"):
-            bench.fact(f"{name} {form}: attention", attention_kernel(compared[form], bench.device))
+            recorder.fact(f"{name} {form}: attention", attention_kernel(compared[form], recorder.device))
 
 
-# --- (c) ---
-
-
-def changing(bench: Bench) -> None:
+def changing(recorder: Recorder) -> None:
     """Steps of the supernet with another subnet each time: seen for the first time, again, and without changing."""
-    for precision, batch, (letter, case) in product(DTYPES, bench.size.batches, bench.size.cases().items()):
-        name = f"{letter} {precision} {batch}"
-        if bench.cut(f"{name} and what follows"):
-            return
-        with bench.attempt(name):
-            _changing(bench, name, Supernet(case.space).to(bench.device), batch, DTYPES[precision])
+    cases = product(DTYPES.items(), recorder.size.batches, recorder.size.cases().items())
+    recorder.each(
+        {
+            f"{letter} {precision} {batch}": partial(_changing, recorder, case, batch, Setting(recorder.device, dtype))
+            for (precision, dtype), batch, (letter, case) in cases
+        }
+    )
 
 
-def _changing(bench: Bench, name: str, supernet: Supernet, batch: int, dtype: torch.dtype) -> None:
-    setting, rng, space = Setting(bench.device, dtype), Random(0), supernet.space
-    images, labels = random_batch(space, batch, bench.device)
-    now, new = [space.largest], list[SubnetSpec]()
-    step = step_of(supernet, lambda x: supernet(x, now[0]), images, labels, setting)
+def _changing(recorder: Recorder, case: Case, batch: int, setting: Setting, name: str) -> None:
+    rng, space, subnets = Random(0), case.space, recorder.size.subnets
+    supernet = Supernet(space).to(recorder.device)
+    images, labels = random_batch(space, batch, recorder.device)
+    now = [space.largest]
+    step = step_of(supernet, images, labels, setting, lambda x: supernet(x, now[0]))
 
     def steps(specs: Iterable[SubnetSpec]) -> None:
         for spec in specs:
             now[0] = spec
             step()
 
-    drawn = [space.sample(rng) for _ in range(SUBNETS)]
+    drawn = [space.sample(rng) for _ in range(subnets)]
     limits = [gemms(space, spec, batch, "step", setting) for spec in drawn]
     compared: dict[str, Run] = {
         "changing": lambda: steps(drawn * 2),
         "staying": lambda: steps(spec for spec in drawn for _ in range(2)),
         "GEMM": lambda: [limit() for limit in limits * 2],
     }
-    steps(now)  # the largest: what follows finds its memory there
-    rounds, timer = bench.size.rounds // 2, Timer(bench.device, 0.0)
-    seconds = in_turns(compared, rounds, timer, 1, bench.is_over)
+    steps(now)  # the largest: later steps reuse its memory
+    rounds, timer = recorder.size.rounds // 2, Timer(recorder.device, 0.0)
+    seconds = recorder.time(compared, rounds=rounds)
     first, again = list[float](), list[float]()
-    while len(first) < rounds and not bench.is_over():
-        new[:] = [space.sample(rng) for _ in range(SUBNETS)]
+    while len(first) < rounds and not recorder.is_over():
+        new = [space.sample(rng) for _ in range(subnets)]
         for taken in (first, again):
             taken.append(timer(partial(steps, new)))
-    if not seconds["changing"] or not first:
-        bench.cut(f"{name}, after its warm-up")
-        return
     ours = seconds["changing"]
-    bench.row(f"{name}: images/s", 2 * SUBNETS * batch * ratio([1.0] * len(ours), ours), "")
-    bench.row(f"{name}: of GEMMs", 100 * ratio(seconds["GEMM"], ours), "%")
-    bench.row(f"{name}: changing / staying", ratio(ours, seconds["staying"]), "x")
-    bench.row(f"{name}: first time / again", ratio(first, again), "x")
-    bench.row(f"{name}: memory", peak_bytes(lambda: steps([space.largest]), bench.device) / GIGA, "GB")
-    if bench.on_gpu:
-        bench.row(f"{name}: reserved", torch.cuda.memory_reserved(bench.device) / GIGA, "GB")
+    if not ours or not first:
+        recorder.cut(f"{name}, after its warm-up")
+        return
+    recorder.row(f"{name}: images/s", ratio([2 * subnets * batch] * len(ours), ours), "")
+    recorder.row(f"{name}: of GEMMs", 100 * ratio(seconds["GEMM"], ours), "%")
+    recorder.row(f"{name}: changing / staying", ratio(ours, seconds["staying"]), "x")
+    recorder.row(f"{name}: first time / again", ratio(first, again), "x")
+    recorder.row(f"{name}: memory", peak_bytes(lambda: steps([space.largest]), recorder.device) / GIGA, "GB")
+    if recorder.on_gpu:
+        recorder.row(f"{name}: reserved", torch.cuda.memory_reserved(recorder.device) / GIGA, "GB")
 
 
-# --- (d) ---
+def compiling(recorder: Recorder) -> None:
+    """The extracted model, as `retrain_subnet.compile` does it, and a block of the supernet."""
+    (letter, case), backend = next(iter(recorder.size.cases().items())), recorder.size.compile_backend
+    recorder.fact("backend", backend)
+    model, block = (partial(work, recorder, case, backend) for work in (_compile_model, _compile_block))
+    recorder.each({f"{letter} step": model, f"{letter} supernet's block": block})
 
 
-def compiling(bench: Bench) -> None:
-    """Of the extracted model, as `retrain_subnet.compile` does it, and of a block of the supernet."""
-    (letter, case), backend = next(iter(bench.size.cases().items())), bench.size.compile_backend
-    bench.fact("backend", backend)
-    for name, work in ((f"{letter} step", _compile_model), (f"{letter} supernet's block", _compile_block)):
-        if bench.cut(name):
-            return
-        with bench.attempt(name):
-            torch._dynamo.reset()
-            counters.clear()
-            work(bench, name, case, backend)
+def reset_compiler() -> None:
+    torch._dynamo.reset()
+    counters.clear()
 
 
-def _compile_model(bench: Bench, name: str, case: Case, backend: str) -> None:
-    images, labels = random_batch(case.space, bench.size.batches[0], bench.device)
-    setting, model = Setting(bench.device, BF16), models_of(*case, bench.device).extracted
-    eager = copy.deepcopy(model)
+def _compile_model(recorder: Recorder, case: Case, backend: str, name: str) -> None:
+    reset_compiler()
+    images, labels = random_batch(case.space, recorder.size.batches[0], recorder.device)
+    setting, model = Setting(recorder.device, torch.bfloat16), models_of(case, recorder.device).extracted
+    eager = step_of(copy.deepcopy(model), images, labels, setting)
     model.compile(backend=backend)
-    both = {
-        "eager": step_of(eager, eager, images, labels, setting),
-        "compiled": step_of(model, model, images, labels, setting),
-    }
-    start = time.monotonic()
-    both["compiled"]()
-    wait_for(bench.device)
-    _compiled(bench, name, both, time.monotonic() - start)
-    bench.row(f"{name}: memory", peak_bytes(both["compiled"], bench.device) / GIGA, "GB")
+    compiled = step_of(model, images, labels, setting)
+    seconds = Timer(recorder.device, 0.0)(compiled)
+    _compiled(recorder, name, eager, compiled, seconds)
+    recorder.row(f"{name}: memory", peak_bytes(compiled, recorder.device) / GIGA, "GB")
 
 
-def _compile_block(bench: Bench, name: str, case: Case, backend: str) -> None:
-    """Forward and backward passes in many shapes, which are dynamic: how many graphs, and whether there is an end."""
-    space, batch = case.space, bench.size.batches[-1]
+def _compile_block(recorder: Recorder, case: Case, backend: str, name: str) -> None:
+    """Forward and backward passes in many dynamic shapes: the number of graphs, and whether it stops growing."""
+    reset_compiler()
+    space, batch = case.space, recorder.size.batches[-1]
     shapes = list(product(space.choices.embed_dim, space.choices.num_heads, space.choices.mlp_ratio))
     Random(0).shuffle(shapes)
-    shapes, graphs = shapes[: bench.size.compile_shapes], list[int]()
-    block = Supernet(space).blocks[0].to(bench.device).train()
-    features = position_features(space.grid, space.head_dim).to(bench.device)
-    inputs = {width: torch.randn(batch, space.num_patches + 1, width, device=bench.device) for width, _, _ in shapes}
+    shapes, graphs = shapes[: recorder.size.compile_shapes], list[int]()
+    block = Supernet(space).blocks[0].to(recorder.device).train()
+    features = position_features(space.grid, space.head_dim).to(recorder.device)
+    setting = Setting(recorder.device, torch.bfloat16)
+    inputs = {width: torch.randn(batch, space.num_patches + 1, width, device=recorder.device) for width, _, _ in shapes}
 
     def passes(call: Callable[..., Tensor], shapes: Sequence[tuple[int, int, float]]) -> None:
         for width, heads, mlp_ratio in shapes:
-            with Setting(bench.device, BF16).autocast():
+            with setting.autocast():
                 out = call(inputs[width], heads, int(width * mlp_ratio), features)
             F.mse_loss(out.float(), inputs[width]).backward()
         block.zero_grad(set_to_none=True)
@@ -176,22 +165,20 @@ def _compile_block(bench: Bench, name: str, case: Case, backend: str) -> None:
     for shape in shapes:
         passes(compiled, [shape])
         graphs.append(counters["stats"]["unique_graphs"])
-    wait_for(bench.device)
-    taken, limit = time.monotonic() - start, dynamo_config.recompile_limit
+    synchronize(recorder.device)
+    seconds, limit = time.monotonic() - start, dynamo_config.recompile_limit
     end = "it comes to an end" if graphs[-1] < limit else f"at {limit} torch gives up and runs the block as it is"
-    bench.fact(name, f"graphs after each of {len(shapes)} shapes: {graphs}; {end}")
-    _compiled(
-        bench, name, {"eager": lambda: passes(block, shapes), "compiled": lambda: passes(compiled, shapes)}, taken
-    )
+    recorder.fact(name, f"graphs after each of {len(shapes)} shapes: {graphs}; {end}")
+    _compiled(recorder, name, partial(passes, block, shapes), partial(passes, compiled, shapes), seconds)
 
 
-def _compiled(bench: Bench, name: str, both: dict[str, Run], seconds_to_compile: float) -> None:
+def _compiled(recorder: Recorder, name: str, eager: Run, compiled: Run, seconds_to_compile: float) -> None:
     reasons = [f"{' '.join(reason.split())[:120]} ({times})" for reason, times in counters["graph_break"].items()]
-    bench.row(f"{name}: compiling", seconds_to_compile, "s")
-    bench.row(f"{name}: graphs", counters["stats"]["unique_graphs"], "")
-    bench.fact(f"{name}: graph breaks", "; ".join(reasons) or "none")
-    seconds = in_turns(both, bench.size.rounds, Timer(bench.device, bench.size.least_seconds), 1, bench.is_over)
-    if not seconds["compiled"]:
-        bench.cut(f"{name}, once compiled")
-        return
-    bench.row(f"{name}: eager / compiled", ratio(seconds["eager"], seconds["compiled"]), "x")
+    recorder.row(f"{name}: compiling", seconds_to_compile, "s")
+    recorder.row(f"{name}: graphs", counters["stats"]["unique_graphs"], "")
+    recorder.fact(f"{name}: graph breaks", "; ".join(reasons) or "none")
+    seconds = recorder.time({"eager": eager, "compiled": compiled})
+    if seconds["compiled"]:
+        recorder.row(f"{name}: eager / compiled", ratio(seconds["eager"], seconds["compiled"]), "x")
+    else:
+        recorder.cut(f"{name}, once compiled")

@@ -1,73 +1,63 @@
-"""The process that measures: `python -m benchmarks.gpu.worker DEVICE SIZE`, started by `benchmarks.gpu.running`.
+"""The process that measures: it describes its device, then does the parts that it receives, and sends their results."""
 
-It says what device it has, then does the parts that its standard input names, a JSON line each, and tells what it finds
-in JSON lines. All that others print goes to standard error.
-"""
-
-import json
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from multiprocessing.connection import Connection
+from pkgutil import resolve_name
 
 import torch
 
 from autoformer.devices import find_device
-from benchmarks.gpu.bench import FULL, TINY, Bench
-from benchmarks.gpu.parity import parity
-from benchmarks.gpu.resume import resume
-from benchmarks.gpu.speed import changing, compiling, speed
-from benchmarks.gpu.work import epoch, scoring
 
-Part = Callable[[Bench], None]
-PARTS: dict[str, Part] = {
-    "parity": parity, "speed": speed, "supernet": changing, "compile": compiling, "scoring": scoring, "epoch": epoch,
-    "resume": resume,
-}  # fmt: skip
-SIZES = {"full": FULL, "tiny": TINY}
-THREADS = 2  # of a CPU that is measured itself
+PARTS = {  # each takes a `Recorder`; imported when its turn comes
+    "parity": "benchmarks.gpu.parity:parity",
+    "speed": "benchmarks.gpu.speed:speed",
+    "supernet": "benchmarks.gpu.speed:changing",
+    "compile": "benchmarks.gpu.speed:compiling",
+    "scoring": "benchmarks.gpu.throughput:scoring",
+    "epoch": "benchmarks.gpu.throughput:epoch",
+    "resume": "benchmarks.gpu.resume:resume",
+}
+THREADS = 2  # of a CPU that is itself measured
 
 
-def main(device_name: str, size_name: str, parts: Mapping[str, Part] = PARTS) -> int:
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-
-    def tell(kind: str, what: object) -> None:
-        print(json.dumps({kind: what}), file=out, flush=True)
-
+def work(connection: Connection, device_name: str, size_name: str) -> None:
+    os.setsid()  # so that `Check` can kill all that this process starts
+    os.dup2(2, 1)  # what others print goes to standard error
     device = find_device(device_name)
-    size_name = size_name if size_name != "auto" else "full" if device.type == "cuda" else "tiny"
-    if device.index is not None:
-        torch.cuda.set_device(device)
-    if device.type == "cpu":
-        torch.set_num_threads(min(THREADS, torch.get_num_threads()))
-    tell("ready", _described(device) | {"size": size_name})
-    for line in sys.stdin:
-        asked = json.loads(line)
-        bench = Bench(device, SIZES[size_name], time.monotonic() + asked["seconds"], tell)
-        with bench.attempt(asked["part"]):
-            parts[asked["part"]](bench)
-        tell("done", not bench.failed)
-    return 0
+    from benchmarks.gpu.recorder import FULL, TINY, Recorder  # not before the device is found, for it takes seconds
 
-
-def _described(device: torch.device) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    on_gpu = device.type == "cuda"
+    size = size_name if size_name != "auto" else "full" if on_gpu else "tiny"
+    described: dict[str, object] = {
         "device": str(device),
         "torch_cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
     }
-    if device.type == "cuda":
+    if on_gpu:
+        if device.index is not None:
+            torch.cuda.set_device(device)
         properties = torch.cuda.get_device_properties(device)
-        found |= {
+        described |= {
             "gpu": properties.name,
             "gpu_memory_gb": round(properties.total_memory / 1e9, 1),
             "capability": f"{properties.major}.{properties.minor}",
             "cudnn": torch.backends.cudnn.version(),
         }
-    return found
+    else:
+        torch.set_num_threads(min(THREADS, torch.get_num_threads()))
+        described["threads"] = torch.get_num_threads()
 
+    def send(kind: str, content: object) -> None:
+        connection.send((kind, content))
 
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1], sys.argv[2]))
+    send("ready", described | {"size": size})
+    while True:
+        try:
+            part, seconds = connection.recv()
+        except EOFError:  # the check has ended
+            return
+        recorder = Recorder(device, FULL if size == "full" else TINY, time.monotonic() + seconds, send)
+        with recorder.attempt(part):
+            resolve_name(PARTS[part])(recorder)
+        send("done", not recorder.failed)
