@@ -16,19 +16,18 @@ The class token has entry 0 of the tables, with vector c, used where query or ke
 - Attention sums to 1, so the attention on the class key is 1 minus that on all rows. The output gets c once, and the
   row vectors are taken minus c.
 
-One matrix product multiplies all queries with the vectors of all offsets. The scores of a query's g rows are a window
-in its result, which moves by one entry from one row of queries to the next (the skewing of Music Transformer, arXiv
-1809.04281, in two dimensions). The value side is its transpose.
+One matrix product multiplies all queries with the vectors of all offsets, and a gather picks the scores of a query's g
+rows and g columns from its result (the skewing of Music Transformer, arXiv 1809.04281, in two dimensions). On the value
+side a gather goes from rows and columns to offsets. On a GPU, small models wait for kernels to be launched, so each of
+these is one kernel; so is the sum of entries of the tables, as a product with a constant matrix.
 
-That form has custom gradients and writes through strided views, which tracers and `torch.func` refuse; they take
-`autoformer.plain_attention`.
+That form has custom gradients, which tracers and `torch.func` refuse; they take `autoformer.plain_attention`.
 
-Dimensions: B images, N tokens, P = g * g patches, H heads, d head_dim, W position features (2g, padded), L offsets
-(rows, columns and c, padded).
+Dimensions: B images, N tokens, P = g * g patches, H heads, d head_dim, W position features (rows, columns, "any key",
+padded), L offsets (rows, columns, c, padded), T entries of both tables of a block's keys.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +38,8 @@ from torch.autograd.function import once_differentiable
 from autoformer.complexity import num_offsets, position_width
 from autoformer.layers import normal_parameter
 from autoformer.plain_attention import attend_extended, attend_plainly
+
+Position = tuple[Tensor, Tensor, Tensor]
 
 
 class RelativePosition2D(nn.Module):
@@ -73,13 +74,52 @@ class RelativePosition2D(nn.Module):
         self.max_relative_position = new_reach
 
 
-def position_features(grid: int, head_dim: int) -> Tensor:
-    """One-hot row and column of each token (N, W); zeros for the class token."""
-    features = torch.zeros(1 + grid * grid, position_width(grid, head_dim))
-    patch = torch.arange(grid * grid)
-    features[1 + patch, patch // grid] = 1
-    features[1 + patch, grid + patch % grid] = 1
-    return features
+class PositionTables(NamedTuple):
+    """Constants of relative position for a grid: see `position_tables`."""
+
+    features: Tensor
+    places: Tensor
+    combine: Tensor
+
+
+def position_tables(grid: int, head_dim: int, max_relative_position: int) -> PositionTables:
+    """The constants of relative position on a square grid.
+
+    Returns:
+        features: (N, 2, W), what is appended to each key and each value: the one-hot row and column of a patch, zeros
+            for the class token. Values also have a 1 behind the columns: the attention on all keys, which is 1.
+        places: (N, W + L), for each query where its features stand among the offsets, then the reverse; what has no
+            counterpart points to padding, which is zero.
+        combine: (L, T), the vectors of offsets as sums of entries of the tables.
+    """
+    width, offsets = position_width(grid, head_dim), num_offsets(grid)
+    rows, columns, any_key, no_feature = 0, grid, 2 * grid, width - 1
+    row_offsets, column_offsets, class_token, no_offset = 0, 2 * grid - 1, 4 * grid - 2, offsets - 1
+    line, patch = torch.arange(grid), torch.arange(grid * grid)
+    row, column = patch // grid, patch % grid
+
+    features = torch.zeros(1 + grid * grid, 2, width)
+    features[1 + patch, :, rows + row] = 1
+    features[1 + patch, :, columns + column] = 1
+    features[:, 1, any_key] = 1
+
+    to_features = torch.full((1 + grid * grid, width), no_offset)
+    to_offsets = torch.full((1 + grid * grid, offsets), no_feature)
+    to_offsets[:, class_token] = any_key
+    for own, first_offset, first_feature in ((row, row_offsets, rows), (column, column_offsets, columns)):
+        offset_of = first_offset + grid - 1 + line - own[:, None]  # (P, g)
+        to_features[1:, first_feature : first_feature + grid] = offset_of
+        to_offsets[1:].scatter_(1, offset_of, (first_feature + line).expand_as(offset_of))
+
+    entries = 2 * max_relative_position + 2  # of one table: class token, -R ... R
+    entry_of = torch.arange(1 - grid, grid).clamp(-max_relative_position, max_relative_position) + entries // 2
+    combine = torch.zeros(offsets, 2 * entries)
+    by_offset = torch.arange(2 * grid - 1)
+    combine[row_offsets + by_offset, entry_of] = 1
+    combine[row_offsets + by_offset, 0] = combine[row_offsets + by_offset, entries] = -1
+    combine[column_offsets + by_offset, entries + entry_of] = 1
+    combine[class_token, 0] = combine[class_token, entries] = 1
+    return PositionTables(features, torch.cat([to_features, to_offsets], dim=1), combine)
 
 
 def attend(qkv: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -92,7 +132,7 @@ def attend_with_position(
     qkv: Tensor,
     on_keys: tuple[Tensor, Tensor],
     on_values: tuple[Tensor, Tensor],
-    features: Tensor,
+    position: Position,
     grid: tuple[int, int],
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
@@ -102,7 +142,7 @@ def attend_with_position(
     Args:
         qkv: (B, N, H, 3, d), token 0 the class token, then the patches row by row.
         on_keys, on_values: the tables of this block.
-        features: `position_features` (N, W). Used for a grid of their size; computed for another.
+        position: `position_tables`. Used for a grid of their size; computed for another.
         grid: rows and columns of patches.
         attn_mask, is_causal: as in `scaled_dot_product_attention`.
 
@@ -112,11 +152,18 @@ def attend_with_position(
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         side = grid[0]
         if side == grid[1] and not _is_traced():
+            features, places, combine = position
             if len(features) != qkv.shape[1]:
-                features = position_features(side, qkv.shape[-1]).to(features)
-            extended: Tensor = _Extend.apply(qkv, _of_offsets(on_keys, side).to(qkv.dtype), features)
+                features, places, combine = (
+                    new.to(old)
+                    for new, old in zip(
+                        position_tables(side, qkv.shape[-1], len(on_keys[0]) // 2 - 1), position, strict=True
+                    )
+                )
+            of_keys, of_values = _Combine.apply(*on_keys, *on_values, combine, qkv.dtype)
+            extended: Tensor = _Extend.apply(qkv, of_keys, features, places)
             out = attend_extended(extended, qkv.shape[-1], attn_mask, is_causal)
-            contracted: Tensor = _Contract.apply(out, _of_offsets(on_values, side).to(out.dtype))
+            contracted: Tensor = _Contract.apply(out, of_values.to(out.dtype), places)
             return contracted
     return attend_plainly(qkv, on_keys, on_values, grid, attn_mask, is_causal)
 
@@ -128,24 +175,29 @@ def _is_traced() -> bool:
     return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()  # type: ignore[attr-defined]
 
 
-def _of_offsets(tables: tuple[Tensor, Tensor], grid: int) -> Tensor:
-    """The vectors of all offsets (L, d): rows 1 - g to g - 1, minus c; columns likewise; c; zeros."""
-    vertical, horizontal = tables
-    class_token = vertical[:1] + horizontal[:1]
-    rows, columns = _entries(vertical, grid) - class_token, _entries(horizontal, grid)
-    padding = num_offsets(grid) - 2 * len(rows) - 1
-    return torch.cat([rows, columns, class_token, class_token.new_zeros(padding, class_token.shape[1])])
+class _Combine(Function):
+    """The tables of keys and values, two each -> the vectors of all offsets, (L, d) for keys and for values."""
 
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *tables, combine, dtype = arguments
+        stacked = torch.cat(tables).view(2, combine.shape[1], -1)  # (2, T, d)
+        combine = combine.to(stacked.dtype)
+        ctx.save_for_backward(combine)
+        vectors = stacked.new_empty(2, len(combine), stacked.shape[2])
+        torch.bmm(
+            combine.to(stacked.dtype).expand(2, -1, -1), stacked, out=vectors
+        )  # `out`: autocast leaves it as it is
+        of_keys, of_values = vectors.to(dtype).unbind()
+        return of_keys, of_values
 
-def _entries(table: Tensor, grid: int) -> Tensor:
-    """The entries of offsets 1 - g to g - 1 (2g - 1, d)."""
-    limit = len(table) // 2 - 1
-    reach = min(limit, grid - 1)
-    entries = table[limit + 1 - reach : limit + 2 + reach]
-    clipped = grid - 1 - reach
-    if not clipped:
-        return entries
-    return torch.cat([entries[:1].expand(clipped, -1), entries, entries[-1:].expand(clipped, -1)])
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_keys: Tensor, of_values: Tensor) -> tuple[Tensor | None, ...]:
+        (combine,) = ctx.saved_tensors
+        gradient = torch.stack([of_keys, of_values]).to(combine.dtype)
+        tables = torch.bmm(combine.t().expand(2, -1, -1), gradient)  # (2, T, d)
+        return *tables.view(4, -1, tables.shape[2]).unbind(), None, None
 
 
 class _Extend(Function):
@@ -155,49 +207,49 @@ class _Extend(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, vectors: Tensor, features: Tensor) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, vectors: Tensor, features: Tensor, places: Tensor) -> Tensor:
         batch, tokens, heads, _, dim = qkv.shape
-        width = features.shape[1]
+        width = features.shape[2]
         scores = _queries(qkv, dim) @ vectors.t()  # (B N H, L)
         extended = qkv.new_empty(batch, tokens, heads, 3, dim + width)
         extended[..., :dim] = qkv
-        extended[..., 1:, dim:] = features[:, None, None]
-        _from_offsets(scores.view(batch, tokens, heads, len(vectors)), extended[..., 0, dim:])
-        ctx.save_for_backward(extended, vectors)
+        extended[..., 1:, dim:] = features[:, None]
+        _gather(scores.view(batch, tokens, heads, len(vectors)), places[:, :width], extended[..., 0, dim:])
+        ctx.save_for_backward(extended, vectors, places)
         return extended
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        extended, vectors = ctx.saved_tensors
-        offsets, dim = vectors.shape
-        grad_scores = _to_offsets(gradient[..., 0, dim:], offsets).flatten(0, 2)  # (B N H, L)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        extended, vectors, places = ctx.saved_tensors
+        dim = vectors.shape[1]
+        grad_scores = _by_offset(gradient[..., 0, dim:], places)  # (B N H, L)
         grad_qkv = gradient[..., :dim].clone(memory_format=torch.contiguous_format)
         _queries(grad_qkv, dim).addmm_(grad_scores, vectors)
-        return grad_qkv, grad_scores.t() @ _queries(extended, dim), None
+        return grad_qkv, grad_scores.t() @ _queries(extended, dim), None, None
 
 
 class _Contract(Function):
     """(B, N, H, d + W) -> (B, N, H, d): the attention on rows and columns becomes the relative term of the output."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, vectors: Tensor) -> Tensor:
-        offsets, dim = vectors.shape
-        weights = _attention_on_offsets(out[..., dim:], offsets)  # (B N H, L)
-        ctx.save_for_backward(out, vectors)
+    def forward(ctx: Any, out: Tensor, vectors: Tensor, places: Tensor) -> Tensor:
+        dim = vectors.shape[1]
+        weights = _by_offset(out[..., dim:], places)  # (B N H, L)
+        ctx.save_for_backward(out, vectors, places)
         return torch.addmm(out.flatten(0, 2)[:, :dim], weights, vectors).view(*out.shape[:-1], dim)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        out, vectors = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        out, vectors, places = ctx.saved_tensors
         offsets, dim = vectors.shape
-        weights = _attention_on_offsets(out[..., dim:], offsets)  # recomputed: cheaper than keeping them in memory
+        weights = _by_offset(out[..., dim:], places)  # recomputed: cheaper than keeping them in memory
         flat = gradient.flatten(0, 2)  # (B N H, d)
         grad_out = torch.empty_like(out, memory_format=torch.contiguous_format)
         grad_out[..., :dim] = gradient
-        _from_offsets((flat @ vectors.t()).view(*out.shape[:-1], offsets), grad_out[..., dim:])
-        return grad_out, weights.t() @ flat
+        _gather((flat @ vectors.t()).view(*out.shape[:-1], offsets), places[:, :-offsets], grad_out[..., dim:])
+        return grad_out, weights.t() @ flat, None
 
 
 def _queries(qkv: Tensor, dim: int) -> Tensor:
@@ -205,48 +257,16 @@ def _queries(qkv: Tensor, dim: int) -> Tensor:
     return qkv.flatten(3).flatten(0, 2)[:, :dim]
 
 
-def _attention_on_offsets(attention: Tensor, offsets: int) -> Tensor:
-    """Attention on rows and columns (B, N, H, W) -> on their offsets from the query, and 1 for c (B N H, L)."""
-    by_offset = _to_offsets(attention, offsets)
-    grid = round((attention.shape[1] - 1) ** 0.5)
-    by_offset[..., 2 * (2 * grid - 1)] = 1
-    return by_offset.flatten(0, 2)
+def _by_offset(features: Tensor, places: Tensor) -> Tensor:
+    """(B, N, H, W), by row and column -> (B N H, L), by offset from the query."""
+    places = places[:, None, features.shape[3] :]
+    return features.gather(3, places.expand(*features.shape[:3], -1)).flatten(0, 2)
 
 
-def _to_offsets(features: Tensor, offsets: int) -> Tensor:
-    """(B, N, H, W), by row and column -> (B, N, H, L), by offset from the query."""
-    batch, tokens, heads, _ = features.shape
-    by_offset = features.new_zeros(batch, tokens, heads, offsets)
-    grid = round((tokens - 1) ** 0.5)
-    for window, of_patch in zip(_windows(by_offset, grid), _rows_and_columns(features, grid), strict=True):
-        window.copy_(of_patch)
-    return by_offset
-
-
-def _from_offsets(by_offset: Tensor, features: Tensor) -> None:
-    """The inverse of `_to_offsets`, into `features`; zeros for the class token and in the padding."""
-    grid = round((features.shape[1] - 1) ** 0.5)
-    features.zero_()
-    for window, of_patch in zip(_windows(by_offset, grid), _rows_and_columns(features, grid), strict=True):
-        of_patch.copy_(window)
-
-
-def _rows_and_columns(features: Tensor, grid: int) -> Iterator[Tensor]:
-    """Views of (B, N, H, W): all rows for each patch, then all columns (B, g, g, H, g)."""
-    for first in (0, grid):
-        yield features[:, 1:, :, first : first + grid].unflatten(1, (grid, grid))
-
-
-def _windows(by_offset: Tensor, grid: int) -> Iterator[Tensor]:
-    """Views of (B, N, H, L), contiguous: the offsets of all rows for each patch, then of all columns (B, g, g, H, g).
-
-    Row i has offset i - y from a query in row y: with each y the window begins one entry earlier. Views are yielded one
-    by one, since an exported program runs them under autograd, which refuses views older than a write to their base.
-    """
-    batch, tokens, heads, offsets = by_offset.shape
-    token = heads * offsets
-    row = grid * token
-    first = token + grid - 1  # after the class token
-    shape = (batch, grid, grid, heads, grid)
-    yield by_offset.as_strided(shape, (tokens * token, row - 1, token, offsets, 1), first)
-    yield by_offset.as_strided(shape, (tokens * token, row, token - 1, offsets, 1), first + 2 * grid - 1)
+def _gather(source: Tensor, places: Tensor, target: Tensor) -> None:
+    """target[b, n, h, i] = source[b, n, h, places[n, i]]."""
+    expanded = places[:, None].expand_as(target)
+    if torch.compiler.is_compiling():  # refuses to write into a slice
+        target.copy_(source.gather(3, expanded))
+    else:
+        torch.gather(source, 3, expanded, out=target)

@@ -8,7 +8,7 @@ import torch.fx
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
+from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_tables
 from autoformer.space import stretched_reach
 
 LAYER_NORM_EPS = 1e-5
@@ -19,7 +19,9 @@ torch.fx.wrap("attend_with_position")  # one node in a graph of torch.fx, which 
 class Attention(nn.Module):
     """Multi-head attention of width heads * head_dim, whatever `dim` is, with 2-D relative position."""
 
-    features: Tensor
+    position_features: Tensor
+    position_places: Tensor
+    position_combine: Tensor
 
     def __init__(
         self, dim: int, num_heads: int, head_dim: int, grid: tuple[int, int], max_relative_position: int | None
@@ -33,13 +35,16 @@ class Attention(nn.Module):
             self.rel_pos_k = RelativePosition2D(max_relative_position, head_dim)
             self.rel_pos_v = RelativePosition2D(max_relative_position, head_dim)
         self.max_relative_position = max_relative_position
-        self.register_buffer("features", torch.empty(0), persistent=False)
+        for name, dtype in (("features", None), ("places", torch.long), ("combine", None)):
+            self.register_buffer(f"position_{name}", torch.empty(0, dtype=dtype), persistent=False)
         self.set_grid(grid)
 
     def set_grid(self, grid: tuple[int, int]) -> None:
         """Set the rows and columns of patches. No parameter depends on them."""
         self.grid = grid
-        self.features = position_features(max(grid), self.head_dim).to(self.features)
+        if self.max_relative_position is not None:
+            for name, table in position_tables(max(grid), self.head_dim, self.max_relative_position)._asdict().items():
+                setattr(self, f"position_{name}", table.to(getattr(self, f"position_{name}")))
 
     def stretch(self, grid: int) -> None:
         """Interpolate the relative tables from a square grid to one of another size."""
@@ -71,7 +76,8 @@ class Attention(nn.Module):
         else:
             grid = self.grid if grid is None else grid
             tables = self.rel_pos_k(), self.rel_pos_v()
-            out = attend_with_position(qkv, tables[0], tables[1], self.features, grid, attn_mask, is_causal)
+            position = self.position_features, self.position_places, self.position_combine
+            out = attend_with_position(qkv, tables[0], tables[1], position, grid, attn_mask, is_causal)
         return self.proj(out.flatten(2))
 
 

@@ -56,10 +56,13 @@ def count_macs(space: SearchSpace, spec: SubnetSpec, relative_position: Relative
 
 
 def position_width(grid: int, head_dim: int) -> int:
-    """W: 2g one-hot rows and columns, padded so that head_dim + W is a multiple of 8."""
-    return -(-(head_dim + 2 * grid) // 8) * 8 - head_dim
+    """W: 2g one-hot rows and columns, 1 for any key, at least one zero; head_dim + W is a multiple of 8."""
+    return -(-(head_dim + 2 * grid + 2) // 8) * 8 - head_dim
 
 
 def num_offsets(grid: int) -> int:
-    """L: 2g - 1 row offsets, 2g - 1 column offsets and one for the class token, padded to a multiple of 8."""
+    """L: 2g - 1 row offsets, 2g - 1 column offsets and one for the class token, padded to a multiple of 8.
+
+    The padding is never empty: 4g - 1 is odd.
+    """
     return -(-(2 * (2 * grid - 1) + 1) // 8) * 8

@@ -10,7 +10,7 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_features
+from autoformer.attention import Position, RelativePosition2D, attend, attend_with_position, position_tables
 from autoformer.blocks import LAYER_NORM_EPS
 from autoformer.layers import (
     SlicedLayerNorm,
@@ -65,13 +65,13 @@ class SupernetAttention(nn.Module):
             self.rel_pos_k = RelativePosition2D(space.max_relative_position, space.head_dim)
             self.rel_pos_v = RelativePosition2D(space.max_relative_position, space.head_dim)
 
-    def forward(self, x: Tensor, num_heads: int, features: Tensor) -> Tensor:
+    def forward(self, x: Tensor, num_heads: int, position: Position) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
         qkv = self.qkv(x, num_heads)
         if self.rel_pos_k is None or self.rel_pos_v is None:
             out = attend(qkv)
         else:
-            out = attend_with_position(qkv, self.rel_pos_k(), self.rel_pos_v(), features, self.grid)
+            out = attend_with_position(qkv, self.rel_pos_k(), self.rel_pos_v(), position, self.grid)
         return self.proj(out.flatten(2), x.shape[-1])
 
 
@@ -95,8 +95,8 @@ class SupernetBlock(nn.Module):
         self.norm2 = SlicedLayerNorm(size.embed_dim, eps=LAYER_NORM_EPS)
         self.mlp = SupernetMlp(size.embed_dim, int(size.embed_dim * size.mlp_ratio))
 
-    def forward(self, x: Tensor, num_heads: int, hidden_dim: int, features: Tensor) -> Tensor:
-        x = x + drop_path(self.attn(self.norm1(x), num_heads, features), self.drop_path, self.training)
+    def forward(self, x: Tensor, num_heads: int, hidden_dim: int, position: Position) -> Tensor:
+        x = x + drop_path(self.attn(self.norm1(x), num_heads, position), self.drop_path, self.training)
         return x + drop_path(self.mlp(self.norm2(x), hidden_dim), self.drop_path, self.training)
 
 
@@ -125,6 +125,10 @@ class Supernet(nn.Module):
         bias_rule: how a subnet's qkv bias is sliced; "official" is for `autoformer.official.load_official`.
     """
 
+    position_features: Tensor
+    position_places: Tensor
+    position_combine: Tensor
+
     def __init__(self, space: SearchSpace, drop_path: float = 0.0, bias_rule: BiasRule = "aligned") -> None:
         super().__init__()
         self.space = space
@@ -137,8 +141,9 @@ class Supernet(nn.Module):
         self.blocks = nn.ModuleList(SupernetBlock(space, rate, bias_rule) for rate in self.drop_path_rates)
         self.norm = SlicedLayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.head = SlicedLinear(embed_dim, space.num_classes)
-        features = position_features(space.grid, space.head_dim)
-        self.register_buffer("features", features, persistent=False)
+        position = position_tables(space.grid, space.head_dim, space.max_relative_position)
+        for name, table in position._asdict().items():
+            self.register_buffer(f"position_{name}", table, persistent=False)
         initialise(self)
 
     def forward(self, images: Tensor, spec: SubnetSpec) -> Tensor:
@@ -146,8 +151,9 @@ class Supernet(nn.Module):
         x = self.patch_embed(images, spec.embed_dim)  # (B, P, E)
         class_token = self.cls_token[..., : spec.embed_dim].expand(len(x), -1, -1)
         x = torch.cat([class_token, x], dim=1) + self.pos_embed[..., : spec.embed_dim]  # (B, N, E)
+        position = self.position_features, self.position_places, self.position_combine
         for block, heads in enumerate(spec.num_heads):
-            arguments = x, heads, spec.hidden_dim(block), self.features
+            arguments = x, heads, spec.hidden_dim(block), position
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self.blocks[block], *arguments, use_reentrant=False)
             else:

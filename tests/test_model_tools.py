@@ -21,7 +21,7 @@ from torch.func import functional_call, grad, jacrev, vmap
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import autoformer.timm_models  # noqa: F401
-from autoformer.attention import RelativePosition2D, attend_with_position, position_features
+from autoformer.attention import RelativePosition2D, attend_with_position, position_tables
 from autoformer.plain_attention import attend_plainly
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
@@ -192,7 +192,9 @@ def test_the_plain_form_is_the_official_one_for_every_grid(rows: int, columns: i
     torch.testing.assert_close(out, expected)
     if rows == columns:
         torch.testing.assert_close(plain_attention(q, k, v, on_keys, on_values), expected)
-        fast = attend_with_position(qkv, on_keys(), on_values(), position_features(rows, 6), grid)
+        fast = attend_with_position(
+            qkv, on_keys(), on_values(), position_tables(rows, 6, on_keys.max_relative_position), grid
+        )
         torch.testing.assert_close(fast, expected)
 
 
@@ -202,17 +204,17 @@ def test_masks_work_as_in_scaled_dot_product_attention(grid: tuple[int, int]) ->
     torch.manual_seed(0)
     qkv = torch.randn(2, 17, 2, 3, 6, dtype=torch.float64)
     tables = [perturb(RelativePosition2D(2, 6), seed)() for seed in (1, 2)]
-    features = position_features(4, 6).double()
+    position = position_tables(4, 6, 2)
     seen = torch.ones(17, dtype=torch.bool).index_fill(0, torch.tensor([0, 3, 16]), False)
-    out = attend_with_position(qkv, *tables, features, grid, attn_mask=seen[None].expand(17, 17))
+    out = attend_with_position(qkv, *tables, position, grid, attn_mask=seen[None].expand(17, 17))
     changed = qkv.clone()
     changed[:, ~seen, :, 1:] = 7.0  # keys and values
-    again = attend_with_position(changed, *tables, features, grid, attn_mask=seen[None].expand(17, 17))
+    again = attend_with_position(changed, *tables, position, grid, attn_mask=seen[None].expand(17, 17))
     torch.testing.assert_close(out, again)
-    assert (out - attend_with_position(qkv, *tables, features, grid)).abs().max() > 0.01
+    assert (out - attend_with_position(qkv, *tables, position, grid)).abs().max() > 0.01
     triangle = torch.ones(17, 17, dtype=torch.bool).tril()
-    causal = attend_with_position(qkv, *tables, features, grid, is_causal=True)
-    torch.testing.assert_close(attend_with_position(qkv, *tables, features, grid, attn_mask=triangle), causal)
+    causal = attend_with_position(qkv, *tables, position, grid, is_causal=True)
+    torch.testing.assert_close(attend_with_position(qkv, *tables, position, grid, attn_mask=triangle), causal)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 96), (32, 128), (48, 96)])

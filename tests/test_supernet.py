@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from small import perturb, small_space, variants
 from torch import Tensor, nn
 
-from autoformer.attention import RelativePosition2D, attend_with_position, position_features
+from autoformer.attention import RelativePosition2D, attend_with_position, position_tables
 from autoformer.layers import SlicedLayerNorm, SlicedLinear, embed_patches
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet, SupernetQKV
@@ -113,7 +113,7 @@ def test_separable_attention_is_its_plain_twin(grid: int, limit: int) -> None:
 
     expected = plain_attention(q, k, v, on_keys, on_values)
     qkv = torch.stack([q, k, v], dim=3)
-    out = attend_with_position(qkv, on_keys(), on_values(), position_features(grid, dim), (grid, grid))
+    out = attend_with_position(qkv, on_keys(), on_values(), position_tables(grid, dim, limit), (grid, grid))
     close(out, expected)
 
     gradients = torch.autograd.grad((out * target).sum(), inputs)
@@ -124,9 +124,9 @@ def test_separable_attention_is_its_plain_twin(grid: int, limit: int) -> None:
 def test_relative_position_matters() -> None:
     torch.manual_seed(0)
     one, other = (perturb(RelativePosition2D(2, 4), seed) for seed in (1, 2))
-    qkv, features = drawn(1, 17, 2, 3, 4), position_features(4, 4)
-    out = attend_with_position(qkv, one(), other(), features, (4, 4))
-    swapped = attend_with_position(qkv, other(), one(), features, (4, 4))
+    qkv, position = drawn(1, 17, 2, 3, 4), position_tables(4, 4, 2)
+    out = attend_with_position(qkv, one(), other(), position, (4, 4))
+    swapped = attend_with_position(qkv, other(), one(), position, (4, 4))
     assert (out - swapped).abs().max() > 0.1
 
 

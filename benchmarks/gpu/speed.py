@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._dynamo import config as dynamo_config
 from torch._dynamo.utils import counters
 
-from autoformer.attention import position_features
+from autoformer.attention import position_tables
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
 from benchmarks.engine import KINDS, Case, Kind, Models, Run, Setting, gemms, models_of, peak_bytes, random_batch, runs
@@ -149,14 +149,16 @@ def _compile_block(recorder: Recorder, case: Case, backend: str, name: str) -> N
     Random(0).shuffle(shapes)
     shapes, graphs = shapes[: recorder.size.compile_shapes], list[int]()
     block = Supernet(space).blocks[0].to(recorder.device).train()
-    features = position_features(space.grid, space.head_dim).to(recorder.device)
+    position = tuple(
+        table.to(recorder.device) for table in position_tables(space.grid, space.head_dim, space.max_relative_position)
+    )
     setting = Setting(recorder.device, torch.bfloat16)
     inputs = {width: torch.randn(batch, space.num_patches + 1, width, device=recorder.device) for width, _, _ in shapes}
 
     def passes(call: Callable[..., Tensor], shapes: Sequence[tuple[int, int, float]]) -> None:
         for width, heads, mlp_ratio in shapes:
             with setting.autocast():
-                out = call(inputs[width], heads, int(width * mlp_ratio), features)
+                out = call(inputs[width], heads, int(width * mlp_ratio), position)
             F.mse_loss(out.float(), inputs[width]).backward()
         block.zero_grad(set_to_none=True)
 
