@@ -14,7 +14,7 @@ from s3_server import S3Server
 
 from autoformer.errors import AutoFormerError
 from pipeline.cluster.compile import main, write_manifests, write_package
-from pipeline.cluster.settings import ON_GPUS, Cluster, load_cluster
+from pipeline.cluster.settings import ON_GPUS, Cluster, cluster_path, load_cluster
 from runtime.common.config import ROOT, STEPS
 from runtime.kubernetes.job import SHARED_STEPS
 from runtime.kubernetes.settings import VARIABLE, JobSettings
@@ -38,7 +38,7 @@ class Package(NamedTuple):
     whole: dict[str, Any]  # what holds for a whole run
 
     def environment(self, step: str) -> dict[str, str]:
-        return {each["name"]: each["value"] for each in self.containers[step]["env"]}
+        return {each["name"]: each.get("value", "") for each in self.containers[step]["env"]}
 
 
 def package_of(folder: Path, source: str, *overrides: str) -> Package:
@@ -141,6 +141,18 @@ def test_shared_memory_is_memory_and_the_rest_may_be_written_to(gpu: Package) ->
         assert environment["AUTOFORMER_WORK"] == "/scratch/work"
         assert (environment["AUTOFORMER_STAGING"], environment["AUTOFORMER_STAGING_GB"]) == ("/scratch/staged", "107")
     assert {step for step in STEPS if getattr(gpu.cluster.steps, step).shm} == set(ON_GPUS)
+
+
+def test_run_and_experiment_of_mlflow_belong_to_the_server_that_is_named(gpu: Package, tmp_path: Path) -> None:
+    """KFP's MLflow plugin sets all three variables; a run of its server must not be looked for on ours."""
+    for step in STEPS:
+        environment = gpu.environment(step)
+        assert environment["MLFLOW_TRACKING_URI"] == gpu.cluster.env["MLFLOW_TRACKING_URI"]
+        assert (environment["MLFLOW_RUN_ID"], environment["MLFLOW_EXPERIMENT_ID"]) == ("", "")
+    settings = yaml.safe_load(cluster_path("gpu").read_text())
+    del settings["env"]["MLFLOW_TRACKING_URI"]
+    (tmp_path / "plugin.yaml").write_text(yaml.safe_dump(settings))
+    assert not any(name.startswith("MLFLOW") for name in load_cluster(str(tmp_path / "plugin.yaml")).environment)
 
 
 def test_nodes_are_selected_where_said(gpu: Package) -> None:

@@ -4,16 +4,18 @@ They decide no result, and hold no secret: secrets are named, and Kubernetes han
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from autoformer.errors import AutoFormerError, validated
+from autoformer.errors import validated
 from autoformer.files import read_yaml
 from autoformer.frozen import Frozen
 from autoformer.named import named_file
+from pipeline.cluster.plain_secrets import refuse_secrets, texts
+from pipeline.cluster.quantities import Bytes, Cores, Image, in_bytes
 from runtime.common.config import STEPS
 from runtime.common.overrides import apply
 from runtime.kubernetes.job import SHARED_STEPS
@@ -26,7 +28,6 @@ from runtime.kubernetes.settings import (
     Placement,
     SecretVariable,
     Variable,
-    as_text,
 )
 from runtime.kubernetes.settings import Path as Mount
 
@@ -46,43 +47,7 @@ _VOLUMES = ("shm", "scratch", "temporary", "kfp-launcher", "gcs-scratch", "s3-sc
             "tmp-dir-argo", "ca-bundle")  # fmt: skip
 _MOUNTS = ("/gcs", "/s3", "/minio", "/.local", "/.cache", "/.config", "/kfp-launcher", "/var/run/argo")
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
-_SECRET_NAMES = re.compile(
-    r"(?!.*_(FILE|PATH|URI|URL)$)"
-    r"((.*_)?(SECRET|PASSWORD|PASSWD|PASSPHRASE|TOKEN|CREDENTIALS?|APIKEY)(_.*)?$|.*(ACCESS|API|PRIVATE)_KEY)",
-    re.IGNORECASE,
-)
-_SECRET_VALUES = re.compile(
-    r"://[^/@\s]*:[^/@\s]+@"  # a password in a URL
-    r"|\b(AKIA|ASIA)[0-9A-Z]{16}\b"  # an AWS key
-    r"|\beyJ[\w-]+\.[\w-]+\.[\w-]*"  # a JSON web token
-    r"|\b(gh[pousr]_|github_pat_|glpat-|hf_|xox[abpr]-)\w{16,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
-    r"|^(Bearer|Basic) \S"
-)
 _EXAMPLE = re.compile(r"(^|/)example-|\.example\.|0{64}")
-_VARIABLE_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
-
-
-def _form(pattern: str, expected: str) -> AfterValidator:
-    """A check against a pattern, with a message that shows the form instead of the pattern."""
-
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise ValueError(f"expected {expected}")
-        return text
-
-    return AfterValidator(check)
-
-
-Cores = Annotated[str, BeforeValidator(as_text), _form(r"[0-9]+(\.[0-9]+)?|[0-9]+m", "cores, as 4, 0.5 or 500m")]
-Bytes = Annotated[
-    str,
-    _form(r"[1-9][0-9]*([KMGT]i|[MGT])", "a quantity of Kubernetes, as 16Gi (2^30 bytes each) or 16G (10^9)"),
-]
-Image = Annotated[
-    str,
-    _form(r"[a-z0-9][\w.:/-]*[\w](@sha256:[0-9a-f]{64})?", "repository@sha256:… of 64 hexadecimal digits"),
-]
 
 
 class ImageSettings(Frozen):
@@ -194,7 +159,7 @@ class Cluster(EveryPod):
                     f"{key}.nodes = {step.nodes}: machines of one job need a place that all of them see; "
                     f"set env.{STORE}, or give a volume that all may write to"
                 )
-            if step.shm and _in_bytes(step.shm) >= _in_bytes(step.memory):
+            if step.shm and in_bytes(step.shm) >= in_bytes(step.memory):
                 raise ValueError(f"{key}.shm = {step.shm} leaves nothing of memory = {step.memory}")
         return self
 
@@ -236,9 +201,14 @@ class Cluster(EveryPod):
         scratch = self.scratch
         staging = {
             "AUTOFORMER_STAGING": f"{scratch.mount}/staged",
-            "AUTOFORMER_STAGING_GB": str(_in_bytes(scratch.size) // 2 // 10**9),  # the other half is for the work
+            "AUTOFORMER_STAGING_GB": str(in_bytes(scratch.size) // 2 // 10**9),  # the other half is for the work
         }
-        return {WORK: f"{scratch.mount}/work"} | staging | self.env
+        return {WORK: f"{scratch.mount}/work"} | staging | self._without_plugin() | self.env
+
+    def _without_plugin(self) -> dict[str, str]:
+        """No run or experiment where the MLflow server is named here: KFP's MLflow plugin sets those of its own."""
+        ours = {*self.env, *(variable for secret in self.secrets for variable in secret.keys.values())}
+        return {"MLFLOW_RUN_ID": "", "MLFLOW_EXPERIMENT_ID": ""} if "MLFLOW_TRACKING_URI" in ours else {}
 
     def job(self, name: str) -> JobSettings | None:
         """The settings of a step's TrainJob; None where the step runs in one pod."""
@@ -260,7 +230,7 @@ class Cluster(EveryPod):
 
     def placeholders(self) -> list[str]:
         """The keys whose values are still those of an example."""
-        return [key for key, value in _texts(self.model_dump(mode="json")) if _EXAMPLE.search(value)]
+        return [key for key, value in texts(self.model_dump(mode="json")) if _EXAMPLE.search(value)]
 
 
 def load_cluster(source: str, overrides: Sequence[str] = ()) -> Cluster:
@@ -277,39 +247,10 @@ def load_cluster(source: str, overrides: Sequence[str] = ()) -> Cluster:
     data = read_yaml(path)
     if isinstance(data, dict):
         apply(data, overrides)
-        _refuse_secrets(data, str(path))
+        refuse_secrets(data, str(path))
     return validated(Cluster, data, str(path))
 
 
 def cluster_path(source: str) -> Path:
     """The path of a file of configs/cluster/ by its name, or `source` itself where it is a path."""
     return named_file("cluster", source, "no cluster '{}' in configs/cluster; {}")
-
-
-def _refuse_secrets(data: dict[str, Any], where: str) -> None:
-    """Raise `AutoFormerError` before validation, whose messages repeat values."""
-    advice = "put it into a Secret of the cluster, and name that in secrets"
-    for name in data["env"] if isinstance(data.get("env"), dict) else ():
-        if _SECRET_NAMES.match(str(name)):
-            raise AutoFormerError(f"{where}: env.{name} looks like a secret; {advice}")
-    for key, text in _texts(data):
-        if _SECRET_VALUES.search(text):
-            raise AutoFormerError(f"{where}: the value of {key} looks like a secret; {advice}")
-        if re.fullmatch(r"secrets\.\d+\.keys\..*", key) and not _VARIABLE_NAME.match(text):
-            raise AutoFormerError(f"{where}: {key}: expected the name of a variable, in capitals, never a value")
-
-
-def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Each text of a file with its dotted key."""
-    if isinstance(value, str):
-        yield key, value
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for name, below in items:
-        yield from _texts(below, f"{key}.{name}" if key else str(name))
-
-
-def _in_bytes(quantity: str) -> int:
-    number = re.match(r"\d+", quantity)
-    assert number is not None
-    unit = quantity[number.end() :]
-    return int(number[0]) * (1024 if unit.endswith("i") else 1000) ** " KMGT".index(unit[:1])
