@@ -132,6 +132,11 @@ test: data ## run the tests, on two workers of one thread each
 test-containers: data ## build the images, and run the pipeline in containers: as root on Debian, or with DOCKER_HOST
 	OMP_NUM_THREADS=1 tests/containers/with-docker.sh $(BIN)/python -m pytest tests/containers/suite.py $(PYTEST)
 
+.PHONY: test-cluster
+test-cluster: $(STAMP) ## see what holds on a KFP server, with the smoke preset: HOST=… CLUSTER=… DATA=…; optional KUBECONFIG, YES=1 beside other runs
+	HOST=$(call quote,HOST) CLUSTER=$(call quote,CLUSTER) DATA=$(call quote,DATA) YES=$(call quote,YES) \
+	  $(BIN)/python -m pytest -rs tests/cluster/suite.py $(PYTEST)
+
 .PHONY: bench
 bench: data ## measure speed, into dist/bench: PARTS="engine loader" for some parts (gpu checks a GPU), QUICK=1 for a trial
 	$(BIN)/python -m benchmarks.bench $(PARTS) $(if $(QUICK),--quick)

@@ -1,0 +1,140 @@
+"""What the documents claim of a cluster, on a real one: `make test-cluster HOST=… CLUSTER=… DATA=…`.
+
+Not part of `make test`: it needs a KFP server, and about 20 minutes on a small one. Where KUBECONFIG reaches the pods,
+steps are killed as well. It removes the runs that it made. The models that they register stay in MLflow, under the name
+of the smoke preset.
+"""
+
+import re
+import time
+
+import pytest
+import yaml
+from conftest import EXPERIMENT, OnCluster, Submitted
+
+from pipeline.cluster.follow_run import TASKS
+from runtime.common.config import ROOT
+
+TRAINING = "train_supernet"
+LONG = (f"--set={TRAINING}.epochs=2",)  # 843 steps, with a checkpoint every 20: time to be killed after one
+CACHED = set(TASKS) - {"resolve-config", "prepare-data"}  # those may look at the data anew
+
+
+def result_of(cluster: OnCluster, submitted: Submitted) -> str:
+    """The line with the figures of the training."""
+    lines = logs(cluster, submitted).splitlines()
+    return [line for line in lines if line.startswith(f"{TRAINING}: ") and "top1_percent" in line][-1]
+
+
+def logs(cluster: OnCluster, submitted: Submitted) -> str:
+    """Of all pods of the step that are still there."""
+    selector = f"pipeline/runid={submitted.run_id},app.kubernetes.io/component={TRAINING}"
+    return cluster.kubectl("logs", "-l", selector, "-c", "main", "--tail=-1")
+
+
+def test_smoke_runs_to_a_registered_model(on_cluster: OnCluster, seen: list[str]) -> None:
+    started = time.monotonic()
+    submitted = on_cluster.submit()
+    done, cached = submitted.tasks("done"), submitted.tasks("taken from the cache")
+    seen.append(f"{len(done)} tasks done, {len(cached)} from the cache, {time.monotonic() - started:.0f} s")
+    assert submitted.code == 0
+    assert done | cached == set(TASKS)
+    assert "the run succeeded: " in submitted.printed
+
+
+def test_the_same_again_comes_from_the_cache(on_cluster: OnCluster, seen: list[str]) -> None:
+    started = time.monotonic()
+    submitted = on_cluster.submit()
+    seen.append(f"{time.monotonic() - started:.0f} s")
+    assert submitted.code == 0
+    assert submitted.tasks("taken from the cache") >= CACHED
+
+
+def test_two_runs_at_once_do_not_disturb_each_other(on_cluster: OnCluster) -> None:
+    both = [on_cluster.submit("--fresh", f"--set=seed={seed}", wait=False) for seed in (1, 2)]
+    assert [on_cluster.follow(each.run_id).code for each in both] == [0, 0]
+
+
+def test_a_failed_run_ends_with_the_words_of_the_step(on_cluster: OnCluster, seen: list[str]) -> None:
+    submitted = on_cluster.submit(data=f"{on_cluster.data}/nowhere")
+    last = submitted.printed.rstrip().splitlines()[-1]
+    seen.append(last[:300])
+    assert submitted.code == 1
+    assert "nowhere" in last
+    assert f"kubectl -n {on_cluster.namespace} logs " in last
+
+
+def test_a_terminated_run_says_so(on_cluster: OnCluster) -> None:
+    run_id = on_cluster.submit("--fresh", *LONG, wait=False).run_id
+    time.sleep(20)
+    assert on_cluster.submit(f"--terminate={run_id}", wait=False).code == 0
+    followed = on_cluster.follow(run_id)
+    assert followed.code == 1
+    assert f"the run was terminated: {on_cluster.client.page(run_id)}" in followed.printed
+
+
+def test_a_recurring_run_starts_and_ends(on_cluster: OnCluster) -> None:
+    assert on_cluster.submit("--every=1h", wait=False).code == 0
+    assert on_cluster.client.recurring_names(EXPERIMENT) == ["smoke"]
+    assert on_cluster.submit("--every=never", wait=False).code == 0
+    assert on_cluster.client.recurring_names(EXPERIMENT) == []
+
+
+@pytest.fixture(scope="session")
+def undisturbed(pods: OnCluster) -> str:
+    submitted = pods.submit("--fresh", *LONG)
+    assert submitted.code == 0
+    return result_of(pods, submitted)
+
+
+@pytest.mark.parametrize("fault", ["pod deleted", "process killed", "process stopped"])
+def test_a_lost_step_resumes_to_the_same_result(pods: OnCluster, undisturbed: str, fault: str, seen: list[str]) -> None:
+    submitted = pods.submit("--fresh", *LONG, wait=False)
+    pod = pods.wait_for_line(submitted.run_id, TRAINING, rf"{TRAINING}: [1-9]\d+/\d+ steps")
+    if fault == "pod deleted":
+        pods.kubectl("delete", "pod", pod, "--wait=false")
+    else:
+        name = {"process killed": "KILL", "process stopped": "TERM"}[fault]
+        pods.kubectl("exec", pod, "-c", "main", "--", "pkill", f"-{name}", "-f", f"components.{TRAINING}")
+    followed = pods.follow(submitted.run_id)
+    assert followed.code == 0
+    assert re.search(r"train-supernet: runs, attempt 2", followed.printed)
+    assert f"{TRAINING}: resumed from step " in logs(pods, submitted)
+    assert result_of(pods, submitted) == undisturbed
+    seen.append(undisturbed)
+
+
+def test_a_step_runs_on_two_machines(pods: OnCluster) -> None:
+    if "trainjobs" not in pods.kubectl("api-resources", "--api-group=trainer.kubeflow.org", check=False):
+        pytest.skip("no Kubeflow Trainer there: pipeline/manifests/platform/controllers")
+    if not pods.kubectl("get", "trainingruntimes", "-o", "name", check=False):
+        pytest.skip("no runtime of our jobs there: pipeline/manifests/training")
+    settings = pods.changed("two-machines", train_supernet={"nodes": 2})
+    submitted = pods.submit("--fresh", cluster=settings)
+    assert submitted.code == 0
+
+
+def test_training_runs_on_a_gpu(pods: OnCluster) -> None:
+    gpus = pods.kubectl("get", "nodes", "-o", r"jsonpath={.items[*].status.allocatable.nvidia\.com/gpu}", check=False)
+    if not gpus.strip():
+        pytest.skip("no node has a GPU")
+    submitted = pods.submit("--fresh", cluster=pods.changed("gpu", train_supernet={"gpus": 1}))
+    assert submitted.code == 0
+
+
+def test_a_task_may_do_what_it_needs_and_no_more(pods: OnCluster) -> None:
+    role = next(yaml.safe_load_all((ROOT / "pipeline/manifests/training/rbac.yaml").read_text()))
+    account = f"--as=system:serviceaccount:{pods.namespace}:{pods.settings.service_account or 'pipeline-runner'}"
+    if "autoformer-launcher" not in pods.kubectl("get", "roles", "-o", "name"):
+        pytest.skip("pipeline/manifests/training is not applied there")
+
+    def may(verb: str, resource: str) -> bool:
+        return pods.kubectl("auth", "can-i", verb, resource, account, check=False).strip() == "yes"
+
+    for rule in role["rules"]:
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                name = f"{resource}.{group}" if group else resource
+                assert all(may(verb, name) for verb in rule["verbs"]), name
+    assert not may("update", "trainjobs.trainer.kubeflow.org")
+    assert not may("create", "secrets")
