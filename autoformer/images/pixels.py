@@ -30,7 +30,7 @@ OPAQUE = 255
 _BITS = "bits"  # in `Image.info`: of a colour channel in the file, where Pillow decodes the upper 8 of 16
 _SMALLEST_WITH_MARGIN = 48
 _STRIP_PIXELS = 2**20
-_MOST_WHOLE = 2**24  # pixels of a transparent image that is resized before it is made opaque
+_MOST_WHOLE = 2**24  # pixels of a transparent image that is reduced before it is made opaque
 DEFAULT = PixelRule()
 
 
@@ -155,12 +155,13 @@ def _opaque(image: Image.Image, mode: str, background: int) -> Image.Image:
 def fit(image: Image.Image, channels: int, shorter_side: int, rule: PixelRule = DEFAULT) -> Image.Image:
     """Convert to `channels`, and resize the shorter side.
 
-    A transparent image is resized first, premultiplied by alpha: the same colours up to rounding, for less work.
+    A much larger transparent image is averaged over squares first, premultiplied by alpha: to at least twice this side,
+    as `open_image` does with a JPEG.
     """
     image = _to_8_bits(image, rule)
-    if image.has_transparency_data and image.width * image.height <= _MOST_WHOLE:
-        image = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
-        return to_channels(resize_shorter_side(image, shorter_side), channels, rule)
+    factor = min(image.size) // (2 * shorter_side)
+    if factor > 1 and image.has_transparency_data and image.width * image.height <= _MOST_WHOLE:
+        image = (image if image.mode in ("RGBA", "LA") else image.convert("RGBA")).reduce(factor)
     return resize_shorter_side(to_channels(image, channels, rule), shorter_side)
 
 

@@ -29,9 +29,9 @@ def _copies(rows: Sequence[Mapping[str, str]]) -> list[str]:
     notes = []
     if groups:
         first = " = ".join(row["source"] for row in groups[0][:2])
-        notes.append(
-            f"{_images(len(rows) - len(same))} repeat the pixels of another, such as {first}: copies stay in one split"
-        )
+        count = len(rows) - len(same)
+        repeat = "repeats" if count == 1 else "repeat"
+        notes.append(f"{_images(count)} {repeat} the pixels of another, such as {first}: copies stay in one split")
     if across:
         one = across[0][0]
         other = next(row for row in across[0] if row["label"] != one["label"])

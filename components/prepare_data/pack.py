@@ -34,6 +34,7 @@ from runtime.common.tables import write_table
 SHARD_IMAGES = 4000  # a reader opens each tar: a million images stay far below the usual limit of open files
 NAME_LENGTH = 40
 COLUMNS = ("archive", "offset", "size", "label", "checksum", "split", "source")
+_ROUNDING = 2  # of 255, between pixels of one colour after resizing
 _AT_A_TIME = 64  # images that are in memory at once, decoded or encoded
 
 Watch = Callable[[str, int, int], None]  # (activity, images done, images in all)
@@ -267,7 +268,8 @@ class _Packing(NamedTuple):
         lowest, highest = zip(*np.reshape(resized.getextrema(), (-1, 2)).tolist(), strict=True)
         out = io.BytesIO()
         resized.save(out, "PNG", compress_level=3)
-        return _Encoded(out.getvalue(), size, lowest == highest, transparent)
+        plain = max(np.subtract(highest, lowest)) <= _ROUNDING
+        return _Encoded(out.getvalue(), size, bool(plain), transparent)
 
 
 class _Encoded(NamedTuple):
