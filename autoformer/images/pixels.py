@@ -76,7 +76,11 @@ def _decode(image: Image.Image, shorter_side: int | None, upright: bool) -> Imag
     if shorter_side is not None and min(image.size) > 2 * shorter_side:
         factor = 2 * shorter_side / min(image.size)
         image.draft(None, (math.ceil(image.width * factor), math.ceil(image.height * factor)))
-    bits = 16 if any(";16" in str(tile[3]) for tile in image.tile) and not image.mode.startswith("I") else 8
+    bits = (
+        16
+        if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) and not image.mode.startswith("I")
+        else 8
+    )
     image.load()
     if bits > 8:
         image.info[_BITS] = bits

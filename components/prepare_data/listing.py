@@ -71,9 +71,9 @@ class LeftOut:
     def notes(self) -> list[str]:
         notes = []
         if self.system:
-            names = ", ".join(f"{name} {count:,}" for name, count in self.system.most_common(_LISTED))
+            counted = ", ".join(f"{name} {count:,}" for name, count in self.system.most_common(_LISTED))
             more = ", …" if len(self.system) > _LISTED else ""
-            notes.append(f"{_images(self.system.total())} in names of a system or tool left out: {names}{more}")
+            notes.append(f"{_images(self.system.total())} in names of a system or tool left out: {counted}{more}")
         if self.smaller:
             notes.append(f"{_images(len(self.smaller))} left out, smaller copies by their names: {_some(self.smaller)}")
         for folder, names in self.loose.items():

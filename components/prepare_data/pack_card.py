@@ -20,7 +20,7 @@ UNREADABLE = "unreadable.csv"
 class PackCard(Frozen):
     """A pack's content. `hash` covers every input file's bytes, label and split, and how they are packed."""
 
-    format: Literal[1, 2, 3] = FORMAT
+    format: Literal[1, 2, 3] = 3
     name: str
     hash: str
     layout: str

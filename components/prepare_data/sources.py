@@ -162,7 +162,8 @@ def _with_one_spelling(source: Source) -> Source:
     for label, count in counts.items():
         name = unicodedata.normalize("NFC", label)
         spellings.setdefault(name if len(name) <= _LETTERS else alike(name), Counter())[label] += count
-    name_of, notes = {}, []
+    name_of: dict[str, str] = {}
+    notes: list[str] = []
     for labels in spellings.values():
         best = unicodedata.normalize("NFC", min(labels, key=lambda label: (-labels[label], label)))
         name_of |= dict.fromkeys(labels, best)
