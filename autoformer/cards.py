@@ -6,15 +6,17 @@ from typing import Any, Literal
 from autoformer.errors import validated
 from autoformer.files import read_json
 from autoformer.frozen import Frozen
+from autoformer.images.pixel_rule import ON_BLACK, PixelRule
 from autoformer.space import SearchSpace, SubnetField
 
 
 class Preprocessing(Frozen):
-    """Pixel statistics of the input, and names of the classes."""
+    """Pixel statistics of the input, how its pixels become 8 bits, and names of the classes."""
 
     mean: tuple[float, ...]  # of pixels in [0, 1], one per channel
     std: tuple[float, ...]
     classes: tuple[str, ...]
+    pixels: PixelRule = ON_BLACK
 
 
 class SupernetCard(Frozen):

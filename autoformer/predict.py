@@ -38,7 +38,8 @@ def image_from_pixels(values: object) -> Image.Image:
 
 def prepare(image: Image.Image, card: SubnetCard) -> Tensor:
     """The model's input (1, C, S, S) for an upright image of any mode and size, as in training and evaluation."""
-    pixels = torch.from_numpy(model_pixels(image, card.space.in_channels, card.space.image_size))
+    rule = card.preprocessing.pixels
+    pixels = torch.from_numpy(model_pixels(image, card.space.in_channels, card.space.image_size, rule=rule))
     return normalise(pixels[None], card.preprocessing.mean, card.preprocessing.std)
 
 

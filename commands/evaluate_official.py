@@ -108,6 +108,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "params": count_params(space, subnet.subnet),
         "checkpoint": {"file": arguments.checkpoint.name, "sha256": hash_file(arguments.checkpoint)},
         "data": delivered.title,
+        "notes": list(delivered.notes),
         "split": split,
         "split_hash": hash_split(rows.checksums, rows.labels),
         "images": len(rows.labels),
@@ -163,6 +164,7 @@ def summary(figures: dict[str, Any]) -> list[str]:
         f"{figures['subnet']}: {figures['params']:,} parameters, inherited from {figures['checkpoint']['file']}",
         f"{figures['data']}: {figures['images']:,}{part} {figures['split']} images at {figures['image_size']} pixels, "
         f"cut out of {figures['shorter_side']}",
+        *figures["notes"],
         f"top-1 {figures['top1_percent']:.2f} % (95 % interval {low:.2f} to {high:.2f} %), "
         f"top-5 {figures['top5_percent']:.2f} %, loss {figures['loss']:.4f}",
     ]

@@ -23,7 +23,8 @@ from autoformer.files import replacing, write_json, write_text
 from autoformer.images.pixels import image_size, resized_side
 from autoformer.named import CONFIGS, load_space
 from components.prepare_data import packed
-from components.prepare_data.pack import CARD, PackCard, pack, read_pack, slug, unreadable_of
+from components.prepare_data.pack import pack, slug
+from components.prepare_data.pack_card import CARD, PackCard, read_pack, unreadable_of
 from components.prepare_data.sources import discover
 from runtime.common.config import ROOT, Config, PrepareData, SearchSubnet, load_config
 from runtime.common.console import Parser, Progress, run_command
@@ -100,8 +101,9 @@ def adopt(source: Path, preset: str | None, overrides: Sequence[str], packs: Pat
 
 def _pack(source: Path, packs: Path, config: Config) -> Path:
     side, channels = resized_side(config.space.image_size), config.space.in_channels
+    section = config.section(PrepareData)
     with _packing_progress() as update:
-        return pack(source, packs, side, channels, config.section(PrepareData).max_unreadable_percent, update)
+        return pack(source, packs, side, channels, section.max_unreadable_percent, update, section.pixel_rule)
 
 
 @contextlib.contextmanager
@@ -218,6 +220,7 @@ def describe_pack(data: Path) -> str:
         lines.append("  splits: " + ", ".join(f"{name} {count:,}" for name, count in card.splits.items()))
     if card.ignored:
         lines.append(f"  {card.ignored:,} files are no images by their names")
+    lines += [f"  {note}" for note in card.notes]
     if card.unreadable:
         lines.append(
             f"  {card.unreadable:,} unreadable, left out; all are named in {relative_path(data / 'unreadable.csv')}:"

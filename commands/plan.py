@@ -142,6 +142,7 @@ def read_sample(config: Config, data: Path) -> tuple[DatasetCard, DecodedSplit |
         splits = Splits({"train": delivered.rows}, ())
     else:
         delivered = read_delivered(data, config.dataset)
+        delivered = delivered._replace(pixels=delivered.pixels or section.pixel_rule)
         splits = split(delivered, section, config.seed)
     half = (0.5,) * delivered.channels
     card = describe(delivered, splits, (half, half))
@@ -151,7 +152,7 @@ def read_sample(config: Config, data: Path) -> tuple[DatasetCard, DecodedSplit |
     if card.encoding == "raw":
         return card, _noise(card, min(len(train.labels), _NOISE_IMAGES)), sizes
     encoded = EncodedSplit(
-        EncodedImages(data, train, card.channels, card.upright, card.files, remote_archives(data)),
+        EncodedImages(data, train, card.channels, card.upright, card.files, remote_archives(data), card.pixels),
         train.labels.astype(np.int64),
     )
     if training.augmentation.by_image:

@@ -1,8 +1,10 @@
 """Class folders read where they lie: against ImageFolder, and read once only."""
 
 import os
+import unicodedata
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from autoformer.images.card import read_card
 from autoformer.images.split_files import write_split
 from autoformer.images.split_images import load_images
 from components.prepare_data import class_folders
-from components.prepare_data.readers import read_delivered
+from components.prepare_data.readers import read_delivered, read_to_test
+from components.prepare_data.sources import discover
 from components.prepare_data.step import prepare, write_prepared
 from runtime.common.config import PrepareData
 
@@ -140,3 +143,94 @@ def test_damaged_and_foreign_trees_are_refused_in_one_line(tmp_path: Path) -> No
         class_folders.read(lonely)
     (tmp_path / "pack").mkdir()
     assert not class_folders.is_mine(tmp_path / "pack") and not class_folders.is_mine(tmp_path / "nowhere")
+
+
+def flat(root: Path, split: str, images: int = 3) -> Path:
+    """Class folders in train, and a split without any."""
+    for number, name in enumerate(WNIDS):
+        write_images(root / "train" / name, 2, seed=number)
+    for number in range(images):
+        (root / split).mkdir(exist_ok=True)
+        noise(50 + number).save(root / split / f"ILSVRC2012_{split}_{number + 1:08d}.JPEG")
+    return root
+
+
+@pytest.mark.parametrize("read", [class_folders.read, lambda root: read_to_test(root, "x")])
+def test_a_val_folder_without_class_folders_is_refused_in_one_line(read: Any, tmp_path: Path) -> None:
+    root = flat(tmp_path / "imagenet", "val")
+    assert class_folders.is_mine(root)
+    with pytest.raises(
+        AutoFormerError, match=r"val: 3 images lie in no class folder; sort them into val/<class>/"
+    ) as e:
+        read(root)
+    assert "\n" not in str(e.value)
+
+
+def test_images_that_are_found_and_not_used_are_reported(tmp_path: Path) -> None:
+    """A test/ without labels, images beside the class folders, thumbnails of a NAS."""
+    root = flat(tmp_path / "imagenet", "test")
+    noise(90).save(root / "train" / "loose.png")
+    write_images(root / "train" / WNIDS[0] / "@eaDir" / "000.png", 2, seed=40)
+    found = class_folders.read(root)
+    assert set(found.splits) == {"train"} and len(found.rows.labels) == 6
+    assert found.source == "class folders (train)"
+    assert [note.split(" left out")[0] for note in found.notes] == [
+        "2 images in names of a system or tool",
+        "train: 1 image in no class folder, so without a label,",
+        "test: 3 images in no class folder, so without a label,",
+    ]
+
+
+@pytest.mark.parametrize("place", ["ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "."])
+def test_imagenet_as_kaggle_delivers_it(place: str, tmp_path: Path) -> None:
+    """val/ has no class folders; LOC_val_solution.csv, which lies above, names the class of each image."""
+    flat(tmp_path / "kaggle" / place, "val", images=6)
+    names = [f"ILSVRC2012_val_{number + 1:08d}" for number in range(6)]
+    lines = [f"{name},{WNIDS[2 - number % 3]} 1 2 3 4 {WNIDS[0]} 5 6 7 8 " for number, name in enumerate(names)]
+    (tmp_path / "kaggle" / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "\n".join(lines))
+    found = class_folders.read(tmp_path / "kaggle")
+    here = found.splits == "val"
+    files = [Path(name).stem for name in found.rows.archives[here]]
+    assert dict(zip(files, found.rows.labels[here].tolist(), strict=True)) == {
+        name: 2 - number % 3 for number, name in enumerate(names)
+    }
+    assert (found.classes, found.title, found.notes) == (WNIDS, "ImageNet", ())
+    encoded = EncodedImages(tmp_path / "kaggle", found.rows, 3, verify=True)
+    assert len([encoded.read(index) for index in range(len(encoded))]) == 12
+    assert read_to_test(tmp_path / "kaggle", "x").classes == WNIDS
+    own = discover(tmp_path / "kaggle")
+    assert len([image for image in own.images if image.split == "val"]) == 6 and own.classes == WNIDS
+    (tmp_path / "kaggle" / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "\n".join(lines[1:]))
+    with pytest.raises(AutoFormerError, match=r"LOC_val_solution\.csv: names no class of .*val_00000001\.JPEG"):
+        class_folders.read(tmp_path / "kaggle")
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_reading_one_split_needs_that_one_alone(split: str, tmp_path: Path) -> None:
+    for number, name in enumerate(WNIDS):
+        write_images(tmp_path / "imagenet" / split / name, 2, seed=number)
+    found = read_to_test(tmp_path / "imagenet", "x")
+    assert found.classes == WNIDS and set(found.splits) == {split} and len(found.rows.labels) == 6
+    with pytest.raises(AutoFormerError, match="imagenet: no folder train, which holds the classes"):
+        class_folders.read(tmp_path / "imagenet")
+
+
+def test_a_class_has_one_name_in_all_splits_whatever_its_unicode_form_or_case(tmp_path: Path) -> None:
+    nfc, nfd = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    for number, name in enumerate((f"train/{nfd}", "train/Tea", f"val/{nfc}", "val/tea")):
+        write_images(tmp_path / "menu" / name, 1, seed=number)
+    found = class_folders.read(tmp_path / "menu")
+    assert found.classes == ("Tea", nfc)
+    assert dict(zip(found.rows.archives.tolist(), found.rows.labels.tolist(), strict=True)) == {
+        "train/Tea/000.png": 0, f"train/{nfd}/000.png": 1, f"val/{nfc}/000.png": 1, "val/tea/000.png": 0,
+    }  # fmt: skip
+    write_images(tmp_path / "menu" / "train" / nfc, 1, seed=9)
+    with pytest.raises(AutoFormerError, match="two spellings of 'café' differ by their Unicode form alone"):
+        class_folders.read(tmp_path / "menu")
+
+
+def test_classes_of_train_that_differ_by_case_stay_two(tmp_path: Path) -> None:
+    for number, name in enumerate(("train/a", "train/A", "val/a", "val/A")):
+        write_images(tmp_path / "letters" / name, 1, seed=number)
+    found = class_folders.read(tmp_path / "letters")
+    assert found.classes == ("A", "a") and found.rows.labels.tolist() == [0, 1, 0, 1]

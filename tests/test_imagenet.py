@@ -88,6 +88,7 @@ def test_val_alone_needs_no_training_archive(tmp_path: Path) -> None:
     data = folders(tmp_path, published)
     whole = imagenet.read(data, published)
     (tmp_path / "archives" / TRAIN).unlink()
+    assert imagenet.is_mine(data) and imagenet.is_mine(tmp_path / "archives")  # `source.yaml` may be missing
     val = imagenet.read(data, published, ("val", "test"))
     here = whole.splits == "val"
     assert all(np.array_equal(a, b[here]) for a, b in zip(val.rows, whole.rows, strict=True))

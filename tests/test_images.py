@@ -71,21 +71,21 @@ MODES: list[tuple[str, bytes, list[object], list[int]]] = [
     ("1", saved(Image.fromarray(np.array([[False, True]])), "PNG"), [(0, 0, 0), (255, 255, 255)], [0, 255]),
     ("L", saved(Image.fromarray(np.array([[7, 200]], np.uint8)), "PNG"), [(7, 7, 7), (200, 200, 200)], [7, 200]),
     ("RGB", saved(Image.fromarray(np.array([[RED, BLUE]], np.uint8)), "PNG"), [RED, BLUE], [76, 29]),
-    # half of 200 over black is 100; nothing of it is black
+    # half of 200 over the grey of 128 is 164; nothing of a colour is that grey
     (
         "RGBA",
         saved(Image.fromarray(np.array([[(200, 200, 200, 128), (255, 9, 9, 0)]], np.uint8)), "PNG"),
-        [(100, 100, 100), (0, 0, 0)],
-        [100, 0],
+        [(164, 164, 164), (128, 128, 128)],
+        [164, 128],
     ),
     (
         "LA",
         saved(Image.fromarray(np.array([[(200, 128), (255, 0)]], np.uint8), "LA"), "PNG"),
-        [(100, 100, 100), (0, 0, 0)],
-        [100, 0],
+        [(164, 164, 164), (128, 128, 128)],
+        [164, 128],
     ),
     ("P", saved(palette(), "PNG"), [RED, BLUE], [76, 29]),
-    ("P, transparent", saved(palette(transparent=0), "PNG", transparency=0), [(0, 0, 0), BLUE], [0, 29]),
+    ("P, transparent", saved(palette(transparent=0), "PNG", transparency=0), [(128, 128, 128), BLUE], [128, 29]),
     # cyan 100 % of 255 takes all red: ink (C, M, Y, K) to light
     (
         "CMYK",
@@ -96,8 +96,8 @@ MODES: list[tuple[str, bytes, list[object], list[int]]] = [
     # 16 bits keep their upper 8
     ("I;16", saved(grey16([[0x1234, 0xFFFF]]), "PNG"), [(0x12,) * 3, (255,) * 3], [0x12, 255]),
     ("I;16B", saved(grey16([[0x1234, 0xFF00]]), "TIFF", big_tiff=False), [(0x12,) * 3, (255,) * 3], [0x12, 255]),
-    # 8 bits in a file that could hold more
-    ("I", saved(Image.fromarray(np.array([[7, 200]], np.int32)), "TIFF"), [(7,) * 3, (200,) * 3], [7, 200]),
+    # of a range that the format states, which Pillow scales to 16 bits
+    ("PGM of 12 bits", b"P5 2 1 4095\n\x08\x00\x0f\xff", [(128,) * 3, (255,) * 3], [128, 255]),
 ]  # fmt: skip
 
 

@@ -23,7 +23,8 @@ from autoformer.images.pixels import image_size, open_image, to_channels
 from commands import predict
 from commands.own_images import propose_space
 from components.prepare_data import class_folders as trees
-from components.prepare_data.pack import pack, read_pack, unreadable_of
+from components.prepare_data.pack import pack
+from components.prepare_data.pack_card import read_pack, unreadable_of
 from components.prepare_data.tars import HashedStream
 from runtime.tracking import served_model
 
@@ -225,7 +226,7 @@ def test_the_largest_legal_picture_takes_half_a_gigabyte(depth: int, colour: int
 def test_transparent_pictures_are_composed_strip_by_strip_to_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (57, 41, 4), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    whole = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    whole = Image.alpha_composite(Image.new("RGBA", image.size, (128, 128, 128)), image)
     for strip in (1, 200, 2**20):
         monkeypatch.setattr("autoformer.images.pixels._STRIP_PIXELS", strip)
         for channels, mode in ((1, "L"), (3, "RGB")):

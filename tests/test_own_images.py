@@ -19,7 +19,7 @@ from autoformer.images.split_images import load_images
 from commands import own_images
 from commands.own_images import add_dataset, adopt, propose_recipe, propose_space, training_images
 from commands.plan import SplitSizes, make_plan, plan_table
-from components.prepare_data.pack import PackCard, read_pack
+from components.prepare_data.pack_card import PackCard, read_pack
 from components.prepare_data.step import main as prepare_data
 from runtime.common.config import Config, load_config
 from runtime.common.tables import read_table

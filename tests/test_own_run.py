@@ -19,7 +19,7 @@ from autoformer.images.card import read_card
 from autoformer.images.pixels import model_pixels, open_image, resized_side
 from autoformer.images.split_files import read_split
 from commands.own_images import adopt
-from components.prepare_data.pack import read_pack
+from components.prepare_data.pack_card import read_pack
 from components.prepare_data.step import SPLITS
 from runtime.common.config import load_config
 

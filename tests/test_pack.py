@@ -23,7 +23,8 @@ from user_images import class_folders, noise, write_images
 
 from autoformer.errors import AutoFormerError
 from components.prepare_data import pack as packing
-from components.prepare_data.pack import pack, read_pack, slug, title_of, unreadable_of
+from components.prepare_data.pack import pack, slug, title_of
+from components.prepare_data.pack_card import read_pack, unreadable_of
 from runtime.common.config import ROOT
 from runtime.common.tables import read_table
 

@@ -15,6 +15,7 @@ from autoformer.checkpoint import LoadedSubnet, load_subnet
 from autoformer.errors import AutoFormerError
 from autoformer.export import export_program
 from autoformer.images.batches import normalise
+from autoformer.images.pixel_rule import PixelRule
 from autoformer.images.pixels import open_image
 from autoformer.predict import image_from_pixels, predict, prepare, probabilities
 from commands.predict import main
@@ -58,12 +59,24 @@ def test_every_mode_becomes_one_grey_channel(loaded: LoadedSubnet) -> None:
         assert torch.equal(prepared(image, loaded), wanted), image.mode
 
 
-def test_transparent_parts_become_black(loaded: LoadedSubnet) -> None:
+def test_transparent_parts_become_black_for_a_model_of_before_the_rule(loaded: LoadedSubnet) -> None:
     image = Image.new("RGBA", (28, 28), (255, 255, 255, 0))
     image.paste((255, 255, 255, 255), (0, 0, 14, 28))
     grey = np.zeros((28, 28), np.uint8)
     grey[:, :14] = 255
     assert torch.equal(prepared(image, loaded), prepared(Image.fromarray(grey), loaded))
+
+
+@pytest.mark.parametrize("background", [0, 128, 255])
+def test_prediction_lays_transparent_pixels_on_the_ground_of_the_models_training(
+    background: int, loaded: LoadedSubnet
+) -> None:
+    pixels = PixelRule(background=background)
+    preprocessing = loaded.card.preprocessing.model_copy(update={"pixels": pixels})
+    card = loaded.card.model_copy(update={"preprocessing": preprocessing})
+    clear = open_image(encoded(Image.new("RGBA", (28, 28), (255, 0, 0, 0))))
+    opaque = prepare(Image.new("L", (28, 28), background), loaded.card)
+    assert torch.equal(prepare(clear, card), opaque)
 
 
 def test_a_large_image_is_shrunk_and_cut_to_its_centre(loaded: LoadedSubnet) -> None:

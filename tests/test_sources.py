@@ -192,7 +192,7 @@ def test_a_csv_may_not_name_a_link_that_leads_outside(tmp_path: Path) -> None:
         discover(root / "labels.csv")
 
 
-@pytest.mark.parametrize("content", [b"path,label\n\xff\xfe,cat\n", "path,label\n".encode("utf-16")])
+@pytest.mark.parametrize("content", [b"path,label\n\xff\xfe,cat\n", "path,label\n".encode("utf-16-le")])
 def test_a_csv_that_is_not_utf8_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / CSV).write_bytes(content)
     with pytest.raises(AutoFormerError, match="not readable as CSV in UTF-8"):

@@ -13,7 +13,8 @@ from PIL import Image
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import check_regular
-from autoformer.images.pixels import open_image, to_channels
+from autoformer.images.pixel_rule import PixelRule
+from autoformer.images.pixels import DEFAULT, open_image, to_channels
 from autoformer.images.source import ByteRange, archive_folder
 from autoformer.images.split_files import Split
 
@@ -93,6 +94,7 @@ class EncodedImages:
         verify: check each file against the checksum of its row, for archives without a checksum. Always with a
             `RemoteReader`: a remote archive is not hashed as a whole.
         reader: by default `FileReader` of the folder.
+        rule: for transparent pixels, and for those of more than 8 bits.
     """
 
     def __init__(
@@ -103,12 +105,13 @@ class EncodedImages:
         upright: bool = True,
         verify: bool = False,
         reader: Reader | None = None,
+        rule: PixelRule = DEFAULT,
     ) -> None:
         names, archive = np.unique(rows.archives, return_inverse=True)
         self._names = np.array([str(name).encode() for name in names])  # a quarter of the size of numpy's str
         self._archive = archive.astype(np.int32)
         self._offsets, self._sizes = rows.offsets.astype(np.int64), rows.sizes.astype(np.int32)
-        self.channels, self.upright = channels, upright
+        self.channels, self.upright, self.rule = channels, upright, rule
         self._reader = reader or FileReader(archive_folder(data))
         self._checksums = rows.checksums if verify or isinstance(reader, RemoteReader) else None
 
@@ -147,7 +150,7 @@ class EncodedImages:
 
     def image(self, index: int) -> Image.Image:
         """One image, grey or RGB, in its stored size."""
-        return to_channels(open_image(self.read(index), upright=self.upright), self.channels)
+        return to_channels(open_image(self.read(index), upright=self.upright), self.channels, self.rule)
 
     def _place(self, index: int) -> ByteRange:
         name = self._names[self._archive[index]].decode()

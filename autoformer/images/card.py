@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from autoformer.errors import validated
 from autoformer.files import read_json
 from autoformer.frozen import Frozen
+from autoformer.images.pixel_rule import ON_BLACK, PixelRule
 
 
 class DatasetCard(Frozen):
@@ -32,6 +33,7 @@ class DatasetCard(Frozen):
         description="whether each image is a file of its own, which its row names by its path below the data folder; "
         "the checksums are then those of the rows, and each reading is held against them",
     )
+    pixels: PixelRule = Field(ON_BLACK, description="how pixels become 8 bits, opaque")
     upright: bool = Field(True, description="whether an image is turned as its camera noted")
     notes: tuple[str, ...] = Field((), description="what a reader of the card should know, a sentence each")
     split_hashes: dict[str, str] = Field(description="split -> hash_split of its rows")

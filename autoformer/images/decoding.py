@@ -119,7 +119,7 @@ class _EncodedImage:
     @cached_property
     def _whole(self) -> Pixels:
         image = open_image(self._content, upright=self._images.upright)
-        return _to_array(to_channels(image, self._images.channels))
+        return _to_array(to_channels(image, self._images.channels, self._images.rule))
 
     def _read_info(self) -> ImageInfo:
         with pillow_errors(f"image of {len(self._content)} bytes"):

@@ -5,6 +5,7 @@ programs. Metadata decides nothing but the orientation.
 """
 
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -13,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import check_regular
@@ -27,6 +28,7 @@ MOST_BYTES = 448 * 2**20  # of one image; about 50 million pixels of PNG, 94 mil
 LONGEST_TO_SHORTEST = 30  # the centre crop of a longer strip shows nothing
 MOST_SCANNED = 2**30  # pixels times scans of a progressive JPEG: each scan touches every pixel again
 _MOST_FILE_BYTES = 2**28  # of a file that are read at once
+_MOST_HEADER_BYTES = 4096  # that tell the format
 _ORIENTATION = 0x0112  # EXIF
 _TILE_SIDES = (322, 323)  # TIFF
 _TURNS = {
@@ -38,6 +40,17 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Beginnings of files that people have among their photographs: what they are, and a tool that converts them.
+_OTHER_FORMATS = (
+    (rb".{4}ftyp(hei[cfmsx]|hev[cmsx]|mif1|msf1)", "HEIC", "`magick mogrify -format jpg *.HEIC`"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "JPEG XL", "`djxl`"),
+    (rb"II\x2a\x00.{4}CR|FUJIFILMCCD-RAW|II[UR][\x00OS]|.{4}ftypcrx ", "raw camera", "`darktable-cli`"),
+    (rb"8BPS", "Photoshop", "`magick`"),
+    (rb"\s{0,64}<[^\0]{0,4000}<svg|\s{0,64}<svg", "SVG", "`rsvg-convert`"),
+    (rb"%PDF-", "PDF", "`pdftoppm`"),
+    (rb".{128}DICM", "DICOM", "`dcmj2pnm`"),
+    (rb".{4}ftyp(isom|mp4|qt  )", "video", "`ffmpeg`"),
+)
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 Result = TypeVar("Result")
 
@@ -91,7 +104,10 @@ def _open(source: Path | bytes, where: str, most_bytes: int) -> Image.Image:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if isinstance(source, Path):
         check_regular(source)
-    image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_formats())
+    try:
+        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_formats())
+    except UnidentifiedImageError:
+        raise _other_format(source, where) or UnidentifiedImageError(where) from None
     try:
         _check_size(image, where, most_bytes)
         if "progressive" in image.info:
@@ -100,6 +116,19 @@ def _open(source: Path | bytes, where: str, most_bytes: int) -> Image.Image:
         image.close()
         raise
     return image
+
+
+def _other_format(source: Path | bytes, where: str) -> AutoFormerError | None:
+    """The refusal of a file that is an image or a video of a format beyond the list, None for anything else."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            source = file.read(_MOST_HEADER_BYTES)
+    for form, kind, tool in _OTHER_FORMATS:
+        if re.match(form, source[:_MOST_HEADER_BYTES], re.DOTALL):
+            return AutoFormerError(
+                f"{where}: a {kind} file, which is not read; convert it to JPEG or PNG, as by {tool}"
+            )
+    return None
 
 
 @cache

@@ -1,7 +1,7 @@
 """From an image file to upright pixels of one size, for packing, training, evaluation and prediction. Torch-free.
 
-Any mode that Pillow reads becomes grey or RGB, transparent parts black. The EXIF orientation is applied. The shorter
-side becomes `resized_side` by one antialiased bicubic resize.
+Any mode that Pillow reads becomes grey or RGB by one `PixelRule` for all images of a data set and its model. The EXIF
+orientation is applied. The shorter side becomes `resized_side` by one antialiased bicubic resize.
 """
 
 import contextlib
@@ -18,15 +18,20 @@ from PIL import Image, UnidentifiedImageError
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.opening import MOST_BYTES, name_of, turned_upright, with_image
+from autoformer.images.pixel_rule import PixelRule
 
 MODES = {1: "L", 3: "RGB"}
 _PIL_ERRORS = (
     OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, ArithmeticError,
     RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
-_MOST_16_BIT = 65535
+WHITE_16_BIT = 65535
+OPAQUE = 255
+_BITS = "bits"  # in `Image.info`: of a colour channel in the file, where Pillow decodes the upper 8 of 16
 _SMALLEST_WITH_MARGIN = 48
 _STRIP_PIXELS = 2**20
+_MOST_WHOLE = 2**24  # pixels of a transparent image that is reduced before it is made opaque
+DEFAULT = PixelRule()
 
 
 def resized_side(image_size: int) -> int:
@@ -55,6 +60,12 @@ def open_image(
         return with_image(source, partial(_decode, shorter_side=shorter_side, upright=upright), most_bytes)
 
 
+def open_sized(source: Path | bytes, shorter_side: int) -> tuple[Image.Image, tuple[int, int]]:
+    """As `open_image`, with width and height as `image_size` has them."""
+    with pillow_errors(name_of(source)):
+        return with_image(source, lambda image: (size := image.size) and (_decode(image, shorter_side, True), size))
+
+
 def image_size(source: Path | bytes) -> tuple[int, int]:
     """Width and height of an image file in pixels, before it is turned upright. Raises `AutoFormerError`."""
     with pillow_errors(name_of(source)):
@@ -65,7 +76,16 @@ def _decode(image: Image.Image, shorter_side: int | None, upright: bool) -> Imag
     if shorter_side is not None and min(image.size) > 2 * shorter_side:
         factor = 2 * shorter_side / min(image.size)
         image.draft(None, (math.ceil(image.width * factor), math.ceil(image.height * factor)))
+    bits = (
+        16
+        if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) and not image.mode.startswith("I")
+        else 8
+    )
     image.load()
+    if bits > 8:
+        image.info[_BITS] = bits
+    if image.mode == "I" and image.format == "PPM":  # which states its range, and Pillow scales to 16 bits
+        image = Image.fromarray(np.asarray(image).astype(np.uint16))
     return turned_upright(image) if upright else image
 
 
@@ -90,35 +110,89 @@ def pillow_errors(where: str) -> Iterator[None]:
         raise AutoFormerError(f"{where}: a damaged image ({' '.join(str(error).split())})") from None
 
 
-def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Convert an image of any mode to grey (1 channel) or RGB (3); transparent parts become black.
+def is_deep(image: Image.Image) -> bool:
+    """Whether a decoded image had 16 bits in a channel."""
+    return image.mode.startswith("I;16") or _BITS in image.info
+
+
+def brightest(image: Image.Image) -> int:
+    """The highest value in an image that `is_deep`, on the scale of 16 bits."""
+    return int(np.asarray(image).max()) * (257 if _BITS in image.info else 1)
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether a pixel of a decoded image is not opaque."""
+    if not image.has_transparency_data:
+        return False
+    if "A" not in image.getbands():
+        return True
+    least, _ = image.getchannel("A").getextrema()
+    return bool(least < OPAQUE)  # type: ignore[operator]
+
+
+def to_channels(image: Image.Image, channels: int, rule: PixelRule = DEFAULT) -> Image.Image:
+    """Convert an image of any mode to opaque grey (1 channel) or RGB (3) of 8 bits.
 
     Raises `AutoFormerError` for pixels of unknown range (floating point, more than 16 bits) and other channel counts.
     """
     if channels not in MODES:
         raise AutoFormerError(f"the model takes images of {channels} channels; image files have 1 or 3")
-    if image.mode.startswith("I"):  # 16 bits: Pillow's conversion would clip to white
-        array = np.asarray(image)
-        if array.min() < 0 or array.max() > _MOST_16_BIT:
-            raise AutoFormerError("the image has pixels beyond 16 bits, of unknown range; save it with 8 bits")
-        image = Image.fromarray((array >> 8 if array.max() > 255 else array).astype(np.uint8))
-    elif image.mode == "F":
-        raise AutoFormerError("the image has floating-point pixels, of unknown range; save it with 8 bits a channel")
+    image = _to_8_bits(image, rule)
     if image.mode == "LAB":
         image = image.convert("RGB")  # Pillow has no direct conversion to grey
     if image.has_transparency_data:
-        return _over_black(image, MODES[channels])
+        return _opaque(image, MODES[channels], rule.background)
     return image if image.mode == MODES[channels] else image.convert(MODES[channels])
 
 
-def _over_black(image: Image.Image, mode: str) -> Image.Image:
+def _opaque(image: Image.Image, mode: str, background: int) -> Image.Image:
     """Strip by strip, since a whole copy of each stage would take four times the image's memory."""
     composed = Image.new(mode, image.size)
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
-        composed.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "black"), strip).convert(mode), (0, top))
+        ground = Image.new("RGBA", strip.size, (background,) * 3)
+        composed.paste(Image.alpha_composite(ground, strip).convert(mode), (0, top))
     return composed
+
+
+def fit(image: Image.Image, channels: int, shorter_side: int, rule: PixelRule = DEFAULT) -> Image.Image:
+    """Convert to `channels`, and resize the shorter side.
+
+    A much larger transparent image is averaged over squares first, premultiplied by alpha: to at least twice this side,
+    as `open_image` does with a JPEG.
+    """
+    image = _to_8_bits(image, rule)
+    factor = min(image.size) // (2 * shorter_side)
+    if factor > 1 and image.has_transparency_data and image.width * image.height <= _MOST_WHOLE:
+        image = (image if image.mode in ("RGBA", "LA") else image.convert("RGBA")).reduce(factor)
+    return resize_shorter_side(to_channels(image, channels, rule), shorter_side)
+
+
+def _to_8_bits(image: Image.Image, rule: PixelRule) -> Image.Image:
+    """The image, with 8 bits in a channel. Pillow's own conversion of more would clip to white."""
+    if _BITS in image.info and rule.white_level not in (None, WHITE_16_BIT):
+        raise AutoFormerError(
+            f"a picture of 16 bits in colour, of which the upper 8 can be read, but white is {rule.white_level:g}; "
+            "save it with 8 bits a channel"
+        )
+    if not image.mode.startswith(("I", "F")):
+        return image
+    white = rule.white_level or (WHITE_16_BIT if image.mode.startswith("I;16") else None)
+    kind = "floating-point pixels" if image.mode == "F" else "pixels beyond 16 bits"
+    array = np.asarray(image)
+    if white is None:
+        raise AutoFormerError(
+            f"the image has {kind}, of unknown range; save it with 8 bits a channel, or set "
+            "prepare_data.white_level to the value that is white"
+        )
+    if not np.isfinite(array).all() or array.min() < 0:
+        raise AutoFormerError(f"the image has {kind} below 0 or not finite; save it with 8 bits a channel")
+    if image.mode == "F":
+        scaled = np.minimum(array / white, 1) * 255 + 0.5
+    else:
+        scaled = np.minimum(array.astype(np.int64) * 256 // int(white + 1), 255)  # of 16 bits the upper 8
+    return Image.fromarray(scaled.astype(np.uint8))
 
 
 def resize_shorter_side(image: Image.Image, pixels: int) -> Image.Image:
@@ -143,12 +217,16 @@ def to_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def model_pixels(
-    image: Image.Image, channels: int, image_size: int, shorter_side: int | None = None
+    image: Image.Image,
+    channels: int,
+    image_size: int,
+    shorter_side: int | None = None,
+    rule: PixelRule = DEFAULT,
 ) -> npt.NDArray[np.uint8]:
     """The model's input in evaluation: channels converted, shorter side resized, centre crop; uint8 (C, S, S).
 
     Equal to torchvision's Resize (bicubic) and CenterCrop, with which the published accuracies were measured.
     `shorter_side`: pixels before the crop; by default `resized_side`.
     """
-    resized = resize_shorter_side(to_channels(image, channels), shorter_side or resized_side(image_size))
+    resized = fit(image, channels, shorter_side or resized_side(image_size), rule)
     return to_pixels(center_crop(resized, image_size))

@@ -89,7 +89,7 @@ def split_by_share(
     Args:
         labels, checksums: of all rows.
         free: rows for training. A split that is not given is drawn from them by `rng`: a share of each class, at least
-            one image, with unique content.
+            one image. Copies go to the same split, in search and test one of each class.
         given_search, given_test: rows that the source has in these splits; empty if it has none. Images of test are
             left out of search and train, images of search out of train.
 
@@ -100,7 +100,7 @@ def split_by_share(
     Raises:
         AutoFormerError: a class has too few images, or a given split is empty without the images left out.
     """
-    content, copies = _copies(checksums)
+    content, _ = _copies(checksums)
     notes = _contradictions(labels, content)
     test = given_test
     search = given_search[~np.isin(checksums[given_search], checksums[test])]
@@ -110,28 +110,52 @@ def split_by_share(
     left_out = len(given_search) - len(search) + len(free) - len(usable)
     if left_out:
         notes.append(f"{left_out} images were left out of train or search: the same image is in a later split too")
-    drawn: dict[str, list[int]] = {"search": [], "test": []}
-    for name, places in zip(classes, _by_class(labels[usable], len(classes)), strict=True):
-        rows = usable[places]
-        unique = rows[copies[rows] == 1].tolist()
-        rng.shuffle(unique)
-        taken = {}
+    drawn: dict[str, list[int]] = {"search": [], "test": []}  # the first copy of each image
+    split_of: dict[int, str] = {}  # by content, which another class may have too
+    for label, different in _different_images(usable, labels, content, len(classes)):
+        waiting = [row for row in different if content[row] not in split_of]
+        rng.shuffle(waiting)
         for split, given, percent in (("test", test, shares.test_percent), ("search", search, shares.search_percent)):
-            if not len(given):
-                wanted = max(1, round(percent / 100 * len(rows)))
-                taken[split] = [unique.pop() for _ in range(min(wanted, len(unique)))]
-                drawn[split] += taken[split]
-        if len(rows) - sum(map(len, taken.values())) < 1 or not all(taken.values()):
+            there = sum(split_of.get(content[row]) == split for row in different)
+            wanted = 0 if len(given) else max(1, round(percent / 100 * len(different))) - there
+            taken = [waiting.pop() for _ in range(min(wanted, len(waiting)))]
+            split_of |= {content[row]: split for row in taken}
+            drawn[split] += [row for row in different if split_of.get(content[row]) == split]
+        split_of |= {content[row]: "train" for row in waiting}
+        found = {split_of[content[row]] for row in different}
+        parts = {"train", *(split for split, given in (("test", test), ("search", search)) if not len(given))}
+        if not parts <= found:
             raise AutoFormerError(
-                f"class '{name}' has {len(np.unique(checksums[rows]))} different images to train on and to hold out; "
-                f"it takes at least {1 + len(taken)}: add some, or remove the class"
+                f"class '{classes[label]}' has {len(different)} different images to train on and to hold out; "
+                f"it takes at least {len(parts)} that no other class has: add some, or remove the class"
             )
-    train = np.setdiff1d(usable, np.array(drawn["search"] + drawn["test"], dtype=np.int64))
+    held = np.array(drawn["search"] + drawn["test"], dtype=np.int64)
+    train = usable[~np.isin(checksums[usable], checksums[held])]
+    if copies := len(usable) - len(train) - len(held):
+        notes.append(f"{copies} copies of images of search and test were left out: each is there once")
     search, test = (
         _spread(given if len(given) else np.array(drawn[split]), labels, rng)
         for split, given in (("search", search), ("test", test))
     )
     return {"train": train, "search": search, "test": test}, tuple(notes)
+
+
+def _different_images(
+    rows: np.ndarray, labels: np.ndarray, content: np.ndarray, num_classes: int
+) -> list[tuple[int, list[int]]]:
+    """Each class with the first copy of each of its images: first the classes that share images, the smallest first.
+
+    In this order a class that has no image of its own gets its part before a larger one has taken all.
+    """
+    pairs = np.unique(np.stack([content[rows], labels[rows]]), axis=1)
+    numbers, times = np.unique(pairs[0], return_counts=True)
+    sharing = set(pairs[1][np.isin(pairs[0], numbers[times > 1])].tolist())
+    found = []
+    for label, places in enumerate(_by_class(labels[rows], num_classes)):
+        mine = rows[places]
+        _, first = np.unique(content[mine], return_index=True)
+        found.append((label, mine[np.sort(first)].tolist()))
+    return sorted(found, key=lambda one: (one[0] not in sharing, len(one[1]) if one[0] in sharing else 0))
 
 
 def _contradictions(labels: np.ndarray, content: np.ndarray) -> list[str]:

@@ -7,7 +7,9 @@ is read again only where a name, size or time in it changes.
 
 import os
 import re
-from collections.abc import Callable
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,18 @@ from autoformer.images.source import archive_folder
 from autoformer.images.split_files import Split
 from components.prepare_data.delivered import Delivered, concatenate, make_rows
 from components.prepare_data.index_cache import cached_index
-from components.prepare_data.sources import SPLIT_NAMES, SPLIT_OF, SUFFIXES, files_below, folders_in
+from components.prepare_data.kaggle_imagenet import SOLUTION, labelled_val, tree_of
+from components.prepare_data.listing import (
+    SPLIT_NAMES,
+    SPLIT_OF,
+    LeftOut,
+    alike,
+    files_below,
+    folders_in,
+    is_image,
+    loose_images,
+    unreadable,
+)
 from runtime.common.console import Progress
 from runtime.storage.data import find_archives
 
@@ -30,43 +43,55 @@ _THREADS = min(16, 2 * (os.cpu_count() or 1))  # they wait for the disk
 
 def is_mine(data: Path) -> bool:
     place = find_archives(data)
-    return isinstance(place, Path) and "train" in _split_folders(place)
+    if not isinstance(place, Path):
+        return False
+    folders = _split_folders(tree_of(place))
+    return "train" in folders or any(map(folders_in, folders.values()))
 
 
 def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Delivered:
-    """The images of the given splits; the classes are those of train, as ImageFolder sorts them.
+    """The images of the given splits; others need not be there. The classes are those of train, where it is there.
 
     Raises `AutoFormerError` where a class has no image, is not in train, or a file cannot be read.
     """
-    root = archive_folder(data)
-    folders = _split_folders(root)
-    classes = tuple(folder.name for folder in folders_in(folders["train"]))
-    parts = [(split, part) for split, folder in folders.items() if split in splits for part in folders_in(folder)]
-    unknown = [folder for _, folder in parts if folder.name not in classes]
+    place, left_out = archive_folder(data), LeftOut()
+    tree = tree_of(place)
+    folders = _split_folders(tree)
+    if "train" in splits and "train" not in folders:
+        raise AutoFormerError(f"{tree}: no folder train, which holds the classes; give all splits")
+    left_out.add_loose(tree, place)
+    found = [
+        (split, label, files)
+        for split, folder in folders.items()
+        if split in splits
+        for label, files in _classes_in(folder, place, left_out).items()
+    ]
+    classes = _class_names(folders.get("train", tree), [label for _, label, _ in found])
+    label_of = {name: _label_of(name, classes) for _, name, _ in found}
+    unknown = [folders[split] / name for split, name, _ in found if label_of[name] < 0]
     if unknown or len(classes) < 2:
-        fault = f"{unknown[0]}: a class that train does not have" if unknown else f"{root}: fewer than two classes"
+        fault = f"{unknown[0]}: a class that train does not have" if unknown else f"{tree}: fewer than two classes"
         raise AutoFormerError(f"{fault}; give every split the same class folders")
     rows: list[Split] = []
-    with Progress("prepare_data: class folders", len(parts), "folders") as bar, ThreadPoolExecutor(_THREADS) as pool:
-        for _, folder in parts:
+    with Progress("prepare_data: class folders", len(found), "folders") as bar, ThreadPoolExecutor(_THREADS) as pool:
+        for _, name, images in found:
             try:
-                rows.append(_rows(root, folder, classes.index(folder.name), pool))
+                rows.append(_rows(place, images, label_of[name], left_out, pool))
             except OSError as error:
-                raise AutoFormerError(
-                    f"{error.filename}: cannot be read ({error.strerror}); change its permissions or remove it"
-                ) from None
+                raise unreadable(error) from None
             bar.update(len(rows))
     imagenet = all(_WNID.fullmatch(name) for name in classes)
     return Delivered(
         title="ImageNet" if imagenet else data.name,
         classes=classes,
         rows=concatenate(rows),
-        splits=np.repeat([split for split, _ in parts], [len(part.labels) for part in rows]),
+        splits=np.repeat([split for split, _, _ in found], [len(part.labels) for part in rows]),
         archives={},
         files=True,
         licence="ImageNet's terms of access: for non-commercial research" if imagenet else "not stated",
-        source=f"class folders ({', '.join(folder.name for folder in folders.values())})",
+        source=f"class folders ({', '.join(dict.fromkeys(folders[split].name for split, _, _ in found))})",
         upright=not imagenet,
+        notes=tuple(left_out.notes()),
     )
 
 
@@ -79,16 +104,55 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return {split: found[split] for split in SPLIT_NAMES if split in found and found[split].is_dir()}
 
 
-def _rows(root: Path, folder: Path, label: int, pool: ThreadPoolExecutor) -> Split:
-    """The images of one class in one split."""
-    place = folder.relative_to(root).as_posix()
+def _classes_in(folder: Path, root: Path, left_out: LeftOut) -> dict[str, Path | list[Path]]:
+    """Name of each class in a split -> its folder, or its images."""
+    if below := folders_in(folder, left_out):
+        left_out.add_loose(folder, root)
+        return {item.name: item for item in below}
+    if labelled := labelled_val(folder):
+        return {label: files for label, files in labelled.items()}
+    images = loose_images(folder)
+    if images and SPLIT_OF[folder.name.lower()] == "test":  # as competitions deliver it
+        left_out.add_loose(folder, root)
+        return {}
+    if not images:
+        raise AutoFormerError(f"{folder}: holds no class folders; fill or remove it")
+    raise AutoFormerError(
+        f"{folder}: {len(images):,} images lie in no class folder; sort them into {folder.name}/<class>/, or, of "
+        f"Kaggle's ImageNet, put its {SOLUTION} into a folder above"
+    )
+
+
+def _label_of(name: str, classes: tuple[str, ...]) -> int:
+    """The class of this name, or the only one that people read as it; -1 for none."""
+    name = unicodedata.normalize("NFC", name)
+    alike_ones = [label for label, other in enumerate(classes) if other == name] or [
+        label for label, other in enumerate(classes) if alike(other) == alike(name)
+    ]
+    return alike_ones[0] if len(alike_ones) == 1 else -1
+
+
+def _class_names(train: Path, found: list[str]) -> tuple[str, ...]:
+    """The classes, in the order of ImageFolder: those of train, or those that were found where there is no train."""
+    names = [folder.name for folder in folders_in(train)] if train.name.lower() in SPLIT_OF else sorted({*found})
+    composed = [unicodedata.normalize("NFC", name) for name in names]
+    twice = [name for name, count in Counter(composed).items() if count > 1]
+    if twice:
+        raise AutoFormerError(f"{train}: two spellings of '{twice[0]}' differ by their Unicode form alone; merge them")
+    return tuple(composed)
+
+
+def _rows(root: Path, images: Path | list[Path], label: int, left_out: LeftOut, pool: ThreadPoolExecutor) -> Split:
+    """The images of one class in one split: those in a folder, or those listed."""
+    files: Iterable[Path | os.DirEntry[str]] = images if isinstance(images, list) else files_below(images, left_out)
+    start = len(str(root)) + 1
     states = sorted(
-        (place + file.path[len(str(folder)) :], file.stat().st_size, file.stat().st_mtime_ns)
-        for file in files_below(folder)
-        if os.path.splitext(file.name)[1].lower() in SUFFIXES  # noqa: PTH122 (a million paths are slow to make)
+        (str(getattr(file, "path", file))[start:], file.stat().st_size, file.stat().st_mtime_ns)
+        for file in files
+        if is_image(file.name)
     )
     if not states:
-        raise AutoFormerError(f"{folder}: a class folder without images; fill it or remove it")
+        raise AutoFormerError(f"{images}: a class folder without images; fill it or remove it")
 
     def read_all(add: Callable[[Split], None]) -> dict[str, Any]:
         names, sizes, _ = zip(*states, strict=True)

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from autoformer.images.pixel_rule import PixelRule
 from autoformer.images.split_files import CHECKSUM, Split
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of pixels in [0, 1], by channel
@@ -28,6 +29,7 @@ class Delivered(NamedTuple):
     files: bool = False  # each image is a file of its own, verified by its row's checksum
     upright: bool = True  # turn an image as its camera noted
     notes: tuple[str, ...] = ()
+    pixels: PixelRule | None = None  # of a pack, whose images are converted; else as configured
 
 
 def make_rows(

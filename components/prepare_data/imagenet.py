@@ -62,14 +62,15 @@ PUBLISHED = Published(
 
 
 def is_mine(data: Path) -> bool:
-    return TRAIN in _stated(data, PUBLISHED)
+    return not {TRAIN, VAL}.isdisjoint(_stated(data, PUBLISHED))
 
 
 def _stated(data: Path, published: Published) -> Mapping[str, SourceArchive]:
     """The archives as `source.yaml` identifies them; where it does not, they must be the published ones."""
     if (data / SOURCE).is_file() and (stated := read_source(data).archives):
         return stated
-    return published.archives if (find_archives(data) / TRAIN).is_file() else {}
+    there = any((find_archives(data) / name).is_file() for name in (TRAIN, VAL))
+    return published.archives if there else {}
 
 
 def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] = ("train", "val")) -> Delivered:

@@ -10,7 +10,7 @@ from autoformer.images.archives import PREFETCH_IMAGES, EncodedImages
 from autoformer.images.split_files import Split
 from autoformer.images.split_images import check_archive, check_places
 from components.prepare_data.delivered import Delivered, make_rows
-from components.prepare_data.pack import CARD, INDEX, PackCard, read_pack
+from components.prepare_data.pack_card import CARD, INDEX, PackCard, read_pack
 from runtime.common.tables import read_table
 from runtime.storage.data import remote_archives
 
@@ -39,6 +39,7 @@ def read(data: Path) -> Delivered:
             encoded.prefetch(range(number, min(number + PREFETCH_IMAGES, len(encoded))))
         if sha256(encoded.read(number)).hexdigest().encode() != checksum:
             raise AutoFormerError(f"{index}, line {number + 2}: another image lies there; pack the images again")
+    unreadable = [f"{card.unreadable} unreadable images were left out"] if card.unreadable else []
     return Delivered(
         title=card.name,
         classes=card.classes,
@@ -49,7 +50,8 @@ def read(data: Path) -> Delivered:
         archives=card.archives,
         licence=f"not stated: {_OWN}",
         source=f"{_OWN} ({card.layout}), hash {card.hash}",
-        notes=(f"{card.unreadable} unreadable images were left out",) if card.unreadable else (),
+        notes=(*card.notes, *unreadable),
+        pixels=card.pixels,
     )
 
 

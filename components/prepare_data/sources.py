@@ -1,21 +1,27 @@
 """Find a user's labelled images: class folders, train/val/test folders of class folders, or a CSV of paths."""
 
-import csv
-import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from autoformer.errors import AutoFormerError
+from components.prepare_data.kaggle_imagenet import labelled_val, tree_of
+from components.prepare_data.label_table import read_label_table
+from components.prepare_data.listing import (
+    SPLIT_NAMES,
+    SPLIT_OF,
+    LeftOut,
+    alike,
+    files_below,
+    folders_in,
+    is_image,
+    loose_images,
+    unreadable,
+)
 
-_FORMATS = "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm pnm jp2 heic heif avif"
-SUFFIXES = frozenset(f".{suffix}" for suffix in _FORMATS.split(" "))
-SPLIT_NAMES = ("train", "val", "test")
-SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-SPLIT_OF |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
-PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "filepath")
-LABEL_COLUMNS = ("label", "class", "class_name", "category")
+_TABLES = (".csv", ".tsv")
+_LETTERS = 2  # names of so many letters may differ by case alone: a and A, Co and CO
 
 
 class SourceImage(NamedTuple):
@@ -29,6 +35,7 @@ class Source(NamedTuple):
     layout: str  # in words
     images: list[SourceImage]  # in the order of their paths
     ignored: int  # files without the name of an image
+    notes: tuple[str, ...] = ()  # images left out and names taken for one, a sentence each
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -47,40 +54,67 @@ def discover(path: Path) -> Source:
     """
     if path.is_dir():
         source = _read_folder(path)
-    elif path.suffix.lower() == ".csv" and path.is_file():
+    elif path.suffix.lower() in _TABLES and path.is_file():
         source = _read_csv(path)
     elif path.exists():
         raise AutoFormerError(f"{path}: neither a folder nor a .csv file; give a folder of class folders, or a CSV")
     else:
         raise AutoFormerError(f"{path}: no such folder or CSV file")
+    _check_names(source, path)
+    source = _with_one_spelling(source)
     _check(source, path)
     return source
 
 
-def _read_folder(root: Path) -> Source:
-    below = folders_in(root)
-    splits = {SPLIT_OF[folder.name.lower()]: folder for folder in below if folder.name.lower() in SPLIT_OF}
-    if _are_splits(root, below):
-        layout = f"{', '.join(splits[name].name for name in SPLIT_NAMES if name in splits)} folders of class folders"
-    else:
-        layout, splits = "class folders", {"": root}
-    images, ignored = [], 0
+def _read_folder(place: Path) -> Source:
+    root, left_out = tree_of(place), LeftOut()
+    below = folders_in(root, left_out)
+    are_splits = _are_splits(root, below)
+    splits = {SPLIT_OF[folder.name.lower()]: folder for folder in below} if are_splits else {"": root}
+    images, ignored, empty = [], 0, []
     try:
-        for split, folder in splits.items():
-            for class_folder in folders_in(folder):
-                files = [Path(file.path) for file in files_below(class_folder)]
-                found = [file for file in files if file.suffix.lower() in SUFFIXES]
-                if not found:
-                    raise AutoFormerError(f"{class_folder}: a class folder without images; fill it or remove it")
-                images += [SourceImage(file, class_folder.name, split) for file in found]
-                ignored += len(files) - len(found)
+        for split in (name for name in ("", *SPLIT_NAMES) if name in splits):
+            found, others = _read_split(splits[split], root, split, left_out)
+            images += found
+            ignored += others
+            if not found and f"{splits[split].name}" not in left_out.loose:
+                empty.append(f"{splits[split].name}: holds no images, and is not used")
+        if are_splits:
+            left_out.add_loose(root, root)
     except OSError as error:
-        raise _unreadable(error) from None
+        raise unreadable(error) from None
     if not images:
-        loose = sum(file.suffix.lower() in SUFFIXES for file in root.iterdir() if file.is_file())
-        hint = f"; {loose} images lie in it directly: sort them into a folder for each class" if loose else ""
-        raise AutoFormerError(f"{root}: no class folders with images in it{hint}")
-    return Source(root, layout, sorted(images), ignored)
+        raise _nothing_found(root)
+    used = {image.split for image in images}
+    names = ", ".join(splits[name].name for name in SPLIT_NAMES if name in used)
+    layout = f"{names} folders of class folders" if are_splits else "class folders"
+    return Source(root, layout, sorted(images), ignored, (*left_out.notes(), *empty))
+
+
+def _read_split(folder: Path, root: Path, split: str, left_out: LeftOut) -> tuple[list[SourceImage], int]:
+    """The images of the class folders in a folder, and the number of other files."""
+    images, ignored = [], 0
+    for class_folder in folders_in(folder, left_out if split else None):
+        files = [Path(file.path) for file in files_below(class_folder, left_out)]
+        found = [file for file in files if is_image(file.name)]
+        if not found:
+            raise AutoFormerError(f"{class_folder}: a class folder without images; fill it or remove it")
+        images += [SourceImage(file, class_folder.name, split) for file in found]
+        ignored += len(files) - len(found)
+    labelled = labelled_val(folder) if split == "val" and not images else {}
+    images += [SourceImage(file, label, split) for label, files in labelled.items() for file in files]
+    if not labelled:
+        left_out.add_loose(folder, root)
+    return images, ignored
+
+
+def _nothing_found(root: Path) -> AutoFormerError:
+    loose = len(loose_images(root))
+    tables = sorted(item.name for item in root.iterdir() if item.suffix.lower() in _TABLES)
+    hint = f"; {loose} images lie in it directly: sort them into a folder for each class" if loose else ""
+    if tables:
+        hint += f"{', or' if loose else ';'} name the table if it holds path and label: DATA={root / tables[0]}"
+    return AutoFormerError(f"{root}: no class folders with images in it{hint}")
 
 
 def _are_splits(root: Path, below: list[Path]) -> bool:
@@ -102,86 +136,54 @@ def _are_splits(root: Path, below: list[Path]) -> bool:
     return True
 
 
-def folders_in(folder: Path) -> list[Path]:
-    """The visible folders directly in a folder, sorted."""
-    try:
-        return sorted(item for item in folder.iterdir() if item.is_dir() and not _is_hidden(item.name))
-    except OSError as error:
-        raise _unreadable(error) from None
-
-
-def files_below(folder: Path | str) -> Iterator[os.DirEntry[str]]:
-    """All visible files below a folder. Linked folders are not followed: a link could make a circle."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _is_hidden(entry.name):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from files_below(entry.path)
-            elif not (entry.is_symlink() and os.path.isdir(entry.path)):  # noqa: PTH112 (a million paths are slow)
-                yield entry
-
-
-def _unreadable(error: OSError) -> AutoFormerError:
-    return AutoFormerError(f"{error.filename}: cannot be read ({error.strerror}); change its permissions or move it")
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX")) or name in ("Thumbs.db", "desktop.ini")
-
-
 def _read_csv(file: Path) -> Source:
-    root = file.parent.resolve()
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            path, label, split = _columns(file, reader.fieldnames or [])
-            images = [
-                _read_row(f"{file}, line {number}", root, row[path], row[label], row[split] if split else "")
-                for number, row in enumerate(reader, start=2)
-            ]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise AutoFormerError(f"{file}: not readable as CSV in UTF-8 ({error})") from None
-    twice = [image for image, count in Counter(image.path for image in images).items() if count > 1]
-    if twice:
-        raise AutoFormerError(f"{file}: names {twice[0].relative_to(root)} twice; an image has one label and one split")
-    return Source(root, f"CSV with the columns {path} and {label}", sorted(images), 0)
+    table = read_label_table(file)
+    first: dict[Path, str] = {}
+    for row in table.rows:
+        if row.path in first:
+            name = row.path.relative_to(file.parent.resolve())
+            raise AutoFormerError(f"{row.where}: names {name} twice; an image has one label and one split")
+        first[row.path] = row.where
+    root, left_out = file.parent.resolve(), LeftOut()
+    named: dict[Path, set[str]] = {}
+    for path in first:
+        named.setdefault(path.parent, set()).add(path.name)
+    for folder, names in sorted(named.items()):
+        left_out.add_unnamed(folder, root, names)
+    images = sorted(SourceImage(row.path, row.label, row.split) for row in table.rows)
+    layout = f"CSV with the columns {table.columns}"
+    return Source(root, layout, images, 0, (*table.notes, *left_out.notes()))
 
 
-def _columns(file: Path, header: Sequence[str]) -> tuple[str, str, str | None]:
-    by_name = {name.strip().lower(): name for name in header if name}
-    path = next((by_name[name] for name in PATH_COLUMNS if name in by_name), None)
-    label = next((by_name[name] for name in LABEL_COLUMNS if name in by_name), None)
-    if path is None or label is None:
-        raise AutoFormerError(
-            f"{file}: its first line must name a column 'path' and a column 'label' (and may name 'split'); "
-            f"it has: {', '.join(map(str, header)) or 'nothing'}"
-        )
-    return path, label, by_name.get("split")
+def _with_one_spelling(source: Source) -> Source:
+    """Give the classes that people read as one a single name: the most frequent spelling, in composed Unicode."""
+    counts = Counter(image.label for image in source.images)
+    spellings: dict[str, Counter[str]] = {}
+    for label, count in counts.items():
+        name = unicodedata.normalize("NFC", label)
+        spellings.setdefault(name if len(name) <= _LETTERS else alike(name), Counter())[label] += count
+    name_of: dict[str, str] = {}
+    notes: list[str] = []
+    for labels in spellings.values():
+        best = unicodedata.normalize("NFC", min(labels, key=lambda label: (-labels[label], label)))
+        name_of |= dict.fromkeys(labels, best)
+        if len(labels) > 1:
+            how = "case or spaces" if len({unicodedata.normalize("NFC", label) for label in labels}) > 1 else "Unicode"
+            notes.append(f"{len(labels)} spellings of '{best}' differ by {how} alone, and are one class")
+    images = [image._replace(label=name_of[image.label]) for image in source.images]
+    return source._replace(images=images, notes=(*source.notes, *sorted(notes)))
 
 
-def _read_row(where: str, root: Path, path: str | None, label: str | None, split: str | None) -> SourceImage:
-    """The image that a line names. It must lie in the CSV's folder, even behind links."""
-    if not path or not path.strip() or "\0" in path:
-        raise AutoFormerError(f"{where}: no path")
-    file = Path(os.path.normpath(root / path.strip()))
-    if not file.is_relative_to(root) or not Path(os.path.realpath(file)).is_relative_to(root):
-        raise AutoFormerError(f"{where}: {path} lies outside the folder of the CSV; move the images into it")
-    label, split = (label or "").strip(), (split or "").strip().lower()
-    if not label:
-        raise AutoFormerError(f"{where}: no label")
-    if split and split not in SPLIT_OF:
-        raise AutoFormerError(f"{where}: split '{split}' is none of train, val, test")
-    return SourceImage(file, label, SPLIT_OF.get(split, ""))
-
-
-def _check(source: Source, path: Path) -> None:
+def _check_names(source: Source, path: Path) -> None:
     if not source.images:
         raise AutoFormerError(f"{path}: names no images")
     for image in source.images:
         name = f"{source.name_of(image)}{image.label}"
         if not name.isascii() and (written := name.encode(errors="backslashreplace").decode()) != name:
             raise AutoFormerError(f"{path}: {written} has a name that is not in UTF-8; rename it")
+
+
+def _check(source: Source, path: Path) -> None:
     if len(source.classes) < 2:
         raise AutoFormerError(f"{path}: one class only, '{source.classes[0]}'; a classifier needs two or more")
     splits = {image.split for image in source.images}

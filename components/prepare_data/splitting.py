@@ -8,7 +8,7 @@ import numpy as np
 from autoformer.errors import AutoFormerError
 from autoformer.images.archives import PREFETCH_IMAGES, EncodedImages
 from autoformer.images.card import DatasetCard
-from autoformer.images.pixels import to_pixels
+from autoformer.images.pixels import DEFAULT, to_pixels
 from autoformer.images.split_files import Split, hash_split
 from autoformer.images.split_images import raw_pixels
 from autoformer.images.splits import Shares, hold_out, split_by_share
@@ -81,8 +81,8 @@ def statistics(delivered: Delivered, train: Split, data: Path) -> Statistics:
         assert delivered.image_size is not None
         mean, std = pixel_statistics(raw_pixels(train, data, delivered.channels, delivered.image_size))
     else:
-        remote = remote_archives(data)
-        encoded = EncodedImages(data, train, delivered.channels, delivered.upright, delivered.files, remote)
+        remote, rule = remote_archives(data), delivered.pixels or DEFAULT
+        encoded = EncodedImages(data, train, delivered.channels, delivered.upright, delivered.files, remote, rule)
         counts = np.zeros((delivered.channels, 256), dtype=np.int64)
         for index in range(len(encoded)):
             if index % PREFETCH_IMAGES == 0:
@@ -110,6 +110,7 @@ def describe(delivered: Delivered, splits: Splits, normalisation: Statistics) ->
         source=delivered.source,
         archives=delivered.archives,
         files=delivered.files,
+        pixels=delivered.pixels or DEFAULT,
         upright=delivered.upright,
         notes=(*delivered.notes, *splits.notes),
         split_hashes={name: hash_split(split.checksums, split.labels) for name, split in splits.rows.items()},

@@ -58,9 +58,10 @@ def parser() -> argparse.ArgumentParser:
 
 def prepare(data: Path, delivered: Delivered, section: PrepareData, seed: int) -> Prepared:
     """Split and describe the images of the folder `data`."""
+    delivered = delivered._replace(pixels=delivered.pixels or section.pixel_rule)
     splits = split(delivered, section, seed)
     card = describe(delivered, splits, statistics(delivered, splits.rows["train"], data))
-    return Prepared(card, splits.rows, splits.counted or card.notes)
+    return Prepared(card, splits.rows, (*delivered.notes, *(splits.counted or splits.notes)))
 
 
 def write_prepared(prepared: Prepared, card: Path, splits: Mapping[str, Path]) -> None:

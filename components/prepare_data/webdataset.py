@@ -21,7 +21,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.images.split_files import Split
 from components.prepare_data.delivered import Delivered, concatenate, make_rows
 from components.prepare_data.index_cache import Index, cached_index
-from components.prepare_data.sources import SPLIT_OF, SUFFIXES
+from components.prepare_data.listing import SPLIT_OF, SUFFIXES
 from components.prepare_data.tars import HashedStream, Member, members, read_tar
 from runtime.common.console import Progress
 from runtime.storage.data import ArchiveFile, ArchiveFolder, find_archives, size_of, state_of

@@ -75,7 +75,7 @@ def _write(opened: StepContext, card: DatasetCard, trainer: "Trainer", trained: 
     from autoformer.checkpoint import save_supernet
 
     out, (history, rollbacks) = opened.arguments.out, trained
-    preprocessing = Preprocessing(mean=card.mean, std=card.std, classes=card.classes)
+    preprocessing = Preprocessing(mean=card.mean, std=card.std, classes=card.classes, pixels=card.pixels)
     provenance = opened.workspace.provenance
     supernet_card = SupernetCard(space=opened.config.space, preprocessing=preprocessing, provenance=provenance)
     metrics = {key: value for key, value in history[-1].items() if key not in ("step", "epoch", "learning_rate")}

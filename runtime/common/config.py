@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import canonical_json, hash_file, hash_value, read_yaml
 from autoformer.frozen import Frozen
+from autoformer.images.pixel_rule import PixelRule
 from autoformer.limits import Limits
 from autoformer.named import CONFIGS, load_space, named_file
 from autoformer.racing import Racing
@@ -43,6 +44,19 @@ class PrepareData(Frozen):
     max_unreadable_percent: float = Field(
         5.0, ge=0, le=100, description="of your images; with more unreadable ones the run does not begin"
     )
+    background: int = Field(
+        128, ge=0, le=255, description="grey level behind transparent pixels of images: 0 black, 255 white"
+    )
+    white_level: float | None = Field(
+        None,
+        gt=0,
+        description="value that is white in images of more than 8 bits; null: of a data set of your own the least of "
+        "255, 1023, 4095, 16383 and 65535 that no 16-bit image exceeds, else 65535; images of 32 bits are refused",
+    )
+
+    @property
+    def pixel_rule(self) -> PixelRule:
+        return PixelRule(background=self.background, white_level=self.white_level)
 
 
 class TrainingSection(Recipe):

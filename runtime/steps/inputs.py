@@ -74,7 +74,7 @@ def _decoded(path: Path, data: Data, card: DatasetCard, config: Config, split: s
 def _encoded(path: Path, data: Data, card: DatasetCard, split: str) -> EncodedSplit:
     """The files of a split, which the loader decodes."""
     rows = read_rows(path, data.folder, card, split, known_hashes(), data.remote)
-    pictures = EncodedImages(data.folder, rows, card.channels, card.upright, card.files, data.remote)
+    pictures = EncodedImages(data.folder, rows, card.channels, card.upright, card.files, data.remote, card.pixels)
     return EncodedSplit(pictures, rows.labels.astype("int64"))
 
 

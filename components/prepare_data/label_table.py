@@ -1,0 +1,181 @@
+"""A table of image paths and labels, as people, spreadsheets and Windows write it."""
+
+import codecs
+import csv
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from autoformer.errors import AutoFormerError
+from components.prepare_data.listing import SPLIT_OF, alike
+
+PATH_COLUMNS = (
+    "path", "file", "filename", "file_name", "image", "filepath", "file_path", "image_path", "imagepath", "image_file",
+    "image_name", "image_id", "img", "img_path",
+)  # fmt: skip
+LABEL_COLUMNS = ("label", "class", "class_name", "category", "labels", "classname", "class_label", "species", "target")
+SPLIT_COLUMNS = ("set", "subset", "partition")  # where all values are names of splits
+_BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_SEPARATORS = ",;\t|"
+
+
+class Row(NamedTuple):
+    where: str  # file and line, for messages
+    path: Path
+    label: str
+    split: str  # "" for none
+
+
+class Table(NamedTuple):
+    columns: str  # in words
+    rows: list[Row]
+    notes: tuple[str, ...]
+
+
+class _Columns(NamedTuple):
+    """Numbers of the columns."""
+
+    path: int
+    label: int
+    split: int | None
+
+
+def read_label_table(file: Path) -> Table:
+    """The rows of a CSV: UTF-8 or UTF-16; separated by commas, semicolons, tabs or bars.
+
+    Raises `AutoFormerError`, with the line as an editor counts, where a row is malformed or leads out of the folder.
+    """
+    text = _decode(file)
+    lines = _lines(text, _separator(text), file)
+    _, header = next(lines, (1, []))
+    rows = list(lines)
+    columns = _columns(file, header, [cells for _, cells in rows])
+    finder = _Finder(file.parent.resolve())
+    found = [_read_row(f"{file}, line {line}", cells, len(header), columns, finder) for line, cells in rows]
+    used = {columns.path, columns.label, columns.split}
+    unused = [name.strip() for number, name in enumerate(header) if number not in used and name.strip()]
+    count = "1 file found under another spelling of its path"
+    if finder.respelt > 1:
+        count = f"{finder.respelt:,} files found under another spelling of their path"
+    notes = [count] if finder.respelt else []
+    if unused:
+        notes.append(f"columns of the CSV that are not used: {', '.join(unused)}")
+    words = f"{header[columns.path].strip()} and {header[columns.label].strip()}"
+    return Table(words, found, tuple(notes))
+
+
+def _decode(file: Path) -> str:
+    content = file.read_bytes()
+    encoding = next((name for mark, name in _BOMS.items() if content.startswith(mark)), "utf-8")
+    if encoding != "utf-16" and b"\0" in content[:64]:
+        raise AutoFormerError(f"{file}: not readable as CSV in UTF-8 (null bytes); save it as 'CSV UTF-8'")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = 1 + content[: error.start].count(b"\n")
+        place = f", line {line}" if encoding.startswith("utf-8") else ""
+        raise AutoFormerError(
+            f"{file}{place}: not readable as CSV in UTF-8 ({error.reason}); save it as 'CSV UTF-8'"
+        ) from None
+
+
+def _separator(text: str) -> str:
+    """The separator with which the first line has the most cells; a comma if in doubt."""
+    stated = re.match(r"sep=(.)\r?\n", text)  # as Excel writes it
+    if stated:
+        return stated[1]
+    first = re.sub(r'"[^"]*"', "", next((line for line in text.splitlines() if line.strip()), ""))
+    return max(_SEPARATORS, key=first.count)
+
+
+def _lines(text: str, separator: str, file: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not empty, each with the number of its first line."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise AutoFormerError(f"{file}, line {line}: not readable as CSV ({error})") from None
+        if cells is None:
+            return
+        blank = len(cells) < 2 and not any(map(str.strip, cells))
+        if not blank and not (line == 1 and cells[0].startswith("sep=")):
+            yield line, cells
+
+
+def _columns(file: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> _Columns:
+    names = [re.sub(r"[\s-]+", "_", name.strip().lower()) for name in header]
+    number = {name: place for place, name in reversed([*enumerate(names)])}
+    path = next((number[name] for name in PATH_COLUMNS if name in number), None)
+    label = next((number[name] for name in LABEL_COLUMNS if name in number), None)
+    if path is None or label is None:
+        raise AutoFormerError(
+            f"{file}: its first line must name a column 'path' and a column 'label' (and may name 'split'); "
+            f"it has: {', '.join(map(str, header)) or 'nothing'}"
+        )
+    split = number.get("split")
+    for name in SPLIT_COLUMNS:
+        place = number.get(name)
+        if split is None and place is not None:
+            values = {cells[place].strip().lower() if place < len(cells) else "" for cells in rows}
+            split = place if values and values <= SPLIT_OF.keys() else None
+    return _Columns(path, label, split)
+
+
+def _read_row(where: str, cells: Sequence[str], width: int, columns: _Columns, finder: "_Finder") -> Row:
+    """The image that a line names. It must lie in the CSV's folder, even behind links."""
+    if any(map(str.strip, cells[width:])):
+        raise AutoFormerError(f"{where}: {len(cells)} cells, but the first line has {width}; quote a cell with commas")
+    path, label, split = ("" if at is None or at >= len(cells) else cells[at].strip() for at in columns)
+    if not path or "\0" in path:
+        raise AutoFormerError(f"{where}: no path")
+    file = finder.find(path)
+    if not file.is_relative_to(finder.root) or not Path(os.path.realpath(file)).is_relative_to(finder.root):
+        raise AutoFormerError(f"{where}: {path} lies outside the folder of the CSV; move the images into it")
+    if not label:
+        raise AutoFormerError(f"{where}: no label")
+    if split and split.lower() not in SPLIT_OF:
+        raise AutoFormerError(f"{where}: split '{split.lower()}' is none of train, val, test")
+    return Row(where, file, label, SPLIT_OF.get(split.lower(), ""))
+
+
+class _Finder:
+    """Finds the file that a path means: as written, or the only one that people read as the same."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.respelt = root, 0
+        self._listings: dict[Path, dict[str, list[str]]] = {}
+
+    def find(self, path: str) -> Path:
+        """The path as written where no file, or more than one, is meant."""
+        file = Path(os.path.normpath(self.root / path))
+        if os.path.lexists(file):  # a million paths are slow to make
+            return file
+        if "\\" in path:  # as Windows writes it
+            if re.match(r"[A-Za-z]:|\\\\", path):
+                return Path(path)  # of another machine, so outside
+            file = Path(os.path.normpath(self.root / path.replace("\\", "/")))
+        if not file.is_relative_to(self.root):
+            return file
+        here = self.root
+        for name in file.relative_to(self.root).parts:
+            meant = self._listing(here).get(alike(name), [])
+            if name not in meant and len(meant) != 1:
+                return file
+            here /= name if name in meant else meant[0]
+        self.respelt += 1
+        return here
+
+    def _listing(self, folder: Path) -> dict[str, list[str]]:
+        """Names in a folder by how people read them, with and without suffix."""
+        if folder not in self._listings:
+            names: dict[str, list[str]] = {}
+            for name in os.listdir(folder) if folder.is_dir() else []:  # noqa: PTH208
+                for key in {alike(name), alike(os.path.splitext(name)[0])}:  # noqa: PTH122
+                    names.setdefault(key, []).append(name)
+            self._listings[folder] = names
+        return self._listings[folder]

@@ -1,0 +1,168 @@
+"""Which names are images, splits, and leftovers of systems and tools; folders walked by these rules."""
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from autoformer.errors import AutoFormerError
+
+_FORMATS = "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm pnm jp2 heic heif avif"
+SUFFIXES = frozenset(f".{suffix}" for suffix in _FORMATS.split(" "))
+SPLIT_NAMES = ("train", "val", "test")
+SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_OF |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+
+# Names that hold no images of the user, in lower case: macOS, Windows, ext4, Synology, QNAP, NetApp, Python, FrontPage.
+_SYSTEM = frozenset(
+    [
+        "__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder", "$recycle.bin", "$extend",
+        "$winreagent", "$sysreset", "recycler", "system volume information", "lost+found", "@eadir", "@tmp", "@recycle",
+        "@recycle.bin", "@recently-snapshot", "@snapshot", "@sharesnap", "@__thumb", "@sharebin", "@__qini",
+        "#recycle", "#snapshot", "#trash", "~snapshot", "__pycache__", "node_modules", "_vti_cnf", "_vti_pvt",
+        "_gsdata_", "thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "zbthumbnail.info", "icon\r",
+    ]
+)  # fmt: skip
+_SYSTEM_FORM = re.compile(r"\.|found\.\d{3}$|@syno|synophoto_|synoindex_|.*\.lr(data|cat)$", re.IGNORECASE)
+_THUMBNAILS = re.compile(
+    r"(_+(thumb|thumbnail)s?|(thumb|thumbnail)s)_*", re.IGNORECASE
+)  # below a class; one may be a class
+_SMALLER = re.compile(r"(.+?)(-\d+x\d+|[-_.]thumb(nail)?)", re.IGNORECASE)  # of a.jpg: a-150x150.jpg, a_thumb.jpg
+_LISTED = 3
+
+
+def is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (a million paths are slow to make)
+
+
+def is_system(name: str) -> bool:
+    """Whether a system or a tool made the file or folder of this name, or hides it."""
+    return name.lower() in _SYSTEM or _SYSTEM_FORM.match(name) is not None
+
+
+def alike(text: str) -> str:
+    """Equal for names that people read as one: any Unicode form, case and spacing."""
+    return unicodedata.normalize("NFC", " ".join(unicodedata.normalize("NFC", text).split()).casefold())
+
+
+class LeftOut:
+    """Images that are found and not used, counted for one sentence each."""
+
+    def __init__(self) -> None:
+        self.system: Counter[str] = Counter()  # by the name that decided
+        self.smaller: list[str] = []  # paths of smaller copies
+        self.loose: dict[str, list[str]] = {}  # folder -> names of images beside its class folders
+        self.unnamed: dict[str, list[str]] = {}  # folder -> names of images that a table does not name
+        self.links: list[str] = []  # folders
+
+    def add_loose(self, folder: Path, root: Path) -> None:
+        """Count the images directly in a folder, which its class folders stand beside."""
+        if names := loose_images(folder):
+            self.loose[_below(folder, root)] = names
+
+    def add_unnamed(self, folder: Path, root: Path, named: set[str]) -> None:
+        """Count the images directly in a folder of a table's images that the table does not name."""
+        names = [name for name in loose_images(folder) if name not in named] if folder.is_dir() else []
+        if names:
+            self.unnamed[_below(folder, root)] = names
+
+    def notes(self) -> list[str]:
+        notes = []
+        if self.system:
+            counted = ", ".join(f"{name} {count:,}" for name, count in self.system.most_common(_LISTED))
+            more = ", …" if len(self.system) > _LISTED else ""
+            notes.append(f"{_images(self.system.total())} in names of a system or tool left out: {counted}{more}")
+        if self.smaller:
+            notes.append(f"{_images(len(self.smaller))} left out, smaller copies by their names: {_some(self.smaller)}")
+        for folder, names in self.loose.items():
+            notes.append(
+                f"{folder}: {_images(len(names))} in no class folder, so without a label, left out: {_some(names)}"
+            )
+        for folder, names in self.unnamed.items():
+            notes.append(f"{folder}: {_images(len(names))} that the CSV does not name left out: {_some(names)}")
+        if self.links:
+            notes.append(f"linked folders are not followed: {_some(self.links)}")
+        return notes
+
+
+def folders_in(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
+    """The user's folders directly in a folder, sorted."""
+    try:
+        found = sorted(item for item in folder.iterdir() if item.is_dir())
+        for item in found:
+            if left_out is not None and is_system(item.name):
+                _count(item, item.name, left_out)
+    except OSError as error:
+        raise unreadable(error) from None
+    return [item for item in found if not is_system(item.name)]
+
+
+def loose_images(folder: Path) -> list[str]:
+    """Names of the images that lie directly in a folder, sorted."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                e.name
+                for e in entries
+                if is_image(e.name) and not is_system(e.name) and os.path.isfile(e.path)  # noqa: PTH113
+            )
+    except OSError as error:
+        raise unreadable(error) from None
+
+
+def files_below(folder: Path | str, left_out: LeftOut | None = None) -> Iterator[os.DirEntry[str]]:
+    """The user's files below a folder. Linked folders are not followed: a link could make a circle."""
+    with os.scandir(folder) as scan:
+        entries = list(scan)
+    names = {os.path.splitext(entry.name)[0] for entry in entries}  # noqa: PTH122
+    for entry in entries:
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if is_system(entry.name) or (is_folder and _THUMBNAILS.fullmatch(entry.name)):
+            if left_out is not None:
+                _count(entry, entry.name, left_out)
+        elif is_folder:
+            yield from files_below(entry.path, left_out)
+        elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
+            if left_out is not None:
+                left_out.links.append(entry.path)
+        elif is_image(entry.name) and _is_smaller(entry.name, names):
+            if left_out is not None:
+                left_out.smaller.append(entry.name)
+        else:
+            yield entry
+
+
+def _is_smaller(name: str, stems: set[str]) -> bool:
+    """Whether the name is that of a smaller copy of an image beside it."""
+    form = _SMALLER.fullmatch(os.path.splitext(name)[0])  # noqa: PTH122
+    return form is not None and form[1] in stems
+
+
+def _count(item: Path | os.DirEntry[str], name: str, left_out: LeftOut) -> None:
+    """Count the images in something of a system's, which may not be readable."""
+    if isinstance(item, os.DirEntry) and not item.is_dir(follow_symlinks=False):
+        left_out.system.update([name[:2] + "…" if name.startswith("._") else name] if is_image(name) else [])
+        return
+    for _, folders, files in os.walk(item):  # reports no errors
+        folders.sort()
+        found = sum(map(is_image, files))
+        if found:
+            left_out.system[name] += found
+
+
+def unreadable(error: OSError) -> AutoFormerError:
+    return AutoFormerError(f"{error.filename}: cannot be read ({error.strerror}); change its permissions or move it")
+
+
+def _below(folder: Path, root: Path) -> str:
+    return "." if folder == root else folder.relative_to(root).as_posix()
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' * (count != 1)}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:_LISTED]) + (", …" if len(names) > _LISTED else "")

@@ -1,0 +1,74 @@
+"""What is odd in a user's images, a sentence each: copies, pictures of one colour, small and dominant classes."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import median_low
+
+_FEW = 20  # images of a class: fewer leave three or less to test, of which one is a third of its accuracy
+_DOMINANT = 3  # times the median class
+_DOMINANT_SHARE = 0.2  # of all images
+_LISTED = 3
+
+
+def oddities(rows: Sequence[Mapping[str, str]], plain: Sequence[str]) -> list[str]:
+    """Sentences on the rows of a pack's index.
+
+    Args:
+        rows: `checksum` (of the packed pixels), `label` and `source` of each image.
+        plain: sources of the pictures of one colour.
+    """
+    return [*_copies(rows), *_plain(plain), *_classes(Counter(row["label"] for row in rows))]
+
+
+def _copies(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    same: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        same.setdefault(row["checksum"], []).append(row)
+    groups = [group for group in same.values() if len(group) > 1]
+    across = [group for group in groups if len({row["label"] for row in group}) > 1]
+    notes = []
+    if groups:
+        first = " = ".join(row["source"] for row in groups[0][:2])
+        count = len(rows) - len(same)
+        repeat = "repeats" if count == 1 else "repeat"
+        notes.append(f"{_images(count)} {repeat} the pixels of another, such as {first}: copies stay in one split")
+    if across:
+        one = across[0][0]
+        other = next(row for row in across[0] if row["label"] != one["label"])
+        notes.append(
+            f"{_images(len(across))} with equal pixels in two classes or more, such as {one['source']} = "
+            f"{other['source']}: one of the labels is wrong, remove it"
+        )
+    return notes
+
+
+def _plain(plain: Sequence[str]) -> list[str]:
+    if not plain:
+        return []
+    names = ", ".join(plain[:2]) + (", …" if len(plain) > 2 else "")
+    return [
+        f"{_images(len(plain))} of one colour: {names}; look at them, and for drawings of that colour on transparent "
+        "ground set another prepare_data.background"
+    ]
+
+
+def _classes(counts: Counter[str]) -> list[str]:
+    notes, total = [], counts.total()
+    few = sorted((count, label) for label, count in counts.items() if count < _FEW)
+    if few:
+        names = ", ".join(f"{label} {count}" for count, label in few[:_LISTED]) + (", …" if len(few) > _LISTED else "")
+        notes.append(
+            f"{len(few)} of {len(counts)} classes have fewer than {_FEW} images: {names}; their accuracy on the few "
+            "that test says little: add images, merge the classes or remove them"
+        )
+    label, largest = counts.most_common(1)[0]
+    if largest >= _DOMINANT * median_low(counts.values()) and largest >= _DOMINANT_SHARE * total:
+        notes.append(
+            f"class '{label}' is {100 * largest / total:.0f} % of all images, which is how often a model is right that "
+            "always answers it: compare each class's accuracy in the report, or remove some of its images"
+        )
+    return notes
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' * (count != 1)}"

@@ -1,0 +1,41 @@
+"""The value that is white in a user's images of 16 bits: one for all of them, so that none is brightened by itself."""
+
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from autoformer.errors import AutoFormerError
+from autoformer.images.pixels import WHITE_16_BIT, brightest, is_deep, open_image
+
+_LEVELS = (255, 1023, 4095, 16383, WHITE_16_BIT)  # of 8, 10, 12, 14 and 16 bits
+# PNG with 16 bits a channel; TIFF; binary PGM and PPM; JPEG 2000
+_MAY_BE_DEEP = re.compile(rb"\x89PNG.{20}\x10|II[*+]|MM\x00[*+]|P[56]\s|\x00\x00\x00\x0cjP|\xff\x4f\xff\x51", re.DOTALL)
+
+
+class Found(NamedTuple):
+    images: int  # of 16 bits
+    highest: int  # value in any of them
+    white_level: int
+
+
+def find_white_level(paths: Iterable[Path], threads: int) -> Found | None:
+    """The least of 8, 10, 12, 14 or 16 bits that no image exceeds; None without images of 16 bits."""
+    with ThreadPoolExecutor(threads) as pool:
+        values = [value for value in pool.map(_brightest, paths) if value is not None]
+    if not values:
+        return None
+    return Found(len(values), max(values), next(level for level in _LEVELS if level >= max(values)))
+
+
+def _brightest(path: Path) -> int | None:
+    """None for an image of 8 bits, or one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            if not _MAY_BE_DEEP.match(file.read(32)):
+                return None
+        image = open_image(path)
+        return brightest(image) if is_deep(image) else None
+    except (OSError, AutoFormerError):  # packing reports it
+        return None
