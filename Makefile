@@ -76,6 +76,10 @@ run: FLAGS = $(strip $(call option,--runner,RUNNER) $(if $(DRY_RUN),--dry-run) $
 run: $(if $(value DATA),$(STAMP),$(IMAGES)) ## run the whole pipeline here, through KFP: the demo, or DATA=path for your images
 	$(BIN)/python -m pipeline.local $(SETTINGS) $(call option,--source,DATA) $(FLAGS)
 
+.PHONY: adopt
+adopt: $(STAMP) ## run without training a supernet, on one that exists: CHECKPOINT=file; PRESET and SPACE say of which space
+	$(BIN)/python -m pipeline.local $(SETTINGS) --adopt $(call quote,CHECKPOINT) $(call option,--space,SPACE)
+
 .PHONY: repro
 repro: $(IMAGES) ## the same steps through `dvc repro`
 	$(BIN)/python -m pipeline.repro $(SETTINGS)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from autoformer.cards import read_supernet_card
 from autoformer.errors import AutoFormerError
 from autoformer.space import SearchSpace
 from autoformer.supernet import Supernet
@@ -38,20 +39,39 @@ def load_official(state_dict: Mapping[str, Tensor], space: SearchSpace) -> Super
     Raises `AutoFormerError` naming the first tensor that is missing, unknown or of another shape.
     """
     supernet = Supernet(space, bias_rule="official")
-    ours = from_official(unwrapped(state_dict) if state_dict else {}, space)
-    expected = supernet.state_dict()
-    for name in sorted(expected.keys() | ours.keys()):
-        if name not in ours:
+    _fill(supernet, from_official(unwrapped(state_dict) if state_dict else {}, space))
+    return supernet
+
+
+def load_any_supernet(path: Path, space: SearchSpace) -> Supernet:
+    """A supernet from a file in the official layout, or in that of this project.
+
+    A `supernet.json` beside the file decides how biases are sliced; without one it is this project's rule.
+
+    Raises `AutoFormerError` naming the first tensor that is missing, unknown or of another shape.
+    """
+    weights = read_weights(path)
+    if any(name.startswith("patch_embed_super.") for name in weights):
+        return load_official(weights, space)
+    rule = read_supernet_card(path.parent).bias_rule if (path.parent / "supernet.json").is_file() else "aligned"
+    supernet = Supernet(space, bias_rule=rule)
+    _fill(supernet, weights)
+    return supernet
+
+
+def _fill(supernet: Supernet, weights: Mapping[str, Tensor]) -> None:
+    expected, space = supernet.state_dict(), supernet.space
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights:
             raise AutoFormerError(f"checkpoint: no tensor for '{name}'; is it a checkpoint of '{space.name}'?")
         if name not in expected:
             raise AutoFormerError(f"checkpoint: unexpected tensor '{name}'; is it a checkpoint of '{space.name}'?")
-        if ours[name].shape != expected[name].shape:
+        if weights[name].shape != expected[name].shape:
             raise AutoFormerError(
-                f"checkpoint: '{name}' has shape {tuple(ours[name].shape)}, '{space.name}' needs "
+                f"checkpoint: '{name}' has shape {tuple(weights[name].shape)}, '{space.name}' needs "
                 f"{tuple(expected[name].shape)}; is it a checkpoint of another space?"
             )
-    supernet.load_state_dict(ours)
-    return supernet
+    supernet.load_state_dict(weights)
 
 
 def from_official(tensors: Mapping[str, Tensor], space: SearchSpace) -> dict[str, Tensor]:

@@ -131,7 +131,7 @@ class Supernet(nn.Module):
 
     def __init__(self, space: SearchSpace, drop_path: float = 0.0, bias_rule: BiasRule = "aligned") -> None:
         super().__init__()
-        self.space = space
+        self.space, self.bias_rule = space, bias_rule
         self.grad_checkpointing = False
         embed_dim, depth = space.supernet.embed_dim, space.supernet.depth
         self.patch_embed = SupernetPatchEmbed(space)

@@ -65,6 +65,9 @@ def mounted_paths(config: Config, data: str, preset: str) -> list[MountedPath]:
     for section in (config.train_supernet, config.retrain_subnet):
         if section is not None and section.distillation is not None:
             read.append(Path(section.distillation.checkpoint))
+    adopted = config.train_supernet.adopt if config.train_supernet else None
+    if adopted is not None and not is_uri(adopted.checkpoint):
+        read.append(Path(adopted.checkpoint).parent)  # with its supernet.json
     real = {folder.resolve(): folder for folder in written}
     outermost = [folder for path, folder in real.items() if not any(parent in real for parent in path.parents)]
     for folder in outermost:

@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="subprocess",
         help="what a step runs in (default: %(default)s)",
     )
+    parser.add_argument("--adopt", metavar="FILE", help="search this supernet of the space, and train none")
+    parser.add_argument("--space", help="a file of configs/spaces/ by name, or the path of one (default: the preset's)")
     parser.add_argument("--dry-run", action="store_true", help="print what the run would take, from measured steps")
     parser.add_argument("--fresh", action="store_true", help="run every step, also where its result is in the cache")
     steps = StepProcesses()
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
-    data, preset, overrides = arguments.data, arguments.preset, arguments.overrides
+    data, preset, overrides = arguments.data, arguments.preset, [*_adoption(arguments), *arguments.overrides]
     if arguments.source is not None:
         data, preset, overrides = adopt(arguments.source.expanduser(), preset, overrides, DATASETS)
         print(describe_pack(data), flush=True)
@@ -106,6 +108,19 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
         tracking.close_pipeline_run(run_id, status)
     _show(config, results, time.monotonic() - started, run_id)
     return 0
+
+
+def _adoption(arguments: argparse.Namespace) -> list[str]:
+    """`--space` and `--adopt` as overrides."""
+    overrides = []
+    if arguments.space:
+        overrides.append(f"space={json.dumps(arguments.space)}")
+    if arguments.adopt is not None:
+        if not arguments.adopt:
+            raise AutoFormerError("CHECKPOINT is missing: a supernet's file, as in CHECKPOINT=supernet-tiny.pth")
+        checkpoint = arguments.adopt if is_uri(arguments.adopt) else str(Path(arguments.adopt).expanduser().absolute())
+        overrides.append(f"train_supernet.adopt.checkpoint={json.dumps(checkpoint)}")
+    return overrides
 
 
 def _data_location(data: str | Path, dataset: str) -> str:

@@ -1,27 +1,33 @@
-"""Train the supernet and score its smallest, middle and largest subnet on the way."""
+"""Train the supernet and score its smallest, middle and largest subnet on the way; or adopt one that exists."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoformer.cards import Preprocessing, SupernetCard
-from autoformer.files import replacing, write_json
+from autoformer.errors import AutoFormerError
+from autoformer.files import hash_file, replacing, write_json
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
-from runtime.common.config import Config, TrainSupernet
+from autoformer.space import SearchSpace
+from runtime.common.config import Adopted, Config, TrainSupernet
+from runtime.common.console import existing
 from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
 from runtime.steps import inputs
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
+from runtime.storage import is_uri
 from runtime.storage.artifacts import publish
+from runtime.storage.downloads import download
 
 if TYPE_CHECKING:
-    from autoformer.training import Trainer
-    from runtime.steps.training_loop import TrainingResult
+    from autoformer.supernet import Supernet
+    from runtime.steps.training_loop import SearchSplitAccuracy, TrainingResult
 
 STEP = "train_supernet"
 SCORED = ("smallest", "middle", "largest")
@@ -43,8 +49,13 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.section(TrainSupernet)
     with process_group(config) as world:
         card, (search_images,) = inputs.read_data(arguments, config, "search")
-        train_images = inputs.read_train_images(arguments, config, card, section, STEP)
         keys = ("card", "train_split", "search_split")
+        if section.adopt is not None:
+            with open_step(STEP, arguments, config, *keys, world=world) as opened:
+                if world.is_rank_zero:
+                    adopt(opened, section.adopt, card, search_images)
+            return
+        train_images = inputs.read_train_images(arguments, config, card, section, STEP)
         with open_step(STEP, arguments, config, *keys, world=world, has_checkpoints=True) as opened:
             _train(opened, card, train_images, search_images)
 
@@ -62,30 +73,70 @@ def _train(
     accuracy = SearchSplitAccuracy(search_images, card, trainer.device, training.section.score_images)
 
     def score(model: Any) -> Row:
-        model.eval()
-        forwards = {name: partial(model, spec=getattr(space, name)) for name in SCORED}
-        return {f"{name}_top1_percent": accuracy.top1_percent(forward) for name, forward in forwards.items()}
+        return _score(model, space, accuracy)
 
     trained = train(opened, training, trainer, score, TrainingNames("checkpoint", STEP))
     if opened.world.is_rank_zero:
-        _write(opened, card, trainer, trained)
+        ema = None if trainer.ema is None else trainer.averaged.state_dict()
+        metrics = _write(opened, card, trainer.model, ema, trained)
+        _report(f"{trainer.total_steps} steps", metrics)
 
 
-def _write(opened: StepContext, card: DatasetCard, trainer: "Trainer", trained: "TrainingResult") -> None:
+def _score(model: Any, space: SearchSpace, accuracy: "SearchSplitAccuracy") -> dict[str, float | int]:
+    model.eval()
+    forwards = {name: partial(model, spec=getattr(space, name)) for name in SCORED}
+    return {f"{name}_top1_percent": accuracy.top1_percent(forward) for name, forward in forwards.items()}
+
+
+def adopt(opened: StepContext, adopted: Adopted, card: DatasetCard, search_images: DecodedSplit) -> None:
+    """Score the supernet of a checkpoint, and write it as a trained one. Its weights are the averaged ones, too."""
+    from autoformer.devices import find_device
+    from autoformer.official import load_any_supernet
+    from runtime.steps.training_loop import SearchSplitAccuracy, TrainingResult
+
+    set_threads(opened.config.threads)
+    space, section = opened.config.space, opened.config.section(TrainSupernet)
+    supernet, device = load_any_supernet(_checkpoint(opened, adopted), space), find_device(opened.config.device)
+    accuracy = SearchSplitAccuracy(search_images, card, device, section.score_images)
+    row = {"step": 0, "epoch": 0.0, **_score(supernet.to(device), space, accuracy)}
+    supernet.cpu()
+    metrics = _write(opened, card, supernet, supernet.state_dict(), TrainingResult([row], []))
+    _report(f"adopted {adopted.checkpoint}", metrics)
+
+
+def _checkpoint(opened: StepContext, adopted: Adopted) -> Path:
+    """The checkpoint as a file of this machine, with the content that was resolved."""
+    file = Path(adopted.checkpoint)
+    if is_uri(adopted.checkpoint):
+        file = opened.workspace.file(Path(adopted.checkpoint).name)
+        download(adopted.checkpoint, file, adopted.sha256)
+    elif hash_file(existing(file, "train_supernet.adopt names it")) != adopted.sha256:
+        raise AutoFormerError(f"{file}: changed since the run was resolved; start the run again")
+    return file
+
+
+def _report(what: str, metrics: Mapping[str, float | int]) -> None:
+    print(f"{STEP}: {what}, " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()), flush=True)
+
+
+def _write(
+    opened: StepContext, card: DatasetCard, model: "Supernet", ema: dict[str, Any] | None, trained: "TrainingResult"
+) -> dict[str, float | int]:
     from autoformer.checkpoint import save_supernet
 
     out, (history, rollbacks) = opened.arguments.out, trained
     preprocessing = Preprocessing(mean=card.mean, std=card.std, classes=card.classes, pixels=card.pixels)
-    provenance = opened.workspace.provenance
-    supernet_card = SupernetCard(space=opened.config.space, preprocessing=preprocessing, provenance=provenance)
+    supernet_card = SupernetCard(
+        space=opened.config.space, bias_rule=model.bias_rule, preprocessing=preprocessing,
+        provenance=opened.workspace.provenance,
+    )  # fmt: skip
     metrics = {key: value for key, value in history[-1].items() if key not in ("step", "epoch", "learning_rate")}
     with replacing(out) as folder:
-        ema = None if trainer.ema is None else trainer.averaged.state_dict()
-        save_supernet(folder, trainer.model.state_dict(), ema, supernet_card)
+        save_supernet(folder, model.state_dict(), ema, supernet_card)
         write_table(folder / "history.csv", HISTORY, history)
         if rollbacks:
             write_json(folder / "rollbacks.json", rollbacks)
         write_json(folder / "metrics.json", metrics)
         publish(folder, STEP)
     opened.tracked.artifact(out / "history.csv")
-    print(f"{STEP}: {trainer.total_steps} steps, " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()), flush=True)
+    return metrics

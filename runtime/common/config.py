@@ -85,7 +85,21 @@ def _warn_of_old_name(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+class Adopted(Frozen):
+    """A supernet that exists already, in the layout of the official code or of this one."""
+
+    checkpoint: str = Field(
+        min_length=1, description="a .pth or .safetensors file as the steps see it, or s3://bucket/file"
+    )
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="of the checkpoint; filled in when a run is resolved"
+    )
+
+
 class TrainSupernet(TrainingSection):
+    adopt: Adopted | None = Field(
+        None, description="take this supernet of the same space, and train none; null to train one"
+    )
     sampling: Sampling = Field(
         "uniform",
         description="subnets of a step: one, every choice uniform; sandwich: the largest, which teaches the smallest "
@@ -249,7 +263,7 @@ def load_config(source: str, overrides: Sequence[str] = (), steps: Sequence[str]
     """
     data, where = _read(source)
     apply(data, overrides)
-    _name_teachers(data)
+    _name_checkpoints(data)
     config = validated(Config, data, where)
     for step in steps:
         if getattr(config, step) is None:
@@ -257,19 +271,23 @@ def load_config(source: str, overrides: Sequence[str] = (), steps: Sequence[str]
     return config
 
 
-def _name_teachers(data: dict[str, Any]) -> None:
-    """Add the hash of a teacher's weights to their path: a changed file is another configuration."""
-    for step in ("train_supernet", "retrain_subnet"):
+def _name_checkpoints(data: dict[str, Any]) -> None:
+    """Add the hash of a checkpoint to its path: a changed file is another configuration."""
+    for step, key in (
+        ("train_supernet", "adopt"), ("train_supernet", "distillation"), ("retrain_subnet", "distillation"),
+    ):  # fmt: skip
         section = data.get(step)
-        if not isinstance(section, dict):
+        named = section.get(key) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or not isinstance(named, dict):
             continue
-        teacher = section.get("distillation")
-        if not isinstance(teacher, dict) or teacher.get("sha256") or not isinstance(teacher.get("checkpoint"), str):
+        if named.get("sha256") or not isinstance(named.get("checkpoint"), str):
             continue
-        file = Path(teacher["checkpoint"])
+        file = Path(named["checkpoint"])
+        if key == "adopt" and named["checkpoint"].startswith("s3://"):
+            raise AutoFormerError(f"{step}.adopt.checkpoint = {file}: its sha256 is missing; set {step}.adopt.sha256")
         if not file.is_file():
-            raise AutoFormerError(f"{step}.distillation.checkpoint = {file}: no such file")
-        data[step] = section | {"distillation": teacher | {"sha256": hash_file(file)}}
+            raise AutoFormerError(f"{step}.{key}.checkpoint = {named['checkpoint']}: no such file")
+        data[step] = section | {key: named | {"sha256": hash_file(file)}}
 
 
 def _read(source: str) -> tuple[dict[str, Any], str]:
