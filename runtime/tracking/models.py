@@ -95,11 +95,12 @@ def log_model(run_id: str, name: str, model: Path, program: Path, card: Path, ta
 def _signature() -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import AnyType, Array
+    from mlflow.types.schema import Array
 
     inputs = [
         ColSpec(DataType.string, "image", required=False),  # base64 of a PNG or JPEG file
-        ColSpec(AnyType(), "pixels", required=False),  # two or three nested lists, for which MLflow has no type
+        # two or three nested lists, or JSON of them: MLflow passes lists on, and reads no CSV with a type for any value
+        ColSpec(DataType.string, "pixels", required=False),
     ]
     outputs = [
         ColSpec(DataType.string, "class"),
