@@ -8,6 +8,7 @@ from autoformer.cards import read_subnet_card
 from autoformer.errors import AutoFormerError
 from autoformer.files import check_regular
 from runtime.common.console import Parser, existing, run_command
+from runtime.common.processes import set_threads
 
 TOP = 3
 
@@ -46,6 +47,7 @@ def predictions(paths: Sequence[Path], model_name: str | None, alias: str) -> li
     side = resized_side(read_subnet_card(folder).space.image_size)
     for path in paths:  # before seconds of loading
         image_size(path)
+    set_threads(None)
     model, card = load_subnet(folder)
     lines = []
     for path in paths:  # one decoded image in memory at a time

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from autoformer.cores import cores
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
 from autoformer.images.source import archive_folder
@@ -25,7 +26,6 @@ from runtime.common.console import Progress
 from runtime.storage.data import find_archives
 
 _WNID = re.compile(r"n\d{8}")  # a WordNet synset, as ImageNet names its classes
-_THREADS = min(16, 2 * (os.cpu_count() or 1))  # they wait for the disk
 
 
 def is_mine(data: Path) -> bool:
@@ -47,7 +47,10 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Deli
         fault = f"{unknown[0]}: a class that train does not have" if unknown else f"{root}: fewer than two classes"
         raise AutoFormerError(f"{fault}; give every split the same class folders")
     rows: list[Split] = []
-    with Progress("prepare_data: class folders", len(parts), "folders") as bar, ThreadPoolExecutor(_THREADS) as pool:
+    with (
+        Progress("prepare_data: class folders", len(parts), "folders") as bar,
+        ThreadPoolExecutor(min(16, 2 * cores())) as pool,
+    ):
         for _, folder in parts:
             try:
                 rows.append(_rows(root, folder, classes.index(folder.name), pool))

@@ -7,7 +7,6 @@ last whole tar.
 
 import hashlib
 import io
-import os
 import re
 import tarfile
 import unicodedata
@@ -21,6 +20,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
+from autoformer.cores import cores
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import hash_file, hash_value, read_json, replacing, write_json
 from autoformer.frozen import Frozen
@@ -147,7 +147,7 @@ def _hash_file(path: Path) -> str:
 
 
 def _threads() -> int:
-    return min(16, os.cpu_count() or 1)
+    return min(16, cores())
 
 
 class _Packing(NamedTuple):
