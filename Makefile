@@ -61,14 +61,14 @@ lock: ## resolve the dependencies into requirements.lock, and those of the image
 data: $(STAMP) ## fetch the images into data/, verified; yours with DATA=path NAME=name, official archives with DATASET=name ARCHIVES=path
 ifdef DATA
 	$(BIN)/python -m commands.own_images --source $(call quote,DATA) --name $(call quote,NAME) $(SETTINGS)
-	$(BIN)/dvc commit --quiet --force data.dvc
+	$(BIN)/python -m commands.record_data --force
 else ifdef ARCHIVES
 	$(BIN)/python -m commands.deliver --dataset $(call quote,DATASET) --archives $(call quote,ARCHIVES) \
 	  --data data/$(call quote,DATASET)
-	$(BIN)/dvc commit --quiet --force data.dvc
+	$(BIN)/python -m commands.record_data --force
 else
 	$(BIN)/python -m commands.fetch --dataset $(call quote,DATASET) --data data/$(call quote,DATASET)
-	$(BIN)/dvc commit --quiet data.dvc
+	$(BIN)/python -m commands.record_data
 endif
 
 .PHONY: run
