@@ -128,7 +128,9 @@ def _unpack_package(folder: Path, _: Sequence[str]) -> Path:
 
 def _call(command: list[str], folder: Path, seconds: float = 300) -> None:
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
+        )
     except subprocess.TimeoutExpired:
         raise RouteError(f"{command[0]} took longer than {seconds:.0f} s") from None
     if done.returncode:

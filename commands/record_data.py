@@ -26,7 +26,9 @@ def record(force: bool) -> None:
     """Let DVC write data.dvc. Raises `AutoFormerError` with DVC's own reason."""
     command = [sys.executable, "-m", "dvc", "commit", *(["--force"] if force else []), "data.dvc"]
     environment = os.environ | dvc_environment()
-    done = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, errors="replace", check=False
+    )
     if done.returncode:
         lines = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         reason = (lines or done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]

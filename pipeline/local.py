@@ -6,6 +6,7 @@ Each step is a process of this environment or, with `--runner docker`, a contain
 import argparse
 import contextlib
 import json
+import locale
 import os
 import shlex
 import signal
@@ -145,6 +146,7 @@ def _prepare_environment(run_id: str, failure: Path) -> None:
         "AUTOFORMER_RUNNER_PID": str(os.getpid()),
         "AUTOFORMER_FAILURE": str(failure),
         "MLFLOW_TRACKING_URI": tracking.tracking_uri(),
+        "PYTHONIOENCODING": f"{locale.getpreferredencoding(False)}:replace",  # as kfp.local reads what a step prints
         "PYTHONUNBUFFERED": "1",
         **patient_threads(),
     }
