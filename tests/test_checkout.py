@@ -1,5 +1,7 @@
 """Where a checkout may lie: odd letters in its path, no Git, another user's, moved, or a copy that DVC made."""
 
+# ruff: noqa: F401, F811 - fixtures are imported, and then asked for by name
+
 import os
 import shutil
 import subprocess
@@ -8,11 +10,18 @@ from pathlib import Path
 
 import pytest
 from kfp import dsl, local
+from tracking_fixtures import empty_store, use_store
 
+from autoformer.errors import AutoFormerError
 from pipeline.local import quoted_executable
+from runtime import tracking
+from runtime.common import config
 from runtime.common import git as git_module
 from runtime.common.config import ROOT
+from runtime.common.workspace import work_root
+from runtime.tracking.moved import follow
 from runtime.tracking.provenance import git_commit
+from runtime.tracking.store import experiment_id
 
 ODD = "Bob's photos é 数 #1 100% $HOME"
 
@@ -90,3 +99,57 @@ def test_without_the_program_git_the_commit_is_unknown(monkeypatch: pytest.Monke
     monkeypatch.delenv("GIT_COMMIT", raising=False)
     assert git_module.git("rev-parse", "HEAD") is None
     assert git_commit() == "unknown"
+
+
+@pytest.mark.parametrize("how", ["renamed", "copied"])
+def test_artifacts_are_found_and_written_in_a_checkout_that_was(
+    how: str, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = tmp_path / ODD / "checkout", tmp_path / "else where"
+    old.mkdir(parents=True)
+    shutil.copyfile(empty_store, old / "mlflow.db")
+    use_store(f"sqlite:///{old / 'mlflow.db'}", tmp_path / "work", monkeypatch)
+    client = tracking.initialise(tracking.tracking_uri())
+    first = client.create_run(experiment_id(client)).info.run_id
+    client.log_text(first, "seven", "note.txt")
+    before = sorted(old.rglob("*.txt"))
+    assert len(before) == 1
+    if how == "renamed":
+        old.rename(new)
+    else:
+        shutil.copytree(old, new)
+    use_store(f"sqlite:///{new / 'mlflow.db'}", tmp_path / "work", monkeypatch)
+    moved = tracking.initialise(tracking.tracking_uri())
+    assert f"was in {old}; its addresses of artifacts now name this place" in capsys.readouterr().out
+    assert moved.download_artifacts(first, "note.txt", str(tmp_path)) and (tmp_path / "note.txt").read_text() == "seven"
+    moved.log_text(moved.create_run(experiment_id(moved)).info.run_id, "eight", "note.txt")
+    assert len(sorted(new.rglob("*.txt"))) == 2
+    assert old.exists() == (how == "copied") and sorted(old.rglob("*.txt")) == (before if how == "copied" else [])
+    assert follow(new / "mlflow.db") is None  # once is enough
+
+
+def test_a_checkout_behind_a_link_keeps_its_addresses(
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "checkout"
+    place.mkdir()
+    shutil.copyfile(empty_store, place / "mlflow.db")
+    (tmp_path / "link").symlink_to(place)
+    use_store(f"sqlite:///{place / 'mlflow.db'}", tmp_path / "work", monkeypatch)
+    client = tracking.initialise(tracking.tracking_uri())
+    client.log_text(client.create_run(experiment_id(client)).info.run_id, "seven", "note.txt")
+    assert follow(tmp_path / "link" / "mlflow.db") is None
+
+
+@pytest.mark.parametrize("queue", ["standalone/tmpa1", "tmpb2"])
+def test_an_experiment_in_a_copy_that_dvc_deletes_uses_the_checkouts_store_and_work(
+    queue: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "AUTOFORMER_WORK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(config, "ROOT", tmp_path / ".dvc" / "tmp" / "exps" / queue)
+    assert tracking.tracking_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert work_root() == tmp_path / "work"
+    monkeypatch.setattr(config, "ROOT", tmp_path / "why?")
+    with pytest.raises(AutoFormerError, match=r"why\?/mlflow.db: MLflow takes no path with a '\?'; rename"):
+        tracking.tracking_uri()
