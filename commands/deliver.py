@@ -59,13 +59,14 @@ UNCOMPRESSED = {
     "cars_train.tgz": "cars_train.tar",
     "cars_test.tgz": "cars_test.tar",
 }
+OFFICIAL = (imagenet.NAME, *PUBLISHED)  # that have archives of their own
 _BLOCK = 1 << 20
 _GZIP = 31  # zlib's `wbits` for a gzip header and any window
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m commands.deliver", description=__doc__.splitlines()[0])
-    known = ", ".join([imagenet.NAME, *PUBLISHED])
+    known = ", ".join(OFFICIAL)
     parser.add_argument("--dataset", required=True, help=f"{known}; or a name for class folders or shards")
     parser.add_argument("--archives", required=True, help="folder of the downloaded files, or s3://bucket/folder")
     parser.add_argument("--data", type=Path, required=True, help="folder to fill")
@@ -101,7 +102,7 @@ def fill_data_folder(dataset: str, archives: str | Path, data: Path) -> str:
         return f"{SOURCE}, which names {', '.join(imagenet.PUBLISHED.archives)}"
     raise AutoFormerError(
         f"{archives}: neither train/ and val/ with class folders nor WebDataset shards; "
-        f"DATASET names official archives: {nearest(dataset, [imagenet.NAME, *PUBLISHED])}"
+        f"DATASET names official archives: {nearest(dataset, OFFICIAL)}"
     )
 
 
