@@ -21,6 +21,7 @@ import yaml
 from autoformer.errors import AutoFormerError, nearest
 from autoformer.files import replacing, write_text
 from autoformer.images.source import SOURCE, Source, SourceArchive
+from commands.inside import accepted_inside, did_you_mean
 from components.prepare_data import class_folders, imagenet, webdataset
 from runtime.common.console import Parser, Progress, run_command
 from runtime.storage import is_uri
@@ -94,16 +95,22 @@ def fill_data_folder(dataset: str, archives: str | Path, data: Path) -> str:
         return ", ".join(copy_verified(folder, data, published))
     place = _archive_folder(archives)
     official = dataset == imagenet.NAME and (place / imagenet.TRAIN).is_file()  # spares a listing of the folder
-    if not official and ((isinstance(place, Path) and class_folders.is_mine(place)) or webdataset.holds_shards(place)):
+    if not official and _is_layout(place):
         _write_source(place, data, "Where the images are: in train/<class>/ and so on, or in WebDataset shards.")
         return f"{SOURCE}, which names {archives}"
     if dataset == imagenet.NAME:
         link_imagenet(archives, data)
         return f"{SOURCE}, which names {', '.join(imagenet.PUBLISHED.archives)}"
-    raise AutoFormerError(
-        f"{archives}: neither train/ and val/ with class folders nor WebDataset shards; "
-        f"DATASET names official archives: {nearest(dataset, OFFICIAL)}"
+    inside = accepted_inside(place, _is_layout) if isinstance(place, Path) else None
+    do = (
+        did_you_mean("ARCHIVES", inside) if inside else f"DATASET names official archives: {nearest(dataset, OFFICIAL)}"
     )
+    raise AutoFormerError(f"{archives}: neither train/ and val/ with class folders nor WebDataset shards; {do}")
+
+
+def _is_layout(place: ArchiveFolder) -> bool:
+    """Whether class folders or shards lie there, which stay where they are."""
+    return (isinstance(place, Path) and class_folders.is_mine(place)) or webdataset.holds_shards(place)
 
 
 def copy_verified(archives: Path, data: Path, published: Mapping[str, str]) -> list[str]:
@@ -120,7 +127,9 @@ def copy_verified(archives: Path, data: Path, published: Mapping[str, str]) -> l
     """
     missing = [name for name in published if not (archives / name).is_file()]
     if missing:
-        raise AutoFormerError(f"{archives}: holds no {', '.join(missing)}; put the official files there")
+        inside = accepted_inside(archives, lambda folder: all((folder / name).is_file() for name in published))
+        do = did_you_mean("ARCHIVES", inside) if inside else "put the official files there"
+        raise AutoFormerError(f"{archives}: holds no {', '.join(missing)}; {do}")
     total = sum((archives / name).stat().st_size for name in published)
     copied: list[str] = []
     with Progress("verifying", total, "bytes") as progress:

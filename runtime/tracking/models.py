@@ -195,7 +195,11 @@ def model_folder(name: str | None, alias: str) -> Path:
     name = name or _newest_model(alias)
     registered = aliased_version(name, alias) if name else None
     if registered is None:
-        raise missing
+        with translate_errors(tracking_uri()):
+            there = [f"{model.name} ({', '.join(model.aliases)})" for model in connect().search_registered_models()]
+        if name is None or not there:
+            raise missing
+        raise AutoFormerError(f"no {what} with the alias '{alias}' is registered; there are: {', '.join(there)}")
     from mlflow.artifacts import download_artifacts
 
     with translate_errors(tracking_uri()):
