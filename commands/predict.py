@@ -1,6 +1,7 @@
 """Name what an image shows, by the registered model or by one of a folder: `python -m commands.predict IMAGE…`."""
 
 import argparse
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
 
     def work(arguments: argparse.Namespace) -> None:
+        gc.disable()  # a sixth of the time of a process that does little but import
         for line in predictions(arguments.images, arguments.model, arguments.alias):
             print(line, flush=True)
 

@@ -1,7 +1,9 @@
 """The output of a command: its lines, its progress bar, and the one line that reports an error."""
 
 import argparse
+import atexit
 import contextlib
+import gc
 import io
 import os
 import sys
@@ -28,6 +30,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+        # torch and MLflow leave millions of objects, and Python would look through them as it ends: 1 to 2 s of a step
+        atexit.register(gc.freeze)
         if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes such letters by itself
             sys.stdout.reconfigure(errors="replace")
 
