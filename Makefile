@@ -61,6 +61,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@command -v $(call quote,PYTHON) >/dev/null || { \
 	  printf 'make: %s is not there; install Python 3.11, or give PYTHON=…\n' $(call quote,PYTHON); exit 2; }
 	$(call quote,PYTHON) -m venv $(VENV)
+	@echo 'relocatable = true' >> $(VENV)/pyvenv.cfg  # uv then writes scripts that work in a moved checkout, too
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
@@ -164,7 +165,7 @@ bench: data ## measure speed, into dist/bench: PARTS="engine loader" for some pa
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/python -m mypy
 
 .PHONY: format
 format: $(STAMP) ## format the code

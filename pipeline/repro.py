@@ -53,6 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _repro() -> int:
+    environment = _environment()
+    dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment)
+    code = dvc.wait()  # `subprocess.run` would kill it on a signal, before its stage has ended
+    if code == 0:
+        _show()
+    return code
+
+
+def _environment() -> dict[str, str]:
     environment = os.environ | {
         "AUTOFORMER_RUNNER_PID": str(os.getpid()),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # dvc.yaml runs `python`
@@ -61,12 +70,8 @@ def _repro() -> int:
         **dvc_environment(),
     }
     if not sys.stderr.isatty():
-        environment.pop("DVC_IGNORE_ISATTY", None)  # DVC would draw its bars into a log
-    dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment)
-    code = dvc.wait()  # `subprocess.run` would kill it on a signal, before its stage has ended
-    if code == 0:
-        _show()
-    return code
+        environment.pop("DVC_IGNORE_ISATTY", None)  # with it, DVC draws its bars into a log
+    return environment
 
 
 def _write_params(preset: str, overrides: list[str]) -> None:

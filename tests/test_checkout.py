@@ -13,6 +13,7 @@ from kfp import dsl, local
 from tracking_fixtures import empty_store, use_store
 
 from autoformer.errors import AutoFormerError
+from pipeline import repro
 from pipeline.local import quoted_executable
 from runtime import tracking
 from runtime.common import config
@@ -153,3 +154,19 @@ def test_an_experiment_in_a_copy_that_dvc_deletes_uses_the_checkouts_store_and_w
     monkeypatch.setattr(config, "ROOT", tmp_path / "why?")
     with pytest.raises(AutoFormerError, match=r"why\?/mlflow.db: MLflow takes no path with a '\?'; rename"):
         tracking.tracking_uri()
+
+
+def test_in_a_log_dvc_draws_no_bars_even_where_the_environment_asks_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = copy_of_sources(tmp_path)
+    (checkout / "data").mkdir()
+    monkeypatch.setenv("DVC_IGNORE_ISATTY", "1")
+    command = [sys.executable, "-m", "dvc", "commit", "--force", "data.dvc"]
+
+    def output(environment: dict[str, str]) -> bytes:
+        environment |= git_module.dvc_environment() | {"DVC_SYSTEM_CONFIG_DIR": str(ROOT / "configs/dvc-without-git")}
+        return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, check=True).stderr
+
+    assert b"\r" in output(dict(os.environ))
+    assert b"\r" not in output(repro._environment())
