@@ -2,7 +2,9 @@
 
 # ruff: noqa: F401, F811 - fixtures are imported, and then asked for by name
 
+import getpass
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -170,3 +172,16 @@ def test_in_a_log_dvc_draws_no_bars_even_where_the_environment_asks_for_them(
 
     assert b"\r" in output(dict(os.environ))
     assert b"\r" not in output(repro._environment())
+
+
+@pytest.mark.parametrize("has_name", [True, False])
+def test_dvc_works_under_a_number_that_has_no_user_name(has_name: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under any number. DVC asks `getpass`, which reads USER first."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    if not has_name:
+        monkeypatch.setattr(pwd, "getpwuid", dict[int, object]().__getitem__)
+    assert git_module.dvc_environment().get("USER") == (None if has_name else str(os.getuid()))
+    for name, value in git_module.dvc_environment().items():
+        monkeypatch.setenv(name, value)
+    assert getpass.getuser()

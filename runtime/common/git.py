@@ -1,5 +1,7 @@
 """Git and DVC in any checkout: an archive of the sources has no .git, and Git itself may not be installed."""
 
+import getpass
+import os
 import subprocess
 
 from autoformer.named import CONFIGS
@@ -22,7 +24,12 @@ def git(*arguments: str) -> str | None:
 
 
 def dvc_environment() -> dict[str, str]:
-    """Environment variables with which DVC works here: it refuses a folder that is in no Git repository."""
-    if any((folder / ".git").exists() for folder in (ROOT, *ROOT.parents)):
-        return {}
-    return {"DVC_SYSTEM_CONFIG_DIR": str(_WITHOUT_GIT)}
+    """Environment variables with which DVC works here: it wants a Git repository, and a name of the user."""
+    variables = {}
+    if not any((folder / ".git").exists() for folder in (ROOT, *ROOT.parents)):
+        variables["DVC_SYSTEM_CONFIG_DIR"] = str(_WITHOUT_GIT)
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        variables["USER"] = str(os.getuid())
+    return variables
