@@ -17,8 +17,8 @@ SETTINGS = $(call option,--preset,PRESET) $(call option,--set,SET)
 PARAMS = $(if $(filter %.yaml %.yml,$(value PRESET)),$(call quote,PRESET),$(PARAMS_BY_NAME))
 PARAMS_BY_NAME = $(if $(value PRESET),configs/presets/$(call quote,PRESET).yaml,params.yaml)
 DATASET_OF_PARAMS = $(shell sed -n "s/^dataset: *[\"']\{0,1\}\([^ \"'\#]*\).*/\1/p" $(PARAMS) 2>/dev/null)
-# Only Fashion-MNIST can be fetched; the run itself checks for other data sets.
-IMAGES = $(if $(filter fashion-mnist,$(DATASET_OF_PARAMS)),data,$(STAMP))
+# Only Fashion-MNIST can be fetched; the run itself checks for other data sets. Settings are checked first.
+IMAGES = $(if $(filter fashion-mnist,$(DATASET_OF_PARAMS)),settings data,$(STAMP))
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -26,6 +26,26 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # No library may send data to its makers.
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
+# $(call need,NAME,example): end with one line, before anything is done, where a variable is missing or empty.
+need = $(if $(strip $(value $1)),,$(error $1= is missing; for example: $2))
+wanted = $(filter $1,$(MAKECMDGOALS))
+
+ifneq ($(call wanted,predict),)
+  $(call need,IMAGE,make predict IMAGE=photo.jpg)
+endif
+ifneq ($(call wanted,evaluate-official),)
+  OFFICIAL := make evaluate-official CHECKPOINT=supernet-tiny.pth SUBNET=autoformer-tiny DATA=data/imagenet-1k
+  $(foreach name,CHECKPOINT SUBNET DATA,$(call need,$(name),$(OFFICIAL)))
+endif
+ifneq ($(call wanted,data run),)
+  $(if $(filter command,$(origin DATA)),$(call need,DATA,make run DATA=photos))
+endif
+ifneq ($(call wanted,data),)
+  $(if $(value DATA),$(call need,NAME,make data DATA=photos NAME=flowers))
+  $(if $(filter command,$(origin ARCHIVES)),$(call need,ARCHIVES,make data DATASET=cifar-10 ARCHIVES=downloads))
+  $(if $(and $(value ARCHIVES),$(filter-out command environment,$(firstword $(origin DATASET)))),\
+    $(error DATASET= is missing; for example: make data DATASET=cifar-10 ARCHIVES=downloads))
+endif
 
 .PHONY: help
 help: ## list the commands
@@ -41,6 +61,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@command -v $(call quote,PYTHON) >/dev/null || { \
 	  printf 'make: %s is not there; install Python 3.11, or give PYTHON=…\n' $(call quote,PYTHON); exit 2; }
 	$(call quote,PYTHON) -m venv $(VENV)
+	@echo 'relocatable = true' >> $(VENV)/pyvenv.cfg  # uv then writes scripts that work in a moved checkout, too
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
@@ -61,15 +82,19 @@ lock: ## resolve the dependencies into requirements.lock, and those of the image
 data: $(STAMP) ## fetch the images into data/, verified; yours with DATA=path NAME=name, official archives with DATASET=name ARCHIVES=path
 ifdef DATA
 	$(BIN)/python -m commands.own_images --source $(call quote,DATA) --name $(call quote,NAME) $(SETTINGS)
-	$(BIN)/dvc commit --quiet --force data.dvc
+	$(BIN)/python -m commands.record_data --force
 else ifdef ARCHIVES
 	$(BIN)/python -m commands.deliver --dataset $(call quote,DATASET) --archives $(call quote,ARCHIVES) \
 	  --data data/$(call quote,DATASET)
-	$(BIN)/dvc commit --quiet --force data.dvc
+	$(BIN)/python -m commands.record_data --force
 else
 	$(BIN)/python -m commands.fetch --dataset $(call quote,DATASET) --data data/$(call quote,DATASET)
-	$(BIN)/dvc commit --quiet data.dvc
+	$(BIN)/python -m commands.record_data
 endif
+
+.PHONY: settings
+settings: $(STAMP)
+	$(BIN)/python -m commands.check_settings $(SETTINGS)
 
 .PHONY: run
 run: FLAGS = $(strip $(call option,--runner,RUNNER) $(if $(DRY_RUN),--dry-run) $(if $(FRESH),--fresh))
@@ -112,7 +137,7 @@ ui: $(STAMP) ## open the MLflow UI on http://127.0.0.1:5000
 
 .PHONY: compare
 compare: $(STAMP) ## compare two pipeline runs: make compare RUNS="a b"; without RUNS, list them
-	printf %s $(call quote,RUNS) | xargs $(BIN)/python -m commands.compare
+	$(BIN)/python -m commands.compare $(call option,--named,RUNS)
 
 .PHONY: browser
 browser: ## install Debian's Chromium, for the tests of pages; needs root
@@ -149,7 +174,7 @@ bench: data ## measure speed, into dist/bench: PARTS="engine loader" for some pa
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/python -m mypy
 
 .PHONY: format
 format: $(STAMP) ## format the code

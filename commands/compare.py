@@ -1,5 +1,6 @@
 """Compare two pipeline runs: parameters, data, code, architecture, scores. `make compare RUNS="a b"`."""
 
+import argparse
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -11,11 +12,13 @@ from autoformer.files import read_json
 from autoformer.subnet_text import by_block
 from runtime import tracking
 from runtime.common.config import ROOT
-from runtime.common.console import Parser, report_error
+from runtime.common.console import Parser, run_command
+from runtime.common.overrides import SplitOption
 
 LISTED_RUNS = 10
 LONGEST_VALUE = 44  # characters
 NOT_RECORDED = "not recorded"
+TEST = "test split"
 # Key -> (name, format, unit). `val/top1` is the accuracy of the chosen subnet on the search split.
 SCORES = {
     "test_top1_percent": ("test top-1", ".2f", " %"),
@@ -50,18 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "runs", nargs="*", help="two MLflow run ids, beginnings of them, or folders in runs/; without: list the latest"
     )
-    try:
-        arguments = parser.parse_args(argv)
-        if not arguments.runs:
+    parser.add_argument("--named", action=SplitOption, default=[], help="the two in one text, as a shell splits words")
+
+    def work(arguments: argparse.Namespace) -> None:
+        names = [*arguments.runs, *arguments.named]
+        if not names:
             print(listing())
-            return 0
-        if len(arguments.runs) != 2:
-            raise AutoFormerError(f'{len(arguments.runs)} runs given; give two, as in make compare RUNS="a b"')
-        first, second = (tracking.read_pipeline_run(find(name)) for name in arguments.runs)
-    except AutoFormerError as error:
-        return report_error("compare", error)
-    print(report(first, second))
-    return 0
+            return
+        if len(names) != 2:
+            raise AutoFormerError(f'{len(names)} runs given; give two, as in make compare RUNS="a b"')
+        first, second = (tracking.read_pipeline_run(find(name)) for name in names)
+        print(report(first, second))
+
+    return run_command("compare", parser, work, argv, after="")
 
 
 def listing() -> str:
@@ -206,13 +210,15 @@ def difference_interval(first: Interval, second: Interval) -> tuple[float, float
 
 
 def _same_test_images(first: tracking.PipelineRun, second: tracking.PipelineRun) -> bool:
-    return first.data.get("test split") == second.data.get("test split")
+    return first.data.get(TEST) is not None and first.data.get(TEST) == second.data.get(TEST)
 
 
 def _remarks(first: tracking.PipelineRun, second: tracking.PipelineRun) -> list[str]:
     before, after = _interval(first), _interval(second)
     if before is None or after is None:
         return ["", "A run without a test accuracy has not reached evaluate_subnet."]
+    if None in (first.data.get(TEST), second.data.get(TEST)):
+        return ["", "Which test images a run had is not recorded, so the accuracies cannot be compared."]
     if not _same_test_images(first, second):
         return ["", "The test images are not the same, so the accuracies cannot be compared."]
     low, high = difference_interval(before, after)

@@ -21,6 +21,7 @@ import yaml
 from autoformer.errors import AutoFormerError, nearest
 from autoformer.files import replacing, write_text
 from autoformer.images.source import SOURCE, Source, SourceArchive
+from commands.inside import accepted_inside, did_you_mean
 from components.prepare_data import class_folders, imagenet, webdataset
 from runtime.common.console import Parser, Progress, run_command
 from runtime.storage import is_uri
@@ -59,13 +60,14 @@ UNCOMPRESSED = {
     "cars_train.tgz": "cars_train.tar",
     "cars_test.tgz": "cars_test.tar",
 }
+OFFICIAL = (imagenet.NAME, *PUBLISHED)  # that have archives of their own
 _BLOCK = 1 << 20
 _GZIP = 31  # zlib's `wbits` for a gzip header and any window
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m commands.deliver", description=__doc__.splitlines()[0])
-    known = ", ".join([imagenet.NAME, *PUBLISHED])
+    known = ", ".join(OFFICIAL)
     parser.add_argument("--dataset", required=True, help=f"{known}; or a name for class folders or shards")
     parser.add_argument("--archives", required=True, help="folder of the downloaded files, or s3://bucket/folder")
     parser.add_argument("--data", type=Path, required=True, help="folder to fill")
@@ -93,16 +95,22 @@ def fill_data_folder(dataset: str, archives: str | Path, data: Path) -> str:
         return ", ".join(copy_verified(folder, data, published))
     place = _archive_folder(archives)
     official = dataset == imagenet.NAME and (place / imagenet.TRAIN).is_file()  # spares a listing of the folder
-    if not official and ((isinstance(place, Path) and class_folders.is_mine(place)) or webdataset.holds_shards(place)):
+    if not official and _is_layout(place):
         _write_source(place, data, "Where the images are: in train/<class>/ and so on, or in WebDataset shards.")
         return f"{SOURCE}, which names {archives}"
     if dataset == imagenet.NAME:
         link_imagenet(archives, data)
         return f"{SOURCE}, which names {', '.join(imagenet.PUBLISHED.archives)}"
-    raise AutoFormerError(
-        f"{archives}: neither train/ and val/ with class folders nor WebDataset shards; "
-        f"DATASET names official archives: {nearest(dataset, [imagenet.NAME, *PUBLISHED])}"
+    inside = accepted_inside(place, _is_layout) if isinstance(place, Path) else None
+    do = (
+        did_you_mean("ARCHIVES", inside) if inside else f"DATASET names official archives: {nearest(dataset, OFFICIAL)}"
     )
+    raise AutoFormerError(f"{archives}: neither train/ and val/ with class folders nor WebDataset shards; {do}")
+
+
+def _is_layout(place: ArchiveFolder) -> bool:
+    """Whether class folders or shards lie there, which stay where they are."""
+    return (isinstance(place, Path) and class_folders.is_mine(place)) or webdataset.holds_shards(place)
 
 
 def copy_verified(archives: Path, data: Path, published: Mapping[str, str]) -> list[str]:
@@ -119,7 +127,9 @@ def copy_verified(archives: Path, data: Path, published: Mapping[str, str]) -> l
     """
     missing = [name for name in published if not (archives / name).is_file()]
     if missing:
-        raise AutoFormerError(f"{archives}: holds no {', '.join(missing)}; put the official files there")
+        inside = accepted_inside(archives, lambda folder: all((folder / name).is_file() for name in published))
+        do = did_you_mean("ARCHIVES", inside) if inside else "put the official files there"
+        raise AutoFormerError(f"{archives}: holds no {', '.join(missing)}; {do}")
     total = sum((archives / name).stat().st_size for name in published)
     copied: list[str] = []
     with Progress("verifying", total, "bytes") as progress:

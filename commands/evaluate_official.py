@@ -24,6 +24,7 @@ from autoformer.space import Offsets, SearchSpace
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
 from components.prepare_data.readers import read_to_test
 from runtime.common.console import Parser, Progress, existing, print_line, run_command
+from runtime.common.processes import set_threads
 from runtime.storage.data import open_data
 
 COMMAND = "evaluate-official"
@@ -83,6 +84,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     from autoformer.official import load_official, read_checkpoint
     from runtime.steps.workers import worker_count
 
+    set_threads(None)
     device, shorter_side = find_device(arguments.device), published_shorter_side(size)
     model = load_official(read_checkpoint(arguments.checkpoint), space).extract(subnet.subnet).eval()
     model.set_input_size((size, size), offsets=arguments.offsets)

@@ -42,13 +42,27 @@ class RouteError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m commands.fetch", description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", default=NAME, choices=[NAME])
+    parser.add_argument("--dataset", default=NAME, help="only this one can be fetched: %(default)s")
     parser.add_argument("--data", type=Path, default=Path("data") / NAME, help="folder to fill (default: %(default)s)")
 
     def work(arguments: argparse.Namespace) -> None:
+        if arguments.dataset != NAME:
+            raise AutoFormerError(_not_fetched(arguments.dataset))
         print(f"{arguments.data}: {NAME}, {fetch(arguments.data)}")
 
     return run_command("fetch", parser, work, argv, after="")
+
+
+def _not_fetched(dataset: str) -> str:
+    """What to do for a data set that no route fetches."""
+    from commands.deliver import OFFICIAL
+
+    if dataset in OFFICIAL:
+        return f"DATASET={dataset}: download its archives yourself, and give their folder: ARCHIVES=folder"
+    return (
+        f"DATASET={dataset}: only {NAME} is fetched; ARCHIVES=folder is for {', '.join(OFFICIAL)}, and for class "
+        "folders or WebDataset shards under any name; DATA=folder NAME=name is for your own images"
+    )
 
 
 def fetch(data: Path) -> str:
@@ -128,7 +142,9 @@ def _unpack_package(folder: Path, _: Sequence[str]) -> Path:
 
 def _call(command: list[str], folder: Path, seconds: float = 300) -> None:
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
+        )
     except subprocess.TimeoutExpired:
         raise RouteError(f"{command[0]} took longer than {seconds:.0f} s") from None
     if done.returncode:

@@ -22,6 +22,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
 from autoformer.images.pixels import image_size, resized_side
 from autoformer.named import CONFIGS, load_space
+from commands.inside import pointing_inside
 from components.prepare_data import packed
 from components.prepare_data.pack import pack, slug
 from components.prepare_data.pack_card import CARD, PackCard, read_pack, unreadable_of
@@ -80,7 +81,8 @@ def adopt(source: Path, preset: str | None, overrides: Sequence[str], packs: Pat
     settings: list[str] = []
     if preset is None and "space" not in given:
         is_pack = packed.is_mine(source)
-        space = _space_of(read_pack(source)) if is_pack else propose_space(source, config.device)
+        with pointing_inside(source):
+            space = _space_of(read_pack(source)) if is_pack else propose_space(source, config.device)
         settings.append(f"space={space}")
         config = load_config(PRESET, [*settings, *overrides])
     data = source if packed.is_mine(source) else _pack(source, packs, config)
@@ -102,7 +104,7 @@ def adopt(source: Path, preset: str | None, overrides: Sequence[str], packs: Pat
 def _pack(source: Path, packs: Path, config: Config) -> Path:
     side, channels = resized_side(config.space.image_size), config.space.in_channels
     section = config.section(PrepareData)
-    with _packing_progress() as update:
+    with _packing_progress() as update, pointing_inside(source):
         return pack(source, packs, side, channels, section.max_unreadable_percent, update, section.pixel_rule)
 
 

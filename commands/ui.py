@@ -44,7 +44,7 @@ def serve(port: int) -> None:
     if remote:
         return
     print("Ctrl-C ends the server.", flush=True)
-    command = [str(Path(sys.executable).with_name("mlflow")), "ui", "--backend-store-uri", uri]
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     # one worker is enough for one person, and starts in a quarter of the time; requests are not worth a line each
     command += ["--host", HOST, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
     folder = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # it starts uvicorn by name

@@ -22,6 +22,7 @@ from pipeline.cluster.settings import cluster_path
 from runtime.common.code import code_files, hash_files
 from runtime.common.config import ROOT
 from runtime.common.console import Parser, run_command
+from runtime.common.git import git
 from runtime.common.redaction import without_password
 from runtime.tracking.provenance import git_commit
 
@@ -132,10 +133,7 @@ def build(client: "DockerClient", name: str, registry: str, more: Sequence[str],
 
 def _labels() -> dict[str, str]:
     labels = {"VERSION": autoformer.__version__, "REVISION": git_commit(), "SOURCE": source_hash()}
-    remote = subprocess.run(
-        ["git", "config", "--get", "remote.origin.url"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    address = without_password(remote.stdout.strip())
+    address = without_password(git("config", "--get", "remote.origin.url") or "")
     return labels | {"URL": address} if "://" in address else labels  # a path means nothing on other machines
 
 

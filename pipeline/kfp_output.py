@@ -18,7 +18,7 @@ class KfpOutput:
 
     def __init__(self, log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._log = log.open("w", encoding="utf-8")
+        self._log = log.open("w", encoding="utf-8", errors="backslashreplace")
         self._shown: TextIO = sys.stdout
         self._line = ""
         self._inside_dump = False

@@ -4,13 +4,16 @@ Each step is a process of this environment or, with `--runner docker`, a contain
 """
 
 import argparse
+import contextlib
 import json
+import locale
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +161,7 @@ def _prepare_environment(run_id: str, failure: Path) -> None:
         "AUTOFORMER_RUNNER_PID": str(os.getpid()),
         "AUTOFORMER_FAILURE": str(failure),
         "MLFLOW_TRACKING_URI": tracking.tracking_uri(),
+        "PYTHONIOENCODING": f"{locale.getpreferredencoding(False)}:replace",  # as kfp.local reads what a step prints
         "PYTHONUNBUFFERED": "1",
         **patient_threads(),
     }
@@ -200,10 +204,21 @@ def _run_dag(
     )
     log = root / "logs" / f"{time.strftime('%Y-%m-%d-%H-%M-%S')}.log"
     print(f"running the pipeline; KFP's own log is {relative_path(log)}", flush=True)
-    with KfpOutput(log):
+    with KfpOutput(log), quoted_executable():
         task = autoformer(**parameters)
     outputs: dict[str, Any] = task.outputs
     return outputs
+
+
+@contextlib.contextmanager
+def quoted_executable() -> Iterator[None]:
+    """Let a checkout lie in any folder: kfp.local puts `sys.executable` into the text of a shell as it is."""
+    executable = sys.executable
+    sys.executable = shlex.quote(executable)
+    try:
+        yield
+    finally:
+        sys.executable = executable
 
 
 def name_images(pipeline: Any, images: Mapping[str, str]) -> None:

@@ -23,6 +23,7 @@ from pipeline.summary import summary
 from runtime import tracking
 from runtime.common.config import ROOT, STEPS, Config, load_config, preset_path
 from runtime.common.console import Parser, run_command
+from runtime.common.git import dvc_environment, git
 from runtime.common.locks import hold_lock
 from runtime.common.overrides import add_option, apply, parse
 from runtime.common.stopping import Stopped
@@ -52,17 +53,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _repro() -> int:
-    environment = os.environ | {
-        "AUTOFORMER_RUNNER_PID": str(os.getpid()),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # dvc.yaml runs `python`
-        "PYTHONUNBUFFERED": "1",
-        **patient_threads(),
-    }
+    environment = _environment()
     dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment)
     code = dvc.wait()  # `subprocess.run` would kill it on a signal, before its stage has ended
     if code == 0:
         _show()
     return code
+
+
+def _environment() -> dict[str, str]:
+    environment = os.environ | {
+        "AUTOFORMER_RUNNER_PID": str(os.getpid()),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # dvc.yaml runs `python`
+        "PYTHONUNBUFFERED": "1",
+        **patient_threads(),
+        **dvc_environment(),
+    }
+    if not sys.stderr.isatty():
+        environment.pop("DVC_IGNORE_ISATTY", None)  # with it, DVC draws its bars into a log
+    return environment
 
 
 def _write_params(preset: str, overrides: list[str]) -> None:
@@ -82,8 +91,8 @@ def _write_params(preset: str, overrides: list[str]) -> None:
         )
     write_text(PARAMS, text)
     write_text(WRITTEN, hash_file(PARAMS))
-    print(f"repro: params.yaml is now {preset}{' with ' + ' '.join(overrides) if overrides else ''}; "
-          "`git checkout params.yaml` restores the committed one")  # fmt: skip
+    restore = "; `git checkout params.yaml` restores the committed one" if git("rev-parse", "HEAD") else ""
+    print(f"repro: params.yaml is now {preset}{' with ' + ' '.join(overrides) if overrides else ''}{restore}")
 
 
 def _is_saved_elsewhere(params: Path) -> bool:
@@ -92,7 +101,7 @@ def _is_saved_elsewhere(params: Path) -> bool:
         return True
     if WRITTEN.exists() and WRITTEN.read_text(encoding="utf-8") == hash_file(params):
         return True
-    return subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(params)], cwd=ROOT, check=False).returncode == 0
+    return git("diff", "--quiet", "HEAD", "--", str(params)) is not None
 
 
 def checked(params: str, wanted: Config, overrides: list[str]) -> str:

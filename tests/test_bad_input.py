@@ -151,7 +151,7 @@ CASES: list[tuple[str, Spoil, list[str]]] = [
     (TRAIN, setting("space.num_classes=9"), ["num_classes = 9", "has 10"]),
     (TRAIN, setting("train_supernet.batch_size=501"), ["train_supernet.batch_size = 501", "500", "a smaller one"]),
     (TRAIN, setting("train_supernet.batchsize=50"), ["unknown key", "did you mean 'batch_size'?"]),
-    (TRAIN, setting("train_supernet.epochs"), ["--set train_supernet.epochs: expected section.key=value"]),
+    (TRAIN, setting("train_supernet.epochs"), ["--set train_supernet.epochs: expected key=value"]),
     (TRAIN, source("demmo"), ["no preset 'demmo'", "did you mean 'demo'?"]),
     (TRAIN, source('{"name": 1'), ["--config: not readable as JSON"]),
     (TRAIN, config(train_supernet=None), ["the section 'train_supernet' is missing"]),

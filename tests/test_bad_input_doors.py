@@ -121,7 +121,7 @@ RUNNERS: list[tuple[str, Callable[[Path], Argv], list[str]]] = [
     ("head count", setting("space.choices.num_heads=[2,9]"), ["space", "num_heads", "9", "raise the supernet's"]),
     ("patch", setting("space.patch_size=5"), ["patch_size 5 does not divide image_size 28"]),
     ("unknown space", setting("space=fashion-mnst"), ["fashion-mnst", "did you mean 'fashion-mnist'?"]),
-    ("no value", setting("seed"), ["--set seed: expected section.key=value"]),
+    ("no value", setting("seed"), ["--set seed: expected key=value, such as seed=1"]),
     ("below a value", setting("seed.x=1"), ["'seed' is a value, not a section"]),
     ("quotes", setting("name='a"), ["--set name='a", "quote values with spaces"]),
     ("YAML tag", setting("name=!!python/object/apply:os.getpid [[]]".replace(" ", "")), ["not readable as YAML"]),
@@ -347,7 +347,7 @@ DOORS: list[Case] = [
     ("prepare", lambda tmp: prepare(tmp / "root", tmp), ["dataset = photos", "no pack of images", "make data DATA=…"]),
     ("prepare", lambda tmp: prepare(packed(tmp), tmp, "prepare_data.search_images=10"), ["search_percent instead"]),
     ("prepare", lambda tmp: prepare(packed(tmp, 2), tmp), ["class 'a' has 2 different images", "at least 3"]),
-    ("fetch", argv("--dataset", "cifar"), ["--dataset", "cifar"]),
+    ("fetch", argv("--dataset", "cifar"), ["DATASET=cifar: only fashion-mnist", "ARCHIVES=folder"]),
 ]  # fmt: skip
 
 

@@ -155,6 +155,14 @@ raise SystemExit(run_step("evaluate_subnet", step_parser("evaluate_subnet", ""),
 """
 
 
+def test_a_command_does_not_collect_garbage_as_it_ends() -> None:
+    """It takes seconds once torch and MLflow are imported. What was registered first runs last."""
+    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 1000)); "
+    code += "from runtime.common.console import Parser; Parser(); print(gc.get_freeze_count())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\nTrue\n"
+
+
 def test_a_step_ends_when_its_runner_is_killed() -> None:
     with subprocess.Popen(["sleep", "60"]) as runner:
         environment = os.environ | {"AUTOFORMER_RUNNER_PID": str(runner.pid)}

@@ -2,16 +2,19 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from browser_store import Store
+from mlflow.entities import Dataset, DatasetInput
 from tracking_fixtures import make_empty_store, use_store
 
 from autoformer.evaluation import wilson_interval
 from commands import compare
 from commands.compare import Interval, difference_interval, main
 from runtime import tracking
+from runtime.tracking.operations import PARENT
 from runtime.tracking.store import initialise
 
 
@@ -186,3 +189,25 @@ def test_the_interval_of_a_difference_is_newcombes() -> None:
         low, high = wilson_interval(correct, images)
         bounds.append(Interval(100 * correct / images, 100 * low, 100 * high))
     assert difference_interval(*bounds) == pytest.approx((5.24, 33.39), abs=0.005)
+
+
+def test_a_run_whose_first_steps_came_from_the_cache_has_the_splits_of_its_card(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copyfile(store.folder / "mlflow.db", tmp_path / "mlflow.db")
+    use_store(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "work", monkeypatch)
+    client = initialise(tracking.tracking_uri())
+    first = tracking.read_pipeline_run(store.first)
+    experiment = client.get_run(store.first).info.experiment_id
+    cached = client.create_run(experiment, tags=client.get_run(store.first).data.tags).info.run_id
+    for name, value in first.scores.items():
+        client.log_metric(cached, name, value)
+    step = client.create_run(experiment, tags={"stage": "register_model", PARENT: cached}).info.run_id
+    card = Dataset("tiny/card", first.data["card"], "local", "{}")
+    client.log_inputs(step, [DatasetInput(card, [])])
+    assert tracking.read_pipeline_run(cached).data == first.data
+    text = compared(capsys, store.first, cached)
+    assert section(text, "data")[0] == "data: all 6 equal"
+    assert "does not tell the two runs apart" in text and "not the same" not in text
+    unknown = compare.report(first, first._replace(data={}))
+    assert "Which test images a run had is not recorded" in unknown and "not the same" not in unknown

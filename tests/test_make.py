@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import fetch
 from runtime.common.config import ROOT
 
 NASTY = """a b/it's "$HOME" $(date) ${PATH `id` \\ Äpfel 数据 *#;&|%,<x>.yaml"""
@@ -71,7 +72,7 @@ def test_values_that_are_no_options_arrive_too(tmp_path: Path) -> None:
         (call,) = make(tmp_path, target, f"IMAGE={NASTY}")
         assert call[2] == NASTY
     (compared,) = make(tmp_path, "compare", """RUNS=runs/a "it's $HOME/数 据" """)
-    assert compared[1] == ["-m", "commands.compare", "runs/a", "it's $HOME/数 据"]
+    assert compared[1] == ["-m", "commands.compare", "--named", """runs/a "it's $HOME/数 据" """]
     assert make(tmp_path, "compare")[0][1] == ["-m", "commands.compare"]
 
 
@@ -89,3 +90,61 @@ def test_images_are_fetched_for_a_parameter_file_of_fashion_mnist(tmp_path: Path
     for line in ("dataset: fashion-mnist", 'dataset: "fashion-mnist"', "dataset:   fashion-mnist # clothes"):
         mine.write_text(f"name: mine\n{line}\n")
         assert fetches(f"PRESET={mine}")
+
+
+@pytest.mark.parametrize(
+    ("words", "missing", "example"),
+    [
+        (["predict"], "IMAGE", "make predict IMAGE=photo.jpg"),
+        (["predict", "MODEL=flowers", "IMAGE="], "IMAGE", "make predict IMAGE=photo.jpg"),
+        (["evaluate-official"], "CHECKPOINT", "make evaluate-official CHECKPOINT="),
+        (["evaluate-official", "CHECKPOINT=a.pth"], "SUBNET", "SUBNET=autoformer-tiny"),
+        (["evaluate-official", "CHECKPOINT=a.pth", "SUBNET=b"], "DATA", "DATA=data/imagenet-1k"),
+        (["data", "DATA=photos"], "NAME", "make data DATA=photos NAME=flowers"),
+        (["data", "ARCHIVES=downloads"], "DATASET", "make data DATASET=cifar-10 ARCHIVES=downloads"),
+        (["data", "DATASET=cifar-10", "ARCHIVES="], "ARCHIVES", "make data DATASET=cifar-10 ARCHIVES=downloads"),
+        (["run", "DATA="], "DATA", "make run DATA=photos"),  # of a shell's empty variable: not the demo instead
+    ],
+)
+def test_a_missing_variable_is_named_with_an_example(words: list[str], missing: str, example: str) -> None:
+    command = ["make", "--old-file=.venv/.installed", *words]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"{missing}= is missing; for example: " in done.stderr and example in done.stderr
+
+
+@pytest.mark.parametrize("target", ["run", "repro"])
+def test_settings_are_checked_before_anything_is_fetched(target: str, tmp_path: Path) -> None:
+    words = ["PRESET=smoke", "SET=seed 1"]
+    called = [call[1] for _, call, _ in make(tmp_path, target, *words)]
+    assert called[0] == "commands.check_settings" and called[1] == "commands.fetch"
+    bad = ["make", "--old-file=.venv/.installed", "--silent", target, *words]
+    done = subprocess.run(bad, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("settings: --set seed: expected key=value, such as seed=1 or train_supernet.epochs=3")
+
+
+def test_runs_that_cannot_be_compared_end_with_code_2_and_not_with_that_of_xargs() -> None:
+    command = ["make", "--old-file=.venv/.installed", "--silent", "compare", "RUNS='a"]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    line, last = done.stderr.splitlines()
+    assert line == "compare: --named 'a: no closing quotation; quote values with spaces"
+    assert last.endswith("Error 2")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "says"),
+    [
+        ("cifar-10", "DATASET=cifar-10: download its archives yourself, and give their folder: ARCHIVES=folder"),
+        ("imagenet-1k", "download its archives yourself"),
+        ("flower", "ARCHIVES=folder is for imagenet-1k, cifar-10, cifar-100, flowers-102, oxford-iiit-pets, stanford-"),
+        ("flower", "DATA=folder NAME=name is for your own images"),
+    ],
+)
+def test_a_data_set_that_is_not_fetched_is_refused_with_the_variable_it_wants(
+    dataset: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fetch.main(["--dataset", dataset, "--data", str(tmp_path / "data")]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+    assert not (tmp_path / "data").exists()

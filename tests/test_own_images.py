@@ -18,7 +18,7 @@ from autoformer.images.split_files import read_split
 from autoformer.images.split_images import load_images
 from commands import own_images
 from commands.own_images import add_dataset, adopt, propose_recipe, propose_space, training_images
-from commands.plan import SplitSizes, make_plan, plan_table
+from commands.plan import Plan, SplitSizes, Stage, make_plan, plan_table
 from components.prepare_data.pack_card import PackCard, read_pack
 from components.prepare_data.step import main as prepare_data
 from runtime.common.config import Config, load_config
@@ -287,8 +287,8 @@ def test_the_plan_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.Mon
     def stages(*settings: str) -> dict[str, float]:
         plan = make_plan(load_config(adopted.preset, [*adopted.overrides, *settings]), adopted.data)
         assert plan.images == SplitSizes(50, 20, 12, 70)
-        assert plan.hours == pytest.approx(sum(stage.hours for stage in plan.stages)) and plan.memory_gb > 0
-        assert all(stage.hours * 3600 >= stage.images / stage.images_per_second for stage in plan.stages)
+        assert plan.hours == pytest.approx(sum(plan.hours_of(stage) for stage in plan.stages)) and plan.memory_gb > 0
+        assert all(plan.hours_of(each) * 3600 >= each.images / each.images_per_second for each in plan.stages)
         assert "50 images to train, 20 to search, 12 to test" in plan_table(plan)
         return {stage.name: stage.images for stage in plan.stages}
 
@@ -302,6 +302,14 @@ def test_the_plan_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.Mon
     assert stages("retrain_subnet.scratch_reference=true")["retrain_subnet"] == 2 * 3 * 6 * 8
     assert stages("retrain_subnet.mode=inherited")["retrain_subnet"] == 0
     assert stages("retrain_subnet.split=train_full")["retrain_subnet"] == 3 * (70 // 8) * 8
+
+
+def test_the_plan_counts_what_each_step_takes_to_start_and_to_end() -> None:
+    """An hour of images in the only stage with work, and 180 s for each of two processes."""
+    stages = [Stage("prepare_data"), Stage("train_supernet", "", 7200, 2.0)]
+    plan = Plan("cpu", SplitSizes(1, 1, 1, 2), stages, 1.0, 180.0)
+    assert [plan.hours_of(stage) for stage in stages] == [180 / 3600, 1 + 180 / 3600]
+    assert plan.hours == pytest.approx(1.1) and "in all about 1.1 h" in plan_table(plan)
 
 
 def test_the_report_names_what_was_left_out(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ Dimensions: n images, C channels, S pixels on a side.
 """
 
 import gzip
-import os
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autoformer.cores import cores
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
 from autoformer.images.archives import PREFETCH_IMAGES, EncodedImages, RemoteReader
@@ -170,7 +170,7 @@ def _decoded(
     def decode(index: int) -> None:
         pixels[index] = model_pixels(encoded.image(index), card.channels, size)
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(16, cores())) as pool:
         for first in range(0, len(encoded), PREFETCH_IMAGES):
             here = range(first, min(first + PREFETCH_IMAGES, len(encoded)))
             encoded.prefetch(here)

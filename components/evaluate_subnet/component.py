@@ -35,11 +35,11 @@ def evaluate_subnet(
     call("evaluate_subnet", [*arguments, "--out", evaluation.path, "--record", record.path])
     evaluation.metadata["data_hash"] = data_hash
     log_metrics(metrics, evaluation.path + "/metrics.json")
-    with open(evaluation.path + "/confusion.json") as file:
+    with open(evaluation.path + "/confusion.json", encoding="utf-8") as file:
         counted = json.load(file)
     if len(counted["classes"]) <= LARGEST_MATRIX:
         confusion.log_confusion_matrix(counted["classes"], counted["matrix"])
     shutil.copyfile(evaluation.path + "/confusion.json", confusion.path)  # see log_metrics
-    with open(confusions.path, "w") as file:
+    with open(confusions.path, "w", encoding="utf-8") as file:
         file.write(top_confusions_markdown(counted))
     shutil.copyfile(evaluation.path + "/report.html", report.path)

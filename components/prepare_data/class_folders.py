@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from autoformer.cores import cores
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
 from autoformer.images.source import archive_folder
@@ -38,7 +39,6 @@ from runtime.common.console import Progress
 from runtime.storage.data import find_archives
 
 _WNID = re.compile(r"n\d{8}")  # a WordNet synset, as ImageNet names its classes
-_THREADS = min(16, 2 * (os.cpu_count() or 1))  # they wait for the disk
 
 
 def is_mine(data: Path) -> bool:
@@ -73,7 +73,10 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Deli
         fault = f"{unknown[0]}: a class that train does not have" if unknown else f"{tree}: fewer than two classes"
         raise AutoFormerError(f"{fault}; give every split the same class folders")
     rows: list[Split] = []
-    with Progress("prepare_data: class folders", len(found), "folders") as bar, ThreadPoolExecutor(_THREADS) as pool:
+    with (
+        Progress("prepare_data: class folders", len(found), "folders") as bar,
+        ThreadPoolExecutor(min(16, 2 * cores())) as pool,
+    ):
         for _, name, images in found:
             try:
                 rows.append(_rows(place, images, label_of[name], left_out, pool))

@@ -7,7 +7,6 @@ last whole tar.
 
 import hashlib
 import io
-import os
 import re
 import tarfile
 import unicodedata
@@ -19,6 +18,7 @@ from pathlib import Path
 from statistics import median_high
 from typing import NamedTuple
 
+from autoformer.cores import cores
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, hash_value, read_json, replacing, write_json
 from autoformer.images.pixel_rule import PixelRule
@@ -125,7 +125,7 @@ def _hash_file(path: Path) -> str:
 
 
 def _threads() -> int:
-    return min(16, os.cpu_count() or 1)
+    return min(16, cores())
 
 
 class _Packing(NamedTuple):

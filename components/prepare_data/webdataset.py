@@ -6,7 +6,6 @@ shards without such a word are one set. Each shard is read once, and its index i
 """
 
 import json
-import os
 import re
 import tarfile
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from autoformer.cores import cores
 from autoformer.errors import AutoFormerError
 from autoformer.images.split_files import Split
 from components.prepare_data.delivered import Delivered, concatenate, make_rows
@@ -30,7 +30,6 @@ CLASS_NAMES = "classes.txt"
 _LABELS = ("cls", "json")
 _IMAGENET_KEY = re.compile(r"(n\d{8}|ILSVRC2012_val)_\d+")  # ImageNet's names of images
 _FIRST_FILES = 8  # of a shard, among which is a sample's label
-_THREADS = min(8, os.cpu_count() or 1)
 
 
 def is_mine(data: Path) -> bool:
@@ -59,7 +58,7 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test", "")) -> 
     if not paths:
         raise AutoFormerError(f"{root}: no shards of {' or '.join(filter(None, splits))}")
     shards: list[Index] = []
-    with Progress("prepare_data: shards", len(paths), "shards") as bar, ThreadPoolExecutor(_THREADS) as pool:
+    with Progress("prepare_data: shards", len(paths), "shards") as bar, ThreadPoolExecutor(min(8, cores())) as pool:
         for shard in pool.map(_read_shard, paths):
             shards.append(shard)
             bar.update(len(shards))

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from runtime.common.processes import cores, set_threads
+from autoformer.cores import cores
+from runtime.common.processes import set_threads
 
 WARM_UP_PASSES = 10  # not timed: the first passes fill caches and start threads
 MOST_PASSES, FEWEST_PASSES, SECONDS = 300, 20, 3.0

@@ -31,6 +31,17 @@ STEPS = ("prepare_data", "train_supernet", "search_subnet", "retrain_subnet", "e
 ROOT = CONFIGS.parent
 
 
+def checkout() -> Path:
+    """The folder for what outlives a run: the checkout, also of a copy that `dvc exp run --temp` or `--queue` works in.
+
+    DVC deletes that copy when the experiment ends.
+    """
+    for folder in ROOT.parents:
+        if folder.name == "exps" and folder.parent.name == "tmp" and folder.parent.parent.name == ".dvc":
+            return folder.parent.parent.parent
+    return ROOT
+
+
 class PrepareData(Frozen):
     search_images: int | None = Field(
         None, gt=0, description="held out to score candidates, the same number per class; null for a percentage"

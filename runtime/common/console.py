@@ -1,7 +1,10 @@
 """The output of a command: its lines, its progress bar, and the one line that reports an error."""
 
 import argparse
+import atexit
 import contextlib
+import gc
+import io
 import os
 import sys
 import time
@@ -20,7 +23,17 @@ LINE_SECONDS = 60  # between two lines of progress without a terminal
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises an error of the command line as a one-line `AutoFormerError`."""
+    """The parser of a command, whose output may hold any letter: what stdout cannot encode is shown as `?`.
+
+    It raises an error of the command line as a one-line `AutoFormerError`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # torch and MLflow leave millions of objects, and Python would look through them as it ends: 1 to 2 s of a step
+        atexit.register(gc.freeze)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes such letters by itself
+            sys.stdout.reconfigure(errors="replace")
 
     def error(self, message: str) -> NoReturn:
         raise AutoFormerError(f"{message}; --help lists the arguments")
@@ -165,7 +178,7 @@ def _open_terminal() -> Any:
     if sys.stderr.isatty():
         return sys.stderr
     try:
-        return Path(os.environ["AUTOFORMER_TTY"]).open("w")
+        return Path(os.environ["AUTOFORMER_TTY"]).open("w", errors="replace")
     except (KeyError, OSError):
         return None
 

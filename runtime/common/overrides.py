@@ -29,7 +29,7 @@ def parse(text: str) -> Override:
     key, equals, value = text.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
-        raise AutoFormerError(f"--set {text}: expected section.key=value")
+        raise AutoFormerError(f"--set {text}: expected key=value, such as seed=1 or train_supernet.epochs=3")
     try:
         return Override(path, yaml.safe_load(value))
     except yaml.YAMLError:
@@ -55,12 +55,12 @@ def apply(data: dict[str, Any], overrides: Iterable[str], convert: Callable[[Any
         section[override.path[-1]] = convert(override.value)
 
 
-def split(text: str) -> list[str]:
+def split(text: str, option: str = "--set") -> list[str]:
     """The overrides of one text, with spaces between them, as a shell splits words."""
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise AutoFormerError(f"--set {text}: {str(error).lower()}; quote values with spaces") from None
+        raise AutoFormerError(f"{option} {text}: {str(error).lower()}; quote values with spaces") from None
 
 
 def join(overrides: Iterable[str]) -> str:
@@ -70,10 +70,12 @@ def join(overrides: Iterable[str]) -> str:
 
 def add_option(parser: argparse.ArgumentParser, metavar: str = "SECTION.KEY=VALUE", help: str | None = None) -> None:
     """Add `--set`, which may be given several times, each with several overrides; `overrides` is the list of all."""
-    parser.add_argument("--set", action=_Split, default=[], metavar=metavar, dest="overrides", help=help)
+    parser.add_argument("--set", action=SplitOption, default=[], metavar=metavar, dest="overrides", help=help)
 
 
-class _Split(argparse.Action):
+class SplitOption(argparse.Action):
+    """An option that may be given several times, each with several words."""
+
     def __call__(
         self,
         parser: argparse.ArgumentParser,
@@ -81,4 +83,4 @@ class _Split(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *split(str(values))])
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *split(str(values), str(option_string))])

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from autoformer.cores import cores, is_limited
 from autoformer.errors import AutoFormerError
 
 REPORT_FOLDER = "AUTOFORMER_RANKS"  # environment variable: the folder where ranks report to the process above them
@@ -24,13 +25,10 @@ def ranks_on_machine() -> int:
     return number_in_environment("LOCAL_WORLD_SIZE", 1)
 
 
-def cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def set_threads(threads: int | None) -> None:
-    """Set the CPU threads of torch in this process; None leaves them as they are."""
+    """Set the CPU threads of torch in this process; None leaves torch's own number, within a CPU quota."""
+    if threads is None and is_limited():
+        threads = threads_of_rank()
     if threads is not None:
         import torch
 

@@ -55,7 +55,7 @@ def log_metrics(artifact: Any, file: str | Path) -> None:
 
     The file becomes the artifact's content: kfp.local caches no task with an output that has metadata but no file.
     """
-    for name, value in json.loads(Path(file).read_text()).items():
+    for name, value in json.loads(Path(file).read_text(encoding="utf-8")).items():
         if isinstance(value, int | float):
             artifact.log_metric(name, value)
     shutil.copyfile(file, artifact.path)
@@ -65,4 +65,4 @@ def log_uri(artifact: Any) -> None:
     """Show the address of a step's large files in the KFP UI, where the store has them."""
     file = Path(artifact.path) / "stored.json"
     if file.is_file():
-        artifact.metadata["uri"] = json.loads(file.read_text())["uri"]
+        artifact.metadata["uri"] = json.loads(file.read_text(encoding="utf-8"))["uri"]

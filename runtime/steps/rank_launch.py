@@ -22,11 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from autoformer.cores import cores
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_json
 from runtime.common.config import Config, TrainingSection
 from runtime.common.exit_codes import BAD_INPUT, LOST, UNAVAILABLE, JobFailed
-from runtime.common.processes import REPORT_FOLDER, cores, gpus, is_rank, number_in_environment
+from runtime.common.processes import REPORT_FOLDER, gpus, is_rank, number_in_environment
 from runtime.common.stopping import SIGNALS
 from runtime.steps.rendezvous import is_lost
 

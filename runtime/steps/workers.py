@@ -3,8 +3,9 @@
 import os
 from typing import TYPE_CHECKING
 
+from autoformer.cores import cores
 from autoformer.errors import AutoFormerError
-from runtime.common.processes import cores, gigabytes_in_environment, ranks_on_machine
+from runtime.common.processes import gigabytes_in_environment, ranks_on_machine
 
 if TYPE_CHECKING:
     import torch

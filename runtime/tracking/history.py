@@ -78,18 +78,27 @@ def _pipeline_run_above(client: "MlflowClient", run_id: str) -> str | None:
 
 
 def read_pipeline_run(run_id: str) -> PipelineRun:
-    """A pipeline run with what its steps logged. A step that KFP took from its cache has no run."""
+    """A pipeline run with what its steps logged.
+
+    A step that KFP took from its cache has no run. The card of the data set, an input of the steps that always run,
+    decides the splits: those that no step of this run has logged are the ones that other runs logged beside that card.
+    """
     with translate_errors(tracking_uri()):
         client = connect()
         parent = client.get_run(run_id)
         nested = f"tags.`{PARENT}` = '{run_id}'"
         # oldest first: the latest run of a step counts
         runs = client.search_runs([parent.info.experiment_id], nested, order_by=["attributes.start_time ASC"])
+        card = _data(parent, runs).get("card")
+        same = f"dataset.digest = '{card}'"
+        others = client.search_runs([parent.info.experiment_id], same, max_results=MAX_LISTED) if card else []
     if parent.data.tags.get("stage") != "pipeline":
         raise AutoFormerError(f"{run_id}: not a pipeline run of {without_password(tracking_uri())}")
     by_step = {run.data.tags.get("stage"): run for run in runs}
     steps = [by_step[step] for step in STEPS if step in by_step]
-    return _pipeline_run(parent, steps)
+    run = _pipeline_run(parent, steps)
+    known = {name: digest for other in others for name, digest in _splits([other]).items()}
+    return run._replace(data=run.data | {name: digest for name, digest in known.items() if name not in run.data})
 
 
 def _pipeline_run(parent: "Run", steps: "list[Run]") -> PipelineRun:
@@ -114,11 +123,14 @@ def _without_prefix(values: dict[str, str], prefix: str) -> dict[str, str]:
 def _data(parent: "Run", steps: "list[Run]") -> dict[str, str]:
     tags = parent.data.tags
     hashes = {"images": tags.get("data_hash", ""), "data.dvc": tags.get("dvc_revision", "")}
-    for dataset in (logged.dataset for run in steps for logged in run.inputs.dataset_inputs):
-        name = dataset.name.rpartition("/")[2]
-        if name in DATA:
-            hashes[name.replace("_", " ")] = dataset.digest
-    return {key: value for key, value in hashes.items() if value}
+    return {key: value for key, value in (hashes | _splits(steps)).items() if value}
+
+
+def _splits(steps: "list[Run]") -> dict[str, str]:
+    """The card and the splits among the inputs that steps have logged, name -> hash."""
+    datasets = (logged.dataset for run in steps for logged in run.inputs.dataset_inputs)
+    named = ((dataset.name.rpartition("/")[2], dataset.digest) for dataset in datasets)
+    return {name.replace("_", " "): digest for name, digest in named if name in DATA}
 
 
 def _code(parent: "Run", steps: "list[Run]") -> dict[str, str]:

@@ -95,11 +95,12 @@ def log_model(run_id: str, name: str, model: Path, program: Path, card: Path, ta
 def _signature() -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import AnyType, Array
+    from mlflow.types.schema import Array
 
     inputs = [
         ColSpec(DataType.string, "image", required=False),  # base64 of a PNG or JPEG file
-        ColSpec(AnyType(), "pixels", required=False),  # two or three nested lists, for which MLflow has no type
+        # two or three nested lists, or JSON of them: MLflow passes lists on, and reads no CSV with a type for any value
+        ColSpec(DataType.string, "pixels", required=False),
     ]
     outputs = [
         ColSpec(DataType.string, "class"),
@@ -194,7 +195,11 @@ def model_folder(name: str | None, alias: str) -> Path:
     name = name or _newest_model(alias)
     registered = aliased_version(name, alias) if name else None
     if registered is None:
-        raise missing
+        with translate_errors(tracking_uri()):
+            there = [f"{model.name} ({', '.join(model.aliases)})" for model in connect().search_registered_models()]
+        if name is None or not there:
+            raise missing
+        raise AutoFormerError(f"no {what} with the alias '{alias}' is registered; there are: {', '.join(there)}")
     from mlflow.artifacts import download_artifacts
 
     with translate_errors(tracking_uri()):

@@ -2,12 +2,11 @@
 
 import getpass
 import os
-import shutil
-import subprocess
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import read_yaml
 from runtime.common.config import ROOT
+from runtime.common.git import git
 
 UNKNOWN = "unknown"
 
@@ -32,15 +31,10 @@ def git_commit() -> str:
     """`GIT_COMMIT`, which an image sets, else the commit of the checkout, with "-dirty" where tracked files differ."""
     if commit := os.environ.get("GIT_COMMIT"):
         return commit
-    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+    head = git("rev-parse", "HEAD") if (ROOT / ".git").exists() else None
+    if head is None:
         return UNKNOWN
-    head = _git("rev-parse", "HEAD")
-    return f"{head}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else head or UNKNOWN
-
-
-def _git(*arguments: str) -> str:
-    result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return result.stdout.strip() if result.returncode == 0 else ""
+    return f"{head}-dirty" if git("status", "--porcelain", "--untracked-files=no") else head
 
 
 def dvc_revision() -> str:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import psutil
 
 from autoformer.files import hash_value
-from runtime.common.config import ROOT, STEPS, Config
+from runtime.common.config import STEPS, Config
 from runtime.common.redaction import without_password
+from runtime.common.workspace import work_root
 from runtime.tracking.operations import PARENT, Operation, sender
 from runtime.tracking.outbox import Outbox, last_steps
 from runtime.tracking.provenance import dvc_revision, provenance_tags
@@ -142,7 +143,7 @@ def _outbox(run_id: str) -> Outbox:
 
 def _backlog(run_id: str) -> Path:
     """The file for a run's undelivered messages; outside the folders that DVC and KFP own."""
-    return Path(os.environ.get("AUTOFORMER_WORK", ROOT / "work")) / "tracking" / f"{run_id}.json"
+    return work_root() / "tracking" / f"{run_id}.json"
 
 
 def _patience_of(status: Status) -> float:

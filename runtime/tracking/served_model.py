@@ -6,8 +6,10 @@ the package `autoformer` on the path. So a version answers as it did on the day 
 
 import base64
 import binascii
+import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import mlflow
 import pandas as pd
@@ -24,7 +26,10 @@ MOST_BYTES = 256 * 2**20  # of memory for one image: about 30 million pixels of 
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
-    """A row has `image` (base64 of a PNG or JPEG file) or `pixels` (height x width, or height x width x 3)."""
+    """A row has `image` (base64 of a PNG or JPEG file) or `pixels` (height x width, or height x width x 3; or as JSON).
+
+    Base64 may be a data URL, have line breaks, the alphabet of URLs, and no padding, as common tools write it.
+    """
 
     def load_context(self, context: Any) -> None:
         self.model, self.card = load_subnet(Path(context.artifacts["model"]))
@@ -48,20 +53,34 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
 
 def _image(row: dict[str, Any]) -> Image.Image:
+    image, pixels = (None if _is_missing(row.get(name)) else row[name] for name in ("image", "pixels"))
     try:
-        if isinstance(row.get("image"), str):
-            content = base64.b64decode(row["image"].rpartition(",")[2], validate=True)
-            return open_image(content, most_bytes=MOST_BYTES)
-        if isinstance(row.get("image"), bytes):
-            return open_image(row["image"], most_bytes=MOST_BYTES)
-        if row.get("pixels") is not None:
-            return image_from_pixels(row["pixels"])
+        if isinstance(image, bytes | str):
+            return open_image(_decoded(image) if isinstance(image, str) else image, most_bytes=MOST_BYTES)
+        if image is not None:
+            raise AutoFormerError(f"image: expected the base64 text of a file, found {type(image).__name__}")
+        if pixels is not None:
+            return image_from_pixels(json.loads(pixels) if isinstance(pixels, str) else pixels)
         raise AutoFormerError("a row has neither `image` (base64 of a file) nor `pixels`")
     except binascii.Error:
         reason = "image: not base64; send the base64 text of a PNG or JPEG file"
+    except json.JSONDecodeError:
+        reason = "pixels: not readable as JSON; send nested lists of numbers from 0 to 255"
     except AutoFormerError as error:
         reason = str(error)
     raise _refusal(reason)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a row has no such value: pandas reads an empty cell of a CSV as NaN."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _decoded(text: str) -> bytes:
+    if text.lstrip().startswith("data:"):
+        text = unquote(text.partition(",")[2])
+    plain = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
+    return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
 
 
 def _refusal(reason: str) -> Exception:

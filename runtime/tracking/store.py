@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from autoformer.errors import AutoFormerError
 from autoformer.locks import lock
-from runtime.common.config import ROOT
+from runtime.common.config import checkout
 from runtime.common.console import print_line
 from runtime.common.redaction import hide, without_password
 from runtime.common.retrying import retry, within
+from runtime.tracking.moved import FOLDER, follow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,8 +46,17 @@ _FIRST_REQUEST_SECONDS = "10"
 
 
 def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or the sqlite file at the root of the repository."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
+    """`MLFLOW_TRACKING_URI`, or the sqlite file at the root of the checkout.
+
+    Raises:
+        AutoFormerError: the path of that file is no part of an address.
+    """
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    file = checkout() / "mlflow.db"
+    if "?" in str(file):
+        raise AutoFormerError(f"{file}: MLflow takes no path with a '?'; rename the folder, or set MLFLOW_TRACKING_URI")
+    return f"sqlite:///{file}"
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -88,6 +98,8 @@ def _initialise(uri: str) -> "MlflowClient":
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
         with locked(uri), _short_timeout():
+            if file is not None and (before := follow(file)):
+                print_line(f"tracking: {file} was in {before}; its addresses of artifacts now name this place")
             client = mlflow.MlflowClient(uri, uri)
             client.search_experiments(max_results=1)
             client.search_registered_models(max_results=1)
@@ -200,7 +212,7 @@ def experiment_id(client: "MlflowClient") -> str:
     if from_kfp := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return from_kfp
     name, file = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT, sqlite_file(client.tracking_uri)
-    artifacts = None if file is None else (file.absolute().parent / "mlruns" / name).as_uri()
+    artifacts = None if file is None else (file.absolute().parent / FOLDER / name).as_uri()
     with locked(client.tracking_uri):
         experiment = client.get_experiment_by_name(name)
         if experiment is None:

@@ -1,0 +1,35 @@
+"""Git and DVC in any checkout: an archive of the sources has no .git, and Git itself may not be installed."""
+
+import getpass
+import os
+import subprocess
+
+from autoformer.named import CONFIGS
+from runtime.common.config import ROOT
+
+_WITHOUT_GIT = CONFIGS / "dvc-without-git"  # a folder with a `config` of DVC
+
+
+def git(*arguments: str) -> str | None:
+    """The output of a Git command in the checkout; None if it fails, or there is no Git.
+
+    A checkout of another user is trusted: its code runs anyway.
+    """
+    command = ["git", "-c", f"safe.directory={ROOT}", *arguments]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def dvc_environment() -> dict[str, str]:
+    """Environment variables with which DVC works here: it wants a Git repository, and a name of the user."""
+    variables = {}
+    if not any((folder / ".git").exists() for folder in (ROOT, *ROOT.parents)):
+        variables["DVC_SYSTEM_CONFIG_DIR"] = str(_WITHOUT_GIT)
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        variables["USER"] = str(os.getuid())
+    return variables
