@@ -1,4 +1,4 @@
-"""Atomic writes, JSON and YAML with errors in one line, and hashes of files."""
+"""Atomic writes, and hashes of files."""
 
 import contextlib
 import ctypes
@@ -13,8 +13,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
-
-import yaml
 
 from autoformer.errors import AutoFormerError
 
@@ -122,51 +120,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises `AutoFormerError` naming the file if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AutoFormerError(f"{path}: no such file; run the step that makes it") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise AutoFormerError(f"{path}: not readable as JSON ({error}); run the step that makes it again") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which PyYAML would silently use the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: list[Any] = []
-        for key, _ in node.value:
-            name = self.construct_object(key, deep=True)
-            if name in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{name}' is there twice", key.start_mark)
-            seen.append(name)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> Any:
-    """Parse a YAML file. Raises `AutoFormerError` naming file and line if it is missing or malformed."""
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except FileNotFoundError:
-        raise AutoFormerError(f"{path}: no such file") from None
-    except (OSError, UnicodeError) as error:
-        raise _not_yaml(str(path), error) from None
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML text. Raises `AutoFormerError` naming `where` and the line if it is malformed."""
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _not_yaml(where, error) from None
-
-
-def _not_yaml(where: str, error: Exception) -> AutoFormerError:
-    return AutoFormerError(f"{where}: not readable as YAML: {' '.join(str(error).split())}")
-
-
 def canonical_json(value: Any) -> str:
     """One text per value, for hashes: keys sorted, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -251,7 +204,7 @@ class HashCache:
         hashes = {}
         if self._place.is_file():
             for line in self._place.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):
+                with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                     entry = json.loads(line)
                     hashes[FileState(*entry["file"])] = str(entry["sha256"])
         return hashes

@@ -6,8 +6,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from autoformer.errors import validated
-from autoformer.files import read_json
 from autoformer.frozen import Frozen
+from autoformer.reading import read_json
 
 
 class DatasetCard(Frozen):

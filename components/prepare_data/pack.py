@@ -22,9 +22,10 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from autoformer.errors import AutoFormerError, validated
-from autoformer.files import hash_file, hash_value, read_json, replacing, write_json
+from autoformer.files import hash_file, hash_value, replacing, write_json
 from autoformer.frozen import Frozen
 from autoformer.images.pixels import image_size, open_image, resize_shorter_side, to_channels
+from autoformer.reading import read_json, read_json_as
 from components.prepare_data.sources import Source, SourceImage, discover
 from runtime.common.locks import hold_lock
 from runtime.common.tables import read_table, write_table
@@ -57,6 +58,14 @@ class PackCard(Frozen):
     unreadable: int
     ignored: int = Field(description="files that are no images by their names")
     archives: dict[str, str] = Field(description="file name -> sha256")
+
+
+class _Shard(Frozen):
+    """The index of a tar that is packed."""
+
+    rows: tuple[dict[str, str], ...]
+    refused: tuple[dict[str, str], ...]
+    sizes: tuple[tuple[int, int], ...]
 
 
 def read_pack(folder: Path) -> PackCard:
@@ -169,10 +178,10 @@ class _Packing(NamedTuple):
             index = self.work / f"images-{number:05d}.json"
             if not index.exists():
                 self._write_shard(index, start)
-            shard, packed = read_json(index), min(start + SHARD_IMAGES, total)
-            rows += shard["rows"]
-            refused += shard["refused"]
-            sizes += shard["sizes"]
+            shard, packed = read_json_as(_Shard, index, "remove it"), min(start + SHARD_IMAGES, total)
+            rows += shard.rows
+            refused += shard.refused
+            sizes += shard.sizes
             self.watch("packing", packed, total)
             if 100 * len(refused) > self.max_percent * total:
                 write_table(self.report, ("source", "reason"), refused)

@@ -4,9 +4,11 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
 
 _FORMATS = "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm pnm jp2 heic heif avif"
@@ -149,6 +151,8 @@ def _read_csv(file: Path) -> Source:
 
 
 def _columns(file: Path, header: Sequence[str]) -> tuple[str, str, str | None]:
+    if len(header) > BOUNDS.csv_columns:
+        raise AutoFormerError(f"{file}: {len(header)} columns, more than {BOUNDS.csv_columns}; keep path and label")
     by_name = {name.strip().lower(): name for name in header if name}
     path = next((by_name[name] for name in PATH_COLUMNS if name in by_name), None)
     label = next((by_name[name] for name in LABEL_COLUMNS if name in by_name), None)
@@ -165,7 +169,7 @@ def _read_row(where: str, root: Path, path: str | None, label: str | None, split
     if not path or not path.strip() or "\0" in path:
         raise AutoFormerError(f"{where}: no path")
     file = Path(os.path.normpath(root / path.strip()))
-    if not file.is_relative_to(root) or not Path(os.path.realpath(file)).is_relative_to(root):
+    if not file.is_relative_to(root) or not _real(file).is_relative_to(root):
         raise AutoFormerError(f"{where}: {path} lies outside the folder of the CSV; move the images into it")
     label, split = (label or "").strip(), (split or "").strip().lower()
     if not label:
@@ -173,6 +177,16 @@ def _read_row(where: str, root: Path, path: str | None, label: str | None, split
     if split and split not in SPLIT_OF:
         raise AutoFormerError(f"{where}: split '{split}' is none of train, val, test")
     return SourceImage(file, label, SPLIT_OF.get(split, ""))
+
+
+def _real(file: Path) -> Path:
+    """Where a path leads. Folders are looked up once: 100,000 rows name few."""
+    return Path(os.path.realpath(file)) if file.is_symlink() else _real_folder(file.parent) / file.name
+
+
+@lru_cache(10_000)
+def _real_folder(folder: Path) -> Path:
+    return folder.resolve()
 
 
 def _check(source: Source, path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from autoformer.errors import AutoFormerError, validated
-from autoformer.files import read_yaml
 from autoformer.frozen import Frozen
 from autoformer.named import named_file
+from autoformer.reading import read_yaml
 from runtime.common.config import STEPS
 from runtime.common.overrides import apply
 from runtime.kubernetes.job import SHARED_STEPS

@@ -165,7 +165,7 @@ def _open_terminal() -> Any:
     if sys.stderr.isatty():
         return sys.stderr
     try:
-        return Path(os.environ["AUTOFORMER_TTY"]).open("w")
+        return Path(os.environ["AUTOFORMER_TTY"]).open("w", encoding="utf-8", errors="replace")
     except (KeyError, OSError):
         return None
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import read_yaml
+from autoformer.reading import read_yaml
 from runtime.common.config import ROOT
 
 UNKNOWN = "unknown"

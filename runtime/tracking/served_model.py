@@ -5,7 +5,7 @@ the package `autoformer` on the path. So a version answers as it did on the day 
 """
 
 import base64
-import binascii
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ import mlflow
 import pandas as pd
 from PIL import Image
 
+from autoformer.bounds import BOUNDS
 from autoformer.checkpoint import load_subnet
 from autoformer.errors import AutoFormerError
-from autoformer.images.pixels import open_image
+from autoformer.images.pixels import image_size, open_image
 from autoformer.predict import image_from_pixels, probabilities, ranked
 
-BATCH = 256
+BATCH = 8  # images in a forward pass: memory of activations, and time beyond the deadline
 TOP = 5
-MOST_BYTES = 256 * 2**20  # of memory for one image: about 30 million pixels of PNG, 53 million of JPEG
+_NUMBER_BYTES = 25  # of memory for a number of `pixels`
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
@@ -36,9 +37,11 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         if top < 1:
             raise _refusal(f"top: expected at least 1 class, found {top}")
         requests = model_input.to_dict("records") or [{}]
-        rows = []
+        if len(requests) > BOUNDS.served_rows:
+            raise _refusal(f"{len(requests)} images; a request may have {BOUNDS.served_rows}")
+        request, rows = _Request(), []
         for first in range(0, len(requests), BATCH):
-            images = map(_image, requests[first : first + BATCH])  # one decoded image in memory at a time
+            images = map(request.image, requests[first : first + BATCH])  # one decoded image in memory at a time
             for scores in probabilities(self.model, self.card, images):
                 names, values = zip(*ranked(scores, self.card)[:top], strict=True)
                 rows.append(
@@ -47,21 +50,61 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         return pd.DataFrame(rows)
 
 
-def _image(row: dict[str, Any]) -> Image.Image:
+class _Request:
+    """Decodes the images of one request, until they have taken too much together."""
+
+    def __init__(self) -> None:
+        self._characters, self._pixels = 0, 0
+        self._deadline = time.monotonic() + BOUNDS.served_seconds
+
+    def image(self, row: dict[str, Any]) -> Image.Image:
+        if time.monotonic() > self._deadline:
+            raise _refusal(f"the request takes longer than {BOUNDS.served_seconds:g} s; send fewer or smaller images")
+        try:
+            if isinstance(row.get("image"), str | bytes):
+                return self._decoded(row["image"])
+            if row.get("pixels") is not None:
+                return self._given(row["pixels"])
+            raise AutoFormerError("a row has neither `image` (base64 of a file) nor `pixels`")
+        except ValueError as error:
+            raise _refusal(str(error)) from None
+
+    def _decoded(self, image: str | bytes) -> Image.Image:
+        self._characters += len(image)
+        if self._characters > BOUNDS.served_text:
+            raise AutoFormerError(f"more than {BOUNDS.served_text >> 20} MB of images; send them in several requests")
+        content = image if isinstance(image, bytes) else _from_base64(image)
+        width, height = image_size(content)
+        self._count(width * height)
+        return open_image(content, most_bytes=BOUNDS.served_image_bytes)
+
+    def _given(self, pixels: Any) -> Image.Image:
+        try:
+            numbers = sum(len(value) if hasattr(value, "__len__") else 1 for row in pixels for value in _values(row))
+        except TypeError:
+            raise AutoFormerError("pixels: expected rows of equal length, all numbers from 0 to 255") from None
+        if numbers * _NUMBER_BYTES > BOUNDS.served_image_bytes:
+            raise AutoFormerError(f"pixels: {numbers} numbers are too many; send the image as a file")
+        self._count(numbers)
+        return image_from_pixels(pixels)
+
+    def _count(self, pixels: int) -> None:
+        self._pixels += pixels
+        if self._pixels > BOUNDS.served_pixels:
+            raise AutoFormerError(
+                f"more than {BOUNDS.served_pixels / 1e6:.0f} million pixels; send smaller images, or several requests"
+            )
+
+
+def _values(row: Any) -> Any:
+    return row if hasattr(row, "__len__") else (row,)
+
+
+def _from_base64(text: str) -> bytes:
     try:
-        if isinstance(row.get("image"), str):
-            content = base64.b64decode(row["image"].rpartition(",")[2], validate=True)
-            return open_image(content, most_bytes=MOST_BYTES)
-        if isinstance(row.get("image"), bytes):
-            return open_image(row["image"], most_bytes=MOST_BYTES)
-        if row.get("pixels") is not None:
-            return image_from_pixels(row["pixels"])
-        raise AutoFormerError("a row has neither `image` (base64 of a file) nor `pixels`")
-    except binascii.Error:
-        reason = "image: not base64; send the base64 text of a PNG or JPEG file"
-    except AutoFormerError as error:
-        reason = str(error)
-    raise _refusal(reason)
+        return base64.b64decode(text[text.rfind(",") + 1 :], validate=True)
+    except ValueError:
+        raise AutoFormerError("image: not base64; send the base64 text of a PNG or JPEG file") from None
 
 
 def _refusal(reason: str) -> Exception:
