@@ -3,10 +3,13 @@
 import contextlib
 import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import stat
 import time
 import uuid
@@ -19,6 +22,8 @@ from autoformer.errors import AutoFormerError
 _CLOCK_TICK_NS = 2_000_000_000  # of the file system with the coarsest clock
 _FREE = "free some space there, and give the same command again"
 _CHOOSE = "choose a place that may be written to, or change its permissions"
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
+_UNFINISHED = re.compile(r"\..+\.(tmp|old|part)")
 _ADVICE = {
     errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EFBIG: _FREE, errno.EROFS: _CHOOSE, errno.EACCES: _CHOOSE,
     errno.EPERM: _CHOOSE, errno.ENOTDIR: _CHOOSE, errno.EEXIST: _CHOOSE, errno.EIO: "see to the disk",
@@ -43,14 +48,15 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, a file or a folder, in one rename.
 
     On an error the temporary is removed, and `path` is unchanged. The content is flushed to disk before the rename, so
-    a power failure leaves the old or the new version.
+    a power failure leaves the old or the new version. What a killed process of this machine left there is removed.
 
     Raises:
         UnwritableError: the disk is full, or the path cannot be written to.
     """
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = path.parent / f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:4]}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         yield temporary
         put_in_place(temporary, path)
     except (OSError, UnwritableError) as error:
@@ -66,6 +72,38 @@ def replacing(path: Path) -> Iterator[Path]:
         else:
             with contextlib.suppress(NotADirectoryError):  # its parent is a file, as the error above reports
                 temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporaries of `path` whose process on this machine has ended."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}-*-*.tmp"):
+        writer = left.name.split("-")[-2]
+        if writer.isdecimal() and not _is_running(int(writer)):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of that name is unfinished: being written, or left by a process that was killed."""
+    return _UNFINISHED.fullmatch(name) is not None
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All finished files below a folder, sorted."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if not any(map(is_leftover, file.relative_to(folder).parts)) and file.is_file()
+    )
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
@@ -145,12 +183,12 @@ def hash_file(path: Path) -> str:
 
 
 def hash_path(path: Path, hash_of: Callable[[Path], str] = hash_file) -> str:
-    """sha256 of a file, or of the names and hashes of all files in a folder. `hash_of`: such as a `HashCache`."""
+    """sha256 of a file, or of the names and hashes of a folder's finished files. `hash_of`: such as a `HashCache`."""
     if path.is_file():
         return hash_of(path)
     if not path.is_dir():
         raise AutoFormerError(f"{path}: no such file or folder; run the step that makes it")
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = files_below(path)
     return hash_value([[file.relative_to(path).as_posix(), hash_of(file)] for file in files])
 
 

@@ -362,7 +362,7 @@ def _no_accuracy(made: Made) -> None:
     [
         (_other_weights, "about other weights"), (_other_split, "about another test split"),
         (_other_subnet, "holds another subnet"), (_other_supernet, "of another supernet"),
-        (_no_accuracy, "test_top1_percent is missing"),
+        (_no_accuracy, "'test_top1_percent' is missing"),
     ],
 )  # fmt: skip
 def test_folders_that_do_not_belong_together_are_refused(
