@@ -53,7 +53,7 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "`PASSIVE` by default: torch's threads sleep while they wait for each other",
     "AUTOFORMER_PARENT_RUN_ID": "set by `make run` for its steps: the pipeline run in MLflow",
     "AUTOFORMER_RUNNER_PID": "set by `make run` and `make repro` for their steps, which end when that process does",
-    "AUTOFORMER_FAILURE": "set by `make run` for its steps: the file in which a step gives its error",
+    "AUTOFORMER_FAILURE": "set by `make run` and `make repro` for their steps: the file of a step's error",
     "AUTOFORMER_TTY": "set by `make run` for its steps: the terminal for progress bars",
 }
 

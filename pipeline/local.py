@@ -25,10 +25,10 @@ from pipeline.summary import summary
 from runtime import tracking
 from runtime.common.code import step_code
 from runtime.common.config import ROOT, STEPS, Config, RegisterModel
-from runtime.common.console import Parser, run_command
+from runtime.common.console import Parser, repeat_failure, run_command
 from runtime.common.locks import hold_lock
 from runtime.common.overrides import add_option, join
-from runtime.common.records import Failure, StepRecord
+from runtime.common.records import StepRecord
 from runtime.common.redaction import hide_in_tracebacks
 from runtime.common.stopping import Stopped
 from runtime.steps.kfp_edge import CODE
@@ -95,12 +95,12 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
         results = _run_dag(parameters, arguments.fresh, runner, containers.images if containers else None)
         status = "FINISHED"
     except RuntimeError:
-        return _explain(failure)
+        return repeat_failure("pipeline", failure)
     except Stopped:
         status = "KILLED"
         steps.stop()
         if failure.exists():
-            _explain(failure)
+            repeat_failure("pipeline", failure)
         raise
     finally:
         failure.unlink(missing_ok=True)
@@ -211,16 +211,6 @@ def name_sources(pipeline: Any) -> dict[str, str]:
         image = f"autoformer-python:source-{code}"  # kfp.local warns if "python" is not in the name
         executors[f"exec-{step.replace('_', '-')}"]["container"]["image"] = image
     return codes
-
-
-def _explain(failure: Path) -> int:
-    """Print the failed step's own line again; return its exit code."""
-    if not failure.exists():
-        print("pipeline: a step failed; its messages are above", file=sys.stderr)
-        return 1
-    reported = read_json_as(Failure, failure)
-    print(f"{reported.step}: {reported.message}", file=sys.stderr)
-    return reported.code
 
 
 def _show(config: Config, results: dict[str, Any], seconds: float, run_id: str) -> None:

@@ -23,7 +23,7 @@ from pipeline.step_processes import StepProcesses
 from pipeline.summary import summary
 from runtime import tracking
 from runtime.common.config import ROOT, STEPS, Config, load_config, preset_path
-from runtime.common.console import Parser, run_command
+from runtime.common.console import Parser, repeat_failure, run_command
 from runtime.common.locks import hold_lock
 from runtime.common.overrides import add_option, apply, parse
 from runtime.common.records import StepRecord
@@ -54,17 +54,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _repro() -> int:
+    failure = ROOT / ".dvc" / "tmp" / f"failure-{os.getpid()}.json"
     environment = os.environ | {
+        "AUTOFORMER_FAILURE": str(failure),
         "AUTOFORMER_RUNNER_PID": str(os.getpid()),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # dvc.yaml runs `python`
         "PYTHONUNBUFFERED": "1",
         **patient_threads(),
     }
     dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment)
-    code = dvc.wait()  # `subprocess.run` would kill it on a signal, before its stage has ended
-    if code == 0:
-        _show()
-    return code
+    try:
+        code = dvc.wait()  # `subprocess.run` would kill it on a signal, before its stage has ended
+        if code:  # DVC's own is always 255
+            return repeat_failure("repro", failure)
+    finally:
+        failure.unlink(missing_ok=True)
+    _show()
+    return 0
 
 
 def _write_params(preset: str, overrides: list[str]) -> None:

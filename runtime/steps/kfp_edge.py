@@ -10,7 +10,8 @@ from typing import Any
 from autoformer.errors import AutoFormerError
 from autoformer.reading import as_kind, in_short, parse_json, read_json
 from runtime.common.code import step_code
-from runtime.common.console import report_error
+from runtime.common.console import report_failure
+from runtime.common.exit_codes import BAD_INPUT
 from runtime.common.records import read_metrics
 from runtime.kubernetes.settings import job_settings
 from runtime.steps.job_launch import launch
@@ -33,7 +34,7 @@ def call(step: str, arguments: Sequence[str]) -> None:
         _check_code(step)
         job = job_settings()
     except AutoFormerError as error:
-        raise SystemExit(report_error(step, error)) from None
+        raise SystemExit(report_failure(step, str(error), BAD_INPUT)) from None
     if job is None:
         code = importlib.import_module(f"components.{step}.step").main(list(arguments))
     else:
