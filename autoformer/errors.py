@@ -1,17 +1,26 @@
 """Errors that a person can fix or wait out, and validation that reports the first problem in one line."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+
+_MOST_CHARACTERS = 1000
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal would obey them
+
+
+def _escaped(control: re.Match[str]) -> str:
+    return f"\\x{ord(control[0]):02x}"
 
 
 class AutoFormerError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # of paths and of libraries' messages
+        line = _CONTROL.sub(_escaped, " ".join(message.splitlines()))  # of paths and of libraries' messages
+        super().__init__(line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 1] + "…")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without calling `__init__`, whose arguments differ in subclasses."""

@@ -181,7 +181,8 @@ def _read_row(where: str, root: Path, path: str | None, label: str | None, split
 
 def _real(file: Path) -> Path:
     """Where a path leads. Folders are looked up once: 100,000 rows name few."""
-    return Path(os.path.realpath(file)) if file.is_symlink() else _real_folder(file.parent) / file.name
+    is_link = os.path.islink(file)  # noqa: PTH114 (of pathlib raises for a name that is too long)
+    return Path(os.path.realpath(file)) if is_link else _real_folder(file.parent) / file.name
 
 
 @lru_cache(10_000)

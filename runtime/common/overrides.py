@@ -29,7 +29,7 @@ def parse(text: str) -> Override:
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
         raise AutoFormerError(f"--set {text}: expected section.key=value")
-    return Override(path, parse_yaml(value, f"--set {text if len(text) <= 80 else text[:79] + '…'}"))
+    return Override(path, parse_yaml(value, f"--set {text[:80]}"))
 
 
 def apply(data: dict[str, Any], overrides: Iterable[str], convert: Callable[[Any], Any] = lambda value: value) -> None:
