@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from started import started
 
 from autoformer.errors import AutoFormerError
 from runtime.common import console as cli
@@ -193,10 +194,10 @@ raise SystemExit(run_step("evaluate_subnet", step_parser("evaluate_subnet", ""),
 
 
 def test_a_step_ends_when_its_runner_is_killed() -> None:
-    with subprocess.Popen(["sleep", "60"]) as runner:
+    with started(["sleep", "60"]) as runner:
         environment = os.environ | {"AUTOFORMER_RUNNER_PID": str(runner.pid)}
         command = [sys.executable, "-c", WAITING_STEP]
-        with subprocess.Popen(
+        with started(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as step:
             assert step.stdout is not None and step.stdout.readline() == "running\n"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from started import started
 
 from autoformer.errors import AutoFormerError
 from autoformer.supernet import Supernet
@@ -209,7 +210,7 @@ def test_a_part_without_time_says_what_it_leaves_out(
 def test_a_cut_run_keeps_what_it_had(number: signal.Signals, code: int, tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     given = command(*TINY, "--parts", "scoring", "speed", "--out", str(file))
-    with subprocess.Popen(given, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with started(given, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         end = time.monotonic() + 120
         while not (file.exists() and "speed" in json.loads(file.read_text())["parts"]):
             assert time.monotonic() < end and process.poll() is None
