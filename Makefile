@@ -41,7 +41,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@command -v $(call quote,PYTHON) >/dev/null || { \
 	  printf 'make: %s is not there; install Python 3.11, or give PYTHON=…\n' $(call quote,PYTHON); exit 2; }
 	$(call quote,PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement docker/uv.lock
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
