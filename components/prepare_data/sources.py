@@ -169,7 +169,7 @@ def _read_row(where: str, root: Path, path: str | None, label: str | None, split
     if not path or not path.strip() or "\0" in path:
         raise AutoFormerError(f"{where}: no path")
     file = Path(os.path.normpath(root / path.strip()))
-    if not file.is_relative_to(root) or not _real(file).is_relative_to(root):
+    if not _is_inside(file, root):
         raise AutoFormerError(f"{where}: {path} lies outside the folder of the CSV; move the images into it")
     label, split = (label or "").strip(), (split or "").strip().lower()
     if not label:
@@ -179,15 +179,16 @@ def _read_row(where: str, root: Path, path: str | None, label: str | None, split
     return SourceImage(file, label, SPLIT_OF.get(split, ""))
 
 
-def _real(file: Path) -> Path:
-    """Where a path leads. Folders are looked up once: 100,000 rows name few."""
-    is_link = os.path.islink(file)  # noqa: PTH114 (of pathlib raises for a name that is too long)
-    return Path(os.path.realpath(file)) if is_link else _real_folder(file.parent) / file.name
+def _is_inside(file: Path, root: Path) -> bool:
+    """Whether a path lies below `root`, also behind links. Folders are looked up once: 100,000 rows name few."""
+    if os.path.islink(file) and not Path(os.path.realpath(file)).is_relative_to(root):  # noqa: PTH114 (pathlib raises)
+        return False
+    return file == root or _is_folder_inside(file.parent, root)
 
 
 @lru_cache(10_000)
-def _real_folder(folder: Path) -> Path:
-    return folder.resolve()
+def _is_folder_inside(folder: Path, root: Path) -> bool:
+    return folder.is_relative_to(root) and Path(os.path.realpath(folder)).is_relative_to(root)
 
 
 def _check(source: Source, path: Path) -> None:
