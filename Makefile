@@ -10,8 +10,8 @@ DATASET ?= fashion-mnist
 quote = '$(subst ','\'',$(value $1))'
 option = $(if $(value $2),$1 $(call quote,$2))
 # Not exported: make would expand the values, and lose dollar signs or stop at them.
-unexport ARCHIVES BATCH BUILD CHECKPOINT CLUSTER DATA DATASET DATA_HASH EVERY EXPERIMENT HOST IMAGE LIMIT MODEL NAME \
-  NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SET SIZE SUBNET TAG TERMINATE
+unexport ARCHIVES BATCH BUILD CHECKPOINT CLUSTER DATA DATASET DATA_HASH EVERY EXPERIMENT HOST IMAGE INPUTS LIMIT MODEL NAME \
+  NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEED SET SIZE SUBNET TAG TERMINATE
 SETTINGS = $(call option,--preset,PRESET) $(call option,--set,SET)
 # The parameter file of the run, as a word of the shell.
 PARAMS = $(if $(filter %.yaml %.yml,$(value PRESET)),$(call quote,PRESET),$(PARAMS_BY_NAME))
@@ -62,7 +62,7 @@ $(STAMP): requirements.lock pyproject.toml
 	  printf 'make: %s is not there; install Python 3.11, or give PYTHON=…\n' $(call quote,PYTHON); exit 2; }
 	$(call quote,PYTHON) -m venv $(VENV)
 	@echo 'relocatable = true' >> $(VENV)/pyvenv.cfg  # uv then writes scripts that work in a moved checkout, too
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement docker/uv.lock
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
@@ -156,6 +156,10 @@ evaluate-official: $(STAMP) ## measure a published subnet: CHECKPOINT=path SUBNE
 .PHONY: test
 test: data ## run the tests, on two workers of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(PYTEST)
+
+.PHONY: fuzz
+fuzz: $(STAMP) ## damage files of every format at random, and read them: INPUTS=2000, SEED=… to repeat
+	cd tests && PYTHONPATH=.. OMP_NUM_THREADS=1 ../$(BIN)/python fuzz.py $(call option,--inputs,INPUTS) $(call option,--seed,SEED)
 
 .PHONY: test-containers
 test-containers: data ## build the images, and run the pipeline in containers: as root on Debian, or with DOCKER_HOST

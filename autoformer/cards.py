@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autoformer.errors import validated
-from autoformer.files import read_json
 from autoformer.frozen import Frozen
 from autoformer.images.pixel_rule import ON_BLACK, PixelRule
+from autoformer.reading import read_json
 from autoformer.space import SearchSpace, SubnetField
 
 

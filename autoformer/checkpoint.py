@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from autoformer.cards import SubnetCard, SupernetCard, read_subnet_card, read_supernet_card
@@ -19,6 +19,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json
 from autoformer.supernet import Supernet
 from autoformer.vit import AutoFormer
+from autoformer.weights import read_safetensors
 
 
 class LoadedSupernet(NamedTuple):
@@ -98,12 +99,12 @@ def _save(file: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _load(model: Supernet | AutoFormer, file: Path) -> None:
+    if not file.exists():
+        raise AutoFormerError(f"{file}: no such file; run the step that makes it")
+    tensors = read_safetensors(file, "run the step that makes it again")
     try:
-        tensors = load_file(file)
         model.load_state_dict(tensors)
-    except FileNotFoundError:
-        raise AutoFormerError(f"{file}: no such file; run the step that makes it") from None
-    except (SafetensorError, RuntimeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise AutoFormerError(f"{file}: not the weights that the file beside it describes ({reason})") from None
     _check_finite(tensors, file)

@@ -1,17 +1,26 @@
 """Errors that a person can fix or wait out, and validation that reports the first problem in one line."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
+
+_MOST_CHARACTERS = 1000
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal would obey them
+
+
+def _escaped(control: re.Match[str]) -> str:
+    return f"\\x{ord(control[0]):02x}"
 
 
 class AutoFormerError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # of paths and of libraries' messages
+        line = _CONTROL.sub(_escaped, " ".join(message.splitlines()))  # of paths and of libraries' messages
+        super().__init__(line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 1] + "…")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without calling `__init__`, whose arguments differ in subclasses."""
@@ -22,17 +31,24 @@ class UnavailableError(AutoFormerError):
     """A server does not answer; the same command may succeed later."""
 
 
-Model = TypeVar("Model", bound=BaseModel)
+Kind = TypeVar("Kind")
 
 
-def validated(model: type[Model], data: Any, where: str) -> Model:
-    """Validate `data` as `model`. Raises `AutoFormerError`: one line with `where`, key and nearest known key."""
-    if not isinstance(data, Mapping):
-        raise AutoFormerError(f"{where}: expected a mapping of keys to values, found {type(data).__name__}")
+def validated(kind: type[Kind] | TypeAdapter[Kind], data: Any, where: str, remedy: str = "") -> Kind:
+    """Validate `data` as a model, or as the type of an adapter.
+
+    Raises `AutoFormerError`: one line with `where`, key and nearest known key, and the `remedy`.
+    """
+    model = None if isinstance(kind, TypeAdapter) else kind
+    remedy = remedy and f"; {remedy}"
+    if model and not isinstance(data, Mapping):
+        raise AutoFormerError(f"{where}: expected a mapping of keys to values, found {type(data).__name__}{remedy}")
     try:
-        return model.model_validate(data)
+        return (kind if isinstance(kind, TypeAdapter) else TypeAdapter(kind)).validate_python(data)
     except ValidationError as error:
-        raise AutoFormerError(f"{where}: {_first_problem(model, error)}") from None
+        raise AutoFormerError(f"{where}: {_first_problem(model, error)}{remedy}") from None
+    except (ArithmeticError, RecursionError) as error:  # a validator's, for numbers beyond floats and for deep values
+        raise AutoFormerError(f"{where}: a value is too large or too deep ({error}){remedy}") from None
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -46,9 +62,9 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     )
 
 
-def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
+def _first_problem(model: Any, error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
-    path = [str(part) for part in problem["loc"]]
+    path = [str(part)[:80] for part in problem["loc"]]
     name = ".".join(path)
     if problem["type"] == "extra_forbidden":
         keys = _keys_at(model, path[:-1])
@@ -62,11 +78,18 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
         message = problem["msg"][:1].lower() + problem["msg"][1:]
     if not name:
         return message
-    value = repr(problem["input"])
-    return f"{name} = {value if len(value) <= 80 else value[:79] + '…'}: {message}"
+    return f"{name} = {_short(problem['input'])}: {message}"
 
 
-def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python prints no integer of more than 4300 digits
+        return "a value that is too long to show"
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _keys_at(model: Any, path: list[str]) -> list[str]:
     """Field names of the nested model at `path`; none if there is no model."""
     current: Any = model
     for part in path:

@@ -1,12 +1,15 @@
-"""Atomic writes, JSON and YAML with errors in one line, and hashes of files."""
+"""Atomic writes, and hashes of files."""
 
 import contextlib
 import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import stat
 import time
 import uuid
@@ -14,13 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import yaml
-
 from autoformer.errors import AutoFormerError
 
 _CLOCK_TICK_NS = 2_000_000_000  # of the file system with the coarsest clock
 _FREE = "free some space there, and give the same command again"
 _CHOOSE = "choose a place that may be written to, or change its permissions"
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
+_UNFINISHED = re.compile(r"\..+\.(tmp|old|part)")
 _ADVICE = {
     errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EFBIG: _FREE, errno.EROFS: _CHOOSE, errno.EACCES: _CHOOSE,
     errno.EPERM: _CHOOSE, errno.ENOTDIR: _CHOOSE, errno.EEXIST: _CHOOSE, errno.EIO: "see to the disk",
@@ -45,14 +48,15 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, a file or a folder, in one rename.
 
     On an error the temporary is removed, and `path` is unchanged. The content is flushed to disk before the rename, so
-    a power failure leaves the old or the new version.
+    a power failure leaves the old or the new version. What a killed process of this machine left there is removed.
 
     Raises:
         UnwritableError: the disk is full, or the path cannot be written to.
     """
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = path.parent / f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:4]}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         yield temporary
         put_in_place(temporary, path)
     except (OSError, UnwritableError) as error:
@@ -68,6 +72,38 @@ def replacing(path: Path) -> Iterator[Path]:
         else:
             with contextlib.suppress(NotADirectoryError):  # its parent is a file, as the error above reports
                 temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporaries of `path` whose process on this machine has ended."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}-*-*.tmp"):
+        writer = left.name.split("-")[-2]
+        if writer.isdecimal() and not _is_running(int(writer)):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of that name is unfinished: being written, or left by a process that was killed."""
+    return _UNFINISHED.fullmatch(name) is not None
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All finished files below a folder, sorted."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if not any(map(is_leftover, file.relative_to(folder).parts)) and file.is_file()
+    )
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
@@ -122,51 +158,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises `AutoFormerError` naming the file if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AutoFormerError(f"{path}: no such file; run the step that makes it") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise AutoFormerError(f"{path}: not readable as JSON ({error}); run the step that makes it again") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which PyYAML would silently use the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: list[Any] = []
-        for key, _ in node.value:
-            name = self.construct_object(key, deep=True)
-            if name in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{name}' is there twice", key.start_mark)
-            seen.append(name)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> Any:
-    """Parse a YAML file. Raises `AutoFormerError` naming file and line if it is missing or malformed."""
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except FileNotFoundError:
-        raise AutoFormerError(f"{path}: no such file") from None
-    except (OSError, UnicodeError) as error:
-        raise _not_yaml(str(path), error) from None
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML text. Raises `AutoFormerError` naming `where` and the line if it is malformed."""
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _not_yaml(where, error) from None
-
-
-def _not_yaml(where: str, error: Exception) -> AutoFormerError:
-    return AutoFormerError(f"{where}: not readable as YAML: {' '.join(str(error).split())}")
-
-
 def canonical_json(value: Any) -> str:
     """One text per value, for hashes: keys sorted, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -192,12 +183,12 @@ def hash_file(path: Path) -> str:
 
 
 def hash_path(path: Path, hash_of: Callable[[Path], str] = hash_file) -> str:
-    """sha256 of a file, or of the names and hashes of all files in a folder. `hash_of`: such as a `HashCache`."""
+    """sha256 of a file, or of the names and hashes of a folder's finished files. `hash_of`: such as a `HashCache`."""
     if path.is_file():
         return hash_of(path)
     if not path.is_dir():
         raise AutoFormerError(f"{path}: no such file or folder; run the step that makes it")
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = files_below(path)
     return hash_value([[file.relative_to(path).as_posix(), hash_of(file)] for file in files])
 
 
@@ -251,7 +242,7 @@ class HashCache:
         hashes = {}
         if self._place.is_file():
             for line in self._place.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):
+                with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                     entry = json.loads(line)
                     hashes[FileState(*entry["file"])] = str(entry["sha256"])
         return hashes

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from autoformer.errors import AutoFormerError, validated
-from autoformer.files import read_yaml
 from autoformer.frozen import Frozen
+from autoformer.reading import in_short, parse_json, read_yaml
 
 Offsets = Literal["keep", "stretch"]  # of relative positions at another image size; see `AutoFormer.set_input_size`
 _FIELDS = ("depth", "embed_dim", "num_heads", "mlp_ratio")
@@ -72,9 +72,10 @@ class SubnetSpec:
     @classmethod
     def from_json(cls, text: str) -> Self:
         try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise AutoFormerError(f"subnet: not readable as JSON: {error}") from None
+            data = parse_json(text)
+        except (ValueError, RecursionError) as error:
+            raise AutoFormerError(f"subnet: not readable as JSON: {in_short(error)}") from None
+        return cls.from_dict(data)
 
     def values(self) -> list[tuple[str, float]]:
         """Pairs of field and value, one for each block in `num_heads` and `mlp_ratio`."""

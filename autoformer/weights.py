@@ -3,11 +3,13 @@
 No code in a file is run: besides tensors it may hold a few classes that only carry values.
 """
 
+import contextlib
 import pickle
 import re
 import types
+import zipfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -16,9 +18,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
+from autoformer.files import check_regular
 
 WRAPPINGS = ("state_dict_ema", "model_ema", "state_dict", "model")  # the first one that is there: timm's order
+_AS_WEIGHTS = "save its state dict as safetensors"
+_NESTED = 8  # wrappings inside one another
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel, DataParallel and averaged models; of torch.compile
 
 
@@ -47,27 +53,56 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Raises `AutoFormerError` naming the class, key or prefix that is not taken.
     """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return unwrapped(read_safetensors(path, _AS_WEIGHTS), path)
+    with torch.serialization.safe_globals(_HARMLESS):
+        return unwrapped(read_torch(path, _AS_WEIGHTS), path)
+
+
+def read_safetensors(path: Path, remedy: str) -> dict[str, Tensor]:
+    """The tensors of a file, on the CPU. Raises `AutoFormerError` naming the file."""
+    with _one_line(path, remedy):
+        check_regular(path)
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > BOUNDS.header_bytes:
+            raise ValueError(f"a header of {header} bytes")
+        return load_file(path)
+
+
+def read_torch(path: Path, remedy: str) -> Any:
+    """The content of a file that `torch.save` wrote, on the CPU. No code in it is run.
+
+    Raises `AutoFormerError` naming the file.
+    """
+    with _one_line(path, remedy):
+        check_regular(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                    raise ValueError("it is compressed, which torch never does")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if names := _refused_classes(path, error):
+                raise AutoFormerError(
+                    f"{path}: not a readable checkpoint: it holds {names}, which could be code and is not run; {remedy}"
+                ) from None
+            raise
+
+
+@contextlib.contextmanager
+def _one_line(path: Path, remedy: str) -> Iterator[None]:
     try:
-        if Path(path).suffix == ".safetensors":
-            return unwrapped(load_file(path), path)
-        with torch.serialization.safe_globals(_HARMLESS):
-            try:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError as error:
-                if names := _refused_classes(path, error):
-                    raise AutoFormerError(
-                        f"{path}: not a readable checkpoint: it holds {names}, which could be code and is not run; "
-                        "save its state dict as safetensors"
-                    ) from None
-                raise
+        yield
     except AutoFormerError:
         raise
     except FileNotFoundError:
         raise AutoFormerError(f"{path}: no such file") from None
     except Exception as error:  # torch and safetensors raise many kinds for a damaged or a hostile file
         reason = " ".join(_plain(error).split()[:20]) or type(error).__name__
-        raise AutoFormerError(f"{path}: not a readable checkpoint ({reason}); save it again") from None
-    return unwrapped(content, path)
+        raise AutoFormerError(f"{path}: not a readable checkpoint ({reason}); {remedy}") from None
 
 
 def unwrapped(content: Any, where: str | Path = "checkpoint") -> dict[str, Tensor]:
@@ -77,7 +112,7 @@ def unwrapped(content: Any, where: str | Path = "checkpoint") -> dict[str, Tenso
     `_orig_mod.` are removed.
     """
     keys: list[str] = []
-    while isinstance(content, Mapping):
+    while isinstance(content, Mapping) and len(keys) < _NESTED:  # a pickle may hold itself
         key = next((key for key in WRAPPINGS if isinstance(content.get(key), Mapping)), None)
         if key is None:
             break

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import read_json
+from autoformer.reading import read_json_as
 from autoformer.subnet_text import by_block
 from runtime import tracking
 from runtime.common.config import ROOT
 from runtime.common.console import Parser, run_command
 from runtime.common.overrides import SplitOption
+from runtime.common.records import StepRecord
 
 LISTED_RUNS = 10
 LONGEST_VALUE = 44  # characters
@@ -101,7 +102,7 @@ def find(name: str) -> str:
 def _find_by_folder(folder: Path) -> str:
     """The newest run named in a folder's records; records of cached steps name the older run that executed them."""
     records = [*folder.glob("*/record"), *folder.glob("*/record.json"), *folder.glob("records/*.json")]
-    run_ids = {read_json(record).get("mlflow_parent_run_id") for record in records}
+    run_ids = {read_json_as(StepRecord, record).mlflow_parent_run_id for record in records}
     for run in tracking.list_pipeline_runs():  # newest first
         if run.run_id in run_ids:
             return run.run_id

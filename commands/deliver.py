@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import yaml
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError, nearest
 from autoformer.files import replacing, write_text
 from autoformer.images.source import SOURCE, Source, SourceArchive
@@ -154,17 +155,20 @@ def copy_verified(archives: Path, data: Path, published: Mapping[str, str]) -> l
 
 def _copy(source: Path, out: BinaryIO, uncompress: bool, advance: Callable[[int], None]) -> str:
     """Copy a file, or its uncompressed content; return the md5 of the file itself."""
-    digest, gunzip = md5(), zlib.decompressobj(_GZIP)
+    digest, gunzip, written = md5(), zlib.decompressobj(_GZIP), 0
+    most = (64 << 20) + BOUNDS.expansion * source.stat().st_size
     with source.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
             advance(len(block))
             while uncompress and block:
                 try:
-                    out.write(gunzip.decompress(block))
+                    written += out.write(gunzip.decompress(block, _BLOCK))
                 except zlib.error as error:
                     raise AutoFormerError(f"{source}: not readable as gzip ({error}); download it again") from None
-                block = gunzip.unused_data
+                if written > most:
+                    raise AutoFormerError(f"{source}: holds more than {most} bytes of images; download it again")
+                block = gunzip.unconsumed_tail or gunzip.unused_data
                 if gunzip.eof and block:  # a gzip file may have several members
                     gunzip = zlib.decompressobj(_GZIP)
             out.write(block)  # empty where it was uncompressed

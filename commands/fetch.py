@@ -36,6 +36,9 @@ _GZIP_HAS_NAME = 8
 _GZIP_HEADER_BYTES = 10
 
 
+_MOST_BYTES = 2**26  # of a download; the published files have less
+
+
 class RouteError(Exception):
     """A route does not work; the message gives the reason."""
 
@@ -159,7 +162,7 @@ def _download(folder: Path, names: Sequence[str]) -> Path:
         for mirror in MIRRORS:
             try:
                 with urllib.request.urlopen(f"{mirror}/{name}", timeout=30) as answer:
-                    content = answer.read()
+                    content = answer.read(_MOST_BYTES)
             except (OSError, ValueError) as error:
                 problems.append(f"{mirror}: {getattr(error, 'reason', error)}")
                 continue

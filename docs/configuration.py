@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from autoformer.bounds import Bounds
 from autoformer.files import write_text
 from autoformer.space import SearchSpace
 from pipeline.cluster.settings import ON_GPUS, Cluster, Pod, Step
@@ -52,7 +53,7 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "`PASSIVE` by default: torch's threads sleep while they wait for each other",
     "AUTOFORMER_PARENT_RUN_ID": "set by `make run` for its steps: the pipeline run in MLflow",
     "AUTOFORMER_RUNNER_PID": "set by `make run` and `make repro` for their steps, which end when that process does",
-    "AUTOFORMER_FAILURE": "set by `make run` for its steps: the file in which a step gives its error",
+    "AUTOFORMER_FAILURE": "set by `make run` and `make repro` for their steps: the file of a step's error",
     "AUTOFORMER_TTY": "set by `make run` for its steps: the terminal for progress bars",
 }
 
@@ -77,7 +78,7 @@ def _names(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}"
 
 
-CLUSTERS, ON_A_CLUSTER = "Clusters", "Steps on a cluster"
+CLUSTERS, ON_A_CLUSTER, BOUNDS = "Clusters", "Steps on a cluster", "Limits of input"
 _INTRODUCTIONS = {
     "train_supernet": "`retrain_subnet` takes all of these keys too, for the training of the chosen subnet.\n",
     "retrain_subnet": "Beside [those of train_supernet](#train_supernet), for the chosen subnet:\n",
@@ -97,6 +98,10 @@ Keys of each section of `steps`, which are {_names(STEPS)}.
 
 GPUs are for {_names(ON_GPUS)}; several machines for {_names(SHARED_STEPS)}. The section `launcher`, for
 `resolve_config` and for pods that launch a job of several machines, takes {_names(Pod.model_fields)} of these keys.
+""",
+    BOUNDS: """\
+What is larger is refused in one line, so that no file and no request takes all memory or time. The limits are constants
+of [autoformer/bounds.py](../autoformer/bounds.py), not keys; a change there runs every step again.
 """,
     "Environment": "The environment variables that a process reads. None decides a result.\n",
 }
@@ -141,6 +146,7 @@ def tables() -> dict[str, list[Row]]:
         "Search spaces": list(rows(SearchSpace)),
         CLUSTERS: [row for row in rows(Cluster) if not row.key.startswith(("steps.", "launcher."))],
         ON_A_CLUSTER: list(rows(Step)),
+        BOUNDS: list(rows(Bounds)),
     }
 
 

@@ -22,7 +22,7 @@ from runtime.storage import is_uri
 from runtime.storage.cache import staging_root
 from runtime.storage.data import remote_archives
 from runtime.tracking.provenance import user
-from runtime.tracking.store import sqlite_file, tracking_uri
+from runtime.tracking.store import sqlite_file, sqlite_uri, tracking_uri
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -90,7 +90,7 @@ def environment() -> dict[str, str]:
         "USER": user(),
         "AUTOFORMER_WORK": str(work_root().absolute()),
         "AUTOFORMER_STAGING": str(staging_root().absolute()),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{store.absolute()}" if store else tracking_uri(),
+        "MLFLOW_TRACKING_URI": sqlite_uri(store) if store else tracking_uri(),
         **{name: str(path) for name, path in _named_files().items()},
     }
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import autoformer
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_value, read_yaml, write_text
+from autoformer.files import hash_value, write_text
+from autoformer.reading import read_yaml
 from pipeline.cluster.settings import cluster_path
 from runtime.common.code import code_files, hash_files
 from runtime.common.config import ROOT
@@ -125,7 +126,7 @@ def build(client: "DockerClient", name: str, registry: str, more: Sequence[str],
         environment = os.environ | {"DOCKER_BUILDKIT": "1", "DOCKER_HOST": _host()}
         if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode:
             raise AutoFormerError(f"the image '{name}' could not be built; what Docker says of it is above")
-        image = client.images.get(written.read_text().strip())
+        image = client.images.get(written.read_text(encoding="utf-8").strip())
     for each in filter(None, (content_tag(image.attrs), tag)):
         image.tag(repository, each)
     return f"{repository}:{content_tag(image.attrs)}"
@@ -145,7 +146,7 @@ def _secrets(folder: Path) -> Iterator[str]:
     lines = [f"{name}={shlex.quote(os.environ[name])}\n" for name in INDEX if os.environ.get(name)]
     if lines:
         file = folder / "index"
-        file.write_text("".join(lines))
+        file.write_text("".join(lines), encoding="utf-8")
         yield from ("--secret", f"id=index,src={file}")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import read_json
+from autoformer.reading import read_json_as
 from commands.own_images import DATASETS, adopt, describe_pack, relative_path
 from components.resolve_config.step import resolve
 from pipeline.containers import Containers, mounted_paths
@@ -28,9 +28,10 @@ from pipeline.summary import summary
 from runtime import tracking
 from runtime.common.code import step_code
 from runtime.common.config import ROOT, STEPS, Config, RegisterModel
-from runtime.common.console import Parser, run_command
+from runtime.common.console import Parser, repeat_failure, run_command
 from runtime.common.locks import hold_lock
 from runtime.common.overrides import add_option, join
+from runtime.common.records import StepRecord
 from runtime.common.redaction import hide_in_tracebacks
 from runtime.common.stopping import Stopped
 from runtime.steps.kfp_edge import CODE
@@ -99,12 +100,12 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
         results = _run_dag(parameters, arguments.fresh, runner, containers.images if containers else None)
         status = "FINISHED"
     except RuntimeError:
-        return _explain(failure)
+        return repeat_failure("pipeline", failure)
     except Stopped:
         status = "KILLED"
         steps.stop()
         if failure.exists():
-            _explain(failure)
+            repeat_failure("pipeline", failure)
         raise
     finally:
         failure.unlink(missing_ok=True)
@@ -242,19 +243,9 @@ def name_sources(pipeline: Any) -> dict[str, str]:
     return codes
 
 
-def _explain(failure: Path) -> int:
-    """Print the failed step's own line again; return its exit code."""
-    if not failure.exists():
-        print("pipeline: a step failed; its messages are above", file=sys.stderr)
-        return 1
-    reported = read_json(failure)
-    print(f"{reported['step']}: {reported['message']}", file=sys.stderr)
-    return int(reported["code"])
-
-
 def _show(config: Config, results: dict[str, Any], seconds: float, run_id: str) -> None:
     paths = {name: Path(artifact.path) for name, artifact in results.items()}
-    records = {step: read_json(paths[f"{step}_record"]) for step in STEPS}
+    records = {step: read_json_as(StepRecord, paths[f"{step}_record"]) for step in STEPS}
     more = [
         ("wall time", f"{seconds / 60:.1f} min in all"),
         ("report", f"{relative_path(paths['evaluation'] / 'report.html')}"),

@@ -14,18 +14,20 @@ from typing import Any
 import yaml
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_file, parse_yaml, read_json, write_text
+from autoformer.files import hash_file, write_text
 from autoformer.named import CONFIGS
+from autoformer.reading import parse_yaml, read_json_as
 from components.resolve_config.step import resolve
 from pipeline.local import patient_threads
 from pipeline.step_processes import StepProcesses
 from pipeline.summary import summary
 from runtime import tracking
 from runtime.common.config import ROOT, STEPS, Config, load_config, preset_path
-from runtime.common.console import Parser, run_command
+from runtime.common.console import Parser, repeat_failure, run_command
 from runtime.common.git import dvc_environment, git
 from runtime.common.locks import hold_lock
 from runtime.common.overrides import add_option, apply, parse
+from runtime.common.records import StepRecord
 from runtime.common.stopping import Stopped
 
 PARAMS = ROOT / "params.yaml"
@@ -53,12 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _repro() -> int:
-    environment = _environment()
+    failure = ROOT / ".dvc" / "tmp" / f"failure-{os.getpid()}.json"
+    environment = _environment() | {"AUTOFORMER_FAILURE": str(failure)}
     dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment)
-    code = dvc.wait()  # `subprocess.run` would kill it on a signal, before its stage has ended
-    if code == 0:
-        _show()
-    return code
+    try:
+        code = dvc.wait()  # `subprocess.run` would kill it on a signal, before its stage has ended
+        if code:  # DVC's own is always 255
+            return repeat_failure("repro", failure)
+    finally:
+        failure.unlink(missing_ok=True)
+    _show()
+    return 0
 
 
 def _environment() -> dict[str, str]:
@@ -81,7 +88,7 @@ def _write_params(preset: str, overrides: list[str]) -> None:
     text = path.read_text(encoding="utf-8")
     if overrides:
         text = checked(text, load_config(preset, overrides), overrides)
-    text += "".join(f"{key}: {value}\n" for key, value in _TRACKED.items() if key not in yaml.safe_load(text))
+    text += "".join(f"{key}: {value}\n" for key, value in _TRACKED.items() if key not in parse_yaml(text, str(path)))
     if text == PARAMS.read_text(encoding="utf-8"):
         return
     if path.resolve() != PARAMS and not _is_saved_elsewhere(PARAMS):
@@ -166,7 +173,7 @@ def _show() -> None:
     artifacts = ROOT / "artifacts"
     files = {step: artifacts / "records" / f"{step}.json" for step in STEPS}
     # no output of a stage, so DVC does not restore them from its cache
-    records = {step: read_json(file) for step, file in files.items() if file.exists()}
+    records = {step: read_json_as(StepRecord, file) for step, file in files.items() if file.exists()}
     outputs = {name: artifacts / name for name in ("search", "retrain", "evaluation")}
     outputs["registration"] = artifacts / "registration.json"
     more = [("report", "artifacts/evaluation/report.html"), ("model card", "artifacts/model_card.md")]

@@ -2,19 +2,25 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from autoformer.complexity import count_macs, count_params
-from autoformer.files import read_json
+from autoformer.reading import read_json_as
 from autoformer.space import NamedSubnet
 from autoformer.subnet_text import heads_text, ratios_text, size_text
 from runtime.common.config import Config, RetrainSubnet
+from runtime.common.records import Registration, StepRecord, read_metrics
+
+_REQUIRED = {
+    "search": ("chosen_top1_percent",),
+    "retrain": ("inherited_top1_percent",),
+    "evaluation": ("test_top1_percent", "test_top1_low_percent", "test_top1_high_percent"),
+}  # metrics of each folder
 
 
 def summary(
     config: Config,
     outputs: Mapping[str, Path],
-    records: Mapping[str, Mapping[str, Any]],
+    records: Mapping[str, StepRecord],
     more: Iterable[tuple[str, str]],
 ) -> str:
     """The chosen subnet, its costs and accuracies, and the time of each step.
@@ -26,7 +32,7 @@ def summary(
     """
     spec = NamedSubnet.from_yaml(outputs["search"] / "chosen.yaml").subnet
     searched, retrained, tested = (
-        read_json(outputs[name] / "metrics.json") for name in ("search", "retrain", "evaluation")
+        read_metrics(outputs[name] / "metrics.json", *required) for name, required in _REQUIRED.items()
     )
     params, macs = count_params(config.space, spec), count_macs(config.space, spec)
     rows = [
@@ -37,8 +43,8 @@ def summary(
         ("multiply-adds", f"{macs:,} ({macs / 1e9:.3g} G)"),
         ("search split", _search_scores(searched, retrained)),
         ("test split", _test_scores(config, tested)),
-        ("registry", read_json(outputs["registration"])["reason"]),
-        *((f"  {step}", f"{record['seconds']:.0f} s") for step, record in records.items()),
+        ("registry", read_json_as(Registration, outputs["registration"]).reason),
+        *((f"  {step}", f"{record.seconds:.0f} s") for step, record in records.items()),
         *more,
     ]
     return "\n" + "\n".join(f"  {name:<22}{value}" for name, value in rows)

@@ -10,6 +10,7 @@ import pytest
 from browser_store import Store, make_store
 from faulty_proxy import FaultyProxy
 from s3_server import S3Server, s3_server
+from started import restore_signals
 from tiny import TinyData, make_tiny_data
 from tracking_fixtures import make_empty_store
 from whole_run import Checkout, WholeRun, check_out, whole_run
@@ -35,6 +36,12 @@ LONGEST = (
     "test_s3_data", "test_own_run", "test_prepare_data",
 )  # fmt: skip
 NO_BROWSER = "there is no Chromium on this machine: `make browser` installs it (as root, on Debian)"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Not in the process that starts the workers: they would inherit handlers as defaults, and miss nohup's."""
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        restore_signals()
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ def server(
 def stop(process: subprocess.Popen[bytes]) -> None:
     """Kill a server with all its workers."""
     signal_all(process, signal.SIGKILL)
-    process.wait()
+    process.wait(60)
 
 
 def signal_all(process: subprocess.Popen[bytes], number: int) -> None:

@@ -18,8 +18,9 @@ from run_steps import arguments, argv, config_of, run, run_all
 from safetensors.torch import load_file, save_file
 from tiny import TinyData, make_tiny_data
 
-from autoformer.files import read_json, write_json
+from autoformer.files import write_json
 from autoformer.images.split_files import Split, read_split, write_split
+from autoformer.reading import read_json
 from runtime.common.config import ROOT, load_config
 from runtime.common.workspace import Workspace
 
@@ -223,7 +224,8 @@ def test_damaged_weights_are_named(
     capsys.readouterr()
     assert run(step, given) == 2
     message = capsys.readouterr().err
-    assert f"{file}: not the weights that the file beside it describes" in message and message.count("\n") == 1
+    assert f"{file}: not a readable checkpoint" in message and message.count("\n") == 1
+    assert "run the step that makes it again" in message
     assert [path.name for path in (tmp_path / "result").iterdir()] == ["out.record.json"]
     assert json.loads(Path(given["--record"]).read_text())["succeeded"] is False
 

@@ -25,7 +25,8 @@ import components.search_subnet.step
 import pipeline.cluster.compile
 import pipeline.local
 import pipeline.repro
-from autoformer.files import read_json, write_json
+from autoformer.files import write_json
+from autoformer.reading import read_json
 from components.prepare_data.pack import pack
 from components.prepare_data.step import SPLITS
 from runtime.common.config import ROOT

@@ -2,20 +2,23 @@
 
 import argparse
 import json
+import multiprocessing
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from started import started
 
 from autoformer.errors import AutoFormerError
 from runtime.common import console as cli
 from runtime.common.config import ROOT, Config
-from runtime.common.console import Progress, existing
+from runtime.common.console import Progress, existing, repeat_failure
 from runtime.common.exit_codes import BAD_INPUT
 from runtime.steps.command import run_step, step_parser
 
@@ -52,6 +55,41 @@ def test_the_runner_gets_the_reason_of_a_failed_step(tmp_path: Path, monkeypatch
     assert not file.exists()
     run()
     assert json.loads(file.read_text()) == {"step": STEP, "message": "smoke: nothing to do", "code": 2}
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "line"),
+    [
+        (lambda arguments, config: os.kill(os.getpid(), signal.SIGKILL), 137, "was killed, as where memory runs out"),
+        (lambda arguments, config: os._exit(1), 137, "was killed"),
+        (lambda arguments, config: 1 // 0, 1, "ZeroDivisionError; its traceback is above"),
+        (refuse, 2, "smoke: nothing to do"),
+        (lambda arguments, config: os.kill(os.getpid(), signal.SIGTERM), 143, "stopped by SIGTERM"),
+    ],
+)
+def test_a_runner_ends_with_the_code_of_its_step(
+    body: object,
+    code: int,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """KFP's local runner and DVC state no more than that a step has failed."""
+    file = tmp_path / "failure.json"
+    monkeypatch.setenv("AUTOFORMER_FAILURE", str(file))
+    process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(run(body)))
+    process.start()
+    process.join(30)
+    assert process.exitcode
+    capfd.readouterr()
+    assert repeat_failure("pipeline", file) == code
+    assert capfd.readouterr().err.startswith(f"{STEP}: {line}")
+
+
+def test_a_runner_whose_step_has_written_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert repeat_failure("pipeline", tmp_path / "none.json") == 1
+    assert capsys.readouterr().err == "pipeline: a step failed; its messages are above\n"
 
 
 def test_a_missing_input_names_its_maker(tmp_path: Path) -> None:
@@ -164,10 +202,10 @@ def test_a_command_does_not_collect_garbage_as_it_ends() -> None:
 
 
 def test_a_step_ends_when_its_runner_is_killed() -> None:
-    with subprocess.Popen(["sleep", "60"]) as runner:
+    with started(["sleep", "60"]) as runner:
         environment = os.environ | {"AUTOFORMER_RUNNER_PID": str(runner.pid)}
         command = [sys.executable, "-c", WAITING_STEP]
-        with subprocess.Popen(
+        with started(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as step:
             assert step.stdout is not None and step.stdout.readline() == "running\n"

@@ -182,7 +182,7 @@ def test_damaged_folders_are_named(tmp_path: Path) -> None:
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(AutoFormerError, match=r"model\.safetensors: not the weights") as error:
+    with pytest.raises(AutoFormerError, match=r"model\.safetensors: not a readable checkpoint") as error:
         load_subnet(folder)
     assert "\n" not in str(error.value)
     weights.unlink()

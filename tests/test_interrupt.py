@@ -13,6 +13,7 @@ import torch
 from interrupted import Sandbox, sandbox
 from processes import at_candidate, at_step, ended, signal_self, start, wait_until
 from run_steps import argv, config_of, contents, run
+from started import started
 from tracking_fixtures import empty_store, store
 
 from runtime.common import stopping
@@ -85,7 +86,7 @@ def test_a_step_ends_with_its_killed_runner_and_nothing_is_lost(sandbox: Sandbox
 
     step, config = "train_supernet", config_of("train_supernet", seed=3)
     given = sandbox.given(step, "orphan", config)
-    with subprocess.Popen(["sleep", "250"]) as runner, pytest.MonkeyPatch.context() as patch:
+    with started(["sleep", "250"]) as runner, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOFORMER_RUNNER_PID", str(runner.pid))
         process = start(
             step, given, tmp_path / "log", (at_step, 22, partial(os.kill, runner.pid, signal.SIGKILL)), SLOW
@@ -155,7 +156,7 @@ def test_dvc_repro_that_is_killed_and_repeated(sandbox: Sandbox, tmp_path: Path)
     }
     dvc = [sys.executable, "-m", "dvc"]
     subprocess.run([*dvc, "init", "--no-scm", "--quiet"], cwd=tmp_path, env=environment, check=True)
-    with subprocess.Popen([*dvc, "repro"], cwd=tmp_path, env=environment) as first:
+    with started([*dvc, "repro"], cwd=tmp_path, env=environment) as first:
         wait_until(lambda: sandbox.work(step, "checkpoint.pt") or first.poll() is not None)
         first.kill()
     wait_until(lambda: not list((sandbox.root / "work" / step).glob(".*.lock")))
@@ -211,7 +212,7 @@ def test_a_runner_that_gets_a_signal_waits_for_its_steps(
 ) -> None:
     command = [sys.executable, "-c", RUNNER, step, str(patience)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as runner:
+    with started(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as runner:
         wait_until((tmp_path / "started").exists)
         runner.send_signal(number)
         told = runner.communicate(timeout=60)[0]

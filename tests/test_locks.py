@@ -12,6 +12,7 @@ import pytest
 from interrupted import Sandbox, sandbox
 from processes import at_step, ended, signal_self, start, wait_until
 from run_steps import config_of, contents, run
+from started import started
 
 from autoformer.errors import AutoFormerError
 from pipeline import local, repro
@@ -73,7 +74,7 @@ with hold_lock(Path(sys.argv[1]), "folder"):
 def test_a_child_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None:
     """Like the worker of a loader, for a moment."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "folder")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+    with started(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         with pytest.raises(AutoFormerError, match=f"process {parent.pid} on"):

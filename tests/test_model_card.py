@@ -14,6 +14,7 @@ from components.register_model.card import DESCRIPTION_LIMIT, Facts, description
 from components.register_model.gate import Decision
 from components.register_model.latency import Latency
 from runtime.common.config import RegisterModel
+from runtime.common.records import Confusion, Rollback
 
 CLASSES = ("cat", "dog | wolf", "owl")
 METRICS = {
@@ -21,7 +22,7 @@ METRICS = {
     "test_top5_percent": 99.5, "test_loss": 0.54321, "test_ece": 0.02345, "test_images": 1600,
     "inherited_test_top1_percent": 80.5, "scratch_test_top1_percent": 79.25, "params": 349_674, "macs": 6_193_776,
 }  # fmt: skip
-CONFUSION = {"classes": list(CLASSES), "matrix": [[590, 8, 2], [250, 340, 10], [20, 10, 370]]}
+CONFUSION = Confusion(classes=CLASSES, matrix=((590, 8, 2), (250, 340, 10), (20, 10, 370)))
 TRAINING: dict[str, Any] = {
     "epochs": 3.0, "batch_size": 128, "learning_rate": 0.001, "clip_grad": None,
     "augmentation": {"crop_padding": 2, "flip": True, "mixup": 0.0, "rand_augment": None},
@@ -126,7 +127,7 @@ def test_the_weakest_classes() -> None:
         ["owl", "370 of 400 (92.5 %)", "cat"],
         ["cat", "590 of 600 (98.3 %)", "dog \\| wolf"],
     ]
-    none_wrong = {"classes": ["a", "b", "c"], "matrix": [[2, 0, 0], [0, 0, 0], [0, 0, 1]]}
+    none_wrong = Confusion(classes=("a", "b", "c"), matrix=((2, 0, 0), (0, 0, 0), (0, 0, 1)))
     assert weakest_classes(none_wrong) == [("a", 2, 2, ""), ("c", 1, 1, "")]  # b has no test image
 
 
@@ -151,7 +152,9 @@ def test_the_recipe_is_what_decided_the_weights(mode: str) -> None:
 
 
 def test_a_rollback_is_part_of_the_recipe() -> None:
-    row = {"step": 70, "reason": "the loss of step 70 is nan", "back_to_step": 50, "learning_rate_scale": 0.25}
+    subnet = SubnetSpec(2, 96, (3, 4), (1.0, 2.5))
+    reason = "the loss of step 70 is nan"
+    row = Rollback(step=70, reason=reason, subnet=subnet, back_to_step=50, learning_rate_scale=0.25)
     assert "went back" not in render(facts())
     shown = " ".join(section(render(facts(rollbacks={"train_supernet": [row]})), "Recipe").split())
     assert "train_supernet went back from step 70 to 50, because the loss of step 70 is nan" in shown

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 from user_images import class_folders, noise
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
 from autoformer.images import opening
 from autoformer.images.pixels import image_size, open_image, to_channels
@@ -83,13 +84,13 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_served_model_refuses_them_as_errors_of_the_request() -> None:
     with pytest.raises(MlflowException, match="not an image that can be read") as error:
-        served_model._image({"image": base64.b64encode(EPS).decode()})
+        served_model._Request().image({"image": base64.b64encode(EPS).decode()})
     assert error.value.error_code == "INVALID_PARAMETER_VALUE"
-    side = int((served_model.MOST_BYTES / opening.FORMATS["PNG"]) ** 0.5) + 10  # a command reads it, a server does not
+    side = int((BOUNDS.served_image_bytes / opening.FORMATS["PNG"]) ** 0.5) + 10  # a command reads it
     content = big_png(side, side, 8, 0)
     assert image_size(content) == (side, side)
-    with pytest.raises(MlflowException, match="PNG file may have 30 million pixels"):
-        served_model._image({"image": base64.b64encode(content).decode()})
+    with pytest.raises(MlflowException, match="PNG file may have 19 million pixels"):
+        served_model._Request().image({"image": base64.b64encode(content).decode()})
     with pytest.raises(MlflowException, match="top: expected at least 1 class, found 0"):
         served_model.ServedModel().predict(None, pd.DataFrame(), {"top": 0})
 

@@ -18,11 +18,11 @@ from dvc.repo import Repo
 from tiny import TinyData, make_images, read_idx, write_idx
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import read_json
 from autoformer.images.card import read_card
 from autoformer.images.split_files import read_split
 from autoformer.images.split_images import DecodedSplit, load_images
 from autoformer.images.splits import hold_out
+from autoformer.reading import read_json
 from commands.fetch import INSTALLED, ROUTES, fetch, published_bytes
 from components.prepare_data import fashion_mnist
 from components.prepare_data.fashion_mnist import ARCHIVES

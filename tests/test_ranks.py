@@ -31,6 +31,7 @@ from autoformer.training import Trainer
 from runtime.common import exit_codes
 from runtime.common.config import load_config
 from runtime.common.processes import REPORT_FOLDER
+from runtime.common.records import Failure
 from runtime.steps import rank_launch as edge
 from runtime.steps.training_setup import _trial
 
@@ -324,7 +325,7 @@ def test_ranks_report_bad_input_to_the_process_above_them(
     given = sandbox.given(STEP, "bad") | {"--card": str(tmp_path / "none.json")}
     assert [ended(process) for process in start_ranks(STEP, given, tmp_path / "log")] == [2, 2]
     reports = edge.read_reports(tmp_path)
-    assert [report["code"] for report in reports] == [2, 2]
+    assert [report.code for report in reports] == [2, 2]
     assert (tmp_path / "log0").read_text() == (tmp_path / "log1").read_text() == ""
     failed = edge._failure({0: failure(0, 2), 1: failure(1, 143)}, reports, 2)
     assert str(failed) == f"{tmp_path}/none.json: no such file or folder; it is made by prepare_data"
@@ -336,9 +337,9 @@ def failure(rank: int, code: int) -> ProcessFailure:
 
 
 def test_the_first_cause_is_reported_and_not_its_consequences() -> None:
-    stopped = {"step": STEP, "message": "stopped by SIGTERM at step 5 of 9", "code": 143}
-    lost = {"step": STEP, "message": "rank 0 of 3 has lost its connection to the others", "code": exit_codes.LOST}
-    away = {"step": STEP, "message": "s3://a/b: S3 is away", "code": exit_codes.UNAVAILABLE}
+    stopped = Failure(step=STEP, message="stopped by SIGTERM at step 5 of 9", code=143)
+    lost = Failure(step=STEP, message="rank 0 of 3 has lost its connection to the others", code=exit_codes.LOST)
+    away = Failure(step=STEP, message="s3://a/b: S3 is away", code=exit_codes.UNAVAILABLE)
     for codes, reports, line, code in (
         ([exit_codes.LOST, exit_codes.UNAVAILABLE, -15], [lost, away], "s3://a/b: S3 is away", exit_codes.UNAVAILABLE),
         ([exit_codes.LOST, -9, -15], [lost], "rank 1 of 3 was killed by SIGKILL, as", 137),

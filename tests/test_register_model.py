@@ -27,8 +27,9 @@ from tracking_fixtures import CLASSES, MEAN, STD, empty_store, save_random_subne
 from autoformer.cards import Preprocessing, SupernetCard
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_file, read_json, write_json
+from autoformer.files import hash_file, write_json
 from autoformer.named import load_space
+from autoformer.reading import read_json
 from commands.predict import main as predict
 from components.register_model.gate import Measured, decide
 from components.register_model.latency import Latency
@@ -361,7 +362,7 @@ def _no_accuracy(made: Made) -> None:
     [
         (_other_weights, "about other weights"), (_other_split, "about another test split"),
         (_other_subnet, "holds another subnet"), (_other_supernet, "of another supernet"),
-        (_no_accuracy, "test_top1_percent is missing"),
+        (_no_accuracy, "'test_top1_percent' is missing"),
     ],
 )  # fmt: skip
 def test_folders_that_do_not_belong_together_are_refused(

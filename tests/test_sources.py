@@ -220,3 +220,17 @@ def test_a_csv_may_name_a_link_to_itself(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to(tmp_path / "a.png")
     (tmp_path / CSV).write_text("path,label\na.png,cat\nb.png,dog\n")
     assert len(discover(tmp_path / CSV).images) == 2
+
+
+def test_a_csv_whose_folders_are_links_in_a_circle_or_lead_outside(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "circle").symlink_to(root / "circle")
+    (root / "out").symlink_to(tmp_path)
+    (tmp_path / "x.png").touch()
+    for path in ("out/x.png", "../x.png", "/etc/passwd"):
+        (root / "labels.csv").write_text(f"path,label\na.png,a\n{path},b\n")
+        with pytest.raises(AutoFormerError, match=r"line 3.* lies outside the folder"):
+            discover(root / "labels.csv")
+    (root / "labels.csv").write_text(f"path,label\na.png,a\ncircle/x.png,b\n{'y' * 300}.png,b\n")
+    assert len(discover(root / "labels.csv").images) == 3  # packing reports those that cannot be read

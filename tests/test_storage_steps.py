@@ -296,7 +296,7 @@ def test_weights_that_are_gone_from_the_store_are_named(
     other = s3.uri("artifacts-test/artifacts/train_supernet/other")
     text = (copy / "stored.json").read_text()
     uri = json.loads(text)["uri"]
-    (copy / "stored.json").write_text(text.replace(uri, other).replace(json.loads(text)["hash"], "other"))
+    (copy / "stored.json").write_text(text.replace(uri, other).replace(json.loads(text)["hash"], "f" * 64))
     given = arguments("search_subnet", sandbox.data, tmp_path, tmp_path / "search", CONFIGS["search_subnet"])
     assert run("search_subnet", given) == 2
     assert capsys.readouterr().err == (

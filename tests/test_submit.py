@@ -19,6 +19,7 @@ from compiled import on_a_short_stack
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from kfp_answers import answers
 from kfp_api_server import V2, KfpServer, page, reset, slow, status
+from started import started
 from werkzeug.serving import generate_adhoc_ssl_pair
 
 from autoformer.errors import AutoFormerError
@@ -594,11 +595,11 @@ def test_ctrl_c_leaves_the_run_running(kfp: KfpServer) -> None:
     (run_id,) = kfp.runs
     kfp.story = [answers("succeeded").at("02:57:15")]
     command = [sys.executable, "-m", "pipeline.cluster.submit", "--host", kfp.host, "--run", run_id]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "resolve-config: runs\n"
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    with started(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "resolve-config: runs\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
     assert errors == (
         f"submit: stopped by SIGINT; the run goes on: {kfp.host}/#/runs/details/{run_id}; "

@@ -5,7 +5,6 @@ Every step is a process that imports torch, timm and MLflow, some fifteen second
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -157,19 +156,21 @@ def _environment(parent: Path, root: Path) -> dict[str, str]:
 def whole_run(checkout: Checkout) -> WholeRun:
     """Start the pipeline, kill the runner when the supernet has its first checkpoint, give the same command again."""
     runner = checkout.start(sys.executable, "-m", "pipeline.local", "--preset", str(checkout.preset))
-    give_up = time.monotonic() + LIMIT_SECONDS
-    while not list(checkout.work.glob("train_supernet/*/checkpoint.pt")):
-        assert runner.poll() is None, runner.communicate()
-        assert time.monotonic() < give_up, "no checkpoint"
-        time.sleep(0.05)
-    assert steps_of(runner.pid), "a step is at work"
-    runner.send_signal(signal.SIGKILL)
-    runner.wait()
+    try:
+        give_up = time.monotonic() + LIMIT_SECONDS
+        while not list(checkout.work.glob("train_supernet/*/checkpoint.pt")):
+            assert runner.poll() is None, runner.communicate(timeout=60)
+            assert time.monotonic() < give_up, "no checkpoint"
+            time.sleep(0.05)
+        assert steps_of(runner.pid), "a step is at work"
+    finally:
+        runner.kill()
+    runner.wait(60)
     killed_at = time.monotonic()
     while steps_of(runner.pid) and time.monotonic() < killed_at + 60:
         time.sleep(0.1)
     orphan_seconds = time.monotonic() - killed_at
-    first_output = runner.communicate()[0]
+    first_output = runner.communicate(timeout=60)[0]
     first_folder = only(checkout.root.glob("runs/autoformer-*"))
     output = checkout.run().stdout
     folder = only(set(checkout.root.glob("runs/autoformer-*")) - {first_folder})

@@ -6,9 +6,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from autoformer.errors import validated
-from autoformer.files import read_json
 from autoformer.frozen import Frozen
 from autoformer.images.pixel_rule import ON_BLACK, PixelRule
+from autoformer.reading import read_json
 
 
 class DatasetCard(Frozen):

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
 from autoformer.files import check_regular
 
@@ -24,10 +25,10 @@ FORMATS = {
     "PNG": 9, "JPEG": 5, "MPO": 5, "GIF": 6, "BMP": 9, "PPM": 13, "TIFF": 13, "WEBP": 17, "JPEG2000": 25, "AVIF": 20,
 }  # fmt: skip
 _PROGRESSIVE = 12  # JPEG files that are decoded as a whole, or have four channels
-MOST_BYTES = 448 * 2**20  # of one image; about 50 million pixels of PNG, 94 million of JPEG
-LONGEST_TO_SHORTEST = 30  # the centre crop of a longer strip shows nothing
-MOST_SCANNED = 2**30  # pixels times scans of a progressive JPEG: each scan touches every pixel again
-_MOST_FILE_BYTES = 2**28  # of a file that are read at once
+MOST_BYTES = BOUNDS.image_bytes
+LONGEST_TO_SHORTEST = BOUNDS.image_sides  # the centre crop of a longer strip shows nothing
+MOST_SCANNED = BOUNDS.image_scans  # each scan touches every pixel again
+_MOST_FILE_BYTES = BOUNDS.image_file_bytes
 _MOST_HEADER_BYTES = 4096  # that tell the format
 _ORIENTATION = 0x0112  # EXIF
 _TILE_SIDES = (322, 323)  # TIFF
@@ -111,7 +112,7 @@ def _open(source: Path | bytes, where: str, most_bytes: int) -> Image.Image:
     try:
         _check_size(image, where, most_bytes)
         if "progressive" in image.info:
-            _check_scans(image, source, where)
+            _check_scans(image, source, where, most_bytes)
     except AutoFormerError:
         image.close()
         raise
@@ -161,12 +162,12 @@ def _check_size(image: Image.Image, where: str, most_bytes: int) -> None:
         )
 
 
-def _check_scans(image: Image.Image, source: Path | bytes, where: str) -> None:
+def _check_scans(image: Image.Image, source: Path | bytes, where: str, most_bytes: int) -> None:
     if isinstance(source, Path):
         with source.open("rb") as file:
             source = file.read(_MOST_FILE_BYTES)
     scans = source.count(b"\xff\xda")  # entropy-coded data holds no marker
-    if scans * image.width * image.height > MOST_SCANNED:
+    if scans * image.width * image.height > MOST_SCANNED * most_bytes // MOST_BYTES:
         raise AutoFormerError(
             f"{where}: a progressive JPEG file of {scans} scans takes too long to decode; save it as a baseline JPEG"
         )

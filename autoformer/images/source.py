@@ -6,8 +6,8 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BeforeValidator, Field
 
 from autoformer.errors import AutoFormerError, validated
-from autoformer.files import parse_yaml, read_yaml
 from autoformer.frozen import Frozen
+from autoformer.reading import parse_yaml, read_yaml
 
 SOURCE = "source.yaml"
 REMOTE = "s3://"

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
-from autoformer.files import replacing
+from autoformer.files import check_regular, replacing
+from autoformer.reading import in_short
 
 SPLIT_SCHEMA = pa.schema(
     [
@@ -24,6 +26,8 @@ SPLIT_SCHEMA = pa.schema(
 CHECKSUM = np.dtype("S64")
 _COLUMN_TYPES = (np.dtype(object), np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.int32), CHECKSUM)
 _FIXED = pa.binary(64)
+_THRIFT = 2**20  # entries of a list in the metadata
+_FEW_ROWS = 2**20  # that may take any space
 _CHUNK_ROWS = 65536  # rows that are Python objects at once
 
 
@@ -84,16 +88,41 @@ def read_split(path: Path) -> Split:
         raise AutoFormerError(f"{path}: no such split file; it is made by prepare_data")
     names: dict[str, str] = {}
     try:
-        with pq.ParquetFile(path) as file:
+        with _open(path) as file:
             split, start = Split(*(np.empty(file.metadata.num_rows, kind) for kind in _COLUMN_TYPES)), 0
             for batch in file.iter_batches(_CHUNK_ROWS):  # the whole table would double the memory of a step
                 for column, values in zip(split, _columns(batch, names, path), strict=True):
                     column[start : start + batch.num_rows] = values
                 start += batch.num_rows
-    except (pa.ArrowException, OSError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise AutoFormerError(f"{path}: not readable as a split ({reason}); run prepare_data again") from None
+            if start != len(split.labels):
+                raise ValueError(f"{start} rows, not {len(split.labels)} as it states")
+    except AutoFormerError:
+        raise
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
+        raise AutoFormerError(f"{path}: not readable as a split ({in_short(error)}); run prepare_data again") from None
     return split
+
+
+def read_metadata(path: Path) -> dict[bytes, bytes]:
+    """The key-value metadata of a split file. Raises whatever pyarrow does."""
+    with _open(path) as file:
+        return dict(file.metadata.metadata or {})
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    """Raises `ValueError` for a file that would take far more memory than its bytes."""
+    check_regular(path)
+    file = pq.ParquetFile(path, thrift_string_size_limit=BOUNDS.json_bytes, thrift_container_size_limit=_THRIFT)
+    rows, size = file.metadata.num_rows, path.stat().st_size
+    if not 0 <= rows <= BOUNDS.split_rows or rows > _FEW_ROWS + size:
+        raise ValueError(f"{rows} rows in {size} bytes")
+    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+        columns = [group.column(number) for number in range(group.num_columns)]
+        if sum(column.total_uncompressed_size for column in columns) > (64 << 20) + BOUNDS.expansion * size:
+            raise ValueError("its columns expand too much")
+        if any(column.path_in_schema == "checksum" and column.has_dictionary_page for column in columns):
+            raise ValueError("its checksums stand for each other")  # one long text could be that of every row
+    return file
 
 
 def _columns(batch: pa.RecordBatch, names: dict[str, str], path: Path) -> Split:

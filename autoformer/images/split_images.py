@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autoformer.bounds import BOUNDS
 from autoformer.cores import cores
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_file
+from autoformer.files import check_regular, hash_file
 from autoformer.images.archives import PREFETCH_IMAGES, EncodedImages, RemoteReader
 from autoformer.images.card import DatasetCard
 from autoformer.images.pixels import model_pixels
@@ -138,12 +139,16 @@ def raw_pixels(rows: Split, data: Path, channels: int, image_size: int, split: P
 def read_archive(path: Path) -> bytes:
     """All bytes of an archive, decompressed if it is a .gz. Raises `AutoFormerError` if it is missing or damaged."""
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
+        check_regular(path)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(BOUNDS.archive_bytes + 1)
     except FileNotFoundError:
         raise AutoFormerError(f"{path}: no such archive; `make data` fetches it") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise AutoFormerError(f"{path}: not readable as gzip ({error}); `make data` fetches it again") from None
+    if len(content) > BOUNDS.archive_bytes:
+        raise AutoFormerError(f"{path}: holds more than {BOUNDS.archive_bytes >> 20} MB; `make data` fetches it again")
+    return content
 
 
 def check_archive(path: Path, sha256: str, hash_of: HashOf = hash_file) -> None:

@@ -24,10 +24,10 @@ def evaluate_subnet(
     report: Output[HTML],
     record: Output[Artifact],
 ) -> None:
-    import json
     import shutil
 
     from components.evaluate_subnet.confusions import LARGEST_MATRIX, top_confusions_markdown
+    from runtime.common.records import read_confusion
     from runtime.steps.kfp_edge import call, log_metrics
 
     arguments = ["--config", config, "--data", data, "--card", card.path, "--test-split", test_split.path]
@@ -35,10 +35,9 @@ def evaluate_subnet(
     call("evaluate_subnet", [*arguments, "--out", evaluation.path, "--record", record.path])
     evaluation.metadata["data_hash"] = data_hash
     log_metrics(metrics, evaluation.path + "/metrics.json")
-    with open(evaluation.path + "/confusion.json", encoding="utf-8") as file:
-        counted = json.load(file)
-    if len(counted["classes"]) <= LARGEST_MATRIX:
-        confusion.log_confusion_matrix(counted["classes"], counted["matrix"])
+    counted = read_confusion(evaluation.path + "/confusion.json")
+    if len(counted.classes) <= LARGEST_MATRIX:
+        confusion.log_confusion_matrix([*counted.classes], [[*row] for row in counted.matrix])
     shutil.copyfile(evaluation.path + "/confusion.json", confusion.path)  # see log_metrics
     with open(confusions.path, "w", encoding="utf-8") as file:
         file.write(top_confusions_markdown(counted))

@@ -1,10 +1,12 @@
 """The most frequent confusions, for the report and for the KFP UI."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from runtime.common import records
 
 LARGEST_MATRIX = 50  # classes; a larger matrix is unreadable
 
@@ -29,10 +31,10 @@ def top_confusions(classes: Sequence[str], matrix: npt.ArrayLike, most: int) -> 
     ]
 
 
-def top_confusions_markdown(counted: dict[str, Any], most: int = 20) -> str:
+def top_confusions_markdown(counted: records.Confusion, most: int = 20) -> str:
     """The most frequent errors of `confusion.json` as a table."""
     lines = ["| true class | taken for | images | of the class |", "|---|---|---:|---:|"]
-    for actual, predicted, errors, images in top_confusions(counted["classes"], counted["matrix"], most):
+    for actual, predicted, errors, images in top_confusions(counted.classes, counted.matrix, most):
         lines.append(f"| {_cell(actual)} | {_cell(predicted)} | {errors} | {100 * errors / images:.1f} % |")
     return "\n".join(lines) + "\n"
 

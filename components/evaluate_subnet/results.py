@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from autoformer.candidates import COLUMNS, ScoredCandidate
-from autoformer.errors import AutoFormerError, validated
-from autoformer.files import read_json
+from autoformer.cards import read_subnet_card, read_supernet_card
+from autoformer.errors import AutoFormerError
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
+from autoformer.reading import as_kind, read_json_as
 from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
 from runtime.common.config import Config
 from runtime.common.console import existing
+from runtime.common.records import Provenance, read_metrics
 from runtime.common.tables import read_table
 from runtime.steps.inputs import read_images_to_evaluate
 
@@ -65,7 +67,7 @@ def read_all(
     for folder in models.values():
         existing(folder / "model.safetensors", "retrain_subnet")
     provenances = {model: _check_model(folder, card, config.space, subnet.subnet) for model, folder in models.items()}
-    supernet = read_json(arguments.supernet / "supernet.json")
+    supernet = read_supernet_card(arguments.supernet)
     results = Results(
         card=card,
         space=config.space,
@@ -76,7 +78,7 @@ def read_all(
         supernet_curves=_curves(arguments.supernet / "history.csv", "epoch", ("train_loss", *SUPERNET_CURVES)),
         retrain_curves=_retrain_curves(arguments.retrain / "history.csv"),
         scratch_curves=_retrain_curves(arguments.retrain / "scratch_history.csv"),
-        provenance={"train_supernet": supernet.get("provenance", {}), "retrain_subnet": provenances["retrained"]},
+        provenance={"train_supernet": supernet.provenance, "retrain_subnet": provenances["retrained"]},
     )
     return results, images
 
@@ -101,15 +103,16 @@ def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> 
     same = [index for index, outcome in enumerate(candidates) if outcome.candidate.spec == chosen]
     if not same:
         raise AutoFormerError(f"{table}: does not hold the subnet of chosen.yaml; run search_subnet again")
-    metrics = read_json(existing(folder / "metrics.json", "search_subnet"))
-    if (folder / "provenance.json").exists():
-        section = read_json(folder / "provenance.json").get("config", {}).get("search_subnet") or {}
-        images = section.get("images") or images
+    metrics = read_metrics(existing(folder / "metrics.json", "search_subnet"))
+    provenance = folder / "provenance.json"
+    if provenance.exists():
+        section = read_json_as(Provenance, provenance).section("search_subnet")
+        images = as_kind(int | None, section.get("images"), f"{provenance}, images") or images  # type: ignore[arg-type]
     return Search(
         candidates=candidates,
         chosen=min(same, key=lambda index: candidates[index].is_baseline),
         progress=_curves(existing(folder / "progress.csv", "search_subnet"), "scored", PROGRESS_CURVES),
-        metrics={key: float(value) for key, value in metrics.items() if isinstance(value, int | float)},
+        metrics=metrics,
         images=images,
     )
 
@@ -117,26 +120,22 @@ def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> 
 def _check_model(folder: Path, card: DatasetCard, space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
     """The provenance of a model, after checking its data set, space and subnet."""
     file = folder / "model.json"
-    model = read_json(existing(file, "retrain_subnet"))
-    try:
-        classes, provenance = tuple(model["preprocessing"]["classes"]), dict(model["provenance"])
-        model_spec = SubnetSpec.from_dict(model["subnet"], str(file))
-        model_space = validated(SearchSpace, model["space"], str(file))
-    except (KeyError, TypeError):
-        raise AutoFormerError(f"{file}: not the card of a subnet; run retrain_subnet again") from None
+    existing(file, "retrain_subnet")
+    model = read_subnet_card(folder)
+    classes = model.preprocessing.classes
     if classes != card.classes:
         raise AutoFormerError(
             f"{file}: trained for {_class_list(classes)}, but the data set's card has {_class_list(card.classes)}; "
             "run retrain_subnet on this data set"
         )
-    if model_space != space:
+    if model.space != space:
         raise AutoFormerError(
-            f"{file}: of the space '{model_space.name}' as it was then, not of the configured '{space.name}'; "
+            f"{file}: of the space '{model.space.name}' as it was then, not of the configured '{space.name}'; "
             "run retrain_subnet again"
         )
-    if model_spec != spec:
+    if model.subnet != spec:
         raise AutoFormerError(f"{file}: not the subnet of the search's chosen.yaml; run retrain_subnet again")
-    return provenance
+    return model.provenance
 
 
 def _class_list(classes: Sequence[str]) -> str:

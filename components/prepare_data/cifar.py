@@ -7,6 +7,7 @@ values and records of numpy's arguments, nothing else, so no code runs out of on
 
 import io
 import pickle
+import pickletools
 import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
 from autoformer.images.split_files import Split, image_checksums
 from autoformer.images.split_images import read_archive
+from autoformer.reading import in_short
 from components.prepare_data.delivered import Delivered, concatenate, make_rows
 
 IMAGE_SIZE = 32
@@ -84,8 +86,8 @@ class _Archive:
         try:
             with tarfile.open(fileobj=io.BytesIO(self.content), mode="r:") as tar:
                 self._members = {i.name: slice(i.offset_data, i.offset_data + i.size) for i in tar if i.isfile()}
-        except tarfile.TarError as error:
-            raise self.error(f"not readable as a tar ({error})") from None
+        except Exception as error:  # tarfile raises many kinds for a damaged header
+            raise self.error(f"not readable as a tar ({in_short(error)})") from None
 
     def error(self, reason: str, remedy: str = "`make data` brings it again") -> AutoFormerError:
         return AutoFormerError(f"{self.file}: {reason}; {remedy}")
@@ -99,11 +101,14 @@ class _Archive:
         return self.content[self.member(name)]
 
     def unpickle(self, name: str) -> dict[bytes, Any]:
-        pickled = io.BytesIO(self.read(name))
+        pickled = self.read(name)
         try:
-            values = _PlainUnpickler(pickled, encoding="bytes").load()
+            for operation, argument, _ in pickletools.genops(pickled):
+                if "PUT" in operation.name and isinstance(argument, int) and argument > len(pickled):
+                    raise pickle.UnpicklingError("a memory of too many values")  # Python would allocate it
+            values = _PlainUnpickler(io.BytesIO(pickled), encoding="bytes").load()
         except Exception as error:  # a damaged or harmful pickle may raise anything
-            raise self.error(f"{name} is not readable ({error})") from None
+            raise self.error(f"{name} is not readable ({in_short(error)})") from None
         if not isinstance(values, dict):
             raise self.error(f"{name} is not a batch of CIFAR")
         return values

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
 from autoformer.files import FileState
 from autoformer.images.source import SOURCE, SourceArchive, read_source
@@ -267,4 +268,6 @@ def _index_entries(stream: HashedStream, end: int, folders: dict[str, int]) -> I
             if not digits.isdecimal():
                 raise _wrong_archive(stream.path, f"'{info.name}' is a name without a number")
             number = int(digits)
+        if info.size > BOUNDS.image_file_bytes:
+            raise _wrong_archive(stream.path, f"'{info.name}' has {info.size} bytes, too many for an image")
         yield info.offset_data, info.size, number, hashlib.sha256(stream.read(info.size)).hexdigest()

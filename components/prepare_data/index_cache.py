@@ -4,12 +4,12 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value, replacing
-from autoformer.images.split_files import SPLIT_SCHEMA, Split, read_split, split_table
+from autoformer.images.split_files import SPLIT_SCHEMA, Split, read_metadata, read_split, split_table
+from autoformer.reading import in_short, parse_json
 from runtime.common.workspace import work_root
 
 _FORMAT = 2  # of a cached index
@@ -37,6 +37,6 @@ def cached_index(made_of: Any, read: Callable[[Callable[[Split], None]], dict[st
             facts = read(lambda rows: writer.write_table(split_table(rows)))
             writer.add_key_value_metadata({"facts": json.dumps(facts)})
     try:
-        return Index(read_split(file), json.loads(pq.read_metadata(file).metadata[b"facts"]))
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-        raise AutoFormerError(f"{file}: a damaged index ({' '.join(str(error).split())}); remove that file") from None
+        return Index(read_split(file), parse_json(read_metadata(file)[b"facts"]))
+    except Exception as error:  # of the facts alone: `read_split` has its own
+        raise AutoFormerError(f"{file}: a damaged index ({in_short(error)}); remove that file") from None

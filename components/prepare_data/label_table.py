@@ -6,10 +6,13 @@ import io
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
+from autoformer.reading import read_bytes
 from components.prepare_data.listing import SPLIT_OF, alike
 
 PATH_COLUMNS = (
@@ -68,7 +71,7 @@ def read_label_table(file: Path) -> Table:
 
 
 def _decode(file: Path) -> str:
-    content = file.read_bytes()
+    content = read_bytes(file, BOUNDS.csv_bytes)
     encoding = next((name for mark, name in _BOMS.items() if content.startswith(mark)), "utf-8")
     if encoding != "utf-16" and b"\0" in content[:64]:
         raise AutoFormerError(f"{file}: not readable as CSV in UTF-8 (null bytes); save it as 'CSV UTF-8'")
@@ -108,6 +111,8 @@ def _lines(text: str, separator: str, file: Path) -> Iterator[tuple[int, list[st
 
 
 def _columns(file: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> _Columns:
+    if len(header) > BOUNDS.csv_columns:
+        raise AutoFormerError(f"{file}: {len(header)} columns, more than {BOUNDS.csv_columns}; keep path and label")
     names = [re.sub(r"[\s-]+", "_", name.strip().lower()) for name in header]
     number = {name: place for place, name in reversed([*enumerate(names)])}
     path = next((number[name] for name in PATH_COLUMNS if name in number), None)
@@ -134,13 +139,25 @@ def _read_row(where: str, cells: Sequence[str], width: int, columns: _Columns, f
     if not path or "\0" in path:
         raise AutoFormerError(f"{where}: no path")
     file = finder.find(path)
-    if not file.is_relative_to(finder.root) or not Path(os.path.realpath(file)).is_relative_to(finder.root):
+    if not _is_inside(file, finder.root):
         raise AutoFormerError(f"{where}: {path} lies outside the folder of the CSV; move the images into it")
     if not label:
         raise AutoFormerError(f"{where}: no label")
     if split and split.lower() not in SPLIT_OF:
         raise AutoFormerError(f"{where}: split '{split.lower()}' is none of train, val, test")
     return Row(where, file, label, SPLIT_OF.get(split.lower(), ""))
+
+
+def _is_inside(file: Path, root: Path) -> bool:
+    """Whether a path lies below `root`, also behind links. Folders are looked up once: 100,000 rows name few."""
+    if os.path.islink(file) and not Path(os.path.realpath(file)).is_relative_to(root):  # noqa: PTH114 (pathlib raises)
+        return False
+    return file == root or _is_folder_inside(file.parent, root)
+
+
+@lru_cache(10_000)
+def _is_folder_inside(folder: Path, root: Path) -> bool:
+    return folder.is_relative_to(root) and Path(os.path.realpath(folder)).is_relative_to(root)
 
 
 class _Finder:

@@ -20,9 +20,11 @@ from typing import NamedTuple
 
 from autoformer.cores import cores
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_file, hash_value, read_json, replacing, write_json
+from autoformer.files import hash_file, hash_value, replacing, write_json
+from autoformer.frozen import Frozen
 from autoformer.images.pixel_rule import PixelRule
 from autoformer.images.pixels import DEFAULT, fit, is_transparent, open_sized
+from autoformer.reading import read_json_as
 from components.prepare_data.oddities import oddities
 from components.prepare_data.pack_card import CARD, FORMAT, INDEX, UNREADABLE, PackCard, read_pack
 from components.prepare_data.sources import Source, SourceImage, discover
@@ -38,6 +40,16 @@ _RUN_LENGTHS = zlib.Z_RLE  # 7 % larger than level 3 on photographs, in two thir
 _AT_A_TIME = 64  # images that are in memory at once, decoded or encoded
 
 Watch = Callable[[str, int, int], None]  # (activity, images done, images in all)
+
+
+class _Shard(Frozen):
+    """The index of a tar that is packed."""
+
+    rows: tuple[dict[str, str], ...]
+    refused: tuple[dict[str, str], ...]
+    sizes: tuple[tuple[int, int], ...]
+    plain: tuple[str, ...]
+    transparent: int
 
 
 def slug(text: str) -> str:
@@ -165,12 +177,12 @@ class _Packing(NamedTuple):
             index = self.work / f"images-{number:05d}.json"
             if not index.exists():
                 self._write_shard(index, start)
-            shard, packed = read_json(index), min(start + SHARD_IMAGES, total)
-            rows += shard["rows"]
-            refused += shard["refused"]
-            sizes += shard["sizes"]
-            plain += shard["plain"]
-            transparent += shard["transparent"]
+            shard, packed = read_json_as(_Shard, index, "remove it"), min(start + SHARD_IMAGES, total)
+            rows += shard.rows
+            refused += shard.refused
+            sizes += shard.sizes
+            plain += shard.plain
+            transparent += shard.transparent
             self.watch("packing", packed, total)
             if 100 * len(refused) > self.max_percent * total:
                 write_table(self.report, ("source", "reason"), refused)

@@ -6,9 +6,9 @@ from typing import Literal
 from pydantic import Field
 
 from autoformer.errors import validated
-from autoformer.files import read_json
 from autoformer.frozen import Frozen
 from autoformer.images.pixel_rule import ON_BLACK, PixelRule
+from autoformer.reading import read_json
 from runtime.common.tables import read_table
 
 FORMAT = 3  # 1 rounded the longer side, 2 laid transparent pixels on black; such packs are read as they are

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
 from components.prepare_data.delivered import Delivered, make_rows
-from components.prepare_data.tars import read_tar
+from components.prepare_data.tars import read_tar, unpack
 
 
 class _PhotoSet(NamedTuple):
@@ -126,7 +127,9 @@ def _read_lists(data: Path, photo_set: _PhotoSet) -> tuple[list[_Photo], tuple[s
                 if faulty.endswith(".mat"):
                     shutil.copy(data / faulty, folder)
                 else:
-                    shutil.unpack_archive(data / faulty, folder, filter="data")
+                    unpack(data / faulty, folder)
+            if large := [file.name for file in folder.rglob("*.mat") if file.stat().st_size > BOUNDS.list_bytes]:
+                raise ValueError(f"{large[0]} is larger than a list of labels")
             faulty, reader = " or ".join(photo_set.lists), getattr(datasets, photo_set.reader)
             found = {split: reader(root, theirs) for split, theirs in photo_set.splits.items()}
             photos = [

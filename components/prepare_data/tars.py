@@ -8,11 +8,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
 from autoformer.files import check_regular
+from autoformer.reading import in_short
 from runtime.storage.data import ArchiveFile, size_of
 
 CHUNK_BYTES = 4 << 20  # read at once
+_MOST_HEADER = 1 << 20  # bytes
+_BAD_NUMBERS = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)  # of tarfile, for headers
 _QUEUED_CHUNKS = 4  # that may wait for a hash
 
 
@@ -99,6 +103,8 @@ class _Part:
             pass
 
     def read(self, size: int) -> bytes:
+        if size > _MOST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes at byte {self._stream.position}")
         self.last = self._stream.read(min(size, self._end - self._stream.position))
         return self.last
 
@@ -115,16 +121,40 @@ def members(stream: HashedStream, end: int) -> Iterator[tarfile.TarInfo]:
     damaged = "no tar, or a damaged one, at byte"
     try:
         tar: Any = tarfile.TarFile(fileobj=part)  # type: ignore[arg-type]
-    except tarfile.ReadError:
+    except (tarfile.ReadError, *_BAD_NUMBERS):
         raise tarfile.ReadError(f"{damaged} {stream.position - len(part.last)}") from None
-    for info in tar:
+    for info in _headers(tar):
         tar.members.clear()  # else it keeps a million of them
+        if info.size < 0:
+            raise tarfile.ReadError(f"'{info.name}' has {info.size} bytes")
+        if info.issparse():
+            raise tarfile.ReadError(f"'{info.name}' is stored sparse; write the tar without --sparse")
         if info.offset_data + info.size > end:
             raise tarfile.ReadError(f"ends within '{info.name}', which goes on to byte {info.offset_data + info.size}")
-        if info.isreg() and not info.issparse():
+        if info.isreg():
             yield info
     if part.last.strip(b"\0"):  # tarfile takes a damaged header for the end
         raise tarfile.ReadError(f"{damaged} {stream.position - len(part.last)}")
+
+
+def _headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    try:
+        yield from tar
+    except tarfile.TarError:
+        raise
+    except _BAD_NUMBERS as error:
+        raise tarfile.ReadError(f"a damaged header: {in_short(error)}") from None
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Unpack a small tar, compressed or not, of bounded size. Raises `tarfile.TarError` and others."""
+    total = 0
+    with tarfile.open(path) as tar:
+        for info in _headers(tar):
+            total += info.size
+            if total > BOUNDS.archive_bytes:
+                raise tarfile.ReadError(f"holds more than {BOUNDS.archive_bytes >> 20} MB")
+            tar.extract(info, folder, filter="data")
 
 
 class Member(NamedTuple):
@@ -144,14 +174,17 @@ def read_tar(path: ArchiveFile, keep: Callable[[str], bool] = lambda name: False
     Raises:
         AutoFormerError: the tar is missing, compressed or damaged.
     """
-    found = []
+    found: list[Member] = []
     try:
         with HashedStream(path) as stream:
             for info in members(stream, size_of(path)):
-                digest, content = hashlib.sha256(), bytearray()
+                digest, content, kept = hashlib.sha256(), bytearray(), keep(info.name)
+                if len(found) >= BOUNDS.members or (kept and info.size > BOUNDS.label_bytes):
+                    what = f"'{info.name}' has {info.size} bytes" if kept else f"more than {BOUNDS.members} files"
+                    raise AutoFormerError(f"{path}: {what}, too much for a label or a tar; mend the tar")
                 for block in stream.blocks(info.offset_data + info.size):
                     digest.update(block)
-                    if keep(info.name):
+                    if kept:
                         content += block
                 found.append(Member(info.name, info.offset_data, info.size, digest.hexdigest(), bytes(content)))
             return found, stream.finish()[0]

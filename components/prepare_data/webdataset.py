@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from autoformer.bounds import BOUNDS
 from autoformer.cores import cores
 from autoformer.errors import AutoFormerError
 from autoformer.images.split_files import Split
+from autoformer.reading import in_short, parse_json, read_bytes
 from components.prepare_data.delivered import Delivered, concatenate, make_rows
 from components.prepare_data.index_cache import Index, cached_index
 from components.prepare_data.listing import SPLIT_OF, SUFFIXES
@@ -55,6 +57,8 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test", "")) -> 
     """
     root = find_archives(data)
     paths = [path for path in _shards(root) if _split_of(path.name) in splits]
+    if strange := [path.name for path in paths if not path.name.isprintable()]:
+        raise AutoFormerError(f"{root}: {strange[0]!a} has a name that is not in UTF-8; rename it")
     if not paths:
         raise AutoFormerError(f"{root}: no shards of {' or '.join(filter(None, splits))}")
     shards: list[Index] = []
@@ -126,6 +130,8 @@ def _samples(files: list[Member], path: ArchiveFile) -> dict[str, tuple[int, int
             label = _label(file, extension, path)
             if label is not None and labels.setdefault(key, label) != label:
                 raise AutoFormerError(f"{path}: {key} has two labels, '{labels[key]}' and '{label}'")
+        elif f".{extension}" in SUFFIXES and file.size > BOUNDS.image_file_bytes:
+            raise AutoFormerError(f"{path}: {file.name} has {file.size} bytes, too many for an image; take it out")
         elif f".{extension}" in SUFFIXES and images.setdefault(key, file) is not file:
             raise AutoFormerError(f"{path}: {key} has two images, {images[key].name} and {file.name}")
     without = [key for key in images if key not in labels]
@@ -141,14 +147,15 @@ def _label(file: Member, extension: str, path: ArchiveFile) -> int | str | None:
     """The class in a label file; None where its JSON has none."""
     try:
         text = file.content.decode().strip()
-        value = json.loads(text) if extension == "json" else text
-    except ValueError as error:
-        raise AutoFormerError(f"{path}: {file.name} is not readable ({error})") from None
+        value = parse_json(text) if extension == "json" else text
+        json.dumps(value, ensure_ascii=False).encode()  # JSON can name halves of letters
+    except (ValueError, RecursionError) as error:
+        raise AutoFormerError(f"{path}: {file.name} is not readable ({in_short(error)})") from None
     if isinstance(value, dict):
         value = value.get("label", value.get("cls"))
         if value is None:
             return None
-    if isinstance(value, str) and value.isdigit():
+    if isinstance(value, str) and value.isdecimal() and len(value) < 20:
         value = int(value)
     if value == "" or type(value) not in (int, str) or (isinstance(value, int) and value < 0):
         raise AutoFormerError(f"{path}: {file.name} holds no class: a number from 0, or a name")
@@ -156,15 +163,26 @@ def _label(file: Member, extension: str, path: ArchiveFile) -> int | str | None:
     return label
 
 
+def _read_names(file: ArchiveFile) -> tuple[str, ...]:
+    try:
+        content = read_bytes(file, BOUNDS.names_bytes) if isinstance(file, Path) else file.read_bytes()
+        return tuple(line.strip() for line in content.decode().splitlines() if line.strip())
+    except (OSError, UnicodeError) as error:
+        raise AutoFormerError(f"{file}: not readable as names of classes ({in_short(error)}); mend it") from None
+
+
 def _class_names(labels: set[int | str], root: ArchiveFolder) -> tuple[str, ...]:
     numbers = {label for label in labels if isinstance(label, int)}
     if numbers and numbers != labels:
         raise AutoFormerError(f"{root}: some labels are numbers and some are names; use the one or the other")
     highest, file = max(numbers, default=0), root / CLASS_NAMES
+    if max(highest, len(labels)) >= BOUNDS.classes:
+        fault = f"a label is {highest}" if highest else f"{len(labels)} names of classes"
+        raise AutoFormerError(f"{root}: {fault}, but a data set has at most {BOUNDS.classes} classes; mend the labels")
     if not numbers:
         classes = tuple(sorted(map(str, labels)))
     elif file.is_file():
-        classes = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        classes = _read_names(file)
     else:
         classes = tuple(map(str, range(1 + highest)))
     if len(classes) < 2 or highest >= len(classes):

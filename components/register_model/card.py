@@ -18,6 +18,7 @@ from autoformer.subnet_text import heads_text, ratios_text
 from components.register_model.gate import TOP1, Decision, Measured
 from components.register_model.latency import Latency
 from runtime.common.config import RegisterModel
+from runtime.common.records import Confusion, Provenance, Rollback
 
 FILE = "model_card.md"
 DESCRIPTION_LIMIT = 5000  # characters of a version's description in MLflow's databases
@@ -34,11 +35,11 @@ class Facts(NamedTuple):
     model: SubnetCard
     weights: str  # sha256 of model.safetensors
     metrics: Mapping[str, float]  # evaluation/metrics.json
-    confusion: Mapping[str, Any]  # evaluation/confusion.json
+    confusion: Confusion
     searched: Mapping[str, float]  # search/metrics.json
     retrained: Mapping[str, float]  # retrain/metrics.json
     supernet_config: Mapping[str, Any]  # the configuration that trained the supernet
-    rollbacks: Mapping[str, Sequence[Mapping[str, Any]]]  # step -> rows of its rollbacks.json
+    rollbacks: Mapping[str, Sequence[Rollback]]  # by step
 
     @property
     def measured(self) -> Measured:
@@ -61,7 +62,7 @@ def render(facts: Facts, decision: Decision, latency: Latency | None) -> str:
         "ratios": ratios_text(facts.model.subnet),
         "provenance": facts.model.provenance,
         "weakest_classes": weakest_classes(facts.confusion),
-        "smallest_class": min((sum(row) for row in facts.confusion["matrix"]), default=0),
+        "smallest_class": min((sum(row) for row in facts.confusion.matrix), default=0),
         "listed_classes": LISTED_CLASSES,
         "recipe": _yaml(recipe).strip(),
         "rollbacks": [(step, row) for step, rows in facts.rollbacks.items() if step in recipe for row in rows],
@@ -89,13 +90,13 @@ def description(card: str) -> str:
     return body
 
 
-def weakest_classes(confusion: Mapping[str, Any], count: int = WEAKEST_CLASSES) -> list[tuple[str, int, int, str]]:
+def weakest_classes(confusion: Confusion, count: int = WEAKEST_CLASSES) -> list[tuple[str, int, int, str]]:
     """The classes with the lowest recall, equals by label: (class, right, images, most often taken for).
 
     A class without test images is left out.
     """
-    classes, rows = confusion["classes"], []
-    for label, row in enumerate(confusion["matrix"]):
+    classes, rows = confusion.classes, []
+    for label, row in enumerate(confusion.matrix):
         others = [(-images, other) for other, images in enumerate(row) if other != label and images]
         if sum(row):
             rows.append((row[label] / sum(row), label, row[label], sum(row), min(others)[1] if others else None))
@@ -117,25 +118,23 @@ def _front_matter(data: DatasetCard) -> dict[str, Any]:
 
 def _recipe(facts: Facts, mode: str) -> dict[str, dict[str, Any]]:
     """Step -> the keys of its configuration that decided the weights."""
-    sections = {"train_supernet": facts.supernet_config.get("train_supernet")}
+    sections = {"train_supernet": Provenance(config=dict(facts.supernet_config)).section("train_supernet")}
     if mode != "inherited":
-        sections["retrain_subnet"] = facts.model.provenance.get("config", {}).get("retrain_subnet")
+        sections["retrain_subnet"] = Provenance.model_validate(facts.model.provenance).section("retrain_subnet")
     keys = {*Recipe.model_fields, "mode"}
     return {
-        step: {
-            key: _shortened(key, value) for key, value in (section or {}).items() if key in keys and value is not None
-        }
+        step: {key: _shortened(key, value) for key, value in section.items() if key in keys and value is not None}
         for step, section in sections.items()
     }
 
 
 def _shortened(key: str, value: Any) -> Any:
     """Augmentation without its defaults, a teacher's checkpoint without its folder; other values as they are."""
-    if key == "augmentation":
+    if key == "augmentation" and isinstance(value, Mapping):
         defaults = Augmentation().model_dump(mode="json")
         return {name: setting for name, setting in value.items() if setting != defaults.get(name)} or "none"
-    if key == "distillation":
-        return value | {"checkpoint": PurePath(str(value["checkpoint"])).name}
+    if key == "distillation" and isinstance(value, dict):
+        return value | {"checkpoint": PurePath(str(value.get("checkpoint"))).name}
     return value
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from autoformer.cards import read_subnet_card, read_supernet_card
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_file, hash_path, read_json, write_json, write_text
+from autoformer.files import hash_file, hash_path, write_json, write_text
 from autoformer.images.card import read_card
+from autoformer.reading import as_kind, read_json_as
 from autoformer.space import NamedSubnet
 from components.register_model.card import FILE as CARD_FILE
 from components.register_model.card import Facts, description, render
@@ -17,6 +18,7 @@ from components.register_model.latency import Latency, measure
 from runtime import tracking
 from runtime.common.config import Config, RegisterModel
 from runtime.common.console import existing
+from runtime.common.records import Provenance, Rollback, read_confusion, read_metrics
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import add_folder_arguments
 from runtime.steps.step_context import open_step
@@ -92,22 +94,21 @@ def read_facts(arguments: argparse.Namespace, section: RegisterModel) -> Facts:
     existing(evaluation, "evaluate_subnet")
     existing(search / "chosen.yaml", "search_subnet")
     existing(supernet, "train_supernet")
-    metrics, data = read_json(evaluation / "metrics.json"), read_card(arguments.card)
-    tested_on = read_json(evaluation / "provenance.json")
+    metrics, data = read_metrics(evaluation / "metrics.json", TOP1, "params", "macs"), read_card(arguments.card)
+    tested_on = read_json_as(Provenance, evaluation / "provenance.json")
     model = read_subnet_card(retrain / "model")
     chosen = NamedSubnet.from_yaml(search / "chosen.yaml")
     weights = hash_file(existing(retrain / "model" / "model.safetensors", "retrain_subnet"))
     if model.subnet != chosen.subnet:
         raise AutoFormerError(f"{retrain}: holds another subnet than {search}/chosen.yaml; run retrain_subnet again")
-    if tested_on.get("models", {}).get("retrained") != weights:
+    if tested_on.models.get("retrained") != weights:
         raise AutoFormerError(f"{evaluation}: is about other weights than {retrain}/model; run evaluate_subnet again")
-    if tested_on.get("test_split") != data.split_hashes.get("test"):
+    if tested_on.test_split != data.split_hashes.get("test"):
         raise AutoFormerError(
             f"{evaluation}: is about another test split than {arguments.card}; run evaluate_subnet again"
         )
-    if TOP1 not in metrics:
-        raise AutoFormerError(f"{evaluation}/metrics.json: {TOP1} is missing; run evaluate_subnet again")
-    supernet_hash = model.provenance.get("inputs", {}).get("supernet")
+    trained = read_supernet_card(supernet)
+    supernet_hash = as_kind(Provenance, model.provenance, f"{retrain}/model/model.json").inputs.get("supernet")
     if supernet_hash is not None and supernet_hash != hash_path(supernet):
         raise AutoFormerError(f"{retrain}: of another supernet than {supernet}; run retrain_subnet again")
     return Facts(
@@ -116,13 +117,16 @@ def read_facts(arguments: argparse.Namespace, section: RegisterModel) -> Facts:
         model=model,
         weights=weights,
         metrics=metrics,
-        confusion=read_json(evaluation / "confusion.json"),
-        searched=read_json(search / "metrics.json"),
-        retrained=read_json(retrain / "metrics.json"),
-        supernet_config=read_supernet_card(supernet).provenance.get("config", {}),
+        confusion=read_confusion(evaluation / "confusion.json"),
+        searched=read_metrics(search / "metrics.json"),
+        retrained=read_metrics(retrain / "metrics.json"),
+        supernet_config=as_kind(Provenance, trained.provenance, f"{supernet}/supernet.json").config,
         rollbacks={
-            step: read_json(folder / "rollbacks.json") if (folder / "rollbacks.json").exists() else []
-            for step, folder in (("train_supernet", supernet), ("retrain_subnet", retrain))
+            step: read_json_as(list[Rollback], file) if file.exists() else []
+            for step, file in (
+                ("train_supernet", supernet / "rollbacks.json"),
+                ("retrain_subnet", retrain / "rollbacks.json"),
+            )
         },
     )
 

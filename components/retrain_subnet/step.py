@@ -4,18 +4,20 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from autoformer.cards import Preprocessing, SubnetCard
 from autoformer.errors import AutoFormerError
-from autoformer.files import read_json, replacing, write_json
+from autoformer.files import replacing, write_json
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
+from autoformer.reading import read_json_as
 from autoformer.space import NamedSubnet, SubnetSpec
 from runtime.common.config import Config, RetrainSubnet
 from runtime.common.console import existing
 from runtime.common.processes import set_threads
+from runtime.common.records import Provenance
 from runtime.common.tables import write_table
 from runtime.steps import inputs
 from runtime.steps.command import run_step, step_parser
@@ -66,11 +68,10 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
 def _scored_weights(search: Path) -> Weights:
     """The supernet weights that the search scored candidates with; the chosen subnet inherits the same."""
     file = search / "provenance.json"
-    try:
-        weights: Weights = read_json(file)["config"]["search_subnet"]["weights"]
-    except (KeyError, TypeError):
-        raise AutoFormerError(f"{file}: not what search_subnet writes; run search_subnet again") from None
-    return weights
+    weights = read_json_as(Provenance, file).section("search_subnet").get("weights")
+    if weights not in get_args(Weights):
+        raise AutoFormerError(f"{file}: not what search_subnet writes; run search_subnet again")
+    return cast(Weights, weights)
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,28 @@ Letters in shapes: N images of the search, m images of a task.
 
 import base64
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import FiniteFloat
 
-from autoformer.files import write_text
+from autoformer.errors import AutoFormerError
 from autoformer.racing import Flags, Indices, ScoringResult, ScoringTask
-from autoformer.space import SubnetSpec
+from autoformer.reading import read_json_lines
+from autoformer.space import SubnetField, SubnetSpec
+from runtime.common.records import Written
+
+_REMEDY = "delete the file to score all candidates again"
+
+
+class _Line(Written):
+    subnet: SubnetField
+    images: str
+    right: str
+    loss_sum: FiniteFloat
 
 
 class SubnetScores:
@@ -53,10 +66,19 @@ class ScoreCache:
         self._subnets: dict[SubnetSpec, SubnetScores] = {}
         self._scored_now: set[SubnetSpec] = set()
         self.images_scored_now = 0  # by this process, over all subnets
-        for line in _read_lines(file):
-            scored = np.flatnonzero(_unpacked(line["images"], images))
-            result = ScoringResult(_unpacked(line["right"], len(scored)), line["loss_sum"])
-            self[SubnetSpec.from_dict(line["subnet"])].add(scored, result)
+        if file.exists():
+            self._read(file)
+
+    def _read(self, file: Path) -> None:
+        """Take the results of an earlier try. A last line that a kill cut off is removed from the file."""
+        _remove_unfinished_line(file)
+        for number, line in enumerate(read_json_lines(file, _Line, _REMEDY), start=1):
+            try:
+                scored = np.flatnonzero(_unpacked(line.images, self._images))
+                result = ScoringResult(_unpacked(line.right, len(scored)), line.loss_sum)
+            except ValueError as error:
+                raise AutoFormerError(f"{file}, line {number}: {error}; {_REMEDY}") from None
+            self[line.subnet].add(scored, result)
 
     def __getitem__(self, spec: SubnetSpec) -> SubnetScores:
         return self._subnets.setdefault(spec, SubnetScores(self._images))
@@ -103,16 +125,22 @@ def _packed(bits: Flags) -> str:
 
 
 def _unpacked(text: str, count: int) -> Flags:
-    packed = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
+    packed = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    if len(packed) != -(-count // 8):
+        raise ValueError(f"{len(packed)} bytes are not the bits of {count} images")
     return np.unpackbits(packed, count=count).astype(bool)
 
 
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of an earlier try. A last line that a kill cut off is removed from the file."""
-    if not file.exists():
-        return []
-    text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write_text(file, whole)
-    return [json.loads(line) for line in whole.splitlines()]
+def _remove_unfinished_line(file: Path) -> None:
+    with file.open("rb+") as opened:
+        end = opened.seek(0, os.SEEK_END)
+        kept = end
+        while kept:
+            start = max(0, kept - 2**16)
+            opened.seek(start)
+            newline = opened.read(kept - start).rfind(b"\n")
+            kept = start + newline + 1
+            if newline >= 0:
+                break
+        if kept < end:
+            opened.truncate(kept)

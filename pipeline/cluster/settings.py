@@ -11,9 +11,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from autoformer.errors import validated
-from autoformer.files import read_yaml
 from autoformer.frozen import Frozen
 from autoformer.named import named_file
+from autoformer.reading import read_yaml
 from pipeline.cluster.plain_secrets import refuse_secrets, texts
 from pipeline.cluster.quantities import Bytes, Cores, Image, in_bytes
 from runtime.common.config import STEPS

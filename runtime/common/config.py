@@ -4,7 +4,6 @@
 step reads the shared keys and its own section, under every runner.
 """
 
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -15,12 +14,13 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from autoformer.errors import AutoFormerError, validated
-from autoformer.files import canonical_json, hash_file, hash_value, read_yaml
+from autoformer.files import canonical_json, hash_file, hash_value
 from autoformer.frozen import Frozen
 from autoformer.images.pixel_rule import PixelRule
 from autoformer.limits import Limits
 from autoformer.named import CONFIGS, load_space, named_file
 from autoformer.racing import Racing
+from autoformer.reading import in_short, parse_json, read_yaml
 from autoformer.recipe import Precision, Recipe
 from autoformer.sampling import Sampling, SubnetSampler, make_sampler
 from autoformer.search import EvolutionSettings
@@ -304,9 +304,9 @@ def _name_checkpoints(data: dict[str, Any]) -> None:
 def _read(source: str) -> tuple[dict[str, Any], str]:
     if source.lstrip().startswith("{"):
         try:
-            return json.loads(source), "--config"
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise AutoFormerError(f"--config: not readable as JSON: {error}") from None
+            return parse_json(source), "--config"
+        except (ValueError, RecursionError) as error:
+            raise AutoFormerError(f"--config: not readable as JSON: {in_short(error)}") from None
     path = preset_path(source)
     data = read_yaml(path)
     if not isinstance(data, dict):

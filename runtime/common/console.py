@@ -14,8 +14,10 @@ from typing import Any, NoReturn, TextIO
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import unwritable, write_json
+from autoformer.reading import read_json_as
 from runtime.common import processes
 from runtime.common.exit_codes import BAD_INPUT
+from runtime.common.records import Failure
 from runtime.common.redaction import hide
 from runtime.common.stopping import Stopped, stoppable
 
@@ -90,16 +92,35 @@ def report_failure(step: str, message: str, code: int) -> int:
         _write_failure(Path(folder) / f"{os.environ['RANK']}.json", step, message, code)
         return code
     print_line(f"{step}: {message}", sys.stderr)
-    file = os.environ.get(
-        "AUTOFORMER_FAILURE"
-    )  # KFP's local runner learns of a failed step no more than that it failed
-    if file and processes.is_rank_zero():
-        _write_failure(Path(file), step, message, code)
+    note_failure(step, message, code)
     pod = os.environ.get("AUTOFORMER_TERMINATION")
     if pod:
         with contextlib.suppress(OSError):  # Kubernetes has made the file, and reads it when the container has ended
             Path(pod).write_text(message, encoding="utf-8")
     return code
+
+
+def note_failure(step: str, message: str, code: int) -> None:
+    """Write for the runner why a step ends: KFP's and DVC's exit codes state no more than that one has failed."""
+    file = os.environ.get("AUTOFORMER_FAILURE")
+    if file and processes.is_rank_zero() and not processes.is_rank():
+        _write_failure(Path(file), step, message, code)
+
+
+def forget_failure() -> None:
+    if (file := os.environ.get("AUTOFORMER_FAILURE")) and not processes.is_rank():
+        with contextlib.suppress(OSError):
+            Path(file).unlink(missing_ok=True)
+
+
+def repeat_failure(who: str, file: Path, other: int = 1) -> int:
+    """Print the failed step's line once more, and return its exit code; `other` where it has written none."""
+    if not file.exists():
+        print_line(f"{who}: a step failed; its messages are above", sys.stderr)
+        return other
+    failure = read_json_as(Failure, file)
+    print_line(f"{failure.step}: {failure.message}", sys.stderr)
+    return failure.code
 
 
 def _write_failure(file: Path, step: str, message: str, code: int) -> None:
@@ -178,7 +199,7 @@ def _open_terminal() -> Any:
     if sys.stderr.isatty():
         return sys.stderr
     try:
-        return Path(os.environ["AUTOFORMER_TTY"]).open("w", errors="replace")
+        return Path(os.environ["AUTOFORMER_TTY"]).open("w", encoding="utf-8", errors="replace")
     except (KeyError, OSError):
         return None
 

@@ -8,10 +8,9 @@ import shlex
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import yaml
-
 from autoformer.errors import AutoFormerError
 from autoformer.named import load_space
+from autoformer.reading import parse_yaml
 
 
 class Override(NamedTuple):
@@ -30,10 +29,7 @@ def parse(text: str) -> Override:
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
         raise AutoFormerError(f"--set {text}: expected key=value, such as seed=1 or train_supernet.epochs=3")
-    try:
-        return Override(path, yaml.safe_load(value))
-    except yaml.YAMLError:
-        raise AutoFormerError(f"--set {text}: the value is not readable as YAML") from None
+    return Override(path, parse_yaml(value, f"--set {text[:80]}"))
 
 
 def apply(data: dict[str, Any], overrides: Iterable[str], convert: Callable[[Any], Any] = lambda value: value) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
 from autoformer.files import write_text
+from autoformer.reading import read_bytes
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -22,8 +24,11 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a table, as text. Raises `AutoFormerError`, which names the file, where it is missing or damaged."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        text = read_bytes(path, BOUNDS.csv_bytes).decode()
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        if len(reader.fieldnames or ()) > BOUNDS.csv_columns:
+            raise csv.Error(f"more than {BOUNDS.csv_columns} columns")
+        rows = list(reader)
     except FileNotFoundError:
         raise AutoFormerError(f"{path}: no such file; run the step that makes it") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -4,7 +4,6 @@
 pod then launches a TrainJob instead of the step. It holds names of secrets, and no secret.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -15,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import canonical_json
 from autoformer.frozen import Frozen
+from autoformer.reading import in_short, parse_json
 
 VARIABLE = "AUTOFORMER_JOB"
 RESERVED = "PET_"  # Trainer sets these for torchrun, and refuses a job that does
@@ -135,9 +135,9 @@ class JobSettings(EveryPod, Placement):
     def parse(cls, text: str) -> Self:
         """Read the text of `to_json`. Raises `AutoFormerError` naming the key."""
         try:
-            data: Any = json.loads(text)
-        except ValueError as error:
-            raise AutoFormerError(f"{VARIABLE}: not readable as JSON: {error}") from None
+            data: Any = parse_json(text)
+        except (ValueError, RecursionError) as error:
+            raise AutoFormerError(f"{VARIABLE}: not readable as JSON: {in_short(error)}") from None
         return validated(cls, data, VARIABLE)
 
     def to_json(self) -> str:

@@ -19,10 +19,13 @@ from autoformer.devices import is_out_of_memory
 from autoformer.distributed import World
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing
+from autoformer.reading import in_short
+from autoformer.weights import read_torch
 from runtime.steps.rendezvous import copy_to_all_machines
 from runtime.steps.step_context import StepContext
 
 State = dict[str, Any]
+_REMEDY = "delete it to start again"
 
 
 class Checkpoints:
@@ -77,10 +80,10 @@ class Checkpoints:
 
 def load(file: Path, restore: Callable[[State], None]) -> None:
     """Read a checkpoint and pass it to `restore`. Raises `AutoFormerError` where either finds it damaged."""
+    state = read_torch(file, _REMEDY)  # on the CPU, or a GPU would hold all of it twice
     try:
-        restore(torch.load(file, map_location="cpu", weights_only=True))  # or a GPU would hold all of it twice
-    except Exception as error:  # torch raises many kinds for a damaged file
-        if isinstance(error, OSError) or is_out_of_memory(error):
+        restore(state)
+    except Exception as error:  # torch raises many kinds for a state of another shape
+        if is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split()[:20]) or type(error).__name__
-        raise AutoFormerError(f"{file}: not a readable checkpoint ({reason}); delete it to start again") from None
+        raise AutoFormerError(f"{file}: not a readable checkpoint ({in_short(error)}); {_REMEDY}") from None

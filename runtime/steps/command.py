@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from autoformer.errors import AutoFormerError, UnavailableError
 from runtime.common.config import Config, load_config
-from runtime.common.console import Parser, error_line, report_failure
-from runtime.common.exit_codes import BAD_INPUT, UNAVAILABLE, JobFailed
+from runtime.common.console import Parser, error_line, forget_failure, note_failure, report_failure
+from runtime.common.exit_codes import BAD_INPUT, KILLED, UNAVAILABLE, JobFailed
 from runtime.common.overrides import add_option
 from runtime.common.processes import is_rank
 from runtime.common.redaction import hide_in_tracebacks
@@ -66,6 +66,7 @@ def run_step(
 
 def exit_code(step: str, work: Callable[[], None]) -> int:
     """Do the work and return the exit code. Any end but 0 is one line on stderr; a bug raises."""
+    note_failure(step, "was killed, as where memory runs out; the same command goes on", KILLED)  # until it ends
     try:
         work()
     except UnavailableError as error:
@@ -76,6 +77,10 @@ def exit_code(step: str, work: Callable[[], None]) -> int:
         return report_failure(step, f"{stopped}; the same command goes on from there", int(str(stopped.code)))
     except JobFailed as failed:
         return report_failure(step, str(failed), failed.exit_code)
+    except BaseException as error:
+        note_failure(step, f"{type(error).__name__}; its traceback is above", 1)
+        raise
+    forget_failure()
     return 0
 
 

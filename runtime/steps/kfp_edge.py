@@ -1,7 +1,6 @@
 """Shared by the bodies of the KFP components. Imports neither torch nor kfp, which an image may lack."""
 
 import importlib
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -9,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from autoformer.errors import AutoFormerError
+from autoformer.reading import as_kind, in_short, parse_json, read_json
 from runtime.common.code import step_code
-from runtime.common.console import report_error
+from runtime.common.console import report_failure
+from runtime.common.exit_codes import BAD_INPUT
+from runtime.common.records import read_metrics
 from runtime.kubernetes.settings import job_settings
 from runtime.steps.job_launch import launch
 
@@ -32,7 +34,7 @@ def call(step: str, arguments: Sequence[str]) -> None:
         _check_code(step)
         job = job_settings()
     except AutoFormerError as error:
-        raise SystemExit(report_error(step, error)) from None
+        raise SystemExit(report_failure(step, str(error), BAD_INPUT)) from None
     if job is None:
         code = importlib.import_module(f"components.{step}.step").main(list(arguments))
     else:
@@ -43,11 +45,18 @@ def call(step: str, arguments: Sequence[str]) -> None:
 
 def _check_code(step: str) -> None:
     """Raise `AutoFormerError` where the code differs from that in the run's cache keys: KFP would keep its result."""
-    expected = json.loads(os.environ.get(CODE, "{}")).get(step)
+    expected = _expected_code().get(step)
     if expected is not None and expected != step_code(step):
         raise AutoFormerError(
             "the code was edited while the pipeline ran; the same command runs what the edit concerns"
         )
+
+
+def _expected_code() -> dict[str, str]:
+    try:
+        return as_kind(dict[str, str], parse_json(os.environ.get(CODE, "{}")), CODE, "unset it")
+    except (ValueError, RecursionError) as error:
+        raise AutoFormerError(f"{CODE}: not the hashes of steps ({in_short(error)}); unset it") from None
 
 
 def log_metrics(artifact: Any, file: str | Path) -> None:
@@ -55,9 +64,8 @@ def log_metrics(artifact: Any, file: str | Path) -> None:
 
     The file becomes the artifact's content: kfp.local caches no task with an output that has metadata but no file.
     """
-    for name, value in json.loads(Path(file).read_text(encoding="utf-8")).items():
-        if isinstance(value, int | float):
-            artifact.log_metric(name, value)
+    for name, value in read_metrics(Path(file)).items():
+        artifact.log_metric(name, value)
     shutil.copyfile(file, artifact.path)
 
 
@@ -65,4 +73,4 @@ def log_uri(artifact: Any) -> None:
     """Show the address of a step's large files in the KFP UI, where the store has them."""
     file = Path(artifact.path) / "stored.json"
     if file.is_file():
-        artifact.metadata["uri"] = json.loads(file.read_text(encoding="utf-8"))["uri"]
+        artifact.metadata["uri"] = read_json(file)["uri"]

@@ -24,17 +24,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from autoformer.cores import cores
 from autoformer.errors import AutoFormerError
-from autoformer.files import read_json
+from autoformer.reading import read_json_as
 from runtime.common.config import Config, TrainingSection
 from runtime.common.exit_codes import BAD_INPUT, LOST, UNAVAILABLE, JobFailed
 from runtime.common.processes import REPORT_FOLDER, gpus, is_rank, number_in_environment
+from runtime.common.records import Failure
 from runtime.common.stopping import SIGNALS
 from runtime.steps.rendezvous import is_lost
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-Report = Mapping[str, Any]  # of a rank: step, message, code
 GRACE_SECONDS = 30  # for a checkpoint, after which a stopped rank is killed
 MEETING_SECONDS = 900  # a machine waits for the others, which may still pull their image
 _STOP_CODES = tuple(code for number in SIGNALS for code in (128 + number, -number))
@@ -216,13 +216,13 @@ def _meeting(machine: Machine | None) -> dict[str, Any]:
     }
 
 
-def _failure(failures: "Mapping[int, ProcessFailure]", reports: Sequence[Report], count: int) -> JobFailed:
+def _failure(failures: "Mapping[int, ProcessFailure]", reports: Sequence[Failure], count: int) -> JobFailed:
     """Why the job has ended: bad input that a rank reports, else the first rank that was killed, else one that failed.
 
     Ranks that were stopped because of another have reported so, or were killed later.
     """
     for code in (BAD_INPUT, UNAVAILABLE):
-        if failed := _reported([report for report in reports if report["code"] == code]):
+        if failed := _reported([report for report in reports if report.code == code]):
             return failed
     first = {rank: failure for rank, failure in failures.items() if failure.exitcode not in (LOST, *_STOP_CODES)}
     killed = sorted((failure.timestamp, rank) for rank, failure in first.items() if failure.exitcode < 0)
@@ -241,10 +241,10 @@ def _failure(failures: "Mapping[int, ProcessFailure]", reports: Sequence[Report]
     return _reported(reports) or JobFailed(lost, LOST)
 
 
-def _reported(reports: Sequence[Report]) -> JobFailed | None:
+def _reported(reports: Sequence[Failure]) -> JobFailed | None:
     """The first report of a cause: a lost connection is a consequence."""
-    causes = (report for report in reports if report["code"] != LOST)
-    return next((JobFailed(str(report["message"]), int(report["code"])) for report in causes), None)
+    causes = (report for report in reports if report.code != LOST)
+    return next((JobFailed(report.message, report.code) for report in causes), None)
 
 
 def _wait_for_children() -> None:
@@ -259,6 +259,6 @@ def _wait_for_children() -> None:
             process.kill()
 
 
-def read_reports(folder: Path) -> list[Report]:
+def read_reports(folder: Path) -> list[Failure]:
     """The reports of the ranks that have written one, in the order of the ranks."""
-    return [read_json(file) for file in sorted(folder.glob("*.json"), key=lambda file: int(file.stem))]
+    return [read_json_as(Failure, file) for file in sorted(folder.glob("*.json"), key=lambda file: int(file.stem))]

@@ -11,18 +11,20 @@ from autoformer.devices import autocast, fewest_micro_batches, find_device, find
 from autoformer.distillation import Teacher
 from autoformer.distributed import SINGLE_PROCESS, World
 from autoformer.errors import AutoFormerError
-from autoformer.files import read_json, write_json
+from autoformer.files import write_json
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.images.training_loader import training_loader
 from autoformer.layers import initialise
+from autoformer.reading import read_json_as
 from autoformer.sampling import SubnetSampler
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
 from runtime.common.config import Config, TrainingSection, TrainSupernet
+from runtime.common.records import Accumulation
 from runtime.steps.workers import cache_bytes, worker_count
 
 
@@ -116,7 +118,7 @@ def make_trainer(training: Training) -> Trainer:
 def _common_passes(training: Training, teacher: Teacher | None) -> int:
     """Forward passes per rank and step: the remembered number, else the largest that any rank needs."""
     world, file = training.world, training.accumulation_file
-    remembered = int(read_json(file)["accumulation"]) if world.is_rank_zero and file.exists() else None
+    remembered = _remembered(file) if world.is_rank_zero and file.exists() else None
     remembered = world.broadcast(remembered)
     if remembered is not None and training.section.batch_size % (remembered * world.size) == 0:
         return remembered
@@ -124,6 +126,10 @@ def _common_passes(training: Training, teacher: Teacher | None) -> int:
     if world.is_rank_zero:
         write_json(file, {"accumulation": passes})
     return passes
+
+
+def _remembered(file: Path) -> int:
+    return read_json_as(Accumulation, file, "delete it to measure the memory again").accumulation
 
 
 def _passes_that_fit(training: Training, teacher: Teacher | None) -> int:

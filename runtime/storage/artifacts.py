@@ -13,17 +13,28 @@ import os
 import shutil
 from pathlib import Path
 
+from pydantic import Field
+
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_path, read_json, write_json
+from autoformer.files import hash_path, write_json
+from autoformer.reading import read_json_as
 from runtime.common.locks import wait_for_lock
 from runtime.common.workspace import work_root
 from runtime.storage.client import S3Uri
 from runtime.storage.errors import MissingError
-from runtime.storage.folders import File, download_files, files_of
+from runtime.storage.folders import File, Manifest, download_files
 from runtime.storage.uploads import upload
 
 POINTER = "stored.json"
+_SHA256 = r"^[0-9a-f]{64}$"
 LARGE = ".safetensors"  # suffix of the files that go to the store
+
+
+class _Pointer(Manifest):
+    """`stored.json`."""
+
+    uri: str
+    hash: str = Field(pattern=_SHA256, description="of the whole folder; names its local copy")
 
 
 def store_uri() -> S3Uri | None:
@@ -68,11 +79,8 @@ def local_copy(folder: Path) -> Path:
     pointer = folder / POINTER
     if not pointer.is_file():
         return folder
-    values = read_json(pointer)
-    try:
-        uri, content, files = S3Uri.parse(values["uri"]), str(values["hash"]), files_of(values)
-    except (KeyError, TypeError, ValueError):
-        raise AutoFormerError(f"{pointer}: not what a step writes; run the step that makes it again") from None
+    values = read_json_as(_Pointer, pointer)
+    uri, content, files = S3Uri.parse(values.uri), values.hash, values.files
 
     def complete(partial: Path) -> None:
         shutil.copytree(folder, partial, ignore=shutil.ignore_patterns(POINTER), dirs_exist_ok=True)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import yaml
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import FileState, hash_path, hash_value, write_text
+from autoformer.files import FileState, files_below, hash_path, hash_value, write_text
 from autoformer.images.source import SOURCE, Source, archive_folder, parse_source, read_source
 from runtime.common.locks import wait_for_lock
 from runtime.common.workspace import known_hashes
@@ -103,7 +103,7 @@ def _hash_archives(folder: Path, published: Collection[str]) -> str:
     if published:
         paths = [folder / name for name in sorted(published) if (folder / name).is_file()]
         return hash_value([[path.name, path.stat().st_size] for path in paths])
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = files_below(folder)
     states = ((path.relative_to(folder).as_posix(), path.stat()) for path in paths)
     return hash_value([[name, state.st_size, state.st_mtime_ns] for name, state in states])
 

@@ -4,10 +4,14 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
+
+from pydantic import field_validator
 
 from autoformer.files import hash_file, put_in_place
+from autoformer.reading import parse_json
 from runtime.common.locks import wait_for_lock
+from runtime.common.records import Written
 from runtime.storage import uploads
 from runtime.storage.client import S3Uri, read_object
 from runtime.storage.downloads import download
@@ -28,6 +32,22 @@ class File(NamedTuple):
     @classmethod
     def of(cls, folder: Path, path: Path) -> Self:
         return cls(path.relative_to(folder).as_posix(), path.stat().st_size, hash_file(path))
+
+
+class Manifest(Written):
+    """The list of a folder's files. No name leads out of the folder."""
+
+    files: tuple[File, ...]
+    newest_ns: int = 0
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: tuple[File, ...]) -> tuple[File, ...]:
+        for file in files:
+            path = PurePosixPath(file.name)
+            if path.is_absolute() or ".." in path.parts or not file.name or file.bytes < 0:
+                raise ValueError(f"'{file.name}' is no file of a folder")
+        return files
 
 
 Sized = TypeVar("Sized", File, Entry)
@@ -118,17 +138,7 @@ def read_manifest(uri: S3Uri) -> tuple[list[File], int]:
     except MissingError:
         raise MissingError(f"{uri}: there is no such folder, or not all of it ({MANIFEST} is missing)") from None
     try:
-        manifest = json.loads(text)
-        return files_of(manifest), int(manifest.get("newest_ns", 0))
-    except (ValueError, TypeError, KeyError):
+        manifest = Manifest.model_validate(parse_json(text))
+    except (ValueError, RecursionError):
         raise StorageError(f"{uri / MANIFEST}: not a list of files; remove the folder and make it again") from None
-
-
-def files_of(manifest: Any) -> list[File]:
-    """The files that JSON lists. Raises ValueError, TypeError or KeyError where it is malformed."""
-    files = [File(**file) for file in manifest["files"]]
-    for file in files:
-        path = PurePosixPath(file.name)
-        if path.is_absolute() or ".." in path.parts or not file.name:  # it would lead out of the folder
-            raise ValueError(file.name)
-    return files
+    return list(manifest.files), manifest.newest_ns

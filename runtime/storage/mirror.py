@@ -26,6 +26,7 @@ from pathlib import Path
 
 from autoformer.errors import UnavailableError
 from autoformer.files import FileState
+from autoformer.reading import parse_json
 from runtime.common.stopping import Stopped, seconds_since_signal
 from runtime.storage import folders
 from runtime.storage.artifacts import store_uri
@@ -155,8 +156,8 @@ class Mirror:
         except MissingError:
             return None
         try:
-            owner = str(json.loads(text)["owner"])
-        except (ValueError, TypeError, KeyError):
+            owner = str(parse_json(text)["owner"])
+        except (ValueError, TypeError, KeyError, RecursionError):
             return "somebody"
         return owner if owner != self._owner else None
 

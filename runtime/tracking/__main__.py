@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import read_json, write_json
+from autoformer.files import write_json
 from runtime.common.console import Parser, run_command
 from runtime.common.redaction import hide_in_tracebacks
-from runtime.tracking.operations import Operation, sender
+from runtime.tracking.operations import Operation, read_operations, sender
 from runtime.tracking.store import connect, is_refusal, reason
 
 
@@ -30,7 +30,7 @@ def resend(file: Path) -> None:
     Raises:
         AutoFormerError: MLflow does not answer, or has refused some messages, which stay in the file.
     """
-    waiting: list[Operation] = read_json(file)
+    waiting = read_operations(file)
     refused: list[Operation] = []
     send = sender(connect())
     while waiting:

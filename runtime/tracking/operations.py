@@ -6,16 +6,35 @@ An operation is plain data, which a file can hold. Sending it twice changes noth
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from autoformer.reading import as_kind, read_json
+from runtime.common.records import Written
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Operation = dict[str, Any]  # {"kind": …, "run_id": …} and the values that `_SENDERS[kind]` reads
+Operation = dict[str, Any]  # as `_Operation`, and the values that `_SENDERS[kind]` reads
 UPLOADS = ("artifact", "table", "dict")  # to the artifact store, which may be away by itself
 PARENT = "mlflow.parentRunId"
 MAX_PARAM_CHARACTERS = 6000  # MLflow's limits
 MAX_DIGEST_CHARACTERS = 36
+
+
+class _Operation(Written):
+    kind: Literal["metrics", "params", "tags", "artifact", "dict", "table", "dataset", "children", "status", "close"]
+    run_id: str
+    metrics: tuple[tuple[str, float, int, int], ...] = ()
+    tags: dict[str, Any] = Field({})
+
+
+def read_operations(file: Path) -> list[Operation]:
+    """The undelivered operations in a file. Raises `AutoFormerError` naming the file if it is damaged."""
+    operations, remedy = read_json(file), "delete it to do without its messages"
+    as_kind(list[_Operation], operations, str(file), remedy)
+    return list(operations)
 
 
 def sender(client: "MlflowClient") -> Callable[[Operation], None]:

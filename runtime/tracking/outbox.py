@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from autoformer.files import read_json, write_json
+from autoformer.files import write_json
 from runtime.common.console import print_line
-from runtime.tracking.operations import UPLOADS, Operation
+from runtime.tracking.operations import UPLOADS, Operation, read_operations
 from runtime.tracking.store import is_refusal, reason
 
 RETRY_SECONDS = 15.0  # between two attempts while the step works
@@ -174,7 +174,7 @@ def read_backlog(backlog: Path) -> list[Operation]:
         return []
     return [
         operation
-        for operation in read_json(backlog)
+        for operation in read_operations(backlog)
         if operation["kind"] != "status" and "error" not in operation.get("tags", ())
     ]
 

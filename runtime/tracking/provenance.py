@@ -4,7 +4,7 @@ import getpass
 import os
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import read_yaml
+from autoformer.reading import read_yaml
 from runtime.common.config import ROOT
 from runtime.common.git import git
 

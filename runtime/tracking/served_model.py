@@ -7,6 +7,7 @@ the package `autoformer` on the path. So a version answers as it did on the day 
 import base64
 import binascii
 import json
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -15,14 +16,15 @@ import mlflow
 import pandas as pd
 from PIL import Image
 
+from autoformer.bounds import BOUNDS
 from autoformer.checkpoint import load_subnet
 from autoformer.errors import AutoFormerError
-from autoformer.images.pixels import open_image
+from autoformer.images.pixels import image_size, open_image
 from autoformer.predict import image_from_pixels, probabilities, ranked
 
-BATCH = 256
+BATCH = 8  # images in a forward pass: memory of activations, and time beyond the deadline
 TOP = 5
-MOST_BYTES = 256 * 2**20  # of memory for one image: about 30 million pixels of PNG, 53 million of JPEG
+_NUMBER_BYTES = 25  # of memory for a number of `pixels`
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
@@ -41,9 +43,11 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         if top < 1:
             raise _refusal(f"top: expected at least 1 class, found {top}")
         requests = model_input.to_dict("records") or [{}]
-        rows = []
+        if len(requests) > BOUNDS.served_rows:
+            raise _refusal(f"{len(requests)} images; a request may have {BOUNDS.served_rows}")
+        request, rows = _Request(), []
         for first in range(0, len(requests), BATCH):
-            images = map(_image, requests[first : first + BATCH])  # one decoded image in memory at a time
+            images = map(request.image, requests[first : first + BATCH])  # one decoded image in memory at a time
             for scores in probabilities(self.model, self.card, images):
                 names, values = zip(*ranked(scores, self.card)[:top], strict=True)
                 rows.append(
@@ -52,35 +56,84 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         return pd.DataFrame(rows)
 
 
-def _image(row: dict[str, Any]) -> Image.Image:
-    image, pixels = (None if _is_missing(row.get(name)) else row[name] for name in ("image", "pixels"))
+class _Request:
+    """Decodes the images of one request, until they have taken too much together."""
+
+    def __init__(self) -> None:
+        self._characters, self._pixels = 0, 0
+        self._deadline = time.monotonic() + BOUNDS.served_seconds
+
+    def image(self, row: dict[str, Any]) -> Image.Image:
+        if time.monotonic() > self._deadline:
+            raise _refusal(f"the request takes longer than {BOUNDS.served_seconds:g} s; send fewer or smaller images")
+        image, pixels = (None if _is_missing(row.get(name)) else row[name] for name in ("image", "pixels"))
+        try:
+            if isinstance(image, str | bytes):
+                return self._decode(image)
+            if image is not None:
+                raise AutoFormerError(f"image: expected the base64 text of a file, found {type(image).__name__}")
+            if pixels is not None:
+                return self._from_pixels(pixels)
+            raise AutoFormerError("a row has neither `image` (base64 of a file) nor `pixels`")
+        except ValueError as error:
+            raise _refusal(str(error)) from None
+
+    def _decode(self, image: str | bytes) -> Image.Image:
+        self._count_text(image)
+        content = image if isinstance(image, bytes) else _from_base64(image)
+        width, height = image_size(content)
+        self._count(width * height)
+        return open_image(content, most_bytes=BOUNDS.served_image_bytes)
+
+    def _from_pixels(self, pixels: Any) -> Image.Image:
+        if isinstance(pixels, str):
+            self._count_text(pixels)
+            try:
+                pixels = json.loads(pixels)
+            except (ValueError, RecursionError):
+                raise AutoFormerError(
+                    "pixels: not readable as JSON; send nested lists of numbers from 0 to 255"
+                ) from None
+        try:
+            numbers = sum(len(value) if hasattr(value, "__len__") else 1 for row in pixels for value in _values(row))
+        except TypeError:
+            raise AutoFormerError("pixels: expected rows of equal length, all numbers from 0 to 255") from None
+        if numbers * _NUMBER_BYTES > BOUNDS.served_image_bytes:
+            raise AutoFormerError(f"pixels: {numbers} numbers are too many; send the image as a file")
+        self._count(numbers)
+        return image_from_pixels(pixels)
+
+    def _count_text(self, text: str | bytes) -> None:
+        self._characters += len(text)
+        if self._characters > BOUNDS.served_text:
+            raise AutoFormerError(f"more than {BOUNDS.served_text >> 20} MB of images; send them in several requests")
+
+    def _count(self, pixels: int) -> None:
+        self._pixels += pixels
+        if self._pixels > BOUNDS.served_pixels:
+            raise AutoFormerError(
+                f"more than {BOUNDS.served_pixels / 1e6:.0f} million pixels; send smaller images, or several requests"
+            )
+
+
+def _values(row: Any) -> Any:
+    return row if hasattr(row, "__len__") else (row,)
+
+
+def _from_base64(text: str) -> bytes:
+    """Also of a data URL, with line breaks, in the alphabet of URLs, or without padding."""
+    if text.lstrip()[:5] == "data:":
+        text = unquote(text.partition(",")[2])
+    plain = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     try:
-        if isinstance(image, bytes | str):
-            return open_image(_decoded(image) if isinstance(image, str) else image, most_bytes=MOST_BYTES)
-        if image is not None:
-            raise AutoFormerError(f"image: expected the base64 text of a file, found {type(image).__name__}")
-        if pixels is not None:
-            return image_from_pixels(json.loads(pixels) if isinstance(pixels, str) else pixels)
-        raise AutoFormerError("a row has neither `image` (base64 of a file) nor `pixels`")
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except binascii.Error:
-        reason = "image: not base64; send the base64 text of a PNG or JPEG file"
-    except json.JSONDecodeError:
-        reason = "pixels: not readable as JSON; send nested lists of numbers from 0 to 255"
-    except AutoFormerError as error:
-        reason = str(error)
-    raise _refusal(reason)
+        raise AutoFormerError("image: not base64; send the base64 text of a PNG or JPEG file") from None
 
 
 def _is_missing(value: Any) -> bool:
     """Whether a row has no such value: pandas reads an empty cell of a CSV as NaN."""
     return value is None or (isinstance(value, float) and value != value)
-
-
-def _decoded(text: str) -> bytes:
-    if text.lstrip().startswith("data:"):
-        text = unquote(text.partition(",")[2])
-    plain = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
-    return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
 
 
 def _refusal(reason: str) -> Exception:

@@ -4,6 +4,7 @@ MLflow is imported inside functions, because the import takes seconds.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import sys
@@ -12,7 +13,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
+from urllib.parse import quote, unquote
 
 from autoformer.errors import AutoFormerError
 from autoformer.locks import lock
@@ -51,17 +53,26 @@ def tracking_uri() -> str:
     Raises:
         AutoFormerError: the path of that file is no part of an address.
     """
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
-    file = checkout() / "mlflow.db"
-    if "?" in str(file):
-        raise AutoFormerError(f"{file}: MLflow takes no path with a '?'; rename the folder, or set MLFLOW_TRACKING_URI")
-    return f"sqlite:///{file}"
+    if named := os.environ.get("MLFLOW_TRACKING_URI"):
+        return named
+    root = checkout()
+    if set(str(root)) & set("%?"):  # MLflow would make a folder, or the database itself, under another name beside it
+        raise AutoFormerError(
+            f"{root}: MLflow takes no path with a '%' or '?'; rename the folder, or set MLFLOW_TRACKING_URI"
+        )
+    return f"sqlite:///{root / 'mlflow.db'}"
 
 
 def sqlite_file(uri: str) -> Path | None:
     """The database file of a sqlite address; None for any other."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))  # as SQLAlchemy reads it
+
+
+def sqlite_uri(file: Path) -> str:
+    """The reverse of `sqlite_file`."""
+    return f"sqlite:///{quote(str(file.absolute()), safe='/ #@:+,=')}"
 
 
 def connect() -> "MlflowClient":
@@ -196,10 +207,20 @@ def locked(uri: str, purpose: str = "", wait_seconds: float = LOCK_SECONDS) -> I
     else:
         digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
         path = Path(tempfile.gettempdir()) / f"mlflow-{os.getuid()}-{digest}{suffix}"
-    with path.open("a") as file:
+    with _lock_file(path) as file:
         if not lock(file, wait_seconds=wait_seconds):
             raise AutoFormerError(f"{path}: another process has held this lock for {wait_seconds:.0f} s; end it")
         yield
+
+
+def _lock_file(path: Path) -> IO[bytes]:
+    """Anybody may put a link into the folder for temporary files; it is not followed."""
+    try:
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "ab")
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise AutoFormerError(f"{path}: a link, where a lock file belongs; remove it") from None
+        raise
 
 
 def experiment_id(client: "MlflowClient") -> str:

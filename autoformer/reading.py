@@ -1,0 +1,170 @@
+"""Text files from outside: YAML, JSON and JSON lines, with bounded size and depth, and one line per error. Torch-free.
+
+Every error is an `AutoFormerError` that names the file. tests/test_doors.py allows no other reader.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter
+
+from autoformer.bounds import BOUNDS
+from autoformer.errors import AutoFormerError, validated
+from autoformer.files import check_regular
+
+Kind = TypeVar("Kind")
+_AGAIN = "run the step that makes it again"
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """A regular file of at most `most` bytes. Raises `AutoFormerError` for a larger one, and `OSError`."""
+    check_regular(path)
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise AutoFormerError(f"{path}: larger than {most} bytes, the most for a file of this kind")
+    return content
+
+
+def read_json(path: Path, remedy: str = _AGAIN) -> Any:
+    """Parse a JSON file. Raises `AutoFormerError` naming the file if it is missing or damaged."""
+    try:
+        return parse_json(read_bytes(path, BOUNDS.json_bytes))
+    except AutoFormerError:
+        raise
+    except FileNotFoundError:
+        raise AutoFormerError(f"{path}: no such file; run the step that makes it") from None
+    except Exception as error:
+        raise AutoFormerError(f"{path}: not readable as JSON ({in_short(error)}); {remedy}") from None
+
+
+def read_json_as(kind: type[Kind], path: Path, remedy: str = _AGAIN) -> Kind:
+    """Parse a JSON file as a pydantic model, or as a type such as `dict[str, float]`.
+
+    Raises `AutoFormerError` naming the file and the first value that does not fit.
+    """
+    return as_kind(kind, read_json(path, remedy), str(path), remedy)
+
+
+def as_kind(kind: type[Kind], value: Any, where: str, remedy: str = _AGAIN) -> Kind:
+    """Validate plain data as a type. Raises `AutoFormerError` naming `where` and the first value that does not fit."""
+    return validated(TypeAdapter(kind), value, where, remedy)
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Parse JSON text of bounded depth. Raises `ValueError`, `RecursionError`."""
+    value = json.loads(content)
+    level, depth = [value], 0
+    while level := [item for parent in level for item in _items(parent)]:
+        depth += 1
+        if depth > BOUNDS.depth:
+            raise ValueError(f"more than {BOUNDS.depth} lists and mappings inside one another")
+    return value
+
+
+def _items(value: Any) -> Iterator[Any]:
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (item for item in below if isinstance(item, dict | list))
+
+
+def read_json_lines(file: Path, kind: type[Kind], remedy: str) -> Iterator[Kind]:
+    """Each line of a file as a type, without a last line that has no end: a kill cut it off.
+
+    Raises `AutoFormerError` naming file and line.
+    """
+    check_regular(file)
+    adapter = TypeAdapter(kind)
+    with file.open("rb") as lines:
+        number = 0
+        while line := lines.readline(BOUNDS.line_bytes + 1):
+            number += 1
+            where = f"{file}, line {number}"
+            if len(line) > BOUNDS.line_bytes:
+                raise AutoFormerError(f"{where}: longer than {BOUNDS.line_bytes} bytes; {remedy}")
+            if not line.endswith(b"\n"):
+                return
+            try:
+                value = parse_json(line)
+            except Exception as error:
+                raise AutoFormerError(f"{where}: not readable as JSON ({in_short(error)}); {remedy}") from None
+            yield validated(adapter, value, where, remedy)
+
+
+def read_yaml(path: Path) -> Any:
+    """Parse a YAML file. Raises `AutoFormerError` naming file and line if it is missing or malformed."""
+    try:
+        return parse_yaml(read_bytes(path, BOUNDS.yaml_bytes).decode(), str(path))
+    except FileNotFoundError:
+        raise AutoFormerError(f"{path}: no such file") from None
+    except (OSError, UnicodeError) as error:
+        raise _not_yaml(str(path), error) from None
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML text. Raises `AutoFormerError` naming `where` and the line if it is malformed."""
+    try:
+        if len(text) > BOUNDS.yaml_bytes:
+            raise ValueError(f"more than {BOUNDS.yaml_bytes} bytes")
+        return yaml.load(text, _Loader)
+    except Exception as error:  # PyYAML raises ValueError, KeyError and AttributeError, too, for values of other types
+        raise _not_yaml(where, error) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses duplicate keys, of which PyYAML would silently use the last, and what is too deep or too much."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._depth, self._values = 0, 0
+        self._sizes: dict[int, int] = {}  # values below a node, by its id
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark, before = self.peek_event().start_mark, self._values
+        if self._depth >= BOUNDS.depth:
+            raise yaml.MarkedYAMLError(problem=f"more than {BOUNDS.depth} levels", problem_mark=mark)
+        is_alias = self.check_event(yaml.AliasEvent)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if not is_alias:
+            self._sizes[id(node)] = 1 + self._values - before
+            self._values += 1
+        elif id(node) in self._sizes:
+            self._values += self._sizes[id(node)]
+        else:
+            raise yaml.MarkedYAMLError(problem="an alias inside of what it stands for", problem_mark=mark)
+        if self._values > BOUNDS.values:
+            raise yaml.MarkedYAMLError(problem=f"more than {BOUNDS.values} values", problem_mark=mark)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            value = str(getattr(node, "value", ""))[:40]
+            problem = f"'{value}' is no {node.tag.rpartition(':')[2]} ({in_short(error)})"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if not isinstance(name, str | int | float | None):
+                raise yaml.constructor.ConstructorError(None, None, "a key is neither text nor number", key.start_mark)
+            if name in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{name}' is there twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _not_yaml(where: str, error: Exception) -> AutoFormerError:
+    return AutoFormerError(f"{where}: not readable as YAML: {in_short(error)}")
+
+
+def in_short(error: BaseException, most: int = 300) -> str:
+    """The message of a library's error in one printable line, or the name of its kind."""
+    text = "".join(c for c in " ".join(str(error).split()) if c.isprintable()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,53 @@
+"""What SIGKILL leaves is tidied by the next writer, and counts in no hash."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from autoformer.files import files_below, hash_path, is_leftover, replacing, write_text
+from runtime.storage.data import hash_data
+
+
+def killed_writer(path: str, kind: str) -> None:
+    with replacing(Path(path)) as temporary:
+        if kind == "folder":
+            temporary.mkdir()
+            (temporary / "half").write_text("x")
+        else:
+            temporary.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_a_writer(path: Path, kind: str) -> None:
+    process = multiprocessing.get_context("fork").Process(target=killed_writer, args=(str(path), kind))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_writer_leaves_is_never_counted_and_is_removed_by_the_next(kind: str, tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "1")
+    before, data = hash_path(tmp_path), hash_data(tmp_path)
+    kill_a_writer(tmp_path / "[x]*", kind)
+    assert [is_leftover(path.name) for path in tmp_path.iterdir()].count(True) == 1
+    assert (hash_path(tmp_path), hash_data(tmp_path)) == (before, data)
+    write_text(tmp_path / "[x]*", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["[x]*", "a"]
+
+
+def test_a_writer_that_is_at_work_is_left_alone(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a") as first:
+        first.write_text("1")
+        write_text(tmp_path / "a", "2")
+        assert first.exists()
+    assert (tmp_path / "a").read_text() == "1"
+
+
+@pytest.mark.parametrize("name", ["x.tmp", ".x.jpg", ".tmp.png", ".tmp"])
+def test_files_of_a_user_always_count(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("x")
+    assert [file.name for file in files_below(tmp_path)] == [name]
