@@ -154,7 +154,7 @@ def test_an_experiment_in_a_copy_that_dvc_deletes_uses_the_checkouts_store_and_w
     assert tracking.tracking_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert work_root() == tmp_path / "work"
     monkeypatch.setattr(config, "ROOT", tmp_path / "why?")
-    with pytest.raises(AutoFormerError, match=r"why\?/mlflow.db: MLflow takes no path with a '\?'; rename"):
+    with pytest.raises(AutoFormerError, match=r"why\?: MLflow takes no path with a '%' or '\?'; rename"):
         tracking.tracking_uri()
 
 

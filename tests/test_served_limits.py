@@ -87,5 +87,5 @@ def test_a_request_takes_at_most_300_mb_and_10_seconds(kind: str, served: Served
     "pixels", [1, [1, 2], [[1], [1, 2]], [["x"]], [[[1, 2]]], [], [[]], [[-1]], [[None]], "ab", [{}]]
 )
 def test_numbers_of_another_shape_are_refused(pixels: object, served: ServedModel) -> None:
-    with pytest.raises(MlflowException, match=r"pixels: expected|neither"):
+    with pytest.raises(MlflowException, match=r"pixels: (expected|not readable)|neither"):
         served.predict(None, pd.DataFrame([{"pixels": pixels}]))

@@ -80,7 +80,7 @@ def test_a_csv_has_images_or_pixels_as_json_and_other_columns_are_left_alone(ser
         ({"image": [PLAIN]}, "image: expected the base64 text of a file, found list"),
         ({"image": None}, "a row has neither `image`"),
         ({"pixels": "[[1, 2"}, "pixels: not readable as JSON"),
-        ({"pixels": "7"}, "pixels: expected height x width"),
+        ({"pixels": "7"}, "pixels: expected rows of equal length"),
         ({"image": PLAIN, "top": 0}, "top: expected at least 1 class, found 0"),
         ({"image": PLAIN, "top": -1}, "top: expected at least 1 class, found -1"),
     ],

@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 
 from autoformer.errors import AutoFormerError
+from runtime.common import config
 from runtime.tracking import store as store_module
 
 
 @pytest.mark.parametrize("name", ["a?b", "a%20b"])
 def test_a_checkout_whose_folder_mlflow_would_misread_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(store_module, "ROOT", Path("/home") / name)
-    with pytest.raises(AutoFormerError, match="rename it") as error:
+    monkeypatch.setattr(config, "ROOT", Path("/home") / name)
+    with pytest.raises(AutoFormerError, match="rename the folder") as error:
         store_module.tracking_uri()
     assert name in str(error.value) and "\n" not in str(error.value)
 

@@ -6,7 +6,6 @@ the package `autoformer` on the path. So a version answers as it did on the day 
 
 import base64
 import binascii
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from autoformer.checkpoint import load_subnet
 from autoformer.errors import AutoFormerError
 from autoformer.images.pixels import image_size, open_image
 from autoformer.predict import image_from_pixels, probabilities, ranked
+from autoformer.reading import parse_json
 
 BATCH = 8  # images in a forward pass: memory of activations, and time beyond the deadline
 TOP = 5
@@ -89,7 +89,7 @@ class _Request:
         if isinstance(pixels, str):
             self._count_text(pixels)
             try:
-                pixels = json.loads(pixels)
+                pixels = parse_json(pixels)
             except (ValueError, RecursionError):
                 raise AutoFormerError(
                     "pixels: not readable as JSON; send nested lists of numbers from 0 to 255"
