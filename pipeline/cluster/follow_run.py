@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.kfp_client import KfpClient
 
 POLL_SECONDS = 5.0
+PENDING_SECONDS = 30.0  # between two looks at why a pod waits
 SHOWN_LINES = 15  # of a failed task's log
 OUTAGE_SECONDS = 900.0  # that the server may be away: the run needs it no longer
 TASKS = tuple(step.replace("_", "-") for step in ("resolve_config", *STEPS))  # in the order of the DAG
@@ -39,20 +40,27 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
     """
     printed: dict[str, tuple[str, int]] = {}
     seen: list[tuple[str, str]] = []
-    workflow, is_terminated = None, False
+    workflow, is_terminated, looked_at = None, False, 0.0
+    waiting: dict[str, str] = {}
     while True:
         run = _get_run(client, run_id)
         tasks = _tasks(run)
         now = sorted((str(part.display_name), str(part.state)) for part in _details(run))
-        if now != seen or run.state in ENDED:
-            seen, workflow = now, client.workflow(run_id)
+        if now != seen or run.state in ENDED or time.monotonic() - looked_at > PENDING_SECONDS:
+            seen, workflow, looked_at = now, client.workflow(run_id), time.monotonic()
         for name, task in tasks.items():
             attempt = workflow.attempts(name) if workflow else 0
             if str(task.state) in _WORDS and printed.get(name) != (str(task.state), attempt):
                 is_again = printed.get(name, ("", 0))[0] == str(task.state)
                 if not is_again or attempt > 1:
-                    print_line(_line(name, task, attempt, workflow))
+                    print_line(
+                        _line(name, task, attempt, workflow, is_terminated) + _last_reason(client, run, name, workflow)
+                    )
                 printed[name] = (str(task.state), attempt)
+            pending = workflow.pending(name) if workflow and task.state == "RUNNING" else ""
+            if pending and waiting.get(name) != pending:
+                print_line(f"{name}: its pod waits: {pending}")
+            waiting[name] = pending
         if _was_terminated(run) and not is_terminated:
             is_terminated = True
             print_line(f"the run {_WORDS['CANCELING']}")
@@ -66,8 +74,20 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
     return 1
 
 
-def _line(name: str, task: Any, attempt: int, workflow: Workflow | None) -> str:
+def _last_reason(client: "KfpClient", run: Any, task: str, workflow: Workflow | None) -> str:
+    """Why the attempt before the present one failed, in the step's own words; empty for a first attempt."""
+    failed = workflow.failed_pods(task) if workflow else []
+    if workflow is None or not failed or run.state in ENDED or workflow.attempts(task) <= len(failed):
+        return ""
+    lines = last_lines(client, run.run_id, failed[-1], workflow.namespace or client.pod_namespace)
+    why = reason(lines, task)
+    return f" (the attempt before: {why})" if why else ""
+
+
+def _line(name: str, task: Any, attempt: int, workflow: Workflow | None, is_terminated: bool) -> str:
     state = str(task.state)
+    if state == "FAILED" and is_terminated:
+        state = "CANCELED"
     if state == "SUCCEEDED" and workflow is not None and workflow.is_cached(name):
         return f"{name}: {_WORDS['SKIPPED']}"
     again = f", attempt {attempt}" if attempt > 1 and state != "SUCCEEDED" else ""

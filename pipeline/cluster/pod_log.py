@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 CONTAINER = "main"  # in which Argo runs a task
 TAIL_LINES = 200
 _STATUS = re.compile(r"exit status (\d+)\b")  # KFP's launcher ends with this line; the pod's own code is always 1
-_LAUNCHER = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ ")  # of KFP's launcher, not of the step
+_LAUNCHER = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ |\[KFP Executor ")  # of KFP, not of the step
 
 
 def last_lines(client: "KfpClient", run_id: str, pod: str, namespace: str) -> list[str]:
@@ -39,8 +39,9 @@ def reason(lines: Sequence[str], task: str) -> str:
 
 
 def without_launcher(lines: Sequence[str]) -> list[str]:
-    """The lines of the step: those that KFP's launcher prints around them say nothing to a user."""
-    return [line for line in lines if line.strip() and not _LAUNCHER.match(line)]
+    """The lines of the step, without those of KFP's launcher and executor, and the JSON that these print."""
+    end_of_json = max((number for number, line in enumerate(lines) if line.startswith("}")), default=-1)
+    return [line for line in lines[end_of_json + 1 :] if line.strip() and not _LAUNCHER.match(line)]
 
 
 def _by_kubernetes(pod: str, namespace: str) -> list[str]:

@@ -130,7 +130,7 @@ class Cluster(EveryPod):
     secrets: tuple[Secret, ...] = Field((), description="by name, for every pod")
     scratch: Scratch = Scratch()
     images: ImageSettings
-    launcher: Pod = Pod(cpu="500m", memory="1Gi", retries=Retries(count=2))
+    launcher: Pod = Pod(cpu="500m", memory="1Gi", retries=Retries(count=1, backoff_seconds=10))
     steps: Steps
 
     @model_validator(mode="after")

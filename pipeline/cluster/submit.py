@@ -121,6 +121,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     address(arguments.host)
     if arguments.run or arguments.terminate or arguments.every == schedules.NEVER:
         return
+    if arguments.every is not None:
+        schedules.trigger(arguments.every)
     if not arguments.data:
         raise AutoFormerError("DATA is missing: s3://bucket/folder, or the folder of a volume that the steps see")
     if is_uri(arguments.data):

@@ -41,6 +41,17 @@ class Workflow:
         """How many pods a task has had."""
         return len(self._pods(task))
 
+    def pending(self, task: str) -> str:
+        """Why the newest pod of a task waits, as a lack of cores; empty where it runs or nothing is known."""
+        pods = self._pods(task)
+        newest = pods[-1] if pods else {}
+        message = " ".join(str(newest.get("message", "")).split()) if newest.get("phase") == "Pending" else ""
+        return message.partition(". ")[0][:300] if "Unschedulable" in message or "Back-off" in message else ""
+
+    def failed_pods(self, task: str) -> list[str]:
+        """The names of the pods of a task's failed attempts, oldest first."""
+        return [self._pod_name(node) for node in self._pods(task) if node["phase"] in _FAILED]
+
     def failure(self) -> Failure | None:
         """Which task failed, and why; None where no task did."""
         failed = [node for node in self._nodes if node["phase"] in _FAILED and _TASK.fullmatch(node["name"])]

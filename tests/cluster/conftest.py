@@ -58,6 +58,19 @@ class OnCluster:
     def follow(self, run_id: str) -> Submitted:
         return self.submit(f"--run={run_id}", wait=False)._replace(run_id=run_id)
 
+    def trained(self, submitted: Submitted) -> None:
+        """Wait until the supernet is trained, and end the run: what comes after has been seen."""
+        end = time.monotonic() + LIMIT_SECONDS
+        while time.monotonic() < end:
+            run = self.client.get_run(submitted.run_id)
+            states = {task.display_name: task.state for task in run.run_details.task_details or []}
+            if states.get("train-supernet") == "SUCCEEDED":
+                self.client.terminate_run(submitted.run_id)
+                return
+            assert run.state in ("PENDING", "RUNNING"), f"{submitted.run_id}: {run.state}"
+            time.sleep(5)
+        raise TimeoutError(f"{submitted.run_id}: the supernet is not trained after {LIMIT_SECONDS:.0f} s")
+
     def changed(self, name: str, **steps: dict[str, Any]) -> str:
         """The path of the settings with changes of some steps."""
         settings = yaml.safe_load(cluster_path(self.source).read_text(encoding="utf-8"))
@@ -126,7 +139,7 @@ def seen(request: pytest.FixtureRequest) -> list[str]:
     return words
 
 
-WORDS = pytest.StashKey[list[str]]()
+WORDS: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -135,7 +148,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = outcome.get_result()
     if report.when == "call" or report.skipped or report.failed:
         claim = item.name.removeprefix("test_").replace("_", " ")
-        reason = str(report.longrepr[2]) if report.skipped else "; ".join(item.stash.get(WORDS, []))
+        words: list[str] | None = item.stash.get(WORDS, None)
+        reason = str(report.longrepr[2]) if report.skipped else "; ".join(words or [])
         word = {"passed": "seen", "skipped": "SKIPPED", "failed": "FAILED"}[report.outcome]
         item.config.stash.setdefault(ROWS, []).append((claim, f"{word} ({report.duration:.0f} s)", reason))
 
