@@ -37,7 +37,7 @@ Floats = npt.NDArray[np.float64]
 _EDGES = np.array([1e-9, 0.05, 0.15, 0.4, 0.6, 0.85, 0.95, 1 - 1e-9])
 _STRATA = len(_EDGES) + 1
 _PRIOR_IMAGES = 20  # weight of the prior variance of a stratum, in images
-_MIN_COMPLETE = 2  # complete candidates, needed to estimate deviations
+_MIN_COMPLETE = 6  # complete candidates, for strata that predict where others differ; with 2, races lose the best
 
 
 class ScoringTask(NamedTuple):
@@ -81,7 +81,7 @@ class Strata:
     """The split, stratified by the fraction of complete candidates that have an image right.
 
     Args:
-        complete: which images at least two candidates have right (n, N).
+        complete: which images the complete candidates have right (n, N); at least two of them.
     """
 
     def __init__(self, complete: Flags) -> None:

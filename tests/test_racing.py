@@ -158,10 +158,22 @@ def _answered(race: Race, candidates: int, images: int) -> list[tuple[list[int],
     return seen
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_race_for_few_seldom_loses_the_best(keep: int) -> None:
+    """The strata need some complete candidates, however few are kept."""
+    lost = scored = 0
+    for seed in range(60):
+        answers = population(20, 3000, seed, spread=0.02)
+        race = Race(Racing(), 20, 3000, keep, [], [])
+        scored += run(race, answers)
+        lost += race.answered[int(answers.mean(axis=1).argmax())] < 3000
+    assert lost <= 4 and scored < 0.7 * 60 * 20 * 3000
+
+
 def test_no_image_is_scored_twice_and_as_many_are_scored_whole_first_as_are_kept() -> None:
-    race = Race(Racing(first_images=30, growth=2), 9, 200, 4, [], [])
+    race = Race(Racing(first_images=30, growth=2), 9, 200, 7, [], [])
     rounds = _answered(race, 9, 200)
-    assert rounds[0][0] == [0, 1, 2, 3] and len(rounds[0][1]) == 200
+    assert rounds[0][0] == [0, 1, 2, 3, 4, 5, 6] and len(rounds[0][1]) == 200
     assert [len(images) for _, images in rounds[1:]] == [30, 30, 60, 80][: len(rounds) - 1]
     for entrant in range(9):
         asked = np.concatenate([images for entrants, images in rounds if entrant in entrants])
