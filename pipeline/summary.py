@@ -30,7 +30,7 @@ def summary(
     )
     params, macs = count_params(config.space, spec), count_macs(config.space, spec)
     rows = [
-        ("chosen subnet", size_text(spec)),
+        ("chosen subnet", size_text(spec) + (", from random search" if searched.get("chosen_is_random") else "")),
         ("heads", heads_text(spec)),
         ("MLP ratios", ratios_text(spec)),
         ("parameters", f"{params:,} ({params / 1e6:.3g} M)"),
@@ -52,9 +52,9 @@ def _search_scores(searched: Mapping[str, float], retrained: Mapping[str, float]
         parts.append("then trained on: no score of the retrained subnet")
     if "scratch_top1_percent" in retrained:
         parts.append(f"from scratch {retrained['scratch_top1_percent']:.2f} %")
-    if "random_best_top1_percent" in searched:
-        better = searched["chosen_top1_percent"] - searched["random_best_top1_percent"]
-        parts.append(f"evolution {better:+.2f} against random search")
+    if "evolution_minus_random_percent" in searched:
+        better, low, high = (searched[f"evolution_minus_random_{part}percent"] for part in ("", "low_", "high_"))
+        parts.append(f"evolution {better:+.2f} against random search (95 % interval {low:+.2f} to {high:+.2f})")
     return ", ".join(parts)
 
 

@@ -101,7 +101,7 @@ def test_the_folders_hold_what_they_should(runs: Runs) -> None:
         "weights.safetensors", "ema.safetensors", "supernet.json", "history.csv", "metrics.json",
     }  # fmt: skip
     assert set(contents(runs.first.search)) == {
-        "candidates.csv", "progress.csv", "chosen.yaml", "metrics.json", "provenance.json",
+        "candidates.csv", "finalists.csv", "progress.csv", "chosen.yaml", "metrics.json", "provenance.json",
     }  # fmt: skip
     models = {f"{name}/model.{kind}" for name in ("model", "inherited", "scratch") for kind in ("safetensors", "json")}
     assert set(contents(runs.first.retrain)) == models | {"history.csv", "scratch_history.csv", "metrics.json"}
@@ -173,24 +173,41 @@ def test_candidates_say_where_they_came_from(runs: Runs) -> None:
         assert all(int(rows[parent]["generation"]) < int(row["generation"]) for parent in parents)
 
 
-def test_the_chosen_subnet_is_the_best_that_evolution_found(runs: Runs) -> None:
+def test_the_chosen_subnet_is_the_best_on_the_whole_search_split(runs: Runs) -> None:
     rows = read_table(runs.first.search / "candidates.csv")
+    finalists = read_table(runs.first.search / "finalists.csv")
     evolved, baseline = rows[:18], rows[18:]
-    best = min(
-        evolved,
-        key=lambda row: (-float(row["top1_percent"]), float(row["loss"]), int(row["params"]), int(row["id"])),
-    )
-    assert chosen_of(runs.first) == spec_of(best)
-    assert metrics(runs.first.search) == {
+
+    def rank(row: dict[str, str]) -> tuple[float, ...]:
+        return -float(row["top1_percent"]), float(row["loss"]), int(row["params"]), int(row["id"])
+
+    best = min(finalists, key=rank)
+    assert chosen_of(runs.first) == spec_of(best) == spec_of(finalists[0])
+    assert {row["images"] for row in finalists} == {"100"} and {row["images"] for row in rows} == {"80"}
+    specs = [spec_of(row) for row in finalists]
+    for found in (rows, evolved, baseline):
+        assert spec_of(min(found, key=rank)) in specs
+    found = metrics(runs.first.search)
+    drawn = {spec_of(row) for row in baseline}
+    random = next(row for row in finalists if spec_of(row) in drawn)
+    evolution = next(row for row in finalists if row["origin"] != "baseline")
+    low, high = found.pop("evolution_minus_random_low_percent"), found.pop("evolution_minus_random_high_percent")
+    assert low <= found["evolution_minus_random_percent"] <= high
+    assert found == {
         "chosen_top1_percent": float(best["top1_percent"]),
         "chosen_loss": float(best["loss"]),
         "chosen_params_m": int(best["params"]) / 1e6,
         "chosen_macs_g": int(best["macs"]) / 1e9,
+        "chosen_is_random": float(best["origin"] == "baseline"),
+        "evolution_best_top1_percent": float(evolution["top1_percent"]),
+        "random_best_top1_percent": float(random["top1_percent"]),
+        "evolution_minus_random_percent": pytest.approx(
+            float(evolution["top1_percent"]) - float(random["top1_percent"])
+        ),
         "candidates_scored": len({spec_of(row) for row in rows}),
         "images_scored": 18 * 80,
         "images_scored_percent": 100.0,
         "random_images_scored": 80 * (len({spec_of(row) for row in rows}) - 18),
-        "random_best_top1_percent": max(float(row["top1_percent"]) for row in baseline),
     }
     assert len({spec_of(row) for row in evolved}) == 18  # evolution proposes no subnet twice
 

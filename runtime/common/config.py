@@ -100,6 +100,9 @@ class SearchSubnet(EvolutionSettings):
     random_baseline: bool = Field(True, description="score as many random candidates within the limits, for comparison")
     weights: Literal["ema", "raw"] = Field("ema", description="the supernet weights that candidates inherit")
     images: int | None = Field(None, gt=0, description="search images that score a candidate; null for all")
+    finalists: int = Field(
+        10, gt=0, description="best candidates of both searches, scored on all search images before the choice"
+    )
     batch_size: int = Field(500, gt=0, description="images in a forward pass; changes scores by rounding only")
     precision: Precision = Field(
         "auto", description="of the forward pass; auto is bfloat16 or float16 on a GPU, float32 on a CPU"
