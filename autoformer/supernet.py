@@ -22,6 +22,7 @@ from autoformer.layers import (
     normal_parameter,
 )
 from autoformer.space import SearchSpace, SubnetSpec
+from autoformer.stem import embed_by_stem, stem_layers
 from autoformer.vit import AutoFormer
 
 BiasRule = Literal["aligned", "official"]
@@ -104,12 +105,17 @@ class SupernetBlock(nn.Module):
 class SupernetPatchEmbed(nn.Module):
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(
-            space.in_channels, space.supernet.embed_dim, kernel_size=space.patch_size, stride=space.patch_size
+        embed_dim, patch = space.supernet.embed_dim, space.patch_size
+        self.proj: nn.Conv2d | nn.Sequential = (
+            stem_layers(space.in_channels, space.stem_channels, embed_dim)
+            if space.stem_channels
+            else nn.Conv2d(space.in_channels, embed_dim, kernel_size=patch, stride=patch)
         )
 
     def forward(self, images: Tensor, embed_dim: int) -> Tensor:
         """(B, C, S, S) -> (B, P, E)."""
+        if isinstance(self.proj, nn.Sequential):
+            return embed_by_stem(images, self.proj, embed_dim)
         assert self.proj.bias is not None
         return embed_patches(images, self.proj.weight[:embed_dim], self.proj.bias[:embed_dim])
 

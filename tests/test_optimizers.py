@@ -95,7 +95,7 @@ def test_the_step_of_muon_has_singular_values_of_about_one_times_its_scale() -> 
     rows, columns = trainer.model.matrix_slices([SPACE.smallest])[FC2]
     step = (weights(trainer)[FC2] - before)[:rows, :columns]
     values = torch.linalg.svdvals(step) / (trainer.learning_rate * 0.2 * max(rows, columns) ** 0.5)
-    assert values[:20].tolist() == pytest.approx([1] * 20, abs=0.25)  # the gradient's rank is small
+    assert values[:10].tolist() == pytest.approx([1] * 10, abs=0.25)  # the gradient's rank is small
 
 
 def test_muon_whole_is_the_muon_of_timm() -> None:
