@@ -243,7 +243,38 @@ def test_retrained_models_and_their_accuracies(runs: Runs, search_split: tuple[t
 def test_finetuning_starts_from_the_inherited_weights(runs: Runs) -> None:
     tuned, scratch = (read_table(runs.first.retrain / f"{name}.csv") for name in ("history", "scratch_history"))
     assert float(tuned[0]["train_loss"]) < float(scratch[0]["train_loss"]) - 0.2
-    assert [row["step"] for row in tuned] == [row["step"] for row in scratch]
+
+
+def test_the_reference_from_scratch_has_the_recipe_of_the_supernet_and_the_images_of_both_trainings(
+    runs: Runs, tiny_data: TinyData, tmp_path: Path
+) -> None:
+    for mode, epochs in (("finetune", 9), ("inherited", 6)):
+        made = retrain(runs, tiny_data, tmp_path / mode, mode=mode, learning_rate=1e-6, clip_grad=None)
+        supernet = read_table(runs.first.supernet / "history.csv")
+        rows = read_table(made / "scratch_history.csv")
+        assert int(rows[-1]["step"]) == 10 * epochs and metrics(made)["scratch_epochs"] == epochs
+        assert float(rows[0]["learning_rate"]) == pytest.approx(float(supernet[0]["learning_rate"]), rel=0.02)
+    found = contents(tmp_path / "finetune")
+    assert found["scratch/model.safetensors"] == contents(runs.first.retrain)["scratch/model.safetensors"]
+
+
+@pytest.mark.parametrize(("learning_rate", "kept"), [(1e-9, "inherited"), (10.0, "inherited"), (None, None)])
+def test_in_mode_best_the_inherited_weights_stay_unless_training_wins_on_the_search_split(
+    runs: Runs, tiny_data: TinyData, tmp_path: Path, learning_rate: float | None, kept: str | None
+) -> None:
+    """Equal is not better; a ruinous rate is worse; and the recipe of the tests may do either."""
+    changes = {} if learning_rate is None else {"learning_rate": learning_rate}
+    made = retrain(runs, tiny_data, tmp_path / "retrain", mode="best", scratch_reference=False, **changes)
+    found, files = metrics(made), contents(made)
+    won = found["finetuned_top1_percent"] > found["inherited_top1_percent"]
+    weights = load_subnet(made / "model").card.provenance["weights"]
+    assert weights == ("finetune" if won else "inherited") and kept in (None, weights)
+    assert found["retrained_top1_percent"] == max(found["finetuned_top1_percent"], found["inherited_top1_percent"])
+    assert (files["model/model.safetensors"] == files["inherited/model.safetensors"]) == (not won)
+    if learning_rate is None:
+        assert found["finetuned_top1_percent"] == metrics(runs.first.retrain)["retrained_top1_percent"]
+        if won:
+            assert files["model/model.safetensors"] == contents(runs.first.retrain)["model/model.safetensors"]
 
 
 def test_inherited_mode_keeps_the_weights(runs: Runs, tiny_data: TinyData, tmp_path: Path) -> None:
@@ -256,7 +287,7 @@ def test_inherited_mode_keeps_the_weights(runs: Runs, tiny_data: TinyData, tmp_p
 
 
 def test_scratch_mode_is_the_scratch_reference(runs: Runs, tiny_data: TinyData, tmp_path: Path) -> None:
-    made = retrain(runs, tiny_data, tmp_path / "retrain", mode="scratch")
+    made = retrain(runs, tiny_data, tmp_path / "retrain", mode="scratch", epochs=9)  # of both trainings
     files, reference = contents(made), contents(runs.first.retrain)
     assert files["model/model.safetensors"] == reference["scratch/model.safetensors"]
     assert files["history.csv"] == reference["scratch_history.csv"]
@@ -292,11 +323,12 @@ def test_retrained_on_all_images_the_search_split_scores_nothing_that_was_traine
     assert found == {
         "inherited_top1_percent": before["inherited_top1_percent"],
         "search_split_trained_on": True,
+        "scratch_epochs": 9,
     }
-    for name in ("history", "scratch_history"):
+    for name, epochs in (("history", 3), ("scratch_history", 9)):
         rows = read_table(made / f"{name}.csv")
         assert [row["search_top1_percent"] for row in rows] == [""] * len(rows)
-        assert int(rows[-1]["step"]) == 36
+        assert int(rows[-1]["step"]) == 12 * epochs
     told = {name: load_subnet(made / name).card.provenance for name in ("model", "scratch", "inherited")}
     assert [card.get("search_split_trained_on") for card in told.values()] == [True, True, None]
     assert told["model"]["inputs"].keys() == {"card", "train_full_split", "search_split", "supernet", "search"}

@@ -119,8 +119,10 @@ class SearchSubnet(EvolutionSettings):
 
 
 class RetrainSubnet(TrainingSection):
-    mode: Literal["scratch", "finetune", "inherited"] = Field(
-        description="train from random weights, from the supernet's, or keep the supernet's as they are"
+    mode: Literal["best", "scratch", "finetune", "inherited"] = Field(
+        "best",
+        description="finetune: train from the supernet's weights; inherited: keep these; best: fine-tune, and keep the "
+        "inherited weights unless that raises the accuracy on the search split; scratch: train from random weights",
     )
     split: Literal["train", "train_full"] = Field(
         "train",
@@ -130,8 +132,19 @@ class RetrainSubnet(TrainingSection):
         False, description="use torch.compile; needs a C++ compiler, and minutes before the first step"
     )
     scratch_reference: bool = Field(
-        False, description="also train the chosen subnet from random weights with the same recipe, for comparison"
+        False,
+        description="also train the chosen subnet from random weights, for comparison: with the supernet's recipe, for "
+        "the epochs of supernet and retraining together",
     )
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        if self.mode == "best" and self.split == "train_full":
+            raise ValueError(
+                "mode best compares on the search split, which split train_full trains on; set split=train or another "
+                "mode"
+            )
+        return self
 
 
 class EvaluateSubnet(Frozen):
