@@ -27,7 +27,7 @@ from autoformer.files import replacing, write_json
 from benchmarks.rows import table
 from runtime.common.config import ROOT
 
-PARTS = ("engine", "loader", "s3", "index", "ranks", "search", "sampling", "gpu")
+PARTS = ("engine", "loader", "s3", "index", "ranks", "search", "sampling", "anchors", "gpu")
 MOST_SHOWN = 3.0  # multiples of a limit; a control is off by thousands of them
 ON_A_GPU = ("gpu",)  # left out by default where there is none
 
