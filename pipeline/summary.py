@@ -31,7 +31,8 @@ def summary(
     weights = read_json(outputs["retrain"] / "model" / "model.json")["provenance"]["weights"]
     params, macs = count_params(config.space, spec), count_macs(config.space, spec)
     rows = [
-        ("chosen subnet", size_text(spec) + (", from random search" if searched.get("chosen_is_random") else "")),
+        ("chosen subnet", size_text(spec)),
+        ("found by", "random search" if searched["chosen_is_random"] else "evolution"),
         ("heads", heads_text(spec)),
         ("MLP ratios", ratios_text(spec)),
         ("parameters", f"{params:,} ({params / 1e6:.3g} M)"),
