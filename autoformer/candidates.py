@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, get_args
 
+from autoformer.racing import Objective
 from autoformer.space import SubnetSpec
 from autoformer.subnet_text import CELLS, from_cells, to_cells
 
@@ -43,10 +44,12 @@ class ScoredCandidate(NamedTuple):
         """Whether random search drew it."""
         return self.candidate.origin == "baseline"
 
-    @property
-    def rank(self) -> tuple[bool, float, float, int, int]:
-        """Sort key, best first: complete, higher top-1, lower loss, fewer parameters, lower id."""
-        return not self.complete, -self.top1_percent, self.loss or 0.0, self.candidate.params, self.candidate.id
+    def rank(self, objective: Objective = "accuracy") -> tuple[bool, float, float, int, int]:
+        """Sort key, best first: complete, the objective, the other measure, fewer parameters, lower id."""
+        scores = -self.top1_percent, self.loss or 0.0
+        if objective == "loss":
+            scores = scores[1], scores[0]
+        return not self.complete, *scores, self.candidate.params, self.candidate.id
 
     def to_row(self) -> dict[str, Any]:
         """Column of `COLUMNS` -> value. `from_row` of the written row is equal to this."""

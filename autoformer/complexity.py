@@ -4,9 +4,11 @@ Symbols: P patches, N = P + 1 tokens, E embedding width, D = head_dim x heads, g
 W position features of a token, L offsets (see `autoformer.attention`).
 """
 
+import math
+from itertools import pairwise
 from typing import Literal
 
-from autoformer.space import SearchSpace, SubnetSpec
+from autoformer.space import SearchSpace, SubnetSpec, halved
 
 RelativePosition = Literal["none", "published", "ours"]
 
@@ -20,7 +22,8 @@ def count_params(space: SearchSpace, spec: SubnetSpec) -> int:
     position = (space.num_patches + 2) * embed  # class token, and a learned position for each of N tokens
     tables = 4 * (2 * space.max_relative_position + 2) * space.head_dim if space.relative_position else 0
     params = position + spec.depth * tables
-    params += (space.in_channels * space.patch_size**2 + 1) * embed + 2 * embed + (embed + 1) * space.num_classes
+    params += sum((inputs + 1) * outputs for _, inputs, outputs in embedding_products(space, embed))
+    params += 2 * embed + (embed + 1) * space.num_classes
     for block, heads in enumerate(spec.num_heads):
         width, hidden = heads * space.head_dim, spec.hidden_dim(block)
         params += 4 * embed + (embed + 1) * 3 * width + (width + 1) * embed
@@ -39,8 +42,8 @@ def count_macs(space: SearchSpace, spec: SubnetSpec, relative_position: Relative
             "ours": as `autoformer.attention` executes it. Heads are wider by W features, 2 N^2 W for each head, and
                 queries and outputs are multiplied with the vectors of all L offsets, 2 N L D.
     """
-    patches, tokens, embed = space.num_patches, space.num_patches + 1, spec.embed_dim
-    macs = patches * space.in_channels * space.patch_size**2 * embed + embed * space.num_classes
+    tokens, embed = space.num_patches + 1, spec.embed_dim
+    macs = sum(math.prod(product) for product in embedding_products(space, embed)) + embed * space.num_classes
     for block, heads in enumerate(spec.num_heads):
         width = heads * space.head_dim
         macs += tokens * (4 * width * embed + 2 * embed * spec.hidden_dim(block))
@@ -53,6 +56,16 @@ def count_macs(space: SearchSpace, spec: SubnetSpec, relative_position: Relative
             features = position_width(space.grid, space.head_dim)
             macs += 2 * tokens * (tokens * heads * features + num_offsets(space.grid) * width)
     return macs
+
+
+def embedding_products(space: SearchSpace, embed_dim: int) -> list[tuple[int, int, int]]:
+    """Rows, inputs and outputs of the matrix product of each layer before the blocks: of the patches, or the stem."""
+    if not space.stem_channels:
+        return [(space.num_patches, space.in_channels * space.patch_size**2, embed_dim)]
+    channels = [space.in_channels, *space.stem_channels, embed_dim]
+    sides = [halved(space.image_size, times) for times in range(len(space.stem_channels))]  # pooled afterwards
+    sides.append(space.grid)
+    return [(side**2, 9 * inputs, outputs) for side, (inputs, outputs) in zip(sides, pairwise(channels), strict=True)]
 
 
 def position_width(grid: int, head_dim: int) -> int:

@@ -11,6 +11,9 @@ allocation: in proportion to size and standard deviation). And the population is
 (Cochran, Sampling Techniques, 3rd edition, sections 5.3 to 5.5). s_h^2 comes from the scored images, with a prior
 from the differences between earlier candidates.
 
+The same holds for the loss, with two changes: a candidate's loss on an image is predicted by the mean of the complete
+ones, so that only the differences are sampled, and the strata are cut by how much the complete ones differ there.
+
 A candidate is stopped if the `keep`-th best of its race and all earlier ones is better with the given confidence. The
 confidence is that of each decision: a candidate that ties with the `keep`-th best over r rounds is stopped in error
 with a probability of at most r x (1 - confidence), a better one with less.
@@ -20,7 +23,7 @@ Dimensions: n candidates, N images of the split, m scored images, H strata.
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +35,14 @@ from autoformer.space import SubnetSpec
 Flags = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Losses = npt.NDArray[np.float32]
+Objective = Literal["accuracy", "loss"]
 
 # Edges of the strata: fraction of candidates that have an image right.
 _EDGES = np.array([1e-9, 0.05, 0.15, 0.4, 0.6, 0.85, 0.95, 1 - 1e-9])
 _STRATA = len(_EDGES) + 1
 _PRIOR_IMAGES = 20  # weight of the prior variance of a stratum, in images
-_MIN_COMPLETE = 2  # complete candidates, needed to estimate deviations
+_MIN_COMPLETE = 6  # complete candidates, for strata that predict where others differ; with 2, races lose the best
 
 
 class ScoringTask(NamedTuple):
@@ -48,10 +53,15 @@ class ScoringTask(NamedTuple):
 
 
 class ScoringResult(NamedTuple):
-    """Which images of a task a subnet has right (m,), and the sum of its cross entropy over them, in nats."""
+    """Which images of a task a subnet has right (m,), and its cross entropy on each, in nats (m,)."""
 
     correct: Flags
-    loss_sum: float
+    losses: Losses
+
+    def values(self, objective: Objective) -> Floats:
+        """What the search maximises the mean of: 0 or 1, or minus the loss (m,)."""
+        values: npt.NDArray[np.bool_ | np.float32] = self.correct if objective == "accuracy" else -self.losses
+        return values.astype(np.float64)
 
 
 class Racing(Frozen):
@@ -71,7 +81,7 @@ class Racing(Frozen):
 
 
 class Estimate(NamedTuple):
-    """A score on the whole split, in [0, 1], and its standard error; 0 if complete."""
+    """A score on the whole split, greater is better, and its standard error; 0 if complete."""
 
     score: float
     error: float
@@ -81,11 +91,12 @@ class Strata:
     """The split, stratified by the fraction of complete candidates that have an image right.
 
     Args:
-        complete: which images at least two candidates have right (n, N).
+        complete: which images the complete candidates have right, 0 or 1 (n, N); at least two of them.
     """
 
-    def __init__(self, complete: Flags) -> None:
-        counts = complete.sum(axis=0)  # (N,)
+    def __init__(self, complete: Floats) -> None:
+        self.predicted = np.zeros(complete.shape[1])  # (N,)
+        counts = complete.sum(axis=0).astype(np.int64)  # (N,)
         self.of_image = np.digitize(counts / len(complete), _EDGES)
         self.sizes = np.bincount(self.of_image, minlength=_STRATA).astype(float)  # (H,)
         self.expected = _leave_one_out(complete, counts)  # (H,)
@@ -103,10 +114,12 @@ class Strata:
         """The mean over the whole split, estimated from a prefix of `order`.
 
         Args:
-            values: 0 or 1 for each image; with `differences` those of one candidate minus those of another (m,).
+            values: of a candidate; with `differences` those of one candidate minus those of another (m,).
             images: a prefix of `order` (m,).
         """
         values, stratum = np.asarray(values, dtype=float), self.of_image[images]
+        predicted = 0.0 if differences else self.predicted
+        values = values - (0.0 if differences else self.predicted[images])
         scored, total, squares = (
             np.bincount(stratum, weights=weights, minlength=_STRATA) for weights in (None, values, values * values)
         )
@@ -118,14 +131,43 @@ class Strata:
         weight, unscored = self.sizes / self.sizes.sum(), 1 - scored / np.maximum(self.sizes, 1)
         error = np.sqrt((weight * weight * unscored * variance / at_least_one).sum())
         one_image = 1 / len(self.of_image)
-        return Estimate(float((weight * mean).sum()), max(float(error), one_image))
+        return Estimate(float(np.mean(predicted) + (weight * mean).sum()), max(float(error), one_image))
+
+    def estimate_mean(self, values: npt.ArrayLike, predicted: Floats, images: Indices) -> float:
+        """The mean of another quantity over the whole split, from its values (m,) and its prediction (N,)."""
+        stratum = self.of_image[images]
+        scored, total = (
+            np.bincount(stratum, weights=weights, minlength=len(self.sizes))
+            for weights in (None, np.asarray(values, dtype=float) - predicted[images])
+        )
+        return float(predicted.mean() + (self.sizes * total / np.maximum(scored, 1)).sum() / self.sizes.sum())
 
 
-def _leave_one_out(complete: Flags, counts: npt.NDArray[np.int64]) -> Floats:
+class LossStrata(Strata):
+    """The split, stratified by how much the complete candidates differ on an image.
+
+    Args:
+        complete: minus the losses of the complete candidates (n, N); at least two of them.
+    """
+
+    def __init__(self, complete: Floats) -> None:
+        self.predicted = complete.mean(axis=0)
+        variance = complete.var(axis=0, ddof=1) * (1 + 1 / len(complete))  # of a new candidate's minus the mean
+        order = np.argsort(variance, kind="stable")
+        deviations = np.sqrt(variance[order] + 1e-12).cumsum()
+        self.of_image = np.empty(len(variance), dtype=np.int64)
+        self.of_image[order] = np.minimum(_STRATA * deviations / deviations[-1], _STRATA - 1)  # equal deviation in each
+        self.sizes = np.bincount(self.of_image, minlength=_STRATA).astype(float)
+        self.expected = np.zeros(_STRATA)
+        sums = np.bincount(self.of_image, weights=variance, minlength=_STRATA)
+        self.variance = sums / np.maximum(self.sizes, 1) + 1e-12
+
+
+def _leave_one_out(complete: Floats, counts: npt.NDArray[np.int64]) -> Floats:
     """Accuracy of a candidate in each stratum, where strata are defined by the other candidates (H,)."""
     images, correct = np.zeros(_STRATA), np.zeros(_STRATA)
     for flags in complete:
-        stratum = np.digitize((counts - flags) / (len(complete) - 1), _EDGES)
+        stratum = np.digitize((counts - flags.astype(np.int64)) / (len(complete) - 1), _EDGES)
         images += np.bincount(stratum, minlength=_STRATA)
         correct += np.bincount(stratum, weights=flags, minlength=_STRATA)
     return (correct + 0.5) / (images + 1)
@@ -148,20 +190,22 @@ class Race:
         entrants: number of candidates, numbered from 0.
         images: N.
         keep: the best that are never stopped.
-        complete: which images earlier complete candidates have right (n, N), for the strata.
-        scores: of the rivals, in [0, 1].
+        complete: values of earlier complete candidates (n, N), for the strata.
+        scores: of the rivals, greater is better.
+        objective: what the values are: see `ScoringResult.values`.
     """
 
     def __init__(
-        self, racing: Racing | None, entrants: int, images: int, keep: int, complete: Sequence[Flags],
-        scores: Sequence[float],
+        self, racing: Racing | None, entrants: int, images: int, keep: int, complete: Sequence[Floats],
+        scores: Sequence[float], objective: Objective = "accuracy",
     ) -> None:  # fmt: skip
-        self.racing, self.images, self.keep = racing, images, keep
+        self.racing, self.images, self.keep, self.objective = racing, images, keep, objective
+        self.strata: Strata | None = None  # once there are enough complete candidates
         self.complete, self.scores = list(complete), list(scores)
         self.live = list(range(entrants))
         self.estimates: dict[int, Estimate] = {}
         self.answered = dict.fromkeys(self.live, 0)  # number of scored images
-        self._correct: dict[int, list[Flags]] = {entrant: [] for entrant in self.live}
+        self._values: dict[int, list[Floats]] = {entrant: [] for entrant in self.live}
 
     def rounds(self) -> Iterator[Round]:
         """Rounds until all entrants are stopped or complete."""
@@ -171,13 +215,14 @@ class Race:
             needed = max(self.keep - len(self.scores), _MIN_COMPLETE - len(self.complete), 0)
         if first := entrants[:needed]:
             yield Round(first, everything)
-            self.complete += [self._correct[entrant][0] for entrant in first]
+            self.complete += [self._values[entrant][0] for entrant in first]
             self.scores += [self.estimates[entrant].score for entrant in first]
         self.live = entrants[needed:]
         if self.racing is None or not self.live:
             return
-        strata, start = Strata(np.array(self.complete)), 0
-        order = strata.order()
+        kind = Strata if self.objective == "accuracy" else LossStrata
+        strata, start = kind(np.array(self.complete, dtype=float)), 0
+        self.strata, order = strata, strata.order()
         for size in self.racing.rounds(self.images):
             if not self.live:
                 return
@@ -186,20 +231,20 @@ class Race:
                 self._stop(strata, order[:size])
             start = size
 
-    def record(self, correct: Mapping[int, Flags]) -> None:
-        """Record which images of the last round each of its entrants has right (m,)."""
-        for entrant, flags in correct.items():
-            self._correct[entrant].append(flags)
-            self.answered[entrant] += len(flags)
+    def record(self, values: Mapping[int, Floats]) -> None:
+        """Record the values of each entrant on the images of the last round (m,)."""
+        for entrant, of_round in values.items():
+            self._values[entrant].append(of_round)
+            self.answered[entrant] += len(of_round)
             if self.answered[entrant] == self.images:
-                score = sum(int(part.sum()) for part in self._correct[entrant]) / self.images
+                score = float(sum(part.sum() for part in self._values[entrant])) / self.images
                 self.estimates[entrant] = Estimate(score, 0.0)
 
     def _stop(self, strata: Strata, images: Indices) -> None:
         """Stop the entrants that are worse than the `keep`-th best. `images`: that all of them are scored on (m,)."""
         assert self.racing is not None
-        correct = {entrant: np.concatenate(self._correct[entrant]) for entrant in self.live}
-        self.estimates |= {entrant: strata.estimate(correct[entrant], images) for entrant in self.live}
+        values = {entrant: np.concatenate(self._values[entrant]) for entrant in self.live}
+        self.estimates |= {entrant: strata.estimate(values[entrant], images) for entrant in self.live}
         ranking = [(score, -1) for score in self.scores]
         ranking += [(self.estimates[entrant].score, entrant) for entrant in self.live]
         ranking.sort(key=lambda entry: -entry[0])
@@ -213,7 +258,7 @@ class Race:
             difference, error = self.estimates[entrant]
             difference -= bar
             if holder >= 0:  # an entrant too: paired comparison, image by image
-                paired = correct[entrant].astype(float) - correct[holder]
+                paired = values[entrant].astype(float) - values[holder]
                 difference, error = strata.estimate(paired, images, differences=True)
             return difference + quantile * error < 0
 

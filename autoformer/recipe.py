@@ -10,6 +10,7 @@ from autoformer.frozen import Frozen
 # Accepted by timm's rand_augment_transform, which ignores most unknown words.
 _RAND_AUGMENT = r"rand(-(m\d+(\.\d+)?|n\d+|p\d+(\.\d+)?|mstd(\d+(\.\d+)?|inf)|mmax\d+|inc[01]))*"
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+OptimizerName = Literal["adamw", "nadamw", "lamb", "lion", "muon", "muon_whole"]
 
 
 class Augmentation(Frozen):
@@ -105,12 +106,17 @@ class Recipe(Frozen):
     accumulation: int | Literal["auto"] = Field(
         "auto", description="forward passes, all of one subnet, to an optimiser step; auto for as few as memory allows"
     )
-    learning_rate: float = Field(gt=0, description="of AdamW at its peak, whatever the batch size")
+    optimizer: OptimizerName = Field(
+        "adamw",
+        description="torch's AdamW; nadamw, lamb and lion of timm; muon for the matrices of blocks, each step on the "
+        "slice that its subnet uses (muon_whole: on the whole matrix), and AdamW for the rest",
+    )
+    learning_rate: float = Field(gt=0, description="of the optimizer at its peak, whatever the batch size")
     min_learning_rate: float = Field(0.0, ge=0, description="at which the cosine ends")
     warmup_learning_rate: float = Field(1e-6, ge=0, description="from which it rises at first, linearly")
     warmup_epochs: float = Field(0.0, ge=0, description="of that rise; part of epochs")
     weight_decay: float = Field(
-        0.05, ge=0, description="of AdamW; norms, biases, tokens, positions and relative tables have none"
+        0.05, ge=0, description="of the optimizer; norms, biases, tokens, positions and relative tables have none"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over all classes")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the deepest block; linear from 0")

@@ -107,13 +107,13 @@ class SubnetScorer:
         return logits.argmax(dim=1) == labels, cross_entropy(logits, labels, reduction="none")
 
     def _result(self, spec: SubnetSpec, correct: Tensor, losses: Tensor) -> ScoringResult:
-        flags, loss_sum = correct.cpu().numpy(), float(losses.cpu().double().sum())
-        if not np.isfinite(loss_sum):
+        result = ScoringResult(correct.cpu().numpy(), losses.cpu().numpy())
+        if not np.isfinite(result.losses).all():
             advice = "its weights have diverged; train at a lower rate"
             if self.precision == "float16":
                 advice = "score in bfloat16 or float32"
             raise AutoFormerError(f"a logit of subnet {spec.to_json()} is not finite in {self.precision}: {advice}")
-        return ScoringResult(flags, loss_sum)
+        return result
 
 
 def _placed(pixels: Tensor, device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
 from autoformer.limits import Limits, move_towards
+from autoformer.racing import Objective
 from autoformer.space import SearchSpace, SubnetSpec
 
 
@@ -33,6 +34,9 @@ class EvolutionSettings(Frozen):
     crossovers: int = Field(25, ge=0, description="of a generation, made of two parents; random ones fill it up")
     mutation_probability: float = Field(0.2, ge=0, le=1, description="for each block's heads and MLP ratio")
     structure_probability: float = Field(0.4, ge=0, le=1, description="for depth and for width")
+    objective: Objective = Field(
+        "accuracy", description="what ranks candidates: accuracy, or the loss (mean cross entropy), which varies less"
+    )
     tries: int = Field(10_000, gt=0, description="draws before a population counts as impossible to fill")
 
     @model_validator(mode="after")
@@ -158,7 +162,7 @@ class Evolution:
     def best(self, count: int) -> list[ScoredCandidate]:
         """The best complete candidates of all generations so far, best first."""
         complete = [scored for scored in self.scored if scored.complete]
-        return sorted(complete, key=lambda scored: scored.rank)[:count]
+        return sorted(complete, key=lambda scored: scored.rank(self.settings.objective))[:count]
 
     def _offspring(self, count: int, draw: Callable[[], list[Candidate]]) -> list[Candidate]:
         """Up to `count` candidates in 10 * `count` draws."""

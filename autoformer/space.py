@@ -138,6 +138,11 @@ class SearchSpace(Frozen):
     pooling: Literal["mean", "class_token"] = Field(
         "mean", description="input of the classifier: the mean of the patches, or the class token"
     )
+    stem_channels: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        (),
+        description="a stem of 3 x 3 convolutions that each halve the image, in place of the patch embedding: channels "
+        "of each but the last, which has embed_dim; [] for patches",
+    )
     supernet: SupernetSize
     choices: Choices
 
@@ -145,6 +150,12 @@ class SearchSpace(Frozen):
     def _fits(self) -> Self:
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        halvings = len(self.stem_channels) + 1
+        if self.stem_channels and halved(self.image_size, halvings) != self.grid:
+            raise ValueError(
+                f"stem_channels {list(self.stem_channels)} halve {self.image_size} pixels {halvings} times, to "
+                f"{halved(self.image_size, halvings)}, but patch_size {self.patch_size} makes a grid of {self.grid}"
+            )
         for field, choices in self.choices:
             if max(choices) > getattr(self.supernet, field):
                 raise ValueError(
@@ -234,6 +245,11 @@ class SearchSpace(Frozen):
                 raise AutoFormerError(
                     f"subnet: {field} = {value:g} is larger than the supernet of '{self.name}', which has {limit:g}"
                 )
+
+
+def halved(size: int, times: int) -> int:
+    """Pixels on a side after being halved so many times, rounded up each time."""
+    return -(-size // 2**times)
 
 
 def stretched_reach(reach: int, grid: int, new_grid: int) -> int:

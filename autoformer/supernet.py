@@ -3,6 +3,7 @@
 Dimensions: B images, N tokens, E embedding width, D = heads * head_dim, H heads, d head_dim.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -21,6 +22,7 @@ from autoformer.layers import (
     normal_parameter,
 )
 from autoformer.space import SearchSpace, SubnetSpec
+from autoformer.stem import embed_by_stem, stem_layers
 from autoformer.vit import AutoFormer
 
 BiasRule = Literal["aligned", "official"]
@@ -103,12 +105,17 @@ class SupernetBlock(nn.Module):
 class SupernetPatchEmbed(nn.Module):
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(
-            space.in_channels, space.supernet.embed_dim, kernel_size=space.patch_size, stride=space.patch_size
+        embed_dim, patch = space.supernet.embed_dim, space.patch_size
+        self.proj: nn.Conv2d | nn.Sequential = (
+            stem_layers(space.in_channels, space.stem_channels, embed_dim)
+            if space.stem_channels
+            else nn.Conv2d(space.in_channels, embed_dim, kernel_size=patch, stride=patch)
         )
 
     def forward(self, images: Tensor, embed_dim: int) -> Tensor:
         """(B, C, S, S) -> (B, P, E)."""
+        if isinstance(self.proj, nn.Sequential):
+            return embed_by_stem(images, self.proj, embed_dim)
         assert self.proj.bias is not None
         return embed_patches(images, self.proj.weight[:embed_dim], self.proj.bias[:embed_dim])
 
@@ -169,6 +176,23 @@ class Supernet(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Parameters without weight decay, besides all 1-D ones: tokens, positions, tables. timm's name."""
         return {name for name, _ in self.named_parameters() if "rel_pos" in name} | {"cls_token", "pos_embed"}
+
+    def matrix_slices(self, specs: Sequence[SubnetSpec]) -> dict[str, tuple[int, int]]:
+        """Rows and columns of each matrix of the blocks that hold all that the subnets use, by the parameter's name."""
+        slices: dict[str, tuple[int, int]] = {}
+        for spec in specs:
+            for block, heads in enumerate(spec.num_heads):
+                embed, width, hidden = spec.embed_dim, heads * self.space.head_dim, spec.hidden_dim(block)
+                for layer, used in (
+                    ("attn.qkv", (3 * width, embed)),
+                    ("attn.proj", (embed, width)),
+                    ("mlp.fc1", (hidden, embed)),
+                    ("mlp.fc2", (embed, hidden)),
+                ):
+                    name = f"blocks.{block}.{layer}.weight"
+                    before = slices.get(name, (0, 0))
+                    slices[name] = max(used[0], before[0]), max(used[1], before[1])
+        return slices
 
     def extract(self, spec: SubnetSpec) -> AutoFormer:
         """The subnet `spec` as a plain vision transformer with its own weights."""

@@ -1,6 +1,6 @@
 """The training loop of a supernet or of a subnet, one optimiser step at a time.
 
-What AdamW does to weights that a step did not use (held by tests):
+What AdamW does to weights that a step did not use (held by tests; `autoformer.optimizers` has what Muon does):
 
 - Inside a tensor that the sampled subnet uses, weights beyond its slice get a zero gradient. AdamW still moves them, by
   momentum and weight decay, as in the official code.
@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from autoformer.distillation import Teacher
 from autoformer.images.augmentation import BatchAugmentation
 from autoformer.images.batches import Normalisation
 from autoformer.images.training_loader import TrainingLoader
+from autoformer.optimizers import Muon, make_optimizer
 from autoformer.randomness import derived_seed
 from autoformer.recipe import Recipe
 from autoformer.sampling import SubnetPass, SubnetSampler
@@ -87,8 +87,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.precision = find_precision(recipe.precision, self.device)
         self.normalise = Normalisation(mean, std, self.device)
-        groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=model.no_weight_decay())
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+        self.optimizer = make_optimizer(recipe.optimizer, model, recipe.learning_rate, recipe.weight_decay)
         self.scheduler = CosineLRScheduler(
             self.optimizer,
             t_initial=self.total_steps,
@@ -146,6 +145,8 @@ class Trainer:
         if self.recipe.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             dispatch_clip_grad(self.model.parameters(), self.recipe.clip_grad)
+        if self.recipe.optimizer == "muon" and isinstance(self.optimizer, Muon) and isinstance(self.model, Supernet):
+            self.optimizer.slices = self.model.matrix_slices([one.subnet for one in passes if one.subnet is not None])
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import to_2tuple
+from timm.layers import PatchEmbed, to_2tuple
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +19,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.images.pixels import resized_side
 from autoformer.layers import drop_path_rates, initialise
 from autoformer.space import Offsets, SearchSpace, SubnetSpec
+from autoformer.stem import ConvStem
 
 Pooling = Literal["", "avg", "avgmax", "max", "token", "map", "prr"]
 
@@ -46,6 +47,7 @@ class AutoFormer(VisionTransformer):
         dynamic_img_size: take images of any size: positions are resampled, larger offsets clipped.
         dynamic_img_pad: pad images to whole patches.
         num_heads, mlp_ratio: one entry per block.
+        stem_channels: of the convolutions of `autoformer.stem`; none for patches.
         max_relative_position: larger offsets share an entry of the tables; None for no relative position.
         drop_path: stochastic depth rate of each block; by default linear from 0 to drop_path_rate.
         drop_rate, pos_drop_rate: dropout before the classifier, and after the positions.
@@ -65,6 +67,7 @@ class AutoFormer(VisionTransformer):
         num_heads: Sequence[int] = (3,) * 12,
         mlp_ratio: Sequence[float] = (4.0,) * 12,
         head_dim: int = 64,
+        stem_channels: Sequence[int] = (),
         max_relative_position: int | None = 14,
         drop_path: Sequence[float] | None = None,
         drop_path_rate: float = 0.0,
@@ -82,7 +85,8 @@ class AutoFormer(VisionTransformer):
                 f"AutoFormer: {len(num_heads)} num_heads but {len(mlp_ratio)} mlp_ratio; give one a block"
             )
         rates = drop_path or drop_path_rates(drop_path_rate, len(num_heads))
-        grid = _grid_of(img_size, patch_size)
+        embed: Any = partial(ConvStem, stem_channels) if stem_channels else PatchEmbed
+        grid = embed(img_size=img_size, patch_size=patch_size, device="meta").grid_size
 
         def block(dim: int, depth: int, **_: Any) -> Block:
             attention = Attention(dim, num_heads[depth], head_dim, grid, max_relative_position)
@@ -93,6 +97,7 @@ class AutoFormer(VisionTransformer):
             global_pool=global_pool, embed_dim=embed_dim, depth=len(num_heads), num_heads=num_heads[0],
             fc_norm=fc_norm, drop_rate=drop_rate, pos_drop_rate=pos_drop_rate, weight_init=weight_init,
             dynamic_img_size=dynamic_img_size, dynamic_img_pad=dynamic_img_pad, norm_layer=_layer_norm, block_fn=block,
+            embed_layer=embed,
         )  # fmt: skip
         self.max_relative_position = max_relative_position
         self.to(device=device, dtype=dtype)
@@ -134,7 +139,10 @@ class AutoFormer(VisionTransformer):
             AutoFormerError: "stretch" from or to an oblong grid of patches.
         """
         embed = self.patch_embed
-        grid = _grid_of(img_size or embed.img_size, patch_size or embed.patch_size)
+        size, patch = to_2tuple(img_size or embed.img_size), to_2tuple(patch_size or embed.patch_size)
+        grid = size[0] // patch[0], size[1] // patch[1]
+        if isinstance(embed, ConvStem):
+            grid = embed.dynamic_feat_size(size)
         oblong = [one for one in (embed.grid_size, grid) if one[0] != one[1]]
         if offsets == "stretch" and oblong and self.max_relative_position is not None:
             raise AutoFormerError(
@@ -171,11 +179,6 @@ class AutoFormer(VisionTransformer):
         return VisionTransformer.forward_intermediates(model, x, *arguments, **keywords)
 
 
-def _grid_of(img_size: Any, patch_size: Any) -> tuple[int, int]:
-    (height, width), (patch_height, patch_width) = to_2tuple(img_size), to_2tuple(patch_size)
-    return height // patch_height, width // patch_width
-
-
 def timm_arguments(space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
     """The constructor arguments of `AutoFormer` for a subnet."""
     return {
@@ -188,13 +191,15 @@ def timm_arguments(space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
         "num_heads": spec.num_heads,
         "mlp_ratio": spec.mlp_ratio,
         "head_dim": space.head_dim,
+        "stem_channels": space.stem_channels,
         "max_relative_position": space.max_relative_position if space.relative_position else None,
     }
 
 
 def pretrained_cfg(space: SearchSpace) -> dict[str, Any]:
     """timm's description of the model's input: the official evaluation protocol for spaces of three channels."""
-    return describe(space.name, space.image_size, space.in_channels, space.num_classes)
+    described = describe(space.name, space.image_size, space.in_channels, space.num_classes)
+    return described | ({"first_conv": "patch_embed.proj.0"} if space.stem_channels else {})
 
 
 def describe(name: str, image_size: int = 224, in_channels: int = 3, num_classes: int = 1000) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class World:
     def score(self, tasks: Sequence[ScoringTask]) -> Iterator[tuple[ScoringTask, ScoringResult]]:
         for task in tasks:
             right = self.answers(task.spec)
-            yield task, ScoringResult(right[task.images], float((~right[task.images]).sum()))
+            yield task, ScoringResult(right[task.images], (~right[task.images]).astype(np.float32))
 
     def differing_percent(self) -> float:
         """Images that one of two random subnets has right and the other wrong."""

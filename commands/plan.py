@@ -116,12 +116,11 @@ def make_plan(config: Config, data: Path, step_seconds: float = STEP_SECONDS) ->
     search, retrain = config.section(SearchSubnet), config.section(RetrainSubnet)
     scored = min(search.images or images.search, images.search)
     candidates = f"{search.budget:,} candidates on {'at most ' if search.racing else ''}{scored:,} images"
-    retrainings = (retrain.mode != "inherited") + (retrain.scratch_reference and retrain.mode != "scratch")
     stages = [
         Stage("prepare_data", images=images.train_full + images.test, images_per_second=PREPARED_PER_SECOND),
-        _training_stage("train_supernet", config.section(TrainSupernet), images.train, 1, training),
+        _training_stage("train_supernet", [config.section(TrainSupernet)], images.train, training),
         Stage("search_subnet", candidates, search.budget * scored, scoring),
-        _training_stage("retrain_subnet", retrain, getattr(images, retrain.split), retrainings, training),
+        _training_stage("retrain_subnet", _trainings(config), getattr(images, retrain.split), training),
         Stage("evaluate_subnet", f"{images.test:,} images", 3 * images.test, scoring),
         Stage("register_model"),
     ]
@@ -139,13 +138,24 @@ def _decoded_bytes(config: Config, card: DatasetCard, images: SplitSizes) -> int
     return max(images.search + trained, images.test) * card.channels * config.space.image_size**2
 
 
-def _training_stage(name: str, section: TrainingSection, images: int, times: int, rate: float) -> Stage:
-    if not times:
+def _trainings(config: Config) -> list[TrainingSection]:
+    """The trainings of `retrain_subnet`."""
+    retrain, supernet = config.section(RetrainSubnet), config.section(TrainSupernet)
+    trainings: list[TrainingSection] = [] if retrain.mode == "inherited" else [retrain]
+    if retrain.scratch_reference and retrain.mode != "scratch":
+        epochs = supernet.epochs + sum(training.epochs for training in trainings)
+        trainings.append(supernet.model_copy(update={"epochs": epochs}))
+    return trainings
+
+
+def _training_stage(name: str, trainings: Sequence[TrainingSection], images: int, rate: float) -> Stage:
+    if not trainings:
         return Stage(name, "none: weights as inherited")
-    steps = times * max(1, round(section.epochs * (images // section.batch_size)))
-    trainings = f"{times} trainings of " if times > 1 else ""
-    work = f"{trainings}{section.epochs:g} epochs, {steps:,} steps of {section.batch_size}"
-    return Stage(name, work, steps * section.batch_size, rate)
+    steps = [max(1, round(section.epochs * (images // section.batch_size))) for section in trainings]
+    epochs = " and ".join(f"{section.epochs:g}" for section in trainings)
+    batches = " and ".join(dict.fromkeys(str(section.batch_size) for section in trainings))
+    seen = sum(count * section.batch_size for count, section in zip(steps, trainings, strict=True))
+    return Stage(name, f"{epochs} epochs, {sum(steps):,} steps of {batches}", seen, rate)
 
 
 def read_sample(config: Config, data: Path) -> tuple[DatasetCard, DecodedSplit | EncodedSplit, SplitSizes]:

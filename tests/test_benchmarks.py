@@ -3,14 +3,18 @@
 import hashlib
 from pathlib import Path
 
+import pytest
 import torch
+from tiny import TinyData
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.named import load_space, load_subnet
+from benchmarks import anchors
 from benchmarks.engine import make_twin, products
 from benchmarks.index import write_archives
 from benchmarks.rows import Row, interleaved, measured, ratio, table
 from components.prepare_data import imagenet
+from runtime.common.config import load_config
 
 SUBNET = load_subnet("autoformer-tiny")
 SPACE = load_space(SUBNET.space)
@@ -64,3 +68,19 @@ def test_archives_have_the_real_layout_and_no_image_twice(tmp_path: Path) -> Non
     assert (delivered.splits == "train").sum() == 25 and (delivered.splits == "val").sum() == 10
     assert len(set(delivered.rows.checksums)) == 35 and len(delivered.classes) == 10
     assert hashlib.md5((tmp_path / imagenet.VAL).read_bytes()).hexdigest() == published.archives[imagenet.VAL].md5
+
+
+def test_anchors_have_the_parameters_of_the_subnet_and_learn_from_the_same_splits(
+    tiny_data: TinyData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anchors, "DATA", tiny_data.data)
+    monkeypatch.setattr(anchors, "BATCHES", 30)
+    config = load_config("demo", ["prepare_data.search_images=100", "train_supernet.batch_size=50"])
+    bench = anchors.Anchors(config, 60_000)
+    for build in bench.models.values():
+        assert 45_000 < anchors.size(build()) <= 60_000
+    assert [len(images.labels) for images in bench.splits.values()] == [500, 100, 100]
+    rows = bench.rows(seconds=0.0, seeds=1)
+    assert len(rows) == 9 and {row.unit for row in rows} == {"%", "images"}
+    assert all(row.value == 1500 for row in rows if row.unit == "images")
+    assert all(row.value > 30 for row in rows if row.name.startswith("MLP") and row.unit == "%")

@@ -131,6 +131,11 @@ def test_an_alias_that_the_registry_refuses_is_refused_before_anything_runs(alia
     assert "register_model.alias = " in message and "\n" not in message
 
 
+def test_mode_best_needs_a_search_split_that_nothing_was_trained_on() -> None:
+    message = error_of("demo", "retrain_subnet.mode=best", "retrain_subnet.split=train_full")
+    assert "mode best compares on the search split" in message and "set split=train" in message
+
+
 def test_a_message_that_begins_with_a_name_keeps_its_spelling() -> None:
     assert ": MLflow reserves latest and v1" in error_of("demo", "register_model.alias=latest")
     assert ": input should be greater than" in error_of("demo", "train_supernet.epochs=0")

@@ -64,7 +64,7 @@ def test_metrics_equal_a_plain_loop(sample: Sample, evaluation: Path, tiny_data:
         plain_accuracy(sample.retrain / "inherited", tiny_data)
     )
     assert metrics["scratch_test_top1_percent"] == pytest.approx(plain_accuracy(sample.retrain / "scratch", tiny_data))
-    assert retrained > 50  # it learnt something, so that equality says something
+    assert retrained > 30  # it learnt something, so that equality says something
     interval = wilson_interval(round(retrained), 100)
     assert (metrics["test_top1_low_percent"], metrics["test_top1_high_percent"]) == pytest.approx(
         (100 * interval.low, 100 * interval.high)

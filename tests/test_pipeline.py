@@ -80,6 +80,8 @@ def test_the_table_at_the_end(kfp_run: WholeRun) -> None:
     tested = json.loads((task_folder(kfp_run.folder, "evaluate_subnet") / "evaluation/metrics.json").read_text())
     table = dict(re.findall(r"^ +([\w -]*\w) {2,}(.+)$", kfp_run.output, re.MULTILINE))
     assert table["chosen subnet"] == f"depth {chosen['depth']}, width {chosen['embed_dim']}"
+    source = yaml.safe_load((task_folder(kfp_run.folder, "search_subnet") / "search/chosen.yaml").read_text())["source"]
+    assert f"({table['found by']})" in source
     assert table["heads"] == " ".join(map(str, chosen["num_heads"]))
     assert table["parameters"].startswith(f"{tested['params']:,}")
     assert table["multiply-adds"].startswith(f"{tested['macs']:,}")

@@ -8,7 +8,7 @@ import pytest
 
 from autoformer.candidates import Candidate, ScoredCandidate
 from autoformer.limits import Limits
-from autoformer.racing import Race, Racing, Strata
+from autoformer.racing import LossStrata, Race, Racing, Strata
 from autoformer.search import Evolution, EvolutionSettings
 from autoformer.space import SubnetSpec
 
@@ -144,6 +144,65 @@ def test_a_tie_with_the_last_of_the_best_is_seldom_stopped() -> None:
     assert stopped <= 0.02 * looks
 
 
+# --- by loss ---
+
+
+def losses_of(candidates: int, images: int, seed: int, spread: float = 0.02, first: int = 0) -> np.ndarray:
+    """Losses (n, N): most images easy, candidates that agree on most of each, and `first` that come before them."""
+    rng = np.random.default_rng(seed)
+    margin = 2.0 + 2.2 * rng.normal(size=images)
+    margin = margin + spread * rng.normal(size=(first + candidates, 1)) + 0.3 * rng.normal(
+        size=(first + candidates, images)
+    )  # fmt: skip
+    losses: np.ndarray = np.log1p(np.exp(-margin))[first:]
+    return losses
+
+
+def test_an_estimate_of_the_loss_is_right_to_its_standard_error_and_exact_on_everything() -> None:
+    off, errors, plain = [], [], []
+    for seed in range(20):
+        losses = losses_of(40, 2000, seed)
+        strata = LossStrata(-losses[:10])
+        images, everything = strata.order()[:400], strata.order()
+        assert sorted(everything) == list(range(2000))
+        for candidate in losses[10:]:
+            estimate = strata.estimate(-candidate[images], images)
+            off.append((estimate.score + candidate.mean()) / estimate.error)
+            errors.append(estimate.error)
+            plain.append(candidate.std() / 20 * math.sqrt(1 - 400 / 2000))
+        assert strata.estimate(-candidate[everything], everything).score == pytest.approx(-candidate.mean())
+    assert np.std(off) == pytest.approx(1.0, abs=0.15) and abs(np.mean(off)) < 0.15
+    assert np.mean(errors) < 0.25 * np.mean(plain)
+
+
+@pytest.mark.parametrize("keep", [1, 5])
+def test_a_race_by_loss_keeps_the_best_with_less_than_two_thirds_of_the_images(keep: int) -> None:
+    lost = scored = 0
+    for seed in range(20):
+        losses = losses_of(30, 3000, seed)
+        race = Race(Racing(), 30, 3000, keep, [], [], "loss")
+        scored += run(race, -losses)
+        best = np.argsort(losses.mean(axis=1), kind="stable")[:keep]
+        lost += sum(race.answered[entrant] < 3000 for entrant in best)
+        for entrant, estimate in race.estimates.items():
+            assert (estimate.error == 0) == (race.answered[entrant] == 3000)
+            assert estimate.score == pytest.approx(-losses[entrant].mean(), abs=1e-12 + 5 * estimate.error)
+    assert lost <= 0.05 * 20 * keep + 1 and scored < 20 * 30 * 3000 * 2 / 3
+
+
+def test_the_accuracy_of_a_candidate_that_a_race_by_loss_stopped_is_estimated_without_bias() -> None:
+    """Its images are those on which others differ: the plain share of right answers is far too low."""
+    off, plain = [], []
+    for seed in range(20):
+        losses = losses_of(20, 3000, seed)
+        right, strata = losses < math.log(2), LossStrata(-losses[:8])
+        images, predicted = strata.order()[:300], right[:8].mean(axis=0)
+        for candidate in right[8:]:
+            off.append(strata.estimate_mean(candidate[images], predicted, images) - candidate.mean())
+            plain.append(candidate[images].mean() - candidate.mean())
+    assert abs(np.mean(off)) < 0.002 < 0.1 < abs(np.mean(plain))
+
+
 def test_without_racing_all_are_scored_whole_at_once() -> None:
     race = Race(None, 3, 50, 1, [], [])
     assert [(entrants, len(images)) for entrants, images in _answered(race, 3, 50)] == [([0, 1, 2], 50)]
@@ -158,10 +217,22 @@ def _answered(race: Race, candidates: int, images: int) -> list[tuple[list[int],
     return seen
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_race_for_few_seldom_loses_the_best(keep: int) -> None:
+    """The strata need some complete candidates, however few are kept."""
+    lost = scored = 0
+    for seed in range(60):
+        answers = population(20, 3000, seed, spread=0.02)
+        race = Race(Racing(), 20, 3000, keep, [], [])
+        scored += run(race, answers)
+        lost += race.answered[int(answers.mean(axis=1).argmax())] < 3000
+    assert lost <= 4 and scored < 0.7 * 60 * 20 * 3000
+
+
 def test_no_image_is_scored_twice_and_as_many_are_scored_whole_first_as_are_kept() -> None:
-    race = Race(Racing(first_images=30, growth=2), 9, 200, 4, [], [])
+    race = Race(Racing(first_images=30, growth=2), 9, 200, 7, [], [])
     rounds = _answered(race, 9, 200)
-    assert rounds[0][0] == [0, 1, 2, 3] and len(rounds[0][1]) == 200
+    assert rounds[0][0] == [0, 1, 2, 3, 4, 5, 6] and len(rounds[0][1]) == 200
     assert [len(images) for _, images in rounds[1:]] == [30, 30, 60, 80][: len(rounds) - 1]
     for entrant in range(9):
         asked = np.concatenate([images for entrants, images in rounds if entrant in entrants])
@@ -187,7 +258,10 @@ def test_stopped_candidates_are_ranked_last_and_never_chosen() -> None:
         return ScoredCandidate(Candidate(id, spec, "initial", 0, (), 100, 1), top1_percent, loss, 500)
 
     table = [scored(0, 90.0, None), scored(1, 80.0, 0.7), scored(2, 80.0, 0.6), scored(3, 81.0, 0.9)]
-    assert [entry.candidate.id for entry in sorted(table, key=lambda entry: entry.rank)] == [3, 2, 1, 0]
+    assert [entry.candidate.id for entry in sorted(table, key=lambda entry: entry.rank())] == [3, 2, 1, 0]
     evolution = Evolution(None, Limits(), EvolutionSettings(), Random(0))  # type: ignore[arg-type]
     evolution.tell(table)
     assert [entry.candidate.id for entry in evolution.best(4)] == [3, 2, 1]
+    by_loss = Evolution(None, Limits(), EvolutionSettings(objective="loss"), Random(0))  # type: ignore[arg-type]
+    by_loss.tell(table)
+    assert [entry.candidate.id for entry in by_loss.best(4)] == [2, 1, 3]

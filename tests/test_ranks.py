@@ -97,9 +97,17 @@ CASES: dict[str, tuple[dict[str, Any], SubnetSampler]] = {
 def train_together(world: World, folder: Path) -> None:
     """In each rank: every case, and unused blocks."""
     result = {name: trained(world, settings, 2, sampler) for name, (settings, sampler) in CASES.items()}
+    result["muon"] = trained_by_muon(world)
     result["unused"] = unused_blocks(world)
     result["trial"] = trial_of_one_rank(world)
     torch.save(result, folder / f"{world.rank}.pt")
+
+
+def trained_by_muon(world: World) -> dict[str, torch.Tensor]:
+    settings = PLAIN | {"optimizer": "muon", "learning_rate": 1e-3, "clip_grad": 1.0}
+    trainer = make_trainer(world, settings, 2, uniform(SPACE, 0), sgd=False)
+    trainer.advance(3)
+    return trainer.model.state_dict()
 
 
 def unused_blocks(world: World) -> bool:
@@ -165,6 +173,14 @@ def test_all_ranks_hold_the_same_weights_to_the_bit(together: list[dict[str, Any
     for case in CASES:
         for what in ("weights", "averages"):
             assert all(map(torch.equal, together[0][case][what], together[1][case][what]))
+
+
+def test_two_ranks_are_one_by_muon_too(together: list[dict[str, Any]]) -> None:
+    one, (first, second) = trained_by_muon(SINGLE_PROCESS), (rank["muon"] for rank in together)
+    for name, weight in one.items():
+        assert torch.equal(first[name], second[name]), name
+        if not name.endswith("qkv.bias"):  # a key's bias has no gradient but rounding
+            torch.testing.assert_close(first[name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_blocks_that_only_an_earlier_pass_uses_are_summed_too(together: list[dict[str, Any]]) -> None:

@@ -225,7 +225,7 @@ def test_ties_go_to_the_smaller_subnet_then_to_the_earlier() -> None:
         return ScoredCandidate(Candidate(id, spec, "initial", 0, (), params, 0), top1_percent, 0.0, 100)
 
     table = [entry_of(0, 900, 80.0), entry_of(1, 700, 80.0), entry_of(2, 700, 80.0), entry_of(3, 100, 79.9)]
-    assert [entry.candidate.id for entry in sorted(table, key=lambda entry: entry.rank)] == [1, 2, 0, 3]
+    assert [entry.candidate.id for entry in sorted(table, key=lambda entry: entry.rank())] == [1, 2, 0, 3]
 
 
 def test_the_same_seed_gives_the_same_search() -> None:

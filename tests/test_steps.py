@@ -101,7 +101,7 @@ def test_the_folders_hold_what_they_should(runs: Runs) -> None:
         "weights.safetensors", "ema.safetensors", "supernet.json", "history.csv", "metrics.json",
     }  # fmt: skip
     assert set(contents(runs.first.search)) == {
-        "candidates.csv", "progress.csv", "chosen.yaml", "metrics.json", "provenance.json",
+        "candidates.csv", "finalists.csv", "progress.csv", "chosen.yaml", "metrics.json", "provenance.json",
     }  # fmt: skip
     models = {f"{name}/model.{kind}" for name in ("model", "inherited", "scratch") for kind in ("safetensors", "json")}
     assert set(contents(runs.first.retrain)) == models | {"history.csv", "scratch_history.csv", "metrics.json"}
@@ -173,24 +173,41 @@ def test_candidates_say_where_they_came_from(runs: Runs) -> None:
         assert all(int(rows[parent]["generation"]) < int(row["generation"]) for parent in parents)
 
 
-def test_the_chosen_subnet_is_the_best_that_evolution_found(runs: Runs) -> None:
+def test_the_chosen_subnet_is_the_best_on_the_whole_search_split(runs: Runs) -> None:
     rows = read_table(runs.first.search / "candidates.csv")
+    finalists = read_table(runs.first.search / "finalists.csv")
     evolved, baseline = rows[:18], rows[18:]
-    best = min(
-        evolved,
-        key=lambda row: (-float(row["top1_percent"]), float(row["loss"]), int(row["params"]), int(row["id"])),
-    )
-    assert chosen_of(runs.first) == spec_of(best)
-    assert metrics(runs.first.search) == {
+
+    def rank(row: dict[str, str]) -> tuple[float, ...]:
+        return -float(row["top1_percent"]), float(row["loss"]), int(row["params"]), int(row["id"])
+
+    best = min(finalists, key=rank)
+    assert chosen_of(runs.first) == spec_of(best) == spec_of(finalists[0])
+    assert {row["images"] for row in finalists} == {"100"} and {row["images"] for row in rows} == {"80"}
+    specs = [spec_of(row) for row in finalists]
+    for found in (rows, evolved, baseline):
+        assert spec_of(min(found, key=rank)) in specs
+    found = metrics(runs.first.search)
+    drawn = {spec_of(row) for row in baseline}
+    random = next(row for row in finalists if spec_of(row) in drawn)
+    evolution = next(row for row in finalists if row["origin"] != "baseline")
+    low, high = found.pop("evolution_minus_random_low_percent"), found.pop("evolution_minus_random_high_percent")
+    assert low <= found["evolution_minus_random_percent"] <= high
+    assert found == {
         "chosen_top1_percent": float(best["top1_percent"]),
         "chosen_loss": float(best["loss"]),
         "chosen_params_m": int(best["params"]) / 1e6,
         "chosen_macs_g": int(best["macs"]) / 1e9,
+        "chosen_is_random": float(best["origin"] == "baseline"),
+        "evolution_best_top1_percent": float(evolution["top1_percent"]),
+        "random_best_top1_percent": float(random["top1_percent"]),
+        "evolution_minus_random_percent": pytest.approx(
+            float(evolution["top1_percent"]) - float(random["top1_percent"])
+        ),
         "candidates_scored": len({spec_of(row) for row in rows}),
         "images_scored": 18 * 80,
         "images_scored_percent": 100.0,
         "random_images_scored": 80 * (len({spec_of(row) for row in rows}) - 18),
-        "random_best_top1_percent": max(float(row["top1_percent"]) for row in baseline),
     }
     assert len({spec_of(row) for row in evolved}) == 18  # evolution proposes no subnet twice
 
@@ -226,7 +243,38 @@ def test_retrained_models_and_their_accuracies(runs: Runs, search_split: tuple[t
 def test_finetuning_starts_from_the_inherited_weights(runs: Runs) -> None:
     tuned, scratch = (read_table(runs.first.retrain / f"{name}.csv") for name in ("history", "scratch_history"))
     assert float(tuned[0]["train_loss"]) < float(scratch[0]["train_loss"]) - 0.2
-    assert [row["step"] for row in tuned] == [row["step"] for row in scratch]
+
+
+def test_the_reference_from_scratch_has_the_recipe_of_the_supernet_and_the_images_of_both_trainings(
+    runs: Runs, tiny_data: TinyData, tmp_path: Path
+) -> None:
+    for mode, epochs in (("finetune", 9), ("inherited", 6)):
+        made = retrain(runs, tiny_data, tmp_path / mode, mode=mode, learning_rate=1e-6, clip_grad=None)
+        supernet = read_table(runs.first.supernet / "history.csv")
+        rows = read_table(made / "scratch_history.csv")
+        assert int(rows[-1]["step"]) == 10 * epochs and metrics(made)["scratch_epochs"] == epochs
+        assert float(rows[0]["learning_rate"]) == pytest.approx(float(supernet[0]["learning_rate"]), rel=0.02)
+    found = contents(tmp_path / "finetune")
+    assert found["scratch/model.safetensors"] == contents(runs.first.retrain)["scratch/model.safetensors"]
+
+
+@pytest.mark.parametrize(("learning_rate", "kept"), [(1e-9, "inherited"), (10.0, "inherited"), (None, None)])
+def test_in_mode_best_the_inherited_weights_stay_unless_training_wins_on_the_search_split(
+    runs: Runs, tiny_data: TinyData, tmp_path: Path, learning_rate: float | None, kept: str | None
+) -> None:
+    """Equal is not better; a ruinous rate is worse; and the recipe of the tests may do either."""
+    changes = {} if learning_rate is None else {"learning_rate": learning_rate}
+    made = retrain(runs, tiny_data, tmp_path / "retrain", mode="best", scratch_reference=False, **changes)
+    found, files = metrics(made), contents(made)
+    won = found["finetuned_top1_percent"] > found["inherited_top1_percent"]
+    weights = load_subnet(made / "model").card.provenance["weights"]
+    assert weights == ("finetune" if won else "inherited") and kept in (None, weights)
+    assert found["retrained_top1_percent"] == max(found["finetuned_top1_percent"], found["inherited_top1_percent"])
+    assert (files["model/model.safetensors"] == files["inherited/model.safetensors"]) == (not won)
+    if learning_rate is None:
+        assert found["finetuned_top1_percent"] == metrics(runs.first.retrain)["retrained_top1_percent"]
+        if won:
+            assert files["model/model.safetensors"] == contents(runs.first.retrain)["model/model.safetensors"]
 
 
 def test_inherited_mode_keeps_the_weights(runs: Runs, tiny_data: TinyData, tmp_path: Path) -> None:
@@ -239,7 +287,7 @@ def test_inherited_mode_keeps_the_weights(runs: Runs, tiny_data: TinyData, tmp_p
 
 
 def test_scratch_mode_is_the_scratch_reference(runs: Runs, tiny_data: TinyData, tmp_path: Path) -> None:
-    made = retrain(runs, tiny_data, tmp_path / "retrain", mode="scratch")
+    made = retrain(runs, tiny_data, tmp_path / "retrain", mode="scratch", epochs=9)  # of both trainings
     files, reference = contents(made), contents(runs.first.retrain)
     assert files["model/model.safetensors"] == reference["scratch/model.safetensors"]
     assert files["history.csv"] == reference["scratch_history.csv"]
@@ -275,11 +323,12 @@ def test_retrained_on_all_images_the_search_split_scores_nothing_that_was_traine
     assert found == {
         "inherited_top1_percent": before["inherited_top1_percent"],
         "search_split_trained_on": True,
+        "scratch_epochs": 9,
     }
-    for name in ("history", "scratch_history"):
+    for name, epochs in (("history", 3), ("scratch_history", 9)):
         rows = read_table(made / f"{name}.csv")
         assert [row["search_top1_percent"] for row in rows] == [""] * len(rows)
-        assert int(rows[-1]["step"]) == 36
+        assert int(rows[-1]["step"]) == 12 * epochs
     told = {name: load_subnet(made / name).card.provenance for name in ("model", "scratch", "inherited")}
     assert [card.get("search_split_trained_on") for card in told.values()] == [True, True, None]
     assert told["model"]["inputs"].keys() == {"card", "train_full_split", "search_split", "supernet", "search"}

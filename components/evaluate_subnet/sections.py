@@ -31,7 +31,7 @@ def comparison(results: Results, evaluation: Evaluation) -> Markup:
     labels: dict[Model, str] = {
         "retrained": f"Chosen subnet, {_MODE_LABELS.get(results.mode, results.mode)}",
         "inherited": "With inherited weights, untouched",
-        "scratch": "From random weights, same recipe",
+        "scratch": "From random weights, for as many images",
     }
     return drawings.comparison([(labels[name], _COLOURS[name], scores) for name, scores in evaluation.scores.items()])
 
@@ -51,7 +51,7 @@ def training(results: Results) -> list[tuple[str, Markup]]:
             relation = f"{abs(gap):.1f} points {'above' if gap >= 0 else 'below'}"
             title = f"Supernet: the largest subnet ends {relation} the smallest"
         charts.append((title, drawings.curves(extremes, "epochs", "top-1 accuracy on the search split, %")))
-    retrained = "fine-tuned" if results.mode == "finetune" else results.mode
+    retrained = "scratch" if results.mode == "scratch" else "fine-tuned"  # also where the inherited weights were kept
     names = ((retrained, "a", results.retrain_curves), ("scratch", "b", results.scratch_curves))
     for column, title, y_title, digits in (
         ("train_loss", "Retraining: loss", "training loss, nats", 2),

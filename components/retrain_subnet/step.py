@@ -1,4 +1,8 @@
-"""Retrain the chosen subnet: from scratch, fine-tuned from its inherited weights, or with these as they are."""
+"""Retrain the chosen subnet: from scratch, fine-tuned from its inherited weights, or with these as they are.
+
+In the mode `best` it is fine-tuned, and keeps the inherited weights unless its accuracy on the search split rises. The
+reference from scratch sees as many images as both trainings: the supernet's recipe for the epochs of both.
+"""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -6,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from autoformer.cards import Preprocessing, SubnetCard
+from autoformer.cards import Preprocessing, SubnetCard, SupernetCard
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.reading import read_json_as
+from autoformer.recipe import Recipe
 from autoformer.space import NamedSubnet, SubnetSpec
-from runtime.common.config import Config, RetrainSubnet
+from runtime.common.config import Config, RetrainSubnet, TrainSupernet
 from runtime.common.console import existing
 from runtime.common.processes import set_threads
 from runtime.common.records import Provenance
@@ -57,12 +62,15 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         chosen = NamedSubnet.from_yaml(existing(arguments.search, "search_subnet") / "chosen.yaml")
         chosen.check(config.space)
         weights = _scored_weights(arguments.search)
-        preprocessing = inputs.read_supernet(arguments.supernet, config, weights).preprocessing
+        supernet = inputs.read_supernet(arguments.supernet, config, weights)
+        reference = _reference(section, supernet, arguments.supernet)
         keys = ("card", f"{section.split}_split", "search_split", "supernet", "search")
         with open_step(STEP, arguments, config, *keys, world=world, has_checkpoints=True) as opened:
             opened.tracked.subnet(chosen.subnet)
             set_threads(config.threads)
-            _Retraining(opened, card, train_images, search_images, chosen.subnet, weights, preprocessing).run()
+            _Retraining(
+                opened, card, train_images, search_images, chosen.subnet, weights, supernet.preprocessing, reference
+            ).run()
 
 
 def _scored_weights(search: Path) -> Weights:
@@ -72,6 +80,18 @@ def _scored_weights(search: Path) -> Weights:
     if weights not in get_args(Weights):
         raise AutoFormerError(f"{file}: not what search_subnet writes; run search_subnet again")
     return cast(Weights, weights)
+
+
+def _reference(section: RetrainSubnet, supernet: SupernetCard, folder: Path) -> RetrainSubnet | None:
+    """The section of the reference from scratch; None without one."""
+    if not section.scratch_reference or section.mode == "scratch":
+        return None
+    try:
+        recipe = TrainSupernet.model_validate(supernet.provenance["config"]["train_supernet"])
+    except (KeyError, TypeError, ValueError):
+        raise AutoFormerError(f"{folder}/supernet.json: has no recipe; run train_supernet again") from None
+    epochs = recipe.epochs + (0 if section.mode == "inherited" else section.epochs)
+    return section.model_copy(update={name: getattr(recipe, name) for name in Recipe.model_fields} | {"epochs": epochs})
 
 
 @dataclass(frozen=True)
@@ -85,25 +105,29 @@ class _Retraining:
     subnet: SubnetSpec
     weights: Weights  # of the supernet
     preprocessing: Preprocessing
+    reference: RetrainSubnet | None  # the section of `scratch`
 
     @property
     def section(self) -> RetrainSubnet:
         return self.opened.config.section(RetrainSubnet)
 
     def run(self) -> None:
-        mode = self.section.mode
+        mode: str = self.section.mode
         models: dict[str, Any] = {"inherited": self._inherited()}
         trained: dict[str, TrainingResult] = {}
         if mode == "inherited":
             models["model"] = models["inherited"]
         else:
-            start = self._random() if mode == "scratch" else self._inherited()
-            models["model"], trained["model"] = self._train(start, "model")
-        if self.section.scratch_reference and mode != "scratch":
-            models["scratch"], trained["scratch"] = self._train(self._random(), "scratch")
+            start = self._random(self.section) if mode == "scratch" else self._inherited()
+            models["model"], trained["model"] = self._train(start, "model", self.section)
+        if self.reference is not None:
+            start = self._random(self.reference)
+            models["scratch"], trained["scratch"] = self._train(start, "scratch", self.reference)
         if self.opened.world.is_rank_zero:
             metrics = self._metrics(models, trained)
-            self._write(models, trained, metrics)
+            if mode == "best":
+                mode = self._keep_the_best(models, metrics)
+            self._write(models, trained, metrics, mode)
             self.opened.tracked.metrics(metrics)
             print(f"{STEP}: {_in_words(metrics)}", flush=True)
 
@@ -113,25 +137,33 @@ class _Retraining:
         supernet = load_supernet(self.opened.arguments.supernet, self.weights, self.section.drop_path).model
         return supernet.extract(self.subnet)
 
-    def _random(self) -> Any:
+    def _keep_the_best(self, models: dict[str, Any], metrics: dict[str, float]) -> Literal["finetune", "inherited"]:
+        """Replace the fine-tuned model by the inherited one unless it is better; return what the model is now."""
+        metrics["finetuned_top1_percent"] = metrics["retrained_top1_percent"]
+        if metrics["finetuned_top1_percent"] > metrics["inherited_top1_percent"]:
+            return "finetune"
+        models["model"], metrics["retrained_top1_percent"] = models["inherited"], metrics["inherited_top1_percent"]
+        return "inherited"
+
+    def _random(self, section: RetrainSubnet) -> Any:
         import torch
 
         from autoformer.layers import initialise
         from autoformer.supernet import Supernet
 
         torch.manual_seed(self.opened.config.seed + 1)
-        model = Supernet(self.opened.config.space, self.section.drop_path).extract(self.subnet)
-        initialise(model, self.section.init_gain)
+        model = Supernet(self.opened.config.space, section.drop_path).extract(self.subnet)
+        initialise(model, section.init_gain)
         return model
 
-    def _train(self, model: Any, name: str) -> tuple[Any, "TrainingResult"]:
-        """Train a model by the recipe of the step; return it with averaged weights."""
+    def _train(self, model: Any, name: str, section: RetrainSubnet) -> tuple[Any, "TrainingResult"]:
+        """Train a model by the recipe of a section; return it with averaged weights."""
         from autoformer.devices import find_device
         from autoformer.sampling import whole_model
         from runtime.steps.training_loop import Row, SearchSplitAccuracy, TrainingNames, train
         from runtime.steps.training_setup import Training, make_trainer
 
-        config, section, opened = self.opened.config, self.section, self.opened
+        config, opened = self.opened.config, self.opened
         if section.compile:
             model.compile()  # of the forward pass alone: weights keep their names, and a copy is not compiled
         training = Training(
@@ -173,17 +205,19 @@ class _Retraining:
             for name, model in models.items()
             if not (trained_on and name in trained)
         }
+        if self.reference is not None:
+            metrics["scratch_epochs"] = self.reference.epochs
         return metrics | ({TRAINED_ON: True} if trained_on else {})
 
     def _write(
-        self, models: Mapping[str, Any], trained: Mapping[str, "TrainingResult"], metrics: dict[str, float]
+        self, models: Mapping[str, Any], trained: Mapping[str, "TrainingResult"], metrics: dict[str, float], mode: str
     ) -> None:
         from autoformer.checkpoint import save_subnet
 
         with replacing(self.opened.arguments.out) as folder:
             folder.mkdir()
             for name, model in models.items():
-                weights = self.section.mode if name == "model" else name
+                weights = mode if name == "model" else name
                 provenance = self.opened.workspace.provenance | {"weights": weights}
                 if TRAINED_ON in metrics and name in trained:
                     provenance[TRAINED_ON] = True

@@ -1,7 +1,7 @@
 """Scores of subnets, stored in a file: a search that was killed scores no subnet on an image twice.
 
-A line of the file is the result of one scoring task: the subnet, which images it was scored on and on which of these
-it was right (a bit an image, as base64), and the sum of its losses.
+A line of the file is the result of one scoring task: the subnet, which images it was scored on, on which of these it
+was right (a bit an image, as base64), and its loss on each (float32, as base64).
 
 Letters in shapes: N images of the search, m images of a task.
 """
@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import FiniteFloat
 
 from autoformer.errors import AutoFormerError
-from autoformer.racing import Flags, Indices, ScoringResult, ScoringTask
+from autoformer.racing import Flags, Indices, Losses, ScoringResult, ScoringTask
 from autoformer.reading import read_json_lines
 from autoformer.space import SubnetField, SubnetSpec
 from runtime.common.records import Written
@@ -29,7 +28,7 @@ class _Line(Written):
     subnet: SubnetField
     images: str
     right: str
-    loss_sum: FiniteFloat
+    losses: str
 
 
 class SubnetScores:
@@ -38,11 +37,14 @@ class SubnetScores:
     def __init__(self, images: int) -> None:
         self.scored: Flags = np.zeros(images, dtype=bool)  # N
         self.correct: Flags = np.zeros(images, dtype=bool)  # N
-        self.loss_sum = 0.0
+        self.losses: Losses = np.zeros(images, dtype=np.float32)  # N
 
     def add(self, images: Indices, result: ScoringResult) -> None:
-        self.scored[images], self.correct[images] = True, result.correct
-        self.loss_sum += result.loss_sum
+        self.scored[images], self.correct[images], self.losses[images] = True, result.correct, result.losses
+
+    def on(self, images: Indices) -> ScoringResult:
+        """The result on some of the scored images (m,)."""
+        return ScoringResult(self.correct[images], self.losses[images])
 
 
 class ScoreCache:
@@ -75,7 +77,7 @@ class ScoreCache:
         for number, line in enumerate(read_json_lines(file, _Line, _REMEDY), start=1):
             try:
                 scored = np.flatnonzero(_unpacked(line.images, self._images))
-                result = ScoringResult(_unpacked(line.right, len(scored)), line.loss_sum)
+                result = ScoringResult(_unpacked(line.right, len(scored)), _losses(line.losses, len(scored)))
             except ValueError as error:
                 raise AutoFormerError(f"{file}, line {number}: {error}; {_REMEDY}") from None
             self[line.subnet].add(scored, result)
@@ -92,8 +94,8 @@ class ScoreCache:
         """Number of subnets that this process scored on any image."""
         return len(self._scored_now)
 
-    def score(self, specs: Sequence[SubnetSpec], images: Indices, on_score: Callable[[], None]) -> list[Flags]:
-        """For each subnet, which of the images (m,) it classifies correctly. Calls `on_score` after each subnet."""
+    def score(self, specs: Sequence[SubnetSpec], images: Indices, on_score: Callable[[], None]) -> list[ScoringResult]:
+        """The result of each subnet on the images (m,). Calls `on_score` after each subnet."""
         missing = {spec: images[~self[spec].scored[images]] for spec in specs}
         tasks = [ScoringTask(spec, rest) for spec, rest in missing.items() if len(rest)]
         for task, result in self._score(tasks):
@@ -101,7 +103,7 @@ class ScoreCache:
             on_score()
         for _ in range(len(missing) - len(tasks)):
             on_score()
-        return [self[spec].correct[images] for spec in specs]
+        return [self[spec].on(images) for spec in specs]
 
     def _store(self, task: ScoringTask, result: ScoringResult) -> None:
         scored = np.zeros(self._images, dtype=bool)
@@ -111,7 +113,7 @@ class ScoreCache:
             "subnet": task.spec.to_dict(),
             "images": _packed(scored),
             "right": _packed(self[task.spec].correct[scored]),
-            "loss_sum": result.loss_sum,
+            "losses": base64.b64encode(self[task.spec].losses[scored].tobytes()).decode(),
         }
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -129,6 +131,13 @@ def _unpacked(text: str, count: int) -> Flags:
     if len(packed) != -(-count // 8):
         raise ValueError(f"{len(packed)} bytes are not the bits of {count} images")
     return np.unpackbits(packed, count=count).astype(bool)
+
+
+def _losses(text: str, count: int) -> Losses:
+    losses = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.float32)
+    if len(losses) != count or not np.isfinite(losses).all():
+        raise ValueError(f"expected the losses of {count} images, all finite")
+    return losses
 
 
 def _remove_unfinished_line(file: Path) -> None:

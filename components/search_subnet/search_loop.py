@@ -1,4 +1,7 @@
-"""The search: evolution, then random search with as many candidates.
+"""The search: evolution, then random search with as many candidates, then the choice among the best of both.
+
+The best `finalists` of all candidates are scored on the whole search split, also where the search used a part of it,
+and the best of them is chosen, whichever search found it.
 
 Letters in shapes: N images that score a candidate, m images of one round of a race.
 """
@@ -11,7 +14,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from autoformer.candidates import Candidate, Origin, ScoredCandidate
-from autoformer.racing import Flags, Indices, Race, Racing
+from autoformer.racing import Flags, Indices, Objective, Race, ScoringResult
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution, random_baseline
 from autoformer.space import SubnetSpec
@@ -22,12 +25,20 @@ _RANDOM: tuple[Origin, ...] = ("initial", "baseline")
 
 
 class SearchResult(NamedTuple):
-    """All candidates, the chosen one, a row for each generation, and metrics of the whole search."""
+    """All candidates, the finalists, a row for each generation, and metrics of the whole search.
+
+    Attributes:
+        finalists: best first, scored on the whole search split. The first is chosen.
+    """
 
     candidates: list[ScoredCandidate]
-    chosen: ScoredCandidate
+    finalists: list[ScoredCandidate]
     progress: list[dict[str, Any]]
     metrics: dict[str, float]
+
+    @property
+    def chosen(self) -> ScoredCandidate:
+        return self.finalists[0]
 
 
 def search(
@@ -38,19 +49,21 @@ def search(
     images: int,
     show: Callable[[int, str], None],
     log: Callable[[dict[str, float], int], None],
+    whole_split: int | None = None,
 ) -> SearchResult:
-    """Run evolution to its end, then random search with as many candidates.
+    """Run evolution to its end, then random search with as many candidates, and choose.
 
     Args:
         evolution: after its first `ask`.
         first: the candidates of that `ask`.
-        cache: scores candidates.
-        images: N.
+        cache: scores candidates on any image of the search split.
+        images: N, the first of the split.
+        whole_split: images of the whole split; None for N.
         show: takes the number of finished candidates and the best score in words.
         log: takes the metrics of each generation, and its number.
     """
     section = config.section(SearchSubnet)
-    races = _Races(section.racing, images, cache, show)
+    races = _Races(section, images, cache, show)
     progress: list[dict[str, Any]] = []
     candidates = first
     while candidates:
@@ -62,27 +75,69 @@ def search(
         progress.append({"generation": generation, **counts, "evolution_best_top1_percent": best})
         candidates = evolution.ask()
 
-    chosen, evolved, evolution_images = evolution.best(1)[0], len(races.scored), races.images_scored
-    assert chosen.loss is not None
-    metrics = {
-        "chosen_top1_percent": chosen.top1_percent,
-        "chosen_loss": chosen.loss,
-        "chosen_params_m": chosen.candidate.params / 1e6,
-        "chosen_macs_g": chosen.candidate.macs / 1e9,
-    }
+    evolved, evolution_images, baseline = len(races.scored), races.images_scored, list[ScoredCandidate]()
     if section.random_baseline:
         baseline = _random_search(config, races, evolved)
-        metrics["random_best_top1_percent"] = _best(baseline)
         for row in progress:
-            row["random_best_top1_percent"] = _best(baseline[: row["scored"]])
-    metrics |= {
+            row["random_best_top1_percent"] = races.best(baseline[: row["scored"]]).top1_percent
+    metrics = {
         "candidates_scored": races.subnets_scored,
         "images_scored": evolution_images,
         "images_scored_percent": 100 * evolution_images / (evolved * images),
     }
     if section.random_baseline:
         metrics["random_images_scored"] = races.images_scored - evolution_images
-    return SearchResult(races.scored, chosen, progress, metrics)
+    finalists = _finalists(races, cache, section, whole_split or images)
+    return SearchResult(races.scored, finalists, progress, _choice(finalists, cache, baseline) | metrics)
+
+
+def _finalists(races: "_Races", cache: ScoreCache, section: SearchSubnet, whole_split: int) -> list[ScoredCandidate]:
+    """The best of all candidates, at least the best of each search, scored on the whole split; best first."""
+    complete = sorted((one for one in races.scored if one.complete), key=lambda one: one.rank(section.objective))
+    by_spec: dict[SubnetSpec, ScoredCandidate] = {}
+    for one in [*complete[: section.finalists], *(races.best_of_each_search())]:
+        by_spec.setdefault(one.candidate.spec, one)
+    split = np.arange(whole_split)
+    results = cache.score([*by_spec], split, lambda: None)
+    scored = [_scored(one.candidate, result) for one, result in zip(by_spec.values(), results, strict=True)]
+    return sorted(scored, key=lambda one: one.rank(section.objective))
+
+
+def _choice(
+    finalists: Sequence[ScoredCandidate], cache: ScoreCache, baseline: Sequence[ScoredCandidate]
+) -> dict[str, float]:
+    """Metrics of the chosen finalist, and of evolution's best one minus random search's on the whole split."""
+    from autoformer.evaluation import paired_difference
+
+    chosen = finalists[0]
+    assert chosen.loss is not None
+    metrics = {
+        "chosen_top1_percent": chosen.top1_percent,
+        "chosen_loss": chosen.loss,
+        "chosen_params_m": chosen.candidate.params / 1e6,
+        "chosen_macs_g": chosen.candidate.macs / 1e9,
+        "chosen_is_random": float(chosen.is_baseline),
+    }
+    if baseline:
+        drawn = {one.candidate.spec for one in baseline}
+        random = next(one for one in finalists if one.candidate.spec in drawn)
+        evolved = next(one for one in finalists if not one.is_baseline)
+        correct = (cache[one.candidate.spec].correct for one in (evolved, random))
+        difference = paired_difference(*correct)
+        metrics |= {
+            "evolution_best_top1_percent": evolved.top1_percent,
+            "random_best_top1_percent": random.top1_percent,
+            "evolution_minus_random_percent": difference.percent,
+            "evolution_minus_random_low_percent": difference.interval.low,
+            "evolution_minus_random_high_percent": difference.interval.high,
+        }
+    return metrics
+
+
+def _scored(candidate: Candidate, result: ScoringResult) -> ScoredCandidate:
+    images = len(result.correct)
+    loss = float(result.losses.sum(dtype=np.float64)) / images
+    return ScoredCandidate(candidate, 100.0 * int(result.correct.sum()) / images, loss, images)
 
 
 def _random_search(config: Config, races: "_Races", count: int) -> list[ScoredCandidate]:
@@ -104,10 +159,10 @@ class _Races:
     kill the cache also holds results that the resumed search has not reached yet.
     """
 
-    def __init__(self, racing: Racing | None, images: int, cache: ScoreCache, show: Callable[[int, str], None]) -> None:
+    def __init__(self, section: SearchSubnet, images: int, cache: ScoreCache, show: Callable[[int, str], None]) -> None:
         self.scored: list[ScoredCandidate] = []
-        self._racing, self._images, self._cache, self._show = racing, images, cache, show
-        self._complete: dict[SubnetSpec, Flags] = {}  # subnets scored on all images, and where they are correct (N,)
+        self._section, self._images, self._cache, self._show = section, images, cache, show
+        self._complete: dict[SubnetSpec, ScoringResult] = {}  # of the subnets scored on all images (N,)
         self._requested: dict[SubnetSpec, Flags] = {}  # the images that each subnet was scored on (N,)
 
     @property
@@ -135,10 +190,12 @@ class _Races:
         """
         known = {c.id: self._complete_score(c) for c in candidates if c.spec in self._complete}
         racers = [candidate for candidate in candidates if candidate.id not in known]
-        scores = [rival.top1_percent / 100 for rival in (*rivals, *known.values()) if rival.complete]
+        objective = self._section.objective
+        scores = [_score(rival, objective) for rival in (*rivals, *known.values()) if rival.complete]
         origins = {scored.candidate.spec: scored.candidate.origin for scored in reversed(self.scored)}
-        answers = [correct for spec, correct in self._complete.items() if origins[spec] in similar]
-        race = Race(self._racing, len(racers), self._images, keep, answers, scores)
+        results_before = [result for spec, result in self._complete.items() if origins[spec] in similar]
+        values = [result.values(objective) for result in results_before]
+        race = Race(self._section.racing, len(racers), self._images, keep, values, scores, objective)
         for entrants, images in race.rounds():
             finished = len(candidates) - len(race.live)
             self._score_round(race, {entrant: racers[entrant].spec for entrant in entrants}, images, finished)
@@ -147,8 +204,8 @@ class _Races:
             if race.answered[entrant] == self._images:
                 results[candidate.id] = self._complete_score(candidate)
             else:
-                estimate = 100 * race.estimates[entrant].score
-                results[candidate.id] = ScoredCandidate(candidate, estimate, None, race.answered[entrant])
+                top1 = self._estimated_top1(race, entrant, candidate.spec)
+                results[candidate.id] = ScoredCandidate(candidate, top1, None, race.answered[entrant])
         scored = [results[candidate.id] for candidate in candidates]
         self.scored += scored
         self._show_progress(0)
@@ -160,31 +217,50 @@ class _Races:
             self._requested.setdefault(spec, np.zeros(self._images, dtype=bool))[images] = True
         is_last = race.answered[next(iter(specs))] + len(images) == self._images
         done = itertools.count(finished + 1) if is_last else itertools.repeat(finished)
-        correct = self._cache.score([*specs.values()], images, lambda: self._show_progress(next(done)))
-        race.record(dict(zip(specs, correct, strict=True)))
+        results = self._cache.score([*specs.values()], images, lambda: self._show_progress(next(done)))
+        values = [result.values(self._section.objective) for result in results]
+        race.record(dict(zip(specs, values, strict=True)))
         if is_last:
-            self._complete |= {spec: self._cache[spec].correct.copy() for spec in specs.values()}
+            everything = np.arange(self._images)
+            self._complete |= {spec: self._cache[spec].on(everything) for spec in specs.values()}
+
+    def _estimated_top1(self, race: Race, entrant: int, spec: SubnetSpec) -> float:
+        """Of a stopped candidate, in percent, from the images that it was scored on."""
+        if race.objective == "accuracy":
+            return 100 * race.estimates[entrant].score
+        assert race.strata is not None
+        images = race.strata.order()[: race.answered[entrant]]
+        predicted = np.mean([result.correct for result in self._complete.values()], axis=0)
+        top1 = 100 * race.strata.estimate_mean(self._cache[spec].correct[images], predicted, images)
+        return min(max(top1, 0.0), 100.0)
 
     def _complete_score(self, candidate: Candidate) -> ScoredCandidate:
-        correct, loss_sum = self._complete[candidate.spec], self._cache[candidate.spec].loss_sum
-        return ScoredCandidate(
-            candidate, 100.0 * int(correct.sum()) / self._images, loss_sum / self._images, self._images
-        )
+        return _scored(candidate, self._complete[candidate.spec])
+
+    def best(self, scored: Sequence[ScoredCandidate]) -> ScoredCandidate:
+        """The best complete one."""
+        return min((one for one in scored if one.complete), key=lambda one: one.rank(self._section.objective))
+
+    def best_of_each_search(self) -> list[ScoredCandidate]:
+        searches = ([one for one in self.scored if one.is_baseline == baseline] for baseline in (False, True))
+        return [self.best(scored) for scored in searches if scored]
 
     def _show_progress(self, finished: int) -> None:
         complete = [scored for scored in self.scored if scored.complete]
-        self._show(len(self.scored) + finished, f"best {_best(complete):.2f} %" if complete else "")
+        best = f"best {self.best(complete).top1_percent:.2f} %" if complete else ""
+        self._show(len(self.scored) + finished, best)
 
 
-def _best(scored: Sequence[ScoredCandidate]) -> float:
-    """The highest score of complete candidates, in percent."""
-    return max(one.top1_percent for one in scored if one.complete)
+def _score(scored: ScoredCandidate, objective: Objective) -> float:
+    """The mean of `ScoringResult.values`."""
+    assert scored.loss is not None
+    return scored.top1_percent / 100 if objective == "accuracy" else -scored.loss
 
 
 def _generation_metrics(scored: Sequence[ScoredCandidate], races: _Races, best: float) -> dict[str, float]:
     """The mean includes estimates of stopped candidates; the best does not."""
     complete = any(one.complete for one in scored)
-    return ({"search/generation_best_top1_percent": _best(scored)} if complete else {}) | {
+    return ({"search/generation_best_top1_percent": races.best(scored).top1_percent} if complete else {}) | {
         "search/best_top1_percent": best,
         "search/generation_mean_top1_percent": sum(one.top1_percent for one in scored) / len(scored),
         "search/scored": len(races.scored),

@@ -1,8 +1,8 @@
 """Search the supernet for the best subnet under limits: evolution, then random search with as many candidates.
 
 Candidates are scored on the search split alone. A race (`autoformer.racing`) stops hopeless ones after part of the
-images; the best are always scored on all of them. Several processes score together, one a GPU; rank 0 runs the search
-and writes the result.
+images; the best of both searches are scored on the whole split, and the best of these is chosen. Several processes
+score together, one a GPU; rank 0 runs the search and writes the result.
 """
 
 import argparse
@@ -59,7 +59,6 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     count = section.images or len(images.labels)
     if count > len(images.labels):
         raise AutoFormerError(f"search_subnet.images = {count}: the search split has {len(images.labels)}")
-    images = DecodedSplit(images.pixels[:count], images.labels[:count], images.checksums[:count])
     evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed))
     first = evolution.ask()  # raises before anything heavy if no candidate is legal
     keys = ("card", "search_split", "supernet")
@@ -69,7 +68,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     ):
         score = ParallelScorer(world, config.space, _scorer(arguments.supernet, config, card, images))
         if world.is_rank_zero:
-            result = _search(opened, evolution, first, score, count)
+            result = _search(opened, evolution, first, score, count, len(images.labels))
             score.stop()
             write_result(arguments.out, config, result, opened.workspace.provenance)
             _log(opened.tracked, arguments.out, result)
@@ -78,13 +77,19 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def _search(
-    opened: StepContext, evolution: Evolution, first: list[Candidate], score: ParallelScorer, images: int
+    opened: StepContext,
+    evolution: Evolution,
+    first: list[Candidate],
+    score: ParallelScorer,
+    images: int,
+    whole_split: int,
 ) -> SearchResult:
     """Run the search with a progress bar, and resume from the scores of an earlier try."""
-    cache = ScoreCache(opened.workspace.file("scores.jsonl"), images, score, opened.mirror.request_upload)
+    cache = ScoreCache(opened.workspace.file("scores.jsonl"), whole_split, score, opened.mirror.request_upload)
     with Progress(STEP, opened.config.section(SearchSubnet).budget, "candidates") as progress:
         try:
-            result = search(opened.config, evolution, first, cache, images, progress.update, opened.tracked.metrics)
+            log = opened.tracked.metrics
+            result = search(opened.config, evolution, first, cache, images, progress.update, log, whole_split)
         except Stopped as stopped:
             stopped.note = f" after {len(cache)} scored candidates"
             raise
@@ -109,19 +114,25 @@ def _scorer(
 
 def write_result(out: Path, config: Config, result: SearchResult, provenance: dict[str, Any]) -> None:
     """Write the search folder, whole or not at all."""
+    made_of = f"seed {config.seed}, code {provenance['code']}, supernet {provenance['inputs']['supernet']}"
     chosen = {
         "name": f"{config.name}-chosen",
         "space": config.space.name,
-        "source": f"{STEP}, seed {config.seed}, code {provenance['code']}, supernet {provenance['inputs']['supernet']}",
+        "source": f"{STEP} ({search_of(result.chosen)}), {made_of}",
         "subnet": result.chosen.candidate.spec.to_dict(),
     }
     with replacing(out) as folder:
         folder.mkdir()
         write_table(folder / "candidates.csv", COLUMNS, [scored.to_row() for scored in result.candidates])
+        write_table(folder / "finalists.csv", COLUMNS, [scored.to_row() for scored in result.finalists])
         write_table(folder / "progress.csv", PROGRESS, result.progress)
         write_text(folder / "chosen.yaml", yaml.safe_dump(chosen, sort_keys=False))
         write_json(folder / "metrics.json", result.metrics)
         write_json(folder / "provenance.json", provenance)
+
+
+def search_of(chosen: ScoredCandidate) -> str:
+    return "random search" if chosen.is_baseline else "evolution"
 
 
 def _log(tracked: StepLogger, out: Path, result: SearchResult) -> None:
@@ -131,6 +142,7 @@ def _log(tracked: StepLogger, out: Path, result: SearchResult) -> None:
     tracked.headline(result.metrics, chosen)
     tracked.table(out / "candidates.csv")
     tracked.children(_best_and_pareto_front(result.candidates), chosen)
+    print(f"{STEP}: chosen from {search_of(result.chosen)}, candidate {result.chosen.candidate.id}")
     print(f"{STEP}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
 
 

@@ -139,6 +139,9 @@ class SearchSubnet(EvolutionSettings):
     random_baseline: bool = Field(True, description="score as many random candidates within the limits, for comparison")
     weights: Literal["ema", "raw"] = Field("ema", description="the supernet weights that candidates inherit")
     images: int | None = Field(None, gt=0, description="search images that score a candidate; null for all")
+    finalists: int = Field(
+        10, gt=0, description="best candidates of both searches, scored on all search images before the choice"
+    )
     batch_size: int = Field(500, gt=0, description="images in a forward pass; changes scores by rounding only")
     precision: Precision = Field(
         "auto", description="of the forward pass; auto is bfloat16 or float16 on a GPU, float32 on a CPU"
@@ -155,8 +158,10 @@ class SearchSubnet(EvolutionSettings):
 
 
 class RetrainSubnet(TrainingSection):
-    mode: Literal["scratch", "finetune", "inherited"] = Field(
-        description="train from random weights, from the supernet's, or keep the supernet's as they are"
+    mode: Literal["best", "scratch", "finetune", "inherited"] = Field(
+        "best",
+        description="finetune: train from the supernet's weights; inherited: keep these; best: fine-tune, and keep the "
+        "inherited weights unless that raises the accuracy on the search split; scratch: train from random weights",
     )
     split: Literal["train", "train_full"] = Field(
         "train",
@@ -166,8 +171,19 @@ class RetrainSubnet(TrainingSection):
         False, description="use torch.compile; needs a C++ compiler, and minutes before the first step"
     )
     scratch_reference: bool = Field(
-        False, description="also train the chosen subnet from random weights with the same recipe, for comparison"
+        False,
+        description="also train the chosen subnet from random weights, for comparison: with the supernet's recipe, for "
+        "the epochs of supernet and retraining together",
     )
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        if self.mode == "best" and self.split == "train_full":
+            raise ValueError(
+                "mode best compares on the search split, which split train_full trains on; set split=train or another "
+                "mode"
+            )
+        return self
 
 
 class EvaluateSubnet(Frozen):
