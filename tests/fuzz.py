@@ -108,7 +108,7 @@ def doors() -> list[Door]:
     }  # fmt: skip
     preprocessing = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, classes=("a", "b"))
     model = SubnetCard(space=space, subnet=space.smallest, preprocessing=preprocessing, provenance={"seed": 1})
-    line = {"subnet": spec.to_dict(), "images": "8A==", "right": "8A==", "loss_sum": 1.0}
+    line = {"subnet": spec.to_dict(), "images": "8A==", "right": "8A==", "losses": "AACAPwAAAEAAAEBAAACAQA=="}
     operation = {"kind": "metrics", "run_id": "x", "metrics": [["a", 1.0, 5, 6]], "tags": {"a": "b"}}
     pointer = {"uri": "s3://a/b", "hash": "0" * 64, "files": [{"name": "a", "bytes": 1, "sha256": "0"}]}
     rows = make_rows("a.tar", range(50), 9, 1, [f"{n:064x}" for n in range(50)])

@@ -13,8 +13,9 @@ from tiny import TinyData
 
 from autoformer.checkpoint import load_subnet, load_supernet
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_file, read_json
+from autoformer.files import hash_file
 from autoformer.official import load_official, read_checkpoint
+from autoformer.reading import read_json
 from autoformer.space import SearchSpace
 from runtime.common.config import load_config
 from runtime.storage.uploads import upload

@@ -207,7 +207,7 @@ def test_deadlines_and_retries_are_as_said(gpu: Package, multi_node: Package) ->
     assert gpu.whole == {"activeDeadlineSeconds": 604800, "resourceTtlOnCompletion": 86400,
                          "resourceTtlOnSuccess": 86400, "resourceTtlOnFailure": 86400}  # fmt: skip
     assert gpu.pods["resolve_config"].active_deadline_seconds == 3600
-    assert gpu.tasks["resolve_config"]["retryPolicy"]["maxRetryCount"] == 2
+    assert gpu.tasks["resolve_config"]["retryPolicy"]["maxRetryCount"] == 1
     assert multi_node.pods["train_supernet"].active_deadline_seconds == 0  # a job may wait for its machines
 
 

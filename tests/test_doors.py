@@ -220,14 +220,15 @@ def test_a_pointer_to_the_store_leads_nowhere_else(name: str, content: str, tmp_
     line_of(lambda: local_copy(tmp_path), "stored.json")
 
 
-LINE = {"subnet": SubnetSpec(1, 16, (1,), (1.0,)).to_dict(), "images": "8A==", "right": "8A==", "loss_sum": 1.0}
+LOSSES, INFINITE = "AACAPwAAAEAAAEBAAACAQA==", "AACAPwAAAEAAAEBAAACAfw=="  # of four images, as float32
+LINE = {"subnet": SubnetSpec(1, 16, (1,), (1.0,)).to_dict(), "images": "8A==", "right": "8A==", "losses": LOSSES}
 LINES = {
     "garbage": "garbage",
     "a list": "[1]",
     "without subnet": json.dumps({key: value for key, value in LINE.items() if key != "subnet"}),
     "a subnet that is none": json.dumps(LINE | {"subnet": {"depth": 2}}),
-    "a sum that is none": json.dumps(LINE | {"loss_sum": "x"}),
-    "an infinite sum": json.dumps(LINE | {"loss_sum": float("inf")}),
+    "losses of fewer images": json.dumps(LINE | {"losses": ""}),
+    "an infinite loss": json.dumps(LINE | {"losses": INFINITE}),
     "not base64": json.dumps(LINE | {"images": "é"}),
     "fewer images": json.dumps(LINE | {"images": ""}),
     "more answers": json.dumps(LINE | {"right": "/////////w=="}),

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import yaml
 
+from autoformer.cards import Preprocessing, SubnetCard
 from autoformer.files import write_json
 from pipeline.summary import summary
 from runtime.common.config import load_config
 
 SEARCHED: dict[str, float] = {
-    "chosen_is_random": 0.0, "evolution_minus_random_percent": 0.05,
+    "chosen_top1_percent": 90.5, "chosen_is_random": 0.0, "evolution_minus_random_percent": 0.05,
     "evolution_minus_random_low_percent": -0.31, "evolution_minus_random_high_percent": 0.41,
 }  # fmt: skip
 RETRAINED: dict[str, float] = {"inherited_top1_percent": 90.5, "retrained_top1_percent": 91.5}
@@ -42,7 +43,13 @@ def table(
         (folder / name).mkdir(exist_ok=True)
         write_json(folder / name / "metrics.json", metrics)
     (folder / "retrain" / "model").mkdir()
-    write_json(folder / "retrain" / "model" / "model.json", {"provenance": {"weights": weights}})
+    card = SubnetCard(
+        space=config.space,
+        preprocessing=Preprocessing(mean=(0.5,), std=(0.5,), classes=("a", "b")),
+        provenance={"weights": weights},
+        subnet=config.space.smallest,
+    )
+    write_json(folder / "retrain" / "model" / "model.json", card.model_dump(mode="json"))
     write_json(outputs["registration"], {"reason": "registered"})
     lines = summary(config, outputs, {}, []).strip().splitlines()
     return {line[:24].strip(): line[24:].strip() for line in (f"  {line.strip()}" for line in lines)}
