@@ -127,6 +127,10 @@ submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=
 	  $(if $(WAIT),--wait) $(if $(FRESH),--fresh) $(call option,--every,EVERY) $(call option,--run,RUN) \
 	  $(call option,--terminate,TERMINATE)
 
+.PHONY: first-run
+first-run: $(STAMP) ## run the smoke preset on a new platform, and open KFP's page: CLUSTER=name; it needs kubectl (docs/cluster.md)
+	$(BIN)/python -m pipeline.cluster.first_run --cluster $(call quote,CLUSTER) $(call option,--preset,PRESET)
+
 .PHONY: secrets
 secrets: $(STAMP) ## generate the passwords of a new cluster, in files that git ignores (docs/cluster.md)
 	$(BIN)/python -m pipeline.cluster.new_secrets
