@@ -454,6 +454,16 @@ def test_a_run_is_followed_to_its_end(kfp: KfpServer, capsys: Capture) -> None:
     assert lines[-1].startswith("the run succeeded: http")
 
 
+def test_a_task_whose_end_comes_after_that_of_the_run_is_reported(kfp: KfpServer, capsys: Capture) -> None:
+    """As KFP 2.17 answers for some seconds: the run has succeeded, its last task still runs."""
+    late = copy.deepcopy(answers("succeeded"))
+    (last,) = (task for task in late.v2["run_details"]["task_details"] if task.get("display_name") == "register-model")
+    last["state"] = "RUNNING"
+    kfp.story = [*GOOD[:-1], late, answers("succeeded")]
+    assert run(kfp, "--wait", *DATA) == 0
+    assert any(line.startswith("register-model: done, ") for line in capsys.readouterr().out.splitlines())
+
+
 def test_a_task_from_the_cache_is_reported_as_such(kfp: KfpServer, capsys: Capture) -> None:
     kfp.story = [answers("cached")]
     assert run(kfp, "--wait", *DATA) == 0

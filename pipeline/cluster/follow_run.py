@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.kfp_client import KfpClient
 
 POLL_SECONDS = 5.0
+LATE_POLLS = 3  # for tasks that still run in KFP's answer when their run has succeeded
 PENDING_SECONDS = 30.0  # between two looks at why a pod waits
 SHOWN_LINES = 15  # of a failed task's log
 OUTAGE_SECONDS = 900.0  # that the server may be away: the run needs it no longer
@@ -40,7 +41,7 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
     """
     printed: dict[str, tuple[str, int]] = {}
     seen: list[tuple[str, str]] = []
-    workflow, is_terminated, looked_at = None, False, 0.0
+    workflow, is_terminated, looked_at, polls_late = None, False, 0.0, 0
     waiting: dict[str, str] = {}
     while True:
         run = _get_run(client, run_id)
@@ -64,8 +65,10 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
         if _was_terminated(run) and not is_terminated:
             is_terminated = True
             print_line(f"the run {_WORDS['CANCELING']}")
-        if run.state in ENDED:
+        late = [name for name, task in tasks.items() if str(task.state) not in ENDED]
+        if run.state in ENDED and not (run.state == "SUCCEEDED" and late and polls_late < LATE_POLLS):
             break
+        polls_late += run.state in ENDED  # KFP writes the end of the last task after that of the run
         time.sleep(POLL_SECONDS)
     if run.state == "SUCCEEDED":
         print_line(f"the run succeeded: {client.page(run_id)}")

@@ -63,7 +63,8 @@ class OnCluster:
         end = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < end:
             run = self.client.get_run(submitted.run_id)
-            states = {task.display_name: task.state for task in run.run_details.task_details or []}
+            tasks = (run.run_details.task_details if run.run_details else None) or []
+            states = {task.display_name: task.state for task in tasks}
             if states.get("train-supernet") == "SUCCEEDED":
                 self.client.terminate_run(submitted.run_id)
                 return
@@ -97,7 +98,7 @@ class OnCluster:
         while time.monotonic() < end:
             for pod in self.pods(run_id, step):
                 if self.kubectl("exec", pod, "-c", "main", "--", *find, check=False).strip():
-                    time.sleep(10)
+                    time.sleep(30)
                     return pod
             time.sleep(1)
         raise TimeoutError(f"{step}: no checkpoint after {LIMIT_SECONDS:.0f} s")

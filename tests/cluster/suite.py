@@ -15,7 +15,12 @@ from pipeline.cluster.follow_run import TASKS
 from runtime.common.config import ROOT
 
 TRAINING = "train_supernet"
-LONG = (f"--set={TRAINING}.epochs=1",)  # 421 steps, with a checkpoint every 20: time to be killed after one
+LONG = (f"--set={TRAINING}.epochs=3",)  # 1,266 steps, with a checkpoint every 20: time to be killed after one
+SIGNAL = f"""import os, pathlib, signal
+for folder in pathlib.Path("/proc").glob("[0-9]*"):
+    if b"components.{TRAINING}" in (folder / "cmdline").read_bytes().split(b"\\0"):
+        os.kill(int(folder.name), signal.SIGSIGNAL)
+"""
 CACHED = set(TASKS) - {"resolve-config", "register-model"}  # data and registry may have changed
 
 
@@ -94,7 +99,7 @@ def test_a_lost_step_resumes_to_the_same_result(pods: OnCluster, undisturbed: st
         pods.kubectl("delete", "pod", pod, "--wait=false")
     else:
         name = {"process killed": "KILL", "process stopped": "TERM"}[fault]
-        pods.kubectl("exec", pod, "-c", "main", "--", "pkill", f"-{name}", "-f", f"components.{TRAINING}")
+        pods.kubectl("exec", pod, "-c", "main", "--", "python", "-c", SIGNAL.replace("SIGNAL", name))
     pods.trained(submitted)
     workflow = pods.client.workflow(submitted.run_id)
     assert workflow is not None and workflow.attempts("train-supernet") == 2
