@@ -86,6 +86,12 @@ def train(
     settings = resolved_settings(trainer)
     opened.record.values |= settings
     opened.tracked.tags({f"{names.prefix}{key}": str(value) for key, value in settings.items()})
+    decay = trainer.final_ema_decay
+    if decay is not None and training.section.ema_decay and decay < training.section.ema_decay:
+        print_line(
+            f"{names.what}: the averaged weights have decay {decay:.4g} in the last of {trainer.total_steps} steps, "
+            f"for timm's warm-up does not reach ema_decay {training.section.ema_decay:g} in so few"
+        )
     first = loop.resume()
     if first:
         opened.record.values["resumed_from_step"] = first
