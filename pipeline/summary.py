@@ -43,7 +43,7 @@ def summary(
         ("heads", heads_text(spec)),
         ("MLP ratios", ratios_text(spec)),
         ("parameters", f"{params:,} ({params / 1e6:.3g} M)"),
-        ("multiply-adds", f"{macs:,} ({macs / 1e9:.3g} G)"),
+        ("multiply-adds", f"{macs:,} ({macs / 1e9:.3g} G), without relative position"),
         ("search split", _search_scores(searched, retrained)),
         ("test split", _test_scores(weights, tested, retrained)),
         ("registry", read_json_as(Registration, outputs["registration"]).reason),

@@ -4,9 +4,8 @@ import re
 
 import pytest
 
-from autoformer.complexity import count_macs, count_params
 from autoformer.named import CONFIGS, load_subnet
-from runtime.common.config import Config, RetrainSubnet, TrainSupernet, load_config
+from runtime.common.config import Config, RetrainSubnet, SearchSubnet, TrainSupernet, load_config
 from runtime.steps.rank_launch import check_batch_split
 
 PUBLISHED = {
@@ -29,10 +28,9 @@ def config(preset: str) -> Config:
 def test_the_published_subnet_can_be_found(preset: str) -> None:
     published, found = load_subnet(PUBLISHED[preset]), config(preset)
     found.space.check_fits(published.subnet)
-    params, macs = count_params(found.space, published.subnet), count_macs(found.space, published.subnet)
-    assert found.search_subnet is not None
-    assert found.search_subnet.limits.allow(params, macs)
-    assert not found.search_subnet.limits.allow(count_params(found.space, found.space.largest), macs)
+    limits = found.section(SearchSubnet).limits
+    assert limits.allow(limits.count(found.space, published.subnet))
+    assert not limits.allow(limits.count(found.space, found.space.largest))
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 4, 8, 16])

@@ -84,7 +84,10 @@ def test_the_figures_are_those_of_the_files() -> None:
     shown = dict(row[:2] for row in rows(card.partition("\n## ")[0]))
     assert shown["registry"] == "`animals@champion`, registered: good enough"
     assert shown["test accuracy"] == "81.25 % (95 % interval 78.50 to 83.75 %)"
-    assert (shown["parameters"], shown["MACs"]) == ("349,674", "6,193,776 multiply-adds for one image")
+    assert (shown["parameters"], shown["MACs"]) == (
+        "349,674",
+        "6,193,776 multiply-adds for one image, without relative position",
+    )
     assert shown["weights"] == f"sha256 `{'d' * 64}`"
     assert shown["CPU latency"].startswith("median 1.23 ms, 90th percentile 2.35 ms for one image")
     assert shown["CPU latency"].endswith("300 passes at registration, 2 threads, a processor, 2 cores")
