@@ -25,8 +25,8 @@ class Limits(Frozen):
     max_macs_g: float | None = Field(None, gt=0, description="maximum MACs per image, in billions")
     relative_position: RelativePosition = Field(
         "none",
-        description="what the MACs of these limits count for it: none, as most papers and all figures of a run; what the "
-        "published code executes; or what ours executes",
+        description="what the MACs of these limits count for it: nothing, as most papers and all figures of a run do; "
+        "what the published code executes; or what this code executes",
     )
 
     @model_validator(mode="after")
