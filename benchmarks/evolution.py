@@ -127,16 +127,8 @@ def measure(quick: bool = False, config: Config | None = None, seeds: int = 5) -
     config = config or load_config("demo")
     changes: dict[str, object] = {"epochs": 0.1, "warmup_epochs": 0.02} if quick else {}
     if quick:
-        small = [
-            "images=500",
-            "population=8",
-            "generations=1",
-            "parents=3",
-            "mutations=4",
-            "crossovers=4",
-            "finalists=2",
-        ]
-        config, seeds = load_config("demo", [f"search_subnet.{key}" for key in small]), 2
+        small = "images=500 population=8 generations=1 parents=3 mutations=4 crossovers=4 finalists=2"
+        config, seeds = load_config("demo", [f"search_subnet.{setting}" for setting in small.split()]), 2
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)

@@ -90,8 +90,8 @@ def train(
     decay = trainer.final_ema_decay
     if decay is not None and training.section.ema_decay and decay < training.section.ema_decay:
         print_line(
-            f"{names.what}: the averaged weights have decay {decay:.4g} in the last of {trainer.total_steps} steps, "
-            f"for timm's warm-up does not reach ema_decay {training.section.ema_decay:g} in so few"
+            f"{names.what}: the averaged weights end with decay {decay:.4g}, not ema_decay "
+            f"{training.section.ema_decay:g}: timm's warm-up is longer than {trainer.total_steps} steps"
         )
     first = loop.resume()
     if first:

@@ -211,11 +211,13 @@ def draws_by_micro_batch(recipe: Recipe) -> bool:
 
 def resolved_settings(trainer: Trainer) -> dict[str, str | int | float]:
     """The values that "auto" stood for, and the decay of the averaged weights at the end of its warm-up."""
-    decay = trainer.final_ema_decay
-    return ({} if decay is None else {"final_ema_decay": round(decay, 6)}) | {
+    settings: dict[str, str | int | float] = {
         "device": str(trainer.device),
         "precision": trainer.precision,
         "accumulation": trainer.accumulation_steps,
         "ranks": trainer.world.size,
         "workers": worker_count(trainer.device),
     }
+    if trainer.final_ema_decay is not None:
+        settings["final_ema_decay"] = round(trainer.final_ema_decay, 6)
+    return settings
