@@ -1,14 +1,14 @@
 """Limits on parameters and MACs, and moves of a subnet towards them. Torch-free."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from autoformer.complexity import count_macs, count_params
+from autoformer.complexity import COUNTED_MACS, RelativePosition, count_macs, count_params
 from autoformer.frozen import Frozen
 from autoformer.space import SearchSpace, SubnetSpec
 
@@ -23,6 +23,11 @@ class Limits(Frozen):
     max_params_m: float | None = Field(None, gt=0, description="maximum parameters, in millions")
     min_macs_g: float | None = Field(None, ge=0, description="minimum MACs per image, in billions")
     max_macs_g: float | None = Field(None, gt=0, description="maximum MACs per image, in billions")
+    relative_position: RelativePosition = Field(
+        "none",
+        description="what the MACs of these limits count for it: nothing, as most papers and all figures of a run do; "
+        "what the published code executes; or what this code executes",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -42,13 +47,17 @@ class Limits(Frozen):
         unit = UNITS[cost]
         return 0 if low is None else round(low * unit), math.inf if high is None else round(high * unit)
 
-    def allow(self, params: int, macs: int) -> bool:
-        counts = {"params_m": params, "macs_g": macs}
+    def count(self, space: SearchSpace, spec: SubnetSpec) -> dict[str, int]:
+        """The costs of a subnet, by their names in `UNITS`, as these limits count them."""
+        return {"params_m": count_params(space, spec), "macs_g": count_macs(space, spec, self.relative_position)}
+
+    def allow(self, counts: Mapping[str, int]) -> bool:
+        """Whether the costs that `count` returns are legal."""
         return all(low <= counts[cost] <= high for cost in UNITS for low, high in [self.bounds(cost)])
 
     def __str__(self) -> str:
         parts = []
-        for cost, name in (("params_m", "parameters"), ("macs_g", "multiply-adds")):
+        for cost, name in (("params_m", "parameters"), ("macs_g", COUNTED_MACS[self.relative_position])):
             low, high = self.bounds(cost)
             parts += [f"{name} >= {low:,}"] if getattr(self, f"min_{cost}") is not None else []
             parts += [f"{name} <= {high:,}"] if high < math.inf else []
@@ -62,11 +71,11 @@ def move_towards(space: SearchSpace, spec: SubnetSpec, limits: Limits, rng: Rand
     """
     first = 0
     while True:
-        params, macs = count_params(space, spec), count_macs(space, spec)
-        too_large = params > limits.bounds("params_m")[1] or macs > limits.bounds("macs_g")[1]
+        counts = limits.count(space, spec)
+        too_large = any(count > limits.bounds(cost)[1] for cost, count in counts.items())
         direction = -1 if too_large else 1
         neighbours = _neighbours(space, spec, direction)
-        if limits.allow(params, macs) or not neighbours or direction == -first:
+        if limits.allow(counts) or not neighbours or direction == -first:
             return spec
         first, spec = direction, rng.choice(neighbours)
 

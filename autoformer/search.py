@@ -16,7 +16,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from autoformer.candidates import Candidate, Origin, ScoredCandidate
-from autoformer.complexity import count_macs, count_params
+from autoformer.complexity import COUNTED_MACS, count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
 from autoformer.limits import Limits, move_towards
@@ -95,10 +95,10 @@ class _Pool:
         """The candidate of `spec`, unless it is not legal or was drawn before."""
         if spec in self.seen:
             return []
-        params, macs = count_params(self.space, spec), count_macs(self.space, spec)
-        if not self.limits.allow(params, macs):
+        if not self.limits.allow(self.limits.count(self.space, spec)):
             return []
         self.seen.add(spec)
+        params, macs = count_params(self.space, spec), count_macs(self.space, spec)
         return [Candidate(len(self.seen) - 1, spec, origin, generation, tuple(parents), params, macs)]
 
     def random(self, count: int, origin: Origin, generation: int) -> list[Candidate]:
@@ -119,12 +119,12 @@ class _Pool:
         candidates = self.random(count, origin, 0)
         if candidates:
             return candidates
-        low, high = self.space.smallest, self.space.largest
+        low, high = (self.limits.count(self.space, spec) for spec in (self.space.smallest, self.space.largest))
+        macs = COUNTED_MACS[self.limits.relative_position]
         raise AutoFormerError(
             f"no legal candidate in {self.tries:,} tries under {self.limits}; in '{self.space.name}' the smallest "
-            f"subnet has {count_params(self.space, low):,} parameters and {count_macs(self.space, low):,} "
-            f"multiply-adds, the largest {count_params(self.space, high):,} and {count_macs(self.space, high):,}; "
-            "widen the limits"
+            f"subnet has {low['params_m']:,} parameters and {low['macs_g']:,} {macs}, the largest "
+            f"{high['params_m']:,} and {high['macs_g']:,}; widen the limits"
         )
 
 

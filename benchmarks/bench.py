@@ -25,7 +25,7 @@ from benchmarks.rows import table
 from runtime.common.config import ROOT
 
 GPU = "gpu"  # left out by default on a machine without one
-PARTS = ("engine", "loader", "s3", "index", "ranks", "search", "sampling", "anchors", GPU)
+PARTS = ("engine", "loader", "s3", "index", "ranks", "search", "sampling", "anchors", "evolution", GPU)
 
 
 def run_part(part: str, quick: bool) -> dict[str, Any]:

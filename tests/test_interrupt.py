@@ -331,5 +331,6 @@ def test_out_of_memory_is_one_line_with_the_accumulation_that_fits(sandbox: Sand
     assert run(step, given) == 0
     assert ended(start(step, sandbox.given(step, "memory", config_of(step, accumulation=1)), log, event)) == 2
     assert log.read_text().splitlines()[-1] == (
-        f"{fits}set train_supernet.accumulation=2, which changes nothing else of the recipe, and start it again"
+        f"{fits}set train_supernet.accumulation=2, which makes other draws of mixing, erasing and stochastic depth, "
+        "and start it again"
     )

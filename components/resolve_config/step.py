@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from autoformer.complexity import count_macs, count_params
+from autoformer.complexity import COUNTED_MACS
 from autoformer.errors import AutoFormerError
 from autoformer.files import canonical_json, hash_value
 from autoformer.limits import UNITS
@@ -101,8 +101,9 @@ def lineages(config: Config, made_by: str) -> tuple[str, ...]:
 def _check_limits(config: Config) -> None:
     """Refuse limits that no subnet of the space meets, before the supernet is trained."""
     limits, space = config.section(SearchSubnet).limits, config.space
-    for key, count in (("params_m", count_params), ("macs_g", count_macs)):
-        smallest, largest = (count(space, spec) / UNITS[key] for spec in (space.smallest, space.largest))
+    least, most = (limits.count(space, spec) for spec in (space.smallest, space.largest))
+    for key, unit in UNITS.items():
+        smallest, largest = least[key] / unit, most[key] / unit
         low, high = getattr(limits, f"min_{key}"), getattr(limits, f"max_{key}")
         beyond = f"max_{key} = {high} is less than the smallest" if high is not None and high < smallest else ""
         if low is not None and low > largest:
@@ -110,4 +111,5 @@ def _check_limits(config: Config) -> None:
         if beyond:
             raise AutoFormerError(
                 f"search_subnet.limits.{beyond} subnet of '{space.name}' has: they have {smallest:.4g} to {largest:.4g}"
+                + (f" ({COUNTED_MACS[limits.relative_position]})" if key == "macs_g" else "")
             )

@@ -185,6 +185,11 @@ class Progress:
             self._line_at = time.monotonic()
             self._print_progress(note)
 
+    def print_above(self, line: str) -> None:
+        """Print a line of its own to stdout. The bar is drawn again, below it, at the next update."""
+        self._bar.clear()
+        print_line(line)
+
     def _print_progress(self, note: str = "") -> None:
         seconds = time.monotonic() - self._started
         rate = (self._done - self._initial) / max(seconds, 1e-9)
