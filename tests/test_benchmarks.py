@@ -1,6 +1,8 @@
 """Limits of a row, rounds of the runs, the opponents of the engine, and ImageNet's archives in small."""
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from tiny import TinyData
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.named import load_space, load_subnet
-from benchmarks import anchors
+from benchmarks import anchors, bench, packing
 from benchmarks.engine import make_twin, products
 from benchmarks.index import write_archives
 from benchmarks.rows import Row, interleaved, measured, ratio, table
@@ -36,6 +38,32 @@ def test_the_table_shows_what_misses() -> None:
         "share  70 %   at least 75   MISSED",
         "c      2 s",
     ]
+
+
+def test_quick_figures_neither_hold_nor_miss_a_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main(["ranks", "--quick", "--out", str(tmp_path)]) == 0
+    printed = capfd.readouterr().out
+    assert "no limit is judged" in printed and "at most" in printed
+    assert "MISSED" not in printed and "holds" not in printed and "limits hold" not in printed
+
+
+def test_torchs_profiler_reports_nothing_of_its_own() -> None:
+    program = "from benchmarks import bench, engine; import torch; bench.quiet_profiler(); "
+    program += "print(engine.peak_bytes(lambda: torch.ones(1000) + 1))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("8000\n", "")
+
+
+def test_packing_is_measured_against_pillow_on_clip_art_and_photographs() -> None:
+    cases = [
+        packing.Case("art", lambda folder, images: packing.clip_art(folder, images, (120, 90)), 4, 32),
+        packing.Case("photographs", packing.photographs(120, 90, 90), 4, 32),
+    ]
+    rows = packing.measure(quick=True, cases=cases)["rows"]
+    assert [row["name"].partition(":")[0] for row in rows] == ["art", "photographs"]
+    assert all(row["value"] > 0 and row["limit"] == packing.MAX_RATIO for row in rows)
 
 
 def test_the_order_of_runs_rotates_and_ratios_are_of_one_round() -> None:
