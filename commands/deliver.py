@@ -103,7 +103,7 @@ def fill_data_folder(dataset: str, archives: str | Path, data: Path) -> str:
         return f"{SOURCE}, which names {archives}"
     if dataset == imagenet.NAME:
         missing = link_imagenet(archives, data)
-        lacks = f"; {missing} is not there, so nothing but the other split can be read" if missing else ""
+        lacks = f"; {missing} is not there: `make evaluate-official` needs val alone, a run both" if missing else ""
         return f"{SOURCE}, which names {', '.join(imagenet.PUBLISHED.archives)}{lacks}"
     inside = accepted_inside(place, _is_layout) if isinstance(place, Path) else None
     do = (
