@@ -31,12 +31,11 @@ PARTS = ("engine", "loader", "packing", "s3", "index", "ranks", "search", "sampl
 def run_part(part: str, quick: bool) -> dict[str, Any]:
     if "fork" in multiprocessing.get_all_start_methods():
         multiprocessing.set_start_method("fork", force=True)  # Linux's default; this process was spawned
-    quiet_profiler()
     return dict(importlib.import_module(f"benchmarks.{part}").measure(quick=quick))
 
 
 def quiet_profiler() -> None:
-    """Keep torch's profiler from reporting each start, and a missing GPU, on stderr. Call it before the first start."""
+    """Keep torch's profiler from reporting each start, and a missing GPU, on stderr, in processes started later."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # above all of its levels
 
 
@@ -46,6 +45,7 @@ def run(parts: Sequence[str], quick: bool) -> dict[str, dict[str, Any]]:
     `quick`: no limit is judged, as figures of a few rounds at small sizes neither hold nor miss one.
     """
     results: dict[str, dict[str, Any]] = {}
+    quiet_profiler()
     for part in parts:
         print(f"\n{part}", flush=True)
         start = time.monotonic()

@@ -88,7 +88,7 @@ def measure(quick: bool = False, cases: Sequence[Case] = CASES) -> dict[str, Any
     rows, seconds = [], {}
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
-            source = case.make(Path(folder), 12 if quick else case.images)
+            source = case.make(Path(folder), 4 if quick else case.images)
             files = sorted(path for path in source.rglob("*") if path.is_file())
             runs = {
                 "pack": partial(pack_anew, source, case.shorter_side),
