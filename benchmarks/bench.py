@@ -29,9 +29,13 @@ PARTS = ("engine", "loader", "packing", "s3", "index", "ranks", "search", "sampl
 
 
 def run_part(part: str, quick: bool) -> dict[str, Any]:
+    """The result of a part. `quick`: few rounds at small sizes, whose figures neither hold nor miss a limit."""
     if "fork" in multiprocessing.get_all_start_methods():
         multiprocessing.set_start_method("fork", force=True)  # Linux's default; this process was spawned
-    return dict(importlib.import_module(f"benchmarks.{part}").measure(quick=quick))
+    result = dict(importlib.import_module(f"benchmarks.{part}").measure(quick=quick))
+    if quick:
+        result["rows"] = [row | {"holds": None} for row in result["rows"]]
+    return result
 
 
 def quiet_profiler() -> None:
@@ -40,10 +44,7 @@ def quiet_profiler() -> None:
 
 
 def run(parts: Sequence[str], quick: bool) -> dict[str, dict[str, Any]]:
-    """By part: its result and its seconds, or the error that ended it. Prints each table as it comes.
-
-    `quick`: no limit is judged, as figures of a few rounds at small sizes neither hold nor miss one.
-    """
+    """By part: its result and its seconds, or the error that ended it. Prints each table as it comes."""
     results: dict[str, dict[str, Any]] = {}
     quiet_profiler()
     for part in parts:
@@ -52,8 +53,6 @@ def run(parts: Sequence[str], quick: bool) -> dict[str, dict[str, Any]]:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             try:
                 result = pool.submit(run_part, part, quick).result()
-                if quick:
-                    result["rows"] = [row | {"holds": None} for row in result["rows"]]
                 print(table(result["rows"]), flush=True)
             except Exception as error:  # the other parts still run
                 result = {"error": f"{type(error).__name__}: {error}", "rows": []}
