@@ -11,6 +11,7 @@ from autoformer.errors import AutoFormerError
 
 _FORMATS = "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm pnm jp2 heic heif avif"
 SUFFIXES = frozenset(f".{suffix}" for suffix in _FORMATS.split(" "))
+NOT_READ = frozenset({".heic", ".heif"})  # of them: images by their names, in a format that is refused
 SPLIT_NAMES = ("train", "val", "test")
 SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_OF |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")

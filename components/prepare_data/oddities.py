@@ -14,10 +14,10 @@ def oddities(rows: Sequence[Mapping[str, str]], plain: Sequence[str]) -> list[st
     """Sentences on the rows of a pack's index.
 
     Args:
-        rows: `checksum` (of the packed pixels), `label` and `source` of each image.
+        rows: `checksum` (of the packed pixels), `label`, `split` and `source` of each image.
         plain: sources of the pictures of one colour.
     """
-    return [*_copies(rows), *_plain(plain), *_classes(Counter(row["label"] for row in rows))]
+    return [*_copies(rows), *_plain(plain), *_classes(Counter(row["label"] for row in rows)), *_not_in(rows)]
 
 
 def _copies(rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -67,6 +67,22 @@ def _classes(counts: Counter[str]) -> list[str]:
             f"class '{label}' is {100 * largest / total:.0f} % of all images, which is how often a model is right that "
             "always answers it: compare each class's accuracy in the report, or remove some of its images"
         )
+    return notes
+
+
+def _not_in(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Classes that a split of the source lacks."""
+    labels: dict[str, set[str]] = {}
+    for row in rows:
+        labels.setdefault(row["split"], set()).add(row["label"])
+    every, notes = set().union(*labels.values()), []
+    for split in ("val", "test"):
+        if missing := sorted(every - labels.get(split, every)):
+            names = ", ".join(missing[:_LISTED]) + (", …" if len(missing) > _LISTED else "")
+            notes.append(
+                f"{len(missing)} of {len(every)} classes have no image in {split}: {names}; what the model makes of "
+                "them is not measured there: add some"
+            )
     return notes
 
 
