@@ -129,27 +129,37 @@ class House:
         self.expected(step, seed)
         return set(step_runs(step))
 
-    def holds(self, step: str, given: dict[str, str], before: set[str], seed: int = 0) -> None:
-        """The same command gives the same bytes and leaves nothing unfinished; the step has one run, finished."""
+    def holds(self, step: str, given: dict[str, str], before: set[str], seed: int = 0) -> bool:
+        """The same command gives the same bytes and leaves nothing unfinished; the step has one run, finished.
+
+        Returns:
+            Whether the fault came after the end of the step's run: then the command has made a second one.
+        """
+        ended_before = self.ended_before(step, before)
         step_code.cache_clear()  # as in a new process
         assert run(step, given) == 0
         assert results(given) == self.expected(step, seed)
-        self.one_run(step, before)
+        self.has_runs(step, before, 1 + ended_before)
+        return ended_before
 
-    def survives_a_kill(self, step: str, number: int, log: Path, database: bool = False) -> bool:
-        """Kill the step at a boundary and give its command again; whether it had not ended before."""
-        name, before = f"{step}-{number}", set(step_runs(step))
-        given = self.given(step, name)
-        killed = kill_at(number, step, given, self.root, log, database)
-        if killed:
-            self.holds(step, given, before)
-        shutil.rmtree(self.root / name)
-        return killed
+    def ended_before(self, step: str, before: set[str]) -> bool:
+        return "FINISHED" in self._new_runs(step, before)
 
-    def one_run(self, step: str, before: set[str]) -> None:
+    def has_runs(self, step: str, before: set[str], runs: int) -> None:
         assert leftovers(self.root) == []
-        new = {run_id: status for run_id, status in step_runs(step).items() if run_id not in before}
-        assert list(new.values()) == ["FINISHED"], new
+        assert self._new_runs(step, before) == ["FINISHED"] * runs
+
+    def _new_runs(self, step: str, before: set[str]) -> list[str]:
+        return [status for run_id, status in step_runs(step).items() if run_id not in before]
+
+    def survives_a_kill(self, step: str, number: int, log: Path, database: bool = False) -> str:
+        """Kill the step at a boundary and give its command again: "not killed", "one run" or "two runs"."""
+        name, before = f"{step}-{number}", set(step_runs(step))
+        given, result = self.given(step, name), "not killed"
+        if kill_at(number, step, given, self.root, log, database):
+            result = "two runs" if self.holds(step, given, before) else "one run"
+        shutil.rmtree(self.root / name)
+        return result
 
 
 def results(given: dict[str, str]) -> dict[str, bytes]:

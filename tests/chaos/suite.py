@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -42,6 +43,7 @@ from runtime.storage.objects import list_objects
 __all__ = ["away", "served"]
 Row = Callable[[str, str, int], None]
 TAKE_STEP = Trainer.take_step
+EVERY = int(os.environ.get("EVERY") or 1)  # kill at every n-th boundary
 AWAY_SECONDS = 60.0
 RUN_STEPS = [step for step in STEPS if step != "register_model"]
 
@@ -63,12 +65,16 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.mark.parametrize("step", RUN_STEPS)
-def test_a_step_killed_at_every_write_boundary(step: str, house: House, tmp_path: Path, row: Row) -> None:
+def test_a_step_killed_at_every_write_boundary(
+    step: str, house: House, tmp_path: Path, rng: random.Random, row: Row
+) -> None:
     house.begin(step)
     found = count_boundaries(step, house.given(step, f"{step}-counted"), house.root, tmp_path / "log")
-    kills = sum(house.survives_a_kill(step, number, tmp_path / "log") for number in range(1, len(found) + 1))
-    assert kills > 0.9 * len(found) > 9
-    row(step, "SIGKILL at every write boundary", kills)
+    numbers = range(1 + rng.randrange(EVERY), len(found) + 1, EVERY)
+    kills = Counter(house.survives_a_kill(step, number, tmp_path / "log") for number in numbers)
+    assert len(found) > 9 and kills["one run"] > kills["two runs"] + kills["not killed"]
+    row(step, f"SIGKILL at a write, {len(found)} in all", kills["one run"])
+    row(step, "SIGKILL at a write after the end of its MLflow run: a second run", kills["two runs"])
 
 
 @pytest.mark.parametrize("step", RUN_STEPS)
@@ -78,9 +84,10 @@ def test_a_step_killed_between_statements_of_its_database(
     house.begin(step)
     found = count_boundaries(step, house.given(step, f"{step}-sql"), house.root, tmp_path / "log", database=True)
     statements = [number for number, event in enumerate(found, 1) if event.startswith("sql")]
-    kills = [house.survives_a_kill(step, n, tmp_path / "log", database=True) for n in rng.sample(statements, 4)]
-    assert any(kills)
-    row(step, "SIGKILL between SQL statements", sum(kills))
+    numbers = rng.sample(statements, 4)
+    kills = Counter(house.survives_a_kill(step, n, tmp_path / "log", database=True) for n in numbers)
+    assert kills["one run"]
+    row(step, f"SIGKILL at a SQL statement, {len(statements)} in all", kills["one run"])
 
 
 @pytest.mark.parametrize("better", [True, False])
@@ -92,8 +99,8 @@ def test_a_registration_killed_at_every_boundary(
     step, log, kills = "register_model", tmp_path / "log", 0
     with house.own_store("counted"):
         found = count_boundaries(step, house.registration("counted", made), house.root, log, database=True)
-    numbers = range(1, len(found) + 1)
-    for number in numbers if better else rng.sample(numbers, 8):
+    numbers = range(1 + rng.randrange(EVERY), len(found) + 1, EVERY) if better else rng.sample(range(len(found)), 8)
+    for number in numbers:
         name = f"registration-{better}-{number}"
         given = house.registration(name, made)
         with house.own_store(name):
@@ -101,14 +108,16 @@ def test_a_registration_killed_at_every_boundary(
             if not kill_at(number, step, given, house.root, log, database=True):
                 continue
             kills += 1
+            runs = 1 + house.ended_before(step, before)
             assert champion()[2] in (88.0, top1_percent)
             assert run(step, given) == 0
             versions, version, accuracy = champion()
             assert (accuracy, versions[-1]) == (top1_percent, version)
             assert versions == (["1", "2"] if better else ["1"])
-            house.one_run(step, before)
+            house.has_runs(step, before, runs)
     assert kills > 4
-    row(step, f"SIGKILL at {'every' if better else 'some'} write or SQL statement, a {made.root.name} model", kills)
+    model = "a better model" if better else "a worse model"
+    row(step, f"SIGKILL at a write or SQL statement, {len(found)} in all; {model}", kills)
 
 
 @pytest.mark.parametrize("step", RUN_STEPS)
@@ -235,11 +244,10 @@ def test_s3_is_away_for_a_minute(
     fault: str, house: House, faulty: FaultyProxy, patched: pytest.MonkeyPatch, row: Row
 ) -> None:
     """Checkpoints and weights go to S3; at the end only the weights are there, and they are the same."""
-    store = faulty.server.uri(f"chaos-{fault}")
+    step, name, store = "train_supernet", f"s3-{fault}", faulty.server.uri(f"chaos-{fault}")
+    before, given = house.begin(step), house.given(step, name)
     patched.setenv("AUTOFORMER_STORE", store)
     patched.setattr("runtime.storage.mirror.EVERY_SECONDS", 0.1)
-    step, name = "train_supernet", f"s3-{fault}"
-    before, given = house.begin(step), house.given(step, name)
     timer = threading.Timer(AWAY_SECONDS if fault != "restarted" else 2.0, faulty.forget)
 
     def go() -> None:
@@ -253,11 +261,10 @@ def test_s3_is_away_for_a_minute(
     timer.join()
     patched.setattr(Trainer, "take_step", TAKE_STEP)
     assert code == 0 or run(step, given) == 0
-    assert contents(local_copy(Path(given["--out"]))) == {
-        name.removeprefix("out/"): content for name, content in house.expected(step).items()
-    }
+    expected = {name.removeprefix("out/"): content for name, content in house.expected(step).items()}
+    assert contents(local_copy(Path(given["--out"]))) == expected
     assert list_objects(f"{store}/work") == []
-    house.one_run(step, before)
+    house.has_runs(step, before, 1)
     row("S3", f"{fault}, exit code {code}", 1)
 
 
