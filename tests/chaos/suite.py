@@ -26,7 +26,7 @@ import pytest
 from faulted_steps import SIGNALS, House, champion, count_boundaries, kill_at, results, signalled, step_runs
 from faulty_proxy import Fault, FaultyProxy
 from mlflow_server import free_port, server, wait_for
-from processes import at_step, ended, signal_self, start
+from processes import at_step, ended, jump_clock, signal_self, start
 from run_steps import SPACE, arguments, argv, config_of, contents, run
 from test_outages import Away, away, served
 from test_storage_steps import at_steps
@@ -43,7 +43,7 @@ from runtime.storage.objects import list_objects
 __all__ = ["away", "served"]
 Row = Callable[[str, str, int], None]
 TAKE_STEP = Trainer.take_step
-EVERY = int(os.environ.get("EVERY") or 1)  # kill at every n-th boundary
+STRIDE = int(os.environ.get("STRIDE") or 1)  # kill at every n-th boundary
 AWAY_SECONDS = 60.0
 RUN_STEPS = [step for step in STEPS if step != "register_model"]
 
@@ -70,7 +70,7 @@ def test_a_step_killed_at_every_write_boundary(
 ) -> None:
     house.begin(step)
     found = count_boundaries(step, house.given(step, f"{step}-counted"), house.root, tmp_path / "log")
-    numbers = range(1 + rng.randrange(EVERY), len(found) + 1, EVERY)
+    numbers = range(1 + rng.randrange(STRIDE), len(found) + 1, STRIDE)
     kills = Counter(house.survives_a_kill(step, number, tmp_path / "log") for number in numbers)
     assert len(found) > 9 and kills["one run"] > kills["two runs"] + kills["not killed"]
     row(step, f"SIGKILL at a write, {len(found)} in all", kills["one run"])
@@ -99,7 +99,7 @@ def test_a_registration_killed_at_every_boundary(
     step, log, kills = "register_model", tmp_path / "log", 0
     with house.own_store("counted"):
         found = count_boundaries(step, house.registration("counted", made), house.root, log, database=True)
-    numbers = range(1 + rng.randrange(EVERY), len(found) + 1, EVERY) if better else rng.sample(range(len(found)), 8)
+    numbers = range(1 + rng.randrange(STRIDE), len(found) + 1, STRIDE) if better else rng.sample(range(len(found)), 8)
     for number in numbers:
         name = f"registration-{better}-{number}"
         given = house.registration(name, made)
@@ -144,16 +144,12 @@ def test_a_step_signalled_at_four_moments(
 def test_the_clock_jumps(step: str, hours: int, house: House, tmp_path: Path, row: Row) -> None:
     before, given = house.begin(step), house.given(step, f"{step}-clock-{hours}")
     log, kill = tmp_path / "log", partial(signal_self, signal.SIGKILL)
-    assert ended(start(step, given, log, (at_step, 13, partial(jump, hours)), (at_step, 17, kill))) == -signal.SIGKILL
+    assert (
+        ended(start(step, given, log, (at_step, 13, partial(jump_clock, hours)), (at_step, 17, kill)))
+        == -signal.SIGKILL
+    )
     house.holds(step, given, before)
     row(step, f"the clock jumps by {hours} hours, then SIGKILL", 1)
-
-
-def jump(hours: int) -> None:
-    """`time.time` and `time.time_ns` of this process jump."""
-    now, now_ns = time.time, time.time_ns
-    time.time = lambda: now() + 3600 * hours
-    time.time_ns = lambda: now_ns() + 3600 * hours * 10**9
 
 
 def test_the_data_change_in_mid_run(house: House, tmp_path: Path, row: Row) -> None:
