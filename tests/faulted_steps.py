@@ -138,7 +138,10 @@ class House:
         ended_before = self.ended_before(step, before)
         step_code.cache_clear()  # as in a new process
         assert run(step, given) == 0
-        assert results(given) == self.expected(step, seed)
+        left = leftovers(self.root, given)
+        assert left == [], left
+        found, expected = results(given), self.expected(step, seed)
+        assert found == expected, [name for name in found.keys() | expected if found.get(name) != expected.get(name)]
         self.has_runs(step, before, 1 + ended_before)
         return ended_before
 
@@ -146,8 +149,8 @@ class House:
         return "FINISHED" in self._new_runs(step, before)
 
     def has_runs(self, step: str, before: set[str], runs: int) -> None:
-        assert leftovers(self.root) == []
-        assert self._new_runs(step, before) == ["FINISHED"] * runs
+        statuses = self._new_runs(step, before)
+        assert statuses == ["FINISHED"] * runs, statuses
 
     def _new_runs(self, step: str, before: set[str]) -> list[str]:
         return [status for run_id, status in step_runs(step).items() if run_id not in before]
@@ -155,11 +158,14 @@ class House:
     def survives_a_kill(self, step: str, number: int, log: Path, database: bool = False) -> str:
         """Kill the step at a boundary and give its command again: "not killed", "one run" or "two runs"."""
         name, before = f"{step}-{number}", set(step_runs(step))
-        given, result = self.given(step, name), "not killed"
-        if kill_at(number, step, given, self.root, log, database):
-            result = "two runs" if self.holds(step, given, before) else "one run"
-        shutil.rmtree(self.root / name)
-        return result
+        given = self.given(step, name)
+        try:
+            if not kill_at(number, step, given, self.root, log, database):
+                return "not killed"
+            return "two runs" if self.holds(step, given, before) else "one run"
+        finally:
+            shutil.rmtree(self.root / name)
+            shutil.rmtree(self.root / "work" / step, ignore_errors=True)
 
 
 def results(given: dict[str, str]) -> dict[str, bytes]:
@@ -168,9 +174,10 @@ def results(given: dict[str, str]) -> dict[str, bytes]:
     return {name: content for name, content in contents(record.parent).items() if name != record.name}
 
 
-def leftovers(root: Path) -> list[str]:
-    """Unfinished files, locks, and work in progress below a folder."""
-    named = [str(path) for path in root.rglob(".*") if is_leftover(path.name) or path.suffix == ".lock"]
+def leftovers(root: Path, given: dict[str, str]) -> list[str]:
+    """Unfinished files and locks beside a step's results, and work in progress of any step."""
+    folder = Path(given["--record"]).parent
+    named = [str(path) for path in folder.rglob(".*") if is_leftover(path.name) or path.suffix == ".lock"]
     return named + [str(path) for step in STEPS for path in (root / "work" / step).glob("*")]
 
 

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from faulted_steps import SIGNALS, House, champion, count_boundaries, kill_at, results, signalled, step_runs
+from faulted_steps import SIGNALS, House, champion, count_boundaries, kill_at, leftovers, results, signalled, step_runs
 from faulty_proxy import Fault, FaultyProxy
 from mlflow_server import free_port, server, wait_for
 from processes import at_step, ended, jump_clock, signal_self, start
@@ -114,6 +114,7 @@ def test_a_registration_killed_at_every_boundary(
             versions, version, accuracy = champion()
             assert (accuracy, versions[-1]) == (top1_percent, version)
             assert versions == (["1", "2"] if better else ["1"])
+            assert leftovers(house.root, given) == []
             house.has_runs(step, before, runs)
     assert kills > 4
     model = "a better model" if better else "a worse model"
