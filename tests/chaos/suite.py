@@ -230,7 +230,7 @@ def postgresql(root: Path) -> Iterator[tuple[str, Callable[[str], None]]]:
     control("init")
     control("start")
     try:
-        yield f"postgresql://postgres@127.0.0.1:{port}/postgres", control
+        yield f"postgresql+psycopg2://postgres@127.0.0.1:{port}/postgres", control
     finally:
         control("stop")
         shutil.rmtree(folder)
