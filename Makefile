@@ -11,7 +11,8 @@ quote = '$(subst ','\'',$(value $1))'
 option = $(if $(value $2),$1 $(call quote,$2))
 # Not exported: make would expand the values, and lose dollar signs or stop at them.
 unexport ARCHIVES BATCH BUILD CHECKPOINT CLUSTER DATA DATASET DATA_HASH EVERY EXPERIMENT HOST IMAGE INPUTS LIMIT MODEL NAME \
-  NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEED SET SIZE SUBNET TAG TERMINATE
+  NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEED SET SIZE STRIDE SUBNET TAG \
+  TERMINATE
 SETTINGS = $(call option,--preset,PRESET) $(call option,--set,SET)
 # The parameter file of the run, as a word of the shell.
 PARAMS = $(if $(filter %.yaml %.yml,$(value PRESET)),$(call quote,PRESET),$(PARAMS_BY_NAME))
@@ -164,6 +165,11 @@ test: data ## run the tests, on two workers of one thread each
 .PHONY: fuzz
 fuzz: $(STAMP) ## damage files of every format at random, and read them: INPUTS=2000, SEED=… to repeat
 	cd tests && PYTHONPATH=.. OMP_NUM_THREADS=1 ../$(BIN)/python fuzz.py $(call option,--inputs,INPUTS) $(call option,--seed,SEED)
+
+.PHONY: chaos
+chaos: $(STAMP) ## kill steps at every write, take disk, stores and clock away: SEED=… to repeat, STRIDE=6 for every 6th write only
+	SEED=$(call quote,SEED) STRIDE=$(call quote,STRIDE) OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest tests/chaos/suite.py tests/test_full_disk.py $(PYTEST)
 
 .PHONY: test-containers
 test-containers: data ## build the images, and run the pipeline in containers: as root on Debian, or with DOCKER_HOST

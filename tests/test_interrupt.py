@@ -334,3 +334,24 @@ def test_out_of_memory_is_one_line_with_the_accumulation_that_fits(sandbox: Sand
         f"{fits}set train_supernet.accumulation=2, which makes other draws of mixing, erasing and stochastic depth, "
         "and start it again"
     )
+
+
+@pytest.mark.parametrize("module", ["components.train_supernet", "commands.predict", "pipeline.local"])
+@pytest.mark.parametrize("imported", ["argparse", "autoformer.errors"])
+def test_ctrl_c_while_a_program_imports_is_one_line(module: str, imported: str, tmp_path: Path) -> None:
+    """At the import of a module of Python and of one of ours; sitecustomize is imported before any program."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS.format(module=imported))
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    with started([sys.executable, "-m", module], env=environment, stderr=subprocess.PIPE, text=True) as process:
+        _, printed = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, "stopped by SIGINT\n")
+
+
+INTERRUPTS = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+"""
