@@ -68,7 +68,7 @@ def in_scoring(do: "partial[None]") -> None:
 
 def test_sigterm_in_retraining_and_in_a_search(sandbox: Sandbox, tmp_path: Path) -> None:
     for step, event, note in (
-        ("retrain_subnet", (at_step, 17, TERM, 1), "at step 17 of 30"),
+        ("retrain_subnet", (at_step, 17, TERM, 1), "at step 17 of 90"),
         ("search_subnet", (at_candidate, 4, TERM), "after 4 scored candidates"),
     ):
         given, log = sandbox.given(step, f"{step}-terminated"), tmp_path / "log"
