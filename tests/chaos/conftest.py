@@ -28,6 +28,8 @@ def row(pytestconfig: pytest.Config) -> Row:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if ROWS not in config.stash:  # `make test` reads this file, too
+        return
     terminalreporter.section(f"survived, SEED={SEED}")
     for line in ("| Part | Fault | Times |", "|---|---|---|", *config.stash.get(ROWS, [])):
         terminalreporter.line(line)
