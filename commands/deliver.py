@@ -159,7 +159,7 @@ def copy_verified(archives: Path, data: Path, published: Mapping[str, str]) -> l
 def _copy(source: Path, out: BinaryIO, uncompress: bool, advance: Callable[[int], None]) -> str:
     """Copy a file, or its uncompressed content; return the md5 of the file itself."""
     digest, gunzip, written = md5(), zlib.decompressobj(_GZIP), 0
-    most = (64 << 20) + BOUNDS.expansion * source.stat().st_size
+    most = BOUNDS.expanded(source.stat().st_size)
     with source.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)

@@ -46,10 +46,10 @@ def hold_out(
     drawn = []
     for label, rows in enumerate(_by_class(labels, num_classes)):
         candidates = rows[unique[rows]].tolist()
-        different, first = np.unique(content[rows[usable[rows]]], return_index=True)
+        different = _first_copies(rows[usable[rows]], content)
         if len(candidates) < per_class:
-            copied = rows[usable[rows]][np.sort(first)]
-            candidates += copied[(count[copied] > 1) & ~np.isin(content[copied], of_two_classes)].tolist()
+            copied = different[count[different] > 1]
+            candidates += copied[~np.isin(content[copied], of_two_classes)].tolist()
         most = min(len(candidates), len(different) - 1)
         if per_class > most:
             raise AutoFormerError(
@@ -67,6 +67,12 @@ def _copies(checksums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each row the number of its content, and how many rows have that content."""
     _, content, copies = np.unique(checksums, return_inverse=True, return_counts=True)
     return content, copies[content]
+
+
+def _first_copies(rows: np.ndarray, content: np.ndarray) -> np.ndarray:
+    """The first row of each content, in the order of `rows`."""
+    _, first = np.unique(content[rows], return_index=True)
+    return rows[np.sort(first)]
 
 
 def _by_class(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
@@ -160,9 +166,7 @@ def _different_images(
     sharing = set(pairs[1][np.isin(pairs[0], numbers[times > 1])].tolist())
     found = []
     for label, places in enumerate(_by_class(labels[rows], num_classes)):
-        mine = rows[places]
-        _, first = np.unique(content[mine], return_index=True)
-        found.append((label, mine[np.sort(first)].tolist()))
+        found.append((label, _first_copies(rows[places], content).tolist()))
     return sorted(found, key=lambda one: (one[0] not in sharing, len(one[1]) if one[0] in sharing else 0))
 
 

@@ -187,8 +187,6 @@ class _Packing(NamedTuple):
             plain += shard.plain
             transparent += shard.transparent
             self.watch("packing", packed, total)
-            if 100 * len(refused) > self.max_percent * total:
-                write_table(self.report, ("source", "reason"), refused)
             check_unreadable(self.source, self.max_percent, len(refused), packed, self.report, refused)
         counts = Counter(row["label"] for row in rows)
         if empty := [label for label in self.source.classes if not counts[label]]:

@@ -23,8 +23,6 @@ def refuse_by_names(source: Source, report: Path, max_percent: float) -> None:
             image_size(image.path)
         except AutoFormerError as error:
             refused.append({"source": source.name_of(image), "reason": str(error).removeprefix(f"{image.path}: ")})
-    if 100 * len(refused) > max_percent * len(source.images):
-        write_table(report, ("source", "reason"), refused)
     check_unreadable(source, max_percent, len(refused), len(source.images), report, refused)
 
 
@@ -36,10 +34,15 @@ def check_unreadable(
     report: Path,
     refused: Sequence[Mapping[str, str]] = (),
 ) -> None:
-    """Refuse a source with too large a share of unreadable images, of which `seen` have been tried."""
+    """Refuse a source with too large a share of unreadable images, of which `seen` have been tried.
+
+    `refused`: rows that are written into `report`; none where it holds them already.
+    """
     total = len(source.images)
     percent = 100 * unreadable / total
     if percent > max_percent:
+        if refused:
+            write_table(report, ("source", "reason"), refused)
         so_far = "" if seen == total else " so far"
         reasons = Counter(row["reason"] for row in refused).most_common(1)
         most = f", most of them: {reasons[0][0]}" if reasons and reasons[0][1] > 1 else ""
