@@ -18,7 +18,7 @@ import pytest
 import yaml
 from compiled import on_a_short_stack
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from kfp_answers import answers
+from kfp_answers import Answers, answers
 from kfp_api_server import V2, KfpServer, page, reset, slow, status
 from s3_server import S3Server
 from started import started
@@ -552,13 +552,19 @@ def test_a_terminated_run_is_reported_as_such(moments: list[str], kfp: KfpServer
     assert output.err.startswith("submit: the run was terminated: http")
 
 
-def test_every_further_attempt_of_a_task_is_reported(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+def follow_three_attempts(kfp: KfpServer, monkeypatch: Any) -> Answers:
+    """Let the server tell of a step that fails three times."""
     retried = answers("retried_and_failed")
     monkeypatch.setattr(follow_run, "TASKS", ("fail",))
     starts = sorted(each["state_history"][0]["update_time"][11:19]
                     for each in retried.v2["run_details"]["task_details"]
                     if each["display_name"].startswith("executor("))  # fmt: skip
     kfp.story = [*(retried.at(time) for time in starts), retried]
+    return retried
+
+
+def test_every_further_attempt_of_a_task_is_reported(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+    follow_three_attempts(kfp, monkeypatch)
     assert run(kfp, "--wait", *DATA) == 1
     output = capsys.readouterr()
     assert [line for line in output.out.splitlines() if line.startswith("fail: ")] == [
@@ -571,12 +577,7 @@ def test_a_further_attempt_is_reported_with_the_reason_of_the_one_before(
     kfp: KfpServer, capsys: Capture, monkeypatch: Any
 ) -> None:
     """Bad input is tried again as anything else is: KFP knows no exit codes."""
-    retried = answers("retried_and_failed")
-    monkeypatch.setattr(follow_run, "TASKS", ("fail",))
-    starts = sorted(each["state_history"][0]["update_time"][11:19]
-                    for each in retried.v2["run_details"]["task_details"]
-                    if each["display_name"].startswith("executor("))  # fmt: skip
-    kfp.story = [*(retried.at(time) for time in starts), retried]
+    retried = follow_three_attempts(kfp, monkeypatch)
     pods = Workflow(retried.workflow).failed_pods("fail")
     assert len(pods) == 3
     kfp.logs = {

@@ -12,10 +12,10 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 import webbrowser
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from autoformer.errors import AutoFormerError
 from commands.fetch import fetch
@@ -24,11 +24,11 @@ from pipeline.cluster.settings import Cluster, load_cluster
 from runtime.common.config import ROOT
 from runtime.common.console import Parser, print_line, run_command
 from runtime.common.stopping import Stopped
+from runtime.storage import upload_folder
 
 UI, S3 = ("ml-pipeline-ui", 80), ("seaweedfs", 8333)  # services of the platform, and their ports
 SECRET = "autoformer-s3"
 DATA = "s3://autoformer/data/fashion-mnist"
-FORWARD_SECONDS = 30.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,11 +47,9 @@ def _run(arguments: argparse.Namespace) -> int:
     _kubectl(cluster, "get", "deployment", "ml-pipeline", "-o", "name")
     with forward(cluster, *UI) as ui, forward(cluster, *S3) as s3:
         os.environ |= _keys(cluster) | {"AWS_ENDPOINT_URL": s3}
-        from runtime.storage import upload_folder
-
         folder = ROOT / "data" / "fashion-mnist"
         fetch(folder)
-        upload_folder(Path(folder), DATA)
+        upload_folder(folder, DATA)
         print_line(f"first-run: the images are in {DATA}")
         command = [f"--host={ui}", f"--cluster={arguments.cluster}", f"--preset={arguments.preset}", f"--data={DATA}"]
         code = submit.main([*command, "--wait"])
@@ -68,15 +66,17 @@ def _run(arguments: argparse.Namespace) -> int:
 def forward(cluster: Cluster, service: str, port: int) -> Iterator[str]:
     """The address at which a service of the cluster answers on this machine."""
     command = ["kubectl", "-n", cluster.namespace, "port-forward", f"svc/{service}", f":{port}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
-            assert process.stdout is not None and process.stderr is not None
+            assert process.stdout is not None
             line = process.stdout.readline()
             found = re.search(r"127\.0\.0\.1:(\d+)", line)
             if found is None:
                 process.kill()
-                reason = " ".join((line + process.stderr.read()).split())[-300:]
+                reason = " ".join((line + process.stdout.read()).split())[-300:]
                 raise AutoFormerError(f"svc/{service} in '{cluster.namespace}' cannot be reached: {reason}")
+            # a line for each connection: once the pipe is full, kubectl forwards nothing more
+            threading.Thread(target=process.stdout.read, daemon=True).start()
             yield f"http://127.0.0.1:{found[1]}"
         finally:
             process.kill()

@@ -49,22 +49,21 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
         now = sorted((str(part.display_name), str(part.state)) for part in _details(run))
         if now != seen or run.state in ENDED or time.monotonic() - looked_at > PENDING_SECONDS:
             seen, workflow, looked_at = now, client.workflow(run_id), time.monotonic()
+        if _was_terminated(run) and not is_terminated:
+            is_terminated = True
+            print_line(f"the run {_WORDS['CANCELING']}")
         for name, task in tasks.items():
             attempt = workflow.attempts(name) if workflow else 0
             if str(task.state) in _WORDS and printed.get(name) != (str(task.state), attempt):
                 is_again = printed.get(name, ("", 0))[0] == str(task.state)
                 if not is_again or attempt > 1:
-                    print_line(
-                        _line(name, task, attempt, workflow, is_terminated) + _last_reason(client, run, name, workflow)
-                    )
+                    why = _last_reason(client, run_id, name, workflow) if task.state == "RUNNING" else ""
+                    print_line(_line(name, task, attempt, workflow, is_terminated) + why)
                 printed[name] = (str(task.state), attempt)
             pending = workflow.pending(name) if workflow and task.state == "RUNNING" else ""
             if pending and waiting.get(name) != pending:
                 print_line(f"{name}: its pod waits: {pending}")
             waiting[name] = pending
-        if _was_terminated(run) and not is_terminated:
-            is_terminated = True
-            print_line(f"the run {_WORDS['CANCELING']}")
         late = [name for name, task in tasks.items() if str(task.state) not in ENDED]
         if run.state in ENDED and not (run.state == "SUCCEEDED" and late and polls_late < LATE_POLLS):
             break
@@ -77,12 +76,12 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
     return 1
 
 
-def _last_reason(client: "KfpClient", run: Any, task: str, workflow: Workflow | None) -> str:
-    """Why the attempt before the present one failed, in the step's own words; empty for a first attempt."""
+def _last_reason(client: "KfpClient", run_id: str, task: str, workflow: Workflow | None) -> str:
+    """Why the attempt before the running one failed, in the step's own words; empty for a first attempt."""
     failed = workflow.failed_pods(task) if workflow else []
-    if workflow is None or not failed or run.state in ENDED or workflow.attempts(task) <= len(failed):
+    if workflow is None or not failed or workflow.attempts(task) <= len(failed):
         return ""
-    lines = last_lines(client, run.run_id, failed[-1], workflow.namespace or client.pod_namespace)
+    lines = last_lines(client, run_id, failed[-1], workflow.namespace or client.pod_namespace)
     why = reason(lines, task)
     return f" (the attempt before: {why})" if why else ""
 
