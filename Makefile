@@ -11,8 +11,8 @@ quote = '$(subst ','\'',$(value $1))'
 option = $(if $(value $2),$1 $(call quote,$2))
 # Not exported: make would expand the values, and lose dollar signs or stop at them.
 unexport ARCHIVES BATCH BUILD CHECKPOINT CLUSTER DATA DATASET DATA_HASH EVERY EXPERIMENT HOST IMAGE INPUTS LIMIT MODEL NAME \
-  NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEED SET SIZE STRIDE SUBNET TAG \
-  TERMINATE
+  NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEED SET SIZE SPACE STRIDE SUBNET TAG \
+  TERMINATE YES
 SETTINGS = $(call option,--preset,PRESET) $(call option,--set,SET)
 # The parameter file of the run, as a word of the shell.
 PARAMS = $(if $(filter %.yaml %.yml,$(value PRESET)),$(call quote,PRESET),$(PARAMS_BY_NAME))
@@ -37,6 +37,16 @@ endif
 ifneq ($(call wanted,evaluate-official),)
   OFFICIAL := make evaluate-official CHECKPOINT=supernet-tiny.pth SUBNET=autoformer-tiny DATA=data/imagenet-1k
   $(foreach name,CHECKPOINT SUBNET DATA,$(call need,$(name),$(OFFICIAL)))
+endif
+ifneq ($(call wanted,adopt),)
+  $(call need,CHECKPOINT,make adopt CHECKPOINT=supernet-tiny.pth PRESET=imagenet-tiny)
+endif
+ifneq ($(call wanted,first-run),)
+  $(call need,CLUSTER,make first-run CLUSTER=mine)
+endif
+ifneq ($(call wanted,test-cluster),)
+  CLUSTER_TEST := make test-cluster HOST=http://127.0.0.1:8080 CLUSTER=mine DATA=s3://autoformer/data/fashion-mnist
+  $(foreach name,HOST CLUSTER DATA,$(call need,$(name),$(CLUSTER_TEST)))
 endif
 ifneq ($(call wanted,data run),)
   $(if $(filter command,$(origin DATA)),$(call need,DATA,make run DATA=photos))
@@ -103,7 +113,7 @@ run: $(if $(value DATA),$(STAMP),$(IMAGES)) ## run the whole pipeline here, thro
 	$(BIN)/python -m pipeline.local $(SETTINGS) $(call option,--source,DATA) $(FLAGS)
 
 .PHONY: adopt
-adopt: $(STAMP) ## run without training a supernet, on one that exists: CHECKPOINT=file; PRESET and SPACE say of which space
+adopt: $(IMAGES) ## run without training a supernet, on one that exists: CHECKPOINT=file; PRESET and SPACE say of which space
 	$(BIN)/python -m pipeline.local $(SETTINGS) --adopt $(call quote,CHECKPOINT) $(call option,--space,SPACE)
 
 .PHONY: repro

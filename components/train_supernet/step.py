@@ -14,7 +14,6 @@ from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.space import SearchSpace
 from runtime.common.config import Adopted, Config, TrainSupernet
-from runtime.common.console import existing
 from runtime.common.processes import set_threads
 from runtime.common.tables import write_table
 from runtime.steps import inputs
@@ -110,7 +109,9 @@ def _checkpoint(opened: StepContext, adopted: Adopted) -> Path:
     if is_uri(adopted.checkpoint):
         file = opened.workspace.file(Path(adopted.checkpoint).name)
         download(adopted.checkpoint, file, adopted.sha256)
-    elif hash_file(existing(file, "train_supernet.adopt names it")) != adopted.sha256:
+    elif not file.is_file():
+        raise AutoFormerError(f"{file}: no such file; train_supernet.adopt.checkpoint names it")
+    elif hash_file(file) != adopted.sha256:
         raise AutoFormerError(f"{file}: changed since the run was resolved; start the run again")
     return file
 

@@ -103,7 +103,7 @@ def report_failure(step: str, message: str, code: int) -> int:
 def note_failure(step: str, message: str, code: int) -> None:
     """Write for the runner why a step ends: KFP's and DVC's exit codes state no more than that one has failed."""
     file = os.environ.get("AUTOFORMER_FAILURE")
-    if file and processes.is_rank_zero() and not processes.is_rank():
+    if file and not processes.is_rank():
         _write_failure(Path(file), step, message, code)
 
 
