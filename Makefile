@@ -179,7 +179,7 @@ fuzz: $(STAMP) ## damage files of every format at random, and read them: INPUTS=
 .PHONY: chaos
 chaos: $(STAMP) ## kill steps at every write, take disk, stores and clock away: SEED=… to repeat, STRIDE=6 for every 6th write only
 	SEED=$(call quote,SEED) STRIDE=$(call quote,STRIDE) OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest tests/chaos/suite.py tests/test_full_disk.py $(PYTEST)
+	  $(BIN)/python -m pytest -rs -n 2 --dist loadscope tests/chaos/suite.py tests/chaos/services.py tests/test_full_disk.py $(PYTEST)
 
 .PHONY: test-containers
 test-containers: data ## build the images, and run the pipeline in containers: as root on Debian, or with DOCKER_HOST

@@ -98,7 +98,8 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
         runner = containers.runner(mounted_paths(config, data, preset)) if containers else None
         parameters = {"preset": preset, "data": data, "data_hash": data_hash, "overrides": join(overrides)}
         results = _run_dag(parameters, arguments.fresh, runner, containers.images if containers else None)
-        status = "FINISHED"
+        _show(config, results, time.monotonic() - started, run_id)
+        status = "FINISHED"  # last: a runner that is killed before resumes its run
     except RuntimeError:
         return repeat_failure("pipeline", failure)
     except Stopped:
@@ -110,7 +111,6 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
     finally:
         failure.unlink(missing_ok=True)
         tracking.close_pipeline_run(run_id, status)
-    _show(config, results, time.monotonic() - started, run_id)
     return 0
 
 

@@ -6,13 +6,15 @@ from functools import partial
 from pathlib import Path
 
 from interrupted import Sandbox, sandbox
-from processes import at_step, ended, jump_clock, signal_self, start
+from processes import after_its_run, at_step, ended, jump_clock, signal_self, start
 from run_steps import config_of, contents, run
+from test_tracking import runs
+from tracking_fixtures import empty_store, store
 from write_boundaries import at_boundary, boundaries
 
 from autoformer.files import is_leftover
 
-__all__ = ["sandbox"]
+__all__ = ["empty_store", "sandbox", "store"]
 STEP = "train_supernet"
 CONFIG = config_of(STEP, epochs=2)
 
@@ -40,6 +42,18 @@ def test_a_step_killed_at_any_write_gives_the_same_bytes_the_next_time(sandbox: 
         assert ended(start(STEP, given, tmp_path / "log", killed)) == -signal.SIGKILL
         assert len(boundaries(tmp_path / "seen")) == number
         holds(sandbox, given)
+
+
+def test_a_step_killed_between_the_end_of_its_mlflow_run_and_its_own_has_one_run(
+    sandbox: Sandbox, store: str, tmp_path: Path
+) -> None:
+    given = sandbox.given(STEP, "ended", CONFIG)
+    assert ended(start(STEP, given, tmp_path / "log", (after_its_run,))) == -signal.SIGKILL
+    assert not Path(given["--record"]).exists()
+    assert [each.info.status for each in runs(f"tags.stage = '{STEP}'")] == ["FINISHED"]
+    assert run(STEP, given) == 0
+    assert [each.info.status for each in runs(f"tags.stage = '{STEP}'")] == ["FINISHED"]
+    assert contents(Path(given["--out"])) == sandbox.undisturbed(STEP, CONFIG)
 
 
 def test_a_clock_that_jumps_changes_no_result(sandbox: Sandbox, tmp_path: Path) -> None:
