@@ -97,11 +97,13 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
     try:
         runner = containers.runner(mounted_paths(config, data, preset)) if containers else None
         parameters = {"preset": preset, "data": data, "data_hash": data_hash, "overrides": join(overrides)}
-        results = _run_dag(parameters, arguments.fresh, runner, containers.images if containers else None)
+        try:
+            results = _run_dag(parameters, arguments.fresh, runner, containers.images if containers else None)
+        except RuntimeError:
+            steps.stop_orphans()
+            return repeat_failure("pipeline", failure)
         _show(config, results, time.monotonic() - started, run_id)
         status = "FINISHED"  # last: a runner that is killed before resumes its run
-    except RuntimeError:
-        return repeat_failure("pipeline", failure)
     except Stopped:
         status = "KILLED"
         steps.stop()
