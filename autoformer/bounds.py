@@ -28,6 +28,8 @@ class Bounds(Frozen):
     )
     image_sides: int = Field(30, description="longest side of an image, as a multiple of the shortest")
     image_scans: int = Field(2**30, description="pixels of a progressive JPEG, times its scans")
+    image_header_reads: int = Field(20_000, description="chunks, segments and comments before the pixels of an image")
+    image_reads: int = Field(1_000_000, description="chunks, segments and comments of an image file")
     archive_bytes: int = Field(512 * MB, description="of a `.gz` archive of raw images or of lists, decompressed")
     expansion: int = Field(100, description="decompressed bytes per byte of any other compressed file, beyond 64 MB")
     list_bytes: int = Field(512 * KB, description="of a MATLAB file of labels")
