@@ -34,6 +34,8 @@ class Bounds(Frozen):
     expansion: int = Field(100, description="decompressed bytes per byte of any other compressed file, beyond 64 MB")
     list_bytes: int = Field(512 * KB, description="of a MATLAB file of labels")
     header_bytes: int = Field(16 * MB, description="of the header of a safetensors file")
+    params: int = Field(1_000_000_000, description="parameters of a supernet")
+    patches: int = Field(10_000, description="patches of an image")
     split_rows: int = Field(100_000_000, description="of a split file")
     served_rows: int = Field(1024, description="images in one request to a served model")
     served_image_bytes: int = Field(

@@ -79,7 +79,7 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
         print(describe_pack(data), flush=True)
     preset = preset or "params.yaml"
     if preset.endswith((".yaml", ".yml")):
-        preset = str(Path(preset).resolve())
+        preset = os.path.realpath(preset)  # `resolve` raises for a link to itself
     config = resolve(preset, overrides)
     data = _data_location(data or ROOT / "data" / config.dataset, config.dataset)
     if arguments.source is not None or arguments.dry_run:
@@ -131,7 +131,7 @@ def _data_location(data: str | Path, dataset: str) -> str:
     """The data argument of the steps: an absolute path, or an S3 URI."""
     if is_uri(data):
         return str(data)
-    folder = Path(data).resolve()
+    folder = Path(os.path.realpath(data))
     if not folder.is_dir():
         answer = (
             f"`make data DATASET={dataset} ARCHIVES=…` fills it, or `make data NAME={dataset} DATA=…` with your images"

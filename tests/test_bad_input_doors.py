@@ -379,6 +379,18 @@ def test_an_output_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.parametrize("kind", ["long", "deep", "a link to itself"])
+@pytest.mark.parametrize("flag", ["--preset", "--data", "--source", "--adopt", "--space"])
+def test_a_path_that_no_file_can_have_is_refused(
+    flag: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    paths = {"long": tmp_path / ("y" * 300), "deep": tmp_path / ("a/" * 3000), "a link to itself": tmp_path / "loop"}
+    given = [flag, str(paths[kind])]
+    assert MAINS["local"]([*given, "--dry-run", "--preset", "smoke"] if flag != "--preset" else given) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 STORES = [
     ("http://127.0.0.1:1", ["MLflow at http://127.0.0.1:1 cannot be used", "MLFLOW_TRACKING_URI"]),
     ("postgresql://me:secret@127.0.0.1/x", ["MLflow at postgresql://127.0.0.1/x cannot be used"]),
@@ -412,6 +424,24 @@ def test_a_store_that_is_no_database(
     initialise.cache_clear()
     assert MAINS["repro"]([]) == 2
     assert "cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a link to a device"])
+def test_a_database_that_is_no_file_is_refused_at_once(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mlflow.db"
+    make: dict[str, Callable[[], object]] = {
+        "a pipe": lambda: os.mkfifo(file), "a folder": file.mkdir,
+        "a link to a device": lambda: file.symlink_to("/dev/null"),
+    }  # fmt: skip
+    make[kind]()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    monkeypatch.delenv("AUTOFORMER_TRACKING")
+    start = time.monotonic()
+    assert MAINS["repro"]([]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "mlflow.db: " in message and time.monotonic() - start < 15
 
 
 PROCESSES = [

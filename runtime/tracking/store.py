@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote
 
 from autoformer.errors import AutoFormerError
+from autoformer.files import check_regular
 from autoformer.locks import lock
 from runtime.common.config import checkout
 from runtime.common.console import print_line
@@ -107,6 +108,7 @@ def _initialise(uri: str) -> "MlflowClient":
     file = sqlite_file(uri)
     with translate_errors(uri):
         if file is not None:
+            _check_database(file)
             file.parent.mkdir(parents=True, exist_ok=True)
         with locked(uri), _short_timeout():
             if file is not None and (before := follow(file)):
@@ -115,6 +117,15 @@ def _initialise(uri: str) -> "MlflowClient":
             client.search_experiments(max_results=1)
             client.search_registered_models(max_results=1)
     return client
+
+
+def _check_database(file: Path) -> None:
+    """Refuse what SQLite cannot open: MLflow would try for minutes, and print a line for each try."""
+    if file.exists():
+        check_regular(file)
+    if file.is_dir() or (file.exists() and not os.access(file, os.R_OK | os.W_OK)):
+        what = "a folder" if file.is_dir() else "a file without the permission to write"
+        raise AutoFormerError(f"{file}: {what}, not MLflow's database; set MLFLOW_TRACKING_URI to another file")
 
 
 @contextlib.contextmanager
