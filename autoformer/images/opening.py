@@ -88,7 +88,7 @@ class _Parts(io.BufferedReader):
     def __init__(self, source: Path | bytes) -> None:
         if isinstance(source, Path):
             check_regular(source)
-        super().__init__(io.FileIO(source) if isinstance(source, Path) else io.BytesIO(source))  # type: ignore[arg-type]
+        super().__init__(io.FileIO(source) if isinstance(source, Path) else io.BytesIO(source))
         self._where, self._reads, self.most = name_of(source), 0, BOUNDS.image_header_reads
 
     def read(self, size: int | None = -1, /) -> bytes:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -160,13 +161,20 @@ def translate_errors(uri: str) -> Iterator[None]:
     except Exception as error:  # MLflow, SQLAlchemy, requests and the file system each raise kinds of their own
         from mlflow.exceptions import MlflowException
 
-        no_answer = NoAnswerError(uri, reason(error))
+        no_answer = NoAnswerError(uri, _without_user(reason(error), uri))
         # waiting does not help a step that begins without a password
         unauthorised = isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)
         may_answer = uri.startswith("http") or "database is locked" in str(error)
         if may_answer and not is_refusal(error) and not unauthorised:
             raise no_answer from error
         raise AutoFormerError(str(no_answer)) from error
+
+
+def _without_user(text: str, uri: str) -> str:
+    """Libraries split an address at the first sign that they know, and quote the rest: half a password and the host."""
+    _, at, rest = uri.rpartition("@")
+    host = rest.partition("/")[0]
+    return re.sub(rf"[^\s'\"]*@{re.escape(host)}", host, text) if at else text
 
 
 def patience_seconds() -> float:
