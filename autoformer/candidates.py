@@ -47,6 +47,11 @@ class ScoredCandidate(NamedTuple):
         """Whether random search drew it."""
         return self.candidate.origin == "baseline"
 
+    def score(self, objective: Objective) -> float:
+        """What the search maximises, of a complete candidate: the mean of `ScoringResult.values`."""
+        assert self.loss is not None
+        return self.top1_percent / 100 if objective == "accuracy" else -self.loss
+
     def rank(self, objective: Objective = "accuracy") -> tuple[bool, float, float, int, int]:
         """Sort key, best first: complete, the objective, the other measure, fewer parameters, lower id."""
         scores = -self.top1_percent, self.loss or 0.0

@@ -9,7 +9,7 @@ never a parent or the best.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Self
 
@@ -20,6 +20,7 @@ from autoformer.complexity import COUNTED_MACS, count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
 from autoformer.limits import Limits, move_towards
+from autoformer.predictor import predict
 from autoformer.racing import Objective
 from autoformer.space import SearchSpace, SubnetSpec
 
@@ -36,6 +37,10 @@ class EvolutionSettings(Frozen):
     structure_probability: float = Field(0.4, ge=0, le=1, description="for depth and for width")
     objective: Objective = Field(
         "accuracy", description="what ranks candidates: accuracy, or the loss (mean cross entropy), which varies less"
+    )
+    predictor: int | None = Field(
+        None, gt=1, le=1000, description="offspring drawn for each that is scored, the best by a ridge regression on the "
+        "scores so far (autoformer/predictor.py); null to score all that is drawn, as the paper does"
     )
     tries: int = Field(10_000, gt=0, description="draws before a population counts as impossible to fill")
 
@@ -101,6 +106,14 @@ class _Pool:
         params, macs = count_params(self.space, spec), count_macs(self.space, spec)
         return [Candidate(len(self.seen) - 1, spec, origin, generation, tuple(parents), params, macs)]
 
+    def keep(self, drawn: Sequence[Candidate], chosen: Sequence[int]) -> list[Candidate]:
+        """Some of the candidates drawn last, by their place, with new ids; the others can be drawn again."""
+        self.seen -= {candidate.spec for candidate in drawn}
+        first = len(self.seen)
+        kept = [replace(drawn[place], id=first + number) for number, place in enumerate(chosen)]
+        self.seen |= {candidate.spec for candidate in kept}
+        return kept
+
     def random(self, count: int, origin: Origin, generation: int) -> list[Candidate]:
         """Up to `count` random candidates: uniform draws first, then draws that are moved towards the limits."""
         candidates: list[Candidate] = []
@@ -148,10 +161,12 @@ class Evolution:
             return []
         if self.generation == 0:
             return self._pool.random_or_error(settings.population, "initial")
-        best = self.best(settings.parents)
-        candidates = self._offspring(settings.mutations, lambda: self._mutant(best))
+        best, draws = self.best(settings.parents), settings.predictor or 1
+        candidates = self._offspring(draws * settings.mutations, lambda: self._mutant(best))
         if len(best) > 1:
-            candidates += self._offspring(settings.crossovers, lambda: self._child(best))
+            candidates += self._offspring(draws * settings.crossovers, lambda: self._child(best))
+        if settings.predictor:
+            candidates = self._predicted_best(candidates)
         return candidates + self._pool.random(settings.population - len(candidates), "fill", self.generation)
 
     def tell(self, scored: Sequence[ScoredCandidate]) -> None:
@@ -172,6 +187,15 @@ class Evolution:
                 break
             candidates += draw()
         return candidates
+
+    def _predicted_best(self, drawn: Sequence[Candidate]) -> list[Candidate]:
+        """As many of the offspring as are scored, best first by the predictor, which all complete scores train."""
+        if not drawn:
+            return []
+        known = [(one.candidate.spec, one.score(self.settings.objective)) for one in self.scored if one.complete]
+        predicted = predict(self.space, known, [candidate.spec for candidate in drawn])
+        order = sorted(range(len(drawn)), key=lambda place: -predicted[place])
+        return self._pool.keep(drawn, order[: self.settings.mutations + self.settings.crossovers])
 
     def _mutant(self, best: Sequence[ScoredCandidate]) -> list[Candidate]:
         parent = self.rng.choice(best).candidate

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from autoformer.candidates import Candidate, Origin, ScoredCandidate
-from autoformer.racing import Flags, Indices, Objective, Race, ScoringResult
+from autoformer.racing import Flags, Indices, Race, ScoringResult
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution, random_baseline
 from autoformer.space import SubnetSpec
@@ -196,7 +196,7 @@ class _Races:
         known = {c.id: self._complete_score(c) for c in candidates if c.spec in self._complete}
         racers = [candidate for candidate in candidates if candidate.id not in known]
         objective = self._section.objective
-        scores = [_score(rival, objective) for rival in (*rivals, *known.values()) if rival.complete]
+        scores = [rival.score(objective) for rival in (*rivals, *known.values()) if rival.complete]
         origins = {scored.candidate.spec: scored.candidate.origin for scored in reversed(self.scored)}
         results_before = [result for spec, result in self._complete.items() if origins[spec] in similar]
         values = [result.values(objective) for result in results_before]
@@ -254,12 +254,6 @@ class _Races:
         complete = [scored for scored in self.scored if scored.complete]
         best = f"best {self.best(complete).top1_percent:.2f} %" if complete else ""
         self._show(len(self.scored) + finished, best)
-
-
-def _score(scored: ScoredCandidate, objective: Objective) -> float:
-    """The mean of `ScoringResult.values`."""
-    assert scored.loss is not None
-    return scored.top1_percent / 100 if objective == "accuracy" else -scored.loss
 
 
 def _generation_metrics(scored: Sequence[ScoredCandidate], races: _Races, best: float) -> dict[str, float]:
