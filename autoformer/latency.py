@@ -17,6 +17,7 @@ from autoformer.reading import read_json_as
 from autoformer.space import SearchSpace, SubnetField, SubnetSpec
 
 Clock = Literal["processor time", "wall time", "CUDA events"]
+FILE = "latency_table.json"  # in the folder of a search that had a table
 REMEDY = "make the table again with `make latency`"
 _SHAPE = ("image_size", "patch_size", "in_channels", "num_classes", "head_dim", "max_relative_position",
           "relative_position", "pooling", "stem_channels")  # fmt: skip
@@ -78,10 +79,10 @@ class LatencyTable(Frozen):
     @cached_property
     def _times(self) -> dict[tuple[float, ...], float]:
         """Width -> embedding and head; width, heads and MLP ratio -> block."""
-        ends = {(part.embed_dim,): part.ms for part in self.embedding}
+        times: dict[tuple[float, ...], float] = {(part.embed_dim,): part.ms for part in self.embedding}
         for part in self.head:
-            ends[part.embed_dim,] += part.ms
-        return {**ends, **{(part.embed_dim, part.num_heads, part.mlp_ratio): part.ms for part in self.blocks}}
+            times[part.embed_dim,] += part.ms
+        return times | {(part.embed_dim, part.num_heads, part.mlp_ratio): part.ms for part in self.blocks}
 
     def predict(self, spec: SubnetSpec) -> float:
         """Milliseconds of one forward pass. Raises `AutoFormerError` for a choice that was not measured."""
@@ -100,7 +101,9 @@ class LatencyTable(Frozen):
         for width in choices.embed_dim:
             blocks = [self._times[width, heads, ratio] for heads in choices.num_heads for ratio in choices.mlp_ratio]
             for depth in choices.depth:
-                found += [self.constant_ms + self._times[width,] + depth * block for block in (min(blocks), max(blocks))]
+                found += [
+                    self.constant_ms + self._times[width,] + depth * block for block in (min(blocks), max(blocks))
+                ]
         return min(found), max(found)
 
     def check_fits(self, space: SearchSpace, where: str) -> None:
@@ -109,13 +112,13 @@ class LatencyTable(Frozen):
             measured, wanted = getattr(self.space, key), getattr(space, key)
             if measured != wanted:
                 raise AutoFormerError(
-                    f"{where}: measured for {key} = {measured}, but '{space.name}' has {wanted}; {REMEDY} for this space"
+                    f"{where}: measured for {key} = {measured}, but '{space.name}' has {wanted}; {REMEDY} for it"
                 )
         for key in ("embed_dim", "num_heads", "mlp_ratio"):
             missing = set(getattr(space.choices, key)) - set(getattr(self.space.choices, key))
             if missing:
                 raise AutoFormerError(
-                    f"{where}: measured without {key} = {min(missing):g} of '{space.name}'; {REMEDY} for this space"
+                    f"{where}: measured without {key} = {min(missing):g} of '{space.name}'; {REMEDY} for it"
                 )
 
     @property
@@ -128,6 +131,11 @@ class LatencyTable(Frozen):
         """What the times hold for, in words."""
         threads = "" if self.threads is None else f", {self.threads} thread{'s' if self.threads > 1 else ''}"
         return f"{self.device}{threads}, batch {self.batch_size}, {self.precision}"
+
+
+def table_of_search(folder: Path) -> LatencyTable | None:
+    """The table of a search's folder; None if it had none."""
+    return read_latency_table(folder / FILE) if (folder / FILE).exists() else None
 
 
 def read_latency_table(path: Path) -> LatencyTable:

@@ -9,6 +9,7 @@ Letters in shapes: B images, C channels, S pixels on a side, N tokens, E embeddi
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
@@ -109,15 +110,15 @@ def _measure(
     for width in space.choices.embed_dim:
         base = replace(space.smallest, embed_dim=width)
         ends = _model(space, base, images)
-        tokens = ends._pos_embed(ends.patch_embed(images))  # (B, N, E)
-        work["embedding", width] = lambda model=ends: model._pos_embed(model.patch_embed(images))  # type: ignore[misc]
-        work["head", width] = lambda model=ends, tokens=tokens: model.forward_head(model.norm(tokens))  # type: ignore[misc]
+        tokens = _embed(ends, images)
+        work["embedding", width] = partial(_embed, ends, images)
+        work["head", width] = partial(_classify, ends, tokens)
         for heads in space.choices.num_heads:
             for ratio in space.choices.mlp_ratio:
                 stack = _model(space, SubnetSpec(depth, width, (heads,) * depth, (ratio,) * depth), images).blocks
-                work["block", width, heads, ratio] = lambda stack=stack, tokens=tokens: stack(tokens)  # type: ignore[misc]
+                work["block", width, heads, ratio] = partial(stack, tokens)
     for spec in subnets:
-        work[spec] = lambda model=_model(space, spec, images): model(images)  # type: ignore[misc]
+        work[spec] = partial(_model(space, spec, images), images)
     ms = _medians(work, timer, rounds, seed, watch)
     return Times(
         tuple(WidthTime(embed_dim=key[1], ms=value) for key, value in _of("embedding", ms)),
@@ -130,12 +131,21 @@ def _measure(
     )
 
 
+def _embed(model: Any, images: Tensor) -> Tensor:
+    """(B, C, S, S) -> (B, N, E)."""
+    return model._pos_embed(model.patch_embed(images))
+
+
+def _classify(model: Any, tokens: Tensor) -> Tensor:
+    return model.forward_head(model.norm(tokens))
+
+
 def _of(part: str, ms: dict[Any, float]) -> list[tuple[tuple[Any, ...], float]]:
     return [(key, value) for key, value in ms.items() if isinstance(key, tuple) and key[0] == part]
 
 
 def _model(space: SearchSpace, spec: SubnetSpec, images: Tensor) -> Any:
-    return AutoFormer.from_spec(space, spec).eval().to(images.device, images.dtype)
+    return AutoFormer.from_spec(space, spec).eval().requires_grad_(False).to(images.device, images.dtype)
 
 
 def _medians(

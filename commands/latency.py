@@ -87,7 +87,9 @@ def measure(arguments: argparse.Namespace, space: SearchSpace) -> LatencyTable:
 def _name(device: "torch.device") -> str:
     import torch
 
-    return cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device) if device.type == "cuda" else "mps"
+    return (
+        cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device) if device.type == "cuda" else "mps"
+    )
 
 
 def clock_of(device: "torch.device", threads: int | None) -> tuple[Clock, "Timer"]:

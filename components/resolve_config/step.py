@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.files import canonical_json, hash_value
-from autoformer.limits import UNITS
+from autoformer.limits import UNITS, count_costs
 from runtime.common.code import package_code
 from runtime.common.config import STEPS, Config, RetrainSubnet, SearchSubnet, load_config
 from runtime.common.console import report_failure
@@ -13,6 +12,7 @@ from runtime.common.exit_codes import BAD_INPUT
 from runtime.common.overrides import split
 from runtime.steps.compiler import require_compiler
 from runtime.storage.data import NoFolderError, hash_data
+from runtime.storage.named_files import latency_table
 
 CACHED_STEPS = STEPS[:-1]  # register_model always runs
 
@@ -100,9 +100,13 @@ def lineages(config: Config, made_by: str) -> tuple[str, ...]:
 
 def _check_limits(config: Config) -> None:
     """Refuse limits that no subnet of the space meets, before the supernet is trained."""
-    limits, space = config.section(SearchSubnet).limits, config.space
-    for key, count in (("params_m", count_params), ("macs_g", count_macs)):
-        smallest, largest = (count(space, spec) / UNITS[key] for spec in (space.smallest, space.largest))
+    section, space = config.section(SearchSubnet), config.space
+    limits, table = section.limits, latency_table(section.latency, space)
+    ends = [count_costs(space, spec)[:2] for spec in (space.smallest, space.largest)]
+    ranges = [(smallest, largest) for smallest, largest in zip(*ends, strict=True)]
+    ranges += [table.extremes(space)] if table else []  # as measured, the fastest is perhaps not the smallest
+    for (key, unit), (smallest, largest) in zip(UNITS.items(), ranges, strict=False):
+        smallest, largest = smallest / unit, largest / unit
         low, high = getattr(limits, f"min_{key}"), getattr(limits, f"max_{key}")
         beyond = f"max_{key} = {high} is less than the smallest" if high is not None and high < smallest else ""
         if low is not None and low > largest:
