@@ -144,7 +144,7 @@ def test_latencies_are_shown_where_the_search_had_a_table(search_folder: Path, h
     shown = re.sub(r"\s+", " ", " ".join(Page(page).text))
     chosen = f"{table.predict(results.subnet.subnet):.3g}"
     assert f"{chosen} ms predicted latency: a processor, 2 cores, 1 thread, batch 1, float32;" in shown
-    assert "median error 10.0\u00a0% on 3 measured subnets" in shown
+    assert "median error 10.0 % on 3 measured subnets" in shown
     described = json.loads(page.partition('id="candidates">')[2].partition("</script>")[0])
     assert all(one["cost"].endswith(" ms") for one in described)
     front = sections.candidates(measured)["front"][0].candidate
