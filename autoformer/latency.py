@@ -18,6 +18,7 @@ from autoformer.space import SearchSpace, SubnetField, SubnetSpec
 
 Clock = Literal["processor time", "wall time", "CUDA events"]
 FILE = "latency_table.json"  # in the folder of a search that had a table
+AT_REST = "measure again, with nothing else running"
 REMEDY = "make the table again with `make latency`"
 _SHAPE = ("image_size", "patch_size", "in_channels", "num_classes", "head_dim", "max_relative_position",
           "relative_position", "pooling", "stem_channels")  # fmt: skip
@@ -25,7 +26,7 @@ _SHAPE = ("image_size", "patch_size", "in_channels", "num_classes", "head_dim", 
 
 class WidthTime(Frozen):
     embed_dim: int = Field(gt=0)
-    ms: float = Field(gt=0)
+    ms: float = Field(gt=0, le=1e9)
 
 
 class BlockTime(WidthTime):
@@ -56,7 +57,7 @@ class LatencyTable(Frozen):
     torch: str
     rounds: int = Field(gt=0)  # in each of which every part was measured
     space: SearchSpace
-    constant_ms: float
+    constant_ms: float = Field(ge=-1e9, le=1e9)
     embedding: tuple[WidthTime, ...]
     blocks: tuple[BlockTime, ...]
     head: tuple[WidthTime, ...]
@@ -74,6 +75,8 @@ class LatencyTable(Frozen):
         ):
             if sorted(found) != sorted(expected):
                 raise ValueError(f"{name} has {len(found)} times that are not one for each of {len(expected)} choices")
+        if self.extremes(self.space)[0] <= 0:
+            raise ValueError(f"with constant_ms {self.constant_ms:g} some subnets would take no time")
         return self
 
     @cached_property

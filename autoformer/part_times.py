@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoformer.errors import AutoFormerError
-from autoformer.latency import BlockTime, CheckedSubnet, LatencyTable, WidthTime
+from autoformer.errors import AutoFormerError, validated
+from autoformer.latency import AT_REST, BlockTime, CheckedSubnet, LatencyTable, WidthTime
 from autoformer.randomness import derived_rng
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.vit import AutoFormer
@@ -62,11 +62,12 @@ def measure_table(
         def scaled(parts: Iterable[Part]) -> tuple[Part, ...]:
             return tuple(part.model_copy(update={"ms": part.ms * factor}) for part in parts)
 
-        made = LatencyTable(
-            **conditions, batch_size=len(images), precision=str(images.dtype).removeprefix("torch."), rounds=rounds,
-            space=space, constant_ms=constant, embedding=scaled(times.embedding), blocks=scaled(times.blocks),
-            head=scaled(times.head),
-        )  # fmt: skip
+        fields = conditions | {
+            "batch_size": len(images), "precision": str(images.dtype).removeprefix("torch."), "rounds": rounds,
+            "space": space, "constant_ms": constant, "embedding": scaled(times.embedding),
+            "blocks": scaled(times.blocks), "head": scaled(times.head),
+        }  # fmt: skip
+        made = validated(LatencyTable, fields, "latency", AT_REST)
         compared = (
             CheckedSubnet(subnet=spec, predicted_ms=made.predict(spec), measured_ms=times.subnets[spec])
             for spec in checks
@@ -84,7 +85,7 @@ def _fit(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
         return 1.0, float(np.median(measured - sums))
     factor, constant = np.polyfit(sums, measured, 1, w=1 / measured)
     if factor <= 0:
-        raise AutoFormerError("latency: larger subnets took no longer than small ones; measure on a machine at rest")
+        raise AutoFormerError(f"latency: larger subnets took no longer than small ones; {AT_REST}")
     return float(factor), float(constant)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import write_json
-from autoformer.latency import Clock, LatencyTable
+from autoformer.latency import AT_REST, Clock, LatencyTable
 from autoformer.named import load_space
 from autoformer.space import SearchSpace
 from autoformer.subnet_text import shape_text
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from autoformer.part_times import Timer, Work
 
 COMMAND = "latency"
+MOST_ERROR_PERCENT = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _space(arguments: argparse.Namespace) -> SearchSpace:
     if arguments.check < 0:
         raise AutoFormerError(f"--check {arguments.check}: expected a whole number, 0 or more")
-    if not arguments.out.absolute().parent.is_dir():
-        raise AutoFormerError(f"--out {arguments.out}: no folder {arguments.out.parent}; make it")
+    if arguments.out.is_dir() or not arguments.out.absolute().parent.is_dir():
+        raise AutoFormerError(f"--out {arguments.out}: expected a file in a folder that exists")
     space = load_space(arguments.space)
     return space.model_copy(update={"num_classes": arguments.classes}) if arguments.classes else space
 
@@ -87,9 +88,9 @@ def measure(arguments: argparse.Namespace, space: SearchSpace) -> LatencyTable:
 def _name(device: "torch.device") -> str:
     import torch
 
-    return (
-        cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device) if device.type == "cuda" else "mps"
-    )
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return cpu_name() if device.type == "cpu" else f"MPS of {cpu_name()}"
 
 
 def clock_of(device: "torch.device", threads: int | None) -> tuple[Clock, "Timer"]:
@@ -98,12 +99,13 @@ def clock_of(device: "torch.device", threads: int | None) -> tuple[Clock, "Timer
 
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        stream = torch.cuda.current_stream(device)
 
         def cuda_timer(work: "Work") -> float:
             torch.cuda.synchronize(device)
-            start.record()
+            start.record(stream)
             work()
-            end.record()
+            end.record(stream)
             end.synchronize()
             return float(start.elapsed_time(end))
 
@@ -123,6 +125,7 @@ def clock_of(device: "torch.device", threads: int | None) -> tuple[Clock, "Timer
 
 def summary(table: LatencyTable) -> list[str]:
     low, high = table.extremes(table.space)
+    error = table.median_error_percent
     lines = [
         f"{COMMAND}: {table.conditions}; median of {table.rounds} rounds, {table.clock}",
         f"{COMMAND}: {len(table.blocks)} blocks; subnets of '{table.space.name}' take {low:.3g} to {high:.3g} ms",
@@ -135,7 +138,9 @@ def summary(table: LatencyTable) -> list[str]:
             for one in sorted(table.check, key=lambda one: one.measured_ms)
         ]
         worst = max(one.error_percent for one in table.check)
-        lines += [f"{COMMAND}: median error {table.median_error_percent:.1f} %, largest {worst:.1f} %"]
+        lines += [f"{COMMAND}: median error {error:.1f} %, largest {worst:.1f} %"]
+    if error is not None and error > MOST_ERROR_PERCENT:
+        lines += [f"{COMMAND}: this is too much for a limit; {AT_REST}, or with more --rounds"]
     return lines
 
 

@@ -79,7 +79,7 @@ def test_parts_that_are_measured_in_pieces_add_up_to_whole_subnets(name: str, mo
 def test_a_factor_and_a_constant_are_fitted_to_whole_subnets() -> None:
     assert part_times._fit([(1, 1.5), (2, 2.8), (4, 5.4)]) == pytest.approx((1.3, 0.2))
     assert part_times._fit([(2, 3.0), (2, 3.2), (2, 9.0)]) == pytest.approx((1, 1.2))  # one subnet alone
-    with pytest.raises(AutoFormerError, match="measure on a machine at rest"):
+    with pytest.raises(AutoFormerError, match="measure again, with nothing else running"):
         part_times._fit([(1, 5.0), (2, 4.0), (3, 3.0)])
 
 
@@ -107,6 +107,8 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"constant_ms": float("nan")}, "constant_ms"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"device": ""}, "device"),
+        ({"constant_ms": -2}, "with constant_ms -2 some subnets would take no time"),
+        ({"constant_ms": 1e300}, "constant_ms = 1e+300"),
         ({"speed": 1}, "unknown key 'speed'"),
     ],
 )
@@ -180,6 +182,7 @@ def test_the_command_writes_a_table_that_names_its_device(
         ({"--space": "fashion-mnits"}, "did you mean 'fashion-mnist'?"),
         ({"--device": "cuda:77"}, "cuda:77"),
         ({"--out": "nowhere/table.json"}, "nowhere"),
+        ({"--out": "."}, "--out .: expected a file"),
         ({"--check": "-1"}, "--check"),
         ({"--rounds": "0"}, "expected a number above 0"),
         ({"--batch": "two"}, "expected a number above 0"),
@@ -195,6 +198,13 @@ def test_bad_arguments_are_one_line_before_anything_is_measured(
         assert ended.code == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "table.json").exists()
+
+
+def test_a_prediction_that_is_too_far_off_is_reported() -> None:
+    table = table_of(SPACE)
+    near, far = (table.model_copy(update={"check": table.check[index : index + 1]}) for index in (1, 2))
+    assert "too much for a limit" not in command.summary(near)[-1]
+    assert "too much for a limit" in command.summary(far)[-1]
 
 
 def test_one_thread_is_timed_by_the_processor_and_several_by_the_wall() -> None:

@@ -118,6 +118,8 @@ def test_a_table_that_changes_after_it_was_resolved_is_refused(
         ("limits.max_latency_ms=9 search_subnet.latency=null", "limits on latency need a table"),
         ("limits.max_latency_ms=-1", "max_latency_ms"),
         ("latency.table=/nowhere.json", "search_subnet.latency.table = /nowhere.json: no such file"),
+        (f"latency.sha256={'a' * 64}", "table.json: changed since the run was resolved"),
+        ("latency.table=/nowhere.json search_subnet.latency.sha256=" + "a" * 64, "table = /nowhere.json: no such file"),
         ("latency.tabel=a.json", "unknown key 'search_subnet.latency.tabel'; did you mean 'table'?"),
     ],
 )

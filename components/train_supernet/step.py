@@ -93,7 +93,7 @@ def adopt(opened: StepContext, adopted: Adopted, card: DatasetCard, search_image
     set_threads(opened.config.threads)
     space, section = opened.config.space, opened.config.section(TrainSupernet)
     folder = opened.workspace.file("adopted")
-    checkpoint = verified_file(adopted.checkpoint, adopted.sha256, folder, "train_supernet.adopt")
+    checkpoint = verified_file(adopted.checkpoint, adopted.sha256, folder, "train_supernet.adopt.checkpoint")
     supernet, device = load_any_supernet(checkpoint, space), find_device(opened.config.device)
     accuracy = SearchSplitAccuracy(search_images, card, device, section.score_images)
     row = {"step": 0, "epoch": 0.0, **_score(supernet.to(device), space, accuracy)}

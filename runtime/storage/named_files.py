@@ -8,7 +8,6 @@ from autoformer.files import hash_file
 from autoformer.latency import LatencyTable, read_latency_table
 from autoformer.space import SearchSpace
 from runtime.common.config import MeasuredLatency
-from runtime.common.console import existing
 from runtime.storage import is_uri
 from runtime.storage.downloads import download
 
@@ -26,8 +25,10 @@ def verified_file(named: str, sha256: str | None, folder: Path, key: str) -> Pat
     if is_uri(named):
         file = folder / file.name
         download(named, file, sha256)
-    elif hash_file(existing(file, f"{key} names it")) != sha256:
-        raise AutoFormerError(f"{file}: changed since the run was resolved; start the run again")
+    elif not file.is_file():
+        raise AutoFormerError(f"{key} = {named}: no such file")
+    elif hash_file(file) != sha256:
+        raise AutoFormerError(f"{key} = {named}: changed since the run was resolved; start the run again")
     return file
 
 
