@@ -149,6 +149,9 @@ def test_latencies_are_shown_where_the_search_had_a_table(search_folder: Path, h
     assert all(one["cost"].endswith(" ms") for one in described)
     front = sections.candidates(measured)["front"][0].candidate
     assert f"<td>{front.latency_ms:.3g} ms</td>" in page
+    marks = [mark["data-candidate"] for mark in Page(page).of_class("candidate")]
+    assert sorted(marks) == sorted(2 * [str(index) for index in range(len(candidates))])  # against size, and latency
+    assert "top-1 accuracy" in page.partition("latency, ms")[2]
 
 
 def test_names_are_escaped(html: str) -> None:
