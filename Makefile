@@ -11,7 +11,8 @@ quote = '$(subst ','\'',$(value $1))'
 option = $(if $(value $2),$1 $(call quote,$2))
 # Not exported: make would expand the values, and lose dollar signs or stop at them.
 unexport ARCHIVES BATCH BUILD CHECKPOINT CLASSES CLUSTER DATA DATASET DATA_HASH DEVICE EVERY EXPERIMENT HOST IMAGE INPUTS \
-  LIMIT MODEL NAME NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEED SET SIZE SPACE SUBNET TAG TERMINATE THREADS
+  LIMIT MODEL NAME NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEED SET SIZE SPACE STRIDE SUBNET TAG \
+  TERMINATE THREADS YES
 SETTINGS = $(call option,--preset,PRESET) $(call option,--set,SET)
 # The parameter file of the run, as a word of the shell.
 PARAMS = $(if $(filter %.yaml %.yml,$(value PRESET)),$(call quote,PRESET),$(PARAMS_BY_NAME))
@@ -39,6 +40,16 @@ ifneq ($(call wanted,evaluate-official),)
 endif
 ifneq ($(call wanted,latency),)
   $(foreach name,SPACE OUT,$(call need,$(name),make latency SPACE=fashion-mnist OUT=latency.json))
+endif
+ifneq ($(call wanted,adopt),)
+  $(call need,CHECKPOINT,make adopt CHECKPOINT=supernet-tiny.pth PRESET=imagenet-tiny)
+endif
+ifneq ($(call wanted,first-run),)
+  $(call need,CLUSTER,make first-run CLUSTER=mine)
+endif
+ifneq ($(call wanted,test-cluster),)
+  CLUSTER_TEST := make test-cluster HOST=http://127.0.0.1:8080 CLUSTER=mine DATA=s3://autoformer/data/fashion-mnist
+  $(foreach name,HOST CLUSTER DATA,$(call need,$(name),$(CLUSTER_TEST)))
 endif
 ifneq ($(call wanted,data run),)
   $(if $(filter command,$(origin DATA)),$(call need,DATA,make run DATA=photos))
@@ -105,7 +116,7 @@ run: $(if $(value DATA),$(STAMP),$(IMAGES)) ## run the whole pipeline here, thro
 	$(BIN)/python -m pipeline.local $(SETTINGS) $(call option,--source,DATA) $(FLAGS)
 
 .PHONY: adopt
-adopt: $(STAMP) ## run without training a supernet, on one that exists: CHECKPOINT=file; PRESET and SPACE say of which space
+adopt: $(IMAGES) ## run without training a supernet, on one that exists: CHECKPOINT=file; PRESET and SPACE say of which space
 	$(BIN)/python -m pipeline.local $(SETTINGS) --adopt $(call quote,CHECKPOINT) $(call option,--space,SPACE)
 
 .PHONY: repro
@@ -129,6 +140,10 @@ submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=
 	  $(call option,--data-hash,DATA_HASH) $(call option,--experiment,EXPERIMENT) $(call option,--namespace,NAMESPACE) \
 	  $(if $(WAIT),--wait) $(if $(FRESH),--fresh) $(call option,--every,EVERY) $(call option,--run,RUN) \
 	  $(call option,--terminate,TERMINATE)
+
+.PHONY: first-run
+first-run: $(STAMP) ## run the smoke preset on a new platform, and open KFP's page: CLUSTER=name; it needs kubectl (docs/cluster.md)
+	$(BIN)/python -m pipeline.cluster.first_run --cluster $(call quote,CLUSTER) $(call option,--preset,PRESET)
 
 .PHONY: secrets
 secrets: $(STAMP) ## generate the passwords of a new cluster, in files that git ignores (docs/cluster.md)
@@ -169,6 +184,11 @@ test: data ## run the tests, on two workers of one thread each
 .PHONY: fuzz
 fuzz: $(STAMP) ## damage files of every format at random, and read them: INPUTS=2000, SEED=… to repeat
 	cd tests && PYTHONPATH=.. OMP_NUM_THREADS=1 ../$(BIN)/python fuzz.py $(call option,--inputs,INPUTS) $(call option,--seed,SEED)
+
+.PHONY: chaos
+chaos: $(STAMP) ## kill steps at every write, take disk, stores and clock away: SEED=… to repeat, STRIDE=6 for every 6th write only
+	SEED=$(call quote,SEED) STRIDE=$(call quote,STRIDE) OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest tests/chaos/suite.py tests/test_full_disk.py $(PYTEST)
 
 .PHONY: test-containers
 test-containers: data ## build the images, and run the pipeline in containers: as root on Debian, or with DOCKER_HOST

@@ -185,9 +185,7 @@ class _Combine(Function):
         combine = combine.to(stacked.dtype)
         ctx.save_for_backward(combine)
         vectors = stacked.new_empty(2, len(combine), stacked.shape[2])
-        torch.bmm(
-            combine.to(stacked.dtype).expand(2, -1, -1), stacked, out=vectors
-        )  # `out`: autocast leaves it as it is
+        torch.bmm(combine.expand(2, -1, -1), stacked, out=vectors)  # `out`: autocast leaves it as it is
         of_keys, of_values = vectors.to(dtype).unbind()
         return of_keys, of_values
 

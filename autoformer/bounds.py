@@ -41,5 +41,9 @@ class Bounds(Frozen):
     served_text: int = Field(48 * MB, description="characters of all base64 texts in one request together")
     served_seconds: float = Field(6.0, description="to decode and classify the images of one request")
 
+    def expanded(self, compressed: int) -> int:
+        """The most bytes that a compressed file of so many bytes may hold (`expansion`)."""
+        return 64 * MB + self.expansion * compressed
+
 
 BOUNDS = Bounds()

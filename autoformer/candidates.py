@@ -17,7 +17,10 @@ _PARENT_SEPARATOR = ";"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A subnet to be scored, and where it came from. `parents` are ids of candidates."""
+    """A subnet to be scored, and where it came from.
+
+    `parents` are ids of candidates; `macs` leave out relative position.
+    """
 
     id: int
     spec: SubnetSpec

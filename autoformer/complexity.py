@@ -11,6 +11,11 @@ from typing import Literal
 from autoformer.space import SearchSpace, SubnetSpec, halved
 
 RelativePosition = Literal["none", "published", "ours"]
+COUNTED_MACS: dict[RelativePosition, str] = {
+    "none": "MACs without relative position",
+    "published": "MACs with relative position as published",
+    "ours": "MACs with relative position as executed here",
+}
 
 
 def count_params(space: SearchSpace, spec: SubnetSpec) -> int:
@@ -31,12 +36,12 @@ def count_params(space: SearchSpace, spec: SubnetSpec) -> int:
     return params
 
 
-def count_macs(space: SearchSpace, spec: SubnetSpec, relative_position: RelativePosition = "ours") -> int:
+def count_macs(space: SearchSpace, spec: SubnetSpec, relative_position: RelativePosition = "none") -> int:
     """MACs of the matrix products for one image, without norms, activations and softmax.
 
     Args:
         relative_position: the cost of relative position in each block.
-            "none": nothing, as in most published figures.
+            "none": nothing, as in most published figures, and in all figures of a run.
             "published": queries and attention weights times two (N, N, d) tables, as the official code executes them:
                 2 N^2 D.
             "ours": as `autoformer.attention` executes it. Heads are wider by W features, 2 N^2 W for each head, and

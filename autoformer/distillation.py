@@ -61,20 +61,21 @@ class Teacher:
         logits: Tensor = self.model(pixels)
         return logits
 
-    def loss(self, student: Tensor, base: Tensor, images: Tensor) -> Tensor:
+    def loss(self, student: Tensor, base: Tensor, images: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """(1 - weight) * base + weight * distance to the teacher, a scalar.
 
-        Hard: cross entropy with the teacher's class (DeiT, equation 3). Soft: Kullback-Leibler divergence at
-        temperature T, times T squared (equation 2).
+        Hard: cross entropy with the teacher's class (DeiT, equation 3), smoothed as in the official code. Soft:
+        Kullback-Leibler divergence at temperature T, times T squared (equation 2).
 
         Args:
             student: logits (B, K).
             base: the loss against the labels.
             images: the student's input.
+            label_smoothing: of the teacher's class in hard distillation.
         """
         teacher = self(images)
         if self.settings.kind == "hard":
-            distance = F.cross_entropy(student, teacher.argmax(dim=1))
+            distance = F.cross_entropy(student, teacher.argmax(dim=1), label_smoothing=label_smoothing)
         else:
             t = self.settings.temperature
             log_student, log_teacher = (F.log_softmax(logits.float() / t, dim=1) for logits in (student, teacher))

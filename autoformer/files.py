@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -75,10 +74,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove the temporaries of `path` whose process on this machine has ended."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}-*-*.tmp"):
-        writer = left.name.split("-")[-2]
-        if writer.isdecimal() and not _is_running(int(writer)):
+    """Remove the temporaries of `path`, and theirs in turn, whose process on this machine has ended."""
+    temporary = re.compile(rf"\.+{re.escape(path.name)}(?:\.{_HOST}-(\d+)-[0-9a-f]{{4}}\.tmp)+")
+    for left in path.parent.iterdir():
+        found = temporary.fullmatch(left.name)
+        if found and not _is_running(int(found[1])):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 

@@ -1,32 +1,20 @@
 """Limits on parameters, MACs and latency, and moves of a subnet towards them. Torch-free."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from autoformer.complexity import count_macs, count_params
+from autoformer.complexity import COUNTED_MACS, RelativePosition, count_macs, count_params
 from autoformer.frozen import Frozen
 from autoformer.latency import LatencyTable
 from autoformer.space import SearchSpace, SubnetSpec
 
 UNITS = {"params_m": 1e6, "macs_g": 1e9, "latency_ms": 1}
 Value = TypeVar("Value", int, float)
-
-
-class Costs(NamedTuple):
-    """What a subnet costs."""
-
-    params: int
-    macs: int
-    latency_ms: float | None = None  # predicted; None without a table
-
-
-def count_costs(space: SearchSpace, spec: SubnetSpec, table: LatencyTable | None = None) -> Costs:
-    return Costs(count_params(space, spec), count_macs(space, spec), table.predict(spec) if table else None)
 
 
 class Limits(Frozen):
@@ -41,6 +29,11 @@ class Limits(Frozen):
     )
     max_latency_ms: float | None = Field(
         None, gt=0, description="maximum latency in milliseconds, by search_subnet.latency.table"
+    )
+    relative_position: RelativePosition = Field(
+        "none",
+        description="what the MACs of these limits count for it: nothing, as most papers and all figures of a run do; "
+        "what the published code executes; or what this code executes",
     )
 
     @model_validator(mode="after")
@@ -67,16 +60,23 @@ class Limits(Frozen):
     def on_latency(self) -> bool:
         return self.min_latency_ms is not None or self.max_latency_ms is not None
 
-    def allow(self, params: int, macs: int, latency_ms: float | None = None) -> bool:
-        """Whether the costs are legal. `latency_ms` is required where there is a limit on it."""
-        if self.on_latency and latency_ms is None:
+    def count(self, space: SearchSpace, spec: SubnetSpec, table: LatencyTable | None = None) -> dict[str, float]:
+        """The costs of a subnet, by their names in `UNITS`, as these limits count them; latency if there is a table."""
+        counts: dict[str, float] = {
+            "params_m": count_params(space, spec),
+            "macs_g": count_macs(space, spec, self.relative_position),
+        }
+        return counts | ({"latency_ms": table.predict(spec)} if table else {})
+
+    def allow(self, counts: Mapping[str, float]) -> bool:
+        """Whether the costs that `count` returns are legal. `ValueError` if a limit is on a latency that is missing."""
+        if self.on_latency and "latency_ms" not in counts:
             raise ValueError("a limit on latency needs a latency")
-        values = dict(zip(UNITS, (params, macs, latency_ms or 0.0), strict=True))
-        return all(low <= values[cost] <= high for cost in UNITS for low, high in [self.bounds(cost)])
+        return all(low <= count <= high for cost, count in counts.items() for low, high in [self.bounds(cost)])
 
     def __str__(self) -> str:
-        parts = []
-        for cost, name in (("params_m", "parameters"), ("macs_g", "multiply-adds"), ("latency_ms", "milliseconds")):
+        parts, macs = [], COUNTED_MACS[self.relative_position]
+        for cost, name in (("params_m", "parameters"), ("macs_g", macs), ("latency_ms", "milliseconds")):
             low, high = self.bounds(cost)
             parts += [f"{name} >= {low:,}"] if getattr(self, f"min_{cost}") is not None else []
             parts += [f"{name} <= {high:,}"] if high < math.inf else []
@@ -92,11 +92,11 @@ def move_towards(
     """
     first = 0
     while True:
-        costs = count_costs(space, spec, table)
-        too_large = any((value or 0) > limits.bounds(cost)[1] for cost, value in zip(UNITS, costs, strict=True))
+        counts = limits.count(space, spec, table)
+        too_large = any(count > limits.bounds(cost)[1] for cost, count in counts.items())
         direction = -1 if too_large else 1
         neighbours = _neighbours(space, spec, direction)
-        if limits.allow(*costs) or not neighbours or direction == -first:
+        if limits.allow(counts) or not neighbours or direction == -first:
             return spec
         first, spec = direction, rng.choice(neighbours)
 

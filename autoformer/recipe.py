@@ -104,7 +104,9 @@ class Recipe(Frozen):
     epochs: float = Field(gt=0, description="passes over the training images; a fraction is fine")
     batch_size: int = Field(gt=0, description="images of an optimiser step")
     accumulation: int | Literal["auto"] = Field(
-        "auto", description="forward passes, all of one subnet, to an optimiser step; auto for as few as memory allows"
+        "auto",
+        description="forward passes, all of one subnet, to an optimiser step; auto for as few as memory allows. "
+        "mixup, CutMix, erasing and stochastic depth draw anew in each",
     )
     optimizer: OptimizerName = Field(
         "adamw",
@@ -121,7 +123,9 @@ class Recipe(Frozen):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over all classes")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the deepest block; linear from 0")
     clip_grad: float | None = Field(None, gt=0, description="maximum norm of the gradient; null for none")
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; null for none")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="decay of the averaged weights, after timm's warm-up; null for none"
+    )
     precision: Precision = Field(
         "auto", description="of the forward pass; auto for bfloat16 or float16 on a GPU, float32 on a CPU"
     )

@@ -6,7 +6,7 @@ A sampler is a function of the step, made from a space and a seed. It has no sta
   3.3).
 - `sandwich`: the largest subnet, the smallest and some random ones, the others by in-place distillation from the
   largest (BigNAS, arXiv 2003.11142, section 3; slimmable networks, arXiv 1903.05134). A step costs one pass per
-  subnet.
+  subnet. In a short training the largest is a poor teacher, so by default the labels count as much as its outputs.
 - `uniform_params`: one subnet per step, uniform in its number of parameters. Uniform choices seldom give a small or a
   large subnet: the size is a sum of many draws.
 """
@@ -23,6 +23,7 @@ from autoformer.space import SearchSpace, SubnetSpec
 PARAM_BINS = 32  # bins of the range of parameters, each sampled once in as many steps
 PARAM_DRAWS = 16  # uniform draws before a subnet is moved into its bin
 PARAM_MOVES = 6  # moves towards the bin, from either side
+TEACHER_WEIGHT = 0.5  # of the largest subnet's outputs in a sandwich; the rest is that of the labels
 Sampling = Literal["uniform", "sandwich", "uniform_params"]
 
 
@@ -30,18 +31,24 @@ class SubnetPass(NamedTuple):
     """One forward and backward pass over the images of a step."""
 
     subnet: SubnetSpec | None = None  # None for all of a model that is not a supernet
-    in_place_distillation: bool = False  # learn the outputs of the step's first subnet, not the labels
+    teacher_weight: float = 0.0  # of the outputs of the step's first subnet; the rest is that of the labels
 
 
 SubnetSampler = Callable[[int], tuple[SubnetPass, ...]]
 
 
-def make_sampler(kind: Sampling, space: SearchSpace, seed: int, sandwich_random: int = 2) -> SubnetSampler:
+def make_sampler(
+    kind: Sampling,
+    space: SearchSpace,
+    seed: int,
+    sandwich_random: int = 2,
+    sandwich_teacher_weight: float = TEACHER_WEIGHT,
+) -> SubnetSampler:
     match kind:
         case "uniform":
             return uniform(space, seed)
         case "sandwich":
-            return sandwich(space, seed, sandwich_random)
+            return sandwich(space, seed, sandwich_random, sandwich_teacher_weight)
         case "uniform_params":
             return uniform_params(space, seed)
 
@@ -60,13 +67,13 @@ def sampled_subnet(space: SearchSpace, seed: int, step: int) -> SubnetSpec:
     return space.sample(derived_rng("subnet", seed, step))
 
 
-def sandwich(space: SearchSpace, seed: int, random: int = 2) -> SubnetSampler:
-    """The largest subnet, the smallest and `random` random ones."""
+def sandwich(space: SearchSpace, seed: int, random: int = 2, teacher_weight: float = TEACHER_WEIGHT) -> SubnetSampler:
+    """The largest subnet, the smallest and `random` random ones. A `teacher_weight` of 1 is BigNAS'."""
 
     def sampler(step: int) -> tuple[SubnetPass, ...]:
         rng = derived_rng("subnet", seed, step)
         others = [space.smallest, *(space.sample(rng) for _ in range(random))]
-        return (SubnetPass(space.largest), *(SubnetPass(subnet, in_place_distillation=True) for subnet in others))
+        return (SubnetPass(space.largest), *(SubnetPass(subnet, teacher_weight) for subnet in others))
 
     return sampler
 

@@ -16,10 +16,11 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from autoformer.candidates import Candidate, Origin, ScoredCandidate
+from autoformer.complexity import COUNTED_MACS, count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
 from autoformer.latency import LatencyTable
-from autoformer.limits import Limits, count_costs, move_towards
+from autoformer.limits import Limits, move_towards
 from autoformer.racing import Objective
 from autoformer.space import SearchSpace, SubnetSpec
 
@@ -96,11 +97,13 @@ class _Pool:
         """The candidate of `spec`, unless it is not legal or was drawn before."""
         if spec in self.seen:
             return []
-        costs = count_costs(self.space, spec, self.table)
-        if not self.limits.allow(*costs):
+        counts = self.limits.count(self.space, spec, self.table)
+        if not self.limits.allow(counts):
             return []
         self.seen.add(spec)
-        return [Candidate(len(self.seen) - 1, spec, origin, generation, tuple(parents), *costs)]
+        params, macs = count_params(self.space, spec), count_macs(self.space, spec)
+        latency = counts.get("latency_ms")
+        return [Candidate(len(self.seen) - 1, spec, origin, generation, tuple(parents), params, macs, latency)]
 
     def random(self, count: int, origin: Origin, generation: int) -> list[Candidate]:
         """Up to `count` random candidates: uniform draws first, then draws that are moved towards the limits."""
@@ -120,15 +123,15 @@ class _Pool:
         candidates = self.random(count, origin, 0)
         if candidates:
             return candidates
-        low, high = (count_costs(self.space, spec) for spec in (self.space.smallest, self.space.largest))
-        latencies = ""
+        low, high = (self.limits.count(self.space, spec) for spec in (self.space.smallest, self.space.largest))
+        macs, latencies = COUNTED_MACS[self.limits.relative_position], ""
         if self.table:
             fastest, slowest = self.table.extremes(self.space)
             latencies = f"; latencies are {fastest:.4g} to {slowest:.4g} ms"
         raise AutoFormerError(
             f"no legal candidate in {self.tries:,} tries under {self.limits}; in '{self.space.name}' the smallest "
-            f"subnet has {low.params:,} parameters and {low.macs:,} multiply-adds, the largest {high.params:,} and "
-            f"{high.macs:,}{latencies}; widen the limits"
+            f"subnet has {low['params_m']:,} parameters and {low['macs_g']:,} {macs}, the largest "
+            f"{high['params_m']:,} and {high['macs_g']:,}{latencies}; widen the limits"
         )
 
 

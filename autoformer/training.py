@@ -11,6 +11,8 @@ Randomness is a function of (seed, step) and (seed, epoch, sample), so a checkpo
 
 A step has W x A micro-batches on W ranks with A accumulation steps each. What a micro-batch draws depends on its number
 in the step alone, so W ranks train what one rank with W x A accumulation steps trains, up to the rounding of a sum.
+Another number of micro-batches is another draw of mixup, CutMix, erasing and stochastic depth: mixup and CutMix draw
+once for each micro-batch and pair its images.
 
 Dimensions: B images of a micro-batch, C channels, S pixels on a side, K classes.
 """
@@ -121,6 +123,11 @@ class Trainer:
         """The model with averaged weights; without `ema_decay` the model itself."""
         return self.model if self.ema is None else self.ema.module
 
+    @property
+    def final_ema_decay(self) -> float | None:
+        """Decay of the averaged weights in the last step; timm's warm-up keeps it below `ema_decay` in few steps."""
+        return None if self.ema is None else float(self.ema.get_decay(self.total_steps - 1))
+
     def advance(self, steps: int) -> float:
         """Take up to `steps` optimiser steps; return their mean loss over all ranks."""
         total = torch.zeros((), device=self.device)  # stays on the device until all steps are taken
@@ -182,20 +189,23 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         """Logits (B, K) of one subnet, and its mean loss, a scalar.
 
-        In-place distillation uses the first subnet's probabilities alone, and no stochastic depth (BigNAS, section 3.1:
-        labels and regularisation are for the largest).
+        A pass with a `teacher_weight` learns the first subnet's probabilities by that weight, the labels by the rest,
+        without stochastic depth (BigNAS, section 3.1: regularisation is for the largest) and without `teacher`.
         """
-        learns_labels = not subnet_pass.in_place_distillation
-        if self.model.training != learns_labels:
-            self.model.train(learns_labels)
+        weight = subnet_pass.teacher_weight
+        if self.model.training != (not weight):
+            self.model.train(not weight)
         model = self.model if self.ddp is None else self.ddp
         with autocast(self.device, self.precision):
             logits = (model(images) if subnet_pass.subnet is None else model(images, subnet_pass.subnet)).float()
-            if subnet_pass.in_place_distillation:
+            if weight:
                 assert first_logits is not None
-                return logits, self.in_place_loss(logits, first_logits.softmax(dim=1))
+                from_first: Tensor = self.in_place_loss(logits, first_logits.softmax(dim=1))
+                return logits, from_first if weight == 1 else from_first.lerp(self.loss(logits, targets), 1 - weight)
             loss = self.loss(logits, targets)
-            return logits, loss if self.teacher is None else self.teacher.loss(logits, loss, images)
+            if self.teacher is not None:
+                loss = self.teacher.loss(logits, loss, images, self.recipe.label_smoothing)
+            return logits, loss
 
     def _batch(self, accumulation_step: int, number: int) -> tuple[Tensor, Tensor]:
         """Images (B, C, S, S) of a micro-batch, and labels (B,) or mixed targets (B, K)."""

@@ -95,13 +95,16 @@ def fill_data_folder(dataset: str, archives: str | Path, data: Path) -> str:
             published = PUBLISHED[dataset]
         return ", ".join(copy_verified(folder, data, published))
     place = _archive_folder(archives)
-    official = dataset == imagenet.NAME and (place / imagenet.TRAIN).is_file()  # spares a listing of the folder
+    official = dataset == imagenet.NAME and any(
+        (place / name).is_file() for name in (imagenet.TRAIN, imagenet.VAL)
+    )  # spares a listing of the folder
     if not official and _is_layout(place):
         _write_source(place, data, "Where the images are: in train/<class>/ and so on, or in WebDataset shards.")
         return f"{SOURCE}, which names {archives}"
     if dataset == imagenet.NAME:
-        link_imagenet(archives, data)
-        return f"{SOURCE}, which names {', '.join(imagenet.PUBLISHED.archives)}"
+        missing = link_imagenet(archives, data)
+        lacks = f"; {missing} is not there: `make evaluate-official` needs val alone, a run both" if missing else ""
+        return f"{SOURCE}, which names {', '.join(imagenet.PUBLISHED.archives)}{lacks}"
     inside = accepted_inside(place, _is_layout) if isinstance(place, Path) else None
     do = (
         did_you_mean("ARCHIVES", inside) if inside else f"DATASET names official archives: {nearest(dataset, OFFICIAL)}"
@@ -156,7 +159,7 @@ def copy_verified(archives: Path, data: Path, published: Mapping[str, str]) -> l
 def _copy(source: Path, out: BinaryIO, uncompress: bool, advance: Callable[[int], None]) -> str:
     """Copy a file, or its uncompressed content; return the md5 of the file itself."""
     digest, gunzip, written = md5(), zlib.decompressobj(_GZIP), 0
-    most = (64 << 20) + BOUNDS.expansion * source.stat().st_size
+    most = BOUNDS.expanded(source.stat().st_size)
     with source.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
@@ -177,14 +180,22 @@ def _copy(source: Path, out: BinaryIO, uncompress: bool, advance: Callable[[int]
     return digest.hexdigest()
 
 
-def link_imagenet(archives: str | Path, data: Path, published: imagenet.Published = imagenet.PUBLISHED) -> None:
-    """Write the `source.yaml` of `data`. Raises `AutoFormerError` where an archive is missing or of another size."""
+def link_imagenet(archives: str | Path, data: Path, published: imagenet.Published = imagenet.PUBLISHED) -> str:
+    """Write the `source.yaml` of `data`; return the archive of images that is missing, "" if both are there.
+
+    Raises `AutoFormerError` where both are missing, the devkit is, or one of them has another size.
+    """
     folder = _archive_folder(archives)
     if isinstance(folder, Path) and not folder.is_dir():
         raise AutoFormerError(f"{archives}: no such folder; name the one that holds {', '.join(published.archives)}")
-    imagenet.check_sizes(folder, published.archives, published)
+    images = (imagenet.TRAIN, imagenet.VAL)
+    missing = [name for name in images if not (folder / name).is_file()]
+    lacking = missing[0] if len(missing) == 1 else ""
+    needed = {name: archive for name, archive in published.archives.items() if name != lacking}
+    imagenet.check_sizes(folder, published.archives, published._replace(archives=needed))
     title = f"Where the archives of {imagenet.TITLE} are, and what they must be."
     _write_source(folder, data, title, published.archives)
+    return lacking
 
 
 def _write_source(

@@ -21,6 +21,7 @@ from autoformer.images.archives import EncodedImages, EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.pixels import model_pixels
 from autoformer.images.split_images import DecodedSplit
+from autoformer.limits import Limits
 from components.prepare_data import imagenet
 from components.prepare_data.readers import read_delivered
 from components.prepare_data.splitting import Splits, describe, split
@@ -116,6 +117,7 @@ def make_plan(config: Config, data: Path, step_seconds: float = STEP_SECONDS) ->
     search, retrain = config.section(SearchSubnet), config.section(RetrainSubnet)
     scored = min(search.images or images.search, images.search)
     candidates = f"{search.budget:,} candidates on {'at most ' if search.racing else ''}{scored:,} images"
+    candidates += "" if search.limits == Limits() else f", {search.limits}"
     stages = [
         Stage("prepare_data", images=images.train_full + images.test, images_per_second=PREPARED_PER_SECOND),
         _training_stage("train_supernet", [config.section(TrainSupernet)], images.train, training),

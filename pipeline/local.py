@@ -120,8 +120,6 @@ def _adoption(arguments: argparse.Namespace) -> list[str]:
     if arguments.space:
         overrides.append(f"space={json.dumps(arguments.space)}")
     if arguments.adopt is not None:
-        if not arguments.adopt:
-            raise AutoFormerError("CHECKPOINT is missing: a supernet's file, as in CHECKPOINT=supernet-tiny.pth")
         checkpoint = arguments.adopt if is_uri(arguments.adopt) else str(Path(arguments.adopt).expanduser().absolute())
         overrides.append(f"train_supernet.adopt.checkpoint={json.dumps(checkpoint)}")
     return overrides

@@ -11,6 +11,7 @@ from autoformer.space import NamedSubnet
 from autoformer.subnet_text import heads_text, ratios_text, size_text
 from runtime.common.config import Config
 from runtime.common.records import Registration, StepRecord, read_metrics
+from runtime.common.search_split import search_split_note
 
 _REQUIRED = {
     "search": ("chosen_top1_percent",),
@@ -45,9 +46,10 @@ def summary(
         ("heads", heads_text(spec)),
         ("MLP ratios", ratios_text(spec)),
         ("parameters", f"{params:,} ({params / 1e6:.3g} M)"),
-        ("multiply-adds", f"{macs:,} ({macs / 1e9:.3g} G)"),
+        ("multiply-adds", f"{macs:,} ({macs / 1e9:.3g} G), without relative position"),
         *([("latency", f"{table.predict(spec):.3g} ms, {table.conditions} (predicted)")] if table else []),
         ("search split", _search_scores(searched, retrained)),
+        ("", search_split_note(config.dataset)),
         ("test split", _test_scores(weights, tested, retrained)),
         ("registry", read_json_as(Registration, outputs["registration"]).reason),
         *((f"  {step}", f"{record.seconds:.0f} s") for step, record in records.items()),

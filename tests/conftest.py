@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 TOGETHER = {
     "whole run": ("test_dvc", "test_dvc_s3", "test_pipeline"),
     "forked steps": (  # from one server, which takes ten seconds of imports to start
-        "test_ranks", "test_interrupt", "test_full_disk", "test_locks", "test_resume", "test_rollback",
-        "test_search_race", "test_storage_steps", "test_tracking", "test_trainjob",
+        "test_chaos", "test_ranks", "test_interrupt", "test_full_disk", "test_locks", "test_resume",
+        "test_rollback", "test_search_race", "test_storage_steps", "test_tracking", "test_trainjob",
     ),
     "registry": ("test_outages", "test_register_model"),  # what exports a model is slow to import, too
     "two runs": ("test_browser_mlflow", "test_compare"),

@@ -17,11 +17,11 @@ PATIENCE_SECONDS = 120.0
 
 @contextlib.contextmanager
 def server(
-    folder: Path, port: int, artifacts: str = "", environment: Mapping[str, str] | None = None
+    folder: Path, port: int, artifacts: str = "", environment: Mapping[str, str] | None = None, store: str = ""
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`mlflow server` on `folder/mlflow.db`; its clients send artifacts through it, to a folder or to S3."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--serve-artifacts"]
+    command += ["--backend-store-uri", store or f"sqlite:///{folder / 'mlflow.db'}", "--serve-artifacts"]
     command += ["--artifacts-destination", artifacts or str(folder / "artifacts")]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn by name
     own = {"PATH": path, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -70,7 +70,7 @@ class Line:
     """A proxy of a server, on a port of its own.
 
     `now` is "open", "refused" (nothing listens), "cut" (a connection is closed at once), "silent" (no request is
-    answered), or the status of an HTTP answer.
+    answered), "slow" (each connection waits a second), or the status of an HTTP answer.
     """
 
     def __init__(self, to_port: int) -> None:
@@ -116,7 +116,9 @@ class Line:
         if now == "silent":
             return
         with contextlib.suppress(OSError), client:
-            if now != "open":
+            if now == "slow":
+                time.sleep(1.0)
+            elif now != "open":
                 client.recv(65536)
                 answer = f"HTTP/1.1 {now} Away\r\nRetry-After: 3600\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
                 client.sendall(answer.encode())

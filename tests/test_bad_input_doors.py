@@ -115,7 +115,7 @@ RUNNERS: list[tuple[str, Callable[[Path], Argv], list[str]]] = [
     ("null", setting("train_supernet.batch_size="), ["train_supernet.batch_size = None", "valid integer"]),
     ("threads without end", setting("threads=100000000"), ["threads = 100000000", "4096"]),
     ("negative budget", setting("search_subnet.limits.max_params_m=-3"), ["max_params_m = -3", "greater than 0"]),
-    ("limits too low", setting("search_subnet.limits.max_params_m=0.001"), ["less than the smallest subnet", "0.0576"]),
+    ("limits too low", setting("search_subnet.limits.max_params_m=0.001"), ["less than the smallest subnet", "0.0279"]),
     ("limits too high", setting("search_subnet.limits.min_macs_g=50"), ["min_macs_g", "more than the largest subnet"]),
     ("limits crossed", setting("'search_subnet.limits={min_params_m: 2, max_params_m: 1}'"), ["2 is above max_"]),
     ("unknown device", setting("device=tpu"), ["device = 'tpu'", "cuda", "mps"]),

@@ -1,7 +1,10 @@
 """Limits of a row, rounds of the runs, the opponents of the engine, and ImageNet's archives in small."""
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from tiny import TinyData
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.named import load_space, load_subnet
-from benchmarks import anchors
+from benchmarks import anchors, bench, packing
 from benchmarks.engine import make_twin, products
 from benchmarks.index import write_archives
 from benchmarks.rows import Row, interleaved, measured, ratio, table
@@ -36,6 +39,39 @@ def test_the_table_shows_what_misses() -> None:
         "share  70 %   at least 75   MISSED",
         "c      2 s",
     ]
+
+
+def test_quick_figures_neither_hold_nor_miss_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = ModuleType("benchmarks.part")
+    part.measure = lambda quick: measured([Row("share", 119.0, "%", 75.0), Row("c", 2.0, "s")])  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, part.__name__, part)
+    assert [row["holds"] for row in bench.run_part("part", quick=False)["rows"]] == [False, None]
+    rows = bench.run_part("part", quick=True)["rows"]
+    assert table(rows).splitlines()[1:] == ["share  119 %  at most 75", "c      2 s"]
+
+
+def test_torchs_profiler_reports_nothing_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "")  # to be restored afterwards
+    monkeypatch.delenv("KINETO_LOG_LEVEL")
+    bench.quiet_profiler()
+    program = """
+import torch
+from torch.profiler import ProfilerActivity, profile
+with profile(activities=[ProfilerActivity.CPU], profile_memory=True):
+    torch.ones(9) + 1
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_packing_is_measured_against_pillow_on_clip_art_and_photographs() -> None:
+    cases = [
+        packing.Case("art", lambda folder, images: packing.clip_art(folder, images, (120, 90)), 4, 32),
+        packing.Case("photographs", packing.photographs(120, 90, 90), 4, 32),
+    ]
+    rows = packing.measure(quick=True, cases=cases)["rows"]
+    assert [row["name"].partition(":")[0] for row in rows] == ["art", "photographs"]
+    assert all(row["value"] > 0 and row["limit"] == packing.MAX_RATIO for row in rows)
 
 
 def test_the_order_of_runs_rotates_and_ratios_are_of_one_round() -> None:

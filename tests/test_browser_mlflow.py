@@ -190,6 +190,11 @@ def test_views_may_be_saved_again_and_leave_a_persons_text_alone(
     client = connect()
     assert [page.shows for page in save_views(client)] == ["pipeline runs"]  # nothing has run yet
     experiment = client.get_experiment_by_name("autoformer")
+    note = experiment.tags["mlflow.note.content"]
+    assert "`val/top1` is the accuracy on the search split" in note and "no estimate of test accuracy" in note
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", note.partition(" `val/top1`")[0])
+    save_views(client)  # the note of an earlier version is replaced
+    assert client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"] == note
     client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "mine")
     save_views(client)
     assert client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"] == "mine"

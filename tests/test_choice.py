@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import yaml
 
-from autoformer.candidates import ScoredCandidate
+from autoformer.candidates import Candidate, ScoredCandidate
 from autoformer.racing import ScoringResult, ScoringTask
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution
 from autoformer.space import SubnetSpec
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, search
+from components.search_subnet.standing import standing
 from components.search_subnet.step import write_result
 from runtime.common.config import Config, SearchSubnet, load_config
 from runtime.common.tables import read_table
@@ -47,6 +48,40 @@ def searched(folder: Path, config: Config, score: Any = scorer) -> tuple[SearchR
     cache = ScoreCache(folder / "scores.jsonl", WHOLE, score)
     result = search(config, evolution, evolution.ask(), cache, PART, lambda *_: None, lambda *_: None, WHOLE)
     return result, cache
+
+
+def at(number: int, params: int, top1: float, loss: float | None) -> ScoredCandidate:
+    spec = config_of().space.smallest
+    return ScoredCandidate(Candidate(number, spec, "initial", 0, (), params, 1), top1, loss, 100)
+
+
+def test_the_standing_of_a_search_is_its_best_and_the_front_of_the_objective() -> None:
+    """By accuracy 2 beats the larger 3; by loss 3 is ahead of it. 4 was stopped."""
+    rows = [(90_000, 80.0, 0.7), (30_000, 75.5, 0.8), (100_000, 82.0, 0.65), (110_000, 81.0, 0.6), (20_000, 99.0, None)]
+    scored = [at(number, *row) for number, row in enumerate(rows)]
+    best, front = standing(scored[2], scored, "accuracy")
+    assert best == "best of 5 candidates: 82.00 %, loss 0.6500, 0.1 M parameters"
+    assert front == "front, parameters and accuracy: 0.03 M 75.50 %, 0.09 M 80.00 %, 0.1 M 82.00 %"
+    best, front = standing(scored[3], scored, "loss")
+    assert best == "best of 5 candidates: 81.00 %, loss 0.6000, 0.11 M parameters"
+    assert front.endswith("0.1 M 82.00 %, 0.11 M 81.00 %")
+    many = [at(number, 1000 * number, 50.0 + number, 1.0 - number / 100) for number in range(1, 40)]
+    assert standing(many[-1], many, "loss")[1].count("%") == 5
+    assert standing(many[-1], many, "loss")[1].endswith(": 0.001 M 51.00 %, 0.01 M 60.00 %, 0.02 M 70.00 %, "
+                                                        "0.029 M 79.00 %, 0.039 M 89.00 %")  # fmt: skip
+
+
+def test_each_generation_of_a_search_is_announced_with_the_best_so_far(tmp_path: Path) -> None:
+    config, lines = config_of(racing=None), list[str]()
+    section = config.section(SearchSubnet)
+    evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed))
+    cache = ScoreCache(tmp_path / "scores.jsonl", WHOLE, scorer)
+    silent = lambda *_: None  # noqa: E731
+    result = search(config, evolution, evolution.ask(), cache, PART, silent, silent, WHOLE, announce=lines.append)
+    assert len(lines) == 2 * 3
+    for row, line in zip(result.progress, lines[::2], strict=True):
+        start = f"generation {row['generation']} of 2: best of {row['scored']} candidates"
+        assert line.startswith(f"{start}: {row['evolution_best_top1_percent']:.2f} %, loss ")
 
 
 def on_whole_split(candidate: ScoredCandidate) -> tuple[float, float]:

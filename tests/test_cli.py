@@ -175,6 +175,29 @@ def test_a_bar_is_drawn_on_the_terminal_that_the_runner_names(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("has_terminal", [True, False])
+def test_a_result_on_the_way_is_a_line_of_its_own_in_logs_and_beside_a_bar(
+    has_terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master, slave = pty.openpty()
+    monkeypatch.delenv("AUTOFORMER_TTY", raising=False)
+    if has_terminal:
+        monkeypatch.setenv("AUTOFORMER_TTY", os.ttyname(slave))
+    try:
+        with Progress("work", 10, "images") as progress:
+            time.sleep(0.15)
+            progress.update(7, "loss 0.5")
+            if has_terminal:
+                read_until(master, "loss 0.5")
+            progress.print_above("work: a first score of 81.25 %")
+            if has_terminal:
+                assert read_until(master, " \r").strip() == ""  # the bar makes room for the line
+            assert capsys.readouterr().out == "work: a first score of 81.25 %\n"
+    finally:
+        os.close(slave)
+        os.close(master)
+
+
 def test_a_terminal_that_is_gone_is_no_error(clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AUTOFORMER_TTY", str(tmp_path / "no" / "terminal"))
     with Progress("work", 1, "images") as progress:

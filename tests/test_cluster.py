@@ -240,7 +240,8 @@ def test_a_step_on_several_machines_is_launched_by_a_light_pod(multi_node: Packa
         assert {secret.env: secret.optional for secret in job.secret_env} == {
             name: name.startswith("MLFLOW") for name in SECRETS
         }
-        assert job.env == multi_node.cluster.env | {"AUTOFORMER_STAGING_GB": "107"}  # half of the scratch
+        more = {"AUTOFORMER_STAGING_GB": "107", "OMP_WAIT_POLICY": "PASSIVE"}  # half of the scratch
+        assert job.env == multi_node.cluster.env | more
         assert [(each.claim, each.mount, each.read_only) for each in job.volumes] == [
             ("autoformer-shared", "/shared", False), ("images", "/data", True),
         ]  # fmt: skip

@@ -184,8 +184,13 @@ def test_macs_are_those_that_torch_executes(space: SearchSpace) -> None:
     images = torch.randn(2, space.in_channels, space.image_size, space.image_size)
     for spec in (space.smallest, space.largest, SubnetSpec(3, 12, (2, 1, 3), (1.3, 2.0, 1.0))):
         model = supernet.extract(spec)
-        assert macs_of_an_image(lambda x, spec=spec: supernet(x, spec), images) == count_macs(space, spec)
-        assert macs_of_an_image(model, images) == count_macs(space, spec)
+        assert macs_of_an_image(lambda x, spec=spec: supernet(x, spec), images) == count_macs(space, spec, "ours")
+        assert macs_of_an_image(model, images) == count_macs(space, spec, "ours")
+
+
+def test_figures_are_counted_as_papers_do_unless_another_definition_is_named() -> None:
+    spec = load_subnet("autoformer-small").subnet
+    assert count_macs(S, spec) == count_macs(S, spec, "none") < count_macs(S, spec, "ours")
 
 
 def test_macs_without_relative_position_are_those_of_a_model_without() -> None:

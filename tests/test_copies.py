@@ -1,6 +1,7 @@
 """Copies are one image: they go to one split, whatever they are called and whichever classes have them."""
 
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -110,3 +111,12 @@ def test_small_and_dominant_classes_are_named(tmp_path: Path) -> None:
     for number in range(50):
         (source / "d" / f"{number:03d}.png").unlink()
     assert read_pack(pack(source, tmp_path, 10, 3, 0.0, lambda what, done, total: None)).notes == ()
+
+
+@pytest.mark.parametrize("split_name", ["val", "test"])
+def test_classes_that_a_split_of_the_source_lacks_are_named(split_name: str, tmp_path: Path) -> None:
+    class_folders(tmp_path / "src" / "train", 20, 20, 20)
+    class_folders(tmp_path / "src" / split_name, 20, 0, 20)
+    shutil.rmtree(tmp_path / "src" / split_name / "b", ignore_errors=True)
+    notes = read_pack(pack(tmp_path / "src", tmp_path, 10, 3, 0.0, lambda what, done, total: None)).notes
+    assert [note for note in notes if f"1 of 3 classes have no image in {split_name}: b; what" in note]

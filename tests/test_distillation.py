@@ -69,6 +69,8 @@ def test_hard_and_soft_losses_by_hand(checkpoint: Path) -> None:
     answers = hard(images)
     wanted = 0.7 * 2.0 + 0.3 * F.cross_entropy(student, answers.argmax(1))
     torch.testing.assert_close(hard.loss(student, base, images), wanted)
+    smoothed = 0.9 * F.cross_entropy(student, answers.argmax(1)) - 0.1 * student.log_softmax(1).mean()
+    torch.testing.assert_close(hard.loss(student, base, images, label_smoothing=0.1), 0.7 * 2.0 + 0.3 * smoothed)
     soft = teacher(checkpoint, kind="soft", weight=0.25, temperature=3.0)
     p, q = (answers / 3).softmax(1), (student / 3).softmax(1)
     divergence = (p * (p / q).log()).sum(1).mean() * 9

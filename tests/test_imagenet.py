@@ -324,6 +324,19 @@ def test_make_data_says_where_the_archives_are(tmp_path: Path, capsys: pytest.Ca
     assert "1000000 bytes, not 6744924160 as published" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("missing", [TRAIN, VAL])
+def test_the_archive_of_one_split_is_enough_and_the_other_is_named(
+    missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archives, data = sparse_archives(tmp_path), tmp_path / "data"
+    (archives / missing).unlink()
+    given = ["--dataset", "imagenet-1k", "--data", str(data), "--archives", str(archives)]
+    assert deliver.main(given) == 0 and f"{missing} is not there" in capsys.readouterr().out
+    assert read_source(data).archives == PUBLISHED.archives and imagenet.is_mine(data)
+    (archives / DEVKIT).unlink()
+    assert deliver.main(given) == 2 and f"{DEVKIT}: no such archive" in capsys.readouterr().err
+
+
 def test_a_plan_looks_at_a_few_images_only(tmp_path: Path) -> None:
     deliver.link_imagenet(sparse_archives(tmp_path), tmp_path / "data")
     settings = ["dataset=imagenet-1k", "space.num_classes=1000", "prepare_data.search_images=10000"]

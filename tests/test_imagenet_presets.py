@@ -1,10 +1,11 @@
 """The presets of ImageNet fit what they are about: published subnets, published hardware, each other."""
 
+import re
+
 import pytest
 
-from autoformer.complexity import count_macs, count_params
 from autoformer.named import CONFIGS, load_subnet
-from runtime.common.config import Config, load_config
+from runtime.common.config import Config, RetrainSubnet, SearchSubnet, TrainSupernet, load_config
 from runtime.steps.rank_launch import check_batch_split
 
 PUBLISHED = {
@@ -27,10 +28,9 @@ def config(preset: str) -> Config:
 def test_the_published_subnet_can_be_found(preset: str) -> None:
     published, found = load_subnet(PUBLISHED[preset]), config(preset)
     found.space.check_fits(published.subnet)
-    params, macs = count_params(found.space, published.subnet), count_macs(found.space, published.subnet)
-    assert found.search_subnet is not None
-    assert found.search_subnet.limits.allow(params, macs)
-    assert not found.search_subnet.limits.allow(count_params(found.space, found.space.largest), macs)
+    limits = found.section(SearchSubnet).limits
+    assert limits.allow(limits.count(found.space, published.subnet))
+    assert not limits.allow(limits.count(found.space, found.space.largest))
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 4, 8, 16])
@@ -50,6 +50,24 @@ def test_one_recipe_for_the_three_official_sizes() -> None:
     for other in others:
         assert other.train_supernet == tiny.train_supernet and other.retrain_subnet == tiny.retrain_subnet
         assert other.prepare_data == tiny.prepare_data
+
+
+def test_fine_tuning_has_settings_of_its_own_which_every_mode_accepts(preset: str) -> None:
+    for mode in ("best", "finetune", "inherited"):
+        found = load_config(preset, [f"retrain_subnet.mode={mode}"])
+        supernet, tuned = found.section(TrainSupernet), found.section(RetrainSubnet)
+        assert tuned.epochs == 40 and tuned.warmup_epochs < 5
+        assert supernet.min_learning_rate < tuned.learning_rate <= supernet.learning_rate / 10
+
+
+def test_the_official_training_from_scratch_is_a_comment_that_can_be_used(preset: str) -> None:
+    text = (CONFIGS / "presets" / f"{preset}.yaml").read_text()
+    settings = re.search(r'SET="(retrain_subnet\.mode=scratch[^"]*)"', text)
+    assert settings and "NOT RUN. From scratch" in text
+    found = load_config(preset, settings[1].replace("#", "").split())
+    scratch = found.section(RetrainSubnet)
+    assert (scratch.mode, scratch.epochs, scratch.split, scratch.warmup_epochs) == ("scratch", 300, "train_full", 5)
+    assert scratch.learning_rate == found.section(TrainSupernet).learning_rate
 
 
 def test_training_and_retraining_see_images_in_the_same_way(preset: str) -> None:

@@ -68,7 +68,7 @@ def in_scoring(do: "partial[None]") -> None:
 
 def test_sigterm_in_retraining_and_in_a_search(sandbox: Sandbox, tmp_path: Path) -> None:
     for step, event, note in (
-        ("retrain_subnet", (at_step, 17, TERM, 1), "at step 17 of 30"),
+        ("retrain_subnet", (at_step, 17, TERM, 1), "at step 17 of 90"),
         ("search_subnet", (at_candidate, 4, TERM), "after 4 scored candidates"),
     ):
         given, log = sandbox.given(step, f"{step}-terminated"), tmp_path / "log"
@@ -331,5 +331,27 @@ def test_out_of_memory_is_one_line_with_the_accumulation_that_fits(sandbox: Sand
     assert run(step, given) == 0
     assert ended(start(step, sandbox.given(step, "memory", config_of(step, accumulation=1)), log, event)) == 2
     assert log.read_text().splitlines()[-1] == (
-        f"{fits}set train_supernet.accumulation=2, which changes nothing else of the recipe, and start it again"
+        f"{fits}set train_supernet.accumulation=2, which makes other draws of mixing, erasing and stochastic depth, "
+        "and start it again"
     )
+
+
+@pytest.mark.parametrize("module", ["components.train_supernet", "commands.predict", "pipeline.local"])
+@pytest.mark.parametrize("imported", ["argparse", "autoformer.errors"])
+def test_ctrl_c_while_a_program_imports_is_one_line(module: str, imported: str, tmp_path: Path) -> None:
+    """At the import of a module of Python and of one of ours; sitecustomize is imported before any program."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS.format(module=imported))
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    with started([sys.executable, "-m", module], env=environment, stderr=subprocess.PIPE, text=True) as process:
+        _, printed = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, "stopped by SIGINT\n")
+
+
+INTERRUPTS = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+"""

@@ -145,7 +145,7 @@ def test_a_search_under_a_latency_limit_draws_legal_candidates_alone() -> None:
     with pytest.raises(AutoFormerError, match=r"milliseconds <= 0.01;.*latencies are 1.439 to 10.03 ms"):
         Evolution(SPACE, Limits(max_latency_ms=0.01), EvolutionSettings(tries=50), Random(0), table).ask()
     with pytest.raises(ValueError, match="needs a latency"):
-        limits.allow(1, 1)
+        limits.allow(limits.count(SPACE, SPACE.largest))
 
 
 def test_without_a_table_candidates_have_no_latency() -> None:

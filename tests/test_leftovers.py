@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,18 +22,30 @@ def killed_writer(path: str, kind: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_a_writer(path: Path, kind: str) -> None:
-    process = multiprocessing.get_context("fork").Process(target=killed_writer, args=(str(path), kind))
+def killed_writer_in_a_writer(path: str, kind: str) -> None:
+    """As a step that saves a model as its whole output."""
+    with replacing(Path(path)) as temporary:
+        killed_writer(str(temporary), kind)
+
+
+def kill_a_writer(path: Path, kind: str, writer: Callable[[str, str], None] = killed_writer) -> None:
+    process = multiprocessing.get_context("fork").Process(target=writer, args=(str(path), kind))
     process.start()
     process.join(30)
     assert process.exitcode == -signal.SIGKILL
 
 
+WRITERS = [killed_writer, killed_writer_in_a_writer]
+
+
+@pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_a_killed_writer_leaves_is_never_counted_and_is_removed_by_the_next(kind: str, tmp_path: Path) -> None:
+def test_what_a_killed_writer_leaves_is_never_counted_and_is_removed_by_the_next(
+    kind: str, writer: Callable[[str, str], None], tmp_path: Path
+) -> None:
     write_text(tmp_path / "a", "1")
     before, data = hash_path(tmp_path), hash_data(tmp_path)
-    kill_a_writer(tmp_path / "[x]*", kind)
+    kill_a_writer(tmp_path / "[x]*", kind, writer)
     assert [is_leftover(path.name) for path in tmp_path.iterdir()].count(True) == 1
     assert (hash_path(tmp_path), hash_data(tmp_path)) == (before, data)
     write_text(tmp_path / "[x]*", "whole")

@@ -97,7 +97,10 @@ def test_the_figures_are_those_of_the_files() -> None:
     shown = dict(row[:2] for row in rows(card.partition("\n## ")[0]))
     assert shown["registry"] == "`animals@champion`, registered: good enough"
     assert shown["test accuracy"] == "81.25 % (95 % interval 78.50 to 83.75 %)"
-    assert (shown["parameters"], shown["MACs"]) == ("349,674", "6,193,776 multiply-adds for one image")
+    assert (shown["parameters"], shown["MACs"]) == (
+        "349,674",
+        "6,193,776 multiply-adds for one image, without relative position",
+    )
     assert shown["weights"] == f"sha256 `{'d' * 64}`"
     assert shown["CPU latency"].startswith("median 1.23 ms, 90th percentile 2.35 ms for one image")
     assert shown["CPU latency"].endswith("300 passes at registration, 2 threads, a processor, 2 cores")
@@ -118,7 +121,28 @@ def test_a_search_split_that_was_trained_on_scores_inherited_weights_alone() -> 
     card = render(facts(retrained={"inherited_top1_percent": 80.125, "search_split_trained_on": True}))
     accuracy = {row[0]: row[1:] for row in rows(section(card, "Accuracy"))}
     assert accuracy["search split, inherited weights"][0] == "80.12 %" and "search split" not in accuracy
-    assert "trained on them too: not an estimate" in accuracy["search split, inherited weights"][1]
+    note = accuracy["search split, inherited weights"][1]
+    assert "trained on them too. Accuracy on the search split ranks subnets; it is no estimate" in note
+
+
+def test_accuracy_on_the_search_split_is_never_without_what_it_is_worth() -> None:
+    """On the data on which it was measured, with the measure."""
+    for name, is_measured in (("animals", False), ("Fashion-MNIST", True)):
+        data = facts().data.model_copy(update={"name": name})
+        for retrained in (
+            {"retrained_top1_percent": 82.0},
+            {"inherited_top1_percent": 80.0, "search_split_trained_on": True},
+        ):
+            card = render(facts(data=data, retrained=retrained))
+            (row,) = [row for row in rows(section(card, "Accuracy")) if row[0].startswith("search split")]
+            assert "it is no estimate of test accuracy" in row[2]
+            assert ("1.1 to 1.7 points above" in row[2]) == is_measured
+
+
+@pytest.mark.parametrize(("is_random", "by"), [(0.0, "evolution"), (1.0, "random search")])
+def test_the_search_that_found_the_subnet_is_named(is_random: float, by: str) -> None:
+    card = render(facts(searched={"candidates_scored": 1234, "chosen_is_random": is_random}))
+    assert f"Chosen by {by} out of 1,234 scored candidates." in card
 
 
 def test_the_data_its_hash_and_its_licence() -> None:

@@ -302,7 +302,9 @@ def test_the_plan_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.Mon
     both = round((2.5 + 3) * 3)  # epochs, with the supernet's recipe
     assert stages("retrain_subnet.scratch_reference=true")["retrain_subnet"] == 3 * 6 * 8 + both * 16
     assert stages("retrain_subnet.mode=inherited")["retrain_subnet"] == 0
-    assert stages("retrain_subnet.split=train_full")["retrain_subnet"] == 3 * (70 // 8) * 8
+    assert (
+        stages("retrain_subnet.mode=finetune", "retrain_subnet.split=train_full")["retrain_subnet"] == 3 * (70 // 8) * 8
+    )
 
 
 def test_the_plan_counts_what_each_step_takes_to_start_and_to_end() -> None:

@@ -25,6 +25,7 @@ from autoformer.errors import AutoFormerError
 from components.prepare_data import pack as packing
 from components.prepare_data.pack import pack, slug, title_of
 from components.prepare_data.pack_card import read_pack, unreadable_of
+from components.prepare_data.png import encode_png
 from runtime.common.config import ROOT
 from runtime.common.tables import read_table
 
@@ -311,3 +312,14 @@ def test_a_large_pack_in_s3_is_read_in_place(s3: S3Server, tmp_path: Path, monke
     from_s3 = prepared(uri, tmp_path / "from-s3", setting)
     assert from_s3 == prepared(folder, tmp_path / "from-disk", setting)
     assert not list((tmp_path / "work").rglob("images-*.tar"))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("size", [(1, 1), (7, 1), (1, 7), (31, 20)])
+def test_a_packed_png_holds_the_very_pixels(mode: str, size: tuple[int, int]) -> None:
+    shape = (*size[::-1], 3) if mode == "RGB" else size[::-1]
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    with Image.open(io.BytesIO(encode_png(Image.fromarray(pixels)))) as decoded:
+        decoded.verify()
+    with Image.open(io.BytesIO(encode_png(Image.fromarray(pixels)))) as decoded:
+        assert (decoded.mode, decoded.size) == (mode, size) and np.array_equal(np.asarray(decoded), pixels)

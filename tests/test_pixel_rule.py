@@ -258,5 +258,6 @@ def test_photographs_of_a_phone_are_refused_by_their_format_in_the_line_itself(t
         AutoFormerError, match=r"6 of 8 images cannot be read .*: a HEIC file.*`magick.*\.csv names each"
     ):
         packed_of(tmp_path / "src", tmp_path)
+    assert not list(tmp_path.glob("**/.*.packing"))  # refused by names and headers: no shard was packed first
     folder = packed_of(tmp_path / "src", tmp_path, percent=90)
     assert len(unreadable_of(folder)) == 6 and "a HEIC file" in unreadable_of(folder)[0]["reason"]

@@ -156,6 +156,16 @@ def test_repeated_images_stay_in_train_and_those_of_test_are_left_out(seed: int)
     assert split.train.tolist() == sorted(split.train)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_class_of_nothing_but_copies_is_held_out_one_of_each(seed: int) -> None:
+    labels = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+    checksums = np.array(["a", "a", "b", "b", "c", "c", "d", "e", "f", "x", "b"])  # "b" has both labels
+    split = hold_out(labels, checksums, np.array(["z"]), 2, 2, Random(seed))
+    assert labels[split.search].tolist() == [0, 1] and checksums[split.search[0]] in ("a", "c")
+    assert not {*checksums[split.train]} & {*checksums[split.search]} and split.copies == 1
+    assert len(split.train) + len(split.search) + split.copies == len(labels)
+
+
 def test_repeated_images_in_files(tmp_path: Path) -> None:
     """The same through the IDX files: a test image among the training images, and a training image three times."""
     images, labels = make_images(100, np.random.default_rng(3))

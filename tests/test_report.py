@@ -215,6 +215,14 @@ def test_what_is_not_there_is_left_out(search_folder: Path) -> None:
     assert "mistakes" not in text.split("configuration and inputs")[0]
 
 
+def test_accuracies_on_the_search_split_stand_beside_what_they_are_worth(html: str) -> None:
+    """Beside the comparison of both searches, the curves of training and the progress of the search."""
+    sections = re.split(r"<section>", "".join(html))
+    shown = [part for part in sections if "on the search split" in part or "whole search split" in part]
+    assert len(shown) >= 3
+    assert all("ranks subnets; it is no estimate of test accuracy" in part for part in shown[:3])
+
+
 def test_a_search_split_that_was_trained_on_is_said_to_be(search_folder: Path, html: str) -> None:
     results, evaluation = example(search_folder, CLASSES)
     provenance = results.provenance["retrain_subnet"] | {"search_split_trained_on": True}

@@ -20,6 +20,7 @@ from autoformer.named import load_space
 from autoformer.recipe import Recipe
 from autoformer.sampling import (
     PARAM_BINS,
+    TEACHER_WEIGHT,
     SubnetPass,
     SubnetSampler,
     make_sampler,
@@ -31,7 +32,7 @@ from autoformer.sampling import (
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
-from runtime.common.config import load_config
+from runtime.common.config import TrainSupernet, load_config
 
 SPACES = {name: load_space(name) for name in ("fashion-mnist", "autoformer-tiny", "autoformer-small")}
 
@@ -93,8 +94,9 @@ def test_a_sandwich_is_the_largest_the_smallest_and_random_ones() -> None:
     space = SPACES["fashion-mnist"]
     sampler = sandwich(space, 0, random=3)
     largest, smallest, *others = sampler(5)
-    assert (largest, smallest) == (SubnetPass(space.largest), SubnetPass(space.smallest, in_place_distillation=True))
-    assert len(others) == 3 and all(distilled for _, distilled in others)
+    assert (largest, smallest) == (SubnetPass(space.largest), SubnetPass(space.smallest, TEACHER_WEIGHT))
+    assert len(others) == 3 and all(weight == TEACHER_WEIGHT for _, weight in others)
+    assert [weight for _, weight in sandwich(space, 0, 1, teacher_weight=1)(5)] == [0, 1, 1]
     assert sampler(5) == sandwich(space, 0, random=3)(5) != sampler(6)
 
 
@@ -106,10 +108,14 @@ def test_samplers_by_their_names_in_the_configuration() -> None:
         ("uniform_params", uniform_params(space, 1)),
     ):
         assert make_sampler(kind, space, 1, 4)(7) == made(7)  # type: ignore[arg-type]
+    configured = load_config("demo", ["train_supernet.sampling=sandwich", "train_supernet.sandwich_teacher_weight=0.9"])
+    drawn = configured.section(TrainSupernet).sampler(space, 1)(0)
+    assert [weight for _, weight in drawn] == [0, 0.9, 0.9, 0.9]
 
 
-def test_the_gradient_of_a_sandwich_is_the_mean_of_its_passes() -> None:
-    """Against a plain loop: labels for the largest; its probabilities, as they are, for the others."""
+@pytest.mark.parametrize("weight", [1.0, 0.5, 0.2])
+def test_the_gradient_of_a_sandwich_is_the_mean_of_its_passes(weight: float) -> None:
+    """Against a plain loop: labels for the largest; its probabilities by their weight and labels for the others."""
     space = SearchSpace.model_validate(FORTY)
     settings: dict[str, Any] = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1, "label_smoothing": 0.1}
     generator = torch.Generator().manual_seed(0)
@@ -120,7 +126,7 @@ def test_the_gradient_of_a_sandwich_is_the_mean_of_its_passes() -> None:
     torch.manual_seed(0)
     model = Supernet(space, drop_path=0.0)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    trainer = Trainer(model, sandwich(space, 0), images, 10, (0.3,), (0.3,), recipe, 0)
+    trainer = Trainer(model, sandwich(space, 0, 2, weight), images, 10, (0.3,), (0.3,), recipe, 0)
     trainer.optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     trainer.scheduler.step_update = lambda step: None
     loss = trainer.advance(1)
@@ -132,8 +138,10 @@ def test_the_gradient_of_a_sandwich_is_the_mean_of_its_passes() -> None:
     answers = twin(inputs, space.largest)
     losses = [cross_entropy(answers, labels, label_smoothing=0.1)]
     for subnet, _ in sandwich(space, 0)(0)[1:]:
-        log_probabilities = twin(inputs, subnet).log_softmax(dim=1)
-        losses.append(-(answers.detach().softmax(dim=1) * log_probabilities).sum(dim=1).mean())
+        logits = twin(inputs, subnet)
+        from_largest = -(answers.detach().softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
+        from_labels = cross_entropy(logits, labels, label_smoothing=0.1)
+        losses.append(weight * from_largest + (1 - weight) * from_labels)
     mean = torch.stack(losses).mean()
     mean.backward()
     assert loss == pytest.approx(mean.item(), abs=1e-6)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from autoformer.candidates import Candidate, ScoredCandidate
-from autoformer.complexity import count_macs, count_params
+from autoformer.complexity import COUNTED_MACS, count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.limits import Limits
 from autoformer.named import load_space
@@ -155,8 +156,9 @@ def test_evolution_finds_what_random_search_does_not() -> None:
 def test_limits_hold_for_every_candidate_and_both_ends_are_legal() -> None:
     largest = SPACE.largest
     top = count_params(SPACE, largest)
-    assert Limits.on_params(top, top).allow(top, 1)
-    assert not Limits(max_params_m=(top - 1) / 1e6).allow(top, 1)
+    counts = {"params_m": top, "macs_g": 1}
+    assert Limits.on_params(top, top).allow(counts)
+    assert not Limits(max_params_m=(top - 1) / 1e6).allow(counts)
     limits = Limits(min_params_m=0.3, max_params_m=0.5, min_macs_g=0.005, max_macs_g=0.009)
     evolution = Evolution(
         SPACE,
@@ -171,6 +173,19 @@ def test_limits_hold_for_every_candidate_and_both_ends_are_legal() -> None:
             assert 300_000 <= candidate.params <= 500_000
             assert 5_000_000 <= candidate.macs <= 9_000_000
         evolution.tell(scored(candidates, lambda _: 0.0))
+
+
+@pytest.mark.parametrize("kind", ["none", "published", "ours"])
+def test_limits_count_macs_by_the_definition_that_they_name(kind: Any) -> None:
+    highest = 2 * count_macs(SPACE, SPACE.smallest, kind)
+    limits = Limits(max_macs_g=highest / 1e9, relative_position=kind)
+    found = Evolution(SPACE, limits, EvolutionSettings(), Random(0)).ask()
+    assert 0.9 * highest < max(count_macs(SPACE, one.spec, kind) for one in found) <= highest
+    assert all(one.macs == count_macs(SPACE, one.spec, "none") for one in found)
+    assert COUNTED_MACS[kind] in str(limits)
+    with pytest.raises(AutoFormerError, match=COUNTED_MACS[kind]) as refused:
+        Evolution(SPACE, limits.model_copy(update={"max_macs_g": 1e-6}), EvolutionSettings(tries=5), Random(0)).ask()
+    assert f"{count_macs(SPACE, SPACE.smallest, kind):,} {COUNTED_MACS[kind]}" in str(refused.value)
 
 
 @pytest.mark.parametrize(

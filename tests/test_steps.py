@@ -107,6 +107,29 @@ def test_the_folders_hold_what_they_should(runs: Runs) -> None:
     assert set(contents(runs.first.retrain)) == models | {"history.csv", "scratch_history.csv", "metrics.json"}
 
 
+def test_each_score_of_a_training_is_a_line_as_it_is_made_and_so_is_a_decay_that_is_not_reached(
+    runs: Runs, tiny_data: TinyData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments(
+        "train_supernet", tiny_data, runs.root / "first", runs.root / "shown", config_of("train_supernet")
+    )
+    assert run("train_supernet", given) == 0
+    scored = [row for row in read_table(runs.root / "shown" / "history.csv") if row["middle_top1_percent"]]
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line for line in lines if "on the search split" in line]
+    assert len(shown) == len(scored) > 1
+    for row, line in zip(scored, shown, strict=True):
+        assert line.startswith(
+            f"train_supernet: after {50 * int(row['step']):,} images, on the search split: smallest "
+        )
+        assert f"middle {float(row['middle_top1_percent']):.2f} %" in line
+    record = json.loads(Path(given["--record"]).read_text())
+    total = int(scored[-1]["step"])
+    assert record["final_ema_decay"] == pytest.approx(min(0.9, 1 - (total - 1) ** (-2 / 3)), abs=1e-5)
+    line = f"the averaged weights end with decay {record['final_ema_decay']:.4g}, not ema_decay 0.9"
+    assert (line in " ".join(lines)) == (record["final_ema_decay"] < 0.9)
+
+
 def test_clocks_and_paths_stand_in_the_record_alone(runs: Runs) -> None:
     for folder in runs.first:
         record = json.loads((folder.parent / f"{folder.name}.record.json").read_text())

@@ -1,5 +1,6 @@
 """`make submit` against a server that speaks the real paths of KFP's API, over HTTP, with what goes wrong there."""
 
+import copy
 import http.server
 import json
 import os
@@ -17,16 +18,20 @@ import pytest
 import yaml
 from compiled import on_a_short_stack
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from kfp_answers import answers
+from kfp_answers import Answers, answers
 from kfp_api_server import V2, KfpServer, page, reset, slow, status
+from s3_server import S3Server
 from started import started
 from werkzeug.serving import generate_adhoc_ssl_pair
 
 from autoformer.errors import AutoFormerError
-from pipeline.cluster import follow_run, kfp_access, kfp_client, schedules, submit
+from pipeline.cluster import first_run, follow_run, kfp_access, kfp_client, schedules, submit
 from pipeline.cluster.compile import write_package
 from pipeline.cluster.settings import Cluster
+from pipeline.cluster.workflow import Workflow
 from runtime.common.config import ROOT, load_config
+from runtime.storage import S3Uri
+from runtime.storage.folders import read_manifest
 
 SECRET = "planted-token-8c1f"
 DATA = ["--data", "s3://bucket/images"]
@@ -449,6 +454,16 @@ def test_a_run_is_followed_to_its_end(kfp: KfpServer, capsys: Capture) -> None:
     assert lines[-1].startswith("the run succeeded: http")
 
 
+def test_a_task_whose_end_comes_after_that_of_the_run_is_reported(kfp: KfpServer, capsys: Capture) -> None:
+    """As KFP 2.17 answers for some seconds: the run has succeeded, its last task still runs."""
+    late = copy.deepcopy(answers("succeeded"))
+    (last,) = (task for task in late.v2["run_details"]["task_details"] if task.get("display_name") == "register-model")
+    last["state"] = "RUNNING"
+    kfp.story = [*GOOD[:-1], late, answers("succeeded")]
+    assert run(kfp, "--wait", *DATA) == 0
+    assert any(line.startswith("register-model: done, ") for line in capsys.readouterr().out.splitlines())
+
+
 def test_a_task_from_the_cache_is_reported_as_such(kfp: KfpServer, capsys: Capture) -> None:
     kfp.story = [answers("cached")]
     assert run(kfp, "--wait", *DATA) == 0
@@ -537,19 +552,90 @@ def test_a_terminated_run_is_reported_as_such(moments: list[str], kfp: KfpServer
     assert output.err.startswith("submit: the run was terminated: http")
 
 
-def test_every_further_attempt_of_a_task_is_reported(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+def follow_three_attempts(kfp: KfpServer, monkeypatch: Any) -> Answers:
+    """Let the server tell of a step that fails three times."""
     retried = answers("retried_and_failed")
     monkeypatch.setattr(follow_run, "TASKS", ("fail",))
     starts = sorted(each["state_history"][0]["update_time"][11:19]
                     for each in retried.v2["run_details"]["task_details"]
                     if each["display_name"].startswith("executor("))  # fmt: skip
     kfp.story = [*(retried.at(time) for time in starts), retried]
+    return retried
+
+
+def test_every_further_attempt_of_a_task_is_reported(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+    follow_three_attempts(kfp, monkeypatch)
     assert run(kfp, "--wait", *DATA) == 1
     output = capsys.readouterr()
     assert [line for line in output.out.splitlines() if line.startswith("fail: ")] == [
         "fail: runs", "fail: runs, attempt 2", "fail: runs, attempt 3", "fail: failed, attempt 3",
     ]  # fmt: skip
     assert "fail failed in 3 attempts: main: Error (exit code 1); No more retries left; " in output.err
+
+
+def test_a_further_attempt_is_reported_with_the_reason_of_the_one_before(
+    kfp: KfpServer, capsys: Capture, monkeypatch: Any
+) -> None:
+    """Bad input is tried again as anything else is: KFP knows no exit codes."""
+    retried = follow_three_attempts(kfp, monkeypatch)
+    pods = Workflow(retried.workflow).failed_pods("fail")
+    assert len(pods) == 3
+    kfp.logs = {
+        pod: LOG.replace("resolve_config", "fail").replace("nothing", f"nothing-{n}") for n, pod in enumerate(pods)
+    }
+    assert run(kfp, "--wait", *DATA) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "fail: runs, attempt 2 (the attempt before: s3://autoformer/data/nothing-0: no such folder)" in lines
+    assert "fail: runs, attempt 3 (the attempt before: s3://autoformer/data/nothing-1: no such folder)" in lines
+
+
+def test_a_pod_that_no_machine_can_take_is_reported_once(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+    """As on a node of 2 cores that is asked for 2: the task counts as running, and nothing else says so."""
+    waiting = copy.deepcopy(answers("succeeded").at(train_supernet_starts()))
+    message = "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: …"
+    nodes = waiting.workflow["status"]["nodes"]
+    newest = max((node for node in nodes.values() if node["type"] == "Pod"), key=lambda node: node["startedAt"])
+    (top,) = (node["name"] for node in nodes.values() if node["displayName"] == "train-supernet")
+    newest |= {"name": f"{top}(0).executor(0)", "phase": "Pending", "message": message}
+    kfp.story = [*GOOD[:2], waiting, waiting, answers("succeeded")]
+    monkeypatch.setattr(follow_run, "PENDING_SECONDS", 0.0)
+    assert run(kfp, "--wait", *DATA) == 0
+    lines = capsys.readouterr().out.splitlines()
+    expected = "train-supernet: its pod waits: Unschedulable: 0/1 nodes are available: 1 Insufficient cpu"
+    assert lines.count(expected) == 1
+
+
+KUBECTL = """\
+#!/bin/sh
+case "$*" in
+  *"get deployment"*) echo deployment.apps/ml-pipeline ;;
+  *"get secret"*) echo '{"data": {"access_key": "a2V5", "secret_key": "c2VjcmV0"}}' ;;
+  *svc/ml-pipeline-ui*) echo "Forwarding from 127.0.0.1:UI -> 3000"; exec sleep 60 ;;
+  *svc/seaweedfs*) echo "Forwarding from 127.0.0.1:S3 -> 8333"; exec sleep 60 ;;
+  *) exit 1 ;;
+esac
+"""
+
+
+def test_a_first_run_finds_its_own_ways_into_the_cluster(
+    kfp: KfpServer, s3: S3Server, fashion_mnist: Path, capsys: Capture, tmp_path: Path, monkeypatch: Any
+) -> None:
+    ports = {"UI": kfp.host.rpartition(":")[2], "S3": s3.endpoint.rpartition(":")[2]}
+    script = tmp_path / "kubectl"
+    script.write_text(re.sub("UI|S3", lambda found: ports[found[0]], KUBECTL))
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(first_run, "DATA", s3.uri("fashion-mnist"))
+    kfp.story = [FAILED]
+    assert first_run.main(["--cluster", a_cluster(tmp_path)]) == 1
+    (started,) = kfp.runs.values()
+    assert started.runtime_config.parameters["data"] == s3.uri("fashion-mnist")
+    assert {file.name for file in read_manifest(S3Uri.parse(s3.uri("fashion-mnist")))[0]} >= {
+        "train-images-idx3-ubyte.gz"
+    }
+    script.write_text("#!/bin/sh\necho 'The connection to the server was refused' >&2; exit 1\n")
+    assert first_run.main(["--cluster", a_cluster(tmp_path)]) == 2
+    assert "connection to the server was refused; is the platform there?" in capsys.readouterr().err
 
 
 def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:

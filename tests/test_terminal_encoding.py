@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from started import started
 from tracking_fixtures import save_random_subnet
 
 from commands import predict
@@ -53,5 +54,5 @@ def test_a_step_under_kfp_prints_as_its_runner_reads(
     local._prepare_environment("run", tmp_path / "failure.json")
     code = f"from runtime.common.console import Parser; Parser(); print({NAME!r})"
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, text=True) as process:
+    with started(command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.read() == f"{NAME}\n"

@@ -20,6 +20,7 @@ from autoformer.sampling import SubnetPass, SubnetSampler, sampled_subnet, unifo
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
+from runtime.steps.training_setup import draws_by_micro_batch
 
 SPACE = load_space("fashion-mnist")
 RECIPE: dict[str, Any] = {
@@ -231,6 +232,37 @@ def test_averaged_weights_are_the_running_mean_of_the_raw_ones() -> None:
     averaged = trainer.averaged.get_parameter("head.weight")
     torch.testing.assert_close(averaged.detach(), expected, rtol=1e-5, atol=1e-7)
     assert trainer.averaged is not trainer.model
+
+
+@pytest.mark.parametrize("decay", [0.6, 0.95])
+def test_the_decay_of_averaged_weights_that_a_short_training_ends_with_is_known_before(decay: float) -> None:
+    trainer = supernet_trainer(ema_decay=decay)
+    steps = trainer.total_steps
+    assert trainer.final_ema_decay == pytest.approx(min(decay, 1 - (steps - 1) ** (-2 / 3)))
+    before = trainer.averaged.get_parameter("head.weight").detach().clone()
+    trainer.step = steps - 1
+    trainer.advance(1)
+    moved = (trainer.averaged.get_parameter("head.weight") - before).norm()
+    apart = (trainer.model.get_parameter("head.weight") - before).norm()
+    assert (moved / apart).item() == pytest.approx(1 - trainer.final_ema_decay, rel=1e-3)
+    assert supernet_trainer(ema_decay=None).final_ema_decay is None
+
+
+def test_draws_of_mixing_erasing_and_depth_are_named_where_more_micro_batches_change_them() -> None:
+    """Without them another number of micro-batches is the same training; with any of them it is another."""
+
+    def weights(accumulation: int, **changes: Any) -> Tensor:
+        trainer = supernet_trainer(**PLAIN | changes, batch_size=16, accumulation=accumulation)
+        trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
+        trainer.scheduler.step_update = lambda step: None
+        trainer.advance(1)
+        assert draws_by_micro_batch(trainer.recipe) == bool(changes)
+        return trainer.model.get_parameter("head.weight").detach()
+
+    torch.testing.assert_close(weights(1), weights(4), rtol=1e-4, atol=1e-6)
+    augmentations = ({"mixup": 0.8}, {"cutmix": 1.0}, {"erase_probability": 0.9})
+    for changes in ({"drop_path": 0.5}, *({"augmentation": one} for one in augmentations)):
+        assert (weights(1, **changes) - weights(4, **changes)).abs().max() > 1e-4, changes
 
 
 def test_too_few_images_for_a_step_are_refused() -> None:

@@ -188,11 +188,15 @@ def _to_8_bits(image: Image.Image, rule: PixelRule) -> Image.Image:
         )
     if not np.isfinite(array).all() or array.min() < 0:
         raise AutoFormerError(f"the image has {kind} below 0 or not finite; save it with 8 bits a channel")
-    if image.mode == "F":
-        scaled = np.minimum(array / white, 1) * 255 + 0.5
-    else:
-        scaled = np.minimum(array.astype(np.int64) * 256 // int(white + 1), 255)  # of 16 bits the upper 8
-    return Image.fromarray(scaled.astype(np.uint8))
+    scaled = np.empty(array.shape, np.uint8)
+    rows = max(1, _STRIP_PIXELS // image.width)  # a whole copy would take four times the image's memory
+    for top in range(0, image.height, rows):
+        strip = array[top : top + rows]
+        if image.mode == "F":
+            scaled[top : top + rows] = np.minimum(strip / white, 1) * 255 + 0.5
+        else:
+            scaled[top : top + rows] = np.minimum(strip.astype(np.int64) * 256 // int(white + 1), 255)  # the upper 8
+    return Image.fromarray(scaled)
 
 
 def resize_shorter_side(image: Image.Image, pixels: int) -> Image.Image:

@@ -118,7 +118,7 @@ def _open(path: Path) -> pq.ParquetFile:
         raise ValueError(f"{rows} rows in {size} bytes")
     for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
         columns = [group.column(number) for number in range(group.num_columns)]
-        if sum(column.total_uncompressed_size for column in columns) > (64 << 20) + BOUNDS.expansion * size:
+        if sum(column.total_uncompressed_size for column in columns) > BOUNDS.expanded(size):
             raise ValueError("its columns expand too much")
         if any(column.path_in_schema == "checksum" and column.has_dictionary_page for column in columns):
             raise ValueError("its checksums stand for each other")  # one long text could be that of every row

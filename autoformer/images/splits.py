@@ -15,7 +15,8 @@ class HoldOut(NamedTuple):
     train: np.ndarray  # in their order
     search: np.ndarray  # one image of each class in turn, so a prefix of whole rounds is stratified
     left_out: int  # images with the pixels of a test image: in no split
-    repeated: int  # images with the pixels of another one: never in search
+    repeated: int  # images with the pixels of another one, all of them in train
+    copies: int  # further copies of images in search: in no split
 
 
 def hold_out(
@@ -29,7 +30,8 @@ def hold_out(
     """Split training images into train and search, disjoint by content from each other and from test.
 
     Search takes equally many images of each class, drawn by `rng`, `search_images` in all. Training images with the
-    pixels of a test image are left out. Training images with equal pixels stay together, in train.
+    pixels of a test image are left out. Training images with equal pixels stay together, in train; where a class has
+    too few others, search takes one of each and its copies are left out.
 
     Raises:
         AutoFormerError: `search_images` is not a multiple of the classes, or leaves a class without training images.
@@ -38,11 +40,17 @@ def hold_out(
     if rest or per_class < 1:
         raise AutoFormerError(f"search_images = {search_images}: expected a multiple of the {num_classes} classes")
     usable = ~np.isin(checksums, test_checksums)
-    unique = usable & (_copies(checksums)[1] == 1)
+    content, count = _copies(checksums)
+    unique = usable & (count == 1)
+    of_two_classes = _with_two_labels(labels, content)
     drawn = []
     for label, rows in enumerate(_by_class(labels, num_classes)):
         candidates = rows[unique[rows]].tolist()
-        most = min(len(candidates), int(usable[rows].sum()) - 1)
+        different = _first_copies(rows[usable[rows]], content)
+        if len(candidates) < per_class:
+            copied = different[count[different] > 1]
+            candidates += copied[~np.isin(content[copied], of_two_classes)].tolist()
+        most = min(len(candidates), len(different) - 1)
         if per_class > most:
             raise AutoFormerError(
                 f"search_images = {search_images}: {per_class} images of each class, but at most {most} "
@@ -50,15 +58,21 @@ def hold_out(
             )
         drawn.append(rng.sample(candidates, per_class))
     search = np.array(drawn).T.reshape(-1)
-    train = usable.copy()
-    train[search] = False
-    return HoldOut(np.flatnonzero(train), search, int((~usable).sum()), int((usable & ~unique).sum()))
+    train = usable & ~np.isin(content, content[search])
+    copies = int(usable.sum() - train.sum()) - len(search)
+    return HoldOut(np.flatnonzero(train), search, int((~usable).sum()), int((train & ~unique).sum()), copies)
 
 
 def _copies(checksums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each row the number of its content, and how many rows have that content."""
     _, content, copies = np.unique(checksums, return_inverse=True, return_counts=True)
     return content, copies[content]
+
+
+def _first_copies(rows: np.ndarray, content: np.ndarray) -> np.ndarray:
+    """The first row of each content, in the order of `rows`."""
+    _, first = np.unique(content[rows], return_index=True)
+    return rows[np.sort(first)]
 
 
 def _by_class(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
@@ -152,17 +166,20 @@ def _different_images(
     sharing = set(pairs[1][np.isin(pairs[0], numbers[times > 1])].tolist())
     found = []
     for label, places in enumerate(_by_class(labels[rows], num_classes)):
-        mine = rows[places]
-        _, first = np.unique(content[mine], return_index=True)
-        found.append((label, mine[np.sort(first)].tolist()))
+        found.append((label, _first_copies(rows[places], content).tolist()))
     return sorted(found, key=lambda one: (one[0] not in sharing, len(one[1]) if one[0] in sharing else 0))
+
+
+def _with_two_labels(labels: np.ndarray, content: np.ndarray) -> np.ndarray:
+    """The numbers of the contents that images of different labels have."""
+    pairs = np.unique(content.astype(np.int64) * (int(labels.max()) + 1) + labels)
+    numbers, count = np.unique(pairs // (int(labels.max()) + 1), return_counts=True)
+    return numbers[count > 1]
 
 
 def _contradictions(labels: np.ndarray, content: np.ndarray) -> list[str]:
     """A note if images with equal content have different labels."""
-    pairs = np.unique(content.astype(np.int64) * (int(labels.max()) + 1) + labels)
-    _, count = np.unique(pairs // (int(labels.max()) + 1), return_counts=True)
-    twice = int((count > 1).sum())
+    twice = len(_with_two_labels(labels, content))
     return [f"{twice} images are there under two classes or more: one of the labels is wrong"] if twice else []
 
 

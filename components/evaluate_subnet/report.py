@@ -13,6 +13,7 @@ from components.evaluate_subnet import sections
 from components.evaluate_subnet.charts import number
 from components.evaluate_subnet.measure import Evaluation
 from components.evaluate_subnet.results import Results
+from runtime.common.search_split import search_split_note
 
 
 def render(results: Results, evaluation: Evaluation, config: Mapping[str, Any]) -> str:
@@ -33,6 +34,7 @@ def render(results: Results, evaluation: Evaluation, config: Mapping[str, Any]) 
         evaluation=evaluation,
         config=config,
         card=results.card,
+        search_split_note=search_split_note(results.card.name),
         space=space,
         supernet=space.supernet,
         spec=spec,

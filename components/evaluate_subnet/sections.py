@@ -122,7 +122,7 @@ def _described(outcome: ScoredCandidate, chosen: bool) -> dict[str, Any]:
         "score": f"{outcome.top1_percent:.2f} %{' · chosen' if chosen else ''}"
         if outcome.complete
         else f"about {outcome.top1_percent:.1f} % · stopped after {outcome.images:,} images",
-        "cost": f"{amount(candidate.params)} parameters, {amount(candidate.macs)} MACs"
+        "cost": f"{amount(candidate.params)} parameters, {amount(candidate.macs)} MACs without relative position"
         + ("" if candidate.latency_ms is None else f", {candidate.latency_ms:.3g} ms"),
         "shape": size_text(spec) + ("" if outcome.loss is None else f", loss {outcome.loss:.3f}"),
         "origin": f"candidate {candidate.id}: {origin}",

@@ -4,13 +4,14 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from autoformer.errors import AutoFormerError
 
 _FORMATS = "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm pnm jp2 heic heif avif"
 SUFFIXES = frozenset(f".{suffix}" for suffix in _FORMATS.split(" "))
+NOT_READ = frozenset({".heic", ".heif"})  # of them: images by their names, in a format that is refused
 SPLIT_NAMES = ("train", "val", "test")
 SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_OF |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
@@ -71,19 +72,21 @@ class LeftOut:
     def notes(self) -> list[str]:
         notes = []
         if self.system:
-            counted = ", ".join(f"{name} {count:,}" for name, count in self.system.most_common(_LISTED))
-            more = ", …" if len(self.system) > _LISTED else ""
-            notes.append(f"{_images(self.system.total())} in names of a system or tool left out: {counted}{more}")
+            counted = some([f"{name} {count:,}" for name, count in self.system.most_common()])
+            notes.append(f"{images_text(self.system.total())} in names of a system or tool left out: {counted}")
         if self.smaller:
-            notes.append(f"{_images(len(self.smaller))} left out, smaller copies by their names: {_some(self.smaller)}")
+            notes.append(
+                f"{images_text(len(self.smaller))} left out, smaller copies by their names: "
+                f"{some(sorted(self.smaller))}"
+            )
         for folder, names in self.loose.items():
             notes.append(
-                f"{folder}: {_images(len(names))} in no class folder, so without a label, left out: {_some(names)}"
+                f"{folder}: {images_text(len(names))} in no class folder, so without a label, left out: {some(names)}"
             )
         for folder, names in self.unnamed.items():
-            notes.append(f"{folder}: {_images(len(names))} that the CSV does not name left out: {_some(names)}")
+            notes.append(f"{folder}: {images_text(len(names))} that the CSV does not name left out: {some(names)}")
         if self.links:
-            notes.append(f"linked folders are not followed: {_some(self.links)}")
+            notes.append(f"linked folders are not followed: {some(sorted(self.links))}")
         return notes
 
 
@@ -160,9 +163,10 @@ def _below(folder: Path, root: Path) -> str:
     return "." if folder == root else folder.relative_to(root).as_posix()
 
 
-def _images(count: int) -> str:
+def images_text(count: int) -> str:
     return f"{count:,} image{'s' * (count != 1)}"
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:_LISTED]) + (", …" if len(names) > _LISTED else "")
+def some(names: Sequence[str], most: int = _LISTED) -> str:
+    """The first names of a list, and whether there are more."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

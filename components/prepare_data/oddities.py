@@ -4,20 +4,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median_low
 
+from components.prepare_data.listing import images_text, some
+
 _FEW = 20  # images of a class: fewer leave three or less to test, of which one is a third of its accuracy
 _DOMINANT = 3  # times the median class
 _DOMINANT_SHARE = 0.2  # of all images
-_LISTED = 3
 
 
 def oddities(rows: Sequence[Mapping[str, str]], plain: Sequence[str]) -> list[str]:
     """Sentences on the rows of a pack's index.
 
     Args:
-        rows: `checksum` (of the packed pixels), `label` and `source` of each image.
+        rows: `checksum` (of the packed pixels), `label`, `split` and `source` of each image.
         plain: sources of the pictures of one colour.
     """
-    return [*_copies(rows), *_plain(plain), *_classes(Counter(row["label"] for row in rows))]
+    return [*_copies(rows), *_plain(plain), *_classes(Counter(row["label"] for row in rows)), *_not_in(rows)]
 
 
 def _copies(rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -31,12 +32,12 @@ def _copies(rows: Sequence[Mapping[str, str]]) -> list[str]:
         first = " = ".join(row["source"] for row in groups[0][:2])
         count = len(rows) - len(same)
         repeat = "repeats" if count == 1 else "repeat"
-        notes.append(f"{_images(count)} {repeat} the pixels of another, such as {first}: copies stay in one split")
+        notes.append(f"{images_text(count)} {repeat} the pixels of another, such as {first}: copies stay in one split")
     if across:
         one = across[0][0]
         other = next(row for row in across[0] if row["label"] != one["label"])
         notes.append(
-            f"{_images(len(across))} with equal pixels in two classes or more, such as {one['source']} = "
+            f"{images_text(len(across))} with equal pixels in two classes or more, such as {one['source']} = "
             f"{other['source']}: one of the labels is wrong, remove it"
         )
     return notes
@@ -45,10 +46,9 @@ def _copies(rows: Sequence[Mapping[str, str]]) -> list[str]:
 def _plain(plain: Sequence[str]) -> list[str]:
     if not plain:
         return []
-    names = ", ".join(plain[:2]) + (", …" if len(plain) > 2 else "")
     return [
-        f"{_images(len(plain))} of one colour: {names}; look at them, and for drawings of that colour on transparent "
-        "ground set another prepare_data.background"
+        f"{images_text(len(plain))} of one colour: {some(plain, 2)}; look at them, and for drawings of that colour on "
+        "transparent ground set another prepare_data.background"
     ]
 
 
@@ -56,7 +56,7 @@ def _classes(counts: Counter[str]) -> list[str]:
     notes, total = [], counts.total()
     few = sorted((count, label) for label, count in counts.items() if count < _FEW)
     if few:
-        names = ", ".join(f"{label} {count}" for count, label in few[:_LISTED]) + (", …" if len(few) > _LISTED else "")
+        names = some([f"{label} {count}" for count, label in few])
         notes.append(
             f"{len(few)} of {len(counts)} classes have fewer than {_FEW} images: {names}; their accuracy on the few "
             "that test says little: add images, merge the classes or remove them"
@@ -70,5 +70,16 @@ def _classes(counts: Counter[str]) -> list[str]:
     return notes
 
 
-def _images(count: int) -> str:
-    return f"{count:,} image{'s' * (count != 1)}"
+def _not_in(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Classes that a split of the source lacks."""
+    labels: dict[str, set[str]] = {}
+    for row in rows:
+        labels.setdefault(row["split"], set()).add(row["label"])
+    every, notes = set().union(*labels.values()), []
+    for split in ("val", "test"):
+        if missing := sorted(every - labels.get(split, every)):
+            notes.append(
+                f"{len(missing)} of {len(every)} classes have no image in {split}: {some(missing)}; what the model "
+                "makes of them is not measured there: add some"
+            )
+    return notes

@@ -10,9 +10,8 @@ import io
 import re
 import tarfile
 import unicodedata
-import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import median_high
@@ -27,7 +26,9 @@ from autoformer.images.pixels import DEFAULT, fit, is_transparent, open_sized
 from autoformer.reading import read_json_as
 from components.prepare_data.oddities import oddities
 from components.prepare_data.pack_card import CARD, FORMAT, INDEX, UNREADABLE, PackCard, read_pack
+from components.prepare_data.png import encode_png
 from components.prepare_data.sources import Source, SourceImage, discover
+from components.prepare_data.unreadable import check_unreadable, refuse_by_names
 from components.prepare_data.white_level import find_white_level
 from runtime.common.locks import hold_lock
 from runtime.common.tables import write_table
@@ -36,7 +37,6 @@ SHARD_IMAGES = 4000  # a reader opens each tar: a million images stay far below 
 NAME_LENGTH = 40
 COLUMNS = ("archive", "offset", "size", "label", "checksum", "split", "source")
 _ROUNDING = 2  # of 255, between pixels of one colour after resizing
-_RUN_LENGTHS = zlib.Z_RLE  # 7 % larger than level 3 on photographs, in two thirds of the time
 _AT_A_TIME = 64  # images that are in memory at once, decoded or encoded
 
 Watch = Callable[[str, int, int], None]  # (activity, images done, images in all)
@@ -96,6 +96,7 @@ def pack(
     """
     source = discover(path)
     title = title_of(path)
+    refuse_by_names(source, packs / f"{title}-{UNREADABLE}", max_unreadable_percent)
     digest = _hash(source, shorter_side, channels, rule, watch)
     folder = packs / f"{title}-{digest[:8]}"
     work = packs / f".{folder.name}.packing"
@@ -103,7 +104,9 @@ def pack(
     packing = _Packing(source, work, report, shorter_side, channels, max_unreadable_percent, watch, rule)
     with hold_lock(work, "packing"):
         if (folder / CARD).exists() and read_pack(folder).hash == digest:
-            packing.check_unreadable(read_pack(folder).unreadable, len(source.images), folder / UNREADABLE)
+            check_unreadable(
+                source, max_unreadable_percent, read_pack(folder).unreadable, len(source.images), folder / UNREADABLE
+            )
             return folder
         if folder.exists():
             raise AutoFormerError(f"{folder}: holds something else than these images, packed; remove that folder first")
@@ -184,9 +187,7 @@ class _Packing(NamedTuple):
             plain += shard.plain
             transparent += shard.transparent
             self.watch("packing", packed, total)
-            if 100 * len(refused) > self.max_percent * total:
-                write_table(self.report, ("source", "reason"), refused)
-            self.check_unreadable(len(refused), packed, self.report, refused)
+            check_unreadable(self.source, self.max_percent, len(refused), packed, self.report, refused)
         counts = Counter(row["label"] for row in rows)
         if empty := [label for label in self.source.classes if not counts[label]]:
             write_table(self.report, ("source", "reason"), refused)
@@ -217,22 +218,6 @@ class _Packing(NamedTuple):
             pixels=self.rule,
             notes=(*self.source.notes, *changed, *oddities(rows, plain)),
         )
-
-    def check_unreadable(
-        self, unreadable: int, seen: int, report: Path, refused: Sequence[Mapping[str, str]] = ()
-    ) -> None:
-        """Refuse a source with too large a share of unreadable images, of which `seen` have been tried."""
-        total = len(self.source.images)
-        percent = 100 * unreadable / total
-        if percent > self.max_percent:
-            so_far = "" if seen == total else " so far"
-            reasons = Counter(row["reason"] for row in refused).most_common(1)
-            most = f", most of them: {reasons[0][0]}" if reasons and reasons[0][1] > 1 else ""
-            raise AutoFormerError(
-                f"{self.source.root}: {unreadable} of {total} images cannot be read{so_far} ({percent:.1f} %){most}; "
-                f"more than prepare_data.max_unreadable_percent = {self.max_percent:g} allows; {report} names each "
-                "with its reason: mend or remove them, or raise the share"
-            )
 
     def _write_shard(self, index: Path, start: int) -> None:
         """Write the tar that begins with the image `start`, then its index."""
@@ -277,11 +262,9 @@ class _Packing(NamedTuple):
             resized = fit(upright, self.channels, self.shorter_side, self.rule)
         except AutoFormerError as error:
             return str(error).removeprefix(f"{image.path}: ")
-        out = io.BytesIO()
-        resized.save(out, "PNG", compress_level=1, compress_type=_RUN_LENGTHS)
         extrema = [resized.getchannel(band).getextrema() for band in resized.getbands()]
         plain = all(highest - lowest <= _ROUNDING for lowest, highest in extrema)  # type: ignore[operator]
-        return _Encoded(out.getvalue(), size, plain, transparent)
+        return _Encoded(encode_png(resized), size, plain, transparent)
 
 
 class _Encoded(NamedTuple):

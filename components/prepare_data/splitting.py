@@ -55,6 +55,9 @@ def split(delivered: Delivered, section: PrepareData, seed: int) -> Splits:
             f"{held.repeated} kept out of search (repeated in train)",
         )
         notes = counted if held.left_out or held.repeated else ()
+        if held.copies:
+            further = (f"{held.copies} copies of images of search were left out: each is there once",)
+            counted, notes = (*counted, *further), (*notes, *further)
     parts["train_full"] = np.sort(np.concatenate([parts["train"], parts["search"]]))  # in the delivered order
     return Splits({name: rows.take(part) for name, part in parts.items()}, notes, counted)
 

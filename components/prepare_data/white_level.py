@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoformer.errors import AutoFormerError
+from autoformer.files import check_regular
 from autoformer.images.pixels import WHITE_16_BIT, brightest, is_deep, open_image
 
 _LEVELS = (255, 1023, 4095, 16383, WHITE_16_BIT)  # of 8, 10, 12, 14 and 16 bits
@@ -32,6 +33,7 @@ def find_white_level(paths: Iterable[Path], threads: int) -> Found | None:
 def _brightest(path: Path) -> int | None:
     """None for an image of 8 bits, or one that cannot be read."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             if not _MAY_BE_DEEP.match(file.read(32)):
                 return None

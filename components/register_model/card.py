@@ -20,6 +20,7 @@ from components.register_model.gate import TOP1, Decision, Measured
 from components.register_model.latency import Latency
 from runtime.common.config import RegisterModel
 from runtime.common.records import Confusion, Provenance, Rollback
+from runtime.common.search_split import search_split_note
 
 FILE = "model_card.md"
 DESCRIPTION_LIMIT = 5000  # characters of a version's description in MLflow's databases
@@ -66,6 +67,7 @@ def render(facts: Facts, decision: Decision, latency: Latency | None) -> str:
         "weakest_classes": weakest_classes(facts.confusion),
         "smallest_class": min((sum(row) for row in facts.confusion.matrix), default=0),
         "listed_classes": LISTED_CLASSES,
+        "search_split_note": search_split_note(facts.data.name),
         "recipe": _yaml(recipe).strip(),
         "rollbacks": [(step, row) for step, rows in facts.rollbacks.items() if step in recipe for row in rows],
     }

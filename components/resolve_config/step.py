@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from autoformer.complexity import COUNTED_MACS
 from autoformer.errors import AutoFormerError
 from autoformer.files import canonical_json, hash_value
-from autoformer.limits import UNITS, count_costs
+from autoformer.limits import UNITS
 from runtime.common.code import package_code
 from runtime.common.config import STEPS, Config, RetrainSubnet, SearchSubnet, load_config
 from runtime.common.console import report_failure
@@ -102,11 +103,11 @@ def _check_limits(config: Config) -> None:
     """Refuse limits that no subnet of the space meets, before the supernet is trained."""
     section, space = config.section(SearchSubnet), config.space
     limits, table = section.limits, latency_table(section.latency, space)
-    ends = [count_costs(space, spec)[:2] for spec in (space.smallest, space.largest)]
-    ranges = [(smallest, largest) for smallest, largest in zip(*ends, strict=True)]
-    ranges += [table.extremes(space)] if table else []  # as measured, the fastest is perhaps not the smallest
-    for (key, unit), (smallest, largest) in zip(UNITS.items(), ranges, strict=False):
-        smallest, largest = smallest / unit, largest / unit
+    least, most = (limits.count(space, spec) for spec in (space.smallest, space.largest))
+    if table:  # as measured, the fastest is perhaps not the smallest
+        least["latency_ms"], most["latency_ms"] = table.extremes(space)
+    for key in least:
+        smallest, largest = least[key] / UNITS[key], most[key] / UNITS[key]
         low, high = getattr(limits, f"min_{key}"), getattr(limits, f"max_{key}")
         beyond = f"max_{key} = {high} is less than the smallest" if high is not None and high < smallest else ""
         if low is not None and low > largest:
@@ -114,4 +115,5 @@ def _check_limits(config: Config) -> None:
         if beyond:
             raise AutoFormerError(
                 f"search_subnet.limits.{beyond} subnet of '{space.name}' has: they have {smallest:.4g} to {largest:.4g}"
+                + (f" ({COUNTED_MACS[limits.relative_position]})" if key == "macs_g" else "")
             )

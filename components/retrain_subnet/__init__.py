@@ -1,1 +1,5 @@
 """Retrain the chosen subnet."""
+
+from runtime.common.early_stop import report_early_stop
+
+report_early_stop()

@@ -31,7 +31,7 @@ class ParallelScorer:
         if self.world.size == 1:
             yield from zip(tasks, self.score(tasks), strict=True)
             return
-        left = sorted(tasks, key=lambda task: -count_macs(self.space, task.spec) * len(task.images))
+        left = sorted(tasks, key=lambda task: -count_macs(self.space, task.spec, "ours") * len(task.images))
         while left:
             count = self.world.size * max(1, _ROUND_IMAGES // len(left[0].images))
             dealt, left = left[:count], left[count:]

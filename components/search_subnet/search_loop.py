@@ -20,6 +20,7 @@ from autoformer.randomness import derived_rng
 from autoformer.search import Evolution, random_baseline
 from autoformer.space import SubnetSpec
 from components.search_subnet.score_cache import ScoreCache
+from components.search_subnet.standing import standing
 from runtime.common.config import Config, SearchSubnet
 
 _RANDOM: tuple[Origin, ...] = ("initial", "baseline")
@@ -51,6 +52,7 @@ def search(
     show: Callable[[int, str], None],
     log: Callable[[dict[str, float], int], None],
     whole_split: int | None = None,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> SearchResult:
     """Run evolution to its end, then random search with as many candidates, and choose.
 
@@ -62,6 +64,7 @@ def search(
         whole_split: images of the whole split; None for N.
         show: takes the number of finished candidates and the best score in words.
         log: takes the metrics of each generation, and its number.
+        announce: takes lines on what each generation has found.
     """
     section = config.section(SearchSubnet)
     races = _Races(section, images, cache, show)
@@ -70,10 +73,12 @@ def search(
     while candidates:
         scored = races.run(candidates, section.parents, rivals=races.scored)
         evolution.tell(scored)
-        best, generation = evolution.best(1)[0].top1_percent, evolution.generation - 1
-        log(_generation_metrics(scored, races, best), generation)
+        best, generation = evolution.best(1)[0], evolution.generation - 1
+        log(_generation_metrics(scored, races, best.top1_percent), generation)
+        for line in standing(best, races.scored, section.objective):
+            announce(f"generation {generation} of {section.generations}: {line}")
         counts = {"scored": len(races.scored), "images_scored": races.images_scored}
-        progress.append({"generation": generation, **counts, "evolution_best_top1_percent": best})
+        progress.append({"generation": generation, **counts, "evolution_best_top1_percent": best.top1_percent})
         candidates = evolution.ask()
 
     evolved, evolution_images, baseline = len(races.scored), races.images_scored, list[ScoredCandidate]()

@@ -92,8 +92,10 @@ def _search(
     cache = ScoreCache(opened.workspace.file("scores.jsonl"), whole_split, score, opened.mirror.request_upload)
     with Progress(STEP, opened.config.section(SearchSubnet).budget, "candidates") as progress:
         try:
-            log = opened.tracked.metrics
-            result = search(opened.config, evolution, first, cache, images, progress.update, log, whole_split)
+            result = search(
+                opened.config, evolution, first, cache, images, progress.update, opened.tracked.metrics, whole_split,
+                announce=lambda line: progress.print_above(f"{STEP}: {line}"),
+            )  # fmt: skip
         except Stopped as stopped:
             stopped.note = f" after {len(cache)} scored candidates"
             raise

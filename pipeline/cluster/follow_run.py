@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.kfp_client import KfpClient
 
 POLL_SECONDS = 5.0
+LATE_POLLS = 3  # for tasks that still run in KFP's answer when their run has succeeded
 PENDING_SECONDS = 30.0  # between two looks at why a pod waits
 SHOWN_LINES = 15  # of a failed task's log
 OUTAGE_SECONDS = 900.0  # that the server may be away: the run needs it no longer
@@ -40,7 +41,7 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
     """
     printed: dict[str, tuple[str, int]] = {}
     seen: list[tuple[str, str]] = []
-    workflow, is_terminated, looked_at = None, False, 0.0
+    workflow, is_terminated, looked_at, polls_late = None, False, 0.0, 0
     waiting: dict[str, str] = {}
     while True:
         run = _get_run(client, run_id)
@@ -48,24 +49,25 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
         now = sorted((str(part.display_name), str(part.state)) for part in _details(run))
         if now != seen or run.state in ENDED or time.monotonic() - looked_at > PENDING_SECONDS:
             seen, workflow, looked_at = now, client.workflow(run_id), time.monotonic()
+        if _was_terminated(run) and not is_terminated:
+            is_terminated = True
+            print_line(f"the run {_WORDS['CANCELING']}")
         for name, task in tasks.items():
             attempt = workflow.attempts(name) if workflow else 0
             if str(task.state) in _WORDS and printed.get(name) != (str(task.state), attempt):
                 is_again = printed.get(name, ("", 0))[0] == str(task.state)
                 if not is_again or attempt > 1:
-                    print_line(
-                        _line(name, task, attempt, workflow, is_terminated) + _last_reason(client, run, name, workflow)
-                    )
+                    why = _last_reason(client, run_id, name, workflow) if task.state == "RUNNING" else ""
+                    print_line(_line(name, task, attempt, workflow, is_terminated) + why)
                 printed[name] = (str(task.state), attempt)
             pending = workflow.pending(name) if workflow and task.state == "RUNNING" else ""
             if pending and waiting.get(name) != pending:
                 print_line(f"{name}: its pod waits: {pending}")
             waiting[name] = pending
-        if _was_terminated(run) and not is_terminated:
-            is_terminated = True
-            print_line(f"the run {_WORDS['CANCELING']}")
-        if run.state in ENDED:
+        late = [name for name, task in tasks.items() if str(task.state) not in ENDED]
+        if run.state in ENDED and not (run.state == "SUCCEEDED" and late and polls_late < LATE_POLLS):
             break
+        polls_late += run.state in ENDED  # KFP writes the end of the last task after that of the run
         time.sleep(POLL_SECONDS)
     if run.state == "SUCCEEDED":
         print_line(f"the run succeeded: {client.page(run_id)}")
@@ -74,12 +76,12 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
     return 1
 
 
-def _last_reason(client: "KfpClient", run: Any, task: str, workflow: Workflow | None) -> str:
-    """Why the attempt before the present one failed, in the step's own words; empty for a first attempt."""
+def _last_reason(client: "KfpClient", run_id: str, task: str, workflow: Workflow | None) -> str:
+    """Why the attempt before the running one failed, in the step's own words; empty for a first attempt."""
     failed = workflow.failed_pods(task) if workflow else []
-    if workflow is None or not failed or run.state in ENDED or workflow.attempts(task) <= len(failed):
+    if workflow is None or not failed or workflow.attempts(task) <= len(failed):
         return ""
-    lines = last_lines(client, run.run_id, failed[-1], workflow.namespace or client.pod_namespace)
+    lines = last_lines(client, run_id, failed[-1], workflow.namespace or client.pod_namespace)
     why = reason(lines, task)
     return f" (the attempt before: {why})" if why else ""
 

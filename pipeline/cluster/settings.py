@@ -203,7 +203,8 @@ class Cluster(EveryPod):
             "AUTOFORMER_STAGING": f"{scratch.mount}/staged",
             "AUTOFORMER_STAGING_GB": str(in_bytes(scratch.size) // 2 // 10**9),  # the other half is for the work
         }
-        return {WORK: f"{scratch.mount}/work"} | staging | self._without_plugin() | self.env
+        waiting = {"OMP_WAIT_POLICY": "PASSIVE"}  # pods share cores: a thread that waits must not spin
+        return {WORK: f"{scratch.mount}/work"} | waiting | staging | self._without_plugin() | self.env
 
     def _without_plugin(self) -> dict[str, str]:
         """No run or experiment where the MLflow server is named here: KFP's MLflow plugin sets those of its own."""
@@ -219,7 +220,7 @@ class Cluster(EveryPod):
             **self.model_dump(include=EveryPod.model_fields.keys() - {"env"}),
             **step.model_dump(include=set(JobSettings.model_fields), exclude_none=True),
             image=self.images.training,
-            env={"AUTOFORMER_STAGING_GB": self.environment["AUTOFORMER_STAGING_GB"]} | self.env,
+            env={name: self.environment[name] for name in ("AUTOFORMER_STAGING_GB", "OMP_WAIT_POLICY")} | self.env,
             secret_env=tuple(
                 SecretVariable(secret=secret.secret, key=key, env=variable, optional=secret.optional)
                 for secret in self.secrets

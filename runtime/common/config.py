@@ -22,7 +22,7 @@ from autoformer.named import CONFIGS, load_space, named_file
 from autoformer.racing import Racing
 from autoformer.reading import in_short, parse_json, read_yaml
 from autoformer.recipe import Precision, Recipe
-from autoformer.sampling import Sampling, SubnetSampler, make_sampler
+from autoformer.sampling import TEACHER_WEIGHT, Sampling, SubnetSampler, make_sampler
 from autoformer.search import EvolutionSettings
 from autoformer.space import SearchSpace
 from runtime.common.overrides import apply
@@ -119,6 +119,13 @@ class TrainSupernet(TrainingSection):
     sandwich_random: int = Field(
         2, ge=0, description="random subnets of a sandwich; each costs as much as one uniform step"
     )
+    sandwich_teacher_weight: float = Field(
+        TEACHER_WEIGHT,
+        gt=0,
+        le=1,
+        description="of the largest subnet's outputs in what the others of a sandwich learn; the rest is that of the "
+        "labels; 1 as BigNAS, which suits long trainings",
+    )
 
     @field_validator("sampling", mode="before")
     @classmethod
@@ -130,7 +137,7 @@ class TrainSupernet(TrainingSection):
 
     def sampler(self, space: SearchSpace, seed: int) -> SubnetSampler:
         """What each step trains."""
-        return make_sampler(self.sampling, space, seed, self.sandwich_random)
+        return make_sampler(self.sampling, space, seed, self.sandwich_random, self.sandwich_teacher_weight)
 
 
 class MeasuredLatency(Frozen):

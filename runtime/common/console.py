@@ -103,7 +103,7 @@ def report_failure(step: str, message: str, code: int) -> int:
 def note_failure(step: str, message: str, code: int) -> None:
     """Write for the runner why a step ends: KFP's and DVC's exit codes state no more than that one has failed."""
     file = os.environ.get("AUTOFORMER_FAILURE")
-    if file and processes.is_rank_zero() and not processes.is_rank():
+    if file and not processes.is_rank():
         _write_failure(Path(file), step, message, code)
 
 
@@ -184,6 +184,11 @@ class Progress:
         if self._terminal is None and time.monotonic() - self._line_at >= LINE_SECONDS:
             self._line_at = time.monotonic()
             self._print_progress(note)
+
+    def print_above(self, line: str) -> None:
+        """Print a line of its own to stdout. The bar is drawn again, below it, at the next update."""
+        self._bar.clear()
+        print_line(line)
 
     def _print_progress(self, note: str = "") -> None:
         seconds = time.monotonic() - self._started

@@ -36,6 +36,7 @@ from runtime.steps.training_setup import Training, out_of_memory, resolved_setti
 Row = dict[str, float | int]
 Rollback = dict[str, Any]  # step, reason, subnet, back_to_step, learning_rate_scale: a row of rollbacks.json
 BATCH_SIZE = 500  # images per forward pass of a score
+ACCURACY = "_top1_percent"  # ends the names of a row's scores
 
 
 class SearchSplitAccuracy:
@@ -86,6 +87,12 @@ def train(
     settings = resolved_settings(trainer)
     opened.record.values |= settings
     opened.tracked.tags({f"{names.prefix}{key}": str(value) for key, value in settings.items()})
+    decay = trainer.final_ema_decay
+    if decay is not None and training.section.ema_decay and decay < training.section.ema_decay:
+        print_line(
+            f"{names.what}: the averaged weights end with decay {decay:.4g}, not ema_decay "
+            f"{training.section.ema_decay:g}: timm's warm-up is longer than {trainer.total_steps} steps"
+        )
     first = loop.resume()
     if first:
         opened.record.values["resumed_from_step"] = first
@@ -95,12 +102,18 @@ def train(
     with Progress(names.what, total, "images", first * images) as progress, contextlib.closing(trainer.images):
         # other ranks than 0 stop only where all ranks do
         with contextlib.nullcontext() if trainer.world.is_rank_zero else delay_signals():
-            fits = loop.run(lambda note: progress.update(trainer.step * images, note))
+            fits = loop.run(lambda note: progress.update(trainer.step * images, note), progress.print_above)
     if not fits:
         raise out_of_memory(training, trainer)
     rate = loop.steps_taken * images / max(time.monotonic() - start, 1e-9)
     opened.record.values["images_per_second"] = round(rate)
     return TrainingResult(loop.history, loop.rollbacks)
+
+
+def scores_text(row: Row) -> str:
+    """The accuracies in a row; empty if it has none."""
+    scores = {key.removesuffix(ACCURACY): value for key, value in row.items() if key.endswith(ACCURACY)}
+    return ", ".join(f"{'' if name == 'search' else f'{name} '}{value:.2f} %" for name, value in scores.items())
 
 
 class _StopRequest:
@@ -153,11 +166,14 @@ class _Loop:
         self.world.all_gather(None)  # all have read before anything is replaced
         return self.trainer.step
 
-    def run(self, report: Callable[[str], None]) -> bool:
-        """Train to the end, and `report` each row. False where the memory has run out."""
+    def run(self, report: Callable[[str], None], announce: Callable[[str], None]) -> bool:
+        """Train to the end; `report` each row, and `announce` each score. False where the memory has run out."""
         try:
             while self.trainer.step < self.trainer.total_steps or len(self.losses):
                 row = self.next_row()
+                if row and (scores := scores_text(row)):
+                    images = self.trainer.step * self.trainer.images_per_step
+                    announce(f"{self.names.what}: after {images:,} images, on the search split: {scores}")
                 report(f"loss {row['train_loss']:.3f}" if row else "back at the last checkpoint")
         except Stopped as stopped:
             stopped.note = f" at step {self.stop()} of {self.trainer.total_steps}"

@@ -18,6 +18,7 @@ from autoformer.images.split_images import DecodedSplit
 from autoformer.images.training_loader import training_loader
 from autoformer.layers import initialise
 from autoformer.reading import read_json_as
+from autoformer.recipe import Recipe
 from autoformer.sampling import SubnetSampler
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
@@ -193,17 +194,30 @@ def out_of_memory(training: Training, trainer: Trainer) -> AutoFormerError:
         answer = (
             f"set {training.step}.accumulation={passes}, which changes nothing else of the recipe, and start it again"
         )
+        if draws_by_micro_batch(section):
+            answer = (
+                f"set {training.step}.accumulation={passes}, which makes other draws of mixing, erasing and stochastic "
+                "depth, and start it again"
+            )
     return AutoFormerError(
         f"a forward pass of {images} images does not fit {_memory(trainer.device)}; {images // more} fit: {answer}"
     )
 
 
-def resolved_settings(trainer: Trainer) -> dict[str, str | int]:
-    """The values that "auto" stood for."""
-    return {
+def draws_by_micro_batch(recipe: Recipe) -> bool:
+    """Whether another number of micro-batches is another training, beyond the rounding of a sum."""
+    return bool(recipe.drop_path or recipe.augmentation.erase_probability or recipe.augmentation.mixes)
+
+
+def resolved_settings(trainer: Trainer) -> dict[str, str | int | float]:
+    """The values that "auto" stood for, and the decay of the averaged weights at the end of its warm-up."""
+    settings: dict[str, str | int | float] = {
         "device": str(trainer.device),
         "precision": trainer.precision,
         "accumulation": trainer.accumulation_steps,
         "ranks": trainer.world.size,
         "workers": worker_count(trainer.device),
     }
+    if trainer.final_ema_decay is not None:
+        settings["final_ema_decay"] = round(trainer.final_ema_decay, 6)
+    return settings

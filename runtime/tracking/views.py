@@ -9,6 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+from runtime.common.search_split import RANKS_ONLY
 from runtime.tracking.operations import PARENT
 from runtime.tracking.store import experiment_id
 
@@ -41,7 +42,10 @@ _CANDIDATE_COLUMNS = {
     "tags.`origin`": 100,
     "tags.`generation`": 110,
 }
-_NOTE = "Unfold a pipeline run for its steps. Tables and charts worth looking at are under **Views**, at the top right."
+_OLD_NOTE = (
+    "Unfold a pipeline run for its steps. Tables and charts worth looking at are under **Views**, at the top right."
+)
+_NOTE = f"{_OLD_NOTE} `val/top1` is the accuracy on the search split. {RANKS_ONLY}"
 
 
 class Page(NamedTuple):
@@ -56,7 +60,7 @@ def save_views(client: "MlflowClient") -> list[Page]:
     experiment = experiment_id(client)
     tags = client.get_experiment(experiment).tags
     wanted = {"mlflow.experimentKind": "custom_model_development", "mlflow.experiment.primaryMetric.name": "val/top1"}
-    if "mlflow.note.content" not in tags:  # a person's own text stays
+    if tags.get("mlflow.note.content", _OLD_NOTE) == _OLD_NOTE:  # a person's own text stays
         wanted["mlflow.note.content"] = _NOTE
     state = _table(_RUN_COLUMNS, "attributes.`Created`", "") | {"orderByKey": "attributes.start_time"}
     wanted |= _view(PIPELINE_RUNS, "Pipeline runs", state)

@@ -63,7 +63,8 @@ class OnCluster:
         end = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < end:
             run = self.client.get_run(submitted.run_id)
-            states = {task.display_name: task.state for task in run.run_details.task_details or []}
+            tasks = (run.run_details.task_details if run.run_details else None) or []
+            states = {task.display_name: task.state for task in tasks}
             if states.get("train-supernet") == "SUCCEEDED":
                 self.client.terminate_run(submitted.run_id)
                 return
@@ -90,18 +91,17 @@ class OnCluster:
         found = json.loads(self.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
         return [pod["metadata"]["name"] for pod in found if pod["status"].get("phase") == "Running"]
 
-    def log(self, pod: str) -> str:
-        return self.kubectl("logs", pod, "-c", "main", check=False)
-
-    def wait_for_line(self, run_id: str, step: str, pattern: str) -> str:
-        """The running pod of a step, once its log has `pattern`."""
+    def wait_for_checkpoint(self, run_id: str, step: str) -> str:
+        """The running pod of a step, once it has written a checkpoint and had the time to copy it to the store."""
+        find = ("find", self.settings.scratch.mount, "-name", "checkpoint*")
         end = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < end:
             for pod in self.pods(run_id, step):
-                if re.search(pattern, self.log(pod)):
+                if self.kubectl("exec", pod, "-c", "main", "--", *find, check=False).strip():
+                    time.sleep(30)
                     return pod
             time.sleep(1)
-        raise TimeoutError(f"{step}: no line of its log has '{pattern}'")
+        raise TimeoutError(f"{step}: no checkpoint after {LIMIT_SECONDS:.0f} s")
 
 
 @pytest.fixture(scope="session")

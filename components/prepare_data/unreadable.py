@@ -1,0 +1,53 @@
+"""Refuse a user's images where too large a share of them cannot be read."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from autoformer.errors import AutoFormerError
+from autoformer.images.pixels import image_size
+from components.prepare_data.listing import NOT_READ
+from components.prepare_data.sources import Source
+from runtime.common.tables import write_table
+
+
+def refuse_by_names(source: Source, report: Path, max_percent: float) -> None:
+    """Refuse, before anything is packed, a source with too large a share of files whose names are of a format that is
+    not read, if their headers are too."""
+    named = [image for image in source.images if image.path.suffix.lower() in NOT_READ]
+    if 100 * len(named) <= max_percent * len(source.images):
+        return
+    refused = []
+    for image in named:
+        try:
+            image_size(image.path)
+        except AutoFormerError as error:
+            refused.append({"source": source.name_of(image), "reason": str(error).removeprefix(f"{image.path}: ")})
+    check_unreadable(source, max_percent, len(refused), len(source.images), report, refused)
+
+
+def check_unreadable(
+    source: Source,
+    max_percent: float,
+    unreadable: int,
+    seen: int,
+    report: Path,
+    refused: Sequence[Mapping[str, str]] = (),
+) -> None:
+    """Refuse a source with too large a share of unreadable images, of which `seen` have been tried.
+
+    `refused`: rows that are written into `report`; none where it holds them already.
+    """
+    total = len(source.images)
+    percent = 100 * unreadable / total
+    if percent > max_percent:
+        if refused:
+            write_table(report, ("source", "reason"), refused)
+        so_far = "" if seen == total else " so far"
+        reasons = Counter(row["reason"] for row in refused).most_common(1)
+        most = f", most of them: {reasons[0][0]}" if reasons and reasons[0][1] > 1 else ""
+        raise AutoFormerError(
+            f"{source.root}: {unreadable} of {total} images cannot be read{so_far} ({percent:.1f} %){most}; "
+            f"more than prepare_data.max_unreadable_percent = {max_percent:g} allows; {report} names each "
+            "with its reason: mend or remove them, or raise the share"
+        )
