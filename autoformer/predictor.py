@@ -3,7 +3,7 @@
 Dimensions: n subnets with known scores, m subnets to predict, F features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -63,13 +63,11 @@ class Ridge:
         return self.mean + (features - self.centre) @ self.weights
 
 
-def predict(
-    space: SearchSpace, known: Sequence[tuple[SubnetSpec, float]], specs: Sequence[SubnetSpec]
-) -> list[float]:
+def predict(space: SearchSpace, known: Mapping[SubnetSpec, float], specs: Sequence[SubnetSpec]) -> list[float]:
     """Predicted scores of `specs`, from the `known` scores of other subnets, at least one.
 
     Rounded, so that equal predictions are equal with any number of threads, too.
     """
-    ridge = Ridge(one_hot(space, [spec for spec, _ in known]), [score for _, score in known])
+    ridge = Ridge(one_hot(space, [*known]), [*known.values()])
     predicted: list[float] = ridge(one_hot(space, specs)).round(9).tolist()
     return predicted

@@ -40,8 +40,11 @@ class EvolutionSettings(Frozen):
         "accuracy", description="what ranks candidates: accuracy, or the loss (mean cross entropy), which varies less"
     )
     predictor: int | None = Field(
-        None, gt=1, le=1000, description="offspring drawn for each that is scored, the best by a ridge regression on the "
-        "scores so far (autoformer/predictor.py); null to score all that is drawn, as the paper does"
+        None,
+        gt=1,
+        le=1000,
+        description="offspring drawn for each that is scored, the best by a ridge regression on the "
+        "scores so far (autoformer/predictor.py); null to score all that is drawn, as the paper does",
     )
     tries: int = Field(10_000, gt=0, description="draws before a population counts as impossible to fill")
 
@@ -153,13 +156,16 @@ class Evolution:
 
     Generation 0 is random. Each later one has mutants and children of the best `parents` of all generations so far, and
     random candidates to fill it up. The search ends early when no unseen legal candidate is left.
+
+    Args:
+        known: complete scores of other searches; the best `parents` of their legal subnets enter generation 0.
     """
 
     def __init__(
         self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random,
-        table: LatencyTable | None = None,
+        table: LatencyTable | None = None, known: Sequence[ScoredCandidate] = (),
     ) -> None:  # fmt: skip
-        self.space, self.settings, self.rng, self.table = space, settings, rng, table
+        self.space, self.settings, self.rng, self.table, self.known = space, settings, rng, table, known
         self.generation = 0
         self.scored: list[ScoredCandidate] = []
         self._pool = _Pool(space, limits, settings.tries, rng, table)
@@ -170,7 +176,10 @@ class Evolution:
         if self.generation > settings.generations:
             return []
         if self.generation == 0:
-            return self._pool.random_or_error(settings.population, "initial")
+            seeds = self._seeds()
+            if not seeds:
+                return self._pool.random_or_error(settings.population, "initial")
+            return seeds + self._pool.random(settings.population - len(seeds), "initial", 0)
         best, draws = self.best(settings.parents), settings.predictor or 1
         candidates = self._offspring(draws * settings.mutations, lambda: self._mutant(best))
         if len(best) > 1:
@@ -198,11 +207,19 @@ class Evolution:
             candidates += draw()
         return candidates
 
+    def _seeds(self) -> list[Candidate]:
+        seeds: list[Candidate] = []
+        for one in sorted(self.known, key=lambda one: one.rank(self.settings.objective)):
+            if len(seeds) < self.settings.parents:
+                seeds += self._pool.fresh(one.candidate.spec, "earlier", 0)
+        return seeds
+
     def _predicted_best(self, drawn: Sequence[Candidate]) -> list[Candidate]:
         """As many of the offspring as are scored, best first by the predictor, which all complete scores train."""
         if not drawn:
             return []
-        known = [(one.candidate.spec, one.score(self.settings.objective)) for one in self.scored if one.complete]
+        complete = [one for one in (*self.known, *self.scored) if one.complete]
+        known = {one.candidate.spec: one.score(self.settings.objective) for one in complete}
         predicted = predict(self.space, known, [candidate.spec for candidate in drawn])
         order = sorted(range(len(drawn)), key=lambda place: -predicted[place])
         return self._pool.keep(drawn, order[: self.settings.mutations + self.settings.crossovers])

@@ -48,9 +48,7 @@ def compare(searches: Searches, seeds: int, announce: Callable[[str], None]) -> 
     for seed in range(searches.config.seed, searches.config.seed + seeds):
         plain = searches.run(seed, predictor=None, random_baseline=False)
         predicted = searches.run(seed, predictor=section.predictor or DRAWN, random_baseline=False)
-        losses = [
-            [one.loss for one in result.candidates if one.loss is not None] for result in (plain, predicted)
-        ]
+        losses = [[one.loss for one in result.candidates if one.loss is not None] for result in (plain, predicted)]
         found.append(Seed(*(list(accumulate(each, min)) for each in losses)))
         own = found[-1]
         announce(
@@ -69,13 +67,18 @@ def rows(found: Sequence[Seed]) -> list[Row]:
         for part, value in zip(("mean", "95 % interval from", "to"), mean_interval(values), strict=True):
             shown.append(Row(f"{name}: {part}", value, unit))
 
-    add("predictor's evaluations to evolution's best loss / all of evolution's", "x", [s.share(s.predictor) for s in found])
+    add(
+        "predictor's evaluations to evolution's best loss / all of evolution's",
+        "x",
+        [s.share(s.predictor) for s in found],
+    )
     add("evolution's own / all of evolution's", "x", [s.share(s.evolution) for s in found])
     reached = sum(one.reached(one.predictor) is not None for one in found)
     shown.append(Row(f"seeds of {len(found)} in which the predictor reaches it", reached, ""))
     for part in (4, 2, 1):
         differences = [
-            min(s.predictor[: -(-len(s.evolution) // part)]) - s.evolution[-(-len(s.evolution) // part) - 1] for s in found
+            min(s.predictor[: -(-len(s.evolution) // part)]) - s.evolution[-(-len(s.evolution) // part) - 1]
+            for s in found
         ]
         name = "all" if part == 1 else f"1/{part} of the"
         add(f"best loss after {name} evaluations, predictor minus evolution", "nats", differences)

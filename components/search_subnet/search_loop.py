@@ -67,7 +67,7 @@ def search(
         announce: takes lines on what each generation has found.
     """
     section = config.section(SearchSubnet)
-    races = _Races(section, images, cache, show)
+    races = _Races(section, images, cache, show, evolution.known)
     progress: list[dict[str, Any]] = []
     candidates = first
     while candidates:
@@ -91,6 +91,8 @@ def search(
         "images_scored": evolution_images,
         "images_scored_percent": 100 * evolution_images / (evolved * images),
     }
+    if evolution.known:
+        metrics["known_scores"] = len(evolution.known)
     if section.random_baseline:
         metrics["random_images_scored"] = races.images_scored - evolution_images
     finalists = _finalists(races, cache, section, whole_split or images)
@@ -167,8 +169,12 @@ class _Races:
     kill the cache also holds results that the resumed search has not reached yet.
     """
 
-    def __init__(self, section: SearchSubnet, images: int, cache: ScoreCache, show: Callable[[int, str], None]) -> None:
+    def __init__(
+        self, section: SearchSubnet, images: int, cache: ScoreCache, show: Callable[[int, str], None],
+        known: Sequence[ScoredCandidate] = (),
+    ) -> None:  # fmt: skip
         self.scored: list[ScoredCandidate] = []
+        self._known = {one.candidate.spec: one for one in known}  # complete scores of an earlier search
         self._section, self._images, self._cache, self._show = section, images, cache, show
         self._complete: dict[SubnetSpec, ScoringResult] = {}  # of the subnets scored on all images (N,)
         self._requested: dict[SubnetSpec, Flags] = {}  # the images that each subnet was scored on (N,)
@@ -196,7 +202,7 @@ class _Races:
             similar: origins of the candidates that predict on which images these will differ. Offspring of evolution
                 differs less than random candidates.
         """
-        known = {c.id: self._complete_score(c) for c in candidates if c.spec in self._complete}
+        known = {c.id: self._complete_score(c) for c in candidates if c.spec in self._complete or c.spec in self._known}
         racers = [candidate for candidate in candidates if candidate.id not in known]
         objective = self._section.objective
         scores = [rival.score(objective) for rival in (*rivals, *known.values()) if rival.complete]
@@ -243,7 +249,9 @@ class _Races:
         return min(max(top1, 0.0), 100.0)
 
     def _complete_score(self, candidate: Candidate) -> ScoredCandidate:
-        return _scored(candidate, self._complete[candidate.spec])
+        if candidate.spec in self._complete:
+            return _scored(candidate, self._complete[candidate.spec])
+        return self._known[candidate.spec]._replace(candidate=candidate)
 
     def best(self, scored: Sequence[ScoredCandidate]) -> ScoredCandidate:
         """The best complete one."""
