@@ -117,16 +117,16 @@ def test_an_earlier_search_in_s3_is_downloaded(
         warm(uri)
     other = warm("", warm_start=named, generations=0, weights="raw")
     assert run(STEP, arguments(STEP, tiny_data, made, tmp_path / "other", other)) == 2
-    assert f"{uri}: its scores are of another weights (ema, here raw); they" in capsys.readouterr().err
+    assert f"{uri}: its scores cannot be taken over; they differ in weights (ema, here raw)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"images": 60}, "another number of images (80, here 60)"),
-        ({"images": None}, "another number of images (80, here 100)"),
-        ({"weights": "raw", "images": 70}, "another weights (ema, here raw), another number of images (80, here 70)"),
-        ({"precision": "bfloat16"}, "another precision (auto, here bfloat16)"),
+        ({"images": 60}, "number of images (80, here 60)"),
+        ({"images": None}, "number of images (80, here 100)"),
+        ({"weights": "raw", "images": 70}, "weights (ema, here raw), number of images (80, here 70)"),
+        ({"precision": "bfloat16"}, "precision (auto, here bfloat16)"),
         ({"warm_start": {"search": "/nowhere"}}, "search_subnet.warm_start.search = /nowhere: no such file as /now"),
         ({"warm_start": {"serach": "x"}}, "'search_subnet.warm_start.search' is missing"),
     ],
@@ -144,8 +144,8 @@ def test_scores_of_another_supernet_search_split_or_card_are_refused(
     other = tmp_path / "other"
     provenance = json.loads((made / "search" / "provenance.json").read_text())
     for key, words in (
-        ("supernet", "another supernet (0000"), ("search_split", "another search split (0000"),
-        ("card", "another data set's card (0000"),
+        ("supernet", "supernet (0000"), ("search_split", "search split (0000"),
+        ("card", "data set's card (0000"),
     ):  # fmt: skip
         shutil.copytree(made / "search", other, dirs_exist_ok=True)
         changed = provenance | {"inputs": provenance["inputs"] | {key: "0" * 64}}
@@ -157,12 +157,12 @@ def test_scores_of_another_supernet_search_split_or_card_are_refused(
     ("file", "old", "new", "words"),
     [
         ("candidates.csv", "\n1,", "\none,", "candidates.csv, line 3: invalid literal"),
-        ("candidates.csv", "\n1,initial,0,,1,", "\n1,initial,0,,9,", "candidates.csv, line 3: subnet: "),
+        ("candidates.csv", "\n1,initial,0,,2,", "\n1,initial,0,,9,", "candidates.csv, line 3: subnet: "),
         ("candidates.csv", "loss", "lost", "candidates.csv: has no column 'loss'"),
         ("candidates.csv", ",80\n", ",79\n", "candidates.csv: holds no complete score"),
         ("provenance.json", "{", "", "provenance.json: not readable as JSON"),
-        ("provenance.json", '"ema"', "null", "another weights (None, here ema)"),
-        ("provenance.json", '"forty"', '"fifty"', "another space ('fifty')"),
+        ("provenance.json", '"ema"', "null", "weights (None, here ema)"),
+        ("provenance.json", '"forty"', '"fifty"', "space ('fifty', here 'forty')"),
     ],
 )
 def test_a_damaged_earlier_search_is_refused_naming_file_and_line(
@@ -201,5 +201,5 @@ def test_a_table_that_changes_after_the_run_was_resolved_is_refused(
 
 
 def test_a_run_refuses_another_space_before_anything_runs(made: Path) -> None:
-    with pytest.raises(AutoFormerError, match=r"another space \('forty'\)"):
+    with pytest.raises(AutoFormerError, match=r"differ in space \('forty', here 'fashion-mnist'\)"):
         resolve("demo", [f"search_subnet.warm_start.search={made / 'search'}"])

@@ -72,10 +72,11 @@ def _check_same(
         pairs.append(("number of images", *counts))
     for key, path in (inputs or {}).items():
         pairs.append((_MADE_OF[key], earlier.inputs.get(key, "none")[:12], hash_path(path)[:12]))
-    different = [f"another space ('{space.name}')"] if space != config.space else []
-    different += [f"another {what} ({there}, here {here})" for what, there, here in pairs if there != here]
+    different = [f"{what} ({there}, here {here})" for what, there, here in pairs if there != here]
+    if space != config.space:  # perhaps of the same name
+        different.insert(0, f"space ('{space.name}', here '{config.space.name}')")
     if different:
-        raise AutoFormerError(f"{where}: its scores are of {', '.join(different)}; they cannot be taken over")
+        raise AutoFormerError(f"{where}: its scores cannot be taken over; they differ in {', '.join(different)}")
 
 
 def _read(table: Path, space: SearchSpace) -> list[ScoredCandidate]:
