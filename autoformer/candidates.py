@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, get_args
 
-from autoformer.racing import Objective
+from autoformer.racing import Objective, ScoringResult
 from autoformer.space import SubnetSpec
 from autoformer.subnet_text import CELLS, from_cells, to_cells
 
@@ -39,6 +39,13 @@ class ScoredCandidate(NamedTuple):
     top1_percent: float
     loss: float | None  # mean cross entropy in nats; None where the race stopped the candidate
     images: int
+
+    @classmethod
+    def measured(cls, candidate: Candidate, result: ScoringResult) -> Self:
+        """The score on all images of a result."""
+        images = len(result.correct)
+        loss = float(result.losses.sum(dtype="float64")) / images
+        return cls(candidate, 100.0 * int(result.correct.sum()) / images, loss, images)
 
     @property
     def complete(self) -> bool:

@@ -8,8 +8,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from official_layout import write_checkpoint
-from run_steps import SPACE, arguments, config_of, run
+from earlier import FORTY, STEP, made, untracked
+from run_steps import arguments, config_of, run
 from s3_server import S3Server
 from tiny import TinyData
 
@@ -19,35 +19,14 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
 from autoformer.limits import Limits
 from autoformer.search import Evolution, EvolutionSettings
-from autoformer.space import SearchSpace, SubnetSpec
+from autoformer.space import SubnetSpec
 from components.resolve_config.step import resolve
 from runtime.common.config import load_config
 from runtime.storage.uploads import upload
 
-FORTY = SearchSpace.model_validate(SPACE)
-STEP = "search_subnet"
+__all__ = ["made", "untracked"]
+
 FILES = ("candidates.csv", "provenance.json")
-
-
-@pytest.fixture(scope="module")
-def made(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a supernet of random weights, and its search."""
-    folder = tmp_path_factory.mktemp("earlier")
-    checkpoint = write_checkpoint(folder / "supernet.pth", FORTY, deviation=0.3)
-    text = config_of("train_supernet", adopt={"checkpoint": str(checkpoint)})
-    config = load_config(text, (), ()).step_json("train_supernet")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUTOFORMER_WORK", str(folder / "work"))
-        patch.setenv("AUTOFORMER_TRACKING", "off")
-        assert run("train_supernet", arguments("train_supernet", tiny_data, folder, folder / "supernet", config)) == 0
-        assert run(STEP, arguments(STEP, tiny_data, folder, folder / "search", config_of(STEP, objective="loss"))) == 0
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def untracked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("AUTOFORMER_WORK", str(tmp_path / "work"))
-    monkeypatch.setenv("AUTOFORMER_TRACKING", "off")
 
 
 def warm(search: Path | str, seed: int = 1, **changes: Any) -> str:
@@ -113,7 +92,7 @@ def test_an_earlier_search_in_s3_is_downloaded(
     given = arguments(STEP, tiny_data, made, tmp_path / "search", warm("", warm_start=named, generations=0))
     assert run(STEP, given) == 0
     assert f"known from {uri}" in capsys.readouterr().out
-    with pytest.raises(AutoFormerError, match="set search_subnet.warm_start.sha256"):
+    with pytest.raises(AutoFormerError, match=r"set search_subnet\.warm_start\.sha256"):
         warm(uri)
     other = warm("", warm_start=named, generations=0, weights="raw")
     assert run(STEP, arguments(STEP, tiny_data, made, tmp_path / "other", other)) == 2

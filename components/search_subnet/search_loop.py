@@ -107,7 +107,9 @@ def _finalists(races: "_Races", cache: ScoreCache, section: SearchSubnet, whole_
         by_spec.setdefault(one.candidate.spec, one)
     split = np.arange(whole_split)
     results = cache.score([*by_spec], split, lambda: None)
-    scored = [_scored(one.candidate, result) for one, result in zip(by_spec.values(), results, strict=True)]
+    scored = [
+        ScoredCandidate.measured(one.candidate, result) for one, result in zip(by_spec.values(), results, strict=True)
+    ]
     return sorted(scored, key=lambda one: one.rank(section.objective))
 
 
@@ -142,12 +144,6 @@ def _choice(
             "evolution_minus_random_high_percent": difference.interval.high,
         }
     return metrics
-
-
-def _scored(candidate: Candidate, result: ScoringResult) -> ScoredCandidate:
-    images = len(result.correct)
-    loss = float(result.losses.sum(dtype=np.float64)) / images
-    return ScoredCandidate(candidate, 100.0 * int(result.correct.sum()) / images, loss, images)
 
 
 def _random_search(config: Config, races: "_Races", count: int, table: LatencyTable | None) -> list[ScoredCandidate]:
@@ -250,7 +246,7 @@ class _Races:
 
     def _complete_score(self, candidate: Candidate) -> ScoredCandidate:
         if candidate.spec in self._complete:
-            return _scored(candidate, self._complete[candidate.spec])
+            return ScoredCandidate.measured(candidate, self._complete[candidate.spec])
         return self._known[candidate.spec]._replace(candidate=candidate)
 
     def best(self, scored: Sequence[ScoredCandidate]) -> ScoredCandidate:

@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         process_group(config) as world,
         open_step(STEP, arguments, config, *keys, world=world, has_checkpoints=True) as opened,
     ):
-        score = ParallelScorer(world, config.space, _scorer(arguments.supernet, config, card, images))
+        score = ParallelScorer(world, config.space, make_scorer(arguments.supernet, config, card, images))
         if world.is_rank_zero:
             result = _search(opened, evolution, first, score, count, len(images.labels))
             score.stop()
@@ -112,7 +112,7 @@ def _search(
     return result
 
 
-def _scorer(
+def make_scorer(
     folder: Path, config: Config, card: DatasetCard, images: DecodedSplit
 ) -> Callable[..., Iterator[ScoringResult]]:
     """Scores subnets with inherited weights, on this process's device."""
