@@ -25,6 +25,7 @@ from runtime.steps import inputs
 
 Score = Callable[[Iterable[ScoringTask]], Iterator[ScoringResult]]
 QUICK = "images=500 population=8 generations=1 parents=3 mutations=4 crossovers=4 finalists=2"
+SEEDS = 5
 
 
 class Searches(NamedTuple):
@@ -65,11 +66,10 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-# Measures over a supernet's scorer: configuration, scorer, score cache, images of the search split, number of seeds.
-Work = Callable[[Searches, SubnetScorer, int], dict[str, Any]]
+Work = Callable[[Searches, SubnetScorer, int], dict[str, Any]]  # the last argument is the number of seeds, or a like
 
 
-def measure_supernet(work: Work, config: Config, paths: argparse.Namespace, seeds: int) -> dict[str, Any]:
+def measure_supernet(work: Work, config: Config, paths: argparse.Namespace, count: int) -> dict[str, Any]:
     """`paths`: the arguments `supernet`, `card`, `search_split` and `data` of a step, and `work`, a folder or None."""
     section = config.section(SearchSubnet)
     card, (images,) = inputs.read_data(paths, config, "search")
@@ -80,27 +80,42 @@ def measure_supernet(work: Work, config: Config, paths: argparse.Namespace, seed
         kept.mkdir(parents=True, exist_ok=True)
         name = f"{hash_path(paths.supernet)[:16]}-{hash_path(paths.search_split)[:16]}-{section.weights}.jsonl"
         cache = score_cache(kept, len(images.labels), scorer, name)
-        return work(Searches(config, cache, len(images.labels)), scorer, seeds)
+        return work(Searches(config, cache, len(images.labels)), scorer, count)
 
 
-def measure_demo(work: Work, quick: bool, config: Config | None = None, seeds: int = 5) -> dict[str, Any]:
+def measure_demo(work: Work, quick: bool, config: Config | None = None, count: int | None = None) -> dict[str, Any]:
     """Train a supernet by the demo's recipe, and measure; `quick`: small searches over a short training."""
     config = config or load_config("demo")
     changes: dict[str, object] = {"epochs": 0.1, "warmup_epochs": 0.02} if quick else {}
     if quick:
-        config, seeds = load_config("demo", [f"search_subnet.{setting}" for setting in QUICK.split()]), 2
+        config = load_config("demo", [f"search_subnet.{setting}" for setting in QUICK.split()])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
         made: dict[str, Any] = {"supernet": train(folder, "supernet", **changes), "card": folder / "card.json"}
         made |= {"search_split": folder / "search.parquet", "data": str(DATA), "work": None}
-        return measure_supernet(work, config, argparse.Namespace(**made), seeds)
+        return measure_supernet(work, config, argparse.Namespace(**made), count or (2 if quick else SEEDS))
 
 
-def run(name: str, about: str, work: Work, argv: Sequence[str] | None, settings: Sequence[str] = ()) -> int:
-    """The command `python -m benchmarks.<name>`. `settings`: those of the configuration that the comparison needs."""
+def run(
+    name: str,
+    about: str,
+    work: Work,
+    argv: Sequence[str] | None,
+    settings: Sequence[str] = (),
+    counted: tuple[str, int, str] = ("seeds", SEEDS, "searches of each kind"),
+) -> int:
+    """The command `python -m benchmarks.<name>`.
+
+    Args:
+        settings: those of the configuration that the comparison needs.
+        counted: the option of the number that `work` gets, its default and its help.
+    """
+    option, default, help_text = counted
     parser = Parser(prog=f"python -m benchmarks.{name}", description=about.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5, help="searches of each kind, 2 or more (default: %(default)s)")
+    parser.add_argument(
+        f"--{option}", dest="count", type=int, default=default, help=f"{help_text}, 2 or more (%(default)s)"
+    )
     parser.add_argument("--config", default="demo", help="preset or file with the search (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="search_subnet.KEY=VALUE", help="change a key")
     parser.add_argument("--supernet", type=Path, help="folder made by train_supernet (default: train the demo's)")
@@ -110,18 +125,18 @@ def run(name: str, about: str, work: Work, argv: Sequence[str] | None, settings:
     parser.add_argument("--work", type=Path, help="with --supernet: folder that keeps its scores for the next command")
 
     def command(arguments: argparse.Namespace) -> None:
-        if arguments.seeds < 2:
-            parser.error(f"--seeds {arguments.seeds}: an interval needs 2 or more")
+        if arguments.count < 2:
+            parser.error(f"--{option} {arguments.count}: an interval needs 2 or more")
         config = load_config(arguments.config, [*arguments.set, *settings])
         set_threads(config.threads)
         if arguments.supernet is None:
             if config.space != load_config("demo").space:
                 parser.error(f"--config {arguments.config}: its space is not the demo's; name its --supernet")
-            result = measure_demo(work, quick=False, config=config, seeds=arguments.seeds)
+            result = measure_demo(work, quick=False, config=config, count=arguments.count)
         elif arguments.card is None or arguments.search_split is None:
             parser.error("--supernet needs --card and --search-split too")
         else:
-            result = measure_supernet(work, config, arguments, arguments.seeds)
+            result = measure_supernet(work, config, arguments, arguments.count)
         print(table(result["rows"]))
 
     return run_command(f"benchmarks.{name}", parser, command, argv, after="")

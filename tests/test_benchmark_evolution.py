@@ -12,6 +12,7 @@ from tiny import TinyData
 
 from autoformer.racing import ScoringResult, ScoringTask
 from benchmarks import evolution
+from benchmarks.seeds import Score, Searches, mean_interval, score_cache
 from runtime.common.config import load_config
 
 SMALL = {"population": 6, "generations": 2, "parents": 3, "mutations": 3, "crossovers": 2, "images": 80}
@@ -19,8 +20,8 @@ SMALL = {"population": 6, "generations": 2, "parents": 3, "mutations": 3, "cross
 
 def test_the_interval_is_students_over_the_seeds() -> None:
     """1, 2, 3, 4: mean 2.5, deviation 1.2910, t(0.975, 3) = 3.1824, so 2.5 -+ 2.0543."""
-    assert evolution.mean_interval([1.0, 2.0, 3.0, 4.0]) == pytest.approx((2.5, 0.4457, 4.5543), abs=1e-4)
-    assert evolution.mean_interval([0.5, 0.5]) == pytest.approx((0.5, 0.5, 0.5))
+    assert mean_interval([1.0, 2.0, 3.0, 4.0]) == pytest.approx((2.5, 0.4457, 4.5543), abs=1e-4)
+    assert mean_interval([0.5, 0.5]) == pytest.approx((0.5, 0.5, 0.5))
 
 
 Tasks = Iterable[ScoringTask]
@@ -31,7 +32,7 @@ def answers(task: ScoringTask, quality: float) -> ScoringResult:
     return ScoringResult(margin > 0, np.log1p(np.exp(-margin)).astype(np.float32))
 
 
-def test_a_search_that_can_find_more_than_chance_is_ahead_and_one_that_cannot_is_not() -> None:
+def test_a_search_that_can_find_more_than_chance_is_ahead_and_one_that_cannot_is_not(tmp_path: Path) -> None:
     """Answers by the mean heads and ratio, which evolution improves step by step; or by nothing at all."""
     text = ["space=autoformer-tiny", "search_subnet.images=400", "search_subnet.limits={}", "search_subnet.racing=null"]
     config, lines = load_config("demo", text), list[str]()
@@ -42,14 +43,17 @@ def test_a_search_that_can_find_more_than_chance_is_ahead_and_one_that_cannot_is
     def flat(tasks: Tasks) -> Iterator[ScoringResult]:
         yield from (answers(one, 0.0) for one in tasks)
 
-    pairs = evolution.compare(config, climbing, 400, 5, lines.append)
+    def searches(name: str, score: Score) -> Searches:
+        return Searches(config, score_cache(tmp_path, 400, score, name), 400)
+
+    pairs = evolution.compare(searches("climbing", climbing), 5, lines.append)
     assert all(one.loss < 0 <= one.points for one in pairs)
     assert [line.partition(":")[0] for line in lines] == [f"seed {seed}" for seed in range(5)]
     assert {one.evolved.images for one in pairs} == {one.random.images for one in pairs} == {400}
     values = {row.name: row.value for row in evolution.rows(pairs)}
     assert values["evolution minus random search, loss (below 0 is better): to"] < 0
     assert values["seeds of 5 in which evolution has the lower loss"] == 5
-    level = evolution.compare(config, flat, 400, 2, lines.append)
+    level = evolution.compare(searches("flat", flat), 2, lines.append)
     assert [one.points for one in level] == [one.loss for one in level] == [0, 0]
 
 
