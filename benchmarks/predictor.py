@@ -90,10 +90,6 @@ def work(searches: Searches, _: SubnetScorer, seeds: int) -> dict[str, Any]:
     return measured(rows(found), seeds=[one._asdict() for one in found])
 
 
-def measure(quick: bool = False) -> dict[str, Any]:
-    return shared.measure_demo(work, quick)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     return shared.run("predictor", __doc__ or "", work, argv, SETTINGS)
 

@@ -129,7 +129,7 @@ def work(searches: Searches, scorer: SubnetScorer, subnets: int) -> dict[str, An
     rows, everything = list[Row](), {}
     later = np.arange(FEW, min(section.images or searches.images, searches.images))
     for group, limits in (("within the limits", section.limits), ("whole space", Limits())):
-        rng = derived_rng(f"proxies, {group}", searches.config.seed)
+        rng = derived_rng("explore", searches.config.seed)
         specs = [one.spec for one in random_baseline(space, limits, subnets, section.tries, rng)]
         scores = [-float(one.losses.mean()) for one in searches.cache.score(specs, later, lambda: None)]
         proxies = proxies_of(searches, scorer, specs)
@@ -141,10 +141,6 @@ def work(searches: Searches, scorer: SubnetScorer, subnets: int) -> dict[str, An
                     for part, value in zip(("", ", from", ", to"), values, strict=False)
                 ]
     return measured(rows, values=everything)
-
-
-def measure(quick: bool = False) -> dict[str, Any]:
-    return shared.measure_demo(work, quick, count=10 if quick else SUBNETS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
