@@ -41,7 +41,12 @@ NO_BROWSER = "there is no Chromium on this machine: `make browser` installs it (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Not in the process that starts the workers: they would inherit handlers as defaults, and miss nohup's."""
+    """Undo what a shell and make hand on.
+
+    Signals not in the process that starts the workers: they would inherit handlers as defaults, and miss nohup's.
+    """
+    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # of `make test`: a test's own make would print as a part of it
+        os.environ.pop(name, None)
     if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
         restore_signals()
 
