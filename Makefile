@@ -11,8 +11,8 @@ quote = '$(subst ','\'',$(value $1))'
 option = $(if $(value $2),$1 $(call quote,$2))
 # Not exported: make would expand the values, and lose dollar signs or stop at them.
 unexport ARCHIVES BATCH BUILD CHECKPOINT CLASSES CLUSTER DATA DATASET DATA_HASH DEVICE EVERY EXPERIMENT HOST IMAGE INPUTS \
-  LIMIT MODEL NAME NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEED SET SIZE SPACE STRIDE SUBNET SUBNETS TAG \
-  TERMINATE THREADS YES
+  LIMIT MODEL NAME NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEARCH SEED SET SIZE SPACE STRIDE SUBNET \
+  SUBNETS TAG TERMINATE THREADS YES
 SETTINGS = $(call option,--preset,PRESET) $(call option,--set,SET)
 # The parameter file of the run, as a word of the shell.
 PARAMS = $(if $(filter %.yaml %.yml,$(value PRESET)),$(call quote,PRESET),$(PARAMS_BY_NAME))

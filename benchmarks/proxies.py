@@ -50,7 +50,7 @@ def snip(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float
 
 
 def synflow(model: nn.Module, shape: Sequence[int]) -> float:
-    """Logarithm of the sum of weight x gradient of the summed outputs: absolute weights, no norms, an image of ones.
+    """Logarithm of the sum of |weight x gradient| of the summed outputs: absolute weights, no norms, an image of ones.
 
     Changes the model.
     """
@@ -63,7 +63,7 @@ def synflow(model: nn.Module, shape: Sequence[int]) -> float:
         for weight in model.parameters():
             weight.abs_()
     model(torch.ones(1, *shape, dtype=torch.float64)).sum().backward()
-    flow = sum(float((w.detach() * w.grad).sum()) for w in model.parameters() if w.grad is not None)
+    flow = sum(float((w.detach() * w.grad).abs().sum()) for w in model.parameters() if w.grad is not None)
     return float(np.log(flow))
 
 
