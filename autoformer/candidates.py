@@ -9,7 +9,7 @@ from autoformer.racing import Objective, ScoringResult
 from autoformer.space import SubnetSpec
 from autoformer.subnet_text import CELLS, from_cells, to_cells
 
-Origin = Literal["initial", "earlier", "listed", "mutation", "crossover", "fill", "baseline"]
+Origin = Literal["initial", "mutation", "crossover", "fill", "baseline", "earlier", "listed"]
 COLUMNS = ("id", "origin", "generation", "parents", *CELLS, "params", "macs", "top1_percent", "loss", "images")
 LATENCY = "latency_ms"  # one more column, where the search had a table of latencies
 _PARENT_SEPARATOR = ";"

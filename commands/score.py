@@ -73,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> None:
     listed = read_subnets(arguments.subnets, config.space)
     paths = argparse.Namespace(data=arguments.data or str(ROOT / "data" / config.dataset))
     for name in PLACES:
-        setattr(paths, name, local_copy(_find(name, made_by.inputs.get(name, ""), search)))
+        setattr(paths, name, _find(name, made_by.inputs.get(name, ""), search))
     table_file = search / LATENCY_FILE
     section = config.section(SearchSubnet)
     table = read_latency_table(table_file) if table_file.is_file() else latency_table(section.latency, config.space)
@@ -141,7 +141,7 @@ def _latest() -> Path:
 def _find(name: str, content: str, search: Path) -> Path:
     """What the search has read, by the hash of its content: beside the search, else in any run.
 
-    A step that was taken from KFP's cache has its output in an older run.
+    A step that was taken from KFP's cache has its output in an older run; large files may be in the store.
     """
     runs = [
         search.absolute().parent.parent,
@@ -149,8 +149,8 @@ def _find(name: str, content: str, search: Path) -> Path:
         *sorted((ROOT / "runs").glob("*-*"), reverse=True),
     ]
     for place in (run / place for run in [*runs, ROOT / "artifacts"] for place in PLACES[name]):
-        if place.exists() and hash_path(place) == content:
-            return place
+        if place.exists() and hash_path(copy := local_copy(place)) == content:
+            return copy
     what = name.replace("_", " ")
     raise AutoFormerError(
         f"{search}: its {what} ({content[:12]}) is in no run here; name a search whose run is complete"
