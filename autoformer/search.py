@@ -43,8 +43,8 @@ class EvolutionSettings(Frozen):
         None,
         gt=1,
         le=1000,
-        description="offspring drawn for each that is scored, the best by a ridge regression on the "
-        "scores so far (autoformer/predictor.py); null to score all that is drawn, as the paper does",
+        description="offspring drawn for each one scored; a ridge regression on the complete scores so far picks the "
+        "best; null scores all that is drawn, as the paper does",
     )
     tries: int = Field(10_000, gt=0, description="draws before a population counts as impossible to fill")
 

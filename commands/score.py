@@ -37,6 +37,7 @@ from runtime.storage.artifacts import local_copy
 from runtime.storage.named_files import latency_table
 
 COMMAND = "score"
+TABLE, PROVENANCE = "candidates.csv", "provenance.json"
 # Beside a search: the folder of `make run`, and that of `dvc repro`.
 PLACES = {
     "supernet": ("train-supernet/supernet", "supernet"),
@@ -64,12 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    _check_out(arguments.out)
     search = arguments.search or _latest()
-    made_by = read_json_as(Provenance, existing(search / "provenance.json", STEP))
+    made_by = read_json_as(Provenance, existing(search / PROVENANCE, STEP))
     section_of_search = dict(made_by.section(STEP)) | {"warm_start": None}
     if section_of_search.get("latency") is None:
         section_of_search.pop("latency", None)  # --set may name a table
-    config = load_config(json.dumps(made_by.config | {STEP: section_of_search}), arguments.overrides, [STEP])
+    try:
+        config = load_config(json.dumps(made_by.config | {STEP: section_of_search}), arguments.overrides, [STEP])
+    except AutoFormerError as error:
+        raise AutoFormerError(str(error).replace("--config:", f"{search / PROVENANCE}:", 1)) from None
     listed = read_subnets(arguments.subnets, config.space)
     paths = argparse.Namespace(data=arguments.data or str(ROOT / "data" / config.dataset))
     for name in PLACES:
@@ -82,13 +87,19 @@ def _run(arguments: argparse.Namespace) -> None:
     with replacing(arguments.out) as folder:
         folder.mkdir(parents=True)
         rows = [{"name": one.name} | result.to_row() for one, result in zip(listed, scored, strict=True)]
-        write_table(folder / "candidates.csv", columns, rows)
-        write_json(folder / "provenance.json", provenance)
+        write_table(folder / TABLE, columns, rows)
+        write_json(folder / PROVENANCE, provenance)
     for line in summary(listed, scored, config, table):
         print_line(line)
     print_line(
         f"{COMMAND}: wrote {arguments.out}; search_subnet.warm_start.search={arguments.out} starts a search from it"
     )
+
+
+def _check_out(out: Path) -> None:
+    """Refuse to replace anything but scores of an earlier command."""
+    if out.exists() and not (out.is_dir() and {file.name for file in out.iterdir()} <= {TABLE, PROVENANCE}):
+        raise AutoFormerError(f"--out {out}: is there, and holds other things than scores; name another folder")
 
 
 def read_subnets(path: Path, space: SearchSpace) -> list[Listed]:

@@ -64,7 +64,9 @@ def test_listed_subnets_get_the_scores_that_the_search_gave_them(
         subnets.write_text(YAML)
     elif form == "list.csv":
         cells = [to_cells(FIRST) | {"name": "small"}, to_cells(SECOND) | {"name": "large"}]
-        subnets.write_text("\n".join([",".join(cells[0]), *(",".join(map(str, one.values())) for one in cells)]) + "\n")
+        subnets.write_text(
+            "\ufeff" + "\n".join([",".join(cells[0]), *(",".join(map(str, one.values())) for one in cells)]) + "\n"
+        )
     else:
         shutil.copy(search / "candidates.csv", subnets)
     assert command(search, tiny_data, subnets, tmp_path / "scores") == 0
@@ -134,8 +136,22 @@ def test_with_a_table_of_latencies_the_scores_hold_them(
         ("a.yaml", "[]", "a.yaml: lists no subnet"),
         ("a.yaml", "{", "a.yaml: not readable as YAML"),
         ("a.csv", "depth,embed_dim,num_heads\n1,16,2\n", "a.csv: has no column 'mlp_ratio'"),
-        ("a.csv", "depth,embed_dim,num_heads,mlp_ratio\n1,16,2,1\n1,16,x,1\n", "a.csv, line 3: invalid literal"),
+        (
+            "a.csv",
+            "depth,embed_dim,num_heads,mlp_ratio\n1,16,2,1\n1,16,x,1\n",
+            "a.csv, line 3: num_heads = 'x': expected whole numbers, one a block",
+        ),
         ("a.csv", "depth,embed_dim,num_heads,mlp_ratio\n1,16,2;2,1\n", "a.csv, line 2: subnet: num_heads has 2"),
+        (
+            "a.csv",
+            "depth,embed_dim,num_heads,mlp_ratio\n1;1,16,2,1\n",
+            "a.csv, line 2: depth = 1;1, embed_dim = 16: exp",
+        ),
+        (
+            "a.csv",
+            "depth,embed_dim,num_heads,mlp_ratio\n1,16,2,wide\n",
+            "a.csv, line 2: mlp_ratio = 'wide': expected n",
+        ),
         ("a.csv", "", "a.csv: lists no subnet"),
         ("a.txt", YAML, "a.txt: expected a .yaml, .yml or .csv file"),
         ("missing.yaml", None, "missing.yaml: no such file"),
@@ -173,6 +189,29 @@ def test_what_a_search_has_read_is_found_by_its_content_in_any_run(
     shutil.rmtree(later)
     with pytest.raises(AutoFormerError, match="no finished search in runs/ or artifacts/"):
         score._latest()
+
+
+def test_a_folder_of_other_things_is_not_replaced(
+    search: Path, tiny_data: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(YAML)
+    for out in (tmp_path, tmp_path / "mine.yaml"):
+        assert command(search, tiny_data, tmp_path / "mine.yaml", out) == 2
+        assert f"--out {out}: is there, and holds other things than scores" in capsys.readouterr().err
+    assert (tmp_path / "mine.yaml").read_text() == YAML
+    for _ in range(2):  # scores are replaced
+        assert command(search, tiny_data, tmp_path / "mine.yaml", tmp_path / "new" / "scores") == 0
+
+
+def test_a_key_of_the_search_that_is_refused_names_its_file(
+    search: Path, tiny_data: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(YAML)
+    shutil.copytree(search, tmp_path / "search")
+    provenance = tmp_path / "search" / "provenance.json"
+    provenance.write_text(provenance.read_text().replace('"parents"', '"elders"'))
+    assert command(tmp_path / "search", tiny_data, tmp_path / "mine.yaml", tmp_path / "scores") == 2
+    assert f"score: {provenance}: unknown key 'search_subnet.elders'" in capsys.readouterr().err
 
 
 def test_a_killed_command_scores_no_subnet_again(

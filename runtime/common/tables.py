@@ -27,7 +27,7 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     `columns`: that it must have.
     """
     try:
-        text = read_bytes(path, BOUNDS.csv_bytes).decode()
+        text = read_bytes(path, BOUNDS.csv_bytes).decode("utf-8-sig")  # spreadsheets write a BOM
         reader = csv.DictReader(io.StringIO(text, newline=""))
         if len(reader.fieldnames or ()) > BOUNDS.csv_columns:
             raise csv.Error(f"more than {BOUNDS.csv_columns} columns")
