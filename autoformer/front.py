@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 
 from autoformer.candidates import ScoredCandidate
+from autoformer.latency import LatencyTable
 from autoformer.limits import Limits
 from autoformer.pareto import crowding_distances, sort_into_fronts, whole_front
 from autoformer.search import Evolution, EvolutionSettings
@@ -48,8 +49,11 @@ class FrontSearch(Evolution):
     All that it asks is legal. A candidate outside the limits that it is told all the same ranks after all legal ones.
     """
 
-    def __init__(self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random) -> None:
-        super().__init__(space, limits, settings, rng)
+    def __init__(
+        self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random,
+        table: LatencyTable | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(space, limits, settings, rng, table)
         self.limits = limits
         self.survivors: list[ScoredCandidate] = []  # best first
         self._places: dict[int, tuple[int, float]] = {}  # id of a survivor -> its rank, and minus its distance
@@ -58,7 +62,7 @@ class FrontSearch(Evolution):
         super().tell(scored)
         rivals = [*self.survivors, *(one for one in scored if one.complete)]
         costs = [costs_of(one, self.settings.front_objectives) for one in rivals]
-        counts = [self.limits.count(self.space, one.candidate.spec) for one in rivals]
+        counts = [self.limits.count(self.space, one.candidate.spec, self.table) for one in rivals]
         places: dict[int, tuple[int, float]] = {}
         for rank, front in enumerate(sort_into_fronts(costs, [violation(self.limits, count) for count in counts])):
             distances = crowding_distances([costs[index] for index in front])
@@ -75,7 +79,9 @@ class FrontSearch(Evolution):
         return second if self._places[second.candidate.id] < self._places[first.candidate.id] else first
 
 
-def make_search(space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random) -> Evolution:
+def make_search(
+    space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random, table: LatencyTable | None = None
+) -> Evolution:
     """The search that `settings.method` names."""
     kind = FrontSearch if settings.method == "front" else Evolution
-    return kind(space, limits, settings, rng)
+    return kind(space, limits, settings, rng, table)

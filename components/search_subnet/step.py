@@ -13,12 +13,14 @@ from typing import Any
 
 import yaml
 
-from autoformer.candidates import COLUMNS, Candidate, ScoredCandidate
+from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
 from autoformer.front import make_search
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
+from autoformer.latency import FILE as LATENCY_FILE
+from autoformer.latency import LatencyTable
 from autoformer.pareto import pareto_front
 from autoformer.racing import ScoringResult
 from autoformer.randomness import derived_rng
@@ -36,6 +38,7 @@ from runtime.steps import inputs
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
+from runtime.storage.named_files import latency_table
 from runtime.tracking import StepLogger
 
 STEP = "search_subnet"
@@ -62,7 +65,8 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     count = section.images or len(images.labels)
     if count > len(images.labels):
         raise AutoFormerError(f"search_subnet.images = {count}: the search split has {len(images.labels)}")
-    evolution = make_search(config.space, section.limits, section, derived_rng("evolution", config.seed))
+    table = latency_table(section.latency, config.space)
+    evolution = make_search(config.space, section.limits, section, derived_rng("evolution", config.seed), table)
     first = evolution.ask()  # raises before anything heavy if no candidate is legal
     keys = ("card", "search_split", "supernet")
     with (
@@ -73,7 +77,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         if world.is_rank_zero:
             result = _search(opened, evolution, first, score, count, len(images.labels))
             score.stop()
-            write_result(arguments.out, config, result, opened.workspace.provenance)
+            write_result(arguments.out, config, result, opened.workspace.provenance, table)
             _log(opened.tracked, arguments.out, result)
         else:
             score.serve()
@@ -117,8 +121,11 @@ def _scorer(
     return SubnetScorer(supernet, images, card, section.batch_size, find_precision(section.precision, device))
 
 
-def write_result(out: Path, config: Config, result: SearchResult, provenance: dict[str, Any]) -> None:
-    """Write the search folder, whole or not at all."""
+def write_result(
+    out: Path, config: Config, result: SearchResult, provenance: dict[str, Any], table: LatencyTable | None = None
+) -> None:
+    """Write the search folder, whole or not at all. `table`: of the latencies, which the folder then holds too."""
+    columns = (*COLUMNS, LATENCY) if table else COLUMNS
     made_of = f"seed {config.seed}, code {provenance['code']}, supernet {provenance['inputs']['supernet']}"
     chosen = {
         "name": f"{config.name}-chosen",
@@ -128,14 +135,16 @@ def write_result(out: Path, config: Config, result: SearchResult, provenance: di
     }
     with replacing(out) as folder:
         folder.mkdir()
-        write_table(folder / "candidates.csv", COLUMNS, [scored.to_row() for scored in result.candidates])
-        write_table(folder / "finalists.csv", COLUMNS, [scored.to_row() for scored in result.finalists])
+        write_table(folder / "candidates.csv", columns, [scored.to_row() for scored in result.candidates])
+        write_table(folder / "finalists.csv", columns, [scored.to_row() for scored in result.finalists])
         if result.front:
-            write_table(folder / FRONT, COLUMNS, [scored.to_row() for scored in result.front])
+            write_table(folder / FRONT, columns, [scored.to_row() for scored in result.front])
         write_table(folder / "progress.csv", PROGRESS, result.progress)
         write_text(folder / "chosen.yaml", yaml.safe_dump(chosen, sort_keys=False))
         write_json(folder / "metrics.json", result.metrics)
         write_json(folder / "provenance.json", provenance)
+        if table:
+            write_json(folder / LATENCY_FILE, table.model_dump(mode="json"))
 
 
 def search_of(result: SearchResult) -> str:
