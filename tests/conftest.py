@@ -1,5 +1,7 @@
 """Data that several tests read. Nothing may be written into it."""
 
+import gc
+import multiprocessing
 import os
 import subprocess
 from collections.abc import Iterator
@@ -126,7 +128,21 @@ def faulty(s3: S3Server, proxy_process: FaultyProxy, monkeypatch: pytest.MonkeyP
     proxy_process.forget()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(autouse=True)
+def no_forked_process_outlives_a_test() -> Iterator[None]:
+    """A forked process keeps this one's pipes and sockets open: what waits for their end would wait for ever."""
+    before = set(multiprocessing.active_children())
+    yield
+    if set(multiprocessing.active_children()) > before:
+        gc.collect()  # an iterator over batches ends its workers when it is collected
+    left = set(multiprocessing.active_children()) - before
+    for process in left:
+        process.kill()
+        process.join()
+    assert not left
+
+
+@pytest.fixture(scope="module")  # while it is open, its event loop runs in this thread, and asyncio.run refuses
 def browser() -> "Iterator[Browser]":
     """Chromium. Where there is none its tests are skipped, unless `REQUIRE_BROWSER` says that there must be one."""
     from docs.screenshots import CHROMIUM, chromium
