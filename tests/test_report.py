@@ -321,19 +321,19 @@ def test_the_mean_of_each_choice_is_that_of_the_complete_candidates_with_it(sear
     complete = {one.candidate.spec: one.top1_percent for one in results.search.candidates if one.loss is not None}
     assert len(complete) < len(results.search.candidates)
     expected = [[top1 for spec, top1 in complete.items() if spec.depth == value] for value in (2, 3, 4, 5)]
-    assert [cell.count for cell in depth.rows[0][1]] == [len(of) for of in expected]
-    assert [cell.mean for cell in depth.rows[0][1] if cell.count] == pytest.approx(
+    assert [cell.candidates for cell in depth.rows[0][1]] == [len(of) for of in expected]
+    assert [cell.mean for cell in depth.rows[0][1] if cell.candidates] == pytest.approx(
         [np.mean(of) for of in expected if of]
     )
-    assert sum(cell.count for cell in width.rows[0][1]) == len(complete)
+    assert sum(cell.candidates for cell in width.rows[0][1]) == len(complete)
     for table, field in ((heads, "num_heads"), (ratios, "mlp_ratio")):
         assert [label for label, _ in table.rows] == ["1", "2", "3", "4", "5"]
         for block, (_, cells) in enumerate(table.rows):
-            assert sum(cell.count for cell in cells) == sum(spec.depth > block for spec in complete)
+            assert sum(cell.candidates for cell in cells) == sum(spec.depth > block for spec in complete)
             for choice, cell in zip(map(float, table.choices), cells, strict=True):
                 of = [top1 for s, top1 in complete.items() if s.depth > block and getattr(s, field)[block] == choice]
-                assert cell.count == len(of) and (cell.mean is None or cell.mean == pytest.approx(np.mean(of)))
-    every = [cell for table in made["tables"] for _, cells in table.rows for cell in cells if cell.count]
+                assert cell.candidates == len(of) and (cell.mean is None or cell.mean == pytest.approx(np.mean(of)))
+    every = [cell for table in made["tables"] for _, cells in table.rows for cell in cells if cell.candidates]
     assert min(cell.shade for cell in every) == 0 and max(cell.shade for cell in every) == 1
 
 
@@ -351,7 +351,12 @@ def test_the_heading_names_the_choice_whose_means_differ_most_with_enough_candid
     made = effects(changed)
     assert made is not None
     assert made["strongest"] == {"name": "width", "best": "64", "high": 70.0, "worst": "32", "low": 60.0}
-    assert [(cell.count, cell.mean) for cell in made["tables"][1].rows[0][1]] == [(6, 60), (6, 70), (0, None), (1, 99)]
+    assert [(cell.candidates, cell.mean) for cell in made["tables"][1].rows[0][1]] == [
+        (6, 60),
+        (6, 70),
+        (0, None),
+        (1, 99),
+    ]
     text = " ".join("".join(Page(render(changed, evaluation, CONFIG)).text).split()).replace("\u00a0", " ")
     assert "Width goes with accuracy most: 70.00 % on average at 64, 60.00 % at 32" in text
     level = results._replace(search=results.search._replace(candidates=scored[:1], chosen=0))

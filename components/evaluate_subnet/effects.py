@@ -15,9 +15,9 @@ FEWEST = 5  # candidates behind a mean that the heading may name
 
 
 class Cell(NamedTuple):
-    """The candidates with one choice. `shade`: of the mean between the lowest and the highest of all, 0 to 1."""
+    """The number of candidates with one choice. `shade`: of the mean between the lowest and the highest of all, 0 to 1."""
 
-    count: int
+    candidates: int
     mean: float | None = None
     shade: float = 0.0
 
@@ -76,7 +76,7 @@ def _strongest(tables: Sequence[Table]) -> dict[str, Any] | None:
             known = [
                 (cell.mean, choice)
                 for cell, choice in zip(cells, table.choices, strict=True)
-                if cell.mean is not None and cell.count >= FEWEST
+                if cell.mean is not None and cell.candidates >= FEWEST
             ]
             if len(known) > 1:
                 (low, worst), (high, best) = min(known), max(known)
