@@ -15,7 +15,7 @@ FEWEST = 5  # candidates behind a mean that the heading may name
 
 
 class Cell(NamedTuple):
-    """The number of candidates with one choice. `shade`: of the mean between the lowest and the highest of all, 0 to 1."""
+    """Candidates with one choice. `shade`: of their mean between the lowest and the highest of all, 0 to 1."""
 
     candidates: int
     mean: float | None = None
