@@ -14,7 +14,7 @@ from autoformer.latency import LatencyTable
 from autoformer.limits import Limits
 from autoformer.pareto import crowding_distances, sort_into_fronts, whole_front
 from autoformer.search import Evolution, EvolutionSettings
-from autoformer.space import SearchSpace
+from autoformer.space import SearchSpace, SubnetSpec
 
 _FIELDS = {"params_m": "params", "macs_g": "macs"}  # cost -> field of a candidate, where the names differ
 
@@ -56,7 +56,7 @@ class FrontSearch(Evolution):
         super().__init__(space, limits, settings, rng, table)
         self.limits = limits
         self.survivors: list[ScoredCandidate] = []  # best first
-        self._places: dict[int, tuple[int, float]] = {}  # id of a survivor -> its rank, and minus its distance
+        self._places: dict[SubnetSpec, tuple[int, float]] = {}  # of a survivor: its rank, and minus its distance
 
     def tell(self, scored: Sequence[ScoredCandidate]) -> None:
         super().tell(scored)
@@ -69,14 +69,15 @@ class FrontSearch(Evolution):
             places |= {index: (rank, -distance) for index, distance in zip(front, distances, strict=True)}
         best = sorted(places, key=lambda index: (places[index], index))[: self.settings.population]
         self.survivors = [rivals[index] for index in best]
-        self._places = {rivals[index].candidate.id: places[index] for index in best}
+        self._places = {rivals[index].candidate.spec: places[index] for index in best}
 
     def _parents(self) -> list[ScoredCandidate]:
         return self.survivors
 
     def _pick(self, parents: Sequence[ScoredCandidate]) -> ScoredCandidate:
         first, second = self.rng.choice(parents), self.rng.choice(parents)
-        return second if self._places[second.candidate.id] < self._places[first.candidate.id] else first
+        is_better = self._places[second.candidate.spec] < self._places[first.candidate.spec]
+        return second if is_better else first
 
 
 def make_search(
