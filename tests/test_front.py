@@ -5,6 +5,7 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
+from latencies import table_of
 from test_pareto import slow_ranks
 from test_search import SPACE, space_with
 
@@ -173,6 +174,19 @@ def test_the_front_is_found_where_it_is_known() -> None:
     evolution = make_search(SPACE, Limits(), big.model_copy(update={"method": "evolution"}), Random(0))
     run(evolution, score)
     assert len(front_of(evolution.scored, big.front_objectives)) < len(best)
+
+
+def test_latency_is_an_objective_and_a_limit_where_there_is_a_table() -> None:
+    table = table_of(SPACE)
+    settings = SETTINGS.model_copy(update={"objectives": ("accuracy", "latency_ms")})
+    search = make_search(SPACE, Limits(max_latency_ms=40.0), settings, Random(0), table)
+    asked = run(search)
+    assert len(asked) == 50 and all(one.latency_ms == table.predict(one.spec) <= 40 for one in asked)
+    found = front_of(search.scored, settings.front_objectives)
+    times = [one.candidate.latency_ms for one in found]
+    assert times == sorted(times) and times[0] == min(one.latency_ms for one in asked if one.latency_ms is not None)
+    scores = [one.top1_percent for one in found]
+    assert scores == sorted(scores) and scores[-1] == max(rounded(one)[0] for one in asked)
 
 
 def test_a_space_smaller_than_the_population_is_searched_whole_and_ends() -> None:
