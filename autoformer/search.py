@@ -11,7 +11,7 @@ never a parent or the best.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -20,7 +20,7 @@ from autoformer.complexity import COUNTED_MACS, count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
 from autoformer.latency import LatencyTable
-from autoformer.limits import Limits, move_towards
+from autoformer.limits import UNITS, Limits, move_towards
 from autoformer.predictor import predict
 from autoformer.racing import Objective
 from autoformer.space import SearchSpace, SubnetSpec
@@ -29,15 +29,27 @@ from autoformer.space import SearchSpace, SubnetSpec
 class EvolutionSettings(Frozen):
     """Settings of the evolution, by default the official ones (`evolution.py`)."""
 
+    method: Literal["evolution", "front"] = Field(
+        "evolution",
+        description="evolution: the paper's, towards the best subnet; front: NSGA-II, towards the Pareto front of the "
+        "objectives",
+    )
     population: int = Field(50, gt=0, description="candidates of a generation")
     generations: int = Field(20, ge=0, description="after the initial population")
-    parents: int = Field(10, gt=0, description="best candidates so far that mutate and cross over")
+    parents: int = Field(
+        10, gt=0, description="best candidates so far that mutate and cross over; with method front all survivors do"
+    )
     mutations: int = Field(25, ge=0, description="of a generation, made by changing one parent")
     crossovers: int = Field(25, ge=0, description="of a generation, made of two parents; random ones fill it up")
     mutation_probability: float = Field(0.2, ge=0, le=1, description="for each block's heads and MLP ratio")
     structure_probability: float = Field(0.4, ge=0, le=1, description="for depth and for width")
     objective: Objective = Field(
         "accuracy", description="what ranks candidates: accuracy, or the loss (mean cross entropy), which varies less"
+    )
+    objectives: tuple[str, ...] | None = Field(
+        None,
+        description="of method front: the score that objective names, and one or more of the costs "
+        f"{', '.join(UNITS)}; null for objective and params_m",
     )
     predictor: int | None = Field(
         None,
@@ -57,6 +69,36 @@ class EvolutionSettings(Frozen):
                 f"mutations {self.mutations} + crossovers {self.crossovers} are more than population {self.population}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _predicts_what_it_ranks(self) -> Self:
+        if self.predictor and self.method == "front":
+            raise ValueError("a predictor ranks by objective alone; set predictor=null, or method=evolution")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_front(self) -> Self:
+        if self.objectives is None:
+            return self
+        named, known = ", ".join(self.objectives), (*get_args(Objective), *UNITS)
+        if self.method != "front":
+            raise ValueError(f"objectives {named} are for method front; set method=front, or objectives=null")
+        if unknown := next((name for name in self.objectives if name not in known), None):
+            raise ValueError(f"objectives: '{unknown}' is none of {', '.join(known)}")
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"objectives {named}: name each once")
+        if [name for name in self.objectives if name not in UNITS] != [self.objective]:
+            raise ValueError(
+                f"objectives {named or '[]'}: expected {self.objective}, as objective = {self.objective}, and no other "
+                "score; change one of the two keys"
+            )
+        if len(self.objectives) < 2:
+            raise ValueError(f"objectives {named}: one alone has no front; add {' or '.join(UNITS)}")
+        return self
+
+    @property
+    def front_objectives(self) -> tuple[str, ...]:
+        return self.objectives or (self.objective, "params_m")
 
 
 def mutate(space: SearchSpace, parent: SubnetSpec, rng: Random, settings: EvolutionSettings) -> SubnetSpec:
@@ -176,14 +218,11 @@ class Evolution:
         if self.generation > settings.generations:
             return []
         if self.generation == 0:
-            seeds = self._seeds()
-            if not seeds:
-                return self._pool.random_or_error(settings.population, "initial")
-            return seeds + self._pool.random(settings.population - len(seeds), "initial", 0)
-        best, draws = self.best(settings.parents), settings.predictor or 1
-        candidates = self._offspring(draws * settings.mutations, lambda: self._mutant(best))
-        if len(best) > 1:
-            candidates += self._offspring(draws * settings.crossovers, lambda: self._child(best))
+            return self._seeds() or self._pool.random_or_error(settings.population, "initial")
+        parents, draws = self._parents(), settings.predictor or 1
+        candidates = self._offspring(draws * settings.mutations, lambda: self._mutant(parents))
+        if len(parents) > 1:
+            candidates += self._offspring(draws * settings.crossovers, lambda: self._child(parents))
         if settings.predictor:
             candidates = self._predicted_best(candidates)
         return candidates + self._pool.random(settings.population - len(candidates), "fill", self.generation)
@@ -208,11 +247,18 @@ class Evolution:
         return candidates
 
     def _seeds(self) -> list[Candidate]:
-        seeds: list[Candidate] = []
-        for one in sorted(self.known, key=lambda one: one.rank(self.settings.objective)):
-            if len(seeds) < self.settings.parents:
-                seeds += self._pool.fresh(one.candidate.spec, "earlier", 0)
-        return seeds
+        """Generation 0 of a search that starts from known scores; none where no known subnet is legal."""
+        known = {one.candidate.spec: one for one in self.known}
+        drawn = [candidate for spec in known for candidate in self._pool.fresh(spec, "earlier", 0)]
+        if not drawn:
+            return []
+        order = self._order([known[candidate.spec]._replace(candidate=candidate) for candidate in drawn])
+        seeds = self._pool.keep(drawn, order[: self.settings.parents])
+        return seeds + self._pool.random(self.settings.population - len(seeds), "initial", 0)
+
+    def _order(self, scored: Sequence[ScoredCandidate]) -> list[int]:
+        """Complete candidates by their place, best first."""
+        return sorted(range(len(scored)), key=lambda place: scored[place].rank(self.settings.objective))
 
     def _predicted_best(self, drawn: Sequence[Candidate]) -> list[Candidate]:
         """As many of the offspring as are scored, best first by the predictor, which all complete scores train."""
@@ -224,17 +270,23 @@ class Evolution:
         order = sorted(range(len(drawn)), key=lambda place: -predicted[place])
         return self._pool.keep(drawn, order[: self.settings.mutations + self.settings.crossovers])
 
-    def _mutant(self, best: Sequence[ScoredCandidate]) -> list[Candidate]:
-        parent = self.rng.choice(best).candidate
+    def _parents(self) -> list[ScoredCandidate]:
+        return self.best(self.settings.parents)
+
+    def _pick(self, parents: Sequence[ScoredCandidate]) -> ScoredCandidate:
+        return self.rng.choice(parents)
+
+    def _mutant(self, parents: Sequence[ScoredCandidate]) -> list[Candidate]:
+        parent = self._pick(parents).candidate
         spec = mutate(self.space, parent.spec, self.rng, self.settings)
         return self._pool.fresh(spec, "mutation", self.generation, [parent.id])
 
-    def _child(self, best: Sequence[ScoredCandidate]) -> list[Candidate]:
+    def _child(self, parents: Sequence[ScoredCandidate]) -> list[Candidate]:
         """A child of two parents of equal depth, if the first has such a partner."""
-        first = self.rng.choice(best).candidate
-        others = [scored.candidate for scored in best if scored.candidate is not first]
-        same_depth = [other for other in others if other.spec.depth == first.spec.depth]
-        second = self.rng.choice(same_depth or others)
+        first = self._pick(parents).candidate
+        others = [scored for scored in parents if scored.candidate is not first]
+        same_depth = [other for other in others if other.candidate.spec.depth == first.spec.depth]
+        second = self._pick(same_depth or others).candidate
         spec = cross(first.spec, second.spec, self.rng)
         return self._pool.fresh(spec, "crossover", self.generation, [first.id, second.id])
 

@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from autoformer.candidates import ScoredCandidate
-from autoformer.scoring import SubnetScorer
-from benchmarks import seeds as shared
 from benchmarks.rows import Row, measured
-from benchmarks.seeds import Searches, mean_interval
+from benchmarks.searches import Score, command, config_of, interval_rows, over_the_demo, run_search, shared_scores
 from components.search_subnet.search_loop import SearchResult
+from runtime.common.config import Config
+
+OVERRIDES = ["search_subnet.random_baseline=true"]
 
 
 class Pair(NamedTuple):
@@ -46,43 +47,47 @@ def pair(result: SearchResult) -> Pair:
     return Pair(*best)
 
 
-def compare(searches: Searches, seeds: int, announce: Callable[[str], None]) -> list[Pair]:
-    """Both searches from each seed."""
+def compare(config: Config, score: Score, images: int, seeds: int, announce: Callable[[str], None]) -> list[Pair]:
+    """Both searches from each seed. A score that several need is computed once.
+
+    Args:
+        score: of the supernet, on the search split.
+        images: of the search split.
+    """
     pairs = list[Pair]()
-    for seed in range(searches.config.seed, searches.config.seed + seeds):
-        pairs.append(pair(searches.run(seed)))
-        evolved, random = pairs[-1]
-        announce(
-            f"seed {seed}: evolution {evolved.top1_percent:.2f} % with loss {evolved.loss:.4f}, random search "
-            f"{random.top1_percent:.2f} % with loss {random.loss:.4f}: {pairs[-1].points:+.2f} points"
-        )
+    with shared_scores(score, images) as cache:
+        for seed in range(config.seed, config.seed + seeds):
+            pairs.append(pair(run_search(config, seed, cache, images)))
+            evolved, random = pairs[-1]
+            announce(
+                f"seed {seed}: evolution {evolved.top1_percent:.2f} % with loss {evolved.loss:.4f}, random search "
+                f"{random.top1_percent:.2f} % with loss {random.loss:.4f}: {pairs[-1].points:+.2f} points"
+            )
     return pairs
 
 
 def rows(pairs: Sequence[Pair]) -> list[Row]:
     """Mean differences with their intervals, and how often each search was ahead."""
-    found = list[Row]()
-    for name, unit, values in (
-        ("accuracy", "points", [one.points for one in pairs]),
-        ("loss (below 0 is better)", "nats", [one.loss for one in pairs]),
-    ):
-        for part, value in zip(("mean", "95 % interval from", "to"), mean_interval(values), strict=True):
-            found.append(Row(f"evolution minus random search, {name}: {part}", value, unit))
+    found = [
+        *interval_rows("evolution minus random search, accuracy", "points", [one.points for one in pairs]),
+        *interval_rows("evolution minus random search, loss (below 0 is better)", "nats", [one.loss for one in pairs]),
+    ]
     ahead = sum(one.loss < 0 for one in pairs)
     return [*found, Row(f"seeds of {len(pairs)} in which evolution has the lower loss", ahead, "")]
 
 
-def work(searches: Searches, _: SubnetScorer, seeds: int) -> dict[str, Any]:
-    pairs = compare(searches, seeds, lambda line: print(line, flush=True))
+def measured_pairs(config: Config, score: Score, images: int, seeds: int) -> dict[str, Any]:
+    pairs = compare(config, score, images, seeds, lambda line: print(line, flush=True))
     return measured(rows(pairs), points=[one.points for one in pairs], losses=[one.loss for one in pairs])
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    return shared.measure_demo(work, quick)
+    """Train a supernet by the demo's recipe, and compare; `quick`: two small searches over a short training."""
+    return over_the_demo(measured_pairs, config_of("demo", OVERRIDES, quick), 2 if quick else 5, quick)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return shared.run("evolution", __doc__ or "", work, argv, ["search_subnet.random_baseline=true"])
+    return command("evolution", __doc__ or "", measured_pairs, OVERRIDES, argv)
 
 
 if __name__ == "__main__":

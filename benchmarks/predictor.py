@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from autoformer.scoring import SubnetScorer
-from benchmarks import seeds as shared
 from benchmarks.rows import Row, measured
-from benchmarks.seeds import Searches, mean_interval
-from runtime.common.config import SearchSubnet
+from benchmarks.searches import Score, command, interval_rows, run_search, shared_scores
+from runtime.common.config import Config, SearchSubnet
 
 DRAWN = 10  # offspring for each that is scored, unless the configuration names another number
-SETTINGS = [f"search_subnet.{setting}" for setting in ("objective=loss", "racing=null", "finalists=1")]
+OVERRIDES = [
+    f"search_subnet.{setting}" for setting in ("objective=loss", "racing=null", "finalists=1", "random_baseline=false")
+]
 
 
 class Seed(NamedTuple):
@@ -43,55 +43,53 @@ class Seed(NamedTuple):
         return (self.reached(best) or len(self.evolution)) / len(self.evolution)
 
 
-def compare(searches: Searches, seeds: int, announce: Callable[[str], None]) -> list[Seed]:
-    section, found = searches.config.section(SearchSubnet), list[Seed]()
-    for seed in range(searches.config.seed, searches.config.seed + seeds):
-        plain = searches.run(seed, predictor=None, random_baseline=False)
-        predicted = searches.run(seed, predictor=section.predictor or DRAWN, random_baseline=False)
-        losses = [[one.loss for one in result.candidates if one.loss is not None] for result in (plain, predicted)]
-        found.append(Seed(*(list(accumulate(each, min)) for each in losses)))
-        own = found[-1]
-        announce(
-            f"seed {seed}: best loss of evolution {own.bar:.4f} after {own.reached(own.evolution)} of "
-            f"{len(own.evolution)} evaluations; the predictor's {own.predictor[-1]:.4f}, and evolution's after "
-            f"{own.reached(own.predictor) or 'more'}"
-        )
+def compare(config: Config, score: Score, images: int, seeds: int, announce: Callable[[str], None]) -> list[Seed]:
+    """Both searches from each seed. `images`: of the search split."""
+    section, found = config.section(SearchSubnet), list[Seed]()
+    settings = [section.model_copy(update={"predictor": draws}) for draws in (None, section.predictor or DRAWN)]
+    with shared_scores(score, images) as cache:
+        for seed in range(config.seed, config.seed + seeds):
+            results = [
+                run_search(config.model_copy(update={"search_subnet": each}), seed, cache, images) for each in settings
+            ]
+            losses = ([one.loss for one in result.candidates if one.loss is not None] for result in results)
+            found.append(Seed(*(list(accumulate(each, min)) for each in losses)))
+            own = found[-1]
+            announce(
+                f"seed {seed}: best loss of evolution {own.bar:.4f} after {own.reached(own.evolution)} of "
+                f"{len(own.evolution)} evaluations; the predictor's {own.predictor[-1]:.4f}, and evolution's after "
+                f"{own.reached(own.predictor) or 'more'}"
+            )
     return found
 
 
 def rows(found: Sequence[Seed]) -> list[Row]:
     """Shares and differences with their intervals, and in how many seeds each search reaches the bar."""
-    shown = list[Row]()
-
-    def add(name: str, unit: str, values: Sequence[float]) -> None:
-        for part, value in zip(("mean", "95 % interval from", "to"), mean_interval(values), strict=True):
-            shown.append(Row(f"{name}: {part}", value, unit))
-
-    add(
+    shown = interval_rows(
         "predictor's evaluations to evolution's best loss / all of evolution's",
         "x",
-        [s.share(s.predictor) for s in found],
+        [one.share(one.predictor) for one in found],
     )
-    add("evolution's own / all of evolution's", "x", [s.share(s.evolution) for s in found])
+    shown += interval_rows("evolution's own / all of evolution's", "x", [one.share(one.evolution) for one in found])
     reached = sum(one.reached(one.predictor) is not None for one in found)
     shown.append(Row(f"seeds of {len(found)} in which the predictor reaches it", reached, ""))
     for part in (4, 2, 1):
-        differences = [
-            min(s.predictor[: -(-len(s.evolution) // part)]) - s.evolution[-(-len(s.evolution) // part) - 1]
-            for s in found
-        ]
+        differences = []
+        for one in found:
+            some = -(-len(one.evolution) // part)
+            differences.append(min(one.predictor[:some]) - one.evolution[some - 1])
         name = "all" if part == 1 else f"1/{part} of the"
-        add(f"best loss after {name} evaluations, predictor minus evolution", "nats", differences)
+        shown += interval_rows(f"best loss after {name} evaluations, predictor minus evolution", "nats", differences)
     return shown
 
 
-def work(searches: Searches, _: SubnetScorer, seeds: int) -> dict[str, Any]:
-    found = compare(searches, seeds, lambda line: print(line, flush=True))
+def measured_seeds(config: Config, score: Score, images: int, seeds: int) -> dict[str, Any]:
+    found = compare(config, score, images, seeds, lambda line: print(line, flush=True))
     return measured(rows(found), seeds=[one._asdict() for one in found])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return shared.run("predictor", __doc__ or "", work, argv, SETTINGS)
+    return command("predictor", __doc__ or "", measured_seeds, OVERRIDES, argv)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ from autoformer.scoring import SubnetScorer
 from autoformer.search import random_baseline
 from autoformer.space import SubnetSpec
 from autoformer.vit import AutoFormer
-from benchmarks import seeds as shared
 from benchmarks.rows import Row, measured
-from benchmarks.seeds import Searches
-from runtime.common.config import SearchSubnet, TrainSupernet
+from benchmarks.searches import Score, command, shared_scores
+from components.search_subnet.score_cache import ScoreCache
+from runtime.common.config import Config, SearchSubnet, TrainSupernet
 
 SUBNETS = 60
 FEW = 200  # search images of the cheap score
@@ -98,11 +98,13 @@ def correlations(
     }
 
 
-def proxies_of(searches: Searches, scorer: SubnetScorer, specs: Sequence[SubnetSpec]) -> dict[str, list[float]]:
+def proxies_of(
+    config: Config, scorer: SubnetScorer, cache: ScoreCache, specs: Sequence[SubnetSpec]
+) -> dict[str, list[float]]:
     """By proxy: its values for the subnets."""
-    config, space = searches.config, searches.config.space
+    space = config.space
     gain = config.section(TrainSupernet).init_gain
-    few = searches.cache.score(specs, np.arange(min(FEW, searches.images)), lambda: None)
+    few = cache.score(specs, np.arange(FEW), lambda: None)
     found: dict[str, list[float]] = {
         "parameters": [float(count_params(space, spec)) for spec in specs],
         "MACs": [float(count_macs(space, spec)) for spec in specs],
@@ -124,29 +126,31 @@ def proxies_of(searches: Searches, scorer: SubnetScorer, specs: Sequence[SubnetS
     return found
 
 
-def work(searches: Searches, scorer: SubnetScorer, subnets: int) -> dict[str, Any]:
-    section, space = searches.config.section(SearchSubnet), searches.config.space
+def measured_proxies(config: Config, score: Score, images: int, subnets: int) -> dict[str, Any]:
+    """`images`: of the search split."""
+    assert isinstance(score, SubnetScorer)  # whose images the proxies need
+    section, space = config.section(SearchSubnet), config.space
     rows, everything = list[Row](), {}
-    later = np.arange(FEW, min(section.images or searches.images, searches.images))
-    for group, limits in (("within the limits", section.limits), ("whole space", Limits())):
-        rng = derived_rng("explore", searches.config.seed)
-        specs = [one.spec for one in random_baseline(space, limits, subnets, section.tries, rng)]
-        scores = [-float(one.losses.mean()) for one in searches.cache.score(specs, later, lambda: None)]
-        proxies = proxies_of(searches, scorer, specs)
-        everything[group] = proxies | {"score": scores}
-        for name, found in correlations(proxies, scores, np.random.default_rng(0)).items():
-            for kind, values in found.items():
-                rows += [
-                    Row(f"{group}, {len(specs)} subnets, {name}, {kind}{part}", value, "")
-                    for part, value in zip(("", ", from", ", to"), values, strict=False)
-                ]
+    later = np.arange(FEW, min(section.images or images, images))
+    with shared_scores(score, images) as cache:
+        for group, limits in (("within the limits", section.limits), ("whole space", Limits())):
+            drawn = random_baseline(space, limits, subnets, section.tries, derived_rng("explore", config.seed))
+            specs = [one.spec for one in drawn]
+            scores = [-float(one.losses.mean()) for one in cache.score(specs, later, lambda: None)]
+            proxies = proxies_of(config, score, cache, specs)
+            everything[group] = proxies | {"score": scores}
+            for name, found in correlations(proxies, scores, np.random.default_rng(0)).items():
+                for kind, values in found.items():
+                    rows += [
+                        Row(f"{group}, {len(specs)} subnets, {name}, {kind}{part}", value, "")
+                        for part, value in zip(("", ", from", ", to"), values, strict=False)
+                    ]
     return measured(rows, values=everything)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return shared.run(
-        "proxies", __doc__ or "", work, argv, counted=("subnets", SUBNETS, "random subnets of each group")
-    )
+    counted = ("subnets", SUBNETS, "random subnets of each group")
+    return command("proxies", __doc__ or "", measured_proxies, [], argv, counted)
 
 
 if __name__ == "__main__":

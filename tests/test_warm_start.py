@@ -17,6 +17,7 @@ from autoformer.candidates import Candidate, ScoredCandidate
 from autoformer.complexity import count_params
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
+from autoformer.front import make_search
 from autoformer.limits import Limits
 from autoformer.search import Evolution, EvolutionSettings
 from autoformer.space import SubnetSpec
@@ -80,6 +81,25 @@ def test_the_best_known_subnets_within_the_limits_seed_the_search_by_hand() -> N
     full = settings.model_copy(update={"parents": 4})
     alone = Evolution(FORTY, Limits(), full, Random(0), known=known).ask()
     assert [one.spec for one in alone] == [specs[2], specs[3], specs[1], specs[0]]
+
+
+def test_a_search_for_the_front_starts_from_the_front_of_the_known_subnets_by_hand() -> None:
+    """The cheapest and the best are the ends of the front; the fourth is dominated by the second."""
+    specs = [SubnetSpec(1, 32, (2,), (1.0,)), SubnetSpec(1, 16, (2,), (1.0,)), SubnetSpec(2, 32, (2, 2), (2.0, 2.0))]
+    specs.append(SubnetSpec(1, 16, (2,), (2.0,)))
+    known = [
+        ScoredCandidate(Candidate(0, spec, "initial", 0, (), 0, 0), top1, 1.0, 80)
+        for spec, top1 in zip(specs, (60.0, 50.0, 90.0, 49.0), strict=True)
+    ]
+    settings = EvolutionSettings(population=4, generations=1, parents=3, mutations=2, crossovers=2, method="front")
+    search = make_search(FORTY, Limits(), settings, Random(0), known=known)
+    first = search.ask()
+    assert [(one.id, one.spec, one.origin) for one in first[:3]] == [
+        (0, specs[1], "earlier"), (1, specs[2], "earlier"), (2, specs[0], "earlier"),
+    ]  # fmt: skip
+    assert [one.origin for one in first[3:]] == ["initial"]
+    with pytest.raises(ValueError, match="a predictor ranks by objective alone"):
+        EvolutionSettings.model_validate(settings.model_dump() | {"predictor": 10})
 
 
 def test_an_earlier_search_in_s3_is_downloaded(

@@ -11,6 +11,7 @@ from autoformer.complexity import count_macs, count_params
 from autoformer.evaluation import ECE_BINS
 from components.evaluate_subnet import sections
 from components.evaluate_subnet.charts import number
+from components.evaluate_subnet.effects import effects
 from components.evaluate_subnet.measure import Evaluation
 from components.evaluate_subnet.results import Results
 from runtime.common.search_split import search_split_note
@@ -50,6 +51,7 @@ def render(results: Results, evaluation: Evaluation, config: Mapping[str, Any]) 
         training=sections.training(results),
         progress=sections.search_progress(results),
         candidates=sections.candidates(results),
+        effects=effects(results),
         confusion=sections.confusion(results, evaluation),
         mistakes=sections.mistakes(results, evaluation),
         retrain_provenance=retrain_provenance,

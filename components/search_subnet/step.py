@@ -1,8 +1,9 @@
 """Search the supernet for the best subnet under limits: evolution, then random search with as many candidates.
 
 Candidates are scored on the search split alone. A race (`autoformer.racing`) stops hopeless ones after part of the
-images; the best of both searches are scored on the whole split, and the best of these is chosen. Several processes
-score together, one a GPU; rank 0 runs the search and writes the result.
+images; the best of both searches are scored on the whole split, and the best of these is chosen. Method front replaces
+the evolution by NSGA-II (`autoformer.front`), without a race, and writes the Pareto front too. Several processes score
+together, one a GPU; rank 0 runs the search and writes the result.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import yaml
 from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
+from autoformer.front import make_search
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.latency import FILE as LATENCY_FILE
@@ -41,6 +43,7 @@ from runtime.storage.named_files import latency_table
 from runtime.tracking import StepLogger
 
 STEP = "search_subnet"
+FRONT = "front.csv"  # with method front
 PROGRESS = ("generation", "scored", "images_scored", "evolution_best_top1_percent", "random_best_top1_percent")
 
 
@@ -66,7 +69,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     table = latency_table(section.latency, config.space)
     keys = ("card", "search_split", "supernet")
     known = earlier_scores(config, {key: getattr(arguments, key) for key in keys}, len(images.labels))
-    evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed), table, known)
+    evolution = make_search(config.space, section.limits, section, derived_rng("evolution", config.seed), table, known)
     first = evolution.ask()  # raises before anything heavy if no candidate is legal
     with (
         process_group(config) as world,
@@ -136,13 +139,15 @@ def write_result(
     chosen = {
         "name": f"{config.name}-chosen",
         "space": config.space.name,
-        "source": f"{STEP} ({search_of(result.chosen)}), {made_of}",
+        "source": f"{STEP} ({search_of(result)}), {made_of}",
         "subnet": result.chosen.candidate.spec.to_dict(),
     }
     with replacing(out) as folder:
         folder.mkdir()
         write_table(folder / "candidates.csv", columns, [scored.to_row() for scored in result.candidates])
         write_table(folder / "finalists.csv", columns, [scored.to_row() for scored in result.finalists])
+        if result.front:
+            write_table(folder / FRONT, columns, [scored.to_row() for scored in result.front])
         write_table(folder / "progress.csv", PROGRESS, result.progress)
         write_text(folder / "chosen.yaml", yaml.safe_dump(chosen, sort_keys=False))
         write_json(folder / "metrics.json", result.metrics)
@@ -151,8 +156,9 @@ def write_result(
             write_json(folder / LATENCY_FILE, table.model_dump(mode="json"))
 
 
-def search_of(chosen: ScoredCandidate) -> str:
-    return "random search" if chosen.is_baseline else "evolution"
+def search_of(result: SearchResult) -> str:
+    """The search that found the chosen subnet."""
+    return "random search" if result.chosen.is_baseline else "NSGA-II" if result.front else "evolution"
 
 
 def _log(tracked: StepLogger, out: Path, result: SearchResult) -> None:
@@ -161,17 +167,20 @@ def _log(tracked: StepLogger, out: Path, result: SearchResult) -> None:
     tracked.metrics(result.metrics)
     tracked.headline(result.metrics, chosen)
     tracked.table(out / "candidates.csv")
-    tracked.children(_best_and_pareto_front(result.candidates), chosen)
-    print(f"{STEP}: chosen from {search_of(result.chosen)}, candidate {result.chosen.candidate.id}")
+    if result.front:
+        tracked.table(out / FRONT)
+    tracked.children(_best_and_front(result), chosen)
+    print(f"{STEP}: chosen from {search_of(result)}, candidate {result.chosen.candidate.id}")
     print(f"{STEP}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
 
 
-def _best_and_pareto_front(candidates: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
-    """The ten best and the Pareto front of accuracy and parameters, at most 50: MLflow gets a run for each."""
-    complete = [scored for scored in candidates if scored.complete]
+def _best_and_front(result: SearchResult) -> list[ScoredCandidate]:
+    """The ten best and the front, by default of accuracy and parameters, at most 50: MLflow gets a run for each."""
+    complete = [scored for scored in result.candidates if scored.complete]
     costs = [(scored.candidate.params, -scored.top1_percent) for scored in complete]
     best = sorted(range(len(costs)), key=lambda index: (costs[index][1], costs[index][0]))[:10]
+    front = result.front or [complete[index] for index in pareto_front(costs)]
     by_spec: dict[SubnetSpec, ScoredCandidate] = {}
-    for index in [*best, *pareto_front(costs)]:
-        by_spec.setdefault(complete[index].candidate.spec, complete[index])
+    for scored in [*(complete[index] for index in best), *front]:
+        by_spec.setdefault(scored.candidate.spec, scored)
     return list(by_spec.values())[:50]
