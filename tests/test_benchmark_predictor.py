@@ -13,6 +13,7 @@ from test_benchmark_evolution import answers, config_file
 from tiny import TinyData
 from torch import nn
 
+from autoformer.vit import AutoFormer
 from benchmarks import predictor, proxies
 from benchmarks.predictor import Seed
 from runtime.common.config import load_config
@@ -63,6 +64,13 @@ def test_proxies_by_hand() -> None:
     )
     # outputs |1| + |2| = 3 and 7, weighted 1 and 2: 17, once for each of the two layers
     assert proxies.synflow(flowing, (2,)) == pytest.approx(math.log(34))
+
+
+def test_synflow_is_finite_for_the_deepest_subnet_of_the_demo() -> None:
+    space = load_config("demo").space
+    model = AutoFormer.from_spec(space, space.largest)
+    shape = (space.in_channels, space.image_size, space.image_size)
+    assert 10 < proxies.synflow(model, shape) < 100
 
 
 def test_correlations_by_hand() -> None:
