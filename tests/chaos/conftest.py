@@ -24,7 +24,8 @@ def row(record_property: Callable[[str, object], None]) -> Callable[[str, str, i
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [each for some in terminalreporter.stats.values() for each in some if getattr(each, "when", "") == "call"]
-    rows = [value for each in reports for key, value in each.user_properties if key == "row"]
+    once = {each.nodeid: each for each in reports}.values()
+    rows = [value for each in once for key, value in each.user_properties if key == "row"]
     if rows:  # `make test` reads this file, too
         terminalreporter.section(f"survived, SEED={SEED}")
         for line in ("| Part | Fault | Times |", "|---|---|---|", *rows):
