@@ -11,13 +11,20 @@ from autoformer.complexity import count_macs, count_params
 from autoformer.evaluation import ECE_BINS
 from components.evaluate_subnet import sections
 from components.evaluate_subnet.charts import number
-from components.evaluate_subnet.measure import Evaluation
+from components.evaluate_subnet.measure import Evaluation, Measured
 from components.evaluate_subnet.results import Results
 from runtime.common.search_split import search_split_note
 
 
-def render(results: Results, evaluation: Evaluation, config: Mapping[str, Any]) -> str:
-    """The page. `config`: the evaluation's configuration."""
+def render(
+    results: Results, evaluation: Evaluation, config: Mapping[str, Any], budgets: Mapping[str, Measured] | None = None
+) -> str:
+    """The page.
+
+    Args:
+        config: the evaluation's configuration.
+        budgets: label -> the subnet of each budget, smallest first; the other arguments are then of the largest.
+    """
     space, spec, retrain_provenance = results.space, results.subnet.subnet, results.provenance["retrain_subnet"]
     steps = {"evaluate_subnet": config, **results.provenance}
     environment = jinja2.Environment(

@@ -6,9 +6,9 @@ score together, one a GPU; rank 0 runs the search and writes the result.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -22,9 +22,11 @@ from autoformer.racing import ScoringResult
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution
 from autoformer.space import SubnetSpec
+from components.search_subnet.budgets import choose_for_all, configs_by_label, repeats
 from components.search_subnet.parallel_scorer import ParallelScorer
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, search
+from runtime.common.budgets import FOLDER, merge_metrics, prefix_of
 from runtime.common.config import Config, SearchSubnet
 from runtime.common.console import Progress
 from runtime.common.processes import set_threads
@@ -38,6 +40,14 @@ from runtime.tracking import StepLogger
 
 STEP = "search_subnet"
 PROGRESS = ("generation", "scored", "images_scored", "evolution_best_top1_percent", "random_best_top1_percent")
+
+
+class _Start(NamedTuple):
+    """One budget's search before its first score."""
+
+    config: Config
+    evolution: Evolution
+    first: list[Candidate]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,8 +69,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     count = section.images or len(images.labels)
     if count > len(images.labels):
         raise AutoFormerError(f"search_subnet.images = {count}: the search split has {len(images.labels)}")
-    evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed))
-    first = evolution.ask()  # raises before anything heavy if no candidate is legal
+    starts = {label: _start(one) for label, one in configs_by_label(config).items()}
     keys = ("card", "search_split", "supernet")
     with (
         process_group(config) as world,
@@ -68,35 +77,51 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     ):
         score = ParallelScorer(world, config.space, _scorer(arguments.supernet, config, card, images))
         if world.is_rank_zero:
-            result = _search(opened, evolution, first, score, count, len(images.labels))
+            results = _search(opened, starts, score, count, len(images.labels))
             score.stop()
-            write_result(arguments.out, config, result, opened.workspace.provenance)
-            _log(opened.tracked, arguments.out, result)
+            write_results(arguments.out, config, results, opened.workspace.provenance)
+            _log(opened.tracked, arguments.out, results)
         else:
             score.serve()
 
 
+def _start(config: Config) -> _Start:
+    section = config.section(SearchSubnet)
+    evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed))
+    return _Start(config, evolution, evolution.ask())  # raises before anything heavy if no candidate is legal
+
+
 def _search(
-    opened: StepContext,
-    evolution: Evolution,
-    first: list[Candidate],
-    score: ParallelScorer,
-    images: int,
-    whole_split: int,
-) -> SearchResult:
-    """Run the search with a progress bar, and resume from the scores of an earlier try."""
+    opened: StepContext, starts: Mapping[str, _Start], score: ParallelScorer, images: int, whole_split: int
+) -> dict[str, SearchResult]:
+    """Run the search of each budget, and resume from the scores of an earlier try."""
+    section = opened.config.section(SearchSubnet)
     cache = ScoreCache(opened.workspace.file("scores.jsonl"), whole_split, score, opened.mirror.request_upload)
-    with Progress(STEP, opened.config.section(SearchSubnet).budget, "candidates") as progress:
+    results = {}
+    for label, start in starts.items():
+        results[label] = _search_one(opened, label, start, cache, images, whole_split)
+    opened.record.values |= {name: getattr(cache, name) for name in ("candidates_scored_now", "images_scored_now")}
+    return results if section.budgets is None else choose_for_all(results, section, cache, whole_split)
+
+
+def _search_one(
+    opened: StepContext, label: str, start: _Start, cache: ScoreCache, images: int, whole_split: int
+) -> SearchResult:
+    """Run one search, with a progress bar."""
+    title = f"{STEP} {label}".rstrip()
+
+    def log(metrics: Mapping[str, float], step: int) -> None:
+        opened.tracked.metrics({f"{prefix_of(label)}{name}": value for name, value in metrics.items()}, step)
+
+    with Progress(title, start.config.section(SearchSubnet).most_candidates, "candidates") as progress:
         try:
-            result = search(
-                opened.config, evolution, first, cache, images, progress.update, opened.tracked.metrics, whole_split,
-                announce=lambda line: progress.print_above(f"{STEP}: {line}"),
+            return search(
+                start.config, start.evolution, start.first, cache, images, progress.update, log, whole_split,
+                announce=lambda line: progress.print_above(f"{title}: {line}"),
             )  # fmt: skip
         except Stopped as stopped:
             stopped.note = f" after {len(cache)} scored candidates"
             raise
-    opened.record.values |= {name: getattr(cache, name) for name in ("candidates_scored_now", "images_scored_now")}
-    return result
 
 
 def _scorer(
@@ -114,46 +139,79 @@ def _scorer(
     return SubnetScorer(supernet, images, card, section.batch_size, find_precision(section.precision, device))
 
 
-def write_result(out: Path, config: Config, result: SearchResult, provenance: dict[str, Any]) -> None:
-    """Write the search folder, whole or not at all."""
+def write_results(out: Path, config: Config, results: Mapping[str, SearchResult], provenance: dict[str, Any]) -> None:
+    """Write the search folder, whole or not at all. `results`: by label, smallest budget first."""
     made_of = f"seed {config.seed}, code {provenance['code']}, supernet {provenance['inputs']['supernet']}"
     chosen = {
-        "name": f"{config.name}-chosen",
-        "space": config.space.name,
-        "source": f"{STEP} ({search_of(result.chosen)}), {made_of}",
-        "subnet": result.chosen.candidate.spec.to_dict(),
+        label: {
+            "name": f"{config.name}-chosen" + (f"-{label}" if label else ""),
+            "space": config.space.name,
+            "source": f"{STEP} ({search_of(result.chosen)}), {made_of}",
+            "subnet": result.chosen.candidate.spec.to_dict(),
+        }
+        for label, result in results.items()
     }
+    *_, largest = chosen
+    budget = ("budget",) if largest else ()
+    candidates, finalists = (
+        [scored.to_row() | ({"budget": label} if label else {}) for label, scored in _labelled(results, table)]
+        for table in ("candidates", "finalists")
+    )
+    progress = [row | ({"budget": label} if label else {}) for label, row in _labelled(results, "progress")]
     with replacing(out) as folder:
         folder.mkdir()
-        write_table(folder / "candidates.csv", COLUMNS, [scored.to_row() for scored in result.candidates])
-        write_table(folder / "finalists.csv", COLUMNS, [scored.to_row() for scored in result.finalists])
-        write_table(folder / "progress.csv", PROGRESS, result.progress)
-        write_text(folder / "chosen.yaml", yaml.safe_dump(chosen, sort_keys=False))
-        write_json(folder / "metrics.json", result.metrics)
+        write_table(folder / "candidates.csv", (*COLUMNS, *budget), candidates)
+        write_table(folder / "finalists.csv", (*COLUMNS, *budget), finalists)
+        write_table(folder / "progress.csv", (*PROGRESS, *budget), progress)
+        write_text(folder / "chosen.yaml", yaml.safe_dump(chosen[largest], sort_keys=False))
+        for label in filter(None, chosen):
+            (folder / FOLDER).mkdir(exist_ok=True)
+            write_text(folder / FOLDER / f"{label}.yaml", yaml.safe_dump(chosen[label], sort_keys=False))
+        write_json(folder / "metrics.json", merge_metrics({label: result.metrics for label, result in results.items()}))
         write_json(folder / "provenance.json", provenance)
+
+
+def _labelled(results: Mapping[str, SearchResult], table: str) -> Iterator[tuple[str, Any]]:
+    for label, result in results.items():
+        for row in getattr(result, table):
+            yield label, row
 
 
 def search_of(chosen: ScoredCandidate) -> str:
     return "random search" if chosen.is_baseline else "evolution"
 
 
-def _log(tracked: StepLogger, out: Path, result: SearchResult) -> None:
-    chosen = result.chosen.candidate.spec
-    tracked.subnet(chosen)
-    tracked.metrics(result.metrics)
-    tracked.headline(result.metrics, chosen)
+def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult]) -> None:
+    chosen = {label: result.chosen.candidate.spec for label, result in results.items()}
+    *_, largest = chosen
+    tracked.subnet(chosen[largest])
+    tracked.metrics(merge_metrics({label: result.metrics for label, result in results.items()}))
+    tracked.headline(results[largest].metrics, chosen[largest])
     tracked.table(out / "candidates.csv")
-    tracked.children(_best_and_pareto_front(result.candidates), chosen)
-    print(f"{STEP}: chosen from {search_of(result.chosen)}, candidate {result.chosen.candidate.id}")
-    print(f"{STEP}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
+    tracked.children(_best_and_pareto_front(results), [*chosen.values()])
+    for label, result in results.items():
+        title, winner = f"{STEP} {label}".rstrip(), result.chosen
+        print(f"{title}: chosen from {search_of(winner)}, candidate {winner.candidate.id}")
+        print(f"{title}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
+        if label:
+            tracked.headline(result.metrics, chosen[label], label)
+    for labels in repeats(results).values():
+        print(f"{STEP}: the subnet of {labels[0]} is also the best found within {' and '.join(labels[1:])}", flush=True)
 
 
-def _best_and_pareto_front(candidates: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
-    """The ten best and the Pareto front of accuracy and parameters, at most 50: MLflow gets a run for each."""
-    complete = [scored for scored in candidates if scored.complete]
-    costs = [(scored.candidate.params, -scored.top1_percent) for scored in complete]
-    best = sorted(range(len(costs)), key=lambda index: (costs[index][1], costs[index][0]))[:10]
+def _best_and_pareto_front(results: Mapping[str, SearchResult]) -> list[ScoredCandidate]:
+    """Of each search the ten best and the Pareto front of accuracy and parameters, and what budgets have chosen.
+
+    At most 50: MLflow gets a run for each.
+    """
     by_spec: dict[SubnetSpec, ScoredCandidate] = {}
-    for index in [*best, *pareto_front(costs)]:
-        by_spec.setdefault(complete[index].candidate.spec, complete[index])
+    for label, result in results.items():
+        if label:
+            by_spec.setdefault(result.chosen.candidate.spec, result.chosen)
+    for result in results.values():
+        complete = [scored for scored in result.candidates if scored.complete]
+        costs = [(scored.candidate.params, -scored.top1_percent) for scored in complete]
+        best = sorted(range(len(costs)), key=lambda index: (costs[index][1], costs[index][0]))[:10]
+        for index in [*best, *pareto_front(costs)]:
+            by_spec.setdefault(complete[index].candidate.spec, complete[index])
     return list(by_spec.values())[:50]
