@@ -10,9 +10,9 @@ DATASET ?= fashion-mnist
 quote = '$(subst ','\'',$(value $1))'
 option = $(if $(value $2),$1 $(call quote,$2))
 # Not exported: make would expand the values, and lose dollar signs or stop at them.
-unexport ARCHIVES BATCH BUILD CHECKPOINT CLUSTER DATA DATASET DATA_HASH EVERY EXPERIMENT HOST IMAGE INPUTS LIMIT MODEL NAME \
-  NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEED SET SIZE SPACE STRIDE SUBNET TAG \
-  TERMINATE YES
+unexport ARCHIVES BATCH BUILD CHECKPOINT CLASSES CLUSTER DATA DATASET DATA_HASH DEVICE EVERY EXPERIMENT HOST IMAGE INPUTS \
+  LIMIT MODEL NAME NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEED SET SIZE SPACE STRIDE SUBNET TAG \
+  TERMINATE THREADS YES
 SETTINGS = $(call option,--preset,PRESET) $(call option,--set,SET)
 # The parameter file of the run, as a word of the shell.
 PARAMS = $(if $(filter %.yaml %.yml,$(value PRESET)),$(call quote,PRESET),$(PARAMS_BY_NAME))
@@ -37,6 +37,9 @@ endif
 ifneq ($(call wanted,evaluate-official),)
   OFFICIAL := make evaluate-official CHECKPOINT=supernet-tiny.pth SUBNET=autoformer-tiny DATA=data/imagenet-1k
   $(foreach name,CHECKPOINT SUBNET DATA,$(call need,$(name),$(OFFICIAL)))
+endif
+ifneq ($(call wanted,latency),)
+  $(foreach name,SPACE OUT,$(call need,$(name),make latency SPACE=fashion-mnist OUT=latency.json))
 endif
 ifneq ($(call wanted,adopt),)
   $(call need,CHECKPOINT,make adopt CHECKPOINT=supernet-tiny.pth PRESET=imagenet-tiny)
@@ -167,6 +170,12 @@ evaluate-official: $(STAMP) ## measure a published subnet: CHECKPOINT=path SUBNE
 	$(BIN)/python -m commands.evaluate_official --checkpoint $(call quote,CHECKPOINT) --subnet $(call quote,SUBNET) \
 	  --data $(call quote,DATA) $(call option,--size,SIZE) $(call option,--batch-size,BATCH) $(call option,--limit,LIMIT) \
 	  $(call option,--out,OUT)
+
+.PHONY: latency
+latency: $(STAMP) ## measure latencies here, for a limit in milliseconds: SPACE=name OUT=file; optional CLASSES, DEVICE, BATCH, THREADS
+	$(BIN)/python -m commands.latency --space $(call quote,SPACE) --out $(call quote,OUT) \
+	  $(call option,--classes,CLASSES) $(call option,--device,DEVICE) $(call option,--batch,BATCH) \
+	  $(call option,--threads,THREADS)
 
 .PHONY: test
 test: data ## run the tests, on two workers of one thread each

@@ -11,6 +11,7 @@ from autoformer.subnet_text import CELLS, from_cells, to_cells
 
 Origin = Literal["initial", "mutation", "crossover", "fill", "baseline"]
 COLUMNS = ("id", "origin", "generation", "parents", *CELLS, "params", "macs", "top1_percent", "loss", "images")
+LATENCY = "latency_ms"  # one more column, where the search had a table of latencies
 _PARENT_SEPARATOR = ";"
 
 
@@ -28,6 +29,7 @@ class Candidate:
     parents: tuple[int, ...]
     params: int
     macs: int
+    latency_ms: float | None = None  # predicted; None without a table
 
 
 class ScoredCandidate(NamedTuple):
@@ -55,8 +57,9 @@ class ScoredCandidate(NamedTuple):
         return not self.complete, *scores, self.candidate.params, self.candidate.id
 
     def to_row(self) -> dict[str, Any]:
-        """Column of `COLUMNS` -> value. `from_row` of the written row is equal to this."""
+        """Column of `COLUMNS`, and `LATENCY` if known -> value. `from_row` of the written row is equal to this."""
         candidate = self.candidate
+        latency = {} if candidate.latency_ms is None else {LATENCY: candidate.latency_ms}
         return {
             "id": candidate.id,
             "origin": candidate.origin,
@@ -68,6 +71,7 @@ class ScoredCandidate(NamedTuple):
             "top1_percent": self.top1_percent,
             "loss": "" if self.loss is None else self.loss,
             "images": self.images,
+            **latency,
         }
 
     @classmethod
@@ -81,6 +85,7 @@ class ScoredCandidate(NamedTuple):
             parents=tuple(int(parent) for parent in row["parents"].split(_PARENT_SEPARATOR) if parent),
             params=int(row["params"]),
             macs=int(row["macs"]),
+            latency_ms=_finite(LATENCY, row[LATENCY]) if LATENCY in row else None,
         )
         loss = _finite("loss", row["loss"]) if row["loss"] else None
         return cls(candidate, _finite("top1_percent", row["top1_percent"]), loss, int(row["images"]))

@@ -19,6 +19,7 @@ from autoformer.candidates import Candidate, Origin, ScoredCandidate
 from autoformer.complexity import COUNTED_MACS, count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
+from autoformer.latency import LatencyTable
 from autoformer.limits import Limits, move_towards
 from autoformer.racing import Objective
 from autoformer.space import SearchSpace, SubnetSpec
@@ -89,17 +90,20 @@ class _Pool:
     limits: Limits
     tries: int
     rng: Random
+    table: LatencyTable | None = None
     seen: set[SubnetSpec] = field(default_factory=set)
 
     def fresh(self, spec: SubnetSpec, origin: Origin, generation: int, parents: Sequence[int] = ()) -> list[Candidate]:
         """The candidate of `spec`, unless it is not legal or was drawn before."""
         if spec in self.seen:
             return []
-        if not self.limits.allow(self.limits.count(self.space, spec)):
+        counts = self.limits.count(self.space, spec, self.table)
+        if not self.limits.allow(counts):
             return []
         self.seen.add(spec)
         params, macs = count_params(self.space, spec), count_macs(self.space, spec)
-        return [Candidate(len(self.seen) - 1, spec, origin, generation, tuple(parents), params, macs)]
+        latency = counts.get("latency_ms")
+        return [Candidate(len(self.seen) - 1, spec, origin, generation, tuple(parents), params, macs, latency)]
 
     def random(self, count: int, origin: Origin, generation: int) -> list[Candidate]:
         """Up to `count` random candidates: uniform draws first, then draws that are moved towards the limits."""
@@ -110,7 +114,7 @@ class _Pool:
                     return candidates
                 spec = self.space.sample(self.rng)
                 if move:
-                    spec = move_towards(self.space, spec, self.limits, self.rng)
+                    spec = move_towards(self.space, spec, self.limits, self.rng, self.table)
                 candidates += self.fresh(spec, origin, generation)
         return candidates
 
@@ -120,11 +124,14 @@ class _Pool:
         if candidates:
             return candidates
         low, high = (self.limits.count(self.space, spec) for spec in (self.space.smallest, self.space.largest))
-        macs = COUNTED_MACS[self.limits.relative_position]
+        macs, latencies = COUNTED_MACS[self.limits.relative_position], ""
+        if self.table:
+            fastest, slowest = self.table.extremes(self.space)
+            latencies = f"; latencies are {fastest:.4g} to {slowest:.4g} ms"
         raise AutoFormerError(
             f"no legal candidate in {self.tries:,} tries under {self.limits}; in '{self.space.name}' the smallest "
             f"subnet has {low['params_m']:,} parameters and {low['macs_g']:,} {macs}, the largest "
-            f"{high['params_m']:,} and {high['macs_g']:,}; widen the limits"
+            f"{high['params_m']:,} and {high['macs_g']:,}{latencies}; widen the limits"
         )
 
 
@@ -135,11 +142,14 @@ class Evolution:
     random candidates to fill it up. The search ends early when no unseen legal candidate is left.
     """
 
-    def __init__(self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random) -> None:
-        self.space, self.settings, self.rng = space, settings, rng
+    def __init__(
+        self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random,
+        table: LatencyTable | None = None,
+    ) -> None:  # fmt: skip
+        self.space, self.settings, self.rng, self.table = space, settings, rng, table
         self.generation = 0
         self.scored: list[ScoredCandidate] = []
-        self._pool = _Pool(space, limits, settings.tries, rng)
+        self._pool = _Pool(space, limits, settings.tries, rng, table)
 
     def ask(self) -> list[Candidate]:
         """The candidates of the next generation; none at the end. Raises `AutoFormerError` if generation 0 is empty."""
@@ -188,6 +198,8 @@ class Evolution:
         return self._pool.fresh(spec, "crossover", self.generation, [first.id, second.id])
 
 
-def random_baseline(space: SearchSpace, limits: Limits, count: int, tries: int, rng: Random) -> list[Candidate]:
+def random_baseline(
+    space: SearchSpace, limits: Limits, count: int, tries: int, rng: Random, table: LatencyTable | None = None
+) -> list[Candidate]:
     """Random search: `count` different legal candidates. Raises `AutoFormerError` if there is none."""
-    return _Pool(space, limits, tries, rng).random_or_error(count, "baseline")
+    return _Pool(space, limits, tries, rng, table).random_or_error(count, "baseline")

@@ -50,6 +50,8 @@ def options(call: Call) -> dict[str, str]:
                     "DATA_HASH": "--data-hash", "EXPERIMENT": "--experiment", "NAMESPACE": "--namespace",
                     "EVERY": "--every", "RUN": "--run", "TERMINATE": "--terminate"}),
         ("ui", {"PORT": "--port"}),
+        ("latency", {"SPACE": "--space", "OUT": "--out", "CLASSES": "--classes", "DEVICE": "--device",
+                     "BATCH": "--batch", "THREADS": "--threads"}),
         ("evaluate-official", {"CHECKPOINT": "--checkpoint", "SUBNET": "--subnet", "DATA": "--data", "SIZE": "--size",
                                "BATCH": "--batch-size", "LIMIT": "--limit", "OUT": "--out"}),
     ],
@@ -97,6 +99,8 @@ def test_images_are_fetched_for_a_parameter_file_of_fashion_mnist(tmp_path: Path
     [
         (["predict"], "IMAGE", "make predict IMAGE=photo.jpg"),
         (["predict", "MODEL=flowers", "IMAGE="], "IMAGE", "make predict IMAGE=photo.jpg"),
+        (["latency", "OUT=a.json"], "SPACE", "make latency SPACE=fashion-mnist OUT="),
+        (["latency", "SPACE=photos-64"], "OUT", "make latency SPACE=fashion-mnist OUT="),
         (["evaluate-official"], "CHECKPOINT", "make evaluate-official CHECKPOINT="),
         (["evaluate-official", "CHECKPOINT=a.pth"], "SUBNET", "SUBNET=autoformer-tiny"),
         (["evaluate-official", "CHECKPOINT=a.pth", "SUBNET=b"], "DATA", "DATA=data/imagenet-1k"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation_sample import write_search
+from latencies import table_of
 from PIL import Image
 
 from autoformer.evaluation import confusion_matrix, paired_difference, score
@@ -18,7 +20,7 @@ from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.named import load_space
 from autoformer.space import NamedSubnet, SearchSpace
-from components.evaluate_subnet import report
+from components.evaluate_subnet import report, sections
 from components.evaluate_subnet.charts import Frame, Scale, end_labels, scale, thinned
 from components.evaluate_subnet.drawings import data_uri
 from components.evaluate_subnet.measure import Evaluation, worst_mistakes
@@ -125,6 +127,31 @@ def test_the_page_is_well_formed_and_loads_nothing(html: str) -> None:
     templates = Path(report.__file__).parent / "templates"
     for file in ("report.css", "report.js"):
         assert (templates / file).read_text(encoding="utf-8").strip() in html  # inlined as it is
+
+
+def test_latencies_are_shown_where_the_search_had_a_table(search_folder: Path, html: str) -> None:
+    assert "latency" not in html
+    results, evaluation = example(search_folder, CLASSES)
+    table, search = table_of(results.space), results.search
+    candidates = [
+        outcome._replace(
+            candidate=replace(outcome.candidate, latency_ms=round(table.predict(outcome.candidate.spec), 2))
+        )
+        for outcome in search.candidates
+    ]
+    measured = results._replace(search=search._replace(candidates=candidates, table=table))
+    page = render(measured, evaluation, CONFIG)
+    shown = re.sub(r"\s+", " ", " ".join(Page(page).text))
+    chosen = f"{table.predict(results.subnet.subnet):.3g}"
+    assert f"{chosen} ms predicted latency: a processor, 2 cores, 1 thread, batch 1, float32;" in shown
+    assert "median error 10.0 % on 3 measured subnets" in shown
+    described = json.loads(page.partition('id="candidates">')[2].partition("</script>")[0])
+    assert all(one["cost"].endswith(" ms") for one in described)
+    front = sections.candidates(measured)["front"][0].candidate
+    assert f"<td>{front.latency_ms:.3g} ms</td>" in page
+    marks = [mark["data-candidate"] for mark in Page(page).of_class("candidate")]
+    assert sorted(marks) == sorted(2 * [str(index) for index in range(len(candidates))])  # against size, and latency
+    assert "top-1 accuracy" in page.partition("latency, ms")[2]
 
 
 def test_names_are_escaped(html: str) -> None:

@@ -49,6 +49,7 @@ def render(
         scores=evaluation.scores["retrained"],
         params=count_params(space, spec),
         macs=count_macs(space, spec),
+        table=results.search.table,
         largest_params=count_params(space, space.largest),
         widest_mlp=int(space.supernet.embed_dim * space.supernet.mlp_ratio),
         ece_bins=ECE_BINS,

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from autoformer.candidates import COLUMNS, ScoredCandidate
+from autoformer.candidates import COLUMNS, LATENCY, ScoredCandidate
 from autoformer.cards import read_subnet_card, read_supernet_card
 from autoformer.errors import AutoFormerError
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
+from autoformer.latency import LatencyTable, table_of_search
 from autoformer.reading import as_kind, read_json_as
 from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
 from runtime.common.budgets import folder_of, metrics_of, read_chosen
@@ -33,6 +34,7 @@ class Search(NamedTuple):
     progress: dict[str, list[Point]]  # column of progress.csv -> (candidates scored, best top-1 so far)
     metrics: dict[str, float]
     images: int | None  # search images behind a full score; None if unknown
+    table: LatencyTable | None = None  # of the candidates' latencies
 
 
 class Results(NamedTuple):
@@ -109,7 +111,8 @@ def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None, lab
     """
     table = existing(folder / "candidates.csv", "search_subnet")
     candidates = []
-    for row in _rows(table, COLUMNS):
+    latencies = table_of_search(folder)
+    for row in _rows(table, (*COLUMNS, LATENCY) if latencies else COLUMNS):
         try:
             candidates.append(ScoredCandidate.from_row(row))
         except ValueError as error:
@@ -131,6 +134,7 @@ def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None, lab
         progress=_curves(progress, "scored", PROGRESS_CURVES, {"budget": label} if label else {}),
         metrics=metrics_of(metrics, label),
         images=images,
+        table=latencies,
     )
 
 

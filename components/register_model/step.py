@@ -10,6 +10,7 @@ from autoformer.cards import read_subnet_card, read_supernet_card
 from autoformer.errors import AutoFormerError, UnavailableError
 from autoformer.files import hash_file, hash_path, write_json, write_text
 from autoformer.images.card import read_card
+from autoformer.latency import table_of_search
 from autoformer.reading import as_kind, read_json_as
 from autoformer.space import NamedSubnet
 from components.register_model.card import FILE as CARD_FILE
@@ -205,6 +206,7 @@ def read_facts(arguments: argparse.Namespace, section: RegisterModel, label: str
                 ("retrain_subnet", retrain / "rollbacks.json"),
             )
         },
+        table=table_of_search(search),
         budget=label,
     )
 

@@ -14,6 +14,7 @@ from runtime.common.exit_codes import BAD_INPUT
 from runtime.common.overrides import split
 from runtime.steps.compiler import require_compiler
 from runtime.storage.data import NoFolderError, hash_data
+from runtime.storage.named_files import latency_table
 
 CACHED_STEPS = STEPS[:-1]  # register_model always runs
 
@@ -102,10 +103,12 @@ def lineages(config: Config, made_by: str) -> tuple[str, ...]:
 def _check_limits(config: Config) -> None:
     """Refuse limits that no subnet of the space meets, before the supernet is trained."""
     section, space = config.section(SearchSubnet), config.space
-    limits = section.limits
+    limits, table = section.limits, latency_table(section.latency, space)
     least, most = (limits.count(space, spec) for spec in (space.smallest, space.largest))
-    for key, unit in UNITS.items():
-        smallest, largest = least[key] / unit, most[key] / unit
+    if table:  # as measured, the fastest is perhaps not the smallest
+        least["latency_ms"], most["latency_ms"] = table.extremes(space)
+    for key in least:
+        smallest, largest = least[key] / UNITS[key], most[key] / UNITS[key]
         low, high = getattr(limits, f"min_{key}"), getattr(limits, f"max_{key}")
         beyond = f"max_{key} = {high} is less than the smallest" if high is not None and high < smallest else ""
         if low is not None and low > largest:
@@ -119,5 +122,5 @@ def _check_limits(config: Config) -> None:
     if too_small:
         raise AutoFormerError(
             f"search_subnet.budgets: {too_small[0]:g} is too small: the smallest subnet of '{space.name}' has "
-            f"{least['params_m']:,} parameters"
+            f"{least['params_m']:,.0f} parameters"
         )

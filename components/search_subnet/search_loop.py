@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from autoformer.candidates import Candidate, Origin, ScoredCandidate
+from autoformer.latency import LatencyTable
 from autoformer.racing import Flags, Indices, Objective, Race, ScoringResult
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution, random_baseline
@@ -82,7 +83,7 @@ def search(
 
     evolved, evolution_images, baseline = len(races.scored), races.images_scored, list[ScoredCandidate]()
     if section.random_baseline:
-        baseline = _random_search(config, races, evolved)
+        baseline = _random_search(config, races, evolved, evolution.table)
         for row in progress:
             row["random_best_top1_percent"] = races.best(baseline[: row["scored"]]).top1_percent
     metrics = {
@@ -139,13 +140,16 @@ def _choice(
 
 def metrics_of_chosen(chosen: ScoredCandidate) -> dict[str, float]:
     assert chosen.loss is not None
-    return {
+    metrics = {
         "chosen_top1_percent": chosen.top1_percent,
         "chosen_loss": chosen.loss,
         "chosen_params_m": chosen.candidate.params / 1e6,
         "chosen_macs_g": chosen.candidate.macs / 1e9,
         "chosen_is_random": float(chosen.is_baseline),
     }
+    if chosen.candidate.latency_ms is not None:
+        metrics["chosen_latency_ms"] = chosen.candidate.latency_ms
+    return metrics
 
 
 def _scored(candidate: Candidate, result: ScoringResult) -> ScoredCandidate:
@@ -154,11 +158,11 @@ def _scored(candidate: Candidate, result: ScoringResult) -> ScoredCandidate:
     return ScoredCandidate(candidate, 100.0 * int(result.correct.sum()) / images, loss, images)
 
 
-def _random_search(config: Config, races: "_Races", count: int) -> list[ScoredCandidate]:
+def _random_search(config: Config, races: "_Races", count: int, table: LatencyTable | None) -> list[ScoredCandidate]:
     """Score `count` random candidates; their ids follow those of evolution."""
     section, scored = config.section(SearchSubnet), list[ScoredCandidate]()
     rng = derived_rng("random baseline", config.seed)
-    drawn = random_baseline(config.space, section.limits, count, section.tries, rng)
+    drawn = random_baseline(config.space, section.limits, count, section.tries, rng, table)
     candidates = [replace(candidate, id=candidate.id + count) for candidate in drawn]
     for start in range(0, len(candidates), section.population):
         # only the best of random search is reported: the race may stop all others

@@ -8,15 +8,17 @@ score together, one a GPU; rank 0 runs the search and writes the result.
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from autoformer.candidates import COLUMNS, Candidate, ScoredCandidate
+from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
+from autoformer.latency import FILE as LATENCY_FILE
+from autoformer.latency import LatencyTable
 from autoformer.pareto import pareto_front
 from autoformer.racing import ScoringResult
 from autoformer.randomness import derived_rng
@@ -36,6 +38,7 @@ from runtime.steps import inputs
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
+from runtime.storage.named_files import latency_table
 from runtime.tracking import StepLogger
 
 STEP = "search_subnet"
@@ -69,7 +72,8 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     count = section.images or len(images.labels)
     if count > len(images.labels):
         raise AutoFormerError(f"search_subnet.images = {count}: the search split has {len(images.labels)}")
-    starts = {label: _start(one) for label, one in configs_by_label(config).items()}
+    table = latency_table(section.latency, config.space)
+    starts = {label: _start(one, table) for label, one in configs_by_label(config).items()}
     keys = ("card", "search_split", "supernet")
     with (
         process_group(config) as world,
@@ -79,15 +83,15 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         if world.is_rank_zero:
             results = _search(opened, starts, score, count, len(images.labels))
             score.stop()
-            write_results(arguments.out, config, results, opened.workspace.provenance)
+            write_results(arguments.out, config, results, opened.workspace.provenance, table)
             _log(opened.tracked, arguments.out, results)
         else:
             score.serve()
 
 
-def _start(config: Config) -> _Start:
+def _start(config: Config, table: LatencyTable | None) -> _Start:
     section = config.section(SearchSubnet)
-    evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed))
+    evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed), table)
     return _Start(config, evolution, evolution.ask())  # raises before anything heavy if no candidate is legal
 
 
@@ -139,8 +143,19 @@ def _scorer(
     return SubnetScorer(supernet, images, card, section.batch_size, find_precision(section.precision, device))
 
 
-def write_results(out: Path, config: Config, results: Mapping[str, SearchResult], provenance: dict[str, Any]) -> None:
-    """Write the search folder, whole or not at all. `results`: by label, smallest budget first."""
+def write_results(
+    out: Path,
+    config: Config,
+    results: Mapping[str, SearchResult],
+    provenance: dict[str, Any],
+    table: LatencyTable | None = None,
+) -> None:
+    """Write the search folder, whole or not at all.
+
+    Args:
+        results: by label, smallest budget first.
+        table: of the latencies, which the folder then holds too.
+    """
     made_of = f"seed {config.seed}, code {provenance['code']}, supernet {provenance['inputs']['supernet']}"
     chosen = {
         label: {
@@ -153,28 +168,32 @@ def write_results(out: Path, config: Config, results: Mapping[str, SearchResult]
     }
     *_, largest = chosen
     budget = ("budget",) if largest else ()
-    candidates, finalists = (
-        [scored.to_row() | ({"budget": label} if label else {}) for label, scored in _labelled(results, table)]
-        for table in ("candidates", "finalists")
-    )
-    progress = [row | ({"budget": label} if label else {}) for label, row in _labelled(results, "progress")]
+    columns = (*COLUMNS, *((LATENCY,) if table else ()), *budget)
     with replacing(out) as folder:
         folder.mkdir()
-        write_table(folder / "candidates.csv", (*COLUMNS, *budget), candidates)
-        write_table(folder / "finalists.csv", (*COLUMNS, *budget), finalists)
-        write_table(folder / "progress.csv", (*PROGRESS, *budget), progress)
+        write_table(folder / "candidates.csv", columns, _rows(results, "candidates"))
+        write_table(folder / "finalists.csv", columns, _rows(results, "finalists"))
+        write_table(folder / "progress.csv", (*PROGRESS, *budget), _rows(results, "progress"))
         write_text(folder / "chosen.yaml", yaml.safe_dump(chosen[largest], sort_keys=False))
         for label in filter(None, chosen):
             (folder / FOLDER).mkdir(exist_ok=True)
             write_text(folder / FOLDER / f"{label}.yaml", yaml.safe_dump(chosen[label], sort_keys=False))
         write_json(folder / "metrics.json", merge_metrics({label: result.metrics for label, result in results.items()}))
         write_json(folder / "provenance.json", provenance)
+        if table:
+            write_json(folder / LATENCY_FILE, table.model_dump(mode="json"))
 
 
-def _labelled(results: Mapping[str, SearchResult], table: str) -> Iterator[tuple[str, Any]]:
+def _rows(
+    results: Mapping[str, SearchResult], table: Literal["candidates", "finalists", "progress"]
+) -> list[dict[str, Any]]:
+    """The rows of a table, with the label of the budget whose search made each."""
+    rows = []
     for label, result in results.items():
-        for row in getattr(result, table):
-            yield label, row
+        for one in getattr(result, table):
+            row = one.to_row() if isinstance(one, ScoredCandidate) else one
+            rows.append(row | {"budget": label} if label else row)
+    return rows
 
 
 def search_of(chosen: ScoredCandidate) -> str:

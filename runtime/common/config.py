@@ -142,6 +142,15 @@ class TrainSupernet(TrainingSection):
         return make_sampler(self.sampling, space, seed, self.sandwich_random, self.sandwich_teacher_weight)
 
 
+class MeasuredLatency(Frozen):
+    """A table of latencies, made by `make latency` on the device that the subnet is for."""
+
+    table: str = Field(min_length=1, description="a JSON file as the steps see it, or s3://bucket/file")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="of the table; filled in when a run is resolved"
+    )
+
+
 class SearchSubnet(EvolutionSettings):
     """Evolution (paper section 3.4). It scores at most population x (1 + generations) candidates."""
 
@@ -159,6 +168,9 @@ class SearchSubnet(EvolutionSettings):
         Racing(), description="stop hopeless candidates early; null scores each on all search images"
     )
     limits: Limits = Limits()
+    latency: MeasuredLatency | None = Field(
+        None, description="a table that predicts the latency of each candidate; null for none"
+    )
     budgets: tuple[float, ...] | None = Field(
         None,
         description="maximum parameters in millions, ascending, such as [0.1, 0.25, 0.5]: a subnet is searched, "
@@ -178,6 +190,14 @@ class SearchSubnet(EvolutionSettings):
         if value is not None and "limits" in info.data:
             check_budgets(value, info.data["limits"])
         return value
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if self.limits.on_latency and self.latency is None:
+            raise ValueError(
+                "limits on latency need a table; make one with `make latency` and set search_subnet.latency.table"
+            )
+        return self
 
     @property
     def most_candidates(self) -> int:
@@ -333,7 +353,7 @@ def load_config(source: str, overrides: Sequence[str] = (), steps: Sequence[str]
     """
     data, where = _read(source)
     apply(data, overrides)
-    _name_checkpoints(data)
+    _name_files(data)
     config = validated(Config, data, where)
     for step in steps:
         if getattr(config, step) is None:
@@ -341,22 +361,24 @@ def load_config(source: str, overrides: Sequence[str] = (), steps: Sequence[str]
     return config
 
 
-def _name_checkpoints(data: dict[str, Any]) -> None:
-    """Add the hash of a checkpoint to its path: a changed file is another configuration."""
-    for step, key in (
-        ("train_supernet", "adopt"), ("train_supernet", "distillation"), ("retrain_subnet", "distillation"),
+def _name_files(data: dict[str, Any]) -> None:
+    """Add the hash of a checkpoint or table to its path: a changed file is another configuration."""
+    for step, key, path in (
+        ("train_supernet", "adopt", "checkpoint"), ("train_supernet", "distillation", "checkpoint"),
+        ("retrain_subnet", "distillation", "checkpoint"), ("search_subnet", "latency", "table"),
     ):  # fmt: skip
         section = data.get(step)
         named = section.get(key) if isinstance(section, dict) else None
         if not isinstance(section, dict) or not isinstance(named, dict):
             continue
-        if named.get("sha256") or not isinstance(named.get("checkpoint"), str):
+        if named.get("sha256") or not isinstance(named.get(path), str):
             continue
-        file = Path(named["checkpoint"])
-        if key == "adopt" and named["checkpoint"].startswith("s3://"):
-            raise AutoFormerError(f"{step}.adopt.checkpoint = {file}: its sha256 is missing; set {step}.adopt.sha256")
+        file = Path(named[path])
+        where = f"{step}.{key}.{path} = {named[path]}"
+        if key != "distillation" and named[path].startswith("s3://"):
+            raise AutoFormerError(f"{where}: its sha256 is missing; set {step}.{key}.sha256")
         if not file.is_file():
-            raise AutoFormerError(f"{step}.{key}.checkpoint = {named['checkpoint']}: no such file")
+            raise AutoFormerError(f"{where}: no such file")
         data[step] = section | {key: named | {"sha256": hash_file(file)}}
 
 
