@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from autoformer.candidates import COLUMNS, LATENCY, ScoredCandidate
@@ -50,6 +51,7 @@ class Results(NamedTuple):
     retrain_curves: dict[str, list[Point]]  # "train_loss" and "search_top1_percent" -> (epoch, value)
     scratch_curves: dict[str, list[Point]]  # the same for the subnet trained from scratch; empty without one
     provenance: dict[str, Any]  # "train_supernet" and "retrain_subnet" -> provenance
+    retrain_metrics: Mapping[str, float] = MappingProxyType({})
 
 
 def read_all(
@@ -85,6 +87,7 @@ def read_all(
             retrain_curves=_retrain_curves(retrain / "history.csv"),
             scratch_curves=_retrain_curves(retrain / "scratch_history.csv"),
             provenance={"train_supernet": supernet.provenance, "retrain_subnet": provenances["retrained"]},
+            retrain_metrics=read_metrics(retrain / "metrics.json", "inherited_top1_percent"),
         )
     return results, images
 

@@ -101,14 +101,12 @@ def _pages(client: "MlflowClient", experiment: str, searches: list[str], budgets
         best = _run_ids(client, experiment, _children(searches[0]), "metrics.`val/top1` DESC", MAX_COMPARED)
         if len(best) > 1:
             pages.append(Page("the same candidates compared", _compare_path(experiment, best)))
-    if budgets:
-        pages.append(Page("budgets, all runs", f"{runs}&viewStateShareKey={BUDGETS}"))
-        pages.append(
-            Page("the budgets of the latest run that has several, side by side", _compare_path(experiment, budgets))
-        )
     latest = _newest(client, experiment, "pipeline", 2)
     if len(latest) == 2:
         pages.append(Page("the two latest pipeline runs, side by side", _compare_path(experiment, latest)))
+    if budgets:
+        pages.append(Page("the budgets of all runs", f"{runs}&viewStateShareKey={BUDGETS}"))
+        pages.append(Page("the budgets of the latest run compared", _compare_path(experiment, budgets)))
     return pages
 
 
