@@ -51,7 +51,7 @@ class Results(NamedTuple):
     retrain_curves: dict[str, list[Point]]  # "train_loss" and "search_top1_percent" -> (epoch, value)
     scratch_curves: dict[str, list[Point]]  # the same for the subnet trained from scratch; empty without one
     provenance: dict[str, Any]  # "train_supernet" and "retrain_subnet" -> provenance
-    retrain_metrics: Mapping[str, float] = MappingProxyType({})
+    retrain_metrics: Mapping[str, float] = MappingProxyType({})  # of one of several budgets
 
 
 def read_all(
@@ -87,7 +87,7 @@ def read_all(
             retrain_curves=_retrain_curves(retrain / "history.csv"),
             scratch_curves=_retrain_curves(retrain / "scratch_history.csv"),
             provenance={"train_supernet": supernet.provenance, "retrain_subnet": provenances["retrained"]},
-            retrain_metrics=read_metrics(retrain / "metrics.json", "inherited_top1_percent"),
+            retrain_metrics=read_metrics(retrain / "metrics.json", "inherited_top1_percent") if label else {},
         )
     return results, images
 
