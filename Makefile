@@ -183,7 +183,7 @@ test: data ## run the tests, on two workers of one thread each
 
 .PHONY: fuzz
 fuzz: $(STAMP) ## damage files of every format at random, and read them: INPUTS=2000, SEED=… to repeat
-	cd tests && PYTHONPATH=.. OMP_NUM_THREADS=1 ../$(BIN)/python fuzz.py $(call option,--inputs,INPUTS) $(call option,--seed,SEED)
+	cd tests && PYTHONPATH=.. PYTHONWARNINGS=ignore OMP_NUM_THREADS=1 ../$(BIN)/python fuzz.py $(call option,--inputs,INPUTS) $(call option,--seed,SEED)
 
 .PHONY: chaos
 chaos: $(STAMP) ## kill steps at every write, take disk, stores and clock away: SEED=… to repeat, STRIDE=6 for every 6th write only

@@ -11,7 +11,7 @@ never a parent or the best.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -20,7 +20,7 @@ from autoformer.complexity import COUNTED_MACS, count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
 from autoformer.latency import LatencyTable
-from autoformer.limits import Limits, move_towards
+from autoformer.limits import UNITS, Limits, move_towards
 from autoformer.racing import Objective
 from autoformer.space import SearchSpace, SubnetSpec
 
@@ -28,15 +28,27 @@ from autoformer.space import SearchSpace, SubnetSpec
 class EvolutionSettings(Frozen):
     """Settings of the evolution, by default the official ones (`evolution.py`)."""
 
+    method: Literal["evolution", "front"] = Field(
+        "evolution",
+        description="evolution: the paper's, towards the best subnet; front: NSGA-II, towards the Pareto front of the "
+        "objectives",
+    )
     population: int = Field(50, gt=0, description="candidates of a generation")
     generations: int = Field(20, ge=0, description="after the initial population")
-    parents: int = Field(10, gt=0, description="best candidates so far that mutate and cross over")
+    parents: int = Field(
+        10, gt=0, description="best candidates so far that mutate and cross over; with method front all survivors do"
+    )
     mutations: int = Field(25, ge=0, description="of a generation, made by changing one parent")
     crossovers: int = Field(25, ge=0, description="of a generation, made of two parents; random ones fill it up")
     mutation_probability: float = Field(0.2, ge=0, le=1, description="for each block's heads and MLP ratio")
     structure_probability: float = Field(0.4, ge=0, le=1, description="for depth and for width")
     objective: Objective = Field(
         "accuracy", description="what ranks candidates: accuracy, or the loss (mean cross entropy), which varies less"
+    )
+    objectives: tuple[str, ...] | None = Field(
+        None,
+        description="of method front: the score that objective names, and one or more of the costs "
+        f"{', '.join(UNITS)}; null for objective and params_m",
     )
     tries: int = Field(10_000, gt=0, description="draws before a population counts as impossible to fill")
 
@@ -49,6 +61,30 @@ class EvolutionSettings(Frozen):
                 f"mutations {self.mutations} + crossovers {self.crossovers} are more than population {self.population}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _has_a_front(self) -> Self:
+        if self.objectives is None:
+            return self
+        named, known = ", ".join(self.objectives), (*get_args(Objective), *UNITS)
+        if self.method != "front":
+            raise ValueError(f"objectives {named} are for method front; set method=front, or objectives=null")
+        if unknown := next((name for name in self.objectives if name not in known), None):
+            raise ValueError(f"objectives: '{unknown}' is none of {', '.join(known)}")
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"objectives {named}: name each once")
+        if [name for name in self.objectives if name not in UNITS] != [self.objective]:
+            raise ValueError(
+                f"objectives {named or '[]'}: expected {self.objective}, as objective = {self.objective}, and no other "
+                "score; change one of the two keys"
+            )
+        if len(self.objectives) < 2:
+            raise ValueError(f"objectives {named}: one alone has no front; add {' or '.join(UNITS)}")
+        return self
+
+    @property
+    def front_objectives(self) -> tuple[str, ...]:
+        return self.objectives or (self.objective, "params_m")
 
 
 def mutate(space: SearchSpace, parent: SubnetSpec, rng: Random, settings: EvolutionSettings) -> SubnetSpec:
@@ -158,10 +194,10 @@ class Evolution:
             return []
         if self.generation == 0:
             return self._pool.random_or_error(settings.population, "initial")
-        best = self.best(settings.parents)
-        candidates = self._offspring(settings.mutations, lambda: self._mutant(best))
-        if len(best) > 1:
-            candidates += self._offspring(settings.crossovers, lambda: self._child(best))
+        parents = self._parents()
+        candidates = self._offspring(settings.mutations, lambda: self._mutant(parents))
+        if len(parents) > 1:
+            candidates += self._offspring(settings.crossovers, lambda: self._child(parents))
         return candidates + self._pool.random(settings.population - len(candidates), "fill", self.generation)
 
     def tell(self, scored: Sequence[ScoredCandidate]) -> None:
@@ -183,17 +219,23 @@ class Evolution:
             candidates += draw()
         return candidates
 
-    def _mutant(self, best: Sequence[ScoredCandidate]) -> list[Candidate]:
-        parent = self.rng.choice(best).candidate
+    def _parents(self) -> list[ScoredCandidate]:
+        return self.best(self.settings.parents)
+
+    def _pick(self, parents: Sequence[ScoredCandidate]) -> ScoredCandidate:
+        return self.rng.choice(parents)
+
+    def _mutant(self, parents: Sequence[ScoredCandidate]) -> list[Candidate]:
+        parent = self._pick(parents).candidate
         spec = mutate(self.space, parent.spec, self.rng, self.settings)
         return self._pool.fresh(spec, "mutation", self.generation, [parent.id])
 
-    def _child(self, best: Sequence[ScoredCandidate]) -> list[Candidate]:
+    def _child(self, parents: Sequence[ScoredCandidate]) -> list[Candidate]:
         """A child of two parents of equal depth, if the first has such a partner."""
-        first = self.rng.choice(best).candidate
-        others = [scored.candidate for scored in best if scored.candidate is not first]
-        same_depth = [other for other in others if other.spec.depth == first.spec.depth]
-        second = self.rng.choice(same_depth or others)
+        first = self._pick(parents).candidate
+        others = [scored for scored in parents if scored.candidate is not first]
+        same_depth = [other for other in others if other.candidate.spec.depth == first.spec.depth]
+        second = self._pick(same_depth or others).candidate
         spec = cross(first.spec, second.spec, self.rng)
         return self._pool.fresh(spec, "crossover", self.generation, [first.id, second.id])
 

@@ -18,7 +18,7 @@ from autoformer.named import load_space
 from autoformer.space import SearchSpace
 from autoformer.subnet_text import shape_text
 from components.register_model.latency import cpu_name
-from runtime.common.console import Parser, Progress, print_line, run_command
+from runtime.common.console import Parser, Progress, positive, print_line, run_command
 from runtime.common.processes import set_threads
 
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ MOST_ERROR_PERCENT = 10.0
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m commands.latency", description="Measure a table of latencies on this machine.")
     parser.add_argument("--space", required=True, help="a file of configs/spaces/ by name, or the path of one")
-    parser.add_argument("--classes", type=_positive, help="of your data set (default: the space's)")
+    parser.add_argument("--classes", type=positive, help="of your data set (default: the space's)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
-    parser.add_argument("--batch", type=_positive, default=1, help="images of a forward pass (%(default)s)")
-    parser.add_argument("--threads", type=_positive, help="of the CPU (default: torch's own number)")
+    parser.add_argument("--batch", type=positive, default=1, help="images of a forward pass (%(default)s)")
+    parser.add_argument("--threads", type=positive, help="of the CPU (default: torch's own number)")
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)"
     )
-    parser.add_argument("--rounds", type=_positive, default=20, help="measurements of each part (%(default)s)")
+    parser.add_argument("--rounds", type=positive, default=20, help="measurements of each part (%(default)s)")
     parser.add_argument(
         "--check", type=int, default=20, help="whole random subnets to compare the predictions with (%(default)s)"
     )
@@ -142,12 +142,6 @@ def summary(table: LatencyTable) -> list[str]:
     if error is not None and error > MOST_ERROR_PERCENT:
         lines += [f"{COMMAND}: this is too much for a limit; {AT_REST}, or with more --rounds"]
     return lines
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}': expected a number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

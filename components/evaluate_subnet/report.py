@@ -12,6 +12,7 @@ from autoformer.complexity import count_macs, count_params
 from autoformer.evaluation import ECE_BINS
 from components.evaluate_subnet import sections
 from components.evaluate_subnet.charts import number
+from components.evaluate_subnet.effects import effects
 from components.evaluate_subnet.measure import Evaluation, Measured
 from components.evaluate_subnet.results import Results
 from runtime.common.search_split import search_split_note
@@ -38,6 +39,7 @@ def render(
             "training": sections.supernet_training(results) + ([] if budgets else sections.retraining(results)),
             "progress": sections.search_progress(results),
             "candidates": sections.candidates(results, sections.chosen_labels(budgets)),
+            "effects": effects(results),
             "origins": [
                 {"label": label, "subnet": one.subnet, "mode": one.mode}
                 for label, one in ({label: one.results for label, one in budgets.items()} or {"": results}).items()

@@ -69,10 +69,10 @@ def repeats(results: Mapping[str, SearchResult]) -> dict[SubnetSpec, list[str]]:
 def _numbered(results: Mapping[str, SearchResult]) -> dict[str, SearchResult]:
     numbered, first = {}, 0
     for label, result in results.items():
-        candidates, finalists = (
-            [_shifted(one, first) for one in some] for some in (result.candidates, result.finalists)
+        candidates, finalists, front = (
+            [_shifted(one, first) for one in some] for some in (result.candidates, result.finalists, result.front)
         )
-        numbered[label] = result._replace(candidates=candidates, finalists=finalists)
+        numbered[label] = result._replace(candidates=candidates, finalists=finalists, front=front)
         first += len(candidates)
     return numbered
 

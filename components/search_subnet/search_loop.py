@@ -1,4 +1,4 @@
-"""The search: evolution, then random search with as many candidates, then the choice among the best of both.
+"""The search: evolution or NSGA-II, then random search with as many candidates, then the choice among the best of both.
 
 The best `finalists` of all candidates are scored on the whole search split, also where the search used a part of it,
 and the best of them is chosen, whichever search found it.
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from autoformer.candidates import Candidate, Origin, ScoredCandidate
+from autoformer.front import front_of
 from autoformer.latency import LatencyTable
 from autoformer.racing import Flags, Indices, Objective, Race, ScoringResult
 from autoformer.randomness import derived_rng
@@ -31,12 +32,14 @@ class SearchResult(NamedTuple):
 
     Attributes:
         finalists: best first, scored on the whole search split. The first is chosen.
+        front: of method front, the candidates of both searches that no other dominates, cheapest first.
     """
 
     candidates: list[ScoredCandidate]
     finalists: list[ScoredCandidate]
     progress: list[dict[str, Any]]
     metrics: dict[str, float]
+    front: list[ScoredCandidate]
 
     @property
     def chosen(self) -> ScoredCandidate:
@@ -54,7 +57,7 @@ def search(
     whole_split: int | None = None,
     announce: Callable[[str], None] = lambda line: None,
 ) -> SearchResult:
-    """Run evolution to its end, then random search with as many candidates, and choose.
+    """Run the evolution to its end, then random search with as many candidates, and choose.
 
     Args:
         evolution: after its first `ask`.
@@ -70,6 +73,9 @@ def search(
     races = _Races(section, images, cache, show)
     progress: list[dict[str, Any]] = []
     candidates = first
+    if section.method == "front":
+        objectives = ", ".join(section.front_objectives)
+        announce(f"front of {objectives}: no race, every candidate is scored on {images:,} images")
     while candidates:
         scored = races.run(candidates, section.parents, rivals=races.scored)
         evolution.tell(scored)
@@ -93,8 +99,10 @@ def search(
     }
     if section.random_baseline:
         metrics["random_images_scored"] = races.images_scored - evolution_images
+    front = front_of(races.scored, section.front_objectives) if section.method == "front" else []
+    metrics |= {"front_candidates": len(front)} if front else {}
     finalists = find_finalists(races.scored, races.best_of_each_search(), cache, section, whole_split or images)
-    return SearchResult(races.scored, finalists, progress, _choice(finalists, cache, baseline) | metrics)
+    return SearchResult(races.scored, finalists, progress, _choice(finalists, cache, baseline) | metrics, front)
 
 
 def find_finalists(

@@ -1,8 +1,9 @@
 """Search the supernet for the best subnet under limits: evolution, then random search with as many candidates.
 
 Candidates are scored on the search split alone. A race (`autoformer.racing`) stops hopeless ones after part of the
-images; the best of both searches are scored on the whole split, and the best of these is chosen. Several processes
-score together, one a GPU; rank 0 runs the search and writes the result.
+images; the best of both searches are scored on the whole split, and the best of these is chosen. Method front replaces
+the evolution by NSGA-II (`autoformer.front`), without a race, and writes the Pareto front too. Several processes score
+together, one a GPU; rank 0 runs the search and writes the result.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import yaml
 from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
+from autoformer.front import make_search
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.latency import FILE as LATENCY_FILE
@@ -42,6 +44,7 @@ from runtime.storage.named_files import latency_table
 from runtime.tracking import StepLogger
 
 STEP = "search_subnet"
+FRONT = "front.csv"  # with method front
 PROGRESS = ("generation", "scored", "images_scored", "evolution_best_top1_percent", "random_best_top1_percent")
 
 
@@ -91,7 +94,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
 
 def _start(config: Config, table: LatencyTable | None) -> _Start:
     section = config.section(SearchSubnet)
-    evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed), table)
+    evolution = make_search(config.space, section.limits, section, derived_rng("evolution", config.seed), table)
     return _Start(config, evolution, evolution.ask())  # raises before anything heavy if no candidate is legal
 
 
@@ -161,7 +164,7 @@ def write_results(
         label: {
             "name": f"{config.name}-chosen" + (f"-{label}" if label else ""),
             "space": config.space.name,
-            "source": f"{STEP} ({search_of(result.chosen)}), {made_of}",
+            "source": f"{STEP} ({search_of(result)}), {made_of}",
             "subnet": result.chosen.candidate.spec.to_dict(),
         }
         for label, result in results.items()
@@ -173,6 +176,8 @@ def write_results(
         folder.mkdir()
         write_table(folder / "candidates.csv", columns, _rows(results, "candidates"))
         write_table(folder / "finalists.csv", columns, _rows(results, "finalists"))
+        if any(result.front for result in results.values()):
+            write_table(folder / FRONT, columns, _rows(results, "front"))
         write_table(folder / "progress.csv", (*PROGRESS, *budget), _rows(results, "progress"))
         write_text(folder / "chosen.yaml", yaml.safe_dump(chosen[largest], sort_keys=False))
         for label in filter(None, chosen):
@@ -185,7 +190,7 @@ def write_results(
 
 
 def _rows(
-    results: Mapping[str, SearchResult], table: Literal["candidates", "finalists", "progress"]
+    results: Mapping[str, SearchResult], table: Literal["candidates", "finalists", "front", "progress"]
 ) -> list[dict[str, Any]]:
     """The rows of a table, with the label of the budget whose search made each."""
     rows = []
@@ -196,8 +201,9 @@ def _rows(
     return rows
 
 
-def search_of(chosen: ScoredCandidate) -> str:
-    return "random search" if chosen.is_baseline else "evolution"
+def search_of(result: SearchResult) -> str:
+    """The search that found the chosen subnet."""
+    return "random search" if result.chosen.is_baseline else "NSGA-II" if result.front else "evolution"
 
 
 def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult]) -> None:
@@ -207,10 +213,12 @@ def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult]) ->
     tracked.metrics(merge_metrics({label: result.metrics for label, result in results.items()}))
     tracked.headline(results[largest].metrics, chosen[largest])
     tracked.table(out / "candidates.csv")
-    tracked.children(_best_and_pareto_front(results), [*chosen.values()])
+    if any(result.front for result in results.values()):
+        tracked.table(out / FRONT)
+    tracked.children(_best_and_front(results), [*chosen.values()])
     for label, result in results.items():
-        title, winner = f"{STEP} {label}".rstrip(), result.chosen
-        print(f"{title}: chosen from {search_of(winner)}, candidate {winner.candidate.id}")
+        title = f"{STEP} {label}".rstrip()
+        print(f"{title}: chosen from {search_of(result)}, candidate {result.chosen.candidate.id}")
         print(f"{title}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
         if label:
             tracked.headline(result.metrics, chosen[label], label)
@@ -218,8 +226,8 @@ def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult]) ->
         print(f"{STEP}: the subnet of {labels[0]} is also the best found within {' and '.join(labels[1:])}", flush=True)
 
 
-def _best_and_pareto_front(results: Mapping[str, SearchResult]) -> list[ScoredCandidate]:
-    """Of each search the ten best and the Pareto front of accuracy and parameters, and what budgets have chosen.
+def _best_and_front(results: Mapping[str, SearchResult]) -> list[ScoredCandidate]:
+    """Of each search the ten best and the front, by default of accuracy and parameters, and what budgets have chosen.
 
     At most 50: MLflow gets a run for each.
     """
@@ -231,6 +239,7 @@ def _best_and_pareto_front(results: Mapping[str, SearchResult]) -> list[ScoredCa
         complete = [scored for scored in result.candidates if scored.complete]
         costs = [(scored.candidate.params, -scored.top1_percent) for scored in complete]
         best = sorted(range(len(costs)), key=lambda index: (costs[index][1], costs[index][0]))[:10]
-        for index in [*best, *pareto_front(costs)]:
-            by_spec.setdefault(complete[index].candidate.spec, complete[index])
+        front = result.front or [complete[index] for index in pareto_front(costs)]
+        for scored in [*(complete[index] for index in best), *front]:
+            by_spec.setdefault(scored.candidate.spec, scored)
     return list(by_spec.values())[:50]

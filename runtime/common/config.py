@@ -152,7 +152,7 @@ class MeasuredLatency(Frozen):
 
 
 class SearchSubnet(EvolutionSettings):
-    """Evolution (paper section 3.4). It scores at most population x (1 + generations) candidates."""
+    """Evolution (paper section 3.4), or NSGA-II. It scores at most population x (1 + generations) candidates."""
 
     random_baseline: bool = Field(True, description="score as many random candidates within the limits, for comparison")
     weights: Literal["ema", "raw"] = Field("ema", description="the supernet weights that candidates inherit")
@@ -165,7 +165,8 @@ class SearchSubnet(EvolutionSettings):
         "auto", description="of the forward pass; auto is bfloat16 or float16 on a GPU, float32 on a CPU"
     )
     racing: Racing | None = Field(
-        Racing(), description="stop hopeless candidates early; null scores each on all search images"
+        Racing(),
+        description="stop hopeless candidates early; null scores each on all search images, as method front does",
     )
     limits: Limits = Limits()
     latency: MeasuredLatency | None = Field(
@@ -193,11 +194,22 @@ class SearchSubnet(EvolutionSettings):
 
     @model_validator(mode="after")
     def _measured(self) -> Self:
-        if self.limits.on_latency and self.latency is None:
-            raise ValueError(
-                "limits on latency need a table; make one with `make latency` and set search_subnet.latency.table"
-            )
+        wanted = "limits on latency need" if self.limits.on_latency else "the objective latency_ms needs"
+        if self.latency is None and (self.limits.on_latency or "latency_ms" in self.front_objectives):
+            raise ValueError(f"{wanted} a table; make one with `make latency` and set search_subnet.latency.table")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _front_without_race(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("method") != "front":
+            return data
+        if data.get("racing") is not None:
+            raise ValueError(
+                "racing is for method evolution: it stops candidates that are not among the best, which may be on the "
+                "front; set racing=null, or method=evolution"
+            )
+        return data | {"racing": None}
 
     @property
     def most_candidates(self) -> int:
