@@ -42,7 +42,7 @@ def check_budgets(budgets: Sequence[float], limits: Limits) -> None:
             raise ValueError(f"{low:g} stands {problem}; write each budget once, the smallest first")
     maximum, minimum = limits.max_params_m, limits.min_params_m
     if maximum is not None and budget_params(maximum) != budget_params(budgets[-1]):
-        raise ValueError(f"the largest is not limits.max_params_m {maximum:g}; remove one of the two")
+        raise ValueError(f"the largest is not limits.max_params_m {maximum:g}; make them equal, or that limit null")
     if minimum is not None and budget_params(minimum) > budget_params(budgets[0]):
         raise ValueError(f"{budgets[0]:g} is below limits.min_params_m {minimum:g}; lower the minimum")
 
