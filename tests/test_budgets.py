@@ -203,8 +203,8 @@ def test_a_better_subnet_that_another_budgets_search_found_is_chosen(tmp_path: P
         candidate = Candidate(id, spec, "initial", 0, (), count_params(space, spec), 1)
         return ScoredCandidate(candidate, 10.0 * right[spec], 1.0, 10)
 
-    first = SearchResult([scored(0, own)], [scored(0, own)], [], {})
-    second = SearchResult([scored(0, lucky), scored(1, large)], [scored(1, large), scored(0, lucky)], [], {})
+    first = SearchResult([scored(0, own)], [scored(0, own)], [], {}, [])
+    second = SearchResult([scored(0, lucky), scored(1, large)], [scored(1, large), scored(0, lucky)], [], {}, [])
     budgets = [count_params(space, spec) / 1e6 for spec in (lucky, large)]
     section = load_config(config_text(budgets=budgets)).search_subnet
     assert section is not None
@@ -212,7 +212,7 @@ def test_a_better_subnet_that_another_budgets_search_found_is_chosen(tmp_path: P
     assert [one.chosen.candidate.spec for one in chosen.values()] == [lucky, large]
     assert [one.candidate.id for one in chosen["large"].candidates] == [1, 2]  # no two candidates have one id
     assert chosen["small"].metrics["chosen_top1_percent"] == 80 and repeats(chosen) == {}
-    second = SearchResult(second.candidates[:1], second.finalists[1:], [], {})
+    second = SearchResult(second.candidates[:1], second.finalists[1:], [], {}, [])
     again = choose_for_all({"small": first, "large": second}, section, cache, 10)
     assert repeats(again) == {lucky: ["small", "large"]}
 

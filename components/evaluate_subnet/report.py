@@ -97,12 +97,13 @@ def _budgets(environment: jinja2.Environment, budgets: Mapping[str, Measured]) -
         return None
     template, same = environment.get_template("chapter.html.j2"), sections.repeated(budgets)
     chapters: list[Markup] = []
+    *_, largest = budgets
     for label, one in budgets.items():
         values = _values(one.results, one.evaluation, sections.THUMBNAIL_BYTES // len(budgets))
         own = {
             "budget": label,
             "budgets": None,
-            "is_open": len(chapters) == len(budgets) - 1,
+            "is_open": label == same.get(largest, largest),
             "same_as": same.get(label),
         }
         chapters.append(Markup(template.render(values | own | {"training": sections.retraining(one.results)})))

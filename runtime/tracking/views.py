@@ -44,14 +44,13 @@ _CANDIDATE_COLUMNS = {
 }
 _BUDGET_COLUMNS = {
     "metrics.`test_top1_percent`": 140,
-    "metrics.`test_top1_low_percent`": 120,
-    "metrics.`test_top1_high_percent`": 120,
-    "metrics.`inherited_test_top1_percent`": 120,
-    "metrics.`scratch_test_top1_percent`": 120,
     "metrics.`cost/params_m`": 125,
-    "metrics.`cost/macs_g`": 115,
+    "metrics.`inherited_test_top1_percent`": 130,
+    "metrics.`scratch_test_top1_percent`": 130,
     "tags.`model_name`": 170,
-    "tags.`version`": 80,
+    "tags.`version`": 75,
+    "metrics.`cost/macs_g`": 115,
+    "metrics.`val/top1`": 90,
     "tags.`arch`": 390,
 }
 _OLD_NOTE = (
@@ -84,7 +83,7 @@ def save_views(client: "MlflowClient") -> list[Page]:
         wanted |= _view(CANDIDATES, "Candidates of the latest search", _candidates(searches[0]))
     budgets = _budgets_of_latest(client, experiment)
     if budgets:
-        state = _table(_BUDGET_COLUMNS, "metrics.`cost/params_m`", _BUDGET_RUNS)
+        state = _table(_BUDGET_COLUMNS, "attributes.start_time", _BUDGET_RUNS)
         wanted |= _view(BUDGETS, "Budgets side by side", state)
     for key, value in wanted.items():
         if tags.get(key) != value:
@@ -131,7 +130,7 @@ def _budgets_of_latest(client: "MlflowClient", experiment: str) -> list[str]:
     if not newest:
         return []
     same = f"{_BUDGET_RUNS} and tags.`{PARENT}` = '{newest[0].data.tags[PARENT]}'"
-    return _run_ids(client, experiment, same, "metrics.`cost/params_m` ASC", MAX_COMPARED)
+    return _run_ids(client, experiment, same, "attributes.start_time ASC", MAX_COMPARED)  # as they were made
 
 
 def _children(search: str) -> str:
