@@ -64,16 +64,12 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
             raise AutoFormerError("the model registry is part of MLflow, which AUTOFORMER_TRACKING=off switches off")
         tracked.flush(wait_seconds=patience_seconds())
         registered = _register_all(arguments, config, opened, by_label)
+        write_text(arguments.model_card, render_all([one.card for one in registered.values()]))
+        registration = registered[largest].registration
         if largest:
-            cards = [one.card for one in registered.values()]
-            write_text(arguments.model_card, render_all(cards))
             tracked.child_runs([_child_run(by_label[label], one) for label, one in registered.items()])
-        else:
-            write_text(arguments.model_card, registered[largest].card)
-        whole = registered[largest].registration
-        if largest:
-            whole = whole | {"budgets": {label: one.registration for label, one in registered.items()}}
-        write_json(arguments.out, whole)
+            registration = registration | {"budgets": {label: one.registration for label, one in registered.items()}}
+        write_json(arguments.out, registration)
         tracked.artifact(arguments.out)
     for one in registered.values():
         print(f"{STEP}: {one.in_words}", flush=True)
@@ -150,8 +146,8 @@ def _register_one(arguments: argparse.Namespace, config: Config, opened: StepCon
 def _child_run(facts: Facts, registered: _Registered) -> dict[str, Any]:
     """The run of one budget, for a table of budgets side by side."""
     figures = {**facts.metrics, **facts.searched}
-    told = {key: str(registered.registration[key]) for key in ("decision", "model_name", "version")}
-    return budget_run(facts.budget, figures, facts.model.subnet, told)
+    tags = {key: str(registered.registration[key]) for key in ("decision", "model_name", "version")}
+    return budget_run(facts.budget, figures, facts.model.subnet, tags)
 
 
 def _chosen(arguments: argparse.Namespace) -> dict[str, NamedSubnet]:
