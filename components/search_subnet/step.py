@@ -107,8 +107,10 @@ def _search(
     results = {}
     for label, start in starts.items():
         results[label] = _search_one(opened, label, start, cache, images, whole_split)
+    if section.budgets is not None:
+        results = choose_for_all(results, section, cache, whole_split)
     opened.record.values |= {name: getattr(cache, name) for name in ("candidates_scored_now", "images_scored_now")}
-    return results if section.budgets is None else choose_for_all(results, section, cache, whole_split)
+    return results
 
 
 def _search_one(
