@@ -32,7 +32,7 @@ from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, search
 from runtime.common.budgets import FOLDER, merge_metrics, prefix_of
 from runtime.common.config import Config, SearchSubnet
-from runtime.common.console import Progress
+from runtime.common.console import Progress, print_line
 from runtime.common.processes import set_threads
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
@@ -40,6 +40,7 @@ from runtime.steps import inputs
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
+from runtime.storage.earlier_search import earlier_scores
 from runtime.storage.named_files import latency_table
 from runtime.tracking import StepLogger
 
@@ -76,13 +77,14 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     if count > len(images.labels):
         raise AutoFormerError(f"search_subnet.images = {count}: the search split has {len(images.labels)}")
     table = latency_table(section.latency, config.space)
-    starts = {label: _start(one, table) for label, one in configs_by_label(config).items()}
     keys = ("card", "search_split", "supernet")
+    known = earlier_scores(config, {key: getattr(arguments, key) for key in keys}, len(images.labels))
+    starts = {label: _start(one, table, known) for label, one in configs_by_label(config).items()}
     with (
         process_group(config) as world,
         open_step(STEP, arguments, config, *keys, world=world, has_checkpoints=True) as opened,
     ):
-        score = ParallelScorer(world, config.space, _scorer(arguments.supernet, config, card, images))
+        score = ParallelScorer(world, config.space, make_scorer(arguments.supernet, config, card, images))
         if world.is_rank_zero:
             results = _search(opened, starts, score, count, len(images.labels))
             score.stop()
@@ -92,9 +94,9 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
             score.serve()
 
 
-def _start(config: Config, table: LatencyTable | None) -> _Start:
+def _start(config: Config, table: LatencyTable | None, known: Sequence[ScoredCandidate]) -> _Start:
     section = config.section(SearchSubnet)
-    evolution = make_search(config.space, section.limits, section, derived_rng("evolution", config.seed), table)
+    evolution = make_search(config.space, section.limits, section, derived_rng("evolution", config.seed), table, known)
     return _Start(config, evolution, evolution.ask())  # raises before anything heavy if no candidate is legal
 
 
@@ -117,12 +119,18 @@ def _search_one(
     opened: StepContext, label: str, start: _Start, cache: ScoreCache, images: int, whole_split: int
 ) -> SearchResult:
     """Run one search, with a progress bar."""
-    title = f"{STEP} {label}".rstrip()
+    title, section = f"{STEP} {label}".rstrip(), start.config.section(SearchSubnet)
+    if section.warm_start:
+        seeds = sum(candidate.origin == "earlier" for candidate in start.first)
+        print_line(
+            f"{title}: {len(start.evolution.known)} scores on {images} images known from {section.warm_start.search}; "
+            f"the best {seeds} within the limits enter generation 0"
+        )
 
     def log(metrics: Mapping[str, float], step: int) -> None:
         opened.tracked.metrics({f"{prefix_of(label)}{name}": value for name, value in metrics.items()}, step)
 
-    with Progress(title, start.config.section(SearchSubnet).most_candidates, "candidates") as progress:
+    with Progress(title, section.most_candidates, "candidates") as progress:
         try:
             return search(
                 start.config, start.evolution, start.first, cache, images, progress.update, log, whole_split,
@@ -133,7 +141,7 @@ def _search_one(
             raise
 
 
-def _scorer(
+def make_scorer(
     folder: Path, config: Config, card: DatasetCard, images: DecodedSplit
 ) -> Callable[..., Iterator[ScoringResult]]:
     """Scores subnets with inherited weights, on this process's device."""
