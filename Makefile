@@ -11,8 +11,8 @@ quote = '$(subst ','\'',$(value $1))'
 option = $(if $(value $2),$1 $(call quote,$2))
 # Not exported: make would expand the values, and lose dollar signs or stop at them.
 unexport ARCHIVES BATCH BUILD CHECKPOINT CLASSES CLUSTER DATA DATASET DATA_HASH DEVICE EVERY EXPERIMENT HOST IMAGE INPUTS \
-  LIMIT MODEL NAME NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEED SET SIZE SPACE STRIDE SUBNET TAG \
-  TERMINATE THREADS YES
+  LIMIT MODEL NAME NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEARCH SEED SET SIZE SPACE STRIDE SUBNET \
+  SUBNETS TAG TERMINATE THREADS YES
 SETTINGS = $(call option,--preset,PRESET) $(call option,--set,SET)
 # The parameter file of the run, as a word of the shell.
 PARAMS = $(if $(filter %.yaml %.yml,$(value PRESET)),$(call quote,PRESET),$(PARAMS_BY_NAME))
@@ -40,6 +40,9 @@ ifneq ($(call wanted,evaluate-official),)
 endif
 ifneq ($(call wanted,latency),)
   $(foreach name,SPACE OUT,$(call need,$(name),make latency SPACE=fashion-mnist OUT=latency.json))
+endif
+ifneq ($(call wanted,score),)
+  $(call need,SUBNETS,make score SUBNETS=my-subnets.yaml)
 endif
 ifneq ($(call wanted,adopt),)
   $(call need,CHECKPOINT,make adopt CHECKPOINT=supernet-tiny.pth PRESET=imagenet-tiny)
@@ -170,6 +173,11 @@ evaluate-official: $(STAMP) ## measure a published subnet: CHECKPOINT=path SUBNE
 	$(BIN)/python -m commands.evaluate_official --checkpoint $(call quote,CHECKPOINT) --subnet $(call quote,SUBNET) \
 	  --data $(call quote,DATA) $(call option,--size,SIZE) $(call option,--batch-size,BATCH) $(call option,--limit,LIMIT) \
 	  $(call option,--out,OUT)
+
+.PHONY: score
+score: $(STAMP) ## score subnets of your own, as a search did: SUBNETS=file; optional SEARCH=folder (the latest), DATA, OUT, SET
+	$(BIN)/python -m commands.score --subnets $(call quote,SUBNETS) $(call option,--search,SEARCH) \
+	  $(call option,--data,DATA) $(call option,--out,OUT) $(call option,--set,SET)
 
 .PHONY: latency
 latency: $(STAMP) ## measure latencies here, for a limit in milliseconds: SPACE=name OUT=file; optional CLASSES, DEVICE, BATCH, THREADS

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, get_args
 
-from autoformer.racing import Objective
+from autoformer.racing import Objective, ScoringResult
 from autoformer.space import SubnetSpec
 from autoformer.subnet_text import CELLS, from_cells, to_cells
 
-Origin = Literal["initial", "mutation", "crossover", "fill", "baseline"]
+Origin = Literal["initial", "mutation", "crossover", "fill", "baseline", "earlier", "listed"]
 COLUMNS = ("id", "origin", "generation", "parents", *CELLS, "params", "macs", "top1_percent", "loss", "images")
 LATENCY = "latency_ms"  # one more column, where the search had a table of latencies
 _PARENT_SEPARATOR = ";"
@@ -40,6 +40,13 @@ class ScoredCandidate(NamedTuple):
     loss: float | None  # mean cross entropy in nats; None where the race stopped the candidate
     images: int
 
+    @classmethod
+    def measured(cls, candidate: Candidate, result: ScoringResult) -> Self:
+        """The score on all images of a result."""
+        images = len(result.correct)
+        loss = float(result.losses.sum(dtype="float64")) / images
+        return cls(candidate, 100.0 * int(result.correct.sum()) / images, loss, images)
+
     @property
     def complete(self) -> bool:
         return self.loss is not None
@@ -48,6 +55,11 @@ class ScoredCandidate(NamedTuple):
     def is_baseline(self) -> bool:
         """Whether random search drew it."""
         return self.candidate.origin == "baseline"
+
+    def score(self, objective: Objective) -> float:
+        """What the search maximises, of a complete candidate: the mean of `ScoringResult.values`."""
+        assert self.loss is not None
+        return self.top1_percent / 100 if objective == "accuracy" else -self.loss
 
     def rank(self, objective: Objective = "accuracy") -> tuple[bool, float, float, int, int]:
         """Sort key, best first: complete, the objective, the other measure, fewer parameters, lower id."""

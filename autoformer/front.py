@@ -51,9 +51,9 @@ class FrontSearch(Evolution):
 
     def __init__(
         self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random,
-        table: LatencyTable | None = None,
+        table: LatencyTable | None = None, known: Sequence[ScoredCandidate] = (),
     ) -> None:  # fmt: skip
-        super().__init__(space, limits, settings, rng, table)
+        super().__init__(space, limits, settings, rng, table, known)
         self.limits = limits
         self.survivors: list[ScoredCandidate] = []  # best first
         self._places: dict[SubnetSpec, tuple[int, float]] = {}  # of a survivor: its rank, and minus its distance
@@ -61,15 +61,24 @@ class FrontSearch(Evolution):
     def tell(self, scored: Sequence[ScoredCandidate]) -> None:
         super().tell(scored)
         rivals = [*self.survivors, *(one for one in scored if one.complete)]
+        places = self._places_of(rivals)
+        best = sorted(places, key=lambda index: (places[index], index))[: self.settings.population]
+        self.survivors = [rivals[index] for index in best]
+        self._places = {rivals[index].candidate.spec: places[index] for index in best}
+
+    def _places_of(self, rivals: Sequence[ScoredCandidate]) -> dict[int, tuple[int, float]]:
+        """Of complete candidates: the rank of each, and minus its crowding distance."""
         costs = [costs_of(one, self.settings.front_objectives) for one in rivals]
         counts = [self.limits.count(self.space, one.candidate.spec, self.table) for one in rivals]
         places: dict[int, tuple[int, float]] = {}
         for rank, front in enumerate(sort_into_fronts(costs, [violation(self.limits, count) for count in counts])):
             distances = crowding_distances([costs[index] for index in front])
             places |= {index: (rank, -distance) for index, distance in zip(front, distances, strict=True)}
-        best = sorted(places, key=lambda index: (places[index], index))[: self.settings.population]
-        self.survivors = [rivals[index] for index in best]
-        self._places = {rivals[index].candidate.spec: places[index] for index in best}
+        return places
+
+    def _order(self, scored: Sequence[ScoredCandidate]) -> list[int]:
+        places = self._places_of(scored)
+        return sorted(places, key=lambda index: (places[index], index))
 
     def _parents(self) -> list[ScoredCandidate]:
         return self.survivors
@@ -81,8 +90,9 @@ class FrontSearch(Evolution):
 
 
 def make_search(
-    space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random, table: LatencyTable | None = None
-) -> Evolution:
+    space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random, table: LatencyTable | None = None,
+    known: Sequence[ScoredCandidate] = (),
+) -> Evolution:  # fmt: skip
     """The search that `settings.method` names."""
     kind = FrontSearch if settings.method == "front" else Evolution
-    return kind(space, limits, settings, rng, table)
+    return kind(space, limits, settings, rng, table, known)

@@ -9,7 +9,7 @@ never a parent or the best.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Literal, Self, get_args
 
@@ -21,6 +21,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
 from autoformer.latency import LatencyTable
 from autoformer.limits import UNITS, Limits, move_towards
+from autoformer.predictor import predict
 from autoformer.racing import Objective
 from autoformer.space import SearchSpace, SubnetSpec
 
@@ -50,6 +51,13 @@ class EvolutionSettings(Frozen):
         description="of method front: the score that objective names, and one or more of the costs "
         f"{', '.join(UNITS)}; null for objective and params_m",
     )
+    predictor: int | None = Field(
+        None,
+        gt=1,
+        le=1000,
+        description="offspring drawn for each one scored; a ridge regression on the complete scores so far picks the "
+        "best; null scores all that is drawn, as the paper does",
+    )
     tries: int = Field(10_000, gt=0, description="draws before a population counts as impossible to fill")
 
     @model_validator(mode="after")
@@ -60,6 +68,12 @@ class EvolutionSettings(Frozen):
             raise ValueError(
                 f"mutations {self.mutations} + crossovers {self.crossovers} are more than population {self.population}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _predicts_what_it_ranks(self) -> Self:
+        if self.predictor and self.method == "front":
+            raise ValueError("a predictor ranks by objective alone; set predictor=null, or method=evolution")
         return self
 
     @model_validator(mode="after")
@@ -141,6 +155,14 @@ class _Pool:
         latency = counts.get("latency_ms")
         return [Candidate(len(self.seen) - 1, spec, origin, generation, tuple(parents), params, macs, latency)]
 
+    def keep(self, drawn: Sequence[Candidate], chosen: Sequence[int]) -> list[Candidate]:
+        """Some of the candidates drawn last, by their place, with new ids; the others can be drawn again."""
+        self.seen -= {candidate.spec for candidate in drawn}
+        first = len(self.seen)
+        kept = [replace(drawn[place], id=first + number) for number, place in enumerate(chosen)]
+        self.seen |= {candidate.spec for candidate in kept}
+        return kept
+
     def random(self, count: int, origin: Origin, generation: int) -> list[Candidate]:
         """Up to `count` random candidates: uniform draws first, then draws that are moved towards the limits."""
         candidates: list[Candidate] = []
@@ -176,13 +198,16 @@ class Evolution:
 
     Generation 0 is random. Each later one has mutants and children of the best `parents` of all generations so far, and
     random candidates to fill it up. The search ends early when no unseen legal candidate is left.
+
+    Args:
+        known: complete scores of other searches; the best `parents` of their legal subnets enter generation 0.
     """
 
     def __init__(
         self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random,
-        table: LatencyTable | None = None,
+        table: LatencyTable | None = None, known: Sequence[ScoredCandidate] = (),
     ) -> None:  # fmt: skip
-        self.space, self.settings, self.rng, self.table = space, settings, rng, table
+        self.space, self.settings, self.rng, self.table, self.known = space, settings, rng, table, known
         self.generation = 0
         self.scored: list[ScoredCandidate] = []
         self._pool = _Pool(space, limits, settings.tries, rng, table)
@@ -193,11 +218,13 @@ class Evolution:
         if self.generation > settings.generations:
             return []
         if self.generation == 0:
-            return self._pool.random_or_error(settings.population, "initial")
-        parents = self._parents()
-        candidates = self._offspring(settings.mutations, lambda: self._mutant(parents))
+            return self._seeds() or self._pool.random_or_error(settings.population, "initial")
+        parents, draws = self._parents(), settings.predictor or 1
+        candidates = self._offspring(draws * settings.mutations, lambda: self._mutant(parents))
         if len(parents) > 1:
-            candidates += self._offspring(settings.crossovers, lambda: self._child(parents))
+            candidates += self._offspring(draws * settings.crossovers, lambda: self._child(parents))
+        if settings.predictor:
+            candidates = self._predicted_best(candidates)
         return candidates + self._pool.random(settings.population - len(candidates), "fill", self.generation)
 
     def tell(self, scored: Sequence[ScoredCandidate]) -> None:
@@ -218,6 +245,30 @@ class Evolution:
                 break
             candidates += draw()
         return candidates
+
+    def _seeds(self) -> list[Candidate]:
+        """Generation 0 of a search that starts from known scores; none where no known subnet is legal."""
+        known = {one.candidate.spec: one for one in self.known}
+        drawn = [candidate for spec in known for candidate in self._pool.fresh(spec, "earlier", 0)]
+        if not drawn:
+            return []
+        order = self._order([known[candidate.spec]._replace(candidate=candidate) for candidate in drawn])
+        seeds = self._pool.keep(drawn, order[: self.settings.parents])
+        return seeds + self._pool.random(self.settings.population - len(seeds), "initial", 0)
+
+    def _order(self, scored: Sequence[ScoredCandidate]) -> list[int]:
+        """Complete candidates by their place, best first."""
+        return sorted(range(len(scored)), key=lambda place: scored[place].rank(self.settings.objective))
+
+    def _predicted_best(self, drawn: Sequence[Candidate]) -> list[Candidate]:
+        """As many of the offspring as are scored, best first by the predictor, which all complete scores train."""
+        if not drawn:
+            return []
+        complete = [one for one in (*self.known, *self.scored) if one.complete]
+        known = {one.candidate.spec: one.score(self.settings.objective) for one in complete}
+        predicted = predict(self.space, known, [candidate.spec for candidate in drawn])
+        order = sorted(range(len(drawn)), key=lambda place: -predicted[place])
+        return self._pool.keep(drawn, order[: self.settings.mutations + self.settings.crossovers])
 
     def _parents(self) -> list[ScoredCandidate]:
         return self.best(self.settings.parents)

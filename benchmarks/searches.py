@@ -89,10 +89,19 @@ def config_of(source: str, overrides: Sequence[str], quick: bool = False) -> Con
     return load_config(source, [*(f"search_subnet.{setting}" for setting in QUICK.split() if quick), *overrides])
 
 
-def command(name: str, doc: str, measure: Measure, overrides: Sequence[str], argv: Sequence[str] | None) -> int:
-    """The command line of a comparison. `overrides`: of the configuration, after the user's."""
+def command(
+    name: str, doc: str, measure: Measure, overrides: Sequence[str], argv: Sequence[str] | None,
+    counted: tuple[str, int, str] = ("seeds", 5, "searches of each kind"),
+) -> int:  # fmt: skip
+    """The command line of a comparison.
+
+    Args:
+        overrides: of the configuration, after the user's.
+        counted: the option for the last argument of `measure`, its default and its help.
+    """
+    option, default, what = counted
     parser = Parser(prog=f"python -m benchmarks.{name}", description=doc.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5, help="searches of each kind, 2 or more (default: %(default)s)")
+    parser.add_argument(f"--{option}", dest="count", type=int, default=default, help=f"{what}, 2 or more (%(default)s)")
     parser.add_argument("--config", default="demo", help="preset or file with the search (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="search_subnet.KEY=VALUE", help="change a key")
     parser.add_argument("--supernet", type=Path, help="folder made by train_supernet (default: train the demo's)")
@@ -101,18 +110,18 @@ def command(name: str, doc: str, measure: Measure, overrides: Sequence[str], arg
     parser.add_argument("--data", default=str(DATA), help="with --supernet: its images (default: %(default)s)")
 
     def work(arguments: argparse.Namespace) -> None:
-        if arguments.seeds < 2:
-            parser.error(f"--seeds {arguments.seeds}: an interval needs 2 or more")
+        if arguments.count < 2:
+            parser.error(f"--{option} {arguments.count}: an interval needs 2 or more")
         config = config_of(arguments.config, [*arguments.set, *overrides])
         set_threads(config.threads)
         if arguments.supernet is None:
             if config.space != load_config("demo").space:
                 parser.error(f"--config {arguments.config}: its space is not the demo's; name its --supernet")
-            result = over_the_demo(measure, config, arguments.seeds)
+            result = over_the_demo(measure, config, arguments.count)
         elif arguments.card is None or arguments.search_split is None:
             parser.error("--supernet needs --card and --search-split too")
         else:
-            result = over_supernet(measure, config, arguments, arguments.seeds)
+            result = over_supernet(measure, config, arguments, arguments.count)
         print(table(result["rows"]))
 
     return run_command(f"benchmarks.{name}", parser, work, argv, after="")

@@ -71,6 +71,9 @@ def mounted_paths(config: Config, data: str, preset: str) -> list[MountedPath]:
     latency = config.search_subnet.latency if config.search_subnet else None
     if latency is not None and not is_uri(latency.table):
         read.append(Path(latency.table))
+    earlier = config.search_subnet.warm_start if config.search_subnet else None
+    if earlier is not None and not is_uri(earlier.search):
+        read.append(Path(earlier.search))
     real = {folder.resolve(): folder for folder in written}
     outermost = [folder for path, folder in real.items() if not any(parent in real for parent in path.parents)]
     for folder in outermost:

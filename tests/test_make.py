@@ -50,6 +50,7 @@ def options(call: Call) -> dict[str, str]:
                     "DATA_HASH": "--data-hash", "EXPERIMENT": "--experiment", "NAMESPACE": "--namespace",
                     "EVERY": "--every", "RUN": "--run", "TERMINATE": "--terminate"}),
         ("ui", {"PORT": "--port"}),
+        ("score", {"SUBNETS": "--subnets", "SEARCH": "--search", "DATA": "--data", "OUT": "--out", "SET": "--set"}),
         ("latency", {"SPACE": "--space", "OUT": "--out", "CLASSES": "--classes", "DEVICE": "--device",
                      "BATCH": "--batch", "THREADS": "--threads"}),
         ("evaluate-official", {"CHECKPOINT": "--checkpoint", "SUBNET": "--subnet", "DATA": "--data", "SIZE": "--size",
@@ -99,6 +100,7 @@ def test_images_are_fetched_for_a_parameter_file_of_fashion_mnist(tmp_path: Path
     [
         (["predict"], "IMAGE", "make predict IMAGE=photo.jpg"),
         (["predict", "MODEL=flowers", "IMAGE="], "IMAGE", "make predict IMAGE=photo.jpg"),
+        (["score", "OUT=scores"], "SUBNETS", "make score SUBNETS=my-subnets.yaml"),
         (["latency", "OUT=a.json"], "SPACE", "make latency SPACE=fashion-mnist OUT="),
         (["latency", "SPACE=photos-64"], "OUT", "make latency SPACE=fashion-mnist OUT="),
         (["evaluate-official"], "CHECKPOINT", "make evaluate-official CHECKPOINT="),

@@ -25,6 +25,7 @@ _ORIGINS = {
     "initial": "drawn at random for the initial population",
     "fill": "drawn at random to fill its generation",
     "baseline": "random search",
+    "earlier": "among the best of an earlier search",
 }
 
 

@@ -13,6 +13,7 @@ from runtime.common.exit_codes import BAD_INPUT
 from runtime.common.overrides import split
 from runtime.steps.compiler import require_compiler
 from runtime.storage.data import NoFolderError, hash_data
+from runtime.storage.earlier_search import earlier_scores
 from runtime.storage.named_files import latency_table
 
 CACHED_STEPS = STEPS[:-1]  # register_model always runs
@@ -37,6 +38,7 @@ def resolve(preset: str, overrides: Sequence[str] = (), seed: int = -1, max_para
         settings.append(f"search_subnet.limits.max_params_m={max_params_m}")
     config = load_config(preset, [*settings, *overrides])
     _check_limits(config)
+    earlier_scores(config)
     return config
 
 

@@ -30,7 +30,7 @@ from components.search_subnet.parallel_scorer import ParallelScorer
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, search
 from runtime.common.config import Config, SearchSubnet
-from runtime.common.console import Progress
+from runtime.common.console import Progress, print_line
 from runtime.common.processes import set_threads
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
@@ -38,6 +38,7 @@ from runtime.steps import inputs
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
+from runtime.storage.earlier_search import earlier_scores
 from runtime.storage.named_files import latency_table
 from runtime.tracking import StepLogger
 
@@ -66,14 +67,15 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     if count > len(images.labels):
         raise AutoFormerError(f"search_subnet.images = {count}: the search split has {len(images.labels)}")
     table = latency_table(section.latency, config.space)
-    evolution = make_search(config.space, section.limits, section, derived_rng("evolution", config.seed), table)
-    first = evolution.ask()  # raises before anything heavy if no candidate is legal
     keys = ("card", "search_split", "supernet")
+    known = earlier_scores(config, {key: getattr(arguments, key) for key in keys}, len(images.labels))
+    evolution = make_search(config.space, section.limits, section, derived_rng("evolution", config.seed), table, known)
+    first = evolution.ask()  # raises before anything heavy if no candidate is legal
     with (
         process_group(config) as world,
         open_step(STEP, arguments, config, *keys, world=world, has_checkpoints=True) as opened,
     ):
-        score = ParallelScorer(world, config.space, _scorer(arguments.supernet, config, card, images))
+        score = ParallelScorer(world, config.space, make_scorer(arguments.supernet, config, card, images))
         if world.is_rank_zero:
             result = _search(opened, evolution, first, score, count, len(images.labels))
             score.stop()
@@ -92,8 +94,15 @@ def _search(
     whole_split: int,
 ) -> SearchResult:
     """Run the search with a progress bar, and resume from the scores of an earlier try."""
+    section = opened.config.section(SearchSubnet)
+    if section.warm_start:
+        seeds = sum(candidate.origin == "earlier" for candidate in first)
+        print_line(
+            f"{STEP}: {len(evolution.known)} scores on {images} images known from {section.warm_start.search}; "
+            f"the best {seeds} within the limits enter generation 0"
+        )
     cache = ScoreCache(opened.workspace.file("scores.jsonl"), whole_split, score, opened.mirror.request_upload)
-    with Progress(STEP, opened.config.section(SearchSubnet).budget, "candidates") as progress:
+    with Progress(STEP, section.budget, "candidates") as progress:
         try:
             result = search(
                 opened.config, evolution, first, cache, images, progress.update, opened.tracked.metrics, whole_split,
@@ -106,7 +115,7 @@ def _search(
     return result
 
 
-def _scorer(
+def make_scorer(
     folder: Path, config: Config, card: DatasetCard, images: DecodedSplit
 ) -> Callable[..., Iterator[ScoringResult]]:
     """Scores subnets with inherited weights, on this process's device."""

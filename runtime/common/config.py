@@ -149,6 +149,21 @@ class MeasuredLatency(Frozen):
     )
 
 
+class EarlierSearch(Frozen):
+    """An earlier search of the same supernet and search split, or a folder that `make score` has written."""
+
+    search: str = Field(
+        min_length=1, description="a folder with candidates.csv, as the steps see it, or s3://bucket/folder"
+    )
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="of its candidates.csv; filled in when a run is resolved"
+    )
+
+    @property
+    def table(self) -> str:
+        return f"{self.search.rstrip('/')}/candidates.csv"
+
+
 class SearchSubnet(EvolutionSettings):
     """Evolution (paper section 3.4), or NSGA-II. It scores at most population x (1 + generations) candidates."""
 
@@ -169,6 +184,9 @@ class SearchSubnet(EvolutionSettings):
     limits: Limits = Limits()
     latency: MeasuredLatency | None = Field(
         None, description="a table that predicts the latency of each candidate; null for none"
+    )
+    warm_start: EarlierSearch | None = Field(
+        None, description="an earlier search whose scores are known from the start; its best enter generation 0"
     )
 
     @model_validator(mode="after")
@@ -342,6 +360,7 @@ def _name_files(data: dict[str, Any]) -> None:
     for step, key, path in (
         ("train_supernet", "adopt", "checkpoint"), ("train_supernet", "distillation", "checkpoint"),
         ("retrain_subnet", "distillation", "checkpoint"), ("search_subnet", "latency", "table"),
+        ("search_subnet", "warm_start", "search"),
     ):  # fmt: skip
         section = data.get(step)
         named = section.get(key) if isinstance(section, dict) else None
@@ -353,8 +372,10 @@ def _name_files(data: dict[str, Any]) -> None:
         where = f"{step}.{key}.{path} = {named[path]}"
         if key != "distillation" and named[path].startswith("s3://"):
             raise AutoFormerError(f"{where}: its sha256 is missing; set {step}.{key}.sha256")
+        if key == "warm_start":
+            file /= "candidates.csv"
         if not file.is_file():
-            raise AutoFormerError(f"{where}: no such file")
+            raise AutoFormerError(f"{where}: no such file" + (f" as {file}" if key == "warm_start" else ""))
         data[step] = section | {key: named | {"sha256": hash_file(file)}}
 
 
