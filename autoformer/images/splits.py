@@ -197,14 +197,16 @@ def _spread(rows: np.ndarray, labels: np.ndarray, rng: random.Random) -> np.ndar
 
 def _too_few_images(classes: dict[str, int], least: int) -> AutoFormerError:
     """Names all classes, so that one look at the folder mends it."""
-    remedy = f"takes at least {least} that no other class has: add some, or remove"
     if len(classes) == 1:
         ((name, count),) = classes.items()
         images = f"{count} different image{'s' * (count != 1)}"
-        return AutoFormerError(f"class '{name}' has {images} to train on and to hold out; it {remedy} the class")
-    counted = ", ".join(f"{name} {count}" for name, count in list(classes.items())[:_MOST_NAMED])
-    more = ", …" if len(classes) > _MOST_NAMED else ""
+        return AutoFormerError(
+            f"class '{name}' has {images} to train on and to hold out; it takes at least {least} that no other class "
+            "has: add some, or remove the class"
+        )
+    counted = [f"{name} {count}" for name, count in classes.items()]
+    named = ", ".join([*counted[:_MOST_NAMED], *["…"] * (len(counted) > _MOST_NAMED)])
     return AutoFormerError(
-        f"{len(classes)} classes have too few different images to train on and to hold out: {counted}{more}; each "
-        f"{remedy} these classes"
+        f"{len(classes)} classes have too few different images to train on and to hold out: {named}; each takes at "
+        f"least {least} that no other class has: add some, or remove these classes"
     )
