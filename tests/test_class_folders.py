@@ -244,5 +244,5 @@ def test_to_evaluate_alone_a_train_folder_that_is_not_used_may_be_empty_or_a_par
         shutil.rmtree(root / "train" / name)
     found = read_to_test(root, "x")
     assert found.classes == WNIDS and found.rows.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    with pytest.raises(AutoFormerError, match="a class that train does not have|holds no class folders"):
+    with pytest.raises(AutoFormerError, match=r"a class that train does not have|holds no class folders"):
         class_folders.read(root)
