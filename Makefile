@@ -10,9 +10,9 @@ DATASET ?= fashion-mnist
 quote = '$(subst ','\'',$(value $1))'
 option = $(if $(value $2),$1 $(call quote,$2))
 # Not exported: make would expand the values, and lose dollar signs or stop at them.
-unexport ARCHIVES BATCH BUILD CHECKPOINT CLUSTER DATA DATASET DATA_HASH EVERY EXPERIMENT HOST IMAGE INPUTS LIMIT MODEL NAME \
-  NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEED SET SIZE SPACE STRIDE SUBNET TAG \
-  TERMINATE YES
+unexport ARCHIVES BATCH BUILD CHECKPOINT CLASSES CLUSTER DATA DATASET DATA_HASH DEVICE EVERY EXPERIMENT HOST IMAGE INPUTS \
+  LIMIT MODEL NAME NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEARCH SEED SET SIZE SPACE STRIDE SUBNET \
+  SUBNETS TAG TERMINATE THREADS YES
 SETTINGS = $(call option,--preset,PRESET) $(call option,--set,SET)
 # The parameter file of the run, as a word of the shell.
 PARAMS = $(if $(filter %.yaml %.yml,$(value PRESET)),$(call quote,PRESET),$(PARAMS_BY_NAME))
@@ -37,6 +37,12 @@ endif
 ifneq ($(call wanted,evaluate-official),)
   OFFICIAL := make evaluate-official CHECKPOINT=supernet-tiny.pth SUBNET=autoformer-tiny DATA=data/imagenet-1k
   $(foreach name,CHECKPOINT SUBNET DATA,$(call need,$(name),$(OFFICIAL)))
+endif
+ifneq ($(call wanted,latency),)
+  $(foreach name,SPACE OUT,$(call need,$(name),make latency SPACE=fashion-mnist OUT=latency.json))
+endif
+ifneq ($(call wanted,score),)
+  $(call need,SUBNETS,make score SUBNETS=my-subnets.yaml)
 endif
 ifneq ($(call wanted,adopt),)
   $(call need,CHECKPOINT,make adopt CHECKPOINT=supernet-tiny.pth PRESET=imagenet-tiny)
@@ -168,13 +174,24 @@ evaluate-official: $(STAMP) ## measure a published subnet: CHECKPOINT=path SUBNE
 	  --data $(call quote,DATA) $(call option,--size,SIZE) $(call option,--batch-size,BATCH) $(call option,--limit,LIMIT) \
 	  $(call option,--out,OUT)
 
+.PHONY: score
+score: $(STAMP) ## score subnets of your own, as a search did: SUBNETS=file; optional SEARCH=folder (the latest), DATA, OUT, SET
+	$(BIN)/python -m commands.score --subnets $(call quote,SUBNETS) $(call option,--search,SEARCH) \
+	  $(call option,--data,DATA) $(call option,--out,OUT) $(call option,--set,SET)
+
+.PHONY: latency
+latency: $(STAMP) ## measure latencies here, for a limit in milliseconds: SPACE=name OUT=file; optional CLASSES, DEVICE, BATCH, THREADS
+	$(BIN)/python -m commands.latency --space $(call quote,SPACE) --out $(call quote,OUT) \
+	  $(call option,--classes,CLASSES) $(call option,--device,DEVICE) $(call option,--batch,BATCH) \
+	  $(call option,--threads,THREADS)
+
 .PHONY: test
 test: data ## run the tests, on two workers of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(PYTEST)
 
 .PHONY: fuzz
 fuzz: $(STAMP) ## damage files of every format at random, and read them: INPUTS=2000, SEED=… to repeat
-	cd tests && PYTHONPATH=.. OMP_NUM_THREADS=1 ../$(BIN)/python fuzz.py $(call option,--inputs,INPUTS) $(call option,--seed,SEED)
+	cd tests && PYTHONPATH=.. PYTHONWARNINGS=ignore OMP_NUM_THREADS=1 ../$(BIN)/python fuzz.py $(call option,--inputs,INPUTS) $(call option,--seed,SEED)
 
 .PHONY: chaos
 chaos: $(STAMP) ## kill steps at every write, take disk, stores and clock away: SEED=… to repeat, STRIDE=6 for every 6th write only

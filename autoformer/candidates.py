@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, get_args
 
-from autoformer.racing import Objective
+from autoformer.racing import Objective, ScoringResult
 from autoformer.space import SubnetSpec
 from autoformer.subnet_text import CELLS, from_cells, to_cells
 
-Origin = Literal["initial", "mutation", "crossover", "fill", "baseline"]
+Origin = Literal["initial", "mutation", "crossover", "fill", "baseline", "earlier", "listed"]
 COLUMNS = ("id", "origin", "generation", "parents", *CELLS, "params", "macs", "top1_percent", "loss", "images")
+LATENCY = "latency_ms"  # one more column, where the search had a table of latencies
 _PARENT_SEPARATOR = ";"
 
 
@@ -28,6 +29,7 @@ class Candidate:
     parents: tuple[int, ...]
     params: int
     macs: int
+    latency_ms: float | None = None  # predicted; None without a table
 
 
 class ScoredCandidate(NamedTuple):
@@ -38,6 +40,13 @@ class ScoredCandidate(NamedTuple):
     loss: float | None  # mean cross entropy in nats; None where the race stopped the candidate
     images: int
 
+    @classmethod
+    def measured(cls, candidate: Candidate, result: ScoringResult) -> Self:
+        """The score on all images of a result."""
+        images = len(result.correct)
+        loss = float(result.losses.sum(dtype="float64")) / images
+        return cls(candidate, 100.0 * int(result.correct.sum()) / images, loss, images)
+
     @property
     def complete(self) -> bool:
         return self.loss is not None
@@ -47,6 +56,11 @@ class ScoredCandidate(NamedTuple):
         """Whether random search drew it."""
         return self.candidate.origin == "baseline"
 
+    def score(self, objective: Objective) -> float:
+        """What the search maximises, of a complete candidate: the mean of `ScoringResult.values`."""
+        assert self.loss is not None
+        return self.top1_percent / 100 if objective == "accuracy" else -self.loss
+
     def rank(self, objective: Objective = "accuracy") -> tuple[bool, float, float, int, int]:
         """Sort key, best first: complete, the objective, the other measure, fewer parameters, lower id."""
         scores = -self.top1_percent, self.loss or 0.0
@@ -55,8 +69,9 @@ class ScoredCandidate(NamedTuple):
         return not self.complete, *scores, self.candidate.params, self.candidate.id
 
     def to_row(self) -> dict[str, Any]:
-        """Column of `COLUMNS` -> value. `from_row` of the written row is equal to this."""
+        """Column of `COLUMNS`, and `LATENCY` if known -> value. `from_row` of the written row is equal to this."""
         candidate = self.candidate
+        latency = {} if candidate.latency_ms is None else {LATENCY: candidate.latency_ms}
         return {
             "id": candidate.id,
             "origin": candidate.origin,
@@ -68,6 +83,7 @@ class ScoredCandidate(NamedTuple):
             "top1_percent": self.top1_percent,
             "loss": "" if self.loss is None else self.loss,
             "images": self.images,
+            **latency,
         }
 
     @classmethod
@@ -81,6 +97,7 @@ class ScoredCandidate(NamedTuple):
             parents=tuple(int(parent) for parent in row["parents"].split(_PARENT_SEPARATOR) if parent),
             params=int(row["params"]),
             macs=int(row["macs"]),
+            latency_ms=_finite(LATENCY, row[LATENCY]) if LATENCY in row else None,
         )
         loss = _finite("loss", row["loss"]) if row["loss"] else None
         return cls(candidate, _finite("top1_percent", row["top1_percent"]), loss, int(row["images"]))

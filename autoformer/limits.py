@@ -1,4 +1,4 @@
-"""Limits on parameters and MACs, and moves of a subnet towards them. Torch-free."""
+"""Limits on parameters, MACs and latency, and moves of a subnet towards them. Torch-free."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,10 @@ from pydantic import Field, model_validator
 
 from autoformer.complexity import COUNTED_MACS, RelativePosition, count_macs, count_params
 from autoformer.frozen import Frozen
+from autoformer.latency import LatencyTable
 from autoformer.space import SearchSpace, SubnetSpec
 
-UNITS = {"params_m": 1e6, "macs_g": 1e9}
+UNITS = {"params_m": 1e6, "macs_g": 1e9, "latency_ms": 1}
 Value = TypeVar("Value", int, float)
 
 
@@ -23,6 +24,12 @@ class Limits(Frozen):
     max_params_m: float | None = Field(None, gt=0, description="maximum parameters, in millions")
     min_macs_g: float | None = Field(None, ge=0, description="minimum MACs per image, in billions")
     max_macs_g: float | None = Field(None, gt=0, description="maximum MACs per image, in billions")
+    min_latency_ms: float | None = Field(
+        None, ge=0, description="minimum latency in milliseconds, by search_subnet.latency.table"
+    )
+    max_latency_ms: float | None = Field(
+        None, gt=0, description="maximum latency in milliseconds, by search_subnet.latency.table"
+    )
     relative_position: RelativePosition = Field(
         "none",
         description="what the MACs of these limits count for it: nothing, as most papers and all figures of a run do; "
@@ -42,36 +49,50 @@ class Limits(Frozen):
         return cls(min_params_m=low / UNITS["params_m"], max_params_m=high / UNITS["params_m"])
 
     def bounds(self, cost: str) -> tuple[float, float]:
-        """Lowest and highest legal count of a cost of `UNITS`; without a limit 0 and infinity."""
+        """Lowest and highest legal value of a cost of `UNITS`; without a limit 0 and infinity."""
         low, high = getattr(self, f"min_{cost}"), getattr(self, f"max_{cost}")
         unit = UNITS[cost]
+        if unit == 1:
+            return low or 0, math.inf if high is None else high
         return 0 if low is None else round(low * unit), math.inf if high is None else round(high * unit)
 
-    def count(self, space: SearchSpace, spec: SubnetSpec) -> dict[str, int]:
-        """The costs of a subnet, by their names in `UNITS`, as these limits count them."""
-        return {"params_m": count_params(space, spec), "macs_g": count_macs(space, spec, self.relative_position)}
+    @property
+    def on_latency(self) -> bool:
+        return self.min_latency_ms is not None or self.max_latency_ms is not None
 
-    def allow(self, counts: Mapping[str, int]) -> bool:
-        """Whether the costs that `count` returns are legal."""
-        return all(low <= counts[cost] <= high for cost in UNITS for low, high in [self.bounds(cost)])
+    def count(self, space: SearchSpace, spec: SubnetSpec, table: LatencyTable | None = None) -> dict[str, float]:
+        """The costs of a subnet, by their names in `UNITS`, as these limits count them; latency if there is a table."""
+        counts: dict[str, float] = {
+            "params_m": count_params(space, spec),
+            "macs_g": count_macs(space, spec, self.relative_position),
+        }
+        return counts | ({"latency_ms": table.predict(spec)} if table else {})
+
+    def allow(self, counts: Mapping[str, float]) -> bool:
+        """Whether the costs that `count` returns are legal. `ValueError` if a limit is on a latency that is missing."""
+        if self.on_latency and "latency_ms" not in counts:
+            raise ValueError("a limit on latency needs a latency")
+        return all(low <= count <= high for cost, count in counts.items() for low, high in [self.bounds(cost)])
 
     def __str__(self) -> str:
-        parts = []
-        for cost, name in (("params_m", "parameters"), ("macs_g", COUNTED_MACS[self.relative_position])):
+        parts, macs = [], COUNTED_MACS[self.relative_position]
+        for cost, name in (("params_m", "parameters"), ("macs_g", macs), ("latency_ms", "milliseconds")):
             low, high = self.bounds(cost)
             parts += [f"{name} >= {low:,}"] if getattr(self, f"min_{cost}") is not None else []
             parts += [f"{name} <= {high:,}"] if high < math.inf else []
         return " and ".join(parts) or "no limits"
 
 
-def move_towards(space: SearchSpace, spec: SubnetSpec, limits: Limits, rng: Random) -> SubnetSpec:
+def move_towards(
+    space: SearchSpace, spec: SubnetSpec, limits: Limits, rng: Random, table: LatencyTable | None = None
+) -> SubnetSpec:
     """Change one random choice at a time until the subnet is legal, or has moved past the limits.
 
     Near the ends of a space almost no uniform draw is legal: the smallest subnet of AutoFormer-S is one of 10^13.
     """
     first = 0
     while True:
-        counts = limits.count(space, spec)
+        counts = limits.count(space, spec, table)
         too_large = any(count > limits.bounds(cost)[1] for cost, count in counts.items())
         direction = -1 if too_large else 1
         neighbours = _neighbours(space, spec, direction)

@@ -95,8 +95,20 @@ def read_json_lines(file: Path, kind: type[Kind], remedy: str) -> Iterator[Kind]
 
 def read_yaml(path: Path) -> Any:
     """Parse a YAML file. Raises `AutoFormerError` naming file and line if it is missing or malformed."""
+    return parse_yaml(_yaml_text(path), str(path))
+
+
+def read_yaml_list(path: Path) -> list[tuple[int, Any]]:
+    """The items of a YAML list, each with its line; a file of another kind is one item. Raises as `read_yaml`."""
+    value, node = read_yaml(path), yaml.compose(_yaml_text(path), _Loader)
+    if not isinstance(value, list) or node is None:
+        return [(1, value)]
+    return [(child.start_mark.line + 1, item) for child, item in zip(node.value, value, strict=True)]
+
+
+def _yaml_text(path: Path) -> str:
     try:
-        return parse_yaml(read_bytes(path, BOUNDS.yaml_bytes).decode(), str(path))
+        return read_bytes(path, BOUNDS.yaml_bytes).decode()
     except FileNotFoundError:
         raise AutoFormerError(f"{path}: no such file") from None
     except (OSError, UnicodeError) as error:

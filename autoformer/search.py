@@ -9,9 +9,9 @@ never a parent or the best.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
-from typing import Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -19,7 +19,9 @@ from autoformer.candidates import Candidate, Origin, ScoredCandidate
 from autoformer.complexity import COUNTED_MACS, count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
-from autoformer.limits import Limits, move_towards
+from autoformer.latency import LatencyTable
+from autoformer.limits import UNITS, Limits, move_towards
+from autoformer.predictor import predict
 from autoformer.racing import Objective
 from autoformer.space import SearchSpace, SubnetSpec
 
@@ -27,15 +29,34 @@ from autoformer.space import SearchSpace, SubnetSpec
 class EvolutionSettings(Frozen):
     """Settings of the evolution, by default the official ones (`evolution.py`)."""
 
+    method: Literal["evolution", "front"] = Field(
+        "evolution",
+        description="evolution: the paper's, towards the best subnet; front: NSGA-II, towards the Pareto front of the "
+        "objectives",
+    )
     population: int = Field(50, gt=0, description="candidates of a generation")
     generations: int = Field(20, ge=0, description="after the initial population")
-    parents: int = Field(10, gt=0, description="best candidates so far that mutate and cross over")
+    parents: int = Field(
+        10, gt=0, description="best candidates so far that mutate and cross over; with method front all survivors do"
+    )
     mutations: int = Field(25, ge=0, description="of a generation, made by changing one parent")
     crossovers: int = Field(25, ge=0, description="of a generation, made of two parents; random ones fill it up")
     mutation_probability: float = Field(0.2, ge=0, le=1, description="for each block's heads and MLP ratio")
     structure_probability: float = Field(0.4, ge=0, le=1, description="for depth and for width")
     objective: Objective = Field(
         "accuracy", description="what ranks candidates: accuracy, or the loss (mean cross entropy), which varies less"
+    )
+    objectives: tuple[str, ...] | None = Field(
+        None,
+        description="of method front: the score that objective names, and one or more of the costs "
+        f"{', '.join(UNITS)}; null for objective and params_m",
+    )
+    predictor: int | None = Field(
+        None,
+        gt=1,
+        le=1000,
+        description="offspring drawn for each one scored; a ridge regression on the complete scores so far picks the "
+        "best; null scores all that is drawn, as the paper does",
     )
     tries: int = Field(10_000, gt=0, description="draws before a population counts as impossible to fill")
 
@@ -48,6 +69,36 @@ class EvolutionSettings(Frozen):
                 f"mutations {self.mutations} + crossovers {self.crossovers} are more than population {self.population}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _predicts_what_it_ranks(self) -> Self:
+        if self.predictor and self.method == "front":
+            raise ValueError("a predictor ranks by objective alone; set predictor=null, or method=evolution")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_front(self) -> Self:
+        if self.objectives is None:
+            return self
+        named, known = ", ".join(self.objectives), (*get_args(Objective), *UNITS)
+        if self.method != "front":
+            raise ValueError(f"objectives {named} are for method front; set method=front, or objectives=null")
+        if unknown := next((name for name in self.objectives if name not in known), None):
+            raise ValueError(f"objectives: '{unknown}' is none of {', '.join(known)}")
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"objectives {named}: name each once")
+        if [name for name in self.objectives if name not in UNITS] != [self.objective]:
+            raise ValueError(
+                f"objectives {named or '[]'}: expected {self.objective}, as objective = {self.objective}, and no other "
+                "score; change one of the two keys"
+            )
+        if len(self.objectives) < 2:
+            raise ValueError(f"objectives {named}: one alone has no front; add {' or '.join(UNITS)}")
+        return self
+
+    @property
+    def front_objectives(self) -> tuple[str, ...]:
+        return self.objectives or (self.objective, "params_m")
 
 
 def mutate(space: SearchSpace, parent: SubnetSpec, rng: Random, settings: EvolutionSettings) -> SubnetSpec:
@@ -89,17 +140,28 @@ class _Pool:
     limits: Limits
     tries: int
     rng: Random
+    table: LatencyTable | None = None
     seen: set[SubnetSpec] = field(default_factory=set)
 
     def fresh(self, spec: SubnetSpec, origin: Origin, generation: int, parents: Sequence[int] = ()) -> list[Candidate]:
         """The candidate of `spec`, unless it is not legal or was drawn before."""
         if spec in self.seen:
             return []
-        if not self.limits.allow(self.limits.count(self.space, spec)):
+        counts = self.limits.count(self.space, spec, self.table)
+        if not self.limits.allow(counts):
             return []
         self.seen.add(spec)
         params, macs = count_params(self.space, spec), count_macs(self.space, spec)
-        return [Candidate(len(self.seen) - 1, spec, origin, generation, tuple(parents), params, macs)]
+        latency = counts.get("latency_ms")
+        return [Candidate(len(self.seen) - 1, spec, origin, generation, tuple(parents), params, macs, latency)]
+
+    def keep(self, drawn: Sequence[Candidate], chosen: Sequence[int]) -> list[Candidate]:
+        """Some of the candidates drawn last, by their place, with new ids; the others can be drawn again."""
+        self.seen -= {candidate.spec for candidate in drawn}
+        first = len(self.seen)
+        kept = [replace(drawn[place], id=first + number) for number, place in enumerate(chosen)]
+        self.seen |= {candidate.spec for candidate in kept}
+        return kept
 
     def random(self, count: int, origin: Origin, generation: int) -> list[Candidate]:
         """Up to `count` random candidates: uniform draws first, then draws that are moved towards the limits."""
@@ -110,7 +172,7 @@ class _Pool:
                     return candidates
                 spec = self.space.sample(self.rng)
                 if move:
-                    spec = move_towards(self.space, spec, self.limits, self.rng)
+                    spec = move_towards(self.space, spec, self.limits, self.rng, self.table)
                 candidates += self.fresh(spec, origin, generation)
         return candidates
 
@@ -120,11 +182,14 @@ class _Pool:
         if candidates:
             return candidates
         low, high = (self.limits.count(self.space, spec) for spec in (self.space.smallest, self.space.largest))
-        macs = COUNTED_MACS[self.limits.relative_position]
+        macs, latencies = COUNTED_MACS[self.limits.relative_position], ""
+        if self.table:
+            fastest, slowest = self.table.extremes(self.space)
+            latencies = f"; latencies are {fastest:.4g} to {slowest:.4g} ms"
         raise AutoFormerError(
             f"no legal candidate in {self.tries:,} tries under {self.limits}; in '{self.space.name}' the smallest "
             f"subnet has {low['params_m']:,} parameters and {low['macs_g']:,} {macs}, the largest "
-            f"{high['params_m']:,} and {high['macs_g']:,}; widen the limits"
+            f"{high['params_m']:,} and {high['macs_g']:,}{latencies}; widen the limits"
         )
 
 
@@ -133,13 +198,19 @@ class Evolution:
 
     Generation 0 is random. Each later one has mutants and children of the best `parents` of all generations so far, and
     random candidates to fill it up. The search ends early when no unseen legal candidate is left.
+
+    Args:
+        known: complete scores of other searches; the best `parents` of their legal subnets enter generation 0.
     """
 
-    def __init__(self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random) -> None:
-        self.space, self.settings, self.rng = space, settings, rng
+    def __init__(
+        self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random,
+        table: LatencyTable | None = None, known: Sequence[ScoredCandidate] = (),
+    ) -> None:  # fmt: skip
+        self.space, self.settings, self.rng, self.table, self.known = space, settings, rng, table, known
         self.generation = 0
         self.scored: list[ScoredCandidate] = []
-        self._pool = _Pool(space, limits, settings.tries, rng)
+        self._pool = _Pool(space, limits, settings.tries, rng, table)
 
     def ask(self) -> list[Candidate]:
         """The candidates of the next generation; none at the end. Raises `AutoFormerError` if generation 0 is empty."""
@@ -147,11 +218,13 @@ class Evolution:
         if self.generation > settings.generations:
             return []
         if self.generation == 0:
-            return self._pool.random_or_error(settings.population, "initial")
-        best = self.best(settings.parents)
-        candidates = self._offspring(settings.mutations, lambda: self._mutant(best))
-        if len(best) > 1:
-            candidates += self._offspring(settings.crossovers, lambda: self._child(best))
+            return self._seeds() or self._pool.random_or_error(settings.population, "initial")
+        parents, draws = self._parents(), settings.predictor or 1
+        candidates = self._offspring(draws * settings.mutations, lambda: self._mutant(parents))
+        if len(parents) > 1:
+            candidates += self._offspring(draws * settings.crossovers, lambda: self._child(parents))
+        if settings.predictor:
+            candidates = self._predicted_best(candidates)
         return candidates + self._pool.random(settings.population - len(candidates), "fill", self.generation)
 
     def tell(self, scored: Sequence[ScoredCandidate]) -> None:
@@ -173,21 +246,53 @@ class Evolution:
             candidates += draw()
         return candidates
 
-    def _mutant(self, best: Sequence[ScoredCandidate]) -> list[Candidate]:
-        parent = self.rng.choice(best).candidate
+    def _seeds(self) -> list[Candidate]:
+        """Generation 0 of a search that starts from known scores; none where no known subnet is legal."""
+        known = {one.candidate.spec: one for one in self.known}
+        drawn = [candidate for spec in known for candidate in self._pool.fresh(spec, "earlier", 0)]
+        if not drawn:
+            return []
+        order = self._order([known[candidate.spec]._replace(candidate=candidate) for candidate in drawn])
+        seeds = self._pool.keep(drawn, order[: self.settings.parents])
+        return seeds + self._pool.random(self.settings.population - len(seeds), "initial", 0)
+
+    def _order(self, scored: Sequence[ScoredCandidate]) -> list[int]:
+        """Complete candidates by their place, best first."""
+        return sorted(range(len(scored)), key=lambda place: scored[place].rank(self.settings.objective))
+
+    def _predicted_best(self, drawn: Sequence[Candidate]) -> list[Candidate]:
+        """As many of the offspring as are scored, best first by the predictor, which all complete scores train."""
+        if not drawn:
+            return []
+        complete = [one for one in (*self.known, *self.scored) if one.complete]
+        known = {one.candidate.spec: one.score(self.settings.objective) for one in complete}
+        predicted = predict(self.space, known, [candidate.spec for candidate in drawn])
+        order = sorted(range(len(drawn)), key=lambda place: -predicted[place])
+        return self._pool.keep(drawn, order[: self.settings.mutations + self.settings.crossovers])
+
+    def _parents(self) -> list[ScoredCandidate]:
+        return self.best(self.settings.parents)
+
+    def _pick(self, parents: Sequence[ScoredCandidate]) -> ScoredCandidate:
+        return self.rng.choice(parents)
+
+    def _mutant(self, parents: Sequence[ScoredCandidate]) -> list[Candidate]:
+        parent = self._pick(parents).candidate
         spec = mutate(self.space, parent.spec, self.rng, self.settings)
         return self._pool.fresh(spec, "mutation", self.generation, [parent.id])
 
-    def _child(self, best: Sequence[ScoredCandidate]) -> list[Candidate]:
+    def _child(self, parents: Sequence[ScoredCandidate]) -> list[Candidate]:
         """A child of two parents of equal depth, if the first has such a partner."""
-        first = self.rng.choice(best).candidate
-        others = [scored.candidate for scored in best if scored.candidate is not first]
-        same_depth = [other for other in others if other.spec.depth == first.spec.depth]
-        second = self.rng.choice(same_depth or others)
+        first = self._pick(parents).candidate
+        others = [scored for scored in parents if scored.candidate is not first]
+        same_depth = [other for other in others if other.candidate.spec.depth == first.spec.depth]
+        second = self._pick(same_depth or others).candidate
         spec = cross(first.spec, second.spec, self.rng)
         return self._pool.fresh(spec, "crossover", self.generation, [first.id, second.id])
 
 
-def random_baseline(space: SearchSpace, limits: Limits, count: int, tries: int, rng: Random) -> list[Candidate]:
+def random_baseline(
+    space: SearchSpace, limits: Limits, count: int, tries: int, rng: Random, table: LatencyTable | None = None
+) -> list[Candidate]:
     """Random search: `count` different legal candidates. Raises `AutoFormerError` if there is none."""
-    return _Pool(space, limits, tries, rng).random_or_error(count, "baseline")
+    return _Pool(space, limits, tries, rng, table).random_or_error(count, "baseline")

@@ -1,11 +1,13 @@
 """Subnets as exact table cells, and as rounded text for people. Torch-free."""
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from autoformer.space import SubnetSpec
 
 CELLS = ("depth", "embed_dim", "num_heads", "mlp_ratio")
 _BLOCK_SEPARATOR = ";"
+Number = TypeVar("Number", int, float)
 
 
 def to_cells(spec: SubnetSpec) -> dict[str, int | str]:
@@ -20,12 +22,19 @@ def to_cells(spec: SubnetSpec) -> dict[str, int | str]:
 
 def from_cells(cells: Mapping[str, str]) -> SubnetSpec:
     """The inverse of `to_cells`. Raises `ValueError` for cells of no subnet."""
-    return SubnetSpec(
-        depth=int(cells["depth"]),
-        embed_dim=int(cells["embed_dim"]),
-        num_heads=tuple(int(heads) for heads in by_block(cells["num_heads"])),
-        mlp_ratio=tuple(float(ratio) for ratio in by_block(cells["mlp_ratio"])),
-    )
+    depth, embed_dim = (_numbers(cells, name, int, "a whole number") for name in ("depth", "embed_dim"))
+    heads = _numbers(cells, "num_heads", int, "whole numbers, one a block, such as 4;2")
+    ratios = _numbers(cells, "mlp_ratio", float, "numbers, one a block, such as 2;3.5")
+    if len(depth) + len(embed_dim) > 2:
+        raise ValueError(f"depth = {cells['depth']}, embed_dim = {cells['embed_dim']}: expected one number each")
+    return SubnetSpec(depth[0], embed_dim[0], tuple(heads), tuple(ratios))
+
+
+def _numbers(cells: Mapping[str, str], name: str, kind: type[Number], expected: str) -> list[Number]:
+    try:
+        return [kind(text) for text in by_block(cells[name])]
+    except ValueError:
+        raise ValueError(f"{name} = {cells[name]!r}: expected {expected}") from None
 
 
 def by_block(cell: str) -> list[str]:

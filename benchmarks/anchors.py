@@ -11,6 +11,7 @@ chosen by either, and the search split, a part of the training images, is the ea
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from benchmarks.rows import Row, measured, table
 from components.prepare_data import fashion_mnist
 from components.prepare_data.splitting import split
 from runtime.common.config import ROOT, Config, PrepareData, TrainSupernet, load_config
+from runtime.common.console import Parser, positive, run_command
 
 DATA = ROOT / "data" / "fashion-mnist"
 BATCHES = 20  # fewest optimiser steps of a training
@@ -166,13 +168,17 @@ def measure(quick: bool = False, params: int = 250_000, seconds: float = 240, se
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.anchors", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--params", type=int, default=250_000, help="most parameters (default: %(default)s)")
+    parser = Parser(prog="python -m benchmarks.anchors", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--params", type=positive, default=250_000, help="most parameters (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=240, help="training time of each (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each (default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    print(table(measure(False, arguments.params, arguments.seconds, arguments.seeds)["rows"]))
-    return 0
+    parser.add_argument("--seeds", type=positive, default=1, help="trainings of each (default: %(default)s)")
+
+    def work(arguments: argparse.Namespace) -> None:
+        if not 0 < arguments.seconds < math.inf:
+            parser.error(f"--seconds {arguments.seconds:g}: expected a number above 0")
+        print(table(measure(False, arguments.params, arguments.seconds, arguments.seeds)["rows"]))
+
+    return run_command("benchmarks.anchors", parser, work, argv, after="")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ SCORES = {
     "val/top1": ("search split top-1, inherited", ".2f", " %"),
     "cost/params_m": ("parameters, M", ".4g", ""),
     "cost/macs_g": ("MACs, G", ".4g", ""),
+    "cost/latency_ms": ("predicted latency", ".4g", " ms"),
 }
 _ARCHITECTURE = {"depth": "depth", "embed_dim": "width", "num_heads": "heads", "mlp_ratio": "MLP ratios"}
 

@@ -23,7 +23,7 @@ from autoformer.named import load_space, load_subnet
 from autoformer.space import Offsets, SearchSpace
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
 from components.prepare_data.readers import read_to_test
-from runtime.common.console import Parser, Progress, existing, print_line, run_command
+from runtime.common.console import Parser, Progress, existing, positive, print_line, run_command
 from runtime.common.processes import set_threads
 from runtime.storage.data import open_data
 
@@ -38,15 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, required=True, help="an official supernet, supernet-tiny.pth say")
     parser.add_argument("--subnet", required=True, help="a file of configs/subnets/, or the path of such a file")
     parser.add_argument("--data", required=True, help="a data folder, made by `make data`, a tree, or s3://…")
-    parser.add_argument("--size", type=_positive, help="pixels in height and in width (default: the space's)")
+    parser.add_argument("--size", type=positive, help="pixels in height and in width (default: the space's)")
     parser.add_argument(
         "--offsets",
         choices=get_args(Offsets),
         default="stretch",
         help="relative positions at another size than the space's: see AutoFormer.set_input_size (%(default)s)",
     )
-    parser.add_argument("--batch-size", type=_positive, default=256, help="images of a forward pass (%(default)s)")
-    parser.add_argument("--limit", type=_positive, help="so many images, evenly spread over all (default: all)")
+    parser.add_argument("--batch-size", type=positive, default=256, help="images of a forward pass (%(default)s)")
+    parser.add_argument("--limit", type=positive, help="so many images, evenly spread over all (default: all)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)"
@@ -175,12 +175,6 @@ def summary(figures: dict[str, Any]) -> list[str]:
         verdict = "within the interval" if low <= published["top1_percent"] <= high else "outside the interval"
         lines.append(f"published: top-1 {published['top1_percent']:.2f} %{top5}, {verdict} ({published['source']})")
     return [*lines, f"{figures['images_per_second']:.4g} images/s on {figures['device']}, {figures['precision']}"]
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}': expected a number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

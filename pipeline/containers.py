@@ -68,6 +68,12 @@ def mounted_paths(config: Config, data: str, preset: str) -> list[MountedPath]:
     adopted = config.train_supernet.adopt if config.train_supernet else None
     if adopted is not None and not is_uri(adopted.checkpoint):
         read.append(Path(adopted.checkpoint).parent)  # with its supernet.json
+    latency = config.search_subnet.latency if config.search_subnet else None
+    if latency is not None and not is_uri(latency.table):
+        read.append(Path(latency.table))
+    earlier = config.search_subnet.warm_start if config.search_subnet else None
+    if earlier is not None and not is_uri(earlier.search):
+        read.append(Path(earlier.search))
     real = {folder.resolve(): folder for folder in written}
     outermost = [folder for path, folder in real.items() if not any(parent in real for parent in path.parents)]
     for folder in outermost:

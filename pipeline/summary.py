@@ -5,6 +5,7 @@ from pathlib import Path
 
 from autoformer.cards import read_subnet_card
 from autoformer.complexity import count_macs, count_params
+from autoformer.latency import table_of_search
 from autoformer.reading import read_json_as
 from autoformer.space import NamedSubnet
 from autoformer.subnet_text import heads_text, ratios_text, size_text
@@ -37,6 +38,7 @@ def summary(
         read_metrics(outputs[name] / "metrics.json", *required) for name, required in _REQUIRED.items()
     )
     weights = read_subnet_card(outputs["retrain"] / "model").provenance["weights"]
+    table = table_of_search(outputs["search"])
     params, macs = count_params(config.space, spec), count_macs(config.space, spec)
     rows = [
         ("chosen subnet", size_text(spec)),
@@ -45,6 +47,7 @@ def summary(
         ("MLP ratios", ratios_text(spec)),
         ("parameters", f"{params:,} ({params / 1e6:.3g} M)"),
         ("multiply-adds", f"{macs:,} ({macs / 1e9:.3g} G), without relative position"),
+        *([("latency", f"{table.predict(spec):.3g} ms, {table.conditions} (predicted)")] if table else []),
         ("search split", _search_scores(searched, retrained)),
         ("", search_split_note(config.dataset)),
         ("test split", _test_scores(weights, tested, retrained)),

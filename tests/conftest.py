@@ -1,5 +1,7 @@
 """Data that several tests read. Nothing may be written into it."""
 
+import gc
+import multiprocessing
 import os
 import subprocess
 from collections.abc import Iterator
@@ -39,7 +41,12 @@ NO_BROWSER = "there is no Chromium on this machine: `make browser` installs it (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Not in the process that starts the workers: they would inherit handlers as defaults, and miss nohup's."""
+    """Undo what a shell and make hand on.
+
+    Signals not in the process that starts the workers: they would inherit handlers as defaults, and miss nohup's.
+    """
+    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # of `make test`: a test's own make would print as a part of it
+        os.environ.pop(name, None)
     if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
         restore_signals()
 
@@ -126,7 +133,21 @@ def faulty(s3: S3Server, proxy_process: FaultyProxy, monkeypatch: pytest.MonkeyP
     proxy_process.forget()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(autouse=True)
+def no_forked_process_outlives_a_test() -> Iterator[None]:
+    """A forked process keeps this one's pipes and sockets open: what waits for their end would wait for ever."""
+    before = set(multiprocessing.active_children())
+    yield
+    if set(multiprocessing.active_children()) > before:
+        gc.collect()  # an iterator over batches ends its workers when it is collected
+    left = set(multiprocessing.active_children()) - before
+    for process in left:
+        process.kill()
+        process.join()
+    assert not left
+
+
+@pytest.fixture(scope="module")  # while it is open, its event loop runs in this thread, and asyncio.run refuses
 def browser() -> "Iterator[Browser]":
     """Chromium. Where there is none its tests are skipped, unless `REQUIRE_BROWSER` says that there must be one."""
     from docs.screenshots import CHROMIUM, chromium

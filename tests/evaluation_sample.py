@@ -13,12 +13,13 @@ import yaml
 from tiny import TinyData
 from torch import Tensor
 
-from autoformer.candidates import COLUMNS, Candidate, ScoredCandidate
+from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
 from autoformer.cards import Preprocessing, SubnetCard, SupernetCard
 from autoformer.checkpoint import save_subnet, save_supernet
 from autoformer.files import write_json, write_text
 from autoformer.images.batches import normalise
 from autoformer.images.split_images import load_images
+from autoformer.latency import FILE, LatencyTable
 from autoformer.limits import Limits
 from autoformer.named import load_space
 from autoformer.search import Evolution, EvolutionSettings, random_baseline
@@ -72,8 +73,9 @@ def make_sample(root: Path, data: TinyData, steps: int = 25, population: int = 1
 
 
 def write_search(
-    folder: Path, space: SearchSpace, population: int, generations: int, max_params: int = 700_000
-) -> SubnetSpec:
+    folder: Path, space: SearchSpace, population: int, generations: int, max_params: int = 700_000,
+    latencies: LatencyTable | None = None,
+) -> SubnetSpec:  # fmt: skip
     """A real evolution over invented scores: larger is better, with noise. Returns the chosen subnet."""
     rng = Random(1)
 
@@ -84,7 +86,7 @@ def write_search(
     settings = EvolutionSettings(
         population=population, generations=generations, parents=6, mutations=population // 2, crossovers=population // 3
     )
-    evolution = Evolution(space, limits, settings, Random(2))
+    evolution = Evolution(space, limits, settings, Random(2), latencies)
     table, ends = [], []
     while candidates := evolution.ask():
         scores = [score(candidate) for candidate in candidates]
@@ -92,7 +94,8 @@ def write_search(
         table += list(zip(candidates, scores, strict=True))
         ends.append(len(table))
     baseline = [
-        (candidate, score(candidate)) for candidate in random_baseline(space, limits, len(table), 10_000, Random(3))
+        (candidate, score(candidate))
+        for candidate in random_baseline(space, limits, len(table), 10_000, Random(3), latencies)
     ]
     best = evolution.best(1)[0]
     progress = [
@@ -107,7 +110,9 @@ def write_search(
     ]
     bar = sorted(value for _, value in table)[len(table) // 4]  # the worst quarter was stopped early
     rows = [_outcome(candidate, value, value < bar).to_row() for candidate, value in table + baseline]
-    write_table(folder / "candidates.csv", COLUMNS, rows)
+    write_table(folder / "candidates.csv", (*COLUMNS, LATENCY) if latencies else COLUMNS, rows)
+    if latencies:
+        write_json(folder / FILE, latencies.model_dump(mode="json"))
     write_table(folder / "progress.csv", PROGRESS, progress)
     spec = best.candidate.spec
     chosen = {"name": "sample-chosen", "space": space.name, "source": "search_subnet, seed 7", "subnet": spec.to_dict()}

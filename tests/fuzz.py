@@ -48,6 +48,7 @@ from components.prepare_data.sources import discover
 from components.search_subnet.score_cache import ScoreCache
 from pipeline.cluster.settings import load_cluster
 from runtime.common.config import ROOT, load_config
+from runtime.common.console import Parser, positive, run_command
 from runtime.common.overrides import parse
 from runtime.common.records import Accumulation, Failure, Provenance, StepRecord, read_confusion, read_metrics
 from runtime.common.tables import read_table
@@ -252,12 +253,19 @@ def fuzz(inputs: int, seed: int, folder: Path) -> list[str]:
     return faults
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Fuzz every door.")
-    parser.add_argument("--inputs", type=int, default=2000)
+def main() -> int:
+    parser = Parser(description="Fuzz every door.")
+    parser.add_argument("--inputs", type=positive, default=2000)
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    given = parser.parse_args()
-    root = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    found = fuzz(given.inputs, given.seed, root)
-    print("\n".join([*found, *([f"the inputs are in {root}"] if found else [])]))
-    raise SystemExit(bool(found))
+
+    def work(arguments: argparse.Namespace) -> int:
+        root = Path(tempfile.mkdtemp(prefix="fuzz-"))
+        found = fuzz(arguments.inputs, arguments.seed, root)
+        print("\n".join([*found, *([f"the inputs are in {root}"] if found else [])]))
+        return int(bool(found))
+
+    return run_command("fuzz", parser, work, after="")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from evaluation_sample import write_search
+from latencies import table_of
 from photographs import CLASSES as PHOTOGRAPHS
 from photographs import sample_photograph
 from PIL import Image
@@ -31,6 +32,7 @@ class Sample(NamedTuple):
     classes: tuple[str, ...]
     population: int  # twice as many candidates a generation, with the baseline
     generations: int
+    timed: bool = False  # with a table of latencies
 
 
 SAMPLES = {
@@ -42,6 +44,7 @@ SAMPLES = {
         tuple(f"{kind} {bird}, plumage {n}" for kind in KINDS for bird in BIRDS for n in range(4)),
         40,
         7,
+        timed=True,
     ),
 }
 CONFIG: dict[str, Any] = {"seed": 3, "name": "sample", "evaluate_subnet": {"batch_size": 256, "mistakes": 24}}
@@ -58,7 +61,8 @@ def make_report(name: str, folder: Path) -> Path:
 
 def invent(sample: Sample, folder: Path) -> tuple[Results, Evaluation]:
     space = load_space(sample.space).model_copy(update={"num_classes": len(sample.classes)})
-    write_search(folder, space, sample.population, sample.generations, sample.max_params)
+    latencies = table_of(space) if sample.timed else None
+    write_search(folder, space, sample.population, sample.generations, sample.max_params, latencies)
     subnet = NamedSubnet.from_yaml(folder / "chosen.yaml")
     count, size, channels = len(sample.classes), space.image_size, space.in_channels
     images = 30 * count if count > 2 else 600

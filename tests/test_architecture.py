@@ -214,7 +214,7 @@ def loaded_after_importing(modules: list[str]) -> set[str]:
 
 
 def test_search_and_everything_it_stands_on_is_torch_free() -> None:
-    modules = ["space", "complexity", "named", "files", "errors", "search"]
+    modules = ["space", "complexity", "named", "files", "errors", "search", "front"]
     loaded = loaded_after_importing(["autoformer", *(f"autoformer.{module}" for module in modules)])
     assert loaded & {"torch", "timm", "torchvision", "mlflow", "kfp", "boto3"} == set()
 

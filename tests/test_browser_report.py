@@ -191,6 +191,22 @@ def test_the_keyboard_goes_from_candidate_to_candidate(reports: dict[str, Path],
         assert shown(seen.page) == start
 
 
+def test_a_candidate_is_set_off_in_both_plots(reports: dict[str, Path], browser: "Browser") -> None:
+    table = rows(reports["hundred"])
+    slowest = max(range(len(table)), key=lambda index: float(table[index]["latency_ms"]))
+    with opened(browser, reports["hundred"]) as seen:
+        page = seen.page
+        sizes, latencies = page.locator(".scatter").all()
+        latencies.focus()
+        page.keyboard.press("End")
+        assert shown(page) == expected(table[slowest])
+        assert f"{float(table[slowest]['latency_ms']):.3g} ms" in page.locator("#candidate").inner_text()
+        for plot in (sizes, latencies):
+            assert plot.locator(".shown.pinned").get_attribute("data-candidate") == str(slowest)
+        page.keyboard.press("Escape")
+        assert page.locator(".pinned").count() == 0 and page.locator(".shown.chosen").count() == 2
+
+
 def test_a_finger_does_what_a_pointer_does(reports: dict[str, Path], browser: "Browser") -> None:
     table = rows(reports["two"])
     with opened(browser, reports["two"], width=390, height=844, touch=True) as seen:

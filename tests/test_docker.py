@@ -175,13 +175,18 @@ def test_data_is_read_and_only_work_and_the_store_are_written(tmp_path: Path, mo
     (data / "source.yaml").write_text(f"location: {archives}\n")
     preset.touch()
     (tmp_path / "teacher.pth").touch()
+    (tmp_path / "latency.json").touch()
     teacher = f"train_supernet.distillation={{teacher: deit_tiny_patch16_224, checkpoint: {tmp_path / 'teacher.pth'}}}"
-    config = load_config("smoke", [teacher])
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "candidates.csv").touch()
+    named = [f"latency.table={tmp_path / 'latency.json'}", f"warm_start.search={tmp_path / 'search'}"]
+    config = load_config("smoke", [teacher, *(f"search_subnet.{one}" for one in named)])
     found = {
         str(place.path.relative_to(tmp_path)): place.writable for place in mounted_paths(config, str(data), str(preset))
     }
     assert found == {
-        "data": False, "archives": False, "my.yaml": False, "teacher.pth": False, "work": True, "store": True,
+        "data": False, "archives": False, "my.yaml": False, "teacher.pth": False, "latency.json": False,
+        "search": False, "work": True, "store": True,
     }  # fmt: skip
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     monkeypatch.setenv("AUTOFORMER_STAGING", str(tmp_path / "scratch"))
@@ -189,7 +194,9 @@ def test_data_is_read_and_only_work_and_the_store_are_written(tmp_path: Path, mo
         str(place.path.relative_to(tmp_path)): place.writable
         for place in mounted_paths(config, "s3://bucket/data", "smoke")
     }
-    assert found == {"teacher.pth": False, "work": True, "scratch": True}
+    assert found == {
+        "teacher.pth": False, "latency.json": False, "search": False, "work": True, "scratch": True,
+    }  # fmt: skip
 
 
 def test_lines_arrive_whole_however_they_are_cut() -> None:

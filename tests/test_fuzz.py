@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from fuzz import TOKENS, damaged, doors, fuzz
+from fuzz import TOKENS, damaged, doors, fuzz, main
 
 
 def test_damaged_input_at_every_door_is_one_line(tmp_path: Path) -> None:
@@ -36,3 +36,14 @@ def test_the_same_seed_damages_alike() -> None:
 
     assert damaged(b"x" * 99, b"y", random.Random(3)) == damaged(b"x" * 99, b"y", random.Random(3))
     assert len(doors()) >= 25 and len(TOKENS) >= 25
+
+
+@pytest.mark.parametrize(
+    ("words", "what"), [(("--inputs", "0"), "'0': expected a number above 0"), (("--seed", "x"), "'x'")]
+)
+def test_an_impossible_number_of_inputs_is_one_line(
+    words: tuple[str, str], what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["fuzz.py", *words])
+    assert main() == 2
+    assert what in capsys.readouterr().err

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import yaml
+from latencies import table_of
 
 from autoformer.cards import Preprocessing, SubnetCard
 from autoformer.images.card import DatasetCard
 from autoformer.named import load_space
-from autoformer.space import SubnetSpec
+from autoformer.space import Choices, SubnetSpec
 from components.register_model import card as model_card
 from components.register_model.card import DESCRIPTION_LIMIT, Facts, description, weakest_classes
 from components.register_model.gate import Decision
@@ -16,6 +17,7 @@ from components.register_model.latency import Latency
 from runtime.common.config import RegisterModel
 from runtime.common.records import Confusion, Rollback
 
+CHOICES = Choices(embed_dim=(64, 96), depth=(1, 2), num_heads=(3, 4), mlp_ratio=(1.0, 2.5))
 CLASSES = ("cat", "dog | wolf", "owl")
 METRICS = {
     "test_top1_percent": 81.25, "test_top1_low_percent": 78.5, "test_top1_high_percent": 83.75,
@@ -77,6 +79,17 @@ def rows(text: str) -> list[list[str]]:
     """The cells of all tables, without heads of three empty cells and rules."""
     cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
     return [row for row in cells if not set("".join(row)) <= set("-:| ")]
+
+
+def test_a_latency_is_shown_with_its_device_where_the_search_had_a_table() -> None:
+    made = facts()
+    assert "predicted latency" not in render(made)
+    table = table_of(made.model.space.model_copy(update={"choices": CHOICES}))
+    head = render(made._replace(table=table)).partition("\n## ")[0]
+    shown = {row[0]: row[1] for row in rows(head)}
+    assert shown["predicted latency"] == (
+        "8.68 ms: a processor, 2 cores, 1 thread, batch 1, float32; median error 10.0 % on 3 measured subnets"
+    )
 
 
 def test_the_figures_are_those_of_the_files() -> None:

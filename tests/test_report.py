@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -11,16 +12,19 @@ import numpy as np
 import pytest
 import torch
 from evaluation_sample import write_search
+from latencies import table_of
 from PIL import Image
 
+from autoformer.candidates import ScoredCandidate
 from autoformer.evaluation import confusion_matrix, paired_difference, score
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.named import load_space
-from autoformer.space import NamedSubnet, SearchSpace
-from components.evaluate_subnet import report
+from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
+from components.evaluate_subnet import report, sections
 from components.evaluate_subnet.charts import Frame, Scale, end_labels, scale, thinned
 from components.evaluate_subnet.drawings import data_uri
+from components.evaluate_subnet.effects import effects
 from components.evaluate_subnet.measure import Evaluation, worst_mistakes
 from components.evaluate_subnet.report import flat, render
 from components.evaluate_subnet.results import SUPERNET_CURVES, Results, Search, read_search
@@ -125,6 +129,31 @@ def test_the_page_is_well_formed_and_loads_nothing(html: str) -> None:
     templates = Path(report.__file__).parent / "templates"
     for file in ("report.css", "report.js"):
         assert (templates / file).read_text(encoding="utf-8").strip() in html  # inlined as it is
+
+
+def test_latencies_are_shown_where_the_search_had_a_table(search_folder: Path, html: str) -> None:
+    assert "latency" not in html
+    results, evaluation = example(search_folder, CLASSES)
+    table, search = table_of(results.space), results.search
+    candidates = [
+        outcome._replace(
+            candidate=replace(outcome.candidate, latency_ms=round(table.predict(outcome.candidate.spec), 2))
+        )
+        for outcome in search.candidates
+    ]
+    measured = results._replace(search=search._replace(candidates=candidates, table=table))
+    page = render(measured, evaluation, CONFIG)
+    shown = re.sub(r"\s+", " ", " ".join(Page(page).text))
+    chosen = f"{table.predict(results.subnet.subnet):.3g}"
+    assert f"{chosen} ms predicted latency: a processor, 2 cores, 1 thread, batch 1, float32;" in shown
+    assert "median error 10.0 % on 3 measured subnets" in shown
+    described = json.loads(page.partition('id="candidates">')[2].partition("</script>")[0])
+    assert all(one["cost"].endswith(" ms") for one in described)
+    front = sections.candidates(measured)["front"][0].candidate
+    assert f"<td>{front.latency_ms:.3g} ms</td>" in page
+    marks = [mark["data-candidate"] for mark in Page(page).of_class("candidate")]
+    assert sorted(marks) == sorted(2 * [str(index) for index in range(len(candidates))])  # against size, and latency
+    assert "top-1 accuracy" in page.partition("latency, ms")[2]
 
 
 def test_names_are_escaped(html: str) -> None:
@@ -281,3 +310,59 @@ def test_amounts(count: int, text: str) -> None:
 def test_flat_names_every_value() -> None:
     nested = {"a": {"b": 1, "c": {"d": None}}, "e": "x", "f": [1, 2]}
     assert flat(nested) == {"a.b": "1", "a.c.d": "null", "e": "x", "f": "[1, 2]"}
+
+
+def test_the_mean_of_each_choice_is_that_of_the_complete_candidates_with_it(search_folder: Path) -> None:
+    """Against a plain loop: each subnet counts once, stopped ones and blocks that are left out do not."""
+    results, _ = example(search_folder, CLASSES)
+    made = effects(results)
+    assert made is not None
+    depth, width, heads, ratios = made["tables"]
+    complete = {one.candidate.spec: one.top1_percent for one in results.search.candidates if one.loss is not None}
+    assert len(complete) < len(results.search.candidates)
+    expected = [[top1 for spec, top1 in complete.items() if spec.depth == value] for value in (2, 3, 4, 5)]
+    assert [cell.candidates for cell in depth.rows[0][1]] == [len(of) for of in expected]
+    assert [cell.mean for cell in depth.rows[0][1] if cell.candidates] == pytest.approx(
+        [np.mean(of) for of in expected if of]
+    )
+    assert sum(cell.candidates for cell in width.rows[0][1]) == len(complete)
+    for table, field in ((heads, "num_heads"), (ratios, "mlp_ratio")):
+        assert [label for label, _ in table.rows] == ["1", "2", "3", "4", "5"]
+        for block, (_, cells) in enumerate(table.rows):
+            assert sum(cell.candidates for cell in cells) == sum(spec.depth > block for spec in complete)
+            for choice, cell in zip(map(float, table.choices), cells, strict=True):
+                of = [top1 for s, top1 in complete.items() if s.depth > block and getattr(s, field)[block] == choice]
+                assert cell.candidates == len(of) and (cell.mean is None or cell.mean == pytest.approx(np.mean(of)))
+    every = [cell for table in made["tables"] for _, cells in table.rows for cell in cells if cell.candidates]
+    assert min(cell.shade for cell in every) == 0 and max(cell.shade for cell in every) == 1
+
+
+def test_the_heading_names_the_choice_whose_means_differ_most_with_enough_candidates(search_folder: Path) -> None:
+    """Width 32 has 60 %, 64 has 70 % (6 each), 128 has 99 % once: the last is too few for the heading."""
+    results, evaluation = example(search_folder, CLASSES)
+    space = results.space
+    scored = []
+    for number in range(13):
+        width, top1 = (128, 99.0) if number == 12 else (32, 60.0) if number % 2 else (64, 70.0)
+        spec = replace(space.smallest, embed_dim=width, mlp_ratio=(space.choices.mlp_ratio[number % 5], 1.0),
+                       num_heads=(1 + number % 4, 1 + number // 6))  # fmt: skip
+        scored.append(replace_top1(results.search.candidates[0], spec, top1))
+    changed = results._replace(search=results.search._replace(candidates=scored, chosen=0))
+    made = effects(changed)
+    assert made is not None
+    assert made["strongest"] == {"name": "width", "best": "64", "high": 70.0, "worst": "32", "low": 60.0}
+    assert [(cell.candidates, cell.mean) for cell in made["tables"][1].rows[0][1]] == [
+        (6, 60),
+        (6, 70),
+        (0, None),
+        (1, 99),
+    ]
+    text = " ".join("".join(Page(render(changed, evaluation, CONFIG)).text).split()).replace("\u00a0", " ")
+    assert "Width goes with accuracy most: 70.00 % on average at 64, 60.00 % at 32" in text
+    level = results._replace(search=results.search._replace(candidates=scored[:1], chosen=0))
+    assert effects(level) is None
+    assert "goes with accuracy most" not in render(level, evaluation, CONFIG)
+
+
+def replace_top1(scored: ScoredCandidate, spec: SubnetSpec, top1: float) -> ScoredCandidate:
+    return ScoredCandidate(replace(scored.candidate, spec=spec), top1, 0.5, 3000)

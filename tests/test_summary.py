@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from latencies import write_latencies
 
 from autoformer.cards import Preprocessing, SubnetCard
 from autoformer.files import write_json
@@ -31,7 +32,7 @@ def table(
 ) -> dict[str, str]:
     config = load_config("demo")
     outputs = {name: folder / name for name in ("search", "retrain", "evaluation", "registration")}
-    (folder / "search").mkdir()
+    (folder / "search").mkdir(exist_ok=True)
     chosen = {
         "name": "x",
         "space": config.space.name,
@@ -61,6 +62,13 @@ def test_accuracies_on_the_search_split_are_followed_by_what_they_are_worth(tmp_
     assert names[names.index("search split") + 1] == ""
     assert "no estimate of test accuracy" in shown[""] and "1.1 to 1.7 points above it" in shown[""]
     assert shown["multiply-adds"].endswith("without relative position")
+
+
+def test_the_latency_is_shown_where_the_search_had_a_table(tmp_path: Path) -> None:
+    (tmp_path / "search").mkdir()
+    write_latencies(tmp_path / "search" / "latency_table.json", load_config("demo").space)
+    shown = table(tmp_path, SEARCHED, RETRAINED, "finetune")
+    assert shown["latency"] == "2.71 ms, a processor, 2 cores, 1 thread, batch 1, float32 (predicted)"
 
 
 @pytest.mark.parametrize(("is_random", "found_by"), [(0.0, "evolution"), (1.0, "random search")])

@@ -63,29 +63,30 @@ def curves(series: Sequence[Series], x_title: str, y_title: str, steps: bool = F
     return plot(frame, *parts, description=description, css="labelled")
 
 
-def scatter(candidates: Sequence[ScoredCandidate], front: Sequence[int], chosen: int) -> Markup:
-    """Accuracy against parameters: a mark for each candidate, the Pareto front as steps.
+def scatter(
+    candidates: Sequence[ScoredCandidate], costs: Sequence[float], cost: str, front: Sequence[int], chosen: int
+) -> Markup:
+    """Accuracy against a cost: a mark for each candidate, the Pareto front as steps.
 
     A mark has its candidate's index as `data-candidate`. Candidates that were stopped early are faint and below the
     others.
     """
-    params = [outcome.candidate.params / 1e6 for outcome in candidates]
     accuracy = [outcome.top1_percent for outcome in candidates]
-    margin = 0.03 * (max(params) - min(params))
-    frame = Frame(scale([min(params) - margin, max(params) + margin], tight=True), scale(accuracy), SCATTER_HEIGHT)
+    margin = 0.03 * (max(costs) - min(costs))
+    frame = Frame(scale([min(costs) - margin, max(costs) + margin], tight=True), scale(accuracy), SCATTER_HEIGHT)
     order = [(i == chosen, outcome.complete, not outcome.is_baseline, i) for i, outcome in enumerate(candidates)]
     marks = []
     for is_chosen, complete, is_evolved, index in sorted(order):
         css = "evolved" if is_evolved else "baseline"
         css += "" if complete else " stopped"
         css += " chosen" if is_chosen else ""
-        x, y, radius = frame.left(params[index]), frame.top(accuracy[index]), 8 if is_chosen else 4
+        x, y, radius = frame.left(costs[index]), frame.top(accuracy[index]), 8 if is_chosen else 4
         marks.append(element("circle", class_=f"candidate {css}", data_candidate=str(index), cx=x, cy=y, r=radius))
-    steps = line(frame, [(params[index], accuracy[index]) for index in front], "front", steps=True)
-    x, y = frame.left(params[chosen]), frame.top(accuracy[chosen]) - 14
+    steps = line(frame, [(costs[index], accuracy[index]) for index in front], "front", steps=True)
+    x, y = frame.left(costs[chosen]), frame.top(accuracy[chosen]) - 14
     label = element("text", "chosen", class_="label strong halo", text_anchor="middle", x=x, y=y)
-    titles = axes(frame, "parameters, millions", "top-1 accuracy on the search split, inherited weights, %")
-    description = f"{len(candidates)} candidates: accuracy on the search split against millions of parameters"
+    titles = axes(frame, cost, "top-1 accuracy on the search split, inherited weights, %")
+    description = f"{len(candidates)} candidates: accuracy on the search split against {cost}"
     return plot(frame, titles, steps, *marks, label, description=description, css="scatter")
 
 

@@ -11,6 +11,7 @@ from autoformer.complexity import count_macs, count_params
 from autoformer.evaluation import ECE_BINS
 from components.evaluate_subnet import sections
 from components.evaluate_subnet.charts import number
+from components.evaluate_subnet.effects import effects
 from components.evaluate_subnet.measure import Evaluation
 from components.evaluate_subnet.results import Results
 from runtime.common.search_split import search_split_note
@@ -42,6 +43,7 @@ def render(results: Results, evaluation: Evaluation, config: Mapping[str, Any]) 
         scores=evaluation.scores["retrained"],
         params=count_params(space, spec),
         macs=count_macs(space, spec),
+        table=results.search.table,
         largest_params=count_params(space, space.largest),
         widest_mlp=int(space.supernet.embed_dim * space.supernet.mlp_ratio),
         ece_bins=ECE_BINS,
@@ -49,6 +51,7 @@ def render(results: Results, evaluation: Evaluation, config: Mapping[str, Any]) 
         training=sections.training(results),
         progress=sections.search_progress(results),
         candidates=sections.candidates(results),
+        effects=effects(results),
         confusion=sections.confusion(results, evaluation),
         mistakes=sections.mistakes(results, evaluation),
         retrain_provenance=retrain_provenance,

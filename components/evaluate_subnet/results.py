@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from autoformer.candidates import COLUMNS, ScoredCandidate
+from autoformer.candidates import COLUMNS, LATENCY, ScoredCandidate
 from autoformer.cards import read_subnet_card, read_supernet_card
 from autoformer.errors import AutoFormerError
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
+from autoformer.latency import LatencyTable, table_of_search
 from autoformer.reading import as_kind, read_json_as
 from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
 from runtime.common.config import Config
@@ -32,6 +33,7 @@ class Search(NamedTuple):
     progress: dict[str, list[Point]]  # column of progress.csv -> (candidates scored, best top-1 so far)
     metrics: dict[str, float]
     images: int | None  # search images behind a full score; None if unknown
+    table: LatencyTable | None = None  # of the candidates' latencies
 
 
 class Results(NamedTuple):
@@ -95,7 +97,8 @@ def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> 
     """
     table = existing(folder / "candidates.csv", "search_subnet")
     candidates = []
-    for row in _rows(table, COLUMNS):
+    latencies = table_of_search(folder)
+    for row in _rows(table, (*COLUMNS, LATENCY) if latencies else COLUMNS):
         try:
             candidates.append(ScoredCandidate.from_row(row))
         except ValueError as error:
@@ -114,6 +117,7 @@ def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> 
         progress=_curves(existing(folder / "progress.csv", "search_subnet"), "scored", PROGRESS_CURVES),
         metrics=metrics,
         images=images,
+        table=latencies,
     )
 
 
@@ -158,8 +162,4 @@ def _curves(file: Path, x: str, columns: Sequence[str]) -> dict[str, list[Point]
 
 
 def _rows(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    rows = read_table(existing(file, "an earlier step"))
-    missing = [column for column in columns if rows and column not in rows[0]]
-    if missing:
-        raise AutoFormerError(f"{file}: has no column '{missing[0]}'; run the step that makes it again")
-    return rows
+    return read_table(existing(file, "an earlier step"), columns)

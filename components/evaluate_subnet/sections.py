@@ -1,5 +1,6 @@
 """The values that templates/report.html.j2 shows, section by section."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ _ORIGINS = {
     "initial": "drawn at random for the initial population",
     "fill": "drawn at random to fill its generation",
     "baseline": "random search",
+    "earlier": "among the best of an earlier search",
 }
 
 
@@ -85,7 +87,8 @@ def candidates(results: Results) -> dict[str, Any]:
     outcomes, chosen = results.search.candidates, results.search.chosen
     params = [outcome.candidate.params for outcome in outcomes]
     complete = [index for index, outcome in enumerate(outcomes) if outcome.complete]
-    front = [complete[i] for i in pareto_front([(params[i], -outcomes[i].top1_percent) for i in complete])]
+    front = _front(outcomes, complete, params)
+    latencies = [outcome.candidate.latency_ms or 0.0 for outcome in outcomes]
     best = outcomes[chosen].top1_percent
     return {
         "complete": len(complete),
@@ -94,8 +97,18 @@ def candidates(results: Results) -> dict[str, Any]:
         "has_baseline": any(outcome.is_baseline for outcome in outcomes),
         "front": [outcomes[index] for index in front],
         "described": [_described(outcome, index == chosen) for index, outcome in enumerate(outcomes)],
-        "chart": drawings.scatter(outcomes, front, chosen),
+        "chart": drawings.scatter(outcomes, [n / 1e6 for n in params], "parameters, millions", front, chosen),
+        "latency_chart": drawings.scatter(
+            outcomes, latencies, "latency, ms", _front(outcomes, complete, latencies), chosen
+        )
+        if results.search.table
+        else None,
     }
+
+
+def _front(outcomes: Sequence[ScoredCandidate], complete: Sequence[int], costs: Sequence[float]) -> list[int]:
+    """The indices of the complete candidates that none beats in both accuracy and cost."""
+    return [complete[i] for i in pareto_front([(costs[i], -outcomes[i].top1_percent) for i in complete])]
 
 
 def _described(outcome: ScoredCandidate, chosen: bool) -> dict[str, Any]:
@@ -110,7 +123,8 @@ def _described(outcome: ScoredCandidate, chosen: bool) -> dict[str, Any]:
         "score": f"{outcome.top1_percent:.2f} %{' · chosen' if chosen else ''}"
         if outcome.complete
         else f"about {outcome.top1_percent:.1f} % · stopped after {outcome.images:,} images",
-        "cost": f"{amount(candidate.params)} parameters, {amount(candidate.macs)} MACs without relative position",
+        "cost": f"{amount(candidate.params)} parameters, {amount(candidate.macs)} MACs without relative position"
+        + ("" if candidate.latency_ms is None else f", {candidate.latency_ms:.3g} ms"),
         "shape": size_text(spec) + ("" if outcome.loss is None else f", loss {outcome.loss:.3f}"),
         "origin": f"candidate {candidate.id}: {origin}",
         "heads": list(spec.num_heads),

@@ -13,6 +13,7 @@ import yaml
 from autoformer.cards import SubnetCard
 from autoformer.files import hash_value
 from autoformer.images.card import DatasetCard
+from autoformer.latency import LatencyTable
 from autoformer.recipe import Augmentation, Recipe
 from autoformer.subnet_text import heads_text, ratios_text
 from components.register_model.gate import TOP1, Decision, Measured
@@ -41,6 +42,7 @@ class Facts(NamedTuple):
     retrained: Mapping[str, float]  # retrain/metrics.json
     supernet_config: Mapping[str, Any]  # the configuration that trained the supernet
     rollbacks: Mapping[str, Sequence[Rollback]]  # by step
+    table: LatencyTable | None = None  # of the search
 
     @property
     def measured(self) -> Measured:

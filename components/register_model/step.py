@@ -9,6 +9,7 @@ from autoformer.cards import read_subnet_card, read_supernet_card
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, hash_path, write_json, write_text
 from autoformer.images.card import read_card
+from autoformer.latency import table_of_search
 from autoformer.reading import as_kind, read_json_as
 from autoformer.space import NamedSubnet
 from components.register_model.card import FILE as CARD_FILE
@@ -128,6 +129,7 @@ def read_facts(arguments: argparse.Namespace, section: RegisterModel) -> Facts:
                 ("retrain_subnet", retrain / "rollbacks.json"),
             )
         },
+        table=table_of_search(search),
     )
 
 

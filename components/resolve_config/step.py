@@ -13,6 +13,8 @@ from runtime.common.exit_codes import BAD_INPUT
 from runtime.common.overrides import split
 from runtime.steps.compiler import require_compiler
 from runtime.storage.data import NoFolderError, hash_data
+from runtime.storage.earlier_search import earlier_scores
+from runtime.storage.named_files import latency_table
 
 CACHED_STEPS = STEPS[:-1]  # register_model always runs
 
@@ -36,6 +38,7 @@ def resolve(preset: str, overrides: Sequence[str] = (), seed: int = -1, max_para
         settings.append(f"search_subnet.limits.max_params_m={max_params_m}")
     config = load_config(preset, [*settings, *overrides])
     _check_limits(config)
+    earlier_scores(config)
     return config
 
 
@@ -100,10 +103,13 @@ def lineages(config: Config, made_by: str) -> tuple[str, ...]:
 
 def _check_limits(config: Config) -> None:
     """Refuse limits that no subnet of the space meets, before the supernet is trained."""
-    limits, space = config.section(SearchSubnet).limits, config.space
+    section, space = config.section(SearchSubnet), config.space
+    limits, table = section.limits, latency_table(section.latency, space)
     least, most = (limits.count(space, spec) for spec in (space.smallest, space.largest))
-    for key, unit in UNITS.items():
-        smallest, largest = least[key] / unit, most[key] / unit
+    if table:  # as measured, the fastest is perhaps not the smallest
+        least["latency_ms"], most["latency_ms"] = table.extremes(space)
+    for key in least:
+        smallest, largest = least[key] / UNITS[key], most[key] / UNITS[key]
         low, high = getattr(limits, f"min_{key}"), getattr(limits, f"max_{key}")
         beyond = f"max_{key} = {high} is less than the smallest" if high is not None and high < smallest else ""
         if low is not None and low > largest:

@@ -1,4 +1,4 @@
-"""The search: evolution, then random search with as many candidates, then the choice among the best of both.
+"""The search: evolution or NSGA-II, then random search with as many candidates, then the choice among the best of both.
 
 The best `finalists` of all candidates are scored on the whole search split, also where the search used a part of it,
 and the best of them is chosen, whichever search found it.
@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from autoformer.candidates import Candidate, Origin, ScoredCandidate
-from autoformer.racing import Flags, Indices, Objective, Race, ScoringResult
+from autoformer.front import front_of
+from autoformer.latency import LatencyTable
+from autoformer.racing import Flags, Indices, Race, ScoringResult
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution, random_baseline
 from autoformer.space import SubnetSpec
@@ -30,12 +32,14 @@ class SearchResult(NamedTuple):
 
     Attributes:
         finalists: best first, scored on the whole search split. The first is chosen.
+        front: of method front, the candidates of both searches that no other dominates, cheapest first.
     """
 
     candidates: list[ScoredCandidate]
     finalists: list[ScoredCandidate]
     progress: list[dict[str, Any]]
     metrics: dict[str, float]
+    front: list[ScoredCandidate]
 
     @property
     def chosen(self) -> ScoredCandidate:
@@ -53,7 +57,7 @@ def search(
     whole_split: int | None = None,
     announce: Callable[[str], None] = lambda line: None,
 ) -> SearchResult:
-    """Run evolution to its end, then random search with as many candidates, and choose.
+    """Run the evolution to its end, then random search with as many candidates, and choose.
 
     Args:
         evolution: after its first `ask`.
@@ -66,9 +70,12 @@ def search(
         announce: takes lines on what each generation has found.
     """
     section = config.section(SearchSubnet)
-    races = _Races(section, images, cache, show)
+    races = _Races(section, images, cache, show, evolution.known)
     progress: list[dict[str, Any]] = []
     candidates = first
+    if section.method == "front":
+        objectives = ", ".join(section.front_objectives)
+        announce(f"front of {objectives}: no race, every candidate is scored on {images:,} images")
     while candidates:
         scored = races.run(candidates, section.parents, rivals=races.scored)
         evolution.tell(scored)
@@ -82,7 +89,7 @@ def search(
 
     evolved, evolution_images, baseline = len(races.scored), races.images_scored, list[ScoredCandidate]()
     if section.random_baseline:
-        baseline = _random_search(config, races, evolved)
+        baseline = _random_search(config, races, evolved, evolution.table)
         for row in progress:
             row["random_best_top1_percent"] = races.best(baseline[: row["scored"]]).top1_percent
     metrics = {
@@ -90,10 +97,14 @@ def search(
         "images_scored": evolution_images,
         "images_scored_percent": 100 * evolution_images / (evolved * images),
     }
+    if evolution.known:
+        metrics["known_scores"] = len(evolution.known)
     if section.random_baseline:
         metrics["random_images_scored"] = races.images_scored - evolution_images
+    front = front_of(races.scored, section.front_objectives) if section.method == "front" else []
+    metrics |= {"front_candidates": len(front)} if front else {}
     finalists = _finalists(races, cache, section, whole_split or images)
-    return SearchResult(races.scored, finalists, progress, _choice(finalists, cache, baseline) | metrics)
+    return SearchResult(races.scored, finalists, progress, _choice(finalists, cache, baseline) | metrics, front)
 
 
 def _finalists(races: "_Races", cache: ScoreCache, section: SearchSubnet, whole_split: int) -> list[ScoredCandidate]:
@@ -104,7 +115,9 @@ def _finalists(races: "_Races", cache: ScoreCache, section: SearchSubnet, whole_
         by_spec.setdefault(one.candidate.spec, one)
     split = np.arange(whole_split)
     results = cache.score([*by_spec], split, lambda: None)
-    scored = [_scored(one.candidate, result) for one, result in zip(by_spec.values(), results, strict=True)]
+    scored = [
+        ScoredCandidate.measured(one.candidate, result) for one, result in zip(by_spec.values(), results, strict=True)
+    ]
     return sorted(scored, key=lambda one: one.rank(section.objective))
 
 
@@ -123,6 +136,8 @@ def _choice(
         "chosen_macs_g": chosen.candidate.macs / 1e9,
         "chosen_is_random": float(chosen.is_baseline),
     }
+    if chosen.candidate.latency_ms is not None:
+        metrics["chosen_latency_ms"] = chosen.candidate.latency_ms
     if baseline:
         drawn = {one.candidate.spec for one in baseline}
         random = next(one for one in finalists if one.candidate.spec in drawn)
@@ -139,17 +154,11 @@ def _choice(
     return metrics
 
 
-def _scored(candidate: Candidate, result: ScoringResult) -> ScoredCandidate:
-    images = len(result.correct)
-    loss = float(result.losses.sum(dtype=np.float64)) / images
-    return ScoredCandidate(candidate, 100.0 * int(result.correct.sum()) / images, loss, images)
-
-
-def _random_search(config: Config, races: "_Races", count: int) -> list[ScoredCandidate]:
+def _random_search(config: Config, races: "_Races", count: int, table: LatencyTable | None) -> list[ScoredCandidate]:
     """Score `count` random candidates; their ids follow those of evolution."""
     section, scored = config.section(SearchSubnet), list[ScoredCandidate]()
     rng = derived_rng("random baseline", config.seed)
-    drawn = random_baseline(config.space, section.limits, count, section.tries, rng)
+    drawn = random_baseline(config.space, section.limits, count, section.tries, rng, table)
     candidates = [replace(candidate, id=candidate.id + count) for candidate in drawn]
     for start in range(0, len(candidates), section.population):
         # only the best of random search is reported: the race may stop all others
@@ -164,8 +173,12 @@ class _Races:
     kill the cache also holds results that the resumed search has not reached yet.
     """
 
-    def __init__(self, section: SearchSubnet, images: int, cache: ScoreCache, show: Callable[[int, str], None]) -> None:
+    def __init__(
+        self, section: SearchSubnet, images: int, cache: ScoreCache, show: Callable[[int, str], None],
+        known: Sequence[ScoredCandidate] = (),
+    ) -> None:  # fmt: skip
         self.scored: list[ScoredCandidate] = []
+        self._known = {one.candidate.spec: one for one in known}  # complete scores of an earlier search
         self._section, self._images, self._cache, self._show = section, images, cache, show
         self._complete: dict[SubnetSpec, ScoringResult] = {}  # of the subnets scored on all images (N,)
         self._requested: dict[SubnetSpec, Flags] = {}  # the images that each subnet was scored on (N,)
@@ -193,10 +206,10 @@ class _Races:
             similar: origins of the candidates that predict on which images these will differ. Offspring of evolution
                 differs less than random candidates.
         """
-        known = {c.id: self._complete_score(c) for c in candidates if c.spec in self._complete}
+        known = {c.id: self._complete_score(c) for c in candidates if c.spec in self._complete or c.spec in self._known}
         racers = [candidate for candidate in candidates if candidate.id not in known]
         objective = self._section.objective
-        scores = [_score(rival, objective) for rival in (*rivals, *known.values()) if rival.complete]
+        scores = [rival.score(objective) for rival in (*rivals, *known.values()) if rival.complete]
         origins = {scored.candidate.spec: scored.candidate.origin for scored in reversed(self.scored)}
         results_before = [result for spec, result in self._complete.items() if origins[spec] in similar]
         values = [result.values(objective) for result in results_before]
@@ -240,7 +253,9 @@ class _Races:
         return min(max(top1, 0.0), 100.0)
 
     def _complete_score(self, candidate: Candidate) -> ScoredCandidate:
-        return _scored(candidate, self._complete[candidate.spec])
+        if candidate.spec in self._complete:
+            return ScoredCandidate.measured(candidate, self._complete[candidate.spec])
+        return self._known[candidate.spec]._replace(candidate=candidate)
 
     def best(self, scored: Sequence[ScoredCandidate]) -> ScoredCandidate:
         """The best complete one."""
@@ -254,12 +269,6 @@ class _Races:
         complete = [scored for scored in self.scored if scored.complete]
         best = f"best {self.best(complete).top1_percent:.2f} %" if complete else ""
         self._show(len(self.scored) + finished, best)
-
-
-def _score(scored: ScoredCandidate, objective: Objective) -> float:
-    """The mean of `ScoringResult.values`."""
-    assert scored.loss is not None
-    return scored.top1_percent / 100 if objective == "accuracy" else -scored.loss
 
 
 def _generation_metrics(scored: Sequence[ScoredCandidate], races: _Races, best: float) -> dict[str, float]:

@@ -3,12 +3,10 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoformer.cards import Preprocessing, SupernetCard
-from autoformer.errors import AutoFormerError
-from autoformer.files import hash_file, replacing, write_json
+from autoformer.files import replacing, write_json
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
@@ -20,9 +18,8 @@ from runtime.steps import inputs
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
-from runtime.storage import is_uri
 from runtime.storage.artifacts import publish
-from runtime.storage.downloads import download
+from runtime.storage.named_files import verified_file
 
 if TYPE_CHECKING:
     from autoformer.supernet import Supernet
@@ -95,25 +92,14 @@ def adopt(opened: StepContext, adopted: Adopted, card: DatasetCard, search_image
 
     set_threads(opened.config.threads)
     space, section = opened.config.space, opened.config.section(TrainSupernet)
-    supernet, device = load_any_supernet(_checkpoint(opened, adopted), space), find_device(opened.config.device)
+    folder = opened.workspace.file("adopted")
+    checkpoint = verified_file(adopted.checkpoint, adopted.sha256, folder, "train_supernet.adopt.checkpoint")
+    supernet, device = load_any_supernet(checkpoint, space), find_device(opened.config.device)
     accuracy = SearchSplitAccuracy(search_images, card, device, section.score_images)
     row = {"step": 0, "epoch": 0.0, **_score(supernet.to(device), space, accuracy)}
     supernet.cpu()
     metrics = _write(opened, card, supernet, supernet.state_dict(), TrainingResult([row], []))
     _report(f"adopted {adopted.checkpoint}", metrics)
-
-
-def _checkpoint(opened: StepContext, adopted: Adopted) -> Path:
-    """The checkpoint as a file of this machine, with the content that was resolved."""
-    file = Path(adopted.checkpoint)
-    if is_uri(adopted.checkpoint):
-        file = opened.workspace.file(Path(adopted.checkpoint).name)
-        download(adopted.checkpoint, file, adopted.sha256)
-    elif not file.is_file():
-        raise AutoFormerError(f"{file}: no such file; train_supernet.adopt.checkpoint names it")
-    elif hash_file(file) != adopted.sha256:
-        raise AutoFormerError(f"{file}: changed since the run was resolved; start the run again")
-    return file
 
 
 def _report(what: str, metrics: Mapping[str, float | int]) -> None:

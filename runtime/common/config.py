@@ -140,8 +140,32 @@ class TrainSupernet(TrainingSection):
         return make_sampler(self.sampling, space, seed, self.sandwich_random, self.sandwich_teacher_weight)
 
 
+class MeasuredLatency(Frozen):
+    """A table of latencies, made by `make latency` on the device that the subnet is for."""
+
+    table: str = Field(min_length=1, description="a JSON file as the steps see it, or s3://bucket/file")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="of the table; filled in when a run is resolved"
+    )
+
+
+class EarlierSearch(Frozen):
+    """An earlier search of the same supernet and search split, or a folder that `make score` has written."""
+
+    search: str = Field(
+        min_length=1, description="a folder with candidates.csv, as the steps see it, or s3://bucket/folder"
+    )
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="of its candidates.csv; filled in when a run is resolved"
+    )
+
+    @property
+    def table(self) -> str:
+        return f"{self.search.rstrip('/')}/candidates.csv"
+
+
 class SearchSubnet(EvolutionSettings):
-    """Evolution (paper section 3.4). It scores at most population x (1 + generations) candidates."""
+    """Evolution (paper section 3.4), or NSGA-II. It scores at most population x (1 + generations) candidates."""
 
     random_baseline: bool = Field(True, description="score as many random candidates within the limits, for comparison")
     weights: Literal["ema", "raw"] = Field("ema", description="the supernet weights that candidates inherit")
@@ -154,9 +178,35 @@ class SearchSubnet(EvolutionSettings):
         "auto", description="of the forward pass; auto is bfloat16 or float16 on a GPU, float32 on a CPU"
     )
     racing: Racing | None = Field(
-        Racing(), description="stop hopeless candidates early; null scores each on all search images"
+        Racing(),
+        description="stop hopeless candidates early; null scores each on all search images, as method front does",
     )
     limits: Limits = Limits()
+    latency: MeasuredLatency | None = Field(
+        None, description="a table that predicts the latency of each candidate; null for none"
+    )
+    warm_start: EarlierSearch | None = Field(
+        None, description="an earlier search whose scores are known from the start; its best enter generation 0"
+    )
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        wanted = "limits on latency need" if self.limits.on_latency else "the objective latency_ms needs"
+        if self.latency is None and (self.limits.on_latency or "latency_ms" in self.front_objectives):
+            raise ValueError(f"{wanted} a table; make one with `make latency` and set search_subnet.latency.table")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _front_without_race(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("method") != "front":
+            return data
+        if data.get("racing") is not None:
+            raise ValueError(
+                "racing is for method evolution: it stops candidates that are not among the best, which may be on the "
+                "front; set racing=null, or method=evolution"
+            )
+        return data | {"racing": None}
 
     @property
     def budget(self) -> int:
@@ -297,7 +347,7 @@ def load_config(source: str, overrides: Sequence[str] = (), steps: Sequence[str]
     """
     data, where = _read(source)
     apply(data, overrides)
-    _name_checkpoints(data)
+    _name_files(data)
     config = validated(Config, data, where)
     for step in steps:
         if getattr(config, step) is None:
@@ -305,22 +355,27 @@ def load_config(source: str, overrides: Sequence[str] = (), steps: Sequence[str]
     return config
 
 
-def _name_checkpoints(data: dict[str, Any]) -> None:
-    """Add the hash of a checkpoint to its path: a changed file is another configuration."""
-    for step, key in (
-        ("train_supernet", "adopt"), ("train_supernet", "distillation"), ("retrain_subnet", "distillation"),
+def _name_files(data: dict[str, Any]) -> None:
+    """Add the hash of a checkpoint or table to its path: a changed file is another configuration."""
+    for step, key, path in (
+        ("train_supernet", "adopt", "checkpoint"), ("train_supernet", "distillation", "checkpoint"),
+        ("retrain_subnet", "distillation", "checkpoint"), ("search_subnet", "latency", "table"),
+        ("search_subnet", "warm_start", "search"),
     ):  # fmt: skip
         section = data.get(step)
         named = section.get(key) if isinstance(section, dict) else None
         if not isinstance(section, dict) or not isinstance(named, dict):
             continue
-        if named.get("sha256") or not isinstance(named.get("checkpoint"), str):
+        if named.get("sha256") or not isinstance(named.get(path), str):
             continue
-        file = Path(named["checkpoint"])
-        if key == "adopt" and named["checkpoint"].startswith("s3://"):
-            raise AutoFormerError(f"{step}.adopt.checkpoint = {file}: its sha256 is missing; set {step}.adopt.sha256")
+        file = Path(named[path])
+        where = f"{step}.{key}.{path} = {named[path]}"
+        if key != "distillation" and named[path].startswith("s3://"):
+            raise AutoFormerError(f"{where}: its sha256 is missing; set {step}.{key}.sha256")
+        if key == "warm_start":
+            file /= "candidates.csv"
         if not file.is_file():
-            raise AutoFormerError(f"{step}.{key}.checkpoint = {named['checkpoint']}: no such file")
+            raise AutoFormerError(f"{where}: no such file" + (f" as {file}" if key == "warm_start" else ""))
         data[step] = section | {key: named | {"sha256": hash_file(file)}}
 
 

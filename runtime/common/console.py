@@ -41,6 +41,13 @@ class Parser(argparse.ArgumentParser):
         raise AutoFormerError(f"{message}; --help lists the arguments")
 
 
+def positive(text: str) -> int:
+    """A whole number above 0, as an argument's type."""
+    if not (text.isascii() and text.isdecimal()) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a number above 0")
+    return int(text)
+
+
 def run_command(
     who: str,
     parser: argparse.ArgumentParser,

@@ -21,10 +21,13 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
     write_text(path, text.getvalue())
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, as text. Raises `AutoFormerError`, which names the file, where it is missing or damaged."""
+def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a table, as text. Raises `AutoFormerError`, which names the file, where it is missing or damaged.
+
+    `columns`: that it must have.
+    """
     try:
-        text = read_bytes(path, BOUNDS.csv_bytes).decode()
+        text = read_bytes(path, BOUNDS.csv_bytes).decode("utf-8-sig")  # spreadsheets write a BOM
         reader = csv.DictReader(io.StringIO(text, newline=""))
         if len(reader.fieldnames or ()) > BOUNDS.csv_columns:
             raise csv.Error(f"more than {BOUNDS.csv_columns} columns")
@@ -35,4 +38,6 @@ def read_table(path: Path) -> list[dict[str, str]]:
         raise AutoFormerError(f"{path}: not readable as a table ({error}); run the step that makes it again") from None
     if any(None in row or None in row.values() for row in rows):
         raise AutoFormerError(f"{path}: a row has not as many values as the table has columns; run the step again")
+    if missing := [column for column in columns if rows and column not in rows[0]]:
+        raise AutoFormerError(f"{path}: has no column '{missing[0]}'; run the step that makes it again")
     return rows

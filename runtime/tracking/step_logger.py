@@ -20,6 +20,7 @@ _HEADLINE: dict[str, tuple[str, float]] = {
     "chosen_top1_percent": ("val/top1", 1),
     "params": ("cost/params_m", 1e6),
     "macs": ("cost/macs_g", 1e9),
+    "chosen_latency_ms": ("cost/latency_ms", 1),
     **{
         name: (name, 1)
         for name in (
@@ -145,6 +146,8 @@ def child_run(outcome: ScoredCandidate, chosen: SubnetSpec) -> dict[str, Any]:
     }
     if outcome.loss is not None:
         metrics["val/loss"] = outcome.loss
+    if outcome.candidate.latency_ms is not None:
+        metrics["cost/latency_ms"] = outcome.candidate.latency_ms
     tags = {key: str(row[key]) for key in ("origin", "generation", "parents", "images") if row[key] != ""}
     return {
         "name": f"candidate {outcome.candidate.id}",

@@ -1,10 +1,13 @@
-// Shows a candidate of the scatter plot: under the pointer, by arrow keys, and pinned by a click.
+// Shows a candidate of the scatter plots: under the pointer, by arrow keys, and pinned by a click.
 (() => {
-  const plot = document.querySelector(".scatter"), panel = document.getElementById("candidate");
+  const panel = document.getElementById("candidate");
   const candidates = JSON.parse(document.getElementById("candidates").textContent);
-  const marks = [...plot.querySelectorAll(".candidate")];
-  const start = plot.querySelector(".chosen");
-  let shown = null, pinned = null;
+  const all = [...document.querySelectorAll(".scatter .candidate")];
+  const start = document.querySelector(".scatter .chosen").dataset.candidate;
+  let shown = null, pinned = null; // candidates; each has a mark in every plot
+  const mark = (candidate, css, on) => {
+    for (const one of all) if (one.dataset.candidate === candidate) one.classList.toggle(css, on);
+  };
 
   const line = (text, css = "") => Object.assign(document.createElement("p"), { textContent: text, className: css });
   const span = (css = "", text = "") => Object.assign(document.createElement("span"), { className: css, textContent: text });
@@ -24,41 +27,43 @@
     drawn.append(head, ...Array.from({ length: size.depth }, (_, index) => block(c, index)));
     return drawn;
   };
-  const show = (mark) => {
-    if (mark === shown) return;
-    shown?.classList.remove("shown");
-    shown = mark;
-    mark.classList.add("shown");
-    const c = candidates[mark.dataset.candidate];
+  const show = (candidate) => {
+    if (candidate === shown) return;
+    mark(shown, "shown", false);
+    mark(shown = candidate, "shown", true);
+    const c = candidates[candidate];
     panel.replaceChildren(line(c.score, "big"), line(c.cost), line(c.shape), line(c.origin, "soft"), architecture(c));
   };
-  const nearest = (event) => {
-    const box = plot.firstElementChild.getBoundingClientRect();
-    const distance = (mark) => Math.hypot(
-      mark.cx.baseVal.value - (event.clientX - box.left), mark.cy.baseVal.value - (event.clientY - box.top));
-    return marks.reduce((best, mark) => {
-      const d = distance(mark);
-      return d < best.d ? { mark, d } : best;
-    }, { mark: null, d: 40 }).mark;
-  };
-  const pin = (mark) => {
-    pinned?.classList.remove("pinned");
-    pinned = mark === pinned ? null : mark; // a second click lets go
-    pinned?.classList.add("pinned");
+  const pin = (candidate) => {
+    mark(pinned, "pinned", false);
+    pinned = candidate === pinned ? null : candidate; // a second click lets go
+    mark(pinned, "pinned", true);
     show(pinned ?? start);
   };
-  plot.addEventListener("pointermove", (event) => { if (!pinned) show(nearest(event) ?? start); });
-  plot.addEventListener("pointerleave", () => show(pinned ?? start));
-  plot.addEventListener("click", (event) => pin(nearest(event)));
-  const ordered = [...marks].sort((a, b) => a.cx.baseVal.value - b.cx.baseVal.value);
-  plot.tabIndex = 0;
-  plot.addEventListener("keydown", (event) => {
-    const at = ordered.indexOf(shown), last = ordered.length - 1;
-    const to = { ArrowRight: at < last ? at + 1 : 0, ArrowLeft: at > 0 ? at - 1 : last, Home: 0, End: last }[event.key];
-    if (event.key === "Escape") pin(null);
-    if (to === undefined) return;
-    event.preventDefault();
-    if (ordered[to] !== pinned) pin(ordered[to]);
-  });
+  for (const plot of document.querySelectorAll(".scatter")) {
+    const marks = [...plot.querySelectorAll(".candidate")];
+    const nearest = (event) => {
+      const box = plot.firstElementChild.getBoundingClientRect();
+      const distance = (one) => Math.hypot(
+        one.cx.baseVal.value - (event.clientX - box.left), one.cy.baseVal.value - (event.clientY - box.top));
+      return marks.reduce((best, one) => {
+        const d = distance(one);
+        return d < best.d ? { candidate: one.dataset.candidate, d } : best;
+      }, { candidate: null, d: 40 }).candidate;
+    };
+    plot.addEventListener("pointermove", (event) => { if (!pinned) show(nearest(event) ?? start); });
+    plot.addEventListener("pointerleave", () => show(pinned ?? start));
+    plot.addEventListener("click", (event) => pin(nearest(event)));
+    const ordered = [...marks].sort((a, b) => a.cx.baseVal.value - b.cx.baseVal.value).map((one) => one.dataset.candidate);
+    plot.tabIndex = 0;
+    plot.addEventListener("keydown", (event) => {
+      const at = ordered.indexOf(shown), last = ordered.length - 1;
+      const to = { ArrowRight: at < last ? at + 1 : 0, ArrowLeft: at > 0 ? at - 1 : last, Home: 0, End: last }[event.key];
+      if (event.key === "Escape") pin(null);
+      if (to === undefined) return;
+      event.preventDefault();
+      if (ordered[to] !== pinned) pin(ordered[to]);
+    });
+  }
   show(start);
 })();

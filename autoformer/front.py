@@ -1,0 +1,98 @@
+"""Evolutionary search for the Pareto front of accuracy and cost: NSGA-II (Deb et al. 2002). Torch-free.
+
+It has the ask-and-tell interface, the candidates and the operators of `autoformer.search.Evolution`, and differs in two
+things. The parents are the best `population` of the survivors and the last generation together, by their rank in the
+non-dominated sort, then by crowding distance. And a parent is drawn by a binary tournament: of two at random, the one
+with the better rank, or at equal rank the less crowded one.
+"""
+
+from collections.abc import Mapping, Sequence
+from random import Random
+
+from autoformer.candidates import ScoredCandidate
+from autoformer.latency import LatencyTable
+from autoformer.limits import Limits
+from autoformer.pareto import crowding_distances, sort_into_fronts, whole_front
+from autoformer.search import Evolution, EvolutionSettings
+from autoformer.space import SearchSpace, SubnetSpec
+
+_FIELDS = {"params_m": "params", "macs_g": "macs"}  # cost -> field of a candidate, where the names differ
+
+
+def costs_of(scored: ScoredCandidate, objectives: Sequence[str]) -> tuple[float, ...]:
+    """The objectives of a complete candidate, costs first; lower is better."""
+    assert scored.loss is not None
+    scores = {"accuracy": -scored.top1_percent, "loss": scored.loss}
+    costs = [getattr(scored.candidate, _FIELDS.get(name, name)) for name in objectives if name not in scores]
+    return *costs, *(scores[name] for name in objectives if name in scores)
+
+
+def front_of(scored: Sequence[ScoredCandidate], objectives: Sequence[str]) -> list[ScoredCandidate]:
+    """The complete candidates that no other dominates, cheapest first; a subnet that was drawn twice is there once."""
+    by_spec = {one.candidate.spec: one for one in reversed(scored) if one.complete}
+    complete = [one for one in scored if by_spec.get(one.candidate.spec) is one]
+    return [complete[index] for index in whole_front([costs_of(one, objectives) for one in complete])]
+
+
+def violation(limits: Limits, counts: Mapping[str, float]) -> float:
+    """How far a subnet is outside the limits: the relative excess, summed over the costs; 0 for a legal one."""
+    total = 0.0
+    for cost, count in counts.items():
+        low, high = limits.bounds(cost)
+        total += max(low - count, 0) / max(low, 1) + max(count - high, 0) / high
+    return total
+
+
+class FrontSearch(Evolution):
+    """NSGA-II, by `settings.front_objectives`. Only complete candidates survive.
+
+    All that it asks is legal. A candidate outside the limits that it is told all the same ranks after all legal ones.
+    """
+
+    def __init__(
+        self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random,
+        table: LatencyTable | None = None, known: Sequence[ScoredCandidate] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(space, limits, settings, rng, table, known)
+        self.limits = limits
+        self.survivors: list[ScoredCandidate] = []  # best first
+        self._places: dict[SubnetSpec, tuple[int, float]] = {}  # of a survivor: its rank, and minus its distance
+
+    def tell(self, scored: Sequence[ScoredCandidate]) -> None:
+        super().tell(scored)
+        rivals = [*self.survivors, *(one for one in scored if one.complete)]
+        places = self._places_of(rivals)
+        best = sorted(places, key=lambda index: (places[index], index))[: self.settings.population]
+        self.survivors = [rivals[index] for index in best]
+        self._places = {rivals[index].candidate.spec: places[index] for index in best}
+
+    def _places_of(self, rivals: Sequence[ScoredCandidate]) -> dict[int, tuple[int, float]]:
+        """Of complete candidates: the rank of each, and minus its crowding distance."""
+        costs = [costs_of(one, self.settings.front_objectives) for one in rivals]
+        counts = [self.limits.count(self.space, one.candidate.spec, self.table) for one in rivals]
+        places: dict[int, tuple[int, float]] = {}
+        for rank, front in enumerate(sort_into_fronts(costs, [violation(self.limits, count) for count in counts])):
+            distances = crowding_distances([costs[index] for index in front])
+            places |= {index: (rank, -distance) for index, distance in zip(front, distances, strict=True)}
+        return places
+
+    def _order(self, scored: Sequence[ScoredCandidate]) -> list[int]:
+        places = self._places_of(scored)
+        return sorted(places, key=lambda index: (places[index], index))
+
+    def _parents(self) -> list[ScoredCandidate]:
+        return self.survivors
+
+    def _pick(self, parents: Sequence[ScoredCandidate]) -> ScoredCandidate:
+        first, second = self.rng.choice(parents), self.rng.choice(parents)
+        is_better = self._places[second.candidate.spec] < self._places[first.candidate.spec]
+        return second if is_better else first
+
+
+def make_search(
+    space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random, table: LatencyTable | None = None,
+    known: Sequence[ScoredCandidate] = (),
+) -> Evolution:  # fmt: skip
+    """The search that `settings.method` names."""
+    kind = FrontSearch if settings.method == "front" else Evolution
+    return kind(space, limits, settings, rng, table, known)

@@ -1,0 +1,146 @@
+"""Latency of any subnet, as the sum of the measured times of its parts. Torch-free.
+
+A table has one time for each layer before the blocks and for each head, by width, and one for each block, by width,
+heads and MLP ratio. The sum, plus a constant, is the time of a subnet. `autoformer.part_times` measures a table.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from autoformer.errors import AutoFormerError
+from autoformer.frozen import Frozen
+from autoformer.reading import read_json_as
+from autoformer.space import SearchSpace, SubnetField, SubnetSpec
+
+Clock = Literal["processor time", "wall time", "CUDA events"]
+FILE = "latency_table.json"  # in the folder of a search that had a table
+AT_REST = "measure again, with nothing else running"
+REMEDY = "make the table again with `make latency`"
+_SHAPE = ("image_size", "patch_size", "in_channels", "num_classes", "head_dim", "max_relative_position",
+          "relative_position", "pooling", "stem_channels")  # fmt: skip
+
+
+class WidthTime(Frozen):
+    embed_dim: int = Field(gt=0)
+    ms: float = Field(gt=0, le=1e9)
+
+
+class BlockTime(WidthTime):
+    num_heads: int = Field(gt=0)
+    mlp_ratio: float = Field(gt=0)
+
+
+class CheckedSubnet(Frozen):
+    """A whole subnet, which the table was not made of."""
+
+    subnet: SubnetField
+    predicted_ms: float
+    measured_ms: float = Field(gt=0)
+
+    @property
+    def error_percent(self) -> float:
+        return 100 * abs(self.predicted_ms - self.measured_ms) / self.measured_ms
+
+
+class LatencyTable(Frozen):
+    """Times of one forward pass in milliseconds, and the device that they hold for."""
+
+    device: str = Field(min_length=1)  # its name
+    threads: int | None = Field(gt=0)  # of the CPU; None on a GPU
+    batch_size: int = Field(gt=0)
+    precision: Literal["float32", "bfloat16", "float16"]
+    clock: Clock
+    torch: str
+    rounds: int = Field(gt=0)  # in each of which every part was measured
+    space: SearchSpace
+    constant_ms: float = Field(ge=-1e9, le=1e9)
+    embedding: tuple[WidthTime, ...]
+    blocks: tuple[BlockTime, ...]
+    head: tuple[WidthTime, ...]
+    check: tuple[CheckedSubnet, ...] = ()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        choices = self.space.choices
+        widths = list(choices.embed_dim)
+        blocks = [(w, heads, ratio) for w in widths for heads in choices.num_heads for ratio in choices.mlp_ratio]
+        for name, found, expected in (
+            ("embedding", [part.embed_dim for part in self.embedding], widths),
+            ("head", [part.embed_dim for part in self.head], widths),
+            ("blocks", [(part.embed_dim, part.num_heads, part.mlp_ratio) for part in self.blocks], blocks),
+        ):
+            if sorted(found) != sorted(expected):
+                raise ValueError(f"{name} has {len(found)} times that are not one for each of {len(expected)} choices")
+        if self.extremes(self.space)[0] <= 0:
+            raise ValueError(f"with constant_ms {self.constant_ms:g} some subnets would take no time")
+        return self
+
+    @cached_property
+    def _times(self) -> dict[tuple[float, ...], float]:
+        """Width -> embedding and head; width, heads and MLP ratio -> block."""
+        times: dict[tuple[float, ...], float] = {(part.embed_dim,): part.ms for part in self.embedding}
+        for part in self.head:
+            times[part.embed_dim,] += part.ms
+        return times | {(part.embed_dim, part.num_heads, part.mlp_ratio): part.ms for part in self.blocks}
+
+    def predict(self, spec: SubnetSpec) -> float:
+        """Milliseconds of one forward pass. Raises `AutoFormerError` for a choice that was not measured."""
+        width = spec.embed_dim
+        try:
+            blocks = (
+                self._times[width, heads, ratio] for heads, ratio in zip(spec.num_heads, spec.mlp_ratio, strict=True)
+            )
+            return self.constant_ms + self._times[width,] + sum(blocks)
+        except KeyError as missing:
+            raise AutoFormerError(f"latency: {missing} is not in the table of '{self.space.name}'; {REMEDY}") from None
+
+    def extremes(self, space: SearchSpace) -> tuple[float, float]:
+        """The lowest and the highest latency of all subnets of a space that this table fits."""
+        choices, found = space.choices, list[float]()
+        for width in choices.embed_dim:
+            blocks = [self._times[width, heads, ratio] for heads in choices.num_heads for ratio in choices.mlp_ratio]
+            for depth in choices.depth:
+                found += [
+                    self.constant_ms + self._times[width,] + depth * block for block in (min(blocks), max(blocks))
+                ]
+        return min(found), max(found)
+
+    def check_fits(self, space: SearchSpace, where: str) -> None:
+        """Raise `AutoFormerError` unless every subnet of `space` has a prediction."""
+        for key in _SHAPE:
+            measured, wanted = getattr(self.space, key), getattr(space, key)
+            if measured != wanted:
+                raise AutoFormerError(
+                    f"{where}: measured for {key} = {measured}, but '{space.name}' has {wanted}; {REMEDY} for it"
+                )
+        for key in ("embed_dim", "num_heads", "mlp_ratio"):
+            missing = set(getattr(space.choices, key)) - set(getattr(self.space.choices, key))
+            if missing:
+                raise AutoFormerError(
+                    f"{where}: measured without {key} = {min(missing):g} of '{space.name}'; {REMEDY} for it"
+                )
+
+    @property
+    def median_error_percent(self) -> float | None:
+        """Of the predictions, on the whole subnets that it was checked with; None without a check."""
+        return median(subnet.error_percent for subnet in self.check) if self.check else None
+
+    @property
+    def conditions(self) -> str:
+        """What the times hold for, in words."""
+        threads = "" if self.threads is None else f", {self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{self.device}{threads}, batch {self.batch_size}, {self.precision}"
+
+
+def table_of_search(folder: Path) -> LatencyTable | None:
+    """The table of a search's folder; None if it had none."""
+    return read_latency_table(folder / FILE) if (folder / FILE).exists() else None
+
+
+def read_latency_table(path: Path) -> LatencyTable:
+    """Raises `AutoFormerError` naming the file if it is missing or damaged."""
+    return read_json_as(LatencyTable, path, REMEDY)

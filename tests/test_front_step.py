@@ -1,0 +1,130 @@
+"""The search step with method front: its files, its choice, MLflow's copy, and what a kill leaves."""
+
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from interrupted import Sandbox, sandbox
+from mlflow import MlflowClient
+from processes import at_candidate, killed, signal_self
+from run_steps import config_of, contents, run
+from test_choice import WHOLE, scored_by, searched
+from test_choice import config_of as choice_config
+from tracking_fixtures import empty_store, store
+
+from autoformer.candidates import ScoredCandidate
+from autoformer.racing import ScoringTask
+from autoformer.space import NamedSubnet
+from components.evaluate_subnet.results import read_search
+from components.search_subnet.step import write_result
+from runtime.common.code import step_code
+from runtime.common.config import Config
+from runtime.common.tables import read_table
+
+__all__ = ["empty_store", "sandbox", "store"]
+
+STEP = "search_subnet"
+OBJECTIVES = ["loss", "params_m", "macs_g"]
+CONFIG = config_of(STEP, method="front", objective="loss", objectives=OBJECTIVES, images=None)
+
+
+@pytest.fixture(autouse=True)
+def fresh_code() -> None:
+    step_code.cache_clear()
+
+
+def dominated(one: ScoredCandidate, rivals: Sequence[ScoredCandidate]) -> bool:
+    def costs(each: ScoredCandidate) -> tuple[float, int, int]:
+        return each.loss or 0.0, each.candidate.params, each.candidate.macs
+
+    better = (costs(rival) for rival in rivals if costs(rival) != costs(one))
+    return any(all(a <= b for a, b in zip(rival, costs(one), strict=True)) for rival in better)
+
+
+def test_the_front_is_written_logged_and_the_choice_is_the_best_within_the_limits(
+    sandbox: Sandbox, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = sandbox.given(STEP, "front", CONFIG)
+    assert run(STEP, given) == 0
+    out = Path(given["--out"])
+    candidates = [ScoredCandidate.from_row(row) for row in read_table(out / "candidates.csv")]
+    front = [ScoredCandidate.from_row(row) for row in read_table(out / "front.csv")]
+    assert all(one.complete and one.images == 100 for one in candidates)
+    first = {one.candidate.spec: one for one in reversed(candidates)}
+    expected = [one for one in first.values() if not dominated(one, candidates)]
+    assert front == sorted(expected, key=lambda one: (one.candidate.params, one.candidate.macs, one.loss))
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["front_candidates"] == len(front) > 1
+    assert metrics["images_scored_percent"] == 100
+    best = min(candidates, key=lambda one: one.rank("loss"))
+    chosen = NamedSubnet.from_yaml(out / "chosen.yaml")
+    assert chosen.subnet == best.candidate.spec and best.candidate.params <= 15_000
+    assert f"{STEP} ({'random search' if best.is_baseline else 'NSGA-II'})" in chosen.source
+    assert read_search(out, chosen.subnet, 100).candidates == candidates
+    printed = capsys.readouterr()
+    lines = (printed.out + printed.err).splitlines()
+    assert f"{STEP}: front of loss, params_m, macs_g: no race, every candidate is scored on 100 images" in lines
+    client = MlflowClient(store)
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    (logged,) = client.search_runs(experiments, f"tags.stage = '{STEP}'")
+    assert {"front.csv", "front.json"} <= {file.path for file in client.list_artifacts(logged.info.run_id)}
+    assert logged.data.metrics["front_candidates"] == len(front)
+    children = client.search_runs(experiments, "tags.stage = 'candidate'")
+    ids = {int(child.info.run_name.split()[1]) for child in children}
+    assert {one.candidate.id for one in front} <= ids and len(ids) <= len(front) + 10
+
+
+def test_a_killed_front_search_is_resumed_to_the_same_bytes(sandbox: Sandbox, tmp_path: Path) -> None:
+    given = sandbox.given(STEP, "killed", CONFIG)
+    killed(STEP, given, tmp_path / "log", (at_candidate, 9, partial(signal_self, signal.SIGKILL)))
+    assert run(STEP, given) == 0
+    result = contents(Path(given["--out"]))
+    assert "front.csv" in result and result == sandbox.undisturbed(STEP, CONFIG)
+
+
+def test_evolution_writes_no_front(sandbox: Sandbox) -> None:
+    config = config_of(STEP, images=None, random_baseline=False, generations=0)
+    given = sandbox.given(STEP, "evolution", config)
+    assert run(STEP, given) == 0
+    assert not (Path(given["--out"]) / "front.csv").exists()
+    assert "front_candidates" not in json.loads((Path(given["--out"]) / "metrics.json").read_text())
+
+
+class KilledError(Exception):
+    pass
+
+
+def written(folder: Path, config: Config, kill_after: int | None = None) -> dict[str, bytes]:
+    """The files of a search in `folder`, which keeps the scores of former tries; `kill_after` so many tasks."""
+    done = 0
+
+    def score(tasks: Sequence[ScoringTask]) -> Iterator[Any]:
+        nonlocal done
+        for task in tasks:
+            if done == kill_after:
+                raise KilledError
+            done += 1
+            yield task, scored_by(task.spec, task.images)
+
+    folder.mkdir(exist_ok=True)
+    result, _ = searched(folder, config, score)
+    write_result(folder / "out", config, result, {"code": "c0de", "inputs": {"supernet": "none"}})
+    assert len(result.front) > 3
+    return contents(folder / "out")
+
+
+def test_a_kill_in_any_generation_and_between_two_changes_no_byte(tmp_path: Path) -> None:
+    """Three generations of 8, the random baseline in groups of 8, the finalists: killed after each 4 new candidates."""
+    config = choice_config(method="front", objective="loss", finalists=3)
+    whole = written(tmp_path / "whole", config)
+    for tasks in range(0, 52, 4):
+        folder = tmp_path / str(tasks)
+        if tasks < 48:
+            with pytest.raises(KilledError):
+                written(folder, config, tasks)
+        assert written(folder, config) == whole, tasks
+    assert WHOLE > 400  # the finalists are scored on images that the search did not use
