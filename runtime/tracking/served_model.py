@@ -59,7 +59,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 class _Request:
     """Decodes the images of one request, until they have taken too much together."""
 
-    def __init__(self, images: int) -> None:
+    def __init__(self, images: int = 1) -> None:
         self._images, self._begun, self._characters, self._pixels = images, 0, 0, 0
         self._deadline = time.monotonic() + BOUNDS.served_seconds
 
