@@ -11,6 +11,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.reading import read_json_as
 from autoformer.subnet_text import by_block
 from runtime import tracking
+from runtime.common.budgets import prefix_of
 from runtime.common.config import ROOT
 from runtime.common.console import Parser, run_command
 from runtime.common.overrides import SplitOption
@@ -20,9 +21,10 @@ LISTED_RUNS = 10
 LONGEST_VALUE = 44  # characters
 NOT_RECORDED = "not recorded"
 TEST = "test split"
+TOP1 = "test_top1_percent"
 # Key -> (name, format, unit). `val/top1` is the accuracy of the chosen subnet on the search split.
 SCORES = {
-    "test_top1_percent": ("test top-1", ".2f", " %"),
+    TOP1: ("test top-1", ".2f", " %"),
     "test_top5_percent": ("test top-5", ".2f", " %"),
     "inherited_test_top1_percent": ("test top-1, inherited weights", ".2f", " %"),
     "scratch_test_top1_percent": ("test top-1, from scratch", ".2f", " %"),
@@ -77,7 +79,10 @@ def listing() -> str:
         return "no pipeline run yet; `make run` makes one"
     rows = [("run", "preset", "started", "state", "test top-1")]
     for run in runs:
-        top1 = f"{run.scores['test_top1_percent']:.2f} %" if "test_top1_percent" in run.scores else ""
+        labels = _budgets(run)
+        top1 = f"{run.scores[TOP1]:.2f} %" if TOP1 in run.scores else ""
+        if labels:
+            top1 = ", ".join(f"{label} {run.scores[prefix_of(label) + TOP1]:.2f} %" for label in labels)
         rows.append((run.run_id[:12], run.name, _time(run.started), run.status.lower(), top1))
     return "\n".join([*_aligned(rows), "", 'make compare RUNS="a b" shows what differs between two of them.'])
 
@@ -173,30 +178,45 @@ def _architecture(run: tracking.PipelineRun) -> dict[str, str]:
 
 
 def _scores(first: tracking.PipelineRun, second: tracking.PipelineRun) -> tuple[list[Row], int]:
-    """As `_differences`; test accuracy always has a row, equal or not."""
+    """As `_differences`, of the whole run and of each budget; test accuracy always has a row, equal or not."""
     rows, equal = [], 0
+    for label in ("", *_budgets(first, second)):
+        different, same = _scores_of(first, second, label)
+        rows += different
+        equal += same
+    return rows, equal
+
+
+def _budgets(*runs: tracking.PipelineRun) -> list[str]:
+    """The labels of the budgets of any of the runs, ascending."""
+    labels = {name.removesuffix(f"/{TOP1}") for run in runs for name in run.scores if name.endswith(f"m/{TOP1}")}
+    return sorted(labels, key=lambda label: (len(label.partition(".")[0].rstrip("m")), label))
+
+
+def _scores_of(first: tracking.PipelineRun, second: tracking.PipelineRun, label: str) -> tuple[list[Row], int]:
+    rows, equal, prefix = [], 0, prefix_of(label)
     for key, (name, form, unit) in SCORES.items():
-        pair = (first.scores.get(key), second.scores.get(key))
+        pair = (first.scores.get(prefix + key), second.scores.get(prefix + key))
         if pair == (None, None):
             continue
-        if pair[0] == pair[1] and key != "test_top1_percent":
+        if pair[0] == pair[1] and key != TOP1:
             equal += 1
             continue
         texts = [NOT_RECORDED if value is None else f"{value:{form}}{unit}" for value in pair]
         difference = "" if None in pair else f"{pair[1] - pair[0]:+{form}}"  # type: ignore[operator]
-        if key == "test_top1_percent":
-            intervals = (_interval(first), _interval(second))
+        if key == TOP1:
+            intervals = (_interval(first, label), _interval(second, label))
             for index, interval in enumerate(intervals):
                 texts[index] += f" ({interval.low:.2f} to {interval.high:.2f})" if interval else ""
             if intervals[0] and intervals[1] and _same_test_images(first, second):
                 low, high = difference_interval(intervals[0], intervals[1])
                 difference += f" ({low:+.2f} to {high:+.2f})"
-        rows.append(Row(name, (texts[0], texts[1]), difference))
+        rows.append(Row(f"{label}: {name}" if label else name, (texts[0], texts[1]), difference))
     return rows, equal
 
 
-def _interval(run: tracking.PipelineRun) -> Interval | None:
-    names = ("test_top1_percent", "test_top1_low_percent", "test_top1_high_percent")
+def _interval(run: tracking.PipelineRun, label: str = "") -> Interval | None:
+    names = [prefix_of(label) + name for name in (TOP1, "test_top1_low_percent", "test_top1_high_percent")]
     return Interval(*(run.scores[name] for name in names)) if all(name in run.scores for name in names) else None
 
 

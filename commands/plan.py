@@ -116,14 +116,18 @@ def make_plan(config: Config, data: Path, step_seconds: float = STEP_SECONDS) ->
     training, scoring = _measure(config, card, sample)
     search, retrain = config.section(SearchSubnet), config.section(RetrainSubnet)
     scored = min(search.images or images.search, images.search)
-    candidates = f"{search.budget:,} candidates on {'at most ' if search.racing else ''}{scored:,} images"
+    train_images = getattr(images, retrain.split)
+    budgets = len(search.budgets or [None])
+    most = search.most_candidates * budgets
+    candidates = f"{most:,} candidates on {'at most ' if search.racing else ''}{scored:,} images"
     candidates += "" if search.limits == Limits() else f", {search.limits}"
+    candidates += f", {budgets} budgets" if search.budgets else ""
     stages = [
         Stage("prepare_data", images=images.train_full + images.test, images_per_second=PREPARED_PER_SECOND),
         _training_stage("train_supernet", [config.section(TrainSupernet)], images.train, training),
-        Stage("search_subnet", candidates, search.budget * scored, scoring),
-        _training_stage("retrain_subnet", _trainings(config), getattr(images, retrain.split), training),
-        Stage("evaluate_subnet", f"{images.test:,} images", 3 * images.test, scoring),
+        Stage("search_subnet", candidates, most * scored, scoring),
+        _repeated(budgets, _training_stage("retrain_subnet", _trainings(config), train_images, training)),
+        Stage("evaluate_subnet", f"{images.test:,} images", 3 * budgets * images.test, scoring),
         Stage("register_model"),
     ]
     if device.type == "cuda":
@@ -158,6 +162,12 @@ def _training_stage(name: str, trainings: Sequence[TrainingSection], images: int
     batches = " and ".join(dict.fromkeys(str(section.batch_size) for section in trainings))
     seen = sum(count * section.batch_size for count, section in zip(steps, trainings, strict=True))
     return Stage(name, f"{epochs} epochs, {sum(steps):,} steps of {batches}", seen, rate)
+
+
+def _repeated(budgets: int, stage: Stage) -> Stage:
+    if budgets == 1:
+        return stage
+    return stage._replace(work=f"for {budgets} budgets each: {stage.work}", images=stage.images * budgets)
 
 
 def read_sample(config: Config, data: Path) -> tuple[DatasetCard, DecodedSplit | EncodedSplit, SplitSizes]:

@@ -26,6 +26,7 @@ from pipeline.kfp_output import KfpOutput
 from pipeline.step_processes import StepProcesses
 from pipeline.summary import summary
 from runtime import tracking
+from runtime.common.budgets import folder_of, model_of, read_chosen
 from runtime.common.code import step_code
 from runtime.common.config import ROOT, STEPS, Config, RegisterModel
 from runtime.common.console import Parser, repeat_failure, run_command
@@ -246,13 +247,17 @@ def name_sources(pipeline: Any) -> dict[str, str]:
 def _show(config: Config, results: dict[str, Any], seconds: float, run_id: str) -> None:
     paths = {name: Path(artifact.path) for name, artifact in results.items()}
     records = {step: read_json_as(StepRecord, paths[f"{step}_record"]) for step in STEPS}
+    labels = [*read_chosen(paths["search"])]
     more = [
         ("wall time", f"{seconds / 60:.1f} min in all"),
         ("report", f"{relative_path(paths['evaluation'] / 'report.html')}"),
-        ("model", f"{relative_path(paths['retrain'] / 'model')}"),
+        *(
+            (f"model{label and f', {label}'}", f"{relative_path(folder_of(paths['retrain'], label) / 'model')}")
+            for label in labels
+        ),
         ("model card", f"{relative_path(paths['registration'].with_name('model_card'))}"),
         ("MLflow", f"`make ui`, run {run_id}"),
-        ("try it", f"make predict MODEL={config.section(RegisterModel).model_name} IMAGE=path"),
+        ("try it", f"make predict MODEL={model_of(config.section(RegisterModel).model_name, labels[-1])} IMAGE=path"),
     ]
     print(summary(config, paths, records, more))
 

@@ -30,7 +30,7 @@ TOGETHER = {
         "test_chaos", "test_ranks", "test_interrupt", "test_full_disk", "test_locks", "test_resume",
         "test_rollback", "test_search_race", "test_storage_steps", "test_tracking", "test_trainjob",
     ),
-    "registry": ("test_outages", "test_register_model"),  # what exports a model is slow to import, too
+    "registry": ("test_budgets", "test_outages", "test_register_model"),  # what exports a model is slow to import, too
     "two runs": ("test_browser_mlflow", "test_compare"),
 }  # fmt: skip
 LONGEST = (

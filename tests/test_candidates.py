@@ -22,7 +22,7 @@ from autoformer.subnet_text import exact_text, from_cells, shape_text, to_cells
 from components.evaluate_subnet.results import read_search
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import search
-from components.search_subnet.step import write_result
+from components.search_subnet.step import write_results
 from runtime.common.config import load_config
 from runtime.common.tables import read_table, write_table
 
@@ -61,7 +61,7 @@ def test_the_evaluation_finds_the_subnet_of_a_search_in_thirds(tmp_path: Path) -
     )
     memory = ScoreCache(tmp_path / "scores.jsonl", IMAGES, larger_is_better)
     result = search(config, evolution, evolution.ask(), memory, IMAGES, lambda *_: None, lambda *_: None)
-    write_result(tmp_path / "search", config, result, {"code": "c0de", "inputs": {"supernet": "none"}})
+    write_results(tmp_path / "search", config, {"": result}, {"code": "c0de", "inputs": {"supernet": "none"}})
 
     chosen = NamedSubnet.from_yaml(tmp_path / "search" / "chosen.yaml").subnet
     assert 8 / 3 in chosen.mlp_ratio

@@ -17,7 +17,7 @@ from autoformer.space import SubnetSpec
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, search
 from components.search_subnet.standing import standing
-from components.search_subnet.step import write_result
+from components.search_subnet.step import write_results
 from runtime.common.config import Config, SearchSubnet, load_config
 from runtime.common.tables import read_table
 
@@ -133,7 +133,9 @@ def test_a_subnet_that_random_search_found_is_chosen_where_it_is_the_best_and_th
         (tmp_path / str(seed)).mkdir()
         config = config.model_copy(update={"seed": seed})
         result, _ = searched(tmp_path / str(seed), config)
-        write_result(tmp_path / str(seed) / "out", config, result, {"code": "c0de", "inputs": {"supernet": "none"}})
+        write_results(
+            tmp_path / str(seed) / "out", config, {"": result}, {"code": "c0de", "inputs": {"supernet": "none"}}
+        )
         random = bool(result.metrics["chosen_is_random"])
         assert random == (result.chosen.candidate.origin == "baseline")
         source = yaml.safe_load((tmp_path / str(seed) / "out" / "chosen.yaml").read_text())["source"]

@@ -20,7 +20,7 @@ from autoformer.candidates import ScoredCandidate
 from autoformer.racing import ScoringTask
 from autoformer.space import NamedSubnet
 from components.evaluate_subnet.results import read_search
-from components.search_subnet.step import write_result
+from components.search_subnet.step import write_results
 from runtime.common.code import step_code
 from runtime.common.config import Config
 from runtime.common.tables import read_table
@@ -112,7 +112,7 @@ def written(folder: Path, config: Config, kill_after: int | None = None) -> dict
 
     folder.mkdir(exist_ok=True)
     result, _ = searched(folder, config, score)
-    write_result(folder / "out", config, result, {"code": "c0de", "inputs": {"supernet": "none"}})
+    write_results(folder / "out", config, {"": result}, {"code": "c0de", "inputs": {"supernet": "none"}})
     assert len(result.front) > 3
     return contents(folder / "out")
 

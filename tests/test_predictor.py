@@ -20,7 +20,7 @@ from autoformer.search import Evolution, EvolutionSettings
 from autoformer.space import SubnetSpec
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import search
-from components.search_subnet.step import write_result
+from components.search_subnet.step import write_results
 from runtime.common.config import SearchSubnet, load_config
 
 SPACE = small_space()  # widths 8, 12, 16; depths 1, 2, 3; heads 1, 2, 3; ratios 1, 1.3, 2
@@ -149,7 +149,7 @@ def searched(folder: Path, most: int) -> tuple[bytes, int]:
     cache = ScoreCache(folder / "scores.jsonl", 40, answers, stop)
     evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", 0))
     result = search(config, evolution, evolution.ask(), cache, 40, lambda *_: None, lambda *_: None)
-    write_result(folder / "out", config, result, {"code": "", "inputs": {"supernet": ""}})
+    write_results(folder / "out", config, {"": result}, {"code": "", "inputs": {"supernet": ""}})
     return b"".join(content for _, content in sorted(contents(folder / "out").items())), cache.candidates_scored_now
 
 

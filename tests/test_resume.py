@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from interrupted import Sandbox, sandbox
 from processes import at_candidate, at_step, in_a_checkpoint, killed, signal_self
-from run_steps import config_of, contents, run
+from run_steps import arguments, config_of, contents, run
 
 from runtime.common.code import step_code
 
@@ -84,6 +84,30 @@ def test_retraining_is_resumed(sandbox: Sandbox, tmp_path: Path) -> None:
     assert "retrain_subnet (finetune): resumed from step 30 of 30" in printed
     assert run(step, given) == 0
     assert contents(Path(given["--out"])) == sandbox.undisturbed(step)
+    assert sandbox.work(step, "*") == []
+
+
+def test_retraining_of_several_budgets_is_resumed_in_the_budget_where_it_was_killed(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """Killed twice in its last training: what the first budget has is kept, to the byte of a quiet run."""
+    before, changes = tmp_path / "budgets", {"budgets": [0.0035, 0.0138], "limits": {}}
+    before.mkdir()
+    (before / "supernet").symlink_to(sandbox.root / "made" / "supernet")
+    config = config_of("search_subnet", **changes)
+    assert run("search_subnet", arguments("search_subnet", sandbox.data, before, before / "search", config)) == 0
+    step, log, config = "retrain_subnet", tmp_path / "log", config_of("retrain_subnet", epochs=1)
+    given = arguments(step, sandbox.data, before, tmp_path / "out", config)
+    killed(step, given, log, (at_step, 7, KILL, 3))
+    printed = killed(step, given, log, (at_step, 9, KILL, 3))
+    for training in ("0.0035m (finetune)", "0.0035m (scratch)", "0.0138m (finetune)"):
+        assert f"{training}: resumed from step " in printed
+    assert run(step, given) == 0
+    resumed = contents(tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOFORMER_WORK", str(tmp_path / "other-work"))
+        assert run(step, given | {"--out": str(tmp_path / "quiet")}) == 0
+    assert resumed == contents(tmp_path / "quiet") and "budgets/0.0035m/scratch/model.safetensors" in resumed
     assert sandbox.work(step, "*") == []
 
 

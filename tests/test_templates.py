@@ -10,9 +10,9 @@ from hatchling.builders.wheel import WheelBuilder
 from runtime.common import code
 
 ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("budgets", "chapter", "macros", "report", "searches", "subnet", "training", "weights")
 FILES = [
-    ("evaluate_subnet", "report.html.j2"),
-    ("evaluate_subnet", "macros.html.j2"),
+    *(("evaluate_subnet", f"{part}.html.j2") for part in PARTS),
     ("evaluate_subnet", "report.css"),
     ("evaluate_subnet", "report.js"),
     ("register_model", "model_card.md.j2"),

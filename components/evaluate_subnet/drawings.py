@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from components.evaluate_subnet.results import Point
 CURVE_HEIGHT, SCATTER_HEIGHT, ROW_HEIGHT = 240, 380, 46
 LARGEST_THUMBNAIL = 96  # pixels
 CONFUSION_MARGIN = 102  # pixels that the class names take, as in report.css
+LABEL_OFFSETS = (-14, 24, -32, 42, -50, 60)  # pixels below a chosen candidate's mark
+LABEL_PERCENT = 16  # width of such a label on a phone
 MOST_COUNTS = 15  # classes; the cells of a larger matrix have no room for a count
 LONGEST_LABEL = 13  # characters of a class
 
@@ -64,17 +66,24 @@ def curves(series: Sequence[Series], x_title: str, y_title: str, steps: bool = F
 
 
 def scatter(
-    candidates: Sequence[ScoredCandidate], costs: Sequence[float], cost: str, front: Sequence[int], chosen: int
+    candidates: Sequence[ScoredCandidate],
+    costs: Sequence[float],
+    cost: str,
+    front: Sequence[int],
+    labels: Mapping[int, str],
 ) -> Markup:
     """Accuracy against a cost: a mark for each candidate, the Pareto front as steps.
 
     A mark has its candidate's index as `data-candidate`. Candidates that were stopped early are faint and below the
     others.
+
+    Args:
+        labels: index of a chosen candidate -> what to write beside it.
     """
     accuracy = [outcome.top1_percent for outcome in candidates]
     margin = 0.03 * (max(costs) - min(costs))
     frame = Frame(scale([min(costs) - margin, max(costs) + margin], tight=True), scale(accuracy), SCATTER_HEIGHT)
-    order = [(i == chosen, outcome.complete, not outcome.is_baseline, i) for i, outcome in enumerate(candidates)]
+    order = [(i in labels, outcome.complete, not outcome.is_baseline, i) for i, outcome in enumerate(candidates)]
     marks = []
     for is_chosen, complete, is_evolved, index in sorted(order):
         css = "evolved" if is_evolved else "baseline"
@@ -83,11 +92,25 @@ def scatter(
         x, y, radius = frame.left(costs[index]), frame.top(accuracy[index]), 8 if is_chosen else 4
         marks.append(element("circle", class_=f"candidate {css}", data_candidate=str(index), cx=x, cy=y, r=radius))
     steps = line(frame, [(costs[index], accuracy[index]) for index in front], "front", steps=True)
-    x, y = frame.left(costs[chosen]), frame.top(accuracy[chosen]) - 14
-    label = element("text", "chosen", class_="label strong halo", text_anchor="middle", x=x, y=y)
+    named = _labels_apart(frame, [(costs[index], accuracy[index], text) for index, text in labels.items()])
     titles = axes(frame, cost, "top-1 accuracy on the search split, inherited weights, %")
     description = f"{len(candidates)} candidates: accuracy on the search split against {cost}"
-    return plot(frame, titles, steps, *marks, label, description=description, css="scatter")
+    return plot(frame, titles, steps, *marks, *named, description=description, css="scatter")
+
+
+def _labels_apart(frame: Frame, labels: Sequence[tuple[float, float, str]]) -> list[Markup]:
+    """Texts above or below their points (x, y), each where it meets none before it, also on a phone."""
+    placed: list[tuple[float, float]] = []
+    parts = []
+    for x, y, text in sorted(labels):
+        left, top = 100 * frame.x(x), frame.top(y)
+        places = [top + offset for offset in LABEL_OFFSETS]
+        free = [p for p in places if all(abs(left - at) > LABEL_PERCENT or abs(p - high) >= 18 for at, high in placed)]
+        place = free[0] if free else places[0]
+        placed.append((left, place))
+        css = "label strong halo"
+        parts.append(element("text", text, class_=css, text_anchor="middle", x=frame.left(x), y=place))
+    return parts
 
 
 def confusion(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> Markup:

@@ -38,6 +38,14 @@ class Evaluation(NamedTuple):
     mistakes: list[Mistake]
 
 
+class Measured(NamedTuple):
+    """The subnet of one budget: what was read, what was measured, and its metrics.json."""
+
+    results: Results
+    evaluation: Evaluation
+    figures: dict[str, float]
+
+
 def measure(
     results: Results,
     images: DecodedSplit | EncodedSplit,

@@ -6,21 +6,53 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.evaluation import ECE_BINS
 from components.evaluate_subnet import sections
 from components.evaluate_subnet.charts import number
 from components.evaluate_subnet.effects import effects
-from components.evaluate_subnet.measure import Evaluation
+from components.evaluate_subnet.measure import Evaluation, Measured
 from components.evaluate_subnet.results import Results
 from runtime.common.search_split import search_split_note
 
 
-def render(results: Results, evaluation: Evaluation, config: Mapping[str, Any]) -> str:
-    """The page. `config`: the evaluation's configuration."""
-    space, spec, retrain_provenance = results.space, results.subnet.subnet, results.provenance["retrain_subnet"]
-    steps = {"evaluate_subnet": config, **results.provenance}
+def render(
+    results: Results, evaluation: Evaluation, config: Mapping[str, Any], budgets: Mapping[str, Measured] | None = None
+) -> str:
+    """The page.
+
+    Args:
+        config: the evaluation's configuration.
+        budgets: label -> the subnet of each budget, smallest first; the other arguments are then of the largest.
+    """
+    budgets = budgets or {}
+    environment = _environment()
+    values = _values(results, evaluation)
+    page = environment.get_template("report.html.j2").render(
+        values
+        | {
+            "config": config,
+            "budgets": _budgets(environment, budgets),
+            "ece_bins": ECE_BINS,
+            "training": sections.supernet_training(results) + ([] if budgets else sections.retraining(results)),
+            "progress": sections.search_progress(results),
+            "candidates": sections.candidates(results, sections.chosen_labels(budgets)),
+            "effects": effects(results),
+            "origins": [
+                {"label": label, "subnet": one.subnet, "mode": one.mode}
+                for label, one in ({label: one.results for label, one in budgets.items()} or {"": results}).items()
+            ],
+            "configurations": {
+                step: flat(text) for step, text in ({"evaluate_subnet": config} | results.provenance).items()
+            },
+        }
+    )
+    return page.replace(" %", "\u00a0%")  # no line break before a unit
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -30,34 +62,52 @@ def render(results: Results, evaluation: Evaluation, config: Mapping[str, Any]) 
     )
     environment.filters |= {"fmt": format, "number": number, "amount": sections.amount}
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    page = environment.get_template("report.html.j2").render(
-        results=results,
-        evaluation=evaluation,
-        config=config,
-        card=results.card,
-        search_split_note=search_split_note(results.card.name),
-        space=space,
-        supernet=space.supernet,
-        spec=spec,
-        search=results.search,
-        scores=evaluation.scores["retrained"],
-        params=count_params(space, spec),
-        macs=count_macs(space, spec),
-        table=results.search.table,
-        largest_params=count_params(space, space.largest),
-        widest_mlp=int(space.supernet.embed_dim * space.supernet.mlp_ratio),
-        ece_bins=ECE_BINS,
-        comparison=sections.comparison(results, evaluation),
-        training=sections.training(results),
-        progress=sections.search_progress(results),
-        candidates=sections.candidates(results),
-        effects=effects(results),
-        confusion=sections.confusion(results, evaluation),
-        mistakes=sections.mistakes(results, evaluation),
-        retrain_provenance=retrain_provenance,
-        configurations={step: flat(values) for step, values in steps.items()},
-    )
-    return page.replace(" %", "\u00a0%")  # no line break before a unit
+    return environment
+
+
+def _values(results: Results, evaluation: Evaluation, room: int = sections.THUMBNAIL_BYTES) -> dict[str, Any]:
+    """What the templates show of one subnet. `room`: bytes for the images of its mistakes."""
+    space, spec = results.space, results.subnet.subnet
+    return {
+        "results": results,
+        "evaluation": evaluation,
+        "budget": "",
+        "card": results.card,
+        "search_split_note": search_split_note(results.card.name),
+        "space": space,
+        "supernet": space.supernet,
+        "spec": spec,
+        "search": results.search,
+        "scores": evaluation.scores["retrained"],
+        "params": count_params(space, spec),
+        "macs": count_macs(space, spec),
+        "table": results.search.table,
+        "largest_params": count_params(space, space.largest),
+        "widest_mlp": int(space.supernet.embed_dim * space.supernet.mlp_ratio),
+        "comparison": sections.comparison(results, evaluation),
+        "confusion": sections.confusion(results, evaluation),
+        "mistakes": sections.mistakes(results, evaluation, room),
+        "retrain_provenance": results.provenance["retrain_subnet"],
+    }
+
+
+def _budgets(environment: jinja2.Environment, budgets: Mapping[str, Measured]) -> dict[str, Any] | None:
+    """What templates/budgets.html.j2 shows, and a chapter for each budget; None without budgets."""
+    if not budgets:
+        return None
+    template, same = environment.get_template("chapter.html.j2"), sections.repeated(budgets)
+    chapters: list[Markup] = []
+    *_, largest = budgets
+    for label, one in budgets.items():
+        values = _values(one.results, one.evaluation, sections.THUMBNAIL_BYTES // len(budgets))
+        own = {
+            "budget": label,
+            "budgets": None,
+            "is_open": label == same.get(largest, largest),
+            "same_as": same.get(label),
+        }
+        chapters.append(Markup(template.render(values | own | {"training": sections.retraining(one.results)})))
+    return sections.side_by_side(budgets) | {"chapters": chapters}
 
 
 def flat(value: Any, path: str = "") -> dict[str, str]:

@@ -1,8 +1,9 @@
 """The results of the earlier steps, read and checked. Torch-free, so bad input is refused at once."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from autoformer.candidates import COLUMNS, LATENCY, ScoredCandidate
@@ -14,6 +15,7 @@ from autoformer.images.split_images import DecodedSplit
 from autoformer.latency import LatencyTable, table_of_search
 from autoformer.reading import as_kind, read_json_as
 from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
+from runtime.common.budgets import folder_of, metrics_of, read_chosen
 from runtime.common.config import Config
 from runtime.common.console import existing
 from runtime.common.records import Provenance, read_metrics
@@ -28,7 +30,7 @@ Point = tuple[float, float]
 
 
 class Search(NamedTuple):
-    candidates: list[ScoredCandidate]  # evolution first; the ids of the baseline start again at 0
+    candidates: list[ScoredCandidate]  # evolution first; of several budgets' searches each subnet once
     chosen: int  # index in candidates
     progress: dict[str, list[Point]]  # column of progress.csv -> (candidates scored, best top-1 so far)
     metrics: dict[str, float]
@@ -37,7 +39,7 @@ class Search(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Everything that the evaluation reads, except weights and images."""
+    """Everything that the evaluation of one subnet reads, except weights and images."""
 
     card: DatasetCard
     space: SearchSpace
@@ -49,12 +51,16 @@ class Results(NamedTuple):
     retrain_curves: dict[str, list[Point]]  # "train_loss" and "search_top1_percent" -> (epoch, value)
     scratch_curves: dict[str, list[Point]]  # the same for the subnet trained from scratch; empty without one
     provenance: dict[str, Any]  # "train_supernet" and "retrain_subnet" -> provenance
+    retrain_metrics: Mapping[str, float] = MappingProxyType({})  # of one of several budgets
 
 
 def read_all(
     arguments: argparse.Namespace, config: Config, decoded_mb: int
-) -> tuple[Results, DecodedSplit | EncodedSplit]:
-    """Read and check every input. `decoded_mb`: memory for decoded test images; more are decoded while evaluating.
+) -> tuple[dict[str, Results], DecodedSplit | EncodedSplit]:
+    """Read and check every input: the results of each budget by its label, smallest first, and the test images.
+
+    Args:
+        decoded_mb: memory for decoded test images; more are decoded while evaluating.
 
     Raises:
         AutoFormerError: one line with the file and the remedy.
@@ -62,35 +68,46 @@ def read_all(
     card, images = read_images_to_evaluate(arguments, config, "test", decoded_mb)
     for folder, step in (("supernet", "train_supernet"), ("search", "search_subnet"), ("retrain", "retrain_subnet")):
         existing(getattr(arguments, folder), step)
-    subnet = NamedSubnet.from_yaml(existing(arguments.search / "chosen.yaml", "search_subnet"))
-    models = {model: arguments.retrain / folder for model, folder in MODEL_FOLDERS.items()}
+    chosen = read_chosen(arguments.search)
+    supernet = read_supernet_card(arguments.supernet)
+    supernet_curves = _curves(arguments.supernet / "history.csv", "epoch", ("train_loss", *SUPERNET_CURVES))
+    results = {}
+    for label, subnet in chosen.items():
+        retrain = folder_of(arguments.retrain, label)
+        models = _models(existing(retrain, "retrain_subnet"))
+        provenances = {name: _check_model(file, card, config.space, subnet.subnet) for name, file in models.items()}
+        results[label] = Results(
+            card=card,
+            space=config.space,
+            subnet=subnet,
+            mode=str(provenances["retrained"].get("weights", "unknown")),
+            models=models,
+            search=read_search(arguments.search, subnet.subnet, card.counts.get("search"), label),
+            supernet_curves=supernet_curves,
+            retrain_curves=_retrain_curves(retrain / "history.csv"),
+            scratch_curves=_retrain_curves(retrain / "scratch_history.csv"),
+            provenance={"train_supernet": supernet.provenance, "retrain_subnet": provenances["retrained"]},
+            retrain_metrics=read_metrics(retrain / "metrics.json", "inherited_top1_percent") if label else {},
+        )
+    return results, images
+
+
+def _models(retrain: Path) -> dict[Model, Path]:
+    models = {model: retrain / folder for model, folder in MODEL_FOLDERS.items()}
     if not models["scratch"].exists():
         del models["scratch"]
     for folder in models.values():
         existing(folder / "model.safetensors", "retrain_subnet")
-    provenances = {model: _check_model(folder, card, config.space, subnet.subnet) for model, folder in models.items()}
-    supernet = read_supernet_card(arguments.supernet)
-    results = Results(
-        card=card,
-        space=config.space,
-        subnet=subnet,
-        mode=str(provenances["retrained"].get("weights", "unknown")),
-        models=models,
-        search=read_search(arguments.search, subnet.subnet, card.counts.get("search")),
-        supernet_curves=_curves(arguments.supernet / "history.csv", "epoch", ("train_loss", *SUPERNET_CURVES)),
-        retrain_curves=_retrain_curves(arguments.retrain / "history.csv"),
-        scratch_curves=_retrain_curves(arguments.retrain / "scratch_history.csv"),
-        provenance={"train_supernet": supernet.provenance, "retrain_subnet": provenances["retrained"]},
-    )
-    return results, images
+    return models
 
 
-def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> Search:
+def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None, label: str = "") -> Search:
     """Read the tables of a search folder.
 
     Args:
-        chosen: the subnet of its chosen.yaml.
+        chosen: the subnet of its chosen.yaml, or of a budget's file.
         images: size of the search split; the search's own configuration may lower it.
+        label: of the budget whose progress and metrics to return.
 
     Raises:
         AutoFormerError: a table is damaged or does not contain the chosen subnet.
@@ -103,6 +120,8 @@ def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> 
             candidates.append(ScoredCandidate.from_row(row))
         except ValueError as error:
             raise AutoFormerError(f"{table}: candidate {row['id']}: {error}; run search_subnet again") from None
+    if label:
+        candidates = _each_once(candidates)
     same = [index for index, outcome in enumerate(candidates) if outcome.candidate.spec == chosen]
     if not same:
         raise AutoFormerError(f"{table}: does not hold the subnet of chosen.yaml; run search_subnet again")
@@ -111,14 +130,25 @@ def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> 
     if provenance.exists():
         section = read_json_as(Provenance, provenance).section("search_subnet")
         images = as_kind(int | None, section.get("images"), f"{provenance}, images") or images  # type: ignore[arg-type]
+    progress = existing(folder / "progress.csv", "search_subnet")
     return Search(
         candidates=candidates,
         chosen=min(same, key=lambda index: candidates[index].is_baseline),
-        progress=_curves(existing(folder / "progress.csv", "search_subnet"), "scored", PROGRESS_CURVES),
-        metrics=metrics,
+        progress=_curves(progress, "scored", PROGRESS_CURVES, {"budget": label} if label else {}),
+        metrics=metrics_of(metrics, label),
         images=images,
         table=latencies,
     )
+
+
+def _each_once(candidates: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
+    """The first candidate of each subnet, or the first fully scored one where there is one."""
+    by_spec: dict[SubnetSpec, ScoredCandidate] = {}
+    for outcome in candidates:
+        spec = outcome.candidate.spec
+        if spec not in by_spec or (outcome.complete and not by_spec[spec].complete):
+            by_spec[spec] = outcome
+    return [*by_spec.values()]
 
 
 def _check_model(folder: Path, card: DatasetCard, space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
@@ -151,9 +181,16 @@ def _retrain_curves(file: Path) -> dict[str, list[Point]]:
     return _curves(file, "epoch", ("train_loss", "search_top1_percent")) if file.exists() else {}
 
 
-def _curves(file: Path, x: str, columns: Sequence[str]) -> dict[str, list[Point]]:
-    """Column -> (x, value) of each row that has a value; columns without values are left out."""
-    rows = _rows(file, (x, *columns))
+def _curves(
+    file: Path, x: str, columns: Sequence[str], where: Mapping[str, str] | None = None
+) -> dict[str, list[Point]]:
+    """Column -> (x, value) of each row that has a value; columns without values are left out.
+
+    Args:
+        where: column -> its value in the rows to read; None for all rows.
+    """
+    where = where or {}
+    rows = [row for row in _rows(file, (x, *columns, *where)) if all(row[key] == value for key, value in where.items())]
     try:
         curves = {column: [(float(row[x]), float(row[column])) for row in rows if row[column]] for column in columns}
     except ValueError as error:

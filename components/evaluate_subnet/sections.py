@@ -1,19 +1,21 @@
 """The values that templates/report.html.j2 shows, section by section."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
 from autoformer.candidates import ScoredCandidate
-from autoformer.evaluation import wilson_interval
+from autoformer.evaluation import paired_difference, wilson_interval
 from autoformer.pareto import pareto_front
+from autoformer.space import SubnetSpec
 from autoformer.subnet_text import ratio_text, size_text
 from components.evaluate_subnet import drawings
 from components.evaluate_subnet.confusions import LARGEST_MATRIX, top_confusions
 from components.evaluate_subnet.drawings import Series
-from components.evaluate_subnet.measure import Evaluation
+from components.evaluate_subnet.measure import Evaluation, Measured
 from components.evaluate_subnet.results import Model, Results
 
 LONG_NAME = 18  # characters of a class
@@ -38,7 +40,7 @@ def comparison(results: Results, evaluation: Evaluation) -> Markup:
     return drawings.comparison([(labels[name], _COLOURS[name], scores) for name, scores in evaluation.scores.items()])
 
 
-def training(results: Results) -> list[tuple[str, Markup]]:
+def supernet_training(results: Results) -> list[tuple[str, Markup]]:
     """(title, chart); empty if nothing was recorded."""
     supernet, charts = results.supernet_curves, []
     if loss := supernet.get("train_loss"):
@@ -53,6 +55,12 @@ def training(results: Results) -> list[tuple[str, Markup]]:
             relation = f"{abs(gap):.1f} points {'above' if gap >= 0 else 'below'}"
             title = f"Supernet: the largest subnet ends {relation} the smallest"
         charts.append((title, drawings.curves(extremes, "epochs", "top-1 accuracy on the search split, %")))
+    return charts
+
+
+def retraining(results: Results) -> list[tuple[str, Markup]]:
+    """(title, chart); empty if nothing was trained."""
+    charts = []
     retrained = "scratch" if results.mode == "scratch" else "fine-tuned"  # also where the inherited weights were kept
     names = ((retrained, "a", results.retrain_curves), ("scratch", "b", results.scratch_curves))
     for column, title, y_title, digits in (
@@ -83,8 +91,11 @@ def search_progress(results: Results) -> dict[str, Any] | None:
     }
 
 
-def candidates(results: Results) -> dict[str, Any]:
+def candidates(results: Results, labels: Mapping[int, str] | None = None) -> dict[str, Any]:
+    """`labels`: index of a candidate -> the budgets that have chosen it; None where the run has one subnet."""
     outcomes, chosen = results.search.candidates, results.search.chosen
+    texts = {chosen: "chosen"} if not labels else {index: f"chosen for {text}" for index, text in labels.items()}
+    labels = labels or texts
     params = [outcome.candidate.params for outcome in outcomes]
     complete = [index for index, outcome in enumerate(outcomes) if outcome.complete]
     front = _front(outcomes, complete, params)
@@ -96,10 +107,10 @@ def candidates(results: Results) -> dict[str, Any]:
         "better": sum(params[i] <= params[chosen] and outcomes[i].top1_percent > best for i in complete),
         "has_baseline": any(outcome.is_baseline for outcome in outcomes),
         "front": [outcomes[index] for index in front],
-        "described": [_described(outcome, index == chosen) for index, outcome in enumerate(outcomes)],
-        "chart": drawings.scatter(outcomes, [n / 1e6 for n in params], "parameters, millions", front, chosen),
+        "described": [_described(outcome, texts.get(index, "")) for index, outcome in enumerate(outcomes)],
+        "chart": drawings.scatter(outcomes, [n / 1e6 for n in params], "parameters, millions", front, labels),
         "latency_chart": drawings.scatter(
-            outcomes, latencies, "latency, ms", _front(outcomes, complete, latencies), chosen
+            outcomes, latencies, "latency, ms", _front(outcomes, complete, latencies), labels
         )
         if results.search.table
         else None,
@@ -111,7 +122,7 @@ def _front(outcomes: Sequence[ScoredCandidate], complete: Sequence[int], costs: 
     return [complete[i] for i in pareto_front([(costs[i], -outcomes[i].top1_percent) for i in complete])]
 
 
-def _described(outcome: ScoredCandidate, chosen: bool) -> dict[str, Any]:
+def _described(outcome: ScoredCandidate, chosen: str) -> dict[str, Any]:
     """A candidate as report.js shows it in the panel beside the scatter plot."""
     candidate, spec = outcome.candidate, outcome.candidate.spec
     origin = _ORIGINS.get(candidate.origin, candidate.origin)
@@ -120,7 +131,7 @@ def _described(outcome: ScoredCandidate, chosen: bool) -> dict[str, Any]:
     if candidate.parents:
         origin += f", from {' and '.join(map(str, candidate.parents))}"
     return {
-        "score": f"{outcome.top1_percent:.2f} %{' · chosen' if chosen else ''}"
+        "score": f"{outcome.top1_percent:.2f} %{f' · {chosen}' if chosen else ''}"
         if outcome.complete
         else f"about {outcome.top1_percent:.1f} % · stopped after {outcome.images:,} images",
         "cost": f"{amount(candidate.params)} parameters, {amount(candidate.macs)} MACs without relative position"
@@ -156,13 +167,13 @@ def confusion(results: Results, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def mistakes(results: Results, evaluation: Evaluation) -> dict[str, Any] | None:
-    """As many mistakes, with their images, as there is room for."""
+def mistakes(results: Results, evaluation: Evaluation, room: int = THUMBNAIL_BYTES) -> dict[str, Any] | None:
+    """As many mistakes, with their images, as there is room for, in bytes."""
     shown, size, classes = [], 0, results.card.classes
     for mistake in evaluation.mistakes:
         source = drawings.data_uri(mistake.pixels)
         size += len(source)
-        if size > THUMBNAIL_BYTES:
+        if size > room:
             break
         shown.append((mistake, source))
     labels = {label for mistake in evaluation.mistakes for label in (mistake.actual, mistake.predicted)}
@@ -178,3 +189,57 @@ def amount(count: float) -> str:
             figure = count / size
             return f"{figure:.{2 if figure < 9.995 else 1 if figure < 99.95 else 0}f}\u00a0{unit}"
     return f"{count:.0f}"
+
+
+def repeated(budgets: Mapping[str, Measured]) -> dict[str, str]:
+    """The label of a budget whose subnet a smaller one has chosen too -> the label of the smaller."""
+    first: dict[SubnetSpec, str] = {}
+    for label, one in budgets.items():
+        first.setdefault(one.results.subnet.subnet, label)
+    return {label: first[spec] for label, one in budgets.items() if first[spec := one.results.subnet.subnet] != label}
+
+
+def chosen_labels(budgets: Mapping[str, Measured]) -> dict[int, str]:
+    """Index of a candidate -> the labels of the budgets that have chosen it."""
+    labels: dict[int, str] = {}
+    for label, one in budgets.items():
+        index = one.results.search.chosen
+        labels[index] = f"{labels[index]}, {label}" if index in labels else label
+    return labels
+
+
+def side_by_side(budgets: Mapping[str, Measured]) -> dict[str, Any]:
+    """The budgets as rows of a table, what one has more than the one before, and their searches."""
+    same, labels = repeated(budgets), list(budgets)
+    rows = [
+        {
+            "label": label,
+            "spec": one.results.subnet.subnet,
+            "figures": one.figures,
+            "scores": one.evaluation.scores["retrained"],
+            "mode": _MODE_LABELS.get(one.results.mode, one.results.mode),
+            "inherited": one.results.retrain_metrics["inherited_top1_percent"],
+            "retrained": one.results.retrain_metrics.get("retrained_top1_percent"),
+        }
+        for label, one in budgets.items()
+    ]
+    steps = []
+    for before, label in pairwise(labels):
+        low, high = budgets[before], budgets[label]
+        right = [one.evaluation.predicted == one.evaluation.actual for one in (high, low)]
+        difference = None if same.get(label) in (before, same.get(before, before)) else paired_difference(*right)
+        times = high.figures["params"] / low.figures["params"]
+        steps.append({"than": before, "label": label, "times": times, "difference": difference})
+    return {
+        "rows": rows,
+        "steps": steps,
+        "has_scratch": all("scratch_test_top1_percent" in one.figures for one in budgets.values()),
+        "chart": drawings.comparison(
+            [(label, "a", one.evaluation.scores["retrained"]) for label, one in budgets.items()]
+        ),
+        "searches": [
+            {"label": label, "progress": progress}
+            for label, one in budgets.items()
+            if (progress := search_progress(one.results))
+        ],
+    }

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.files import hash_file, replacing, write_json, write_text
+from autoformer.space import SubnetSpec
 from components.evaluate_subnet.results import Results, read_all
+from runtime.common.budgets import folder_of, merge_metrics
 from runtime.common.code import step_code
 from runtime.common.config import Config, EvaluateSubnet
 from runtime.common.console import Progress
@@ -18,7 +20,7 @@ from runtime.steps.inputs import add_data_arguments, add_folder_arguments, add_o
 from runtime.steps.step_context import open_step
 
 if TYPE_CHECKING:
-    from components.evaluate_subnet.measure import Evaluation
+    from components.evaluate_subnet.measure import Evaluation, Measured
 
 STEP = "evaluate_subnet"
 FOLDERS = ("supernet", "search", "retrain")
@@ -40,25 +42,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.section(EvaluateSubnet)
-    results, images = read_all(arguments, config, section.decoded_mb)
+    by_label, images = read_all(arguments, config, section.decoded_mb)
+    *_, largest = by_label
 
     from autoformer.devices import find_device
-    from components.evaluate_subnet.measure import measure
+    from components.evaluate_subnet.measure import Measured, measure
 
     with open_step(STEP, arguments, config, "card", "test_split", *FOLDERS) as opened:
-        tracked, subnet = opened.tracked, results.subnet.subnet
-        tracked.subnet(subnet)
+        tracked = opened.tracked
+        tracked.subnet(by_label[largest].subnet.subnet)
         set_threads(config.threads)
         device = find_device(config.device)
-        with Progress(f"{STEP}: images", len(images.labels), "images") as bar:
-            evaluation = measure(results, images, section.batch_size, section.mistakes, device, bar.update)
-        figures = metrics(results, evaluation)
-        write(arguments.out, results, evaluation, figures, config.for_step(STEP))
-        tracked.metrics(figures)
-        tracked.headline(figures, subnet)
+        evaluations: dict[SubnetSpec, Evaluation] = {}
+        measured: dict[str, Measured] = {}
+        for label, results in by_label.items():
+            spec = results.subnet.subnet
+            if spec not in evaluations:  # a subnet that two budgets have chosen was trained once
+                with Progress(f"{_title(label)}: images", len(images.labels), "images") as bar:
+                    evaluation = measure(results, images, section.batch_size, section.mistakes, device, bar.update)
+                evaluations[spec] = evaluation
+            measured[label] = Measured(results, evaluations[spec], metrics(results, evaluations[spec]))
+        write(arguments.out, measured, config.for_step(STEP))
+        tracked.metrics(merge_metrics({label: one.figures for label, one in measured.items()}))
+        tracked.headline(measured[largest].figures, measured[largest].results.subnet.subnet)
+        for label in filter(None, measured):
+            tracked.headline(measured[label].figures, measured[label].results.subnet.subnet, label)
         tracked.artifact(arguments.out / "report.html")
         tracked.artifact(arguments.out / "confusion.json")
-    print(summary(figures), flush=True)
+    for label, one in measured.items():
+        print(summary(one.figures, _title(label)), flush=True)
+
+
+def _title(label: str) -> str:
+    return f"{STEP} {label}".rstrip()
 
 
 def metrics(results: Results, evaluation: "Evaluation") -> dict[str, float]:
@@ -82,12 +98,24 @@ def metrics(results: Results, evaluation: "Evaluation") -> dict[str, float]:
     }
 
 
-def write(
-    out: Path, results: Results, evaluation: "Evaluation", figures: Mapping[str, float], config: dict[str, Any]
-) -> None:
-    """Write the evaluation folder, whole or not at all."""
+def write(out: Path, measured: "Mapping[str, Measured]", config: dict[str, Any]) -> None:
+    """Write the evaluation folder, whole or not at all. `measured`: by label, smallest budget first."""
     from components.evaluate_subnet.report import render
 
+    *_, largest = measured
+    with replacing(out) as folder:
+        folder.mkdir()
+        for label, one in measured.items():
+            _write_one(folder_of(folder, label), one, one.figures, config)
+        if largest:  # at the place of a run without budgets
+            figures = merge_metrics({label: one.figures for label, one in measured.items()})
+            _write_one(folder, measured[largest], figures, config)
+        results, evaluation, _ = measured[largest]
+        write_text(folder / "report.html", render(results, evaluation, config, measured if largest else {}))
+
+
+def _write_one(folder: Path, one: "Measured", figures: Mapping[str, float], config: dict[str, Any]) -> None:
+    results, evaluation = one.results, one.evaluation
     classes = results.card.classes
     predictions = [
         {"actual": classes[actual], "predicted": classes[predicted]}
@@ -99,19 +127,17 @@ def write(
         "code": step_code(STEP),
         "config": config,
         "test_split": results.card.split_hashes["test"],
-        "models": {name: hash_file(folder / "model.safetensors") for name, folder in results.models.items()},
+        "models": {name: hash_file(file / "model.safetensors") for name, file in results.models.items()},
         "subnet": results.subnet.subnet.to_dict(),
     }
-    with replacing(out) as folder:
-        folder.mkdir()
-        write_json(folder / "metrics.json", figures)
-        write_json(folder / "confusion.json", {"classes": list(classes), "matrix": evaluation.confusion.tolist()})
-        write_table(folder / "predictions.csv", ("actual", "predicted"), predictions)
-        write_json(folder / "provenance.json", provenance)
-        write_text(folder / "report.html", render(results, evaluation, config))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "metrics.json", figures)
+    write_json(folder / "confusion.json", {"classes": list(classes), "matrix": evaluation.confusion.tolist()})
+    write_table(folder / "predictions.csv", ("actual", "predicted"), predictions)
+    write_json(folder / "provenance.json", provenance)
 
 
-def summary(figures: Mapping[str, float]) -> str:
+def summary(figures: Mapping[str, float], title: str = STEP) -> str:
     """The figures in three lines."""
     compared = [
         f"{name} {figures[key]:.2f} %"
@@ -120,9 +146,9 @@ def summary(figures: Mapping[str, float]) -> str:
     ]
     return "\n".join(
         [
-            f"{STEP}: test accuracy {figures['test_top1_percent']:.2f} % on {figures['test_images']:,} images "
+            f"{title}: test accuracy {figures['test_top1_percent']:.2f} % on {figures['test_images']:,} images "
             f"(95 % interval {figures['test_top1_low_percent']:.2f} to {figures['test_top1_high_percent']:.2f} %)",
-            f"{STEP}: for comparison, the same subnet {', '.join(compared)}",
-            f"{STEP}: {figures['params']:,} parameters, {figures['macs']:,} MACs",
+            f"{title}: for comparison, the same subnet {', '.join(compared)}",
+            f"{title}: {figures['params']:,} parameters, {figures['macs']:,} MACs",
         ]
     )

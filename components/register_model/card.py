@@ -18,6 +18,7 @@ from autoformer.recipe import Augmentation, Recipe
 from autoformer.subnet_text import heads_text, ratios_text
 from components.register_model.gate import TOP1, Decision, Measured
 from components.register_model.latency import Latency
+from runtime.common.budgets import folder_of
 from runtime.common.config import RegisterModel
 from runtime.common.records import Confusion, Provenance, Rollback
 from runtime.common.search_split import search_split_note
@@ -43,6 +44,7 @@ class Facts(NamedTuple):
     supernet_config: Mapping[str, Any]  # the configuration that trained the supernet
     rollbacks: Mapping[str, Sequence[Rollback]]  # by step
     table: LatencyTable | None = None  # of the search
+    budget: str = ""  # its label, where the run has several
 
     @property
     def measured(self) -> Measured:
@@ -69,6 +71,7 @@ def render(facts: Facts, decision: Decision, latency: Latency | None) -> str:
         "listed_classes": LISTED_CLASSES,
         "search_split_note": search_split_note(facts.data.name),
         "recipe": _yaml(recipe).strip(),
+        "folder": folder_of(PurePath("retrain"), facts.budget) / "model",
         "rollbacks": [(step, row) for step, rows in facts.rollbacks.items() if step in recipe for row in rows],
     }
     return _template().render(facts._asdict() | values)
@@ -84,6 +87,11 @@ def _template() -> jinja2.Template:
     )
     environment.filters |= {"fmt": format, "cell": lambda text: text.replace("|", "\\|")}
     return environment.get_template(f"{FILE}.j2")
+
+
+def render_all(cards: Sequence[str]) -> str:
+    """The cards of several budgets, one after the other, with the first one's front matter."""
+    return "\n".join([cards[0], *(card.partition("\n---\n")[2].lstrip() for card in cards[1:])])
 
 
 def description(card: str) -> str:

@@ -2,28 +2,31 @@
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from autoformer.cards import read_subnet_card, read_supernet_card
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, UnavailableError
 from autoformer.files import hash_file, hash_path, write_json, write_text
 from autoformer.images.card import read_card
 from autoformer.latency import table_of_search
 from autoformer.reading import as_kind, read_json_as
 from autoformer.space import NamedSubnet
 from components.register_model.card import FILE as CARD_FILE
-from components.register_model.card import Facts, description, render
+from components.register_model.card import Facts, description, render, render_all
 from components.register_model.gate import CLASSES, TEST_SPLIT, TOP1, WEIGHTS, Decision, Measured, decide
 from components.register_model.latency import Latency, measure
 from runtime import tracking
+from runtime.common.budgets import folder_of, merge_metrics, metrics_of, model_of, prefix_of, read_chosen
 from runtime.common.config import Config, RegisterModel
 from runtime.common.console import existing
 from runtime.common.records import Provenance, Rollback, read_confusion, read_metrics
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import add_folder_arguments
-from runtime.steps.step_context import open_step
+from runtime.steps.step_context import StepContext, open_step
 from runtime.tracking.provenance import git_commit
+from runtime.tracking.step_logger import budget_run
 from runtime.tracking.store import patience_seconds
 
 STEP = "register_model"
@@ -46,62 +49,131 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, config: Config) -> None:
-    facts = read_facts(arguments, config.section(RegisterModel))
-    name, alias = facts.section.model_name, facts.section.alias
-    model = arguments.retrain / "model"
+    section = config.section(RegisterModel)
+    by_label = {label: read_facts(arguments, section, label, named) for label, named in _chosen(arguments).items()}
+    *_, largest = by_label
     with open_step(STEP, arguments, config, "card", *FOLDERS) as opened:
-        tracked, record = opened.tracked, opened.record.values
-        tracked.subnet(facts.model.subnet)
-        tracked.metrics(facts.metrics)
+        tracked = opened.tracked
+        tracked.subnet(by_label[largest].model.subnet)
+        tracked.metrics(merge_metrics({label: facts.metrics for label, facts in by_label.items()}))
         # KFP never caches this step, so it also reports the results of the steps that came from the cache
-        tracked.headline({**facts.metrics, **facts.searched}, facts.model.subnet)
+        for label in dict.fromkeys(["", *by_label]):
+            facts = by_label[label or largest]
+            tracked.headline({**facts.metrics, **facts.searched}, facts.model.subnet, label)
         if not tracked.run_id:
             raise AutoFormerError("the model registry is part of MLflow, which AUTOFORMER_TRACKING=off switches off")
         tracked.flush(wait_seconds=patience_seconds())
-        decision, version = decide_now(facts)
-        latency = None
-        if decision.outcome == "registered":
-            latency = measure(model, config.threads)
-            record["cpu_latency"] = latency._asdict()
-            tracked.metrics(
-                {"cost/cpu_latency_median_ms": latency.median_ms, "cost/cpu_latency_p90_ms": latency.p90_ms}
-            )
-            parent = record.get("mlflow_parent_run_id", "")
-            decision, version = register(model, facts, latency, tracked.run_id, parent)
-            latency = latency if decision.outcome == "registered" else None
-        tracked.tags({"outcome": decision.outcome, "reason": decision.reason})
-        write_text(arguments.model_card, render(facts, decision, latency))
-        registration = {
-            "decision": decision.outcome,
-            "reason": decision.reason,
-            "model_name": name,
-            "alias": alias,
-            "version": version,
-            "test_split": facts.measured.test_split,
-            "weights": facts.weights,
-            "subnet": facts.model.subnet.to_dict(),
-            "metrics": facts.metrics,
-        }
+        registered = _register_all(arguments, config, opened, by_label)
+        write_text(arguments.model_card, render_all([one.card for one in registered.values()]))
+        registration = registered[largest].registration
+        if largest:
+            tracked.child_runs([_child_run(by_label[label], one) for label, one in registered.items()])
+            registration = registration | {"budgets": {label: one.registration for label, one in registered.items()}}
         write_json(arguments.out, registration)
         tracked.artifact(arguments.out)
-    holder = f"version {version}" if version else "no version"
-    print(f"{STEP}: {decision.outcome}: {decision.reason}; {name}@{alias} is {holder}", flush=True)
+    for one in registered.values():
+        print(f"{STEP}: {one.in_words}", flush=True)
 
 
-def read_facts(arguments: argparse.Namespace, section: RegisterModel) -> Facts:
-    """Read the results of the earlier steps, and check that all are of one model and one test split. Torch-free."""
-    supernet, search, retrain, evaluation = (getattr(arguments, folder) for folder in FOLDERS)
+class _Registered(NamedTuple):
+    registration: dict[str, Any]  # as in registration.json
+    card: str
+
+    @property
+    def in_words(self) -> str:
+        decision, reason, name, alias, version = (
+            self.registration[key] for key in ("decision", "reason", "model_name", "alias", "version")
+        )
+        return f"{decision}: {reason}; {name}@{alias} is {f'version {version}' if version else 'no version'}"
+
+
+def _register_all(
+    arguments: argparse.Namespace, config: Config, opened: StepContext, by_label: Mapping[str, Facts]
+) -> dict[str, _Registered]:
+    """Register each model that passes the gate. An error about one is raised when the others are done.
+
+    Raises:
+        AutoFormerError: as `register`, of the first model that failed; `UnavailableError` at once.
+    """
+    registered, errors = {}, list[AutoFormerError]()
+    for label, facts in by_label.items():
+        try:
+            registered[label] = _register_one(arguments, config, opened, facts)
+        except UnavailableError:
+            raise
+        except AutoFormerError as error:
+            errors.append(error)
+    for one in registered.values() if errors else ():
+        print(f"{STEP}: {one.in_words}", flush=True)
+    if errors:
+        raise errors[0]
+    return registered
+
+
+def _register_one(arguments: argparse.Namespace, config: Config, opened: StepContext, facts: Facts) -> _Registered:
+    """Register one model if it passes the gate."""
+    tracked, record, prefix = opened.tracked, opened.record.values, prefix_of(facts.budget)
+    model = folder_of(arguments.retrain, facts.budget) / "model"
+    decision, version = decide_now(facts)
+    latency = None
+    if decision.outcome == "registered":
+        latency = measure(model, config.threads)
+        record[f"{prefix}cpu_latency"] = latency._asdict()
+        tracked.metrics(
+            {
+                f"{prefix}cost/cpu_latency_median_ms": latency.median_ms,
+                f"{prefix}cost/cpu_latency_p90_ms": latency.p90_ms,
+            }
+        )
+        parent = record.get("mlflow_parent_run_id", "")
+        decision, version = register(model, facts, latency, tracked.run_id, parent)
+        latency = latency if decision.outcome == "registered" else None
+    tracked.tags({f"{prefix}outcome": decision.outcome, f"{prefix}reason": decision.reason})
+    registration = {
+        "decision": decision.outcome,
+        "reason": decision.reason,
+        "model_name": facts.section.model_name,
+        "alias": facts.section.alias,
+        "version": version,
+        "test_split": facts.measured.test_split,
+        "weights": facts.weights,
+        "subnet": facts.model.subnet.to_dict(),
+        "metrics": facts.metrics,
+    }
+    return _Registered(registration, render(facts, decision, latency))
+
+
+def _child_run(facts: Facts, registered: _Registered) -> dict[str, Any]:
+    """The run of one budget, for a table of budgets side by side."""
+    figures = {**facts.metrics, **facts.searched}
+    tags = {key: str(registered.registration[key]) for key in ("decision", "model_name", "version")}
+    return budget_run(facts.budget, figures, facts.model.subnet, tags)
+
+
+def _chosen(arguments: argparse.Namespace) -> dict[str, NamedSubnet]:
+    existing(arguments.retrain, "retrain_subnet")
+    existing(arguments.evaluation, "evaluate_subnet")
+    existing(arguments.supernet, "train_supernet")
+    return read_chosen(arguments.search)
+
+
+def read_facts(arguments: argparse.Namespace, section: RegisterModel, label: str, chosen: NamedSubnet) -> Facts:
+    """Read the results of the earlier steps, and check that all are of one model and one test split. Torch-free.
+
+    Args:
+        label: of the budget.
+        chosen: what the search chose for it.
+    """
+    supernet, search = arguments.supernet, arguments.search
+    retrain, evaluation = (folder_of(folder, label) for folder in (arguments.retrain, arguments.evaluation))
     existing(retrain / "model", "retrain_subnet")
     existing(evaluation, "evaluate_subnet")
-    existing(search / "chosen.yaml", "search_subnet")
-    existing(supernet, "train_supernet")
     metrics, data = read_metrics(evaluation / "metrics.json", TOP1, "params", "macs"), read_card(arguments.card)
     tested_on = read_json_as(Provenance, evaluation / "provenance.json")
     model = read_subnet_card(retrain / "model")
-    chosen = NamedSubnet.from_yaml(search / "chosen.yaml")
     weights = hash_file(existing(retrain / "model" / "model.safetensors", "retrain_subnet"))
     if model.subnet != chosen.subnet:
-        raise AutoFormerError(f"{retrain}: holds another subnet than {search}/chosen.yaml; run retrain_subnet again")
+        raise AutoFormerError(f"{retrain}: holds another subnet than {search} has chosen; run retrain_subnet again")
     if tested_on.models.get("retrained") != weights:
         raise AutoFormerError(f"{evaluation}: is about other weights than {retrain}/model; run evaluate_subnet again")
     if tested_on.test_split != data.split_hashes.get("test"):
@@ -112,14 +184,15 @@ def read_facts(arguments: argparse.Namespace, section: RegisterModel) -> Facts:
     supernet_hash = as_kind(Provenance, model.provenance, f"{retrain}/model/model.json").inputs.get("supernet")
     if supernet_hash is not None and supernet_hash != hash_path(supernet):
         raise AutoFormerError(f"{retrain}: of another supernet than {supernet}; run retrain_subnet again")
+    name = model_of(section.model_name, label)
     return Facts(
-        section=section,
+        section=section.model_copy(update={"model_name": name}),
         data=data,
         model=model,
         weights=weights,
         metrics=metrics,
         confusion=read_confusion(evaluation / "confusion.json"),
-        searched=read_metrics(search / "metrics.json"),
+        searched=metrics_of(read_metrics(search / "metrics.json"), label),
         retrained=read_metrics(retrain / "metrics.json"),
         supernet_config=as_kind(Provenance, trained.provenance, f"{supernet}/supernet.json").config,
         rollbacks={
@@ -130,6 +203,7 @@ def read_facts(arguments: argparse.Namespace, section: RegisterModel) -> Facts:
             )
         },
         table=table_of_search(search),
+        budget=label,
     )
 
 
@@ -165,6 +239,8 @@ def register(
         "git_commit": git_commit(),
         "pipeline_run_id": pipeline_run_id,
     }
+    if facts.budget:
+        tags |= {tracking.BUDGET: facts.budget, tracking.FAMILY: name.removesuffix(f"-{facts.budget}")}
     with tracking.registration_lock():
         for _ in range(TRIES):
             decision, rival = decide_now(facts)

@@ -6,6 +6,7 @@ from autoformer.complexity import COUNTED_MACS
 from autoformer.errors import AutoFormerError
 from autoformer.files import canonical_json, hash_value
 from autoformer.limits import UNITS
+from runtime.common.budgets import budget_params
 from runtime.common.code import package_code
 from runtime.common.config import STEPS, Config, RetrainSubnet, SearchSubnet, load_config
 from runtime.common.console import report_failure
@@ -119,3 +120,9 @@ def _check_limits(config: Config) -> None:
                 f"search_subnet.limits.{beyond} subnet of '{space.name}' has: they have {smallest:.4g} to {largest:.4g}"
                 + (f" ({COUNTED_MACS[limits.relative_position]})" if key == "macs_g" else "")
             )
+    too_small = [budget for budget in section.budgets or () if budget_params(budget) < least["params_m"]]
+    if too_small:
+        raise AutoFormerError(
+            f"search_subnet.budgets: {too_small[0]:g} is too small: the smallest subnet of '{space.name}' has "
+            f"{least['params_m']:,.0f} parameters"
+        )

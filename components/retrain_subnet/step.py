@@ -1,5 +1,7 @@
 """Retrain the chosen subnet: from scratch, fine-tuned from its inherited weights, or with these as they are.
 
+With several budgets, the subnet of each is retrained in turn; one that several have chosen, once.
+
 In the mode `best` it is fine-tuned, and keeps the inherited weights unless its accuracy on the search split rises. The
 reference from scratch sees as many images as both trainings: the supernet's recipe for the epochs of both.
 """
@@ -8,7 +10,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 from autoformer.cards import Preprocessing, SubnetCard, SupernetCard
 from autoformer.errors import AutoFormerError
@@ -18,9 +20,9 @@ from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.reading import read_json_as
 from autoformer.recipe import Recipe
-from autoformer.space import NamedSubnet, SubnetSpec
+from autoformer.space import SubnetSpec
+from runtime.common.budgets import folder_of, merge_metrics, prefix_of, read_chosen
 from runtime.common.config import Config, RetrainSubnet, TrainSupernet
-from runtime.common.console import existing
 from runtime.common.processes import set_threads
 from runtime.common.records import Provenance
 from runtime.common.tables import write_table
@@ -59,18 +61,31 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     with process_group(config) as world:
         card, (search_images,) = inputs.read_data(arguments, config, "search")
         train_images = inputs.read_train_images(arguments, config, card, section, STEP, section.split)
-        chosen = NamedSubnet.from_yaml(existing(arguments.search, "search_subnet") / "chosen.yaml")
-        chosen.check(config.space)
+        chosen = read_chosen(arguments.search, config.space)
         weights = _scored_weights(arguments.search)
         supernet = inputs.read_supernet(arguments.supernet, config, weights)
         reference = _reference(section, supernet, arguments.supernet)
         keys = ("card", f"{section.split}_split", "search_split", "supernet", "search")
         with open_step(STEP, arguments, config, *keys, world=world, has_checkpoints=True) as opened:
-            opened.tracked.subnet(chosen.subnet)
+            *_, largest = chosen.values()
+            opened.tracked.subnet(largest.subnet)
             set_threads(config.threads)
-            _Retraining(
-                opened, card, train_images, search_images, chosen.subnet, weights, supernet.preprocessing, reference
-            ).run()
+            retrained: dict[SubnetSpec, _Retrained] = {}
+            for label, named in chosen.items():
+                if named.subnet in retrained:
+                    if world.is_rank_zero:
+                        print(f"{_title(label)}: the subnet of a smaller budget, which is retrained once", flush=True)
+                    continue
+                retraining = _Retraining(
+                    opened, card, train_images, search_images, named.subnet, label, weights, reference
+                )
+                retrained[named.subnet] = retraining.run()
+            if world.is_rank_zero:
+                by_label = {label: retrained[named.subnet] for label, named in chosen.items()}
+                _write(opened, by_label, supernet.preprocessing)
+                opened.tracked.metrics(merge_metrics({label: result.metrics for label, result in by_label.items()}))
+                for label, result in by_label.items():
+                    print(f"{_title(label)}: {_in_words(result.metrics)}", flush=True)
 
 
 def _scored_weights(search: Path) -> Weights:
@@ -94,27 +109,46 @@ def _reference(section: RetrainSubnet, supernet: SupernetCard, folder: Path) -> 
     return section.model_copy(update={name: getattr(recipe, name) for name in Recipe.model_fields} | {"epochs": epochs})
 
 
+def _title(label: str) -> str:
+    return f"{STEP} {label}".rstrip()
+
+
+class _Retrained(NamedTuple):
+    """The models of one subnet, by their names; on other ranks than 0 without metrics.
+
+    Attributes:
+        mode: what `model` is: "scratch", "finetune" or "inherited".
+    """
+
+    subnet: SubnetSpec
+    models: dict[str, Any]
+    trained: "dict[str, TrainingResult]"
+    metrics: dict[str, float]
+    mode: str
+
+
 @dataclass(frozen=True)
 class _Retraining:
-    """One run of the step. Its models: `inherited`; `model`, by the mode; `scratch`, a reference where configured."""
+    """Of one subnet. Its models: `inherited`; `model`, by the mode; `scratch`, a reference where configured."""
 
     opened: StepContext
     card: DatasetCard
     train_images: DecodedSplit | EncodedSplit
     search_images: DecodedSplit
     subnet: SubnetSpec
+    label: str  # of its budget
     weights: Weights  # of the supernet
-    preprocessing: Preprocessing
     reference: RetrainSubnet | None  # the section of `scratch`
 
     @property
     def section(self) -> RetrainSubnet:
         return self.opened.config.section(RetrainSubnet)
 
-    def run(self) -> None:
+    def run(self) -> _Retrained:
         mode: str = self.section.mode
         models: dict[str, Any] = {"inherited": self._inherited()}
         trained: dict[str, TrainingResult] = {}
+        metrics: dict[str, float] = {}
         if mode == "inherited":
             models["model"] = models["inherited"]
         else:
@@ -127,9 +161,7 @@ class _Retraining:
             metrics = self._metrics(models, trained)
             if mode == "best":
                 mode = self._keep_the_best(models, metrics)
-            self._write(models, trained, metrics, mode)
-            self.opened.tracked.metrics(metrics)
-            print(f"{STEP}: {_in_words(metrics)}", flush=True)
+        return _Retrained(self.subnet, models, trained, metrics, mode)
 
     def _inherited(self) -> Any:
         from autoformer.checkpoint import load_supernet
@@ -164,6 +196,7 @@ class _Retraining:
         from runtime.steps.training_setup import Training, make_trainer
 
         config, opened = self.opened.config, self.opened
+        own_name = f"{self.label}-{name}" if self.label else name
         if section.compile:
             model.compile()  # of the forward pass alone: weights keep their names, and a copy is not compiled
         training = Training(
@@ -177,7 +210,7 @@ class _Retraining:
             card=self.card,
             seed=config.seed + 1,  # another order of the images than that of the supernet
             device=find_device(config.device),
-            accumulation_file=opened.workspace.file(f"{name}-found.json"),
+            accumulation_file=opened.workspace.file(f"{own_name}-found.json"),
             world=opened.world,
         )
         trainer = make_trainer(training)
@@ -188,8 +221,8 @@ class _Retraining:
                 return {}
             return {"search_top1_percent": accuracy.top1_percent(averaged.eval())}
 
-        title = f"{STEP} ({section.mode if name == 'model' else name})"
-        names = TrainingNames(name, title, prefix="" if name == "model" else f"{name}/")
+        title = f"{_title(self.label)} ({section.mode if name == 'model' else name})"
+        names = TrainingNames(own_name, title, prefix_of(self.label) + ("" if name == "model" else f"{name}/"))
         return trainer.averaged, train(opened, training, trainer, score, names)
 
     def _metrics(self, models: Mapping[str, Any], trained: Mapping[str, "TrainingResult"]) -> dict[str, float]:
@@ -209,31 +242,42 @@ class _Retraining:
             metrics["scratch_epochs"] = self.reference.epochs
         return metrics | ({TRAINED_ON: True} if trained_on else {})
 
-    def _write(
-        self, models: Mapping[str, Any], trained: Mapping[str, "TrainingResult"], metrics: dict[str, float], mode: str
-    ) -> None:
-        from autoformer.checkpoint import save_subnet
 
-        with replacing(self.opened.arguments.out) as folder:
-            folder.mkdir()
-            for name, model in models.items():
-                weights = mode if name == "model" else name
-                provenance = self.opened.workspace.provenance | {"weights": weights}
-                if TRAINED_ON in metrics and name in trained:
-                    provenance[TRAINED_ON] = True
-                card = SubnetCard(
-                    space=self.opened.config.space,
-                    preprocessing=self.preprocessing,
-                    provenance=provenance,
-                    subnet=self.subnet,
-                )
-                save_subnet(folder / name, model, card)
-            for name, result in trained.items():
-                prefix = "" if name == "model" else f"{name}_"
-                write_table(folder / f"{prefix}history.csv", HISTORY, result.history)
-                if result.rollbacks:
-                    write_json(folder / f"{prefix}rollbacks.json", result.rollbacks)
-            write_json(folder / "metrics.json", metrics)
+def _write(opened: StepContext, retrained: Mapping[str, _Retrained], preprocessing: Preprocessing) -> None:
+    """Write the step's folder, whole or not at all. `retrained`: by label, smallest budget first."""
+    *_, largest = retrained
+    with replacing(opened.arguments.out) as folder:
+        for label, result in retrained.items():
+            _write_one(opened, folder_of(folder, label), result, preprocessing)
+        if largest:  # at the place of a run without budgets
+            _write_histories(folder, retrained[largest])
+            write_json(
+                folder / "metrics.json", merge_metrics({label: result.metrics for label, result in retrained.items()})
+            )
+
+
+def _write_one(opened: StepContext, folder: Path, result: _Retrained, preprocessing: Preprocessing) -> None:
+    from autoformer.checkpoint import save_subnet
+
+    folder.mkdir(parents=True)
+    for name, model in result.models.items():
+        provenance = opened.workspace.provenance | {"weights": result.mode if name == "model" else name}
+        if TRAINED_ON in result.metrics and name in result.trained:
+            provenance[TRAINED_ON] = True
+        card = SubnetCard(
+            space=opened.config.space, preprocessing=preprocessing, provenance=provenance, subnet=result.subnet
+        )
+        save_subnet(folder / name, model, card)
+    _write_histories(folder, result)
+    write_json(folder / "metrics.json", result.metrics)
+
+
+def _write_histories(folder: Path, result: _Retrained) -> None:
+    for name, training in result.trained.items():
+        prefix = "" if name == "model" else f"{name}_"
+        write_table(folder / f"{prefix}history.csv", HISTORY, training.history)
+        if training.rollbacks:
+            write_json(folder / f"{prefix}rollbacks.json", training.rollbacks)
 
 
 def _in_words(metrics: Mapping[str, float]) -> str:

@@ -103,22 +103,28 @@ def search(
         metrics["random_images_scored"] = races.images_scored - evolution_images
     front = front_of(races.scored, section.front_objectives) if section.method == "front" else []
     metrics |= {"front_candidates": len(front)} if front else {}
-    finalists = _finalists(races, cache, section, whole_split or images)
+    finalists = find_finalists(races.scored, races.best_of_each_search(), cache, section, whole_split or images)
     return SearchResult(races.scored, finalists, progress, _choice(finalists, cache, baseline) | metrics, front)
 
 
-def _finalists(races: "_Races", cache: ScoreCache, section: SearchSubnet, whole_split: int) -> list[ScoredCandidate]:
-    """The best of all candidates, at least the best of each search, scored on the whole split; best first."""
-    complete = sorted((one for one in races.scored if one.complete), key=lambda one: one.rank(section.objective))
+def find_finalists(
+    scored: Sequence[ScoredCandidate],
+    always: Sequence[ScoredCandidate],
+    cache: ScoreCache,
+    section: SearchSubnet,
+    whole_split: int,
+) -> list[ScoredCandidate]:
+    """The best of the scored candidates, and those of `always`, scored on the whole split; best first."""
+    complete = sorted((one for one in scored if one.complete), key=lambda one: one.rank(section.objective))
     by_spec: dict[SubnetSpec, ScoredCandidate] = {}
-    for one in [*complete[: section.finalists], *(races.best_of_each_search())]:
+    for one in [*complete[: section.finalists], *always]:
         by_spec.setdefault(one.candidate.spec, one)
     split = np.arange(whole_split)
     results = cache.score([*by_spec], split, lambda: None)
-    scored = [
+    on_split = [
         ScoredCandidate.measured(one.candidate, result) for one, result in zip(by_spec.values(), results, strict=True)
     ]
-    return sorted(scored, key=lambda one: one.rank(section.objective))
+    return sorted(on_split, key=lambda one: one.rank(section.objective))
 
 
 def _choice(
@@ -127,17 +133,7 @@ def _choice(
     """Metrics of the chosen finalist, and of evolution's best one minus random search's on the whole split."""
     from autoformer.evaluation import paired_difference
 
-    chosen = finalists[0]
-    assert chosen.loss is not None
-    metrics = {
-        "chosen_top1_percent": chosen.top1_percent,
-        "chosen_loss": chosen.loss,
-        "chosen_params_m": chosen.candidate.params / 1e6,
-        "chosen_macs_g": chosen.candidate.macs / 1e9,
-        "chosen_is_random": float(chosen.is_baseline),
-    }
-    if chosen.candidate.latency_ms is not None:
-        metrics["chosen_latency_ms"] = chosen.candidate.latency_ms
+    metrics = metrics_of_chosen(finalists[0])
     if baseline:
         drawn = {one.candidate.spec for one in baseline}
         random = next(one for one in finalists if one.candidate.spec in drawn)
@@ -151,6 +147,20 @@ def _choice(
             "evolution_minus_random_low_percent": difference.interval.low,
             "evolution_minus_random_high_percent": difference.interval.high,
         }
+    return metrics
+
+
+def metrics_of_chosen(chosen: ScoredCandidate) -> dict[str, float]:
+    assert chosen.loss is not None
+    metrics = {
+        "chosen_top1_percent": chosen.top1_percent,
+        "chosen_loss": chosen.loss,
+        "chosen_params_m": chosen.candidate.params / 1e6,
+        "chosen_macs_g": chosen.candidate.macs / 1e9,
+        "chosen_is_random": float(chosen.is_baseline),
+    }
+    if chosen.candidate.latency_ms is not None:
+        metrics["chosen_latency_ms"] = chosen.candidate.latency_ms
     return metrics
 
 

@@ -7,9 +7,9 @@ together, one a GPU; rank 0 runs the search and writes the result.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -26,9 +26,11 @@ from autoformer.racing import ScoringResult
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution
 from autoformer.space import SubnetSpec
+from components.search_subnet.budgets import choose_for_all, configs_by_label, repeats
 from components.search_subnet.parallel_scorer import ParallelScorer
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, search
+from runtime.common.budgets import FOLDER, merge_metrics, prefix_of
 from runtime.common.config import Config, SearchSubnet
 from runtime.common.console import Progress, print_line
 from runtime.common.processes import set_threads
@@ -45,6 +47,14 @@ from runtime.tracking import StepLogger
 STEP = "search_subnet"
 FRONT = "front.csv"  # with method front
 PROGRESS = ("generation", "scored", "images_scored", "evolution_best_top1_percent", "random_best_top1_percent")
+
+
+class _Start(NamedTuple):
+    """One budget's search before its first score."""
+
+    config: Config
+    evolution: Evolution
+    first: list[Candidate]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,50 +79,66 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     table = latency_table(section.latency, config.space)
     keys = ("card", "search_split", "supernet")
     known = earlier_scores(config, {key: getattr(arguments, key) for key in keys}, len(images.labels))
-    evolution = make_search(config.space, section.limits, section, derived_rng("evolution", config.seed), table, known)
-    first = evolution.ask()  # raises before anything heavy if no candidate is legal
+    starts = {label: _start(one, table, known) for label, one in configs_by_label(config).items()}
     with (
         process_group(config) as world,
         open_step(STEP, arguments, config, *keys, world=world, has_checkpoints=True) as opened,
     ):
         score = ParallelScorer(world, config.space, make_scorer(arguments.supernet, config, card, images))
         if world.is_rank_zero:
-            result = _search(opened, evolution, first, score, count, len(images.labels))
+            results = _search(opened, starts, score, count, len(images.labels))
             score.stop()
-            write_result(arguments.out, config, result, opened.workspace.provenance, table)
-            _log(opened.tracked, arguments.out, result)
+            write_results(arguments.out, config, results, opened.workspace.provenance, table)
+            _log(opened.tracked, arguments.out, results)
         else:
             score.serve()
 
 
+def _start(config: Config, table: LatencyTable | None, known: Sequence[ScoredCandidate]) -> _Start:
+    section = config.section(SearchSubnet)
+    evolution = make_search(config.space, section.limits, section, derived_rng("evolution", config.seed), table, known)
+    return _Start(config, evolution, evolution.ask())  # raises before anything heavy if no candidate is legal
+
+
 def _search(
-    opened: StepContext,
-    evolution: Evolution,
-    first: list[Candidate],
-    score: ParallelScorer,
-    images: int,
-    whole_split: int,
-) -> SearchResult:
-    """Run the search with a progress bar, and resume from the scores of an earlier try."""
+    opened: StepContext, starts: Mapping[str, _Start], score: ParallelScorer, images: int, whole_split: int
+) -> dict[str, SearchResult]:
+    """Run the search of each budget, and resume from the scores of an earlier try."""
     section = opened.config.section(SearchSubnet)
+    cache = ScoreCache(opened.workspace.file("scores.jsonl"), whole_split, score, opened.mirror.request_upload)
+    results = {}
+    for label, start in starts.items():
+        results[label] = _search_one(opened, label, start, cache, images, whole_split)
+    if section.budgets is not None:
+        results = choose_for_all(results, section, cache, whole_split)
+    opened.record.values |= {name: getattr(cache, name) for name in ("candidates_scored_now", "images_scored_now")}
+    return results
+
+
+def _search_one(
+    opened: StepContext, label: str, start: _Start, cache: ScoreCache, images: int, whole_split: int
+) -> SearchResult:
+    """Run one search, with a progress bar."""
+    title, section = f"{STEP} {label}".rstrip(), start.config.section(SearchSubnet)
     if section.warm_start:
-        seeds = sum(candidate.origin == "earlier" for candidate in first)
+        seeds = sum(candidate.origin == "earlier" for candidate in start.first)
         print_line(
-            f"{STEP}: {len(evolution.known)} scores on {images} images known from {section.warm_start.search}; "
+            f"{title}: {len(start.evolution.known)} scores on {images} images known from {section.warm_start.search}; "
             f"the best {seeds} within the limits enter generation 0"
         )
-    cache = ScoreCache(opened.workspace.file("scores.jsonl"), whole_split, score, opened.mirror.request_upload)
-    with Progress(STEP, section.budget, "candidates") as progress:
+
+    def log(metrics: Mapping[str, float], step: int) -> None:
+        opened.tracked.metrics({f"{prefix_of(label)}{name}": value for name, value in metrics.items()}, step)
+
+    with Progress(title, section.most_candidates, "candidates") as progress:
         try:
-            result = search(
-                opened.config, evolution, first, cache, images, progress.update, opened.tracked.metrics, whole_split,
-                announce=lambda line: progress.print_above(f"{STEP}: {line}"),
+            return search(
+                start.config, start.evolution, start.first, cache, images, progress.update, log, whole_split,
+                announce=lambda line: progress.print_above(f"{title}: {line}"),
             )  # fmt: skip
         except Stopped as stopped:
             stopped.note = f" after {len(cache)} scored candidates"
             raise
-    opened.record.values |= {name: getattr(cache, name) for name in ("candidates_scored_now", "images_scored_now")}
-    return result
 
 
 def make_scorer(
@@ -130,30 +156,59 @@ def make_scorer(
     return SubnetScorer(supernet, images, card, section.batch_size, find_precision(section.precision, device))
 
 
-def write_result(
-    out: Path, config: Config, result: SearchResult, provenance: dict[str, Any], table: LatencyTable | None = None
+def write_results(
+    out: Path,
+    config: Config,
+    results: Mapping[str, SearchResult],
+    provenance: dict[str, Any],
+    table: LatencyTable | None = None,
 ) -> None:
-    """Write the search folder, whole or not at all. `table`: of the latencies, which the folder then holds too."""
-    columns = (*COLUMNS, LATENCY) if table else COLUMNS
+    """Write the search folder, whole or not at all.
+
+    Args:
+        results: by label, smallest budget first.
+        table: of the latencies, which the folder then holds too.
+    """
     made_of = f"seed {config.seed}, code {provenance['code']}, supernet {provenance['inputs']['supernet']}"
     chosen = {
-        "name": f"{config.name}-chosen",
-        "space": config.space.name,
-        "source": f"{STEP} ({search_of(result)}), {made_of}",
-        "subnet": result.chosen.candidate.spec.to_dict(),
+        label: {
+            "name": f"{config.name}-chosen" + (f"-{label}" if label else ""),
+            "space": config.space.name,
+            "source": f"{STEP} ({search_of(result)}), {made_of}",
+            "subnet": result.chosen.candidate.spec.to_dict(),
+        }
+        for label, result in results.items()
     }
+    *_, largest = chosen
+    budget = ("budget",) if largest else ()
+    columns = (*COLUMNS, *((LATENCY,) if table else ()), *budget)
     with replacing(out) as folder:
         folder.mkdir()
-        write_table(folder / "candidates.csv", columns, [scored.to_row() for scored in result.candidates])
-        write_table(folder / "finalists.csv", columns, [scored.to_row() for scored in result.finalists])
-        if result.front:
-            write_table(folder / FRONT, columns, [scored.to_row() for scored in result.front])
-        write_table(folder / "progress.csv", PROGRESS, result.progress)
-        write_text(folder / "chosen.yaml", yaml.safe_dump(chosen, sort_keys=False))
-        write_json(folder / "metrics.json", result.metrics)
+        write_table(folder / "candidates.csv", columns, _rows(results, "candidates"))
+        write_table(folder / "finalists.csv", columns, _rows(results, "finalists"))
+        if any(result.front for result in results.values()):
+            write_table(folder / FRONT, columns, _rows(results, "front"))
+        write_table(folder / "progress.csv", (*PROGRESS, *budget), _rows(results, "progress"))
+        write_text(folder / "chosen.yaml", yaml.safe_dump(chosen[largest], sort_keys=False))
+        for label in filter(None, chosen):
+            (folder / FOLDER).mkdir(exist_ok=True)
+            write_text(folder / FOLDER / f"{label}.yaml", yaml.safe_dump(chosen[label], sort_keys=False))
+        write_json(folder / "metrics.json", merge_metrics({label: result.metrics for label, result in results.items()}))
         write_json(folder / "provenance.json", provenance)
         if table:
             write_json(folder / LATENCY_FILE, table.model_dump(mode="json"))
+
+
+def _rows(
+    results: Mapping[str, SearchResult], table: Literal["candidates", "finalists", "front", "progress"]
+) -> list[dict[str, Any]]:
+    """The rows of a table, with the label of the budget whose search made each."""
+    rows = []
+    for label, result in results.items():
+        for one in getattr(result, table):
+            row = one.to_row() if isinstance(one, ScoredCandidate) else one
+            rows.append(row | {"budget": label} if label else row)
+    return rows
 
 
 def search_of(result: SearchResult) -> str:
@@ -161,26 +216,40 @@ def search_of(result: SearchResult) -> str:
     return "random search" if result.chosen.is_baseline else "NSGA-II" if result.front else "evolution"
 
 
-def _log(tracked: StepLogger, out: Path, result: SearchResult) -> None:
-    chosen = result.chosen.candidate.spec
-    tracked.subnet(chosen)
-    tracked.metrics(result.metrics)
-    tracked.headline(result.metrics, chosen)
+def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult]) -> None:
+    chosen = {label: result.chosen.candidate.spec for label, result in results.items()}
+    *_, largest = chosen
+    tracked.subnet(chosen[largest])
+    tracked.metrics(merge_metrics({label: result.metrics for label, result in results.items()}))
+    tracked.headline(results[largest].metrics, chosen[largest])
     tracked.table(out / "candidates.csv")
-    if result.front:
+    if any(result.front for result in results.values()):
         tracked.table(out / FRONT)
-    tracked.children(_best_and_front(result), chosen)
-    print(f"{STEP}: chosen from {search_of(result)}, candidate {result.chosen.candidate.id}")
-    print(f"{STEP}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
+    tracked.children(_best_and_front(results), [*chosen.values()])
+    for label, result in results.items():
+        title = f"{STEP} {label}".rstrip()
+        print(f"{title}: chosen from {search_of(result)}, candidate {result.chosen.candidate.id}")
+        print(f"{title}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
+        if label:
+            tracked.headline(result.metrics, chosen[label], label)
+    for labels in repeats(results).values():
+        print(f"{STEP}: the subnet of {labels[0]} is also the best found within {' and '.join(labels[1:])}", flush=True)
 
 
-def _best_and_front(result: SearchResult) -> list[ScoredCandidate]:
-    """The ten best and the front, by default of accuracy and parameters, at most 50: MLflow gets a run for each."""
-    complete = [scored for scored in result.candidates if scored.complete]
-    costs = [(scored.candidate.params, -scored.top1_percent) for scored in complete]
-    best = sorted(range(len(costs)), key=lambda index: (costs[index][1], costs[index][0]))[:10]
-    front = result.front or [complete[index] for index in pareto_front(costs)]
+def _best_and_front(results: Mapping[str, SearchResult]) -> list[ScoredCandidate]:
+    """Of each search the ten best and the front, by default of accuracy and parameters, and what budgets have chosen.
+
+    At most 50: MLflow gets a run for each.
+    """
     by_spec: dict[SubnetSpec, ScoredCandidate] = {}
-    for scored in [*(complete[index] for index in best), *front]:
-        by_spec.setdefault(scored.candidate.spec, scored)
+    for label, result in results.items():
+        if label:
+            by_spec.setdefault(result.chosen.candidate.spec, result.chosen)
+    for result in results.values():
+        complete = [scored for scored in result.candidates if scored.complete]
+        costs = [(scored.candidate.params, -scored.top1_percent) for scored in complete]
+        best = sorted(range(len(costs)), key=lambda index: (costs[index][1], costs[index][0]))[:10]
+        front = result.front or [complete[index] for index in pareto_front(costs)]
+        for scored in [*(complete[index] for index in best), *front]:
+            by_spec.setdefault(scored.candidate.spec, scored)
     return list(by_spec.values())[:50]

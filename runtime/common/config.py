@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import canonical_json, hash_file, hash_value
@@ -25,10 +25,12 @@ from autoformer.recipe import Precision, Recipe
 from autoformer.sampling import TEACHER_WEIGHT, Sampling, SubnetSampler, make_sampler
 from autoformer.search import EvolutionSettings
 from autoformer.space import SearchSpace
+from runtime.common.budgets import check_budgets, check_labels
 from runtime.common.overrides import apply
 
 STEPS = ("prepare_data", "train_supernet", "search_subnet", "retrain_subnet", "evaluate_subnet", "register_model")
 ROOT = CONFIGS.parent
+LONGEST_MODEL_NAME = 250
 
 
 def checkout() -> Path:
@@ -188,6 +190,25 @@ class SearchSubnet(EvolutionSettings):
     warm_start: EarlierSearch | None = Field(
         None, description="an earlier search whose scores are known from the start; its best enter generation 0"
     )
+    budgets: tuple[float, ...] | None = Field(
+        None,
+        description="maximum parameters in millions, ascending, such as [0.1, 0.25, 0.5]: a subnet is searched, "
+        "retrained, tested and registered for each; null for one subnet within the limits",
+    )
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        if value is not None and not (isinstance(value, list | tuple) and value):
+            raise ValueError("expected a list such as [0.1, 0.25, 0.5], or null")
+        return value
+
+    @field_validator("budgets")
+    @classmethod
+    def _budgets_agree(cls, value: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        if value is not None and "limits" in info.data:
+            check_budgets(value, info.data["limits"])
+        return value
 
     @model_validator(mode="after")
     def _measured(self) -> Self:
@@ -209,9 +230,14 @@ class SearchSubnet(EvolutionSettings):
         return data | {"racing": None}
 
     @property
-    def budget(self) -> int:
-        """Candidates to score, including those of the random baseline."""
+    def most_candidates(self) -> int:
+        """Candidates to score for each budget, including those of the random baseline."""
         return self.population * (1 + self.generations) * (2 if self.random_baseline else 1)
+
+    def within(self, budget: float) -> Self:
+        """The section of a search for this budget alone."""
+        limits = self.limits.model_copy(update={"max_params_m": budget})
+        return self.model_copy(update={"limits": limits, "budgets": None})
 
 
 class RetrainSubnet(TrainingSection):
@@ -254,7 +280,11 @@ class EvaluateSubnet(Frozen):
 class RegisterModel(Frozen):
     """The names keep to MLflow's rules, which it applies only after the training."""
 
-    model_name: str = Field(min_length=1, max_length=250, description="in MLflow's registry")
+    model_name: str = Field(
+        min_length=1,
+        max_length=LONGEST_MODEL_NAME,
+        description="in MLflow's registry; with search_subnet.budgets, -0.1m and so on is appended",
+    )
     alias: str = Field(
         "champion",
         min_length=1,
@@ -312,6 +342,12 @@ class Config(Frozen):
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return load_space(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _names_of_models(self) -> Self:
+        if self.search_subnet is not None and self.search_subnet.budgets and self.register_model is not None:
+            check_labels(self.search_subnet.budgets, self.register_model.model_name, LONGEST_MODEL_NAME)
+        return self
 
     def section(self, kind: type[Section]) -> Section:
         """The section of one step. Raises `AutoFormerError` where this configuration does not have it."""

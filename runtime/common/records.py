@@ -62,9 +62,12 @@ class StepRecord(Written):
 
 
 class Registration(Written):
-    """`registration.json`."""
+    """`registration.json`. With several budgets: of the largest, and of each by its label."""
 
     reason: str
+    model_name: str = ""
+    version: str | None = None
+    budgets: dict[str, "Registration"] = Field({})
 
 
 class Failure(Written):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import autoformer
 from autoformer.errors import AutoFormerError
 from runtime.common.redaction import without_password
+from runtime.tracking.step_logger import FAMILY
 from runtime.tracking.store import (
     connect,
     is_refusal,
@@ -21,6 +22,7 @@ from runtime.tracking.store import (
 )
 
 if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion as Version
     from mlflow.models import ModelSignature
 
 _CODE = Path(__file__).with_name("served_model.py")
@@ -72,6 +74,8 @@ def log_model(run_id: str, name: str, model: Path, program: Path, card: Path, ta
     client = connect()
     import mlflow
     from mlflow.models import Model
+
+    name = name.replace(".", "_")  # MLflow allows a point in the name of a registered model, and in no other
 
     # stderr would show MLflow's advice on type hints and input examples; errors are exceptions
     with translate_errors(tracking_uri()), contextlib.redirect_stderr(io.StringIO()):
@@ -168,12 +172,27 @@ def move_alias(name: str, alias: str, to_version: str) -> None:
 
 
 def _newest_model(alias: str) -> str | None:
-    """The registered model whose version with the alias is the newest."""
+    """The registered model whose version with the alias is the newest.
+
+    Raises:
+        AutoFormerError: that version is of one of several budgets, so it is not clear which model is meant.
+    """
     with translate_errors(tracking_uri()):
         names = [model.name for model in connect().search_registered_models() if alias in model.aliases]
         versions = [connect().get_model_version_by_alias(name, alias) for name in names]
     newest = max(versions, key=lambda version: int(version.creation_timestamp), default=None)
-    return None if newest is None else str(newest.name)
+    if newest is None:
+        return None
+    family = newest.tags.get(FAMILY)
+    relatives = sorted((v for v in versions if family and v.tags.get(FAMILY) == family), key=_params)
+    if len(relatives) > 1:
+        listed = ", ".join(f"{version.name} ({_params(version):,} parameters)" for version in relatives)
+        raise AutoFormerError(f"the last run registered several models: choose one with MODEL=name: {listed}")
+    return str(newest.name)
+
+
+def _params(version: "Version") -> int:
+    return int(version.tags.get("params", "0"))
 
 
 def model_folder(name: str | None, alias: str) -> Path:

@@ -2,18 +2,20 @@
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autoformer.candidates import ScoredCandidate
 from autoformer.space import SubnetSpec
 from autoformer.subnet_text import shape_text, to_cells
+from runtime.common.budgets import prefix_of
 from runtime.common.tables import read_table
 from runtime.tracking.outbox import Outbox
 from runtime.tracking.provenance import user
 
 FLUSH_SECONDS = 5.0
+BUDGET, FAMILY = "budget", "model_family"  # tags: a budget's label; the model name that budgets share
 ARCH = "arch"  # the tag that holds a subnet in one line
 # Figure of a step -> its name in a pipeline run, and its unit there. Names are those of a candidate's metrics.
 _HEADLINE: dict[str, tuple[str, float]] = {
@@ -72,7 +74,7 @@ class StepLogger:
         self.params(arch_params(spec))
         self.tags({ARCH: shape_text(spec)})
 
-    def headline(self, figures: Mapping[str, float], spec: SubnetSpec) -> None:
+    def headline(self, figures: Mapping[str, float], spec: SubnetSpec, label: str = "") -> None:
         """Log results to the pipeline run, for a table of pipeline runs.
 
         Metrics and a tag, not parameters, which never change: a pipeline run that is resumed after an edit of the code
@@ -80,12 +82,13 @@ class StepLogger:
 
         Args:
             figures: by their names in evaluation/metrics.json or search/metrics.json; others are left out.
+            label: of a budget; stands before the names.
         """
         if self._parent_id and self._outbox:
-            now = milliseconds()
-            points = [[name, figures[key] / unit, now, 0] for key, (name, unit) in _HEADLINE.items() if key in figures]
+            now, prefix = milliseconds(), prefix_of(label)
+            points = [[f"{prefix}{name}", value, now, 0] for name, value in _headline(figures).items()]
             self._outbox.put({"kind": "metrics", "run_id": self._parent_id, "metrics": points})
-            self._outbox.put({"kind": "tags", "run_id": self._parent_id, "tags": {ARCH: shape_text(spec)}})
+            self._outbox.put({"kind": "tags", "run_id": self._parent_id, "tags": {f"{prefix}{ARCH}": shape_text(spec)}})
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._put("tags", tags=dict(values))
@@ -107,13 +110,16 @@ class StepLogger:
         """Log an input of the step, for MLflow's lineage. MLflow keeps 36 characters of `digest`."""
         self._put("dataset", name=name, digest=digest, context=context)
 
-    def children(self, candidates: Sequence[ScoredCandidate], chosen: SubnetSpec) -> None:
-        """Log a finished child run for each candidate; a tag marks those with the chosen subnet.
+    def children(self, candidates: Sequence[ScoredCandidate], chosen: Collection[SubnetSpec]) -> None:
+        """Log a finished child run for each candidate; a tag marks those with a chosen subnet."""
+        self.child_runs([child_run(outcome, chosen) for outcome in candidates])
 
-        For some tens of candidates: a store takes 5 to 9 runs a second. A candidate that has its run keeps it.
+    def child_runs(self, children: Sequence[Mapping[str, Any]]) -> None:
+        """Log finished child runs, each with its `name`, `params`, `metrics` and `tags`.
+
+        For some tens: a store takes 5 to 9 runs a second. A name that has its run keeps it.
         """
-        children = [child_run(outcome, chosen) for outcome in candidates]
-        self._put("children", children=children, user=user(), time=milliseconds())
+        self._put("children", children=[*children], user=user(), time=milliseconds())
         self.flush()
 
     def flush(self, wait_seconds: float = 0.0) -> None:
@@ -136,7 +142,7 @@ def arch_params(spec: SubnetSpec) -> dict[str, str | float]:
     }
 
 
-def child_run(outcome: ScoredCandidate, chosen: SubnetSpec) -> dict[str, Any]:
+def child_run(outcome: ScoredCandidate, chosen: Collection[SubnetSpec]) -> dict[str, Any]:
     """The name, parameters, metrics and tags of a candidate's run."""
     row, spec = outcome.to_row(), outcome.candidate.spec
     metrics = {
@@ -153,8 +159,22 @@ def child_run(outcome: ScoredCandidate, chosen: SubnetSpec) -> dict[str, Any]:
         "name": f"candidate {outcome.candidate.id}",
         "params": arch_params(spec),
         "metrics": metrics,
-        "tags": tags | {"chosen": str(spec == chosen), ARCH: shape_text(spec)},
+        "tags": tags | {"chosen": str(spec in chosen), ARCH: shape_text(spec)},
     }
+
+
+def budget_run(label: str, figures: Mapping[str, float], spec: SubnetSpec, tags: Mapping[str, str]) -> dict[str, Any]:
+    """The name, parameters, metrics and tags of the run of one budget's subnet; `figures` as for `headline`."""
+    return {
+        "name": f"budget {label}",
+        "params": arch_params(spec),
+        "metrics": _headline(figures),
+        "tags": {"stage": BUDGET, BUDGET: label, **tags, ARCH: shape_text(spec)},
+    }
+
+
+def _headline(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: figures[key] / unit for key, (name, unit) in _HEADLINE.items() if key in figures}
 
 
 def milliseconds() -> int:

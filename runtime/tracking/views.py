@@ -16,7 +16,7 @@ from runtime.tracking.store import experiment_id
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PIPELINE_RUNS, CANDIDATES = "pipeline-runs", "candidates"
+PIPELINE_RUNS, CANDIDATES, BUDGETS = "pipeline-runs", "candidates", "budgets"
 MAX_COMPARED = 20  # runs in one address, which a terminal has to show
 _KIND = "workflowType=machine_learning"  # without it the pages open their other half, for language models
 _COSTS = ["cost/params_m", "cost/macs_g"]
@@ -42,10 +42,24 @@ _CANDIDATE_COLUMNS = {
     "tags.`origin`": 100,
     "tags.`generation`": 110,
 }
+_BUDGET_COLUMNS = {
+    "metrics.`test_top1_percent`": 140,
+    "metrics.`cost/params_m`": 125,
+    "metrics.`inherited_test_top1_percent`": 130,
+    "metrics.`scratch_test_top1_percent`": 130,
+    "tags.`model_name`": 170,
+    "tags.`version`": 75,
+    "metrics.`cost/macs_g`": 115,
+    "metrics.`val/top1`": 90,
+    "tags.`arch`": 390,
+}
 _OLD_NOTE = (
     "Unfold a pipeline run for its steps. Tables and charts worth looking at are under **Views**, at the top right."
 )
 _NOTE = f"{_OLD_NOTE} `val/top1` is the accuracy on the search split. {RANKS_ONLY}"
+
+
+_BUDGET_RUNS = "tags.stage = 'budget'"
 
 
 class Page(NamedTuple):
@@ -67,13 +81,17 @@ def save_views(client: "MlflowClient") -> list[Page]:
     searches = _newest(client, experiment, "search_subnet", 1)
     if searches:
         wanted |= _view(CANDIDATES, "Candidates of the latest search", _candidates(searches[0]))
+    budgets = _budgets_of_latest(client, experiment)
+    if budgets:
+        state = _table(_BUDGET_COLUMNS, "attributes.start_time", _BUDGET_RUNS)
+        wanted |= _view(BUDGETS, "Budgets side by side", state)
     for key, value in wanted.items():
         if tags.get(key) != value:
             client.set_experiment_tag(experiment, key, value)
-    return _pages(client, experiment, searches)
+    return _pages(client, experiment, searches, budgets)
 
 
-def _pages(client: "MlflowClient", experiment: str, searches: list[str]) -> list[Page]:
+def _pages(client: "MlflowClient", experiment: str, searches: list[str], budgets: list[str]) -> list[Page]:
     runs = f"/#/experiments/{experiment}/runs?{_KIND}"
     pages = [Page("pipeline runs", f"{runs}&viewStateShareKey={PIPELINE_RUNS}")]
     if searches:
@@ -85,6 +103,9 @@ def _pages(client: "MlflowClient", experiment: str, searches: list[str]) -> list
     latest = _newest(client, experiment, "pipeline", 2)
     if len(latest) == 2:
         pages.append(Page("the two latest pipeline runs, side by side", _compare_path(experiment, latest)))
+    if budgets:
+        pages.append(Page("the budgets of all runs", f"{runs}&viewStateShareKey={BUDGETS}"))
+        pages.append(Page("the budgets of the latest run compared", _compare_path(experiment, budgets)))
     return pages
 
 
@@ -101,6 +122,15 @@ def _newest(client: "MlflowClient", experiment: str, stage: str, limit: int) -> 
 def _run_ids(client: "MlflowClient", experiment: str, matching: str, order_by: str, limit: int) -> list[str]:
     runs = client.search_runs([experiment], matching, order_by=[order_by], max_results=limit)
     return [run.info.run_id for run in runs]
+
+
+def _budgets_of_latest(client: "MlflowClient", experiment: str) -> list[str]:
+    """The runs of the budgets of the latest pipeline run that has several, smallest first."""
+    newest = client.search_runs([experiment], _BUDGET_RUNS, order_by=["attributes.start_time DESC"], max_results=1)
+    if not newest:
+        return []
+    same = f"{_BUDGET_RUNS} and tags.`{PARENT}` = '{newest[0].data.tags[PARENT]}'"
+    return _run_ids(client, experiment, same, "attributes.start_time ASC", MAX_COMPARED)  # as they were made
 
 
 def _children(search: str) -> str:
