@@ -28,12 +28,13 @@ from pipeline.summary import summary
 from runtime import tracking
 from runtime.common.budgets import folder_of, model_of, read_chosen
 from runtime.common.code import step_code
-from runtime.common.config import ROOT, STEPS, Config, RegisterModel
+from runtime.common.config import ROOT, STEPS, Config
 from runtime.common.console import Parser, repeat_failure, run_command
 from runtime.common.locks import hold_lock
 from runtime.common.overrides import add_option, join
 from runtime.common.records import StepRecord
 from runtime.common.redaction import hide_in_tracebacks
+from runtime.common.sections import RegisterModel
 from runtime.common.stopping import Stopped
 from runtime.steps.kfp_edge import CODE
 from runtime.storage import is_uri

@@ -17,7 +17,7 @@ from components.prepare_data import packed
 from components.prepare_data.pack import pack
 from components.prepare_data.pack_card import read_pack, unreadable_of
 from components.prepare_data.step import prepare
-from runtime.common.config import PrepareData
+from runtime.common.sections import PrepareData
 from runtime.common.tables import read_table
 
 
