@@ -10,6 +10,12 @@ SEED = os.environ.get("SEED") or str(random.SystemRandom().randrange(10**6))
 os.environ["SEED"] = SEED  # for the other workers
 
 
+def pytest_configure() -> None:
+    stride = os.environ.get("STRIDE") or "1"
+    if not stride.isdecimal() or int(stride) == 0:
+        raise pytest.UsageError(f"STRIDE={stride}: expected a number above 0")
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> random.Random:
     """Drawn from `SEED` and the test's name, so that one test alone repeats."""
