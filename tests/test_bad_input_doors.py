@@ -348,7 +348,7 @@ DOORS: list[Case] = [
     ("prepare", lambda tmp: prepare(tmp / "gone", tmp), ["gone: no such file or folder"]),
     ("prepare", lambda tmp: prepare(tmp / "root", tmp), ["dataset = photos", "no pack of images", "make data DATA=…"]),
     ("prepare", lambda tmp: prepare(packed(tmp), tmp, "prepare_data.search_images=10"), ["search_percent instead"]),
-    ("prepare", lambda tmp: prepare(packed(tmp, 2), tmp), ["class 'a' has 2 different images", "at least 3"]),
+    ("prepare", lambda tmp: prepare(packed(tmp, 2), tmp), ["classes have too few different images", "a 2, b 2", "3"]),
     ("fetch", argv("--dataset", "cifar"), ["DATASET=cifar: only fashion-mnist", "ARCHIVES=folder"]),
 ]  # fmt: skip
 

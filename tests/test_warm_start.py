@@ -127,7 +127,7 @@ def test_an_earlier_search_in_s3_is_downloaded(
         ({"weights": "raw", "images": 70}, "weights (ema, here raw), number of images (80, here 70)"),
         ({"precision": "bfloat16"}, "precision (auto, here bfloat16)"),
         ({"warm_start": {"search": "/nowhere"}}, "search_subnet.warm_start.search = /nowhere: no such file as /now"),
-        ({"warm_start": {"serach": "x"}}, "'search_subnet.warm_start.search' is missing"),
+        ({"warm_start": {"serach": "x"}}, "unknown key 'search_subnet.warm_start.serach'"),
     ],
 )
 def test_scores_of_another_kind_are_refused_naming_what_differs(

@@ -87,7 +87,8 @@ def step_run(
         return
     provenance = provenance or {}
     inputs: Mapping[str, str] = provenance.get("inputs", {})
-    tags = {"code": str(provenance.get("code", "")), "data_hash": inputs.get("card", ""), "work": work_key(provenance)}
+    work = work_key(provenance) if provenance else ""
+    tags = {"code": str(provenance.get("code", "")), "data_hash": inputs.get("card", ""), "work": work}
     begun = retry_while_away(lambda: _begin(step, config, {key: value for key, value in tags.items() if value}))
     record |= {"mlflow_run_id": begun.run_id, "mlflow_tracking_uri": without_password(tracking_uri())}
     if begun.parent_id:
@@ -169,7 +170,8 @@ def _begin(step: str, config: Config, tags: Mapping[str, str]) -> _Begun:
         parent = runners_parent or _parent_without_runner(config)
         experiment = client.get_run(parent).info.experiment_id
         same = f"tags.`{PARENT}` = '{parent}' and tags.stage = '{step}' and tags.config = '{tags['config']}'"
-        matching = (f"{same} and attributes.status != 'FINISHED'", f"{same} and tags.work = '{tags['work']}'")
+        matching = [f"{same} and attributes.status != 'FINISHED'"]
+        matching += [f"{same} and tags.work = '{tags['work']}'"] if "work" in tags else []
         run_id, former = _resume_or_create(client, experiment, step, matching, {**tags, PARENT: parent})
         owned = (run_id,) if runners_parent else (run_id, parent)
         return _Begun(run_id, parent, owned, _last_steps(former) if former else {})
