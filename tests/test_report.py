@@ -337,7 +337,9 @@ def test_the_mean_of_each_choice_is_that_of_the_complete_candidates_with_it(sear
     assert min(cell.shade for cell in every) == 0 and max(cell.shade for cell in every) == 1
 
 
-def test_the_heading_names_the_choice_whose_means_differ_most_with_enough_candidates(search_folder: Path) -> None:
+def test_the_heading_names_the_choice_whose_means_differ_most_and_none_that_chance_explains(
+    search_folder: Path,
+) -> None:
     """Width 32 has 60 %, 64 has 70 % (6 each), 128 has 99 % once: the last is too few for the heading."""
     results, evaluation = example(search_folder, CLASSES)
     space = results.space
@@ -359,6 +361,10 @@ def test_the_heading_names_the_choice_whose_means_differ_most_with_enough_candid
     ]
     text = " ".join("".join(Page(render(changed, evaluation, CONFIG)).text).split()).replace("\u00a0", " ")
     assert "Width goes with accuracy most: 70.00 % on average at 64, 60.00 % at 32" in text
+    noise = np.random.default_rng(0).normal(65, 8, 13)  # chance alone sets some of these means apart by points
+    scored = [replace_top1(one, one.candidate.spec, top1) for one, top1 in zip(scored, noise, strict=True)]
+    made = effects(results._replace(search=results.search._replace(candidates=scored, chosen=0)))
+    assert made is not None and made["strongest"] is None
     level = results._replace(search=results.search._replace(candidates=scored[:1], chosen=0))
     assert effects(level) is None
     assert "goes with accuracy most" not in render(level, evaluation, CONFIG)

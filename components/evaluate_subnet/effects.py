@@ -1,8 +1,9 @@
 """Mean accuracy of the candidates by each choice: depth, width, and by block heads and MLP ratio."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from autoformer.space import SubnetSpec
@@ -11,7 +12,8 @@ from components.evaluate_subnet.results import Results
 
 # Label, choices, and the value of a subnet.
 Row = tuple[str, Sequence[float], Callable[[SubnetSpec], float | None]]
-FEWEST = 5  # candidates behind a mean that the heading may name
+# What the heading may name: means of so many candidates, apart by so many standard errors. Hundreds of pairs compete.
+FEWEST, CLEAR = 5, 4.0
 
 
 class Cell(NamedTuple):
@@ -19,6 +21,7 @@ class Cell(NamedTuple):
 
     candidates: int
     mean: float | None = None
+    error: float = 0.0  # standard error of the mean; 0 for one candidate
     shade: float = 0.0
 
 
@@ -57,8 +60,15 @@ def _table(title: str, rows: Sequence[Row], scores: Mapping[SubnetSpec, float]) 
     found = []
     for label, choices, value_of in rows:
         by_choice = ([score for spec, score in scores.items() if value_of(spec) == choice] for choice in choices)
-        found.append((label, [Cell(len(of), fmean(of) if of else None) for of in by_choice]))
+        found.append((label, [_cell(of) for of in by_choice]))
     return Table(title, [ratio_text(choice) for choice in rows[0][1]], found)
+
+
+def _cell(scores: Sequence[float]) -> Cell:
+    if not scores:
+        return Cell(0)
+    error = stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
+    return Cell(len(scores), fmean(scores), error)
 
 
 def _shaded(table: Table, low: float, high: float) -> Table:
@@ -69,17 +79,18 @@ def _shaded(table: Table, low: float, high: float) -> Table:
 
 
 def _strongest(tables: Sequence[Table]) -> dict[str, Any] | None:
-    """The row whose means lie furthest apart, of those with enough candidates behind both."""
+    """The row whose means lie furthest apart, of those with clearly different ones; None without such a row."""
     found = []
     for table in tables:
         for label, cells in table.rows:
             known = [
-                (cell.mean, choice)
+                (cell.mean, choice, cell.error)
                 for cell, choice in zip(cells, table.choices, strict=True)
                 if cell.mean is not None and cell.candidates >= FEWEST
             ]
             if len(known) > 1:
-                (low, worst), (high, best) = min(known), max(known)
+                (low, worst, low_error), (high, best, high_error) = min(known), max(known)
                 name = table.title.partition(",")[0] + (f" of block {label}" if label else "")
-                found.append((high - low, {"name": name, "best": best, "high": high, "worst": worst, "low": low}))
+                if high - low > CLEAR * math.hypot(low_error, high_error):
+                    found.append((high - low, {"name": name, "best": best, "high": high, "worst": worst, "low": low}))
     return max(found, key=lambda entry: entry[0])[1] if found else None
