@@ -63,7 +63,9 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 
 def _first_problem(model: Any, error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    # a misspelt key that is required is also a missing one
+    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
     path = [str(part)[:80] for part in problem["loc"]]
     name = ".".join(path)
     if problem["type"] == "extra_forbidden":
@@ -74,6 +76,8 @@ def _first_problem(model: Any, error: ValidationError) -> str:
     kind, comma, own = problem["msg"].partition(", ")
     if comma and kind in ("Value error", "Assertion failed"):
         message = own  # of a validator here, as it is: it may begin with a name
+        if name and isinstance(problem["input"], Mapping):  # its keys contradict each other, and the message names them
+            return f"{name}: {message}"
     else:
         message = problem["msg"][:1].lower() + problem["msg"][1:]
     if not name:

@@ -85,6 +85,7 @@ def test_a_section_is_found_by_its_type() -> None:
         ("train_supernet.augmentation.flop=true", ["train_supernet.augmentation.flop", "'flip'?"]),
         ("serch_subnet.population=1", ["unknown key 'serch_subnet'", "'search_subnet'?"]),
         ("space.chocies.depth=[1]", ["unknown key 'space.chocies'", "'choices'?"]),
+        ("search_subnet.latency.tabel=a.json", ["unknown key 'search_subnet.latency.tabel'", "'table'?"]),  # required
     ],
 )
 def test_an_unknown_key_is_answered_with_the_nearest(override: str, parts: list[str]) -> None:
@@ -100,7 +101,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(override: str, parts: list[
         ("seed=-1", ["seed = -1", "greater than or equal to 0"]),
         ("retrain_subnet.mode=tune", ["retrain_subnet.mode = 'tune'", "scratch"]),
         ("train_supernet.epochs=0", ["train_supernet.epochs = 0", "greater than 0"]),
-        ("search_subnet.parents=21", ["parents 21 are more than population 20"]),
+        ("search_subnet.parents=21", [": search_subnet: parents 21 are more than population 20"]),
         ("search_subnet.crossovers=11", ["mutations 10 + crossovers 11 are more than population 20"]),
         ("search_subnet.limits.min_params_m=0.6", ["min_params_m 0.6 is above max_params_m 0.5"]),
         ("train_supernet.checkpoint_steps=120", ["checkpoint_steps 120 is not a multiple of log_steps 50"]),
