@@ -34,6 +34,7 @@ from runtime.common.budgets import FOLDER, merge_metrics, prefix_of
 from runtime.common.config import Config, SearchSubnet
 from runtime.common.console import Progress, print_line
 from runtime.common.processes import set_threads
+from runtime.common.search_names import found_by, method_of
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
 from runtime.steps import inputs
@@ -174,7 +175,7 @@ def write_results(
         label: {
             "name": f"{config.name}-chosen" + (f"-{label}" if label else ""),
             "space": config.space.name,
-            "source": f"{STEP} ({search_of(result)}), {made_of}",
+            "source": f"{STEP} ({found_by(result.metrics)}), {made_of}",
             "subnet": result.chosen.candidate.spec.to_dict(),
         }
         for label, result in results.items()
@@ -211,11 +212,6 @@ def _rows(
     return rows
 
 
-def search_of(result: SearchResult) -> str:
-    """The search that found the chosen subnet."""
-    return "random search" if result.chosen.is_baseline else "NSGA-II" if result.front else "evolution"
-
-
 def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult]) -> None:
     chosen = {label: result.chosen.candidate.spec for label, result in results.items()}
     *_, largest = chosen
@@ -228,7 +224,7 @@ def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult]) ->
     tracked.children(_best_and_front(results), [*chosen.values()])
     for label, result in results.items():
         title = f"{STEP} {label}".rstrip()
-        print(f"{title}: chosen from {search_of(result)}, candidate {result.chosen.candidate.id}")
+        print(f"{title}: chosen from {found_by(result.metrics)}, candidate {result.chosen.candidate.id}")
         print(f"{title}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
         if label:
             tracked.headline(result.metrics, chosen[label], label)
