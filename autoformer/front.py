@@ -28,7 +28,7 @@ def costs_of(scored: ScoredCandidate, objectives: Sequence[str]) -> tuple[float,
     """The objectives of a complete candidate, costs first; lower is better."""
     assert scored.loss is not None
     scores = {"accuracy": -scored.top1_percent, "loss": scored.loss}
-    costs = [getattr(scored.candidate, _FIELDS.get(name, name)) for name in objectives if name not in scores]
+    costs = [_cost(scored, name) for name in objectives if name not in scores]
     return *costs, *(scores[name] for name in objectives if name in scores)
 
 
@@ -38,11 +38,18 @@ def costs_first(objectives: Sequence[str]) -> list[str]:
 
 
 def value_of(scored: ScoredCandidate, objective: str) -> float:
-    """An objective of a complete candidate in its unit: millions, billions, milliseconds, percent, nats."""
+    """An objective in its unit: millions, billions, milliseconds, percent, nats. A stopped candidate has no loss."""
     if objective == "accuracy":
         return scored.top1_percent
-    (value,) = costs_of(scored, [objective])
-    return value / UNITS.get(objective, 1)
+    if objective == "loss":
+        assert scored.loss is not None
+        return scored.loss
+    return _cost(scored, objective) / UNITS[objective]
+
+
+def _cost(scored: ScoredCandidate, name: str) -> float:
+    value: float = getattr(scored.candidate, _FIELDS.get(name, name))
+    return value
 
 
 def value_text(scored: ScoredCandidate, objective: str) -> str:

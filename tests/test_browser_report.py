@@ -121,7 +121,7 @@ def expected(row: dict[str, str]) -> tuple[str, list[int], Any]:
 
 def at(page: "Page", candidate: int) -> dict[str, float]:
     """Where a candidate's mark lies in the window."""
-    mark = page.locator(f'.candidate[data-candidate="{candidate}"]')
+    mark = page.locator(f'.scatter .candidate[data-candidate="{candidate}"]')
     mark.scroll_into_view_if_needed()
     box = mark.bounding_box()
     assert box is not None
@@ -159,12 +159,12 @@ def test_a_candidate_under_the_pointer_is_shown_and_a_click_keeps_it(
 
 def current(page: "Page") -> int:
     """The candidate whose mark is set off."""
-    return int(page.locator(".candidate.shown").get_attribute("data-candidate") or -1)
+    return int(page.locator(".scatter .candidate.shown").get_attribute("data-candidate") or -1)
 
 
 def at_x(page: "Page", candidate: int) -> float:
     """How far to the right a candidate's mark lies, in pixels of the chart."""
-    mark = page.locator(f'.candidate[data-candidate="{candidate}"]')
+    mark = page.locator(f'.scatter .candidate[data-candidate="{candidate}"]')
     return float(mark.evaluate("mark => mark.cx.baseVal.value"))
 
 
@@ -204,7 +204,7 @@ def test_a_candidate_is_set_off_in_both_plots(reports: dict[str, Path], browser:
         for plot in (sizes, latencies):
             assert plot.locator(".shown.pinned").get_attribute("data-candidate") == str(slowest)
         page.keyboard.press("Escape")
-        assert page.locator(".pinned").count() == 0 and page.locator(".shown.chosen").count() == 2
+        assert page.locator(".pinned").count() == 0 and page.locator(".scatter .shown.chosen").count() == 2
 
 
 def test_a_finger_does_what_a_pointer_does(reports: dict[str, Path], browser: "Browser") -> None:

@@ -34,7 +34,7 @@ from runtime.common.budgets import FOLDER, merge_metrics, prefix_of
 from runtime.common.config import Config, SearchSubnet
 from runtime.common.console import Progress, print_line
 from runtime.common.processes import set_threads
-from runtime.common.search_names import found_by, method_of
+from runtime.common.search_names import found_by
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
 from runtime.steps import inputs
