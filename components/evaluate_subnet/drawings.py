@@ -135,8 +135,7 @@ def parallel(columns: Sequence[tuple[Axis, Scale]], chosen: Collection[int]) -> 
         css = "candidate path chosen" if index in chosen else "candidate path"
         lines.append(element("polyline", class_=css, data_candidate=str(index), style=style, points=points))
     box = f"0 0 100 {PARALLEL_HEIGHT}"
-    size = {"width": "100%", "height": PARALLEL_HEIGHT}
-    drawn = element("svg", *lines, viewBox=box, preserveAspectRatio="none", **size)
+    drawn = element("svg", *lines, width="100%", height=PARALLEL_HEIGHT, viewBox=box, preserveAspectRatio="none")
     for place, (axis, scaled) in zip(places, columns, strict=True):
         x = f"{number(place)}%"
         parts.append(element("line", class_="axis", x1=x, x2=x, y1=0, y2=PARALLEL_HEIGHT))

@@ -16,7 +16,7 @@ import yaml
 from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
-from autoformer.front import make_search
+from autoformer.front import front_of, make_search
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.latency import FILE as LATENCY_FILE
@@ -34,7 +34,7 @@ from runtime.common.budgets import FOLDER, merge_metrics, prefix_of
 from runtime.common.config import Config, SearchSubnet
 from runtime.common.console import Progress, print_line
 from runtime.common.processes import set_threads
-from runtime.common.search_names import found_by
+from runtime.common.search_names import found_by, method_of
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
 from runtime.steps import inputs
@@ -43,7 +43,7 @@ from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
 from runtime.storage.earlier_search import earlier_scores
 from runtime.storage.named_files import latency_table
-from runtime.tracking import StepLogger
+from runtime.tracking import OBJECTIVES, StepLogger
 
 STEP = "search_subnet"
 FRONT = "front.csv"  # with method front
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
             results = _search(opened, starts, score, count, len(images.labels))
             score.stop()
             write_results(arguments.out, config, results, opened.workspace.provenance, table)
-            _log(opened.tracked, arguments.out, results)
+            _log(opened.tracked, arguments.out, results, config.section(SearchSubnet))
         else:
             score.serve()
 
@@ -212,7 +212,7 @@ def _rows(
     return rows
 
 
-def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult]) -> None:
+def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult], section: SearchSubnet) -> None:
     chosen = {label: result.chosen.candidate.spec for label, result in results.items()}
     *_, largest = chosen
     tracked.subnet(chosen[largest])
@@ -221,11 +221,15 @@ def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult]) ->
     tracked.table(out / "candidates.csv")
     if any(result.front for result in results.values()):
         tracked.table(out / FRONT)
-    tracked.children(_best_and_front(results), [*chosen.values()])
+    objectives = section.front_objectives if section.method == "front" else ("accuracy", "params_m")
+    front = front_of([one for result in results.values() for one in result.candidates], objectives)
+    tracked.tags({"method": method_of(results[largest].metrics), OBJECTIVES: ", ".join(objectives)})
+    tracked.children(_best_and_front(results), [*chosen.values()], {one.candidate.spec for one in front})
     for label, result in results.items():
         title = f"{STEP} {label}".rstrip()
         print(f"{title}: chosen from {found_by(result.metrics)}, candidate {result.chosen.candidate.id}")
         print(f"{title}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
+        tracked.tags({f"{prefix_of(label)}found_by": found_by(result.metrics)})
         if label:
             tracked.headline(result.metrics, chosen[label], label)
     for labels in repeats(results).values():
