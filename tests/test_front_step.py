@@ -24,6 +24,7 @@ from components.search_subnet.step import write_results
 from runtime.common.code import step_code
 from runtime.common.config import Config
 from runtime.common.tables import read_table
+from runtime.tracking.views import save_views
 
 __all__ = ["empty_store", "sandbox", "store"]
 
@@ -76,6 +77,19 @@ def test_the_front_is_written_logged_and_the_choice_is_the_best_within_the_limit
     children = client.search_runs(experiments, "tags.stage = 'candidate'")
     ids = {int(child.info.run_name.split()[1]) for child in children}
     assert {one.candidate.id for one in front} <= ids and len(ids) <= len(front) + 10
+    tagged = {child.info.run_name for child in children if child.data.tags["front"] == "True"}
+    assert tagged == {f"candidate {one.candidate.id}" for one in front}
+    expected_tags = {"method": "NSGA-II", "objectives": ", ".join(OBJECTIVES)}
+    expected_tags["found_by"] = "random search" if best.is_baseline else "NSGA-II"
+    assert expected_tags.items() <= logged.data.tags.items()
+    assert any(", parameters, MACs and loss: " in line for line in lines if line.startswith(f"{STEP}: generation"))
+    assert "the Pareto front of the latest search" in [page.shows for page in save_views(client)]
+    saved = client.get_experiment(logged.info.experiment_id).tags["mlflow.sharedViewState.front"]
+    state = json.loads(json.loads(saved)["state"])
+    axes = [(chart["xaxis"]["key"], chart["yaxis"]["key"]) for chart in state["compareRunCharts"]]
+    assert axes == [("cost/params_m", "val/loss"), ("cost/macs_g", "val/loss")]
+    found = client.search_runs(experiments, state["searchFilter"])
+    assert {child.info.run_name for child in found} == tagged
 
 
 def test_a_killed_front_search_is_resumed_to_the_same_bytes(sandbox: Sandbox, tmp_path: Path) -> None:

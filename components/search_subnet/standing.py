@@ -20,7 +20,7 @@ def standing(
     """
     if objectives:
         front, shown = front_of(scored, objectives), costs_first(objectives)
-        title = f"front of {len(front)} candidates, {in_words(objectives)}"
+        title = f"front of {len(front)} candidate{'s' if len(front) > 1 else ''}, {in_words(objectives)}"
     else:
         complete = [one for one in scored if one.complete]
         front = [complete[i] for i in pareto_front([costs_of(one, (objective, "params_m")) for one in complete])]
