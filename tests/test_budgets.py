@@ -171,6 +171,18 @@ def test_one_budget_gives_what_the_limit_alone_gives(ran: Run, alone: Path) -> N
     assert {key: value for key, value in metrics.items() if "/" not in key} == json.loads(limited["metrics.json"])
 
 
+def test_the_front_of_each_budget_and_an_earlier_search_of_several_budgets(ran: Run, alone: Path) -> None:
+    """NSGA-II, from the scores of the three searches: a front for each budget, within it."""
+    changes = {"budgets": MILLIONS, "method": "front", "warm_start": {"search": str(ran.root / "search")}}
+    given = arguments("search_subnet", ran.data, alone, alone / "search", config_text(**changes))
+    assert run("search_subnet", given) == 0
+    front = read_table(alone / "search" / "front.csv")
+    assert {row["budget"] for row in front} == set(BUDGETS)
+    assert all(int(row["params"]) <= BUDGETS[row["budget"]] for row in front)
+    ids = [row["id"] for row in read_table(alone / "search" / "candidates.csv")]
+    assert len(ids) == len(set(ids)) and {row["id"] for row in front} <= set(ids)
+
+
 def test_each_choice_is_the_best_within_its_budget_of_all_finalists(ran: Run) -> None:
     finalists = read_table(ran.root / "search" / "finalists.csv")
     for label, most in BUDGETS.items():

@@ -1,6 +1,7 @@
 """Class folders read where they lie: against ImageFolder, and read once only."""
 
 import os
+import shutil
 import unicodedata
 from hashlib import sha256
 from pathlib import Path
@@ -234,3 +235,14 @@ def test_classes_of_train_that_differ_by_case_stay_two(tmp_path: Path) -> None:
         write_images(tmp_path / "letters" / name, 1, seed=number)
     found = class_folders.read(tmp_path / "letters")
     assert found.classes == ("A", "a") and found.rows.labels.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_to_evaluate_alone_a_train_folder_that_is_not_used_may_be_empty_or_a_part(kept: int, tmp_path: Path) -> None:
+    root = tree(tmp_path / "imagenet")
+    for name in WNIDS[kept:]:
+        shutil.rmtree(root / "train" / name)
+    found = read_to_test(root, "x")
+    assert found.classes == WNIDS and found.rows.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(AutoFormerError, match=r"a class that train does not have|holds no class folders"):
+        class_folders.read(root)

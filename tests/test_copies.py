@@ -66,7 +66,9 @@ def test_shares_are_those_of_the_different_images() -> None:
 
 @pytest.mark.parametrize("contents", [[[0, 1] * 9, [*range(100, 120)]], [[7] * 40, [*range(100, 120)]]])
 def test_a_class_of_too_few_different_images_is_refused(contents: list[list[int]]) -> None:
-    with pytest.raises(AutoFormerError, match=r"class 'a' has [12] different images .* it takes at least 3"):
+    with pytest.raises(
+        AutoFormerError, match=r"class 'a' has (2 different images|1 different image) .* it takes at least 3"
+    ):
         shared(contents)
 
 

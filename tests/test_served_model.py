@@ -96,6 +96,11 @@ def test_a_request_that_is_no_image_is_refused_by_its_column(
     assert refused.value.get_http_status_code() == 400
 
 
+def test_of_several_images_the_refused_one_is_named_by_its_row(served: ServedModel) -> None:
+    with pytest.raises(mlflow.exceptions.MlflowException, match="row 2 of 3: image: not base64"):
+        answer(served, from_csv([["image"], [PLAIN], ["no base64!"], [PLAIN]]))
+
+
 def test_more_classes_than_there_are_is_all_of_them(served: ServedModel) -> None:
     (row,) = answer(served, from_csv([["image"], [PLAIN]]), top=1000)
     assert len(row["classes"]) == len(set(row["classes"])) == len(served.card.preprocessing.classes)

@@ -128,13 +128,20 @@ def test_splits_are_disjoint_by_content() -> None:
     [
         ("aaaabb", "", "", ["class 'b' has 2 different images", "at least 3"]),
         ("aaaabbb", "", "tttvttv", []),  # val given: two of b are enough to train on and to test
-        ("aaaab", "", "tttst", ["class 'b' has 1 different images", "at least 2"]),
-        ("aaaabbbb", "1234xxxx", "", ["class 'b' has 1 different images"]),  # copies all: nothing to hold out
-        ("aaab", "x123", "vsss", ["class 'a' has 0"]),
+        ("aaaab", "", "tttst", ["class 'b' has 1 different image ", "at least 2"]),
+        ("aaaabbbb", "1234xxxx", "", ["class 'b' has 1 different image "]),  # copies all: nothing to hold out
+        ("aaaabbccc", "", "", ["class 'b' has 2"]),
+        (
+            "aaaabbcddd",
+            "",
+            "",
+            ["2 classes have too few different images", "hold out: b 2, c 1; each takes at least 3"],
+        ),
+        ("aaab", "x123", "vsss", ["hold out: a 0, b 0; each takes at least 1"]),
         ("aabbxx", "123411", "ttttvs", ["all images of the val split are in the test split too"]),
     ],
 )
-def test_a_class_with_too_few_images_is_named(labels: str, contents: str, splits: str, parts: list[str]) -> None:
+def test_all_classes_with_too_few_images_are_named(labels: str, contents: str, splits: str, parts: list[str]) -> None:
     if not parts:
         assert split(labels, contents, splits=splits)
         return

@@ -8,6 +8,8 @@ import numpy as np
 
 from autoformer.errors import AutoFormerError
 
+_MOST_NAMED = 20  # classes in an error
+
 
 class HoldOut(NamedTuple):
     """Row numbers of the given training images."""
@@ -126,6 +128,8 @@ def split_by_share(
         notes.append(f"{left_out} images were left out of train or search: the same image is in a later split too")
     drawn: dict[str, list[int]] = {"search": [], "test": []}  # the first copy of each image
     split_of: dict[int, str] = {}  # by content, which another class may have too
+    parts = {"train", *(split for split, given in (("test", test), ("search", search)) if not len(given))}
+    too_few: dict[str, int] = {}  # different images of each class that cannot be split
     for label, different in _different_images(usable, labels, content, len(classes)):
         waiting = [row for row in different if content[row] not in split_of]
         rng.shuffle(waiting)
@@ -137,12 +141,10 @@ def split_by_share(
             drawn[split] += [row for row in different if split_of.get(content[row]) == split]
         split_of |= {content[row]: "train" for row in waiting}
         found = {split_of[content[row]] for row in different}
-        parts = {"train", *(split for split, given in (("test", test), ("search", search)) if not len(given))}
         if not parts <= found:
-            raise AutoFormerError(
-                f"class '{classes[label]}' has {len(different)} different images to train on and to hold out; "
-                f"it takes at least {len(parts)} that no other class has: add some, or remove the class"
-            )
+            too_few[classes[label]] = len(different)
+    if too_few:
+        raise _too_few_images(too_few, len(parts))
     held = np.array(drawn["search"] + drawn["test"], dtype=np.int64)
     train = usable[~np.isin(checksums[usable], checksums[held])]
     if copies := len(usable) - len(train) - len(held):
@@ -191,3 +193,20 @@ def _spread(rows: np.ndarray, labels: np.ndarray, rng: random.Random) -> np.ndar
         mine = np.flatnonzero(labels[rows] == label)
         position[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
     return rows[np.argsort(position, kind="stable")]
+
+
+def _too_few_images(classes: dict[str, int], least: int) -> AutoFormerError:
+    """Names all classes, so that one look at the folder mends it."""
+    if len(classes) == 1:
+        ((name, count),) = classes.items()
+        images = f"{count} different image{'s' * (count != 1)}"
+        return AutoFormerError(
+            f"class '{name}' has {images} to train on and to hold out; it takes at least {least} that no other class "
+            "has: add some, or remove the class"
+        )
+    counted = [f"{name} {count}" for name, count in classes.items()]
+    named = ", ".join([*counted[:_MOST_NAMED], *["…"] * (len(counted) > _MOST_NAMED)])
+    return AutoFormerError(
+        f"{len(classes)} classes have too few different images to train on and to hold out: {named}; each takes at "
+        f"least {least} that no other class has: add some, or remove these classes"
+    )

@@ -50,7 +50,8 @@ def is_mine(data: Path) -> bool:
 
 
 def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Delivered:
-    """The images of the given splits; others need not be there. The classes are those of train, where it is there.
+    """The images of the given splits; others need not be there. The classes are those of train, where it is there, and,
+    without train among the splits, those that it lacks.
 
     Raises `AutoFormerError` where a class has no image, is not in train, or a file cannot be read.
     """
@@ -66,8 +67,11 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Deli
         if split in splits
         for label, files in _classes_in(folder, place, left_out).items()
     ]
-    classes = _class_names(folders.get("train", tree), [label for _, label, _ in found])
-    label_of = {name: _label_of(name, classes) for _, name, _ in found}
+    names = [name for _, name, _ in found]
+    classes = _class_names(folders.get("train", tree), names)
+    if "train" not in splits and (missing := [name for name in names if _label_of(name, classes) < 0]):
+        classes = _sorted_names(tree, [*classes, *missing])  # a train that is not used may be empty, or a part
+    label_of = {name: _label_of(name, classes) for name in names}
     unknown = [folders[split] / name for split, name, _ in found if label_of[name] < 0]
     if unknown or len(classes) < 2:
         fault = f"{unknown[0]}: a class that train does not have" if unknown else f"{tree}: fewer than two classes"
@@ -137,11 +141,17 @@ def _label_of(name: str, classes: tuple[str, ...]) -> int:
 
 def _class_names(train: Path, found: list[str]) -> tuple[str, ...]:
     """The classes, in the order of ImageFolder: those of train, or those that were found where there is no train."""
-    names = [folder.name for folder in folders_in(train)] if train.name.lower() in SPLIT_OF else sorted({*found})
+    if train.name.lower() in SPLIT_OF:
+        found = [folder.name for folder in folders_in(train)]
+    return _sorted_names(train, found)
+
+
+def _sorted_names(place: Path, found: list[str]) -> tuple[str, ...]:
+    names = sorted({*found})
     composed = [unicodedata.normalize("NFC", name) for name in names]
     twice = [name for name, count in Counter(composed).items() if count > 1]
     if twice:
-        raise AutoFormerError(f"{train}: two spellings of '{twice[0]}' differ by their Unicode form alone; merge them")
+        raise AutoFormerError(f"{place}: two spellings of '{twice[0]}' differ by their Unicode form alone; merge them")
     return tuple(composed)
 
 

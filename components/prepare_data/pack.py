@@ -6,28 +6,27 @@ last whole tar.
 """
 
 import hashlib
-import io
 import re
-import tarfile
 import unicodedata
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median_high
 from typing import NamedTuple
 
-from autoformer.cores import cores
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_file, hash_value, replacing, write_json
+from autoformer.files import canonical_json, hash_file, hash_value, replacing, write_json, write_text
 from autoformer.frozen import Frozen
 from autoformer.images.pixel_rule import PixelRule
-from autoformer.images.pixels import DEFAULT, fit, is_transparent, open_sized
+from autoformer.images.pixels import DEFAULT
 from autoformer.reading import read_json_as
+from components.prepare_data.encoding import encode_files
 from components.prepare_data.oddities import oddities
 from components.prepare_data.pack_card import CARD, FORMAT, INDEX, UNREADABLE, PackCard, read_pack
-from components.prepare_data.png import encode_png
 from components.prepare_data.sources import Source, SourceImage, discover
+from components.prepare_data.tar_writer import Tar
+from components.prepare_data.threads import in_order
 from components.prepare_data.unreadable import check_unreadable, refuse_by_names
 from components.prepare_data.white_level import find_white_level
 from runtime.common.locks import hold_lock
@@ -36,8 +35,6 @@ from runtime.common.tables import write_table
 SHARD_IMAGES = 4000  # a reader opens each tar: a million images stay far below the usual limit of open files
 NAME_LENGTH = 40
 COLUMNS = ("archive", "offset", "size", "label", "checksum", "split", "source")
-_ROUNDING = 2  # of 255, between pixels of one colour after resizing
-_AT_A_TIME = 64  # images that are in memory at once, decoded or encoded
 
 Watch = Callable[[str, int, int], None]  # (activity, images done, images in all)
 
@@ -45,6 +42,7 @@ Watch = Callable[[str, int, int], None]  # (activity, images done, images in all
 class _Shard(Frozen):
     """The index of a tar that is packed."""
 
+    sha256: str
     rows: tuple[dict[str, str], ...]
     refused: tuple[dict[str, str], ...]
     sizes: tuple[tuple[int, int], ...]
@@ -123,11 +121,14 @@ def pack(
 def _hash(source: Source, shorter_side: int, channels: int, rule: PixelRule, watch: Watch) -> str:
     """Of the bytes, label and split of every file, and of how they are packed."""
     entries = []
-    with ThreadPoolExecutor(_threads()) as pool:
-        for image, digest in zip(source.images, pool.map(_hash_file, (i.path for i in source.images)), strict=True):
-            entries.append([source.name_of(image), image.label, image.split, digest])
-            watch("reading", len(entries), len(source.images))
+    for image, digest in zip(source.images, in_order(_hash_files, source.images), strict=True):
+        entries.append([source.name_of(image), image.label, image.split, digest])
+        watch("reading", len(entries), len(source.images))
     return hash_value([FORMAT, shorter_side, channels, rule.model_dump(mode="json"), entries])
+
+
+def _hash_files(images: Sequence[SourceImage]) -> list[str]:
+    return [_hash_file(image.path) for image in images]
 
 
 def _hash_file(path: Path) -> str:
@@ -137,10 +138,6 @@ def _hash_file(path: Path) -> str:
         return f"unreadable: {error.strerror}"
     except AutoFormerError:
         return "unreadable: a pipe or a device"
-
-
-def _threads() -> int:
-    return min(16, cores())
 
 
 class _Packing(NamedTuple):
@@ -158,7 +155,7 @@ class _Packing(NamedTuple):
         """With the white level of the images, where none is configured, and a note on it."""
         if self.rule.white_level is not None:
             return self
-        found = find_white_level((image.path for image in self.source.images), _threads())
+        found = find_white_level([image.path for image in self.source.images])
         if found is None:
             return self
         note = (
@@ -171,6 +168,7 @@ class _Packing(NamedTuple):
     def write(self, name: str, digest: str) -> PackCard:
         """Write the tars, `SHARD_IMAGES` images each, and the tables; return the card of the pack `name`."""
         total = len(self.source.images)
+        archives: dict[str, str] = {}
         rows: list[dict[str, str]] = []
         refused: list[dict[str, str]] = []
         sizes: list[tuple[int, int]] = []
@@ -181,6 +179,7 @@ class _Packing(NamedTuple):
             if not index.exists():
                 self._write_shard(index, start)
             shard, packed = read_json_as(_Shard, index, "remove it"), min(start + SHARD_IMAGES, total)
+            archives[index.with_suffix(".tar").name] = shard.sha256
             rows += shard.rows
             refused += shard.refused
             sizes += shard.sizes
@@ -214,7 +213,7 @@ class _Packing(NamedTuple):
             median_size=(median_high(widths), median_high(heights)),
             unreadable=len(refused),
             ignored=self.source.ignored,
-            archives={file.name: hash_file(file) for file in sorted(self.work.glob("*.tar"))},
+            archives=archives,
             pixels=self.rule,
             notes=(*self.source.notes, *changed, *oddities(rows, plain)),
         )
@@ -223,61 +222,32 @@ class _Packing(NamedTuple):
         """Write the tar that begins with the image `start`, then its index."""
         rows, refused, sizes, plain, transparent = [], [], [], [], 0
         archive = index.with_suffix(".tar")
-        with replacing(archive) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with replacing(archive) as temporary, temporary.open("wb") as file:
+            tar = Tar(file)
             images, classes = self.source.images[start : start + SHARD_IMAGES], self.source.classes
-            for number, (image, encoded) in enumerate(zip(images, self._encode_all(images), strict=True), start):
+            encode = partial(encode_files, shorter_side=self.shorter_side, channels=self.channels, rule=self.rule)
+            contents = in_order(encode, [image.path for image in images])
+            for number, (image, encoded) in enumerate(zip(images, contents, strict=True), start):
                 self.watch("packing", number, len(self.source.images))
                 name = self.source.name_of(image)
                 if isinstance(encoded, str):
                     refused.append({"source": name, "reason": encoded})
                     continue
                 content = encoded.content
-                offset = _add(tar, f"{number:08d}.png", content)
-                _add(tar, f"{number:08d}.cls", str(classes.index(image.label)).encode())
-                checksum = hashlib.sha256(content).hexdigest()
-                values = (archive.name, offset, len(content), image.label, checksum, image.split, name)
+                offset = tar.add(f"{number:08d}.png", content)
+                tar.add(f"{number:08d}.cls", str(classes.index(image.label)).encode())
+                values = (archive.name, offset, len(content), image.label, encoded.sha256, image.split, name)
                 rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
                 sizes.append(encoded.size)
                 plain += [name] if encoded.plain else []
                 transparent += encoded.transparent
-        found = {"rows": rows, "refused": refused, "sizes": sizes, "plain": plain, "transparent": transparent}
-        write_json(index, found)
-
-    def _encode_all(self, images: list[SourceImage]) -> Iterator["_Encoded | str"]:
-        """In order, on all cores (Pillow releases the GIL), a few images in memory at once."""
-        waiting: deque[Future[_Encoded | str]] = deque()
-        with ThreadPoolExecutor(_threads()) as pool:
-            for image in images:
-                waiting.append(pool.submit(self._encode, image))
-                if len(waiting) == _AT_A_TIME:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-
-    def _encode(self, image: SourceImage) -> "_Encoded | str":
-        """The image, or why it cannot be read."""
-        try:
-            upright, size = open_sized(image.path, self.shorter_side)
-            transparent = is_transparent(upright)
-            resized = fit(upright, self.channels, self.shorter_side, self.rule)
-        except AutoFormerError as error:
-            return str(error).removeprefix(f"{image.path}: ")
-        extrema = [resized.getchannel(band).getextrema() for band in resized.getbands()]
-        plain = all(highest - lowest <= _ROUNDING for lowest, highest in extrema)  # type: ignore[operator]
-        return _Encoded(encode_png(resized), size, plain, transparent)
-
-
-class _Encoded(NamedTuple):
-    content: bytes  # PNG
-    size: tuple[int, int]  # width and height of the image as it was
-    plain: bool  # of one colour
-    transparent: bool
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
-    """Add a member without a time; return the offset of its content."""
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    offset = tar.offset + tarfile.BLOCKSIZE
-    tar.addfile(member, io.BytesIO(content))
-    return int(offset)
+            sha256 = tar.end()
+        found = {
+            "sha256": sha256,
+            "rows": rows,
+            "refused": refused,
+            "sizes": sizes,
+            "plain": plain,
+            "transparent": transparent,
+        }
+        write_text(index, canonical_json(found))

@@ -1,32 +1,50 @@
-"""Write PNG files fast: each row as its difference from the row above, then run lengths and Huffman codes.
+"""Write PNG files fast: drawings compressed, photographs as they are.
 
-Pillow's writer tries five filters on each row, in two to three times the time, for files 5 to 8 % smaller.
+A compressed row is its difference from the row above, as run lengths in Huffman codes. Pillow's writer tries five
+filters on each row, in two to three times the time, for files 5 to 8 % smaller. A photograph hardly compresses: that
+takes ten times as long as its plain rows do, to write and in every epoch to read.
 """
 
 import struct
 import zlib
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPE = {"L": 0, "RGB": 2}
-_UP = 2  # the filter: differences from the row above
+_NO_FILTER, _UP = b"\x00", b"\x02"  # the row itself, or its difference from the row above
+_STORED, _FASTEST = 0, 1  # levels of zlib
 _WINDOW_BITS, _MEMORY_LEVEL = 15, 9
+_STRIDE = 31  # bytes
+_FEW_VALUES = 0.2  # chance that two differences are equal; of photographs it is 0.01 to 0.2
 
 
 def encode_png(image: Image.Image) -> bytes:
     """The file of an image of mode L or RGB."""
-    rows = np.asarray(image).reshape(image.height, -1)
-    filtered = np.empty((len(rows), 1 + rows.shape[1]), np.uint8)
-    filtered[:, 0] = _UP
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256
-    deflate = zlib.compressobj(1, zlib.DEFLATED, _WINDOW_BITS, _MEMORY_LEVEL, zlib.Z_RLE)
+    row = image.width * len(image.getbands()) + 1
+    padded = image.tobytes("raw", image.mode, row)  # a zero after each row, where the next one's filter belongs
+    flat = np.frombuffer(padded, np.uint8)
+    if _is_drawing(flat, row):
+        rows = flat.reshape(image.height, row)
+        differences = rows.copy()
+        differences[1:] -= rows[:-1]  # modulo 256
+        differences[:, -1] = ord(_UP)
+        deflate = zlib.compressobj(_FASTEST, zlib.DEFLATED, _WINDOW_BITS, _MEMORY_LEVEL, zlib.Z_RLE)
+        pixels = deflate.compress(_UP + differences.tobytes()[:-1]) + deflate.flush()
+    else:
+        pixels = zlib.compress(_NO_FILTER + padded[:-1], _STORED)
     header = struct.pack(">IIBBBBB", *image.size, 8, _COLOUR_TYPE[image.mode], 0, 0, 0)
-    pixels = deflate.compress(filtered.data) + deflate.flush()
-    return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+    return b"".join([_SIGNATURE, *_chunk(b"IHDR", header), *_chunk(b"IDAT", pixels), *_chunk(b"IEND", b"")])
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+def _is_drawing(pixels: npt.NDArray[np.uint8], row: int) -> bool:
+    """Whether bytes that are spread over the image differ from those above them in few ways, and so compress well."""
+    differences = pixels[row::_STRIDE] - pixels[:-row:_STRIDE]
+    counts = np.bincount(differences)
+    return bool(counts @ counts >= _FEW_VALUES * len(differences) ** 2)
+
+
+def _chunk(kind: bytes, content: bytes) -> list[bytes]:
+    return [struct.pack(">I", len(content)), kind, content, struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))]

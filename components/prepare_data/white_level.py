@@ -1,14 +1,14 @@
 """The value that is white in a user's images of 16 bits: one for all of them, so that none is brightened by itself."""
 
 import re
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import check_regular
 from autoformer.images.pixels import WHITE_16_BIT, brightest, is_deep, open_image
+from components.prepare_data.threads import in_order
 
 _LEVELS = (255, 1023, 4095, 16383, WHITE_16_BIT)  # of 8, 10, 12, 14 and 16 bits
 # PNG with 16 bits a channel; TIFF; binary PGM and PPM; JPEG 2000
@@ -21,20 +21,23 @@ class Found(NamedTuple):
     white_level: int
 
 
-def find_white_level(paths: Iterable[Path], threads: int) -> Found | None:
+def find_white_level(paths: Sequence[Path]) -> Found | None:
     """The least of 8, 10, 12, 14 or 16 bits that no image exceeds; None without images of 16 bits."""
-    with ThreadPoolExecutor(threads) as pool:
-        values = [value for value in pool.map(_brightest, paths) if value is not None]
+    values = [value for value in in_order(_all_brightest, paths) if value is not None]
     if not values:
         return None
     return Found(len(values), max(values), next(level for level in _LEVELS if level >= max(values)))
+
+
+def _all_brightest(paths: Sequence[Path]) -> list[int | None]:
+    return [_brightest(path) for path in paths]
 
 
 def _brightest(path: Path) -> int | None:
     """None for an image of 8 bits, or one that cannot be read."""
     try:
         check_regular(path)
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             if not _MAY_BE_DEEP.match(file.read(32)):
                 return None
         image = open_image(path)

@@ -45,7 +45,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         requests = model_input.to_dict("records") or [{}]
         if len(requests) > BOUNDS.served_rows:
             raise _refusal(f"{len(requests)} images; a request may have {BOUNDS.served_rows}")
-        request, rows = _Request(), []
+        request, rows = _Request(len(requests)), []
         for first in range(0, len(requests), BATCH):
             images = map(request.image, requests[first : first + BATCH])  # one decoded image in memory at a time
             for scores in probabilities(self.model, self.card, images):
@@ -59,13 +59,14 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 class _Request:
     """Decodes the images of one request, until they have taken too much together."""
 
-    def __init__(self) -> None:
-        self._characters, self._pixels = 0, 0
+    def __init__(self, images: int = 1) -> None:
+        self._images, self._begun, self._characters, self._pixels = images, 0, 0, 0
         self._deadline = time.monotonic() + BOUNDS.served_seconds
 
     def image(self, row: dict[str, Any]) -> Image.Image:
         if time.monotonic() > self._deadline:
             raise _refusal(f"the request takes longer than {BOUNDS.served_seconds:g} s; send fewer or smaller images")
+        self._begun += 1
         image, pixels = (None if _is_missing(row.get(name)) else row[name] for name in ("image", "pixels"))
         try:
             if isinstance(image, str | bytes):
@@ -76,7 +77,8 @@ class _Request:
                 return self._from_pixels(pixels)
             raise AutoFormerError("a row has neither `image` (base64 of a file) nor `pixels`")
         except ValueError as error:
-            raise _refusal(str(error)) from None
+            where = f"row {self._begun} of {self._images}: " if self._images > 1 else ""
+            raise _refusal(f"{where}{error}") from None
 
     def _decode(self, image: str | bytes) -> Image.Image:
         self._count_text(image)
