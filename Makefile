@@ -9,10 +9,12 @@ DATASET ?= fashion-mnist
 # flag with that word, where the variable is set. Neither expands the value: `value` reads it as it was typed.
 quote = '$(subst ','\'',$(value $1))'
 option = $(if $(value $2),$1 $(call quote,$2))
+# $(call each_word,NAME): each of its words as one of the shell.
+each_word = $(foreach one,$(value $1),'$(subst ','\'',$(one))')
 # Not exported: make would expand the values, and lose dollar signs or stop at them.
-unexport ARCHIVES BATCH BUILD CHECKPOINT CLASSES CLUSTER DATA DATASET DATA_HASH DEVICE EVERY EXPERIMENT HOST IMAGE INPUTS \
-  LIMIT MODEL NAME NAMESPACE OUT PORT PRESET PYTHON REGISTRY RUN RUNNER RUNS SEARCH SEED SET SIZE SPACE STRIDE SUBNET \
-  SUBNETS TAG TERMINATE THREADS YES
+unexport ARCHIVES BATCH BUILD CHECKPOINT CLASSES CLUSTER DATA DATASET DATA_HASH DEVICE DRY_RUN EVERY EXPERIMENT FRESH HOST \
+  IMAGE INPUTS KUBERNETES LIMIT MODEL NAME NAMESPACE OUT PARTS PORT PRESET PUSH PYTEST PYTHON QUICK REGISTRY RUN RUNNER RUNS \
+  SEARCH SEED SET SIZE SPACE STRIDE SUBNET SUBNETS TAG TERMINATE THREADS WAIT YES
 SETTINGS = $(call option,--preset,PRESET) $(call option,--set,SET)
 # The parameter file of the run, as a word of the shell.
 PARAMS = $(if $(filter %.yaml %.yml,$(value PRESET)),$(call quote,PRESET),$(PARAMS_BY_NAME))
@@ -114,7 +116,7 @@ settings: $(STAMP)
 	$(BIN)/python -m commands.check_settings $(SETTINGS)
 
 .PHONY: run
-run: FLAGS = $(strip $(call option,--runner,RUNNER) $(if $(DRY_RUN),--dry-run) $(if $(FRESH),--fresh))
+run: FLAGS = $(strip $(call option,--runner,RUNNER) $(if $(value DRY_RUN),--dry-run) $(if $(value FRESH),--fresh))
 run: $(if $(value DATA),$(STAMP),$(IMAGES)) ## run the whole pipeline here, through KFP: the demo, or DATA=path for your images
 	$(BIN)/python -m pipeline.local $(SETTINGS) $(call option,--source,DATA) $(FLAGS)
 
@@ -129,11 +131,11 @@ repro: $(IMAGES) ## the same steps through `dvc repro`
 .PHONY: compile
 compile: $(STAMP) ## compile the DAG to dist/autoformer.yaml, for a KFP cluster: CLUSTER=name, or IMAGE=… for any
 	$(if $(value IMAGE),AUTOFORMER_IMAGE=$(call quote,IMAGE)) $(BIN)/python -m pipeline.cluster.compile \
-	  $(call option,--cluster,CLUSTER) $(call option,--set,SET) $(if $(KUBERNETES),--manifests dist/autoformer-kubernetes.yaml)
+	  $(call option,--cluster,CLUSTER) $(call option,--set,SET) $(if $(value KUBERNETES),--manifests dist/autoformer-kubernetes.yaml)
 
 .PHONY: images
 images: $(STAMP) ## build the container images, for RUNNER=docker and for a cluster (TAG=…, REGISTRY=… [PUSH=1 [CLUSTER=…]], BUILD="…")
-	$(BIN)/python -m pipeline.images $(call option,--tag,TAG) $(call option,--registry,REGISTRY) $(if $(PUSH),--push) \
+	$(BIN)/python -m pipeline.images $(call option,--tag,TAG) $(call option,--registry,REGISTRY) $(if $(value PUSH),--push) \
 	  $(call option,--cluster,CLUSTER) $(if $(value BUILD),--build=$(call quote,BUILD))
 
 .PHONY: submit
@@ -141,7 +143,7 @@ submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=
 	$(if $(value IMAGE),AUTOFORMER_IMAGE=$(call quote,IMAGE)) $(BIN)/python -m pipeline.cluster.submit \
 	  $(call option,--host,HOST) $(call option,--cluster,CLUSTER) $(SETTINGS) $(call option,--data,DATA) \
 	  $(call option,--data-hash,DATA_HASH) $(call option,--experiment,EXPERIMENT) $(call option,--namespace,NAMESPACE) \
-	  $(if $(WAIT),--wait) $(if $(FRESH),--fresh) $(call option,--every,EVERY) $(call option,--run,RUN) \
+	  $(if $(value WAIT),--wait) $(if $(value FRESH),--fresh) $(call option,--every,EVERY) $(call option,--run,RUN) \
 	  $(call option,--terminate,TERMINATE)
 
 .PHONY: first-run
@@ -187,7 +189,7 @@ latency: $(STAMP) ## measure latencies here, for a limit in milliseconds: SPACE=
 
 .PHONY: test
 test: data ## run the tests, on two workers of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(value PYTEST)
 
 .PHONY: fuzz
 fuzz: $(STAMP) ## damage files of every format at random, and read them: INPUTS=2000, SEED=… to repeat
@@ -196,20 +198,20 @@ fuzz: $(STAMP) ## damage files of every format at random, and read them: INPUTS=
 .PHONY: chaos
 chaos: $(STAMP) ## kill steps at every write, take disk, stores and clock away: SEED=… to repeat, STRIDE=6 for every 6th write only
 	SEED=$(call quote,SEED) STRIDE=$(call quote,STRIDE) OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest tests/chaos/suite.py tests/test_full_disk.py $(PYTEST)
+	  $(BIN)/python -m pytest -rs -n 2 --dist loadscope tests/chaos/suite.py tests/chaos/services.py tests/test_full_disk.py $(value PYTEST)
 
 .PHONY: test-containers
 test-containers: data ## build the images, and run the pipeline in containers: as root on Debian, or with DOCKER_HOST
-	OMP_NUM_THREADS=1 tests/containers/with-docker.sh $(BIN)/python -m pytest tests/containers/suite.py $(PYTEST)
+	OMP_NUM_THREADS=1 tests/containers/with-docker.sh $(BIN)/python -m pytest tests/containers/suite.py $(value PYTEST)
 
 .PHONY: test-cluster
 test-cluster: $(STAMP) ## see what holds on a KFP server, with the smoke preset: HOST=… CLUSTER=… DATA=…; optional KUBECONFIG, YES=1 beside other runs
 	HOST=$(call quote,HOST) CLUSTER=$(call quote,CLUSTER) DATA=$(call quote,DATA) YES=$(call quote,YES) \
-	  $(BIN)/python -m pytest -rs tests/cluster/suite.py $(PYTEST)
+	  $(BIN)/python -m pytest -rs tests/cluster/suite.py $(value PYTEST)
 
 .PHONY: bench
 bench: data ## measure speed, into dist/bench: PARTS="engine loader" for some parts (gpu checks a GPU), QUICK=1 for a trial
-	$(BIN)/python -m benchmarks.bench $(PARTS) $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.bench $(call each_word,PARTS) $(if $(value QUICK),--quick)
 
 .PHONY: lint
 lint: $(STAMP) ## check style and types

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from autoformer.cards import SubnetCard, SupernetCard, read_subnet_card, read_supernet_card
+from autoformer.complexity import count_params
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json
 from autoformer.supernet import Supernet
@@ -48,10 +49,11 @@ def load_supernet(folder: Path, weights: Literal["ema", "raw"] = "raw", drop_pat
     `drop_path`: stochastic depth rate, for further training.
     """
     card = read_supernet_card(folder)
-    model = Supernet(card.space, drop_path, card.bias_rule)
     file = folder / ("ema.safetensors" if weights == "ema" else "weights.safetensors")
     if weights == "ema" and not file.exists():
         raise AutoFormerError(f"{file}: no such file; the supernet was trained without ema_decay, use its raw weights")
+    _check_size(file, count_params(card.space, card.space.whole))
+    model = Supernet(card.space, drop_path, card.bias_rule)
     _load(model, file)
     return LoadedSupernet(model.eval(), card)
 
@@ -67,8 +69,10 @@ def save_subnet(folder: Path, model: AutoFormer, card: SubnetCard) -> None:
 def load_subnet(folder: Path) -> LoadedSubnet:
     """Load a subnet in evaluation mode. Raises `AutoFormerError` naming the damaged or missing file."""
     card = read_subnet_card(folder)
+    file = folder / "model.safetensors"
+    _check_size(file, count_params(card.space, card.subnet))
     model = AutoFormer.from_spec(card.space, card.subnet)
-    _load(model, folder / "model.safetensors")
+    _load(model, file)
     return LoadedSubnet(model.eval(), card)
 
 
@@ -96,6 +100,15 @@ def _save(file: Path, tensors: dict[str, Tensor]) -> None:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from None
+
+
+def _check_size(file: Path, params: int) -> None:
+    """Before the model takes its memory: a card may describe any size."""
+    if file.exists() and file.stat().st_size < params:
+        raise AutoFormerError(
+            f"{file}: not the weights that the file beside it describes: {file.stat().st_size:,} bytes for {params:,} "
+            "parameters; run the step that makes it again"
+        )
 
 
 def _load(model: Supernet | AutoFormer, file: Path) -> None:

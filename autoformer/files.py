@@ -25,7 +25,9 @@ _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
 _UNFINISHED = re.compile(r"\..+\.(tmp|old|part)")
 _ADVICE = {
     errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EFBIG: _FREE, errno.EROFS: _CHOOSE, errno.EACCES: _CHOOSE,
-    errno.EPERM: _CHOOSE, errno.ENOTDIR: _CHOOSE, errno.EEXIST: _CHOOSE, errno.EIO: "see to the disk",
+    errno.EPERM: _CHOOSE, errno.ENOTDIR: _CHOOSE, errno.EEXIST: _CHOOSE, errno.EISDIR: _CHOOSE,
+    errno.ENAMETOOLONG: "give a shorter path", errno.ELOOP: "a link that leads to itself; remove it",
+    errno.EIO: "see to the disk",
 }  # fmt: skip
 
 

@@ -69,7 +69,7 @@ class Racing(Frozen):
 
     confidence: float = Field(0.98, gt=0.5, lt=1, description="that a stopped candidate is not among the best")
     first_images: int = Field(250, gt=0, description="search images that every candidate is scored on")
-    growth: float = Field(1.25, gt=1, description="of the images from one look to the next")
+    growth: float = Field(1.25, ge=1.01, description="of the images from one look to the next")
 
     def rounds(self, images: int) -> list[int]:
         """Images scored after each round; `images` after the last."""

@@ -8,17 +8,20 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError, validated
 from autoformer.frozen import Frozen
 from autoformer.reading import in_short, parse_json, read_yaml
 
 Offsets = Literal["keep", "stretch"]  # of relative positions at another image size; see `AutoFormer.set_input_size`
+MOST = 2**16  # of a width, a side or a number of heads; `BOUNDS` limits what they make together
 _FIELDS = ("depth", "embed_dim", "num_heads", "mlp_ratio")
 
 
@@ -102,10 +105,10 @@ def _positive(name: str, value: Any, kind: type) -> Any:
 class SupernetSize(Frozen):
     """The dimensions of the supernet, an upper bound for every subnet."""
 
-    embed_dim: int = Field(gt=0, description="channels of a token")
-    depth: int = Field(gt=0, description="blocks")
-    num_heads: int = Field(gt=0, description="attention heads of each block")
-    mlp_ratio: float = Field(gt=0, description="hidden width of each block's MLP, as a multiple of embed_dim")
+    embed_dim: int = Field(gt=0, le=MOST, description="channels of a token")
+    depth: int = Field(gt=0, le=1000, description="blocks")
+    num_heads: int = Field(gt=0, le=MOST, description="attention heads of each block")
+    mlp_ratio: float = Field(gt=0, le=1000, description="hidden width of each block's MLP, as a multiple of embed_dim")
 
 
 class Choices(Frozen):
@@ -128,17 +131,17 @@ class SearchSpace(Frozen):
     """The shape of the images, the supernet, and the choices."""
 
     name: str = Field(min_length=1, description="that of the file")
-    image_size: int = Field(gt=0, description="pixels in height and in width")
-    patch_size: int = Field(gt=0, description="pixels in height and in width; divides image_size")
-    in_channels: int = Field(gt=0, description="1 for grey, 3 for RGB")
-    num_classes: int = Field(gt=0, description="of the data set")
-    head_dim: int = Field(gt=0, description="channels of an attention head")
-    max_relative_position: int = Field(gt=0, description="patches; greater offsets share one entry")
+    image_size: int = Field(gt=0, le=MOST, description="pixels in height and in width")
+    patch_size: int = Field(gt=0, le=MOST, description="pixels in height and in width; divides image_size")
+    in_channels: int = Field(gt=0, le=MOST, description="1 for grey, 3 for RGB")
+    num_classes: int = Field(gt=0, le=BOUNDS.classes, description="of the data set")
+    head_dim: int = Field(gt=0, le=MOST, description="channels of an attention head")
+    max_relative_position: int = Field(gt=0, le=MOST, description="patches; greater offsets share one entry")
     relative_position: bool = Field(True, description="whether attention has relative position")
     pooling: Literal["mean", "class_token"] = Field(
         "mean", description="input of the classifier: the mean of the patches, or the class token"
     )
-    stem_channels: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+    stem_channels: tuple[Annotated[int, Field(gt=0, le=MOST)], ...] = Field(
         (),
         description="a stem of 3 x 3 convolutions that each halve the image, in place of the patch embedding: channels "
         "of each but the last, which has embed_dim; [] for patches",
@@ -162,7 +165,24 @@ class SearchSpace(Frozen):
                     f"choices.{field} has {max(choices)}, but supernet.{field} is {getattr(self.supernet, field)}; "
                     "raise the supernet's or drop the choice"
                 )
+        if self.num_patches > BOUNDS.patches:
+            raise ValueError(f"{self.num_patches:,} patches in an image, {BOUNDS.patches:,} at most")
+        if (weights := self._weights()) > BOUNDS.params:
+            raise ValueError(f"a supernet of about {weights:,.0f} parameters, {BOUNDS.params:,} at most")
         return self
+
+    def _weights(self) -> float:
+        """About the parameters of the supernet, without biases and norms; `autoformer.complexity` counts exactly."""
+        embed, width, size = self.supernet.embed_dim, self.supernet.num_heads * self.head_dim, self.supernet
+        tables = 8 * self.max_relative_position * self.head_dim
+        blocks = size.depth * (4 * embed * width + 2 * embed**2 * size.mlp_ratio + tables)
+        channels = (self.in_channels, *self.stem_channels, embed)
+        stem = sum(9 * one * other for one, other in pairwise(channels))
+        return (
+            blocks
+            + max(stem, self.in_channels * self.patch_size**2 * embed)
+            + embed * (self.num_patches + self.num_classes)
+        )
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
@@ -181,6 +201,12 @@ class SearchSpace(Frozen):
     @property
     def smallest(self) -> SubnetSpec:
         return self._extreme(min)
+
+    @property
+    def whole(self) -> SubnetSpec:
+        """The supernet as a subnet; the largest choices may be below it."""
+        size = self.supernet
+        return SubnetSpec(size.depth, size.embed_dim, (size.num_heads,) * size.depth, (size.mlp_ratio,) * size.depth)
 
     @property
     def largest(self) -> SubnetSpec:

@@ -134,6 +134,8 @@ def unwrapped(content: Any, where: str | Path = "checkpoint") -> dict[str, Tenso
             raise AutoFormerError(
                 f"{where}: holds no weights{under}: {name!r} is a {type(tensor).__name__}, not a tensor"
             )
+        if not _has_plain_numbers(tensor):
+            raise AutoFormerError(f"{where}: '{name}' is sparse, quantised, complex or without content; {_AS_WEIGHTS}")
         bare = _bare(name)
         if bare in weights:
             raise AutoFormerError(f"{where}: '{bare}' is there twice, once as '{name}'")
@@ -143,6 +145,12 @@ def unwrapped(content: Any, where: str | Path = "checkpoint") -> dict[str, Tenso
     if len(first) == 1 and len(weights) > 2:
         raise AutoFormerError(f"{where}: every name begins with '{first.pop()}.', a prefix of another model; remove it")
     return weights
+
+
+def _has_plain_numbers(tensor: Tensor) -> bool:
+    if tensor.is_nested or tensor.is_quantized or tensor.is_complex():
+        return False
+    return tensor.layout is torch.strided and tensor.device.type != "meta"
 
 
 def _bare(name: str) -> str:

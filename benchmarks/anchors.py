@@ -34,8 +34,9 @@ from autoformer.vit import AutoFormer
 from benchmarks.rows import Row, measured, table
 from components.prepare_data import fashion_mnist
 from components.prepare_data.splitting import split
-from runtime.common.config import ROOT, Config, PrepareData, TrainSupernet, load_config
+from runtime.common.config import ROOT, Config, load_config
 from runtime.common.console import Parser, positive, run_command
+from runtime.common.sections import PrepareData, TrainSupernet
 
 DATA = ROOT / "data" / "fashion-mnist"
 BATCHES = 20  # fewest optimiser steps of a training

@@ -31,7 +31,8 @@ from autoformer.space import SearchSpace, SubnetSpec
 from benchmarks.rows import Row, measured
 from benchmarks.searches import Score, command, config_of, interval_rows, over_the_demo, run_search, shared_scores
 from components.search_subnet.score_cache import ScoreCache
-from runtime.common.config import Config, SearchSubnet
+from runtime.common.config import Config
+from runtime.common.sections import SearchSubnet
 
 OVERRIDES = [
     f"search_subnet.{setting}" for setting in ("method=front", "racing=null", "random_baseline=true", "finalists=1")

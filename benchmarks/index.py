@@ -27,7 +27,7 @@ from benchmarks.rows import Row, elapsed, measured
 from components.prepare_data import imagenet
 from components.prepare_data.imagenet import DEVKIT, PUBLISHED, TRAIN, VAL, Published
 from components.prepare_data.step import SPLITS, prepare, write_prepared
-from runtime.common.config import PrepareData
+from runtime.common.sections import PrepareData
 
 IMAGE_BYTES, MAX_GB = 700, 1.0
 

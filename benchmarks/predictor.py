@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.rows import Row, measured
 from benchmarks.searches import Score, command, interval_rows, run_search, shared_scores
-from runtime.common.config import Config, SearchSubnet
+from runtime.common.config import Config
+from runtime.common.sections import SearchSubnet
 
 DRAWN = 10  # offspring for each that is scored, unless the configuration names another number
 OVERRIDES = [

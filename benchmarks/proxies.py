@@ -33,7 +33,8 @@ from autoformer.vit import AutoFormer
 from benchmarks.rows import Row, measured
 from benchmarks.searches import Score, command, shared_scores
 from components.search_subnet.score_cache import ScoreCache
-from runtime.common.config import Config, SearchSubnet, TrainSupernet
+from runtime.common.config import Config
+from runtime.common.sections import SearchSubnet, TrainSupernet
 
 SUBNETS = 60
 FEW = 200  # search images of the cheap score

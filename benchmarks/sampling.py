@@ -17,7 +17,8 @@ from autoformer.randomness import derived_rng
 from autoformer.sampling import Sampling, make_sampler, uniform_params
 from benchmarks.demo import make_scorer, prepare, search_images, train
 from benchmarks.rows import Row, measured
-from runtime.common.config import TrainSupernet, load_config
+from runtime.common.config import load_config
+from runtime.common.sections import TrainSupernet
 from runtime.common.tables import read_table
 
 KINDS: tuple[Sampling, ...] = get_args(Sampling)

@@ -36,7 +36,8 @@ from benchmarks.demo import make_scorer, prepare, search_images, train
 from benchmarks.rows import Row, interleaved, measured, ratio
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, search
-from runtime.common.config import SearchSubnet, load_config
+from runtime.common.config import load_config
+from runtime.common.sections import SearchSubnet
 
 OFFICIAL_IMAGES = 1050 * 150_000
 MAX_LOSS_POINTS, MIN_SAVING = 0.2, 50.0

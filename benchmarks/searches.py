@@ -18,9 +18,10 @@ from benchmarks.demo import DATA, prepare, train
 from benchmarks.rows import Row, table
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, search
-from runtime.common.config import Config, SearchSubnet, load_config
+from runtime.common.config import Config, load_config
 from runtime.common.console import Parser, run_command
 from runtime.common.processes import set_threads
+from runtime.common.sections import SearchSubnet
 from runtime.steps import inputs
 
 Score = Callable[[Iterable[ScoringTask]], Iterator[ScoringResult]]

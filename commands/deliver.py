@@ -10,6 +10,7 @@ shards have no published sums: later readings are checked against the rows that 
 """
 
 import argparse
+import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import md5
@@ -207,7 +208,7 @@ def _write_source(
 
 
 def _archive_folder(archives: str | Path) -> ArchiveFolder:
-    return S3Archives(str(archives)) if is_uri(archives) else Path(archives).expanduser().resolve()
+    return S3Archives(str(archives)) if is_uri(archives) else Path(os.path.realpath(Path(archives).expanduser()))
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ from components.prepare_data import packed
 from components.prepare_data.pack import pack, slug
 from components.prepare_data.pack_card import CARD, PackCard, read_pack, unreadable_of
 from components.prepare_data.sources import discover
-from runtime.common.config import ROOT, Config, PrepareData, SearchSubnet, load_config
+from runtime.common.config import ROOT, Config, load_config
 from runtime.common.console import Parser, Progress, run_command
 from runtime.common.overrides import add_option, parse
+from runtime.common.sections import PrepareData, SearchSubnet
 
 PRESET = "photos"
 SPACES = ("photos-64", "photos-32", "autoformer-tiny")  # that are proposed

@@ -25,17 +25,10 @@ from autoformer.limits import Limits
 from components.prepare_data import imagenet
 from components.prepare_data.readers import read_delivered
 from components.prepare_data.splitting import Splits, describe, split
-from runtime.common.config import (
-    Config,
-    PrepareData,
-    RetrainSubnet,
-    SearchSubnet,
-    TrainingSection,
-    TrainSupernet,
-    load_config,
-)
+from runtime.common.config import Config, load_config
 from runtime.common.console import Parser, existing, run_command
 from runtime.common.processes import set_threads
+from runtime.common.sections import PrepareData, RetrainSubnet, SearchSubnet, TrainingSection, TrainSupernet
 from runtime.steps.inputs import DATA, check_batch, check_space
 from runtime.storage.data import open_data, remote_archives
 

@@ -25,11 +25,12 @@ from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
 from autoformer.subnet_text import CELLS, from_cells, shape_text
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.step import STEP, make_scorer
-from runtime.common.config import ROOT, Config, SearchSubnet, load_config
+from runtime.common.config import ROOT, Config, load_config
 from runtime.common.console import Parser, Progress, existing, print_line, run_command
 from runtime.common.locks import hold_lock
 from runtime.common.overrides import add_option
 from runtime.common.records import Provenance
+from runtime.common.sections import SearchSubnet
 from runtime.common.tables import read_table, write_table
 from runtime.common.workspace import Workspace, work_root
 from runtime.steps import inputs

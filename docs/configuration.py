@@ -16,7 +16,8 @@ from autoformer.bounds import Bounds
 from autoformer.files import write_text
 from autoformer.space import SearchSpace
 from pipeline.cluster.settings import ON_GPUS, Cluster, Pod, Step
-from runtime.common.config import STEPS, Config, TrainingSection
+from runtime.common.config import STEPS, Config
+from runtime.common.sections import TrainingSection
 from runtime.kubernetes.job import SHARED_STEPS
 from runtime.kubernetes.settings import Name
 

@@ -28,12 +28,13 @@ from pipeline.summary import summary
 from runtime import tracking
 from runtime.common.budgets import folder_of, model_of, read_chosen
 from runtime.common.code import step_code
-from runtime.common.config import ROOT, STEPS, Config, RegisterModel
+from runtime.common.config import ROOT, STEPS, Config
 from runtime.common.console import Parser, repeat_failure, run_command
 from runtime.common.locks import hold_lock
 from runtime.common.overrides import add_option, join
 from runtime.common.records import StepRecord
 from runtime.common.redaction import hide_in_tracebacks
+from runtime.common.sections import RegisterModel
 from runtime.common.stopping import Stopped
 from runtime.steps.kfp_edge import CODE
 from runtime.storage import is_uri
@@ -80,7 +81,7 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
         print(describe_pack(data), flush=True)
     preset = preset or "params.yaml"
     if preset.endswith((".yaml", ".yml")):
-        preset = str(Path(preset).resolve())
+        preset = os.path.realpath(preset)  # `resolve` raises for a link to itself
     config = resolve(preset, overrides)
     data = _data_location(data or ROOT / "data" / config.dataset, config.dataset)
     if arguments.source is not None or arguments.dry_run:
@@ -98,10 +99,13 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
     try:
         runner = containers.runner(mounted_paths(config, data, preset)) if containers else None
         parameters = {"preset": preset, "data": data, "data_hash": data_hash, "overrides": join(overrides)}
-        results = _run_dag(parameters, arguments.fresh, runner, containers.images if containers else None)
-        status = "FINISHED"
-    except RuntimeError:
-        return repeat_failure("pipeline", failure)
+        try:
+            results = _run_dag(parameters, arguments.fresh, runner, containers.images if containers else None)
+        except RuntimeError:
+            steps.stop_orphans()
+            return repeat_failure("pipeline", failure)
+        _show(config, results, time.monotonic() - started, run_id)
+        status = "FINISHED"  # last: a runner that is killed before resumes its run
     except Stopped:
         status = "KILLED"
         steps.stop()
@@ -111,7 +115,6 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
     finally:
         failure.unlink(missing_ok=True)
         tracking.close_pipeline_run(run_id, status)
-    _show(config, results, time.monotonic() - started, run_id)
     return 0
 
 
@@ -130,7 +133,7 @@ def _data_location(data: str | Path, dataset: str) -> str:
     """The data argument of the steps: an absolute path, or an S3 URI."""
     if is_uri(data):
         return str(data)
-    folder = Path(data).resolve()
+    folder = Path(os.path.realpath(data))
     if not folder.is_dir():
         answer = (
             f"`make data DATASET={dataset} ARCHIVES=…` fills it, or `make data NAME={dataset} DATA=…` with your images"

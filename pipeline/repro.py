@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with hold_lock(ROOT / ".dvc" / "tmp" / "repro", "checkout"):
                 _write_params(arguments.preset, arguments.overrides)
                 tracking.initialise(tracking.tracking_uri())
-                return _repro()
+                return _repro(steps)
         except Stopped:
             steps.stop()
             raise
@@ -54,13 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("repro", parser, work, argv, steps.signal)
 
 
-def _repro() -> int:
+def _repro(steps: StepProcesses) -> int:
     failure = ROOT / ".dvc" / "tmp" / f"failure-{os.getpid()}.json"
     environment = _environment() | {"AUTOFORMER_FAILURE": str(failure)}
     dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment)
     try:
         code = dvc.wait()  # `subprocess.run` would kill it on a signal, before its stage has ended
         if code:  # DVC's own is always 255
+            steps.stop_orphans()
             return repeat_failure("repro", failure)
     finally:
         failure.unlink(missing_ok=True)

@@ -1,12 +1,14 @@
 """Stop a runner's steps before the runner itself ends, so that each can write its checkpoint."""
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
 
 import psutil
 
+from runtime.common.stopping import delay_signals
 from runtime.steps.command import GRACE_SECONDS, SHELLS
 
 
@@ -31,7 +33,7 @@ class StepProcesses:
 
     def signal(self) -> None:
         """Signal each step once to stop."""
-        for process, number in _signals([*psutil.Process().children(), *self._containers]):
+        for process, number in _signals([*psutil.Process().children(), *_orphans(), *self._containers]):
             if process.pid not in self._signalled:
                 self._signalled.add(process.pid)
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -47,13 +49,36 @@ class StepProcesses:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
+    def stop_orphans(self) -> None:
+        """Stop what a failed step has left: where everybody gets the signal, its shell ends before it."""
+        with delay_signals():
+            self.stop()
+
     def _alive(self) -> list[psutil.Process]:
         alive = []
-        for process in [*psutil.Process().children(recursive=True), *self._containers]:
+        for process in [*dict.fromkeys([*psutil.Process().children(recursive=True), *_named()]), *self._containers]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.status() != psutil.STATUS_ZOMBIE:
                     alive.append(process)
         return alive
+
+
+def _named() -> Iterator[psutil.Process]:
+    """Processes whose environment names this runner: no descendants where systemd has ended the shell between."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("AUTOFORMER_RUNNER_PID") == str(os.getpid()):
+                yield process
+
+
+def _orphans() -> Iterator[psutil.Process]:
+    """Those among them whose parent is gone."""
+    named = list(_named())
+    parents = {os.getpid(), *(process.pid for process in named)}
+    for process in named:
+        with contextlib.suppress(psutil.Error):
+            if process.ppid() not in parents:
+                yield process
 
 
 def _signals(processes: Sequence[psutil.Process]) -> Iterator[tuple[psutil.Process, signal.Signals]]:

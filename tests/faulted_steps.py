@@ -5,11 +5,11 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import processes
 import psutil
@@ -18,7 +18,7 @@ from processes import Event, ended, start
 from run_steps import arguments, config_of, contents, run, run_all
 from test_register_model import NAME, Made
 from tiny import TinyData
-from tracking_fixtures import use_store
+from tracking_fixtures import make_empty_store, use_store
 from user_images import class_folders
 from write_boundaries import at_boundary, boundaries
 
@@ -27,6 +27,7 @@ from commands.own_images import adopt
 from runtime import tracking
 from runtime.common.code import step_code
 from runtime.common.config import STEPS, load_config
+from runtime.tracking.store import EXPERIMENT
 
 processes.PRELOADED += [
     "faulted_steps", "components.prepare_data.step", "components.evaluate_subnet.measure",
@@ -34,6 +35,8 @@ processes.PRELOADED += [
     "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store",
     "sqlalchemy.dialects.sqlite",
 ]  # fmt: skip
+Row = Callable[[str, str, int], None]  # adds a row to the table: the part, the fault, the number of times
+Moment = Literal["not killed", "before", "after its run"]
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
 ORPHAN_SECONDS = 15.0  # for a loader's worker to notice that its parent is gone
 # Two checkpoints of each training, and a search of two generations
@@ -88,7 +91,7 @@ class House:
         """A copy of the store with the champion, for one registration."""
         file = self.root / f"{name}.db"
         shutil.copyfile(self.models.store, file)
-        with self.store(file):
+        with self.store(file), self.experiment(name):
             yield
 
     def given(self, step: str, name: str, out: str = "out", seed: int = 0) -> dict[str, str]:
@@ -108,6 +111,13 @@ class House:
         config = config_of(step, seed, **SHORT[step])
         return arguments(step, self.data, self.root / "made", folder / out, config)
 
+    @contextmanager
+    def experiment(self, name: str) -> Iterator[None]:
+        """An MLflow experiment of its own: a repeated step would resume the run of its equal."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_EXPERIMENT_NAME", name)
+            yield
+
     def registration(self, name: str, made: Made) -> dict[str, str]:
         files = {"out": "registration.json", "record": "run.json", "model-card": "model_card.md"}
         values = {f"--{key}": str(self.root / name / file) for key, file in files.items()}
@@ -120,52 +130,44 @@ class House:
         key = f"{step}-{seed}-undisturbed"
         if key not in self._expected:
             given = self.given(step, key, seed=seed)
-            assert run(step, given) == 0
+            with self.experiment(key):
+                assert run(step, given) == 0
             self._expected[key] = results(given)
         return self._expected[key]
 
-    def begin(self, step: str, seed: int = 0) -> set[str]:
-        """The step's MLflow runs before the fault, those of the undisturbed run included."""
-        self.expected(step, seed)
-        return set(step_runs(step))
-
-    def holds(self, step: str, given: dict[str, str], before: set[str], seed: int = 0) -> bool:
-        """The same command gives the same bytes and leaves nothing unfinished; the step has one run, finished.
-
-        Returns:
-            Whether the fault came after the end of the step's run: then the command has made a second one.
-        """
-        ended_before = self.ended_before(step, before)
+    def holds(self, step: str, given: dict[str, str], seed: int = 0) -> None:
+        """The same command gives the same bytes and leaves nothing unfinished; the step has one run, finished."""
         step_code.cache_clear()  # as in a new process
         assert run(step, given) == 0
         left = leftovers(self.root, given)
         assert left == [], left
         found, expected = results(given), self.expected(step, seed)
         assert found == expected, [name for name in found.keys() | expected if found.get(name) != expected.get(name)]
-        self.has_runs(step, before, 1 + ended_before)
-        return ended_before
+        assert step_runs(step) == ["FINISHED"]
 
-    def ended_before(self, step: str, before: set[str]) -> bool:
-        return "FINISHED" in self._new_runs(step, before)
-
-    def has_runs(self, step: str, before: set[str], runs: int) -> None:
-        statuses = self._new_runs(step, before)
-        assert statuses == ["FINISHED"] * runs, statuses
-
-    def _new_runs(self, step: str, before: set[str]) -> list[str]:
-        return [status for run_id, status in step_runs(step).items() if run_id not in before]
-
-    def survives_a_kill(self, step: str, number: int, log: Path, database: bool = False) -> str:
-        """Kill the step at a boundary and give its command again: "not killed", "one run" or "two runs"."""
-        name, before = f"{step}-{number}", set(step_runs(step))
+    def survives_a_kill(self, step: str, number: int, log: Path, database: bool = False) -> Moment:
+        """Kill the step at a boundary, and see that its command holds."""
+        name = f"{step}-{number}"
         given = self.given(step, name)
         try:
-            if not kill_at(number, step, given, self.root, log, database):
-                return "not killed"
-            return "two runs" if self.holds(step, given, before) else "one run"
+            with self.experiment(name):
+                if not kill_at(number, step, given, self.root, log, database):
+                    return "not killed"
+                moment: Moment = "after its run" if step_runs(step) == ["FINISHED"] else "before"
+                self.holds(step, given)
+                return moment
         finally:
             shutil.rmtree(self.root / name)
             shutil.rmtree(self.root / "work" / step, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def house(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    root = tmp_path_factory.mktemp("house")
+    with pytest.MonkeyPatch.context() as patch:
+        use_store(f"sqlite:///{root / 'mlflow.db'}", root / "work", patch)
+        patch.chdir(root)  # MLflow puts artifacts there
+        yield House(tiny_data, root, make_empty_store(tmp_path_factory.getbasetemp() / "mlflow-store"))
 
 
 def results(given: dict[str, str]) -> dict[str, bytes]:
@@ -181,12 +183,12 @@ def leftovers(root: Path, given: dict[str, str]) -> list[str]:
     return named + [str(path) for step in STEPS for path in (root / "work" / step).glob("*")]
 
 
-def step_runs(step: str) -> dict[str, str]:
-    """The MLflow runs of a step in the store that the environment names: id -> status."""
+def step_runs(step: str) -> list[str]:
+    """The statuses of a step's MLflow runs in the experiment and the store that the environment names."""
     client = tracking.initialise(tracking.tracking_uri())
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found = client.search_runs(experiments, f"tags.stage = '{step}'", max_results=5000)
-    return {each.info.run_id: each.info.status for each in found}
+    experiment = client.get_experiment_by_name(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT))
+    found = client.search_runs([experiment.experiment_id], f"tags.stage = '{step}'") if experiment else []
+    return [each.info.status for each in found]
 
 
 def champion() -> tuple[list[str], str, float]:

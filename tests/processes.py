@@ -71,6 +71,31 @@ def _in_a_line(number: int, do: Callable[[], None], count: Callable[[Any], int])
     ScoreCache._store = armed  # type: ignore[method-assign]
 
 
+def record_usage(file: str, every: int) -> None:
+    """Write the memory in MB and the open files of this process tree after every n-th optimiser step or candidate."""
+    import psutil
+
+    from autoformer.training import Trainer
+    from components.search_subnet.score_cache import ScoreCache
+
+    def counted(owner: type, name: str) -> None:
+        method, numbers = getattr(owner, name), itertools.count(1)
+
+        def armed(self: Any, *arguments: Any) -> Any:
+            result = method(self, *arguments)
+            if (number := next(numbers)) % every == 0:
+                family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+                memory = sum(each.memory_info().rss for each in family) / 2**20
+                with Path(file).open("a") as log:
+                    log.write(f"{number} {memory} {sum(each.num_fds() for each in family)}\n")
+            return result
+
+        setattr(owner, name, armed)
+
+    counted(Trainer, "take_step")
+    counted(ScoreCache, "_store")
+
+
 def poison(number: int) -> None:
     """Let a weight be infinite before step `number`, counted from 0, unless learning rates have been lowered."""
     from autoformer.training import Trainer
@@ -90,6 +115,19 @@ def in_a_checkpoint() -> None:
     from autoformer import files
 
     files._flush = lambda path: signal_self(signal.SIGKILL)
+
+
+def after_its_run() -> None:
+    """Die when the step's MLflow run has ended, and the step has not."""
+    from runtime.tracking.outbox import Outbox
+
+    close = Outbox.close
+
+    def closed(self: Any, patience_seconds: float) -> None:
+        close(self, patience_seconds)
+        signal_self(signal.SIGKILL)
+
+    Outbox.close = closed  # type: ignore[method-assign]
 
 
 def signal_self(number: int) -> None:
@@ -132,9 +170,9 @@ def start(step: str, given: dict[str, str], log: Path, *events: Event) -> ForkSe
     return process
 
 
-def ended(process: BaseProcess) -> int:
+def ended(process: BaseProcess, patience_seconds: float = PATIENCE_SECONDS) -> int:
     """Its exit code: negative where a signal has killed it."""
-    process.join(PATIENCE_SECONDS)
+    process.join(patience_seconds)
     if process.exitcode is None:
         process.kill()
         process.join()

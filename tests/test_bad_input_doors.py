@@ -63,7 +63,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "root" / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
 
 
-def refused(door: str, argv: Argv, parts: list[str], tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def refused(door: str, argv: Argv, parts: list[str], tmp: Path, capsys: pytest.CaptureFixture[str]) -> str:
     before = contents(tmp)
     capsys.readouterr()
     start = time.monotonic()
@@ -73,6 +73,7 @@ def refused(door: str, argv: Argv, parts: list[str], tmp: Path, capsys: pytest.C
     assert message.count("\n") == 1 and "Traceback" not in message, message
     assert all(part in message for part in parts), message
     assert contents(tmp) == before
+    return message
 
 
 def setting(override: str) -> Callable[[Path], Argv]:
@@ -379,9 +380,22 @@ def test_an_output_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.parametrize("kind", ["long", "deep", "a link to itself"])
+@pytest.mark.parametrize("flag", ["--preset", "--data", "--source", "--adopt", "--space"])
+def test_a_path_that_no_file_can_have_is_refused(
+    flag: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    paths = {"long": tmp_path / ("y" * 300), "deep": tmp_path / ("a/" * 3000), "a link to itself": tmp_path / "loop"}
+    given = [flag, str(paths[kind])]
+    assert MAINS["local"]([*given, "--dry-run", "--preset", "smoke"] if flag != "--preset" else given) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 STORES = [
     ("http://127.0.0.1:1", ["MLflow at http://127.0.0.1:1 cannot be used", "MLFLOW_TRACKING_URI"]),
     ("postgresql://me:secret@127.0.0.1/x", ["MLflow at postgresql://127.0.0.1/x cannot be used"]),
+    ("postgresql://me:p@ss:secret@127.0.0.1/x", ["MLflow at postgresql://127.0.0.1/x cannot be used"]),
     ("gopher://x", ["MLflow at gopher://x cannot be used"]),
 ]
 
@@ -399,8 +413,7 @@ def test_a_store_that_is_not_there_is_found_before_anything_runs(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.delenv("AUTOFORMER_TRACKING")
     given = ["--data", str(packed(tmp_path))] if door == "local" else []
-    refused(door, given, parts, tmp_path, capsys)
-    assert "secret" not in capsys.readouterr().err
+    assert "secret" not in refused(door, given, parts, tmp_path, capsys)
 
 
 def test_a_store_that_is_no_database(
@@ -412,6 +425,24 @@ def test_a_store_that_is_no_database(
     initialise.cache_clear()
     assert MAINS["repro"]([]) == 2
     assert "cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a link to a device"])
+def test_a_database_that_is_no_file_is_refused_at_once(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mlflow.db"
+    make: dict[str, Callable[[], object]] = {
+        "a pipe": lambda: os.mkfifo(file), "a folder": file.mkdir,
+        "a link to a device": lambda: file.symlink_to("/dev/null"),
+    }  # fmt: skip
+    make[kind]()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    monkeypatch.delenv("AUTOFORMER_TRACKING")
+    start = time.monotonic()
+    assert MAINS["repro"]([]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "mlflow.db: " in message and time.monotonic() - start < 15
 
 
 PROCESSES = [

@@ -429,7 +429,7 @@ def test_two_runs_are_compared_budget_by_budget(ran: Run) -> None:
         ([f"search_subnet.budgets={[n / 10 for n in range(1, 12)]}"], "11 budgets; at most 10"),
         (["search_subnet.budgets=[0.01, 0.1]"], "0.01 is too small: the smallest subnet of 'fashion-mnist' has 27,914"),
         (["search_subnet.limits.max_params_m=0.3"], "not limits.max_params_m 0.3; make them equal, or that limit null"),
-        (["search_subnet.limits.min_params_m=0.2"], "0.1 is below limits.min_params_m 0.2"),
+        (["search_subnet.limits.min_params_m=0.2"], "0.05 is below limits.min_params_m 0.2"),
         ([f"register_model.model_name={'a' * 247}"], "it is longer than 250"),
     ],
 )

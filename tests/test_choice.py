@@ -18,7 +18,8 @@ from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, search
 from components.search_subnet.standing import standing
 from components.search_subnet.step import write_results
-from runtime.common.config import Config, SearchSubnet, load_config
+from runtime.common.config import Config, load_config
+from runtime.common.sections import SearchSubnet
 from runtime.common.tables import read_table
 
 PART, WHOLE = 400, 900  # images that score a candidate, and of the search split

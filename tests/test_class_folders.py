@@ -21,7 +21,7 @@ from components.prepare_data import class_folders
 from components.prepare_data.readers import read_delivered, read_to_test
 from components.prepare_data.sources import discover
 from components.prepare_data.step import prepare, write_prepared
-from runtime.common.config import PrepareData
+from runtime.common.sections import PrepareData
 
 WNIDS = ("n01440764", "n01443537", "n02007558")
 

@@ -11,18 +11,16 @@ from pydantic import ValidationError
 from autoformer.errors import AutoFormerError
 from components.resolve_config.step import resolve
 from pipeline.repro import checked, overridden
-from runtime.common.config import (
-    ROOT,
-    STEPS,
+from runtime.common.config import ROOT, STEPS, load_config
+from runtime.common.overrides import split
+from runtime.common.sections import (
     EvaluateSubnet,
     PrepareData,
     RegisterModel,
     RetrainSubnet,
     SearchSubnet,
     TrainSupernet,
-    load_config,
 )
-from runtime.common.overrides import split
 
 PRESETS = sorted(path.stem for path in (ROOT / "configs" / "presets").glob("*.yaml"))
 

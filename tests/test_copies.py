@@ -15,7 +15,7 @@ from components.prepare_data import packed
 from components.prepare_data.pack import pack
 from components.prepare_data.pack_card import read_pack
 from components.prepare_data.splitting import split
-from runtime.common.config import PrepareData
+from runtime.common.sections import PrepareData
 from runtime.common.tables import read_table
 
 SHARES = Shares(15, 15)

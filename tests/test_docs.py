@@ -52,7 +52,7 @@ def test_a_row_says_type_default_and_range() -> None:
 
 
 def test_a_key_without_a_meaning_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runtime.common.config import EvaluateSubnet
+    from runtime.common.sections import EvaluateSubnet
 
     monkeypatch.setattr(EvaluateSubnet.model_fields["mistakes"], "description", None)
     assert undescribed() == ["evaluate_subnet: mistakes"]

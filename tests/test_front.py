@@ -15,7 +15,8 @@ from autoformer.front import FrontSearch, costs_of, front_of, make_search, viola
 from autoformer.limits import Limits
 from autoformer.search import Evolution, EvolutionSettings
 from autoformer.space import SubnetSpec
-from runtime.common.config import Config, SearchSubnet, load_config
+from runtime.common.config import Config, load_config
+from runtime.common.sections import SearchSubnet
 
 SETTINGS = EvolutionSettings(method="front", population=10, generations=4, parents=10, mutations=5, crossovers=4)
 Score = Callable[[Candidate], tuple[float, float]]  # accuracy in percent, loss

@@ -26,7 +26,8 @@ from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
 from components.prepare_data.imagenet import DEVKIT, PUBLISHED, TRAIN, VAL, Published
 from components.prepare_data.readers import read_delivered
 from components.prepare_data.step import SPLITS, prepare, write_prepared
-from runtime.common.config import PrepareData, load_config
+from runtime.common.config import load_config
+from runtime.common.sections import PrepareData
 
 SECTION = PrepareData(search_images=3)
 

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from autoformer.named import CONFIGS, load_subnet
-from runtime.common.config import Config, RetrainSubnet, SearchSubnet, TrainSupernet, load_config
+from runtime.common.config import Config, load_config
+from runtime.common.sections import RetrainSubnet, SearchSubnet, TrainSupernet
 from runtime.steps.rank_launch import check_batch_split
 
 PUBLISHED = {

@@ -8,6 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from interrupted import Sandbox, sandbox
@@ -167,10 +168,11 @@ def test_dvc_repro_that_is_killed_and_repeated(sandbox: Sandbox, tmp_path: Path)
 
 
 RUNNER = """
-import subprocess, sys, time
+import os, subprocess, sys, time
 from runtime.common.stopping import Stopped, stoppable
 from pipeline.step_processes import StepProcesses
 
+os.environ["AUTOFORMER_RUNNER_PID"] = str(os.getpid())
 steps = StepProcesses()
 try:
     with stoppable(steps.signal):
@@ -220,6 +222,19 @@ def test_a_runner_that_gets_a_signal_waits_for_its_steps(
     assert told == f"stopped by {number.name} {code}\n"
     if step == LOYAL:
         assert (tmp_path / "checkpoint").read_text() == "worker lived: True"
+
+
+def test_a_runner_waits_for_its_steps_where_everybody_gets_the_signal(tmp_path: Path) -> None:
+    """As from systemd: the shell between them ends at once, and the step is no descendant of the runner any more."""
+    command = [sys.executable, "-c", RUNNER, LOYAL, "60"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with started(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as runner:
+        wait_until((tmp_path / "started").exists)
+        (shell,) = psutil.Process(runner.pid).children()
+        for process in (psutil.Process(runner.pid), shell, *shell.children()):
+            process.send_signal(signal.SIGTERM)
+        assert runner.wait(60) == 128 + signal.SIGTERM
+    assert (tmp_path / "checkpoint").exists()
 
 
 SWALLOWED = """

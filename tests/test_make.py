@@ -79,6 +79,20 @@ def test_values_that_are_no_options_arrive_too(tmp_path: Path) -> None:
     assert make(tmp_path, "compare")[0][1] == ["-m", "commands.compare"]
 
 
+@pytest.mark.parametrize("source", ["command line", "environment"])
+def test_no_variable_runs_a_function_of_make(source: str, tmp_path: Path) -> None:
+    """Flags and lists of words, too; those of `PYTEST` are the shell's."""
+    flags = {"run": ["DRY_RUN", "FRESH"], "images": ["PUSH"], "submit": ["WAIT", "FRESH"], "compile": ["KUBERNETES"],
+             "bench": ["QUICK", "PARTS"], "test": ["PYTEST"]}  # fmt: skip
+    for target, names in flags.items():
+        values = {name: f"$(shell touch {tmp_path}/{name})" for name in names}
+        given = [f"{name}={value}" for name, value in values.items()] if source == "command line" else []
+        command = ["make", "--dry-run", "--old-file=.venv/.installed", target, *given]
+        subprocess.run(command, cwd=ROOT, env=os.environ | values, check=True, capture_output=True)
+        assert list(tmp_path.iterdir()) == []
+    assert make(tmp_path, "bench", "PARTS=engine $(id)", "QUICK=1")[-1][1][2:] == ["engine", "$(id)", "--quick"]
+
+
 def test_images_are_fetched_for_a_parameter_file_of_fashion_mnist(tmp_path: Path) -> None:
     mine = tmp_path / "it's $mine.yaml"
 

@@ -14,8 +14,8 @@ from components.register_model import card as model_card
 from components.register_model.card import DESCRIPTION_LIMIT, Facts, description, weakest_classes
 from components.register_model.gate import Decision
 from components.register_model.latency import Latency
-from runtime.common.config import RegisterModel
 from runtime.common.records import Confusion, Rollback
+from runtime.common.sections import RegisterModel
 
 CHOICES = Choices(embed_dim=(64, 96), depth=(1, 2), num_heads=(3, 4), mlp_ratio=(1.0, 2.5))
 CLASSES = ("cat", "dog | wolf", "owl")

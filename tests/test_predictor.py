@@ -21,7 +21,8 @@ from autoformer.space import SubnetSpec
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import search
 from components.search_subnet.step import write_results
-from runtime.common.config import SearchSubnet, load_config
+from runtime.common.config import load_config
+from runtime.common.sections import SearchSubnet
 
 SPACE = small_space()  # widths 8, 12, 16; depths 1, 2, 3; heads 1, 2, 3; ratios 1, 1.3, 2
 

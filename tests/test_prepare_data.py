@@ -27,7 +27,8 @@ from commands.fetch import INSTALLED, ROUTES, fetch, published_bytes
 from components.prepare_data import fashion_mnist
 from components.prepare_data.fashion_mnist import ARCHIVES
 from components.prepare_data.step import SPLITS, main, prepare, summary
-from runtime.common.config import ROOT, PrepareData
+from runtime.common.config import ROOT
+from runtime.common.sections import PrepareData
 
 CONFIG = {
     "name": "test",

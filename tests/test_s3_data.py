@@ -33,7 +33,7 @@ from components.prepare_data import imagenet, step
 from components.prepare_data.pack import pack
 from components.train_supernet.step import main as train_supernet
 from pipeline.local import _data_location
-from runtime.common.config import PrepareData
+from runtime.common.sections import PrepareData
 from runtime.storage import connect
 from runtime.storage.archives import S3Archives
 from runtime.storage.data import find_archives, hash_data, open_data

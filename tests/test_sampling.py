@@ -32,7 +32,8 @@ from autoformer.sampling import (
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
-from runtime.common.config import TrainSupernet, load_config
+from runtime.common.config import load_config
+from runtime.common.sections import TrainSupernet
 
 SPACES = {name: load_space(name) for name in ("fashion-mnist", "autoformer-tiny", "autoformer-small")}
 

@@ -149,9 +149,28 @@ def test_a_step_that_failed_resumes_its_own_run(
     assert history(finished.info.run_id, "loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
     assert len(runs("tags.stage = 'candidate'")) == 1
 
-    with tracking.step_run("train_supernet", config, records[2]):
+    with tracking.step_run("train_supernet", config, records[2], {"code": "other"}):
         pass
-    assert records[2]["mlflow_run_id"] != records[1]["mlflow_run_id"]  # a finished run is not resumed
+    assert records[2]["mlflow_run_id"] != records[1]["mlflow_run_id"]  # a finished run of other work stays as it is
+
+
+def test_a_step_that_was_killed_after_its_run_had_finished_resumes_that_run(store: str, config: Config) -> None:
+    """Under each runner: ours, DVC, and KFP on a cluster. Its points are logged once."""
+    ours = {"AUTOFORMER_PARENT_RUN_ID": tracking.open_pipeline_run(config)}
+    provenance = {"code": "c0de", "inputs": {"card": "a" * 64}}
+    for runner in (ours, {"KFP_RUN_ID": "kfp-1"}, {}):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in runner.items():
+                patch.setenv(name, value)
+            ids = []
+            for inputs in (provenance, provenance, {**provenance, "inputs": {"card": "b" * 64}}):
+                record: dict[str, Any] = {}
+                with tracking.step_run("retrain_subnet", config, record, inputs) as run:
+                    run.metrics({"loss": 2.0}, 1)
+                ids.append(record["mlflow_run_id"])
+        assert ids[0] == ids[1] != ids[2]
+        assert history(ids[0], "loss") == [(1, 2.0)]
+        assert client().get_run(ids[0]).info.status == "FINISHED"
 
 
 def test_an_unfinished_pipeline_run_is_resumed(store: str, config: Config) -> None:

@@ -23,7 +23,7 @@ from components.prepare_data import class_folders, photo_sets, webdataset
 from components.prepare_data.delivered import Delivered
 from components.prepare_data.readers import read_delivered
 from components.prepare_data.step import prepare, write_prepared
-from runtime.common.config import PrepareData
+from runtime.common.sections import PrepareData
 
 READERS: dict[str, Any] = {
     "cifar-10": cifar_reader,

@@ -148,3 +148,20 @@ def test_weights_in_memory_are_unwrapped_too() -> None:
     expected = load_official(state, space).state_dict()
     wrapped = load_official({"model": prefixed("module.", state)}, space).state_dict()  # type: ignore[dict-item]
     assert all(torch.equal(wrapped[name], expected[name]) for name in expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.empty(2, 3, device="meta"), torch.ones(2, 3).to_sparse(), torch.ones(2, 3).to_sparse_csr(),
+        torch.ones(2, 3, dtype=torch.complex64), torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8),
+        torch.nested.nested_tensor([torch.ones(2, 3)]),
+    ],
+    ids=["meta", "sparse", "compressed rows", "complex", "quantised", "nested"],
+)  # fmt: skip
+def test_tensors_that_are_no_plain_numbers_are_named(tensor: Tensor, tmp_path: Path) -> None:
+    """torch refuses some of them with a traceback, and drops half of a complex number."""
+    torch.save({"model": STATE | {"head.weight": tensor}}, tmp_path / "a.pth")
+    with pytest.raises(AutoFormerError, match=r"'head.weight' is sparse, quantised, complex or without content"):
+        read_weights(tmp_path / "a.pth")

@@ -10,7 +10,7 @@ import numpy as np
 from autoformer.images.card import DatasetCard
 from components.prepare_data import fashion_mnist
 from components.prepare_data.step import SPLITS, prepare, write_prepared
-from runtime.common.config import PrepareData
+from runtime.common.sections import PrepareData
 
 CLASSES = 10
 

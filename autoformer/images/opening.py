@@ -25,6 +25,7 @@ FORMATS = {
     "PNG": 9, "JPEG": 5, "MPO": 5, "GIF": 6, "BMP": 9, "PPM": 13, "TIFF": 13, "WEBP": 17, "JPEG2000": 25, "AVIF": 20,
 }  # fmt: skip
 _PROGRESSIVE = 12  # JPEG files that are decoded as a whole, or have four channels
+_PLAIN = 100  # PPM files of decimal digits: not for their memory, but Pillow decodes a million numbers a second
 MOST_BYTES = BOUNDS.image_bytes
 LONGEST_TO_SHORTEST = BOUNDS.image_sides  # the centre crop of a longer strip shows nothing
 MOST_SCANNED = BOUNDS.image_scans  # each scan touches every pixel again
@@ -69,7 +70,7 @@ def with_image(source: Path | bytes, use: Callable[[Image.Image], Result], most_
         Exception: any of Pillow's; call inside `autoformer.images.pixels.pillow_errors`.
     """
     try:
-        with _open(source, name_of(source), most_bytes) as image:
+        with _Parts(source) as file, _open(file, source, most_bytes) as image:
             return use(image)
     except (AutoFormerError, Image.DecompressionBombError):
         raise
@@ -77,8 +78,26 @@ def with_image(source: Path | bytes, use: Callable[[Image.Image], Result], most_
         essentials = _essentials(source)
         if essentials is None:
             raise
-        with _open(essentials, name_of(source), most_bytes) as image:
+        with _Parts(essentials) as file, _open(file, source, most_bytes) as image:
             return use(image)
+
+
+class _Parts(io.BufferedReader):
+    """An image file that ends an endless header: Pillow reads and keeps each chunk, segment and comment by itself."""
+
+    def __init__(self, source: Path | bytes) -> None:
+        if isinstance(source, Path):
+            check_regular(source)
+        super().__init__(io.FileIO(source) if isinstance(source, Path) else io.BytesIO(source))
+        self._where, self._reads, self.most = name_of(source), 0, BOUNDS.image_header_reads
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > self.most:
+            raise AutoFormerError(
+                f"{self._where}: more than {self.most} chunks, segments or comments; save it again without metadata"
+            )
+        return super().read(size)
 
 
 def orientation(image: Image.Image) -> int:
@@ -100,13 +119,13 @@ def turned_upright(image: Image.Image) -> Image.Image:
     return upright
 
 
-def _open(source: Path | bytes, where: str, most_bytes: int) -> Image.Image:
+def _open(file: _Parts, source: Path | bytes, most_bytes: int) -> Image.Image:
+    where = name_of(source)
     # Pillow warns of large images and odd metadata, but reads them. catch_warnings is not thread-safe.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    if isinstance(source, Path):
-        check_regular(source)
     try:
-        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_formats())
+        image = Image.open(file, formats=_formats())
+        file.most = BOUNDS.image_reads
     except UnidentifiedImageError:
         raise _other_format(source, where) or UnidentifiedImageError(where) from None
     try:
@@ -150,6 +169,8 @@ def _check_size(image: Image.Image, where: str, most_bytes: int) -> None:
     each = FORMATS[image.format or "PNG"]
     if image.format in ("JPEG", "MPO") and ("progressive" in image.info or image.mode not in ("L", "RGB")):
         each = _PROGRESSIVE
+    if any(codec == "ppm_plain" for codec, *_ in getattr(image, "tile", ())):
+        each = _PLAIN
     pixels = width * height
     if tags := getattr(image, "tag_v2", None):  # a TIFF's tiles may be larger than the image
         sides = [tags.get(tag) for tag in _TILE_SIDES]

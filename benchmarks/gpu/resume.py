@@ -31,7 +31,8 @@ from benchmarks.loader import MEAN
 from components.prepare_data import fashion_mnist
 from components.prepare_data.step import SPLITS, prepare, write_prepared
 from components.train_supernet.step import main as train_supernet
-from runtime.common.config import PrepareData, TrainSupernet, load_config
+from runtime.common.config import load_config
+from runtime.common.sections import PrepareData, TrainSupernet
 from runtime.steps.training_setup import Training, make_trainer, out_of_memory
 
 TRAINED = 8  # steps, half of them before the state is saved

@@ -27,7 +27,8 @@ from autoformer.training import Trainer
 from benchmarks.engine import Run
 from benchmarks.gpu.recorder import Recorder, synchronize
 from benchmarks.loader import MEAN, STD, Shape, make_images
-from runtime.common.config import TrainSupernet, load_config
+from runtime.common.config import load_config
+from runtime.common.sections import TrainSupernet
 from runtime.steps.workers import worker_count
 
 CANDIDATES, SEARCH_IMAGES = 1050, 10_000  # of the paper's search, each candidate on every image

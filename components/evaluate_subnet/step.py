@@ -11,9 +11,10 @@ from autoformer.space import SubnetSpec
 from components.evaluate_subnet.results import Results, read_all
 from runtime.common.budgets import folder_of, merge_metrics
 from runtime.common.code import step_code
-from runtime.common.config import Config, EvaluateSubnet
+from runtime.common.config import Config
 from runtime.common.console import Progress
 from runtime.common.processes import set_threads
+from runtime.common.sections import EvaluateSubnet
 from runtime.common.tables import write_table
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import add_data_arguments, add_folder_arguments, add_output_arguments

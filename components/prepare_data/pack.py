@@ -162,6 +162,11 @@ class _Packing(NamedTuple):
             f"{found.images:,} images of 16 bits hold values up to {found.highest}: {found.white_level} is white in "
             "all of them (prepare_data.white_level)"
         )
+        if found.dark:
+            note += (
+                f"; {found.dark:,} of them stay at or below {found.lower_level}: if they are of a smaller range and "
+                "not dark, bring all images to one range first"
+            )
         rule = self.rule.model_copy(update={"white_level": float(found.white_level)})
         return self._replace(rule=rule, notes=(note,))
 

@@ -15,7 +15,7 @@ from autoformer.images.splits import Shares, hold_out, split_by_share
 from autoformer.images.statistics import pixel_statistics, value_statistics
 from autoformer.randomness import derived_rng
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered, Statistics
-from runtime.common.config import PrepareData
+from runtime.common.sections import PrepareData
 from runtime.storage.data import remote_archives
 
 

@@ -19,8 +19,9 @@ from components.prepare_data.readers import read_delivered
 from components.prepare_data.splitting import describe, split, statistics
 from runtime import tracking
 from runtime.common.code import step_code
-from runtime.common.config import Config, PrepareData
+from runtime.common.config import Config
 from runtime.common.locks import hold_lock
+from runtime.common.sections import PrepareData
 from runtime.common.workspace import Record
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import DATA

@@ -19,6 +19,8 @@ class Found(NamedTuple):
     images: int  # of 16 bits
     highest: int  # value in any of them
     white_level: int
+    dark: int  # images that no lower white level would cut off, and so dark ones, if their range is another
+    lower_level: int  # the least one that holds all of these
 
 
 def find_white_level(paths: Sequence[Path]) -> Found | None:
@@ -26,7 +28,13 @@ def find_white_level(paths: Sequence[Path]) -> Found | None:
     values = [value for value in in_order(_all_brightest, paths) if value is not None]
     if not values:
         return None
-    return Found(len(values), max(values), next(level for level in _LEVELS if level >= max(values)))
+    white = _level(max(values))
+    dark = [value for value in values if _level(value) < white]
+    return Found(len(values), max(values), white, len(dark), _level(max(dark, default=0)))
+
+
+def _level(value: int) -> int:
+    return next(level for level in _LEVELS if level >= value)
 
 
 def _all_brightest(paths: Sequence[Path]) -> list[int | None]:

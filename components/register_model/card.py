@@ -19,10 +19,10 @@ from autoformer.subnet_text import heads_text, ratios_text
 from components.register_model.gate import TOP1, Decision, Measured
 from components.register_model.latency import Latency
 from runtime.common.budgets import folder_of
-from runtime.common.config import RegisterModel
 from runtime.common.records import Confusion, Provenance, Rollback
 from runtime.common.search_names import found_by
 from runtime.common.search_split import search_split_note
+from runtime.common.sections import RegisterModel
 
 FILE = "model_card.md"
 DESCRIPTION_LIMIT = 5000  # characters of a version's description in MLflow's databases

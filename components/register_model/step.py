@@ -19,9 +19,10 @@ from components.register_model.gate import CLASSES, TEST_SPLIT, TOP1, WEIGHTS, D
 from components.register_model.latency import Latency, measure
 from runtime import tracking
 from runtime.common.budgets import folder_of, merge_metrics, metrics_of, model_of, prefix_of, read_chosen
-from runtime.common.config import Config, RegisterModel
+from runtime.common.config import Config
 from runtime.common.console import existing
 from runtime.common.records import Provenance, Rollback, read_confusion, read_metrics
+from runtime.common.sections import RegisterModel
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import add_folder_arguments
 from runtime.steps.step_context import StepContext, open_step

@@ -8,10 +8,11 @@ from autoformer.files import canonical_json, hash_value
 from autoformer.limits import UNITS
 from runtime.common.budgets import budget_params
 from runtime.common.code import package_code
-from runtime.common.config import STEPS, Config, RetrainSubnet, SearchSubnet, load_config
+from runtime.common.config import STEPS, Config, load_config
 from runtime.common.console import report_failure
 from runtime.common.exit_codes import BAD_INPUT
 from runtime.common.overrides import split
+from runtime.common.sections import RetrainSubnet, SearchSubnet
 from runtime.steps.compiler import require_compiler
 from runtime.storage.data import NoFolderError, hash_data
 from runtime.storage.earlier_search import earlier_scores

@@ -22,9 +22,10 @@ from autoformer.reading import read_json_as
 from autoformer.recipe import Recipe
 from autoformer.space import SubnetSpec
 from runtime.common.budgets import folder_of, merge_metrics, prefix_of, read_chosen
-from runtime.common.config import Config, RetrainSubnet, TrainSupernet
+from runtime.common.config import Config
 from runtime.common.processes import set_threads
 from runtime.common.records import Provenance
+from runtime.common.sections import RetrainSubnet, TrainSupernet
 from runtime.common.tables import write_table
 from runtime.steps import inputs
 from runtime.steps.command import run_step, step_parser

@@ -13,7 +13,8 @@ from autoformer.space import SubnetSpec
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, find_finalists, metrics_of_chosen
 from runtime.common.budgets import budget_params, label_of
-from runtime.common.config import Config, SearchSubnet
+from runtime.common.config import Config
+from runtime.common.sections import SearchSubnet
 
 
 def configs_by_label(config: Config) -> dict[str, Config]:

@@ -22,8 +22,9 @@ from autoformer.search import Evolution, random_baseline
 from autoformer.space import SubnetSpec
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.standing import standing
-from runtime.common.config import Config, SearchSubnet
+from runtime.common.config import Config
 from runtime.common.search_names import FRONT_SIZE
+from runtime.common.sections import SearchSubnet
 
 _RANDOM: tuple[Origin, ...] = ("initial", "baseline")
 

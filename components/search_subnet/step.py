@@ -31,10 +31,11 @@ from components.search_subnet.parallel_scorer import ParallelScorer
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, search
 from runtime.common.budgets import FOLDER, merge_metrics, prefix_of
-from runtime.common.config import Config, SearchSubnet
+from runtime.common.config import Config
 from runtime.common.console import Progress, print_line
 from runtime.common.processes import set_threads
 from runtime.common.search_names import found_by, method_of
+from runtime.common.sections import SearchSubnet
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
 from runtime.steps import inputs

@@ -11,8 +11,9 @@ from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.space import SearchSpace
-from runtime.common.config import Adopted, Config, TrainSupernet
+from runtime.common.config import Config
 from runtime.common.processes import set_threads
+from runtime.common.sections import Adopted, TrainSupernet
 from runtime.common.tables import write_table
 from runtime.steps import inputs
 from runtime.steps.command import run_step, step_parser

@@ -4,33 +4,32 @@
 step reads the shared keys and its own section, under every runner.
 """
 
-import re
-import sys
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import canonical_json, hash_file, hash_value
 from autoformer.frozen import Frozen
-from autoformer.images.pixel_rule import PixelRule
-from autoformer.limits import Limits
 from autoformer.named import CONFIGS, load_space, named_file
-from autoformer.racing import Racing
 from autoformer.reading import in_short, parse_json, read_yaml
-from autoformer.recipe import Precision, Recipe
-from autoformer.sampling import TEACHER_WEIGHT, Sampling, SubnetSampler, make_sampler
-from autoformer.search import EvolutionSettings
 from autoformer.space import SearchSpace
-from runtime.common.budgets import check_budgets, check_labels
+from runtime.common.budgets import check_labels
 from runtime.common.overrides import apply
+from runtime.common.sections import (
+    LONGEST_MODEL_NAME,
+    EvaluateSubnet,
+    PrepareData,
+    RegisterModel,
+    RetrainSubnet,
+    SearchSubnet,
+    TrainSupernet,
+)
 
 STEPS = ("prepare_data", "train_supernet", "search_subnet", "retrain_subnet", "evaluate_subnet", "register_model")
 ROOT = CONFIGS.parent
-LONGEST_MODEL_NAME = 250
 
 
 def checkout() -> Path:
@@ -42,276 +41,6 @@ def checkout() -> Path:
         if folder.name == "exps" and folder.parent.name == "tmp" and folder.parent.parent.name == ".dvc":
             return folder.parent.parent.parent
     return ROOT
-
-
-class PrepareData(Frozen):
-    search_images: int | None = Field(
-        None, gt=0, description="held out to score candidates, the same number per class; null for a percentage"
-    )
-    search_percent: float = Field(
-        15.0, gt=0, lt=50, description="of each class, held out to score candidates, where your images have no val"
-    )
-    test_percent: float = Field(
-        15.0, gt=0, lt=50, description="of each class, held out for the final test, where your images have no test"
-    )
-    max_unreadable_percent: float = Field(
-        5.0, ge=0, le=100, description="of your images; with more unreadable ones the run does not begin"
-    )
-    background: int = Field(
-        128, ge=0, le=255, description="grey level behind transparent pixels of images: 0 black, 255 white"
-    )
-    white_level: float | None = Field(
-        None,
-        gt=0,
-        description="value that is white in images of more than 8 bits; null: of a data set of your own the least of "
-        "255, 1023, 4095, 16383 and 65535 that no 16-bit image exceeds, else 65535; images of 32 bits are refused",
-    )
-
-    @property
-    def pixel_rule(self) -> PixelRule:
-        return PixelRule(background=self.background, white_level=self.white_level)
-
-
-class TrainingSection(Recipe):
-    checkpoint_steps: int = Field(500, gt=0, description="optimiser steps between two checkpoints")
-    log_steps: int = Field(50, gt=0, description="optimiser steps between two rows of the history")
-    score_steps: int = Field(500, gt=0, description="optimiser steps between two evaluations on the search split")
-    score_images: int = Field(2000, gt=0, description="search images in such an evaluation")
-    max_rollbacks: int = Field(3, ge=0, description="returns to the last checkpoint after a loss that is not finite")
-    rollback_factor: float = Field(0.5, gt=0, lt=1, description="factor of the learning rates after each such return")
-
-    @model_validator(mode="after")
-    def _whole_rows(self) -> Self:
-        for key in ("checkpoint_steps", "score_steps"):
-            if getattr(self, key) % self.log_steps:
-                raise ValueError(f"{key} {getattr(self, key)} is not a multiple of log_steps {self.log_steps}")
-        return self
-
-    def recipe(self) -> Recipe:
-        """The keys that decide the weights."""
-        return Recipe.model_validate(self.model_dump(include=set(Recipe.model_fields)))
-
-
-@cache
-def _warn_of_old_name(line: str) -> None:
-    """Print `line` once per process. The next version will refuse the old name."""
-    print(line, file=sys.stderr)
-
-
-class Adopted(Frozen):
-    """A supernet that exists already, in the layout of the official code or of this one."""
-
-    checkpoint: str = Field(
-        min_length=1, description="a .pth or .safetensors file as the steps see it, or s3://bucket/file"
-    )
-    sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="of the checkpoint; filled in when a run is resolved"
-    )
-
-
-class TrainSupernet(TrainingSection):
-    adopt: Adopted | None = Field(
-        None, description="take this supernet of the same space, and train none; null to train one"
-    )
-    sampling: Sampling = Field(
-        "uniform",
-        description="subnets of a step: one, every choice uniform; sandwich: the largest, which teaches the smallest "
-        "and some random ones; uniform_params: one, uniform in its number of parameters",
-    )
-    sandwich_random: int = Field(
-        2, ge=0, description="random subnets of a sandwich; each costs as much as one uniform step"
-    )
-    sandwich_teacher_weight: float = Field(
-        TEACHER_WEIGHT,
-        gt=0,
-        le=1,
-        description="of the largest subnet's outputs in what the others of a sandwich learn; the rest is that of the "
-        "labels; 1 as BigNAS, which suits long trainings",
-    )
-
-    @field_validator("sampling", mode="before")
-    @classmethod
-    def _renamed(cls, value: Any) -> Any:
-        if value == "fair":
-            _warn_of_old_name("train_supernet.sampling = fair is now called uniform_params; change your configuration")
-            return "uniform_params"
-        return value
-
-    def sampler(self, space: SearchSpace, seed: int) -> SubnetSampler:
-        """What each step trains."""
-        return make_sampler(self.sampling, space, seed, self.sandwich_random, self.sandwich_teacher_weight)
-
-
-class MeasuredLatency(Frozen):
-    """A table of latencies, made by `make latency` on the device that the subnet is for."""
-
-    table: str = Field(min_length=1, description="a JSON file as the steps see it, or s3://bucket/file")
-    sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="of the table; filled in when a run is resolved"
-    )
-
-
-class EarlierSearch(Frozen):
-    """An earlier search of the same supernet and search split, or a folder that `make score` has written."""
-
-    search: str = Field(
-        min_length=1, description="a folder with candidates.csv, as the steps see it, or s3://bucket/folder"
-    )
-    sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="of its candidates.csv; filled in when a run is resolved"
-    )
-
-    @property
-    def table(self) -> str:
-        return f"{self.search.rstrip('/')}/candidates.csv"
-
-
-class SearchSubnet(EvolutionSettings):
-    """Evolution (paper section 3.4), or NSGA-II. It scores at most population x (1 + generations) candidates."""
-
-    random_baseline: bool = Field(True, description="score as many random candidates within the limits, for comparison")
-    weights: Literal["ema", "raw"] = Field("ema", description="the supernet weights that candidates inherit")
-    images: int | None = Field(None, gt=0, description="search images that score a candidate; null for all")
-    finalists: int = Field(
-        10, gt=0, description="best candidates of both searches, scored on all search images before the choice"
-    )
-    batch_size: int = Field(500, gt=0, description="images in a forward pass; changes scores by rounding only")
-    precision: Precision = Field(
-        "auto", description="of the forward pass; auto is bfloat16 or float16 on a GPU, float32 on a CPU"
-    )
-    racing: Racing | None = Field(
-        Racing(),
-        description="stop hopeless candidates early; null scores each on all search images, as method front does",
-    )
-    limits: Limits = Limits()
-    latency: MeasuredLatency | None = Field(
-        None, description="a table that predicts the latency of each candidate; null for none"
-    )
-    warm_start: EarlierSearch | None = Field(
-        None, description="an earlier search whose scores are known from the start; its best enter generation 0"
-    )
-    budgets: tuple[float, ...] | None = Field(
-        None,
-        description="maximum parameters in millions, ascending, such as [0.1, 0.25, 0.5]: a subnet is searched, "
-        "retrained, tested and registered for each; null for one subnet within the limits",
-    )
-
-    @field_validator("budgets", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        if value is not None and not (isinstance(value, list | tuple) and value):
-            raise ValueError("expected a list such as [0.1, 0.25, 0.5], or null")
-        return value
-
-    @field_validator("budgets")
-    @classmethod
-    def _budgets_agree(cls, value: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
-        if value is not None and "limits" in info.data:
-            check_budgets(value, info.data["limits"])
-        return value
-
-    @model_validator(mode="after")
-    def _measured(self) -> Self:
-        wanted = "limits on latency need" if self.limits.on_latency else "the objective latency_ms needs"
-        if self.latency is None and (self.limits.on_latency or "latency_ms" in self.front_objectives):
-            raise ValueError(f"{wanted} a table; make one with `make latency` and set search_subnet.latency.table")
-        return self
-
-    @model_validator(mode="before")
-    @classmethod
-    def _front_without_race(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("method") != "front":
-            return data
-        if data.get("racing") is not None:
-            raise ValueError(
-                "racing is for method evolution: it stops candidates that are not among the best, which may be on the "
-                "front; set racing=null, or method=evolution"
-            )
-        return data | {"racing": None}
-
-    @property
-    def most_candidates(self) -> int:
-        """Candidates to score for each budget, including those of the random baseline."""
-        return self.population * (1 + self.generations) * (2 if self.random_baseline else 1)
-
-    def within(self, budget: float) -> Self:
-        """The section of a search for this budget alone."""
-        limits = self.limits.model_copy(update={"max_params_m": budget})
-        return self.model_copy(update={"limits": limits, "budgets": None})
-
-
-class RetrainSubnet(TrainingSection):
-    mode: Literal["best", "scratch", "finetune", "inherited"] = Field(
-        "best",
-        description="finetune: train from the supernet's weights; inherited: keep these; best: fine-tune, and keep the "
-        "inherited weights unless that raises the accuracy on the search split; scratch: train from random weights",
-    )
-    split: Literal["train", "train_full"] = Field(
-        "train",
-        description="images to train on; train_full adds those of the search split, once the choice is made",
-    )
-    compile: bool = Field(
-        False, description="use torch.compile; needs a C++ compiler, and minutes before the first step"
-    )
-    scratch_reference: bool = Field(
-        False,
-        description="also train the chosen subnet from random weights, for comparison: with the supernet's recipe, for "
-        "the epochs of supernet and retraining together",
-    )
-
-    @model_validator(mode="after")
-    def _comparable(self) -> Self:
-        if self.mode == "best" and self.split == "train_full":
-            raise ValueError(
-                "mode best compares on the search split, which split train_full trains on; set split=train or another "
-                "mode"
-            )
-        return self
-
-
-class EvaluateSubnet(Frozen):
-    batch_size: int = Field(500, gt=0, description="images in a forward pass; changes figures by rounding only")
-    mistakes: int = Field(24, ge=0, description="wrongly classified images shown in the report")
-    decoded_mb: int = Field(
-        2000, ge=0, description="memory for decoded test images; a larger split is decoded during the evaluation"
-    )
-
-
-class RegisterModel(Frozen):
-    """The names keep to MLflow's rules, which it applies only after the training."""
-
-    model_name: str = Field(
-        min_length=1,
-        max_length=LONGEST_MODEL_NAME,
-        description="in MLflow's registry; with search_subnet.budgets, -0.1m and so on is appended",
-    )
-    alias: str = Field(
-        "champion",
-        min_length=1,
-        max_length=255,
-        description="of the version to use; moves to each version that is registered",
-    )
-    min_top1_percent: float = Field(ge=0, le=100, description="test accuracy below which nothing is registered")
-
-    @field_validator("model_name")
-    @classmethod
-    def _name_of_a_model(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("a model needs a name")
-        if value != value.strip() or not value.isprintable() or set(value) & set("/:.%\"'?"):
-            raise ValueError(
-                "a model's name in MLflow holds none of / : . % \" ' ?, no line break, and no blank at its ends"
-            )
-        return value
-
-    @field_validator("alias")
-    @classmethod
-    def _name_of_an_alias(cls, value: str) -> str:
-        if not re.fullmatch(r"[\w\-]+", value):
-            raise ValueError("an alias in MLflow holds letters, digits, - and _ alone")
-        if value.lower() == "latest" or re.fullmatch(r"[vV]\d+", value):
-            raise ValueError("MLflow reserves latest and v1, v2, … ; choose another alias, such as champion")
-        return value
 
 
 Section = TypeVar("Section", PrepareData, TrainSupernet, SearchSubnet, RetrainSubnet, EvaluateSubnet, RegisterModel)

@@ -32,6 +32,11 @@ def known_hashes() -> HashCache:
     return HashCache(work_root() / "checksums.jsonl")
 
 
+def work_key(provenance: Mapping[str, Any]) -> str:
+    """The name of a work folder: equal work has equal provenance."""
+    return hash_value(dict(provenance))[:16]
+
+
 class Workspace:
     """The work folder of one step, and the provenance of its result.
 
@@ -49,7 +54,7 @@ class Workspace:
             "config": config.for_step(step),
             "inputs": {name: hash_path(path) for name, path in inputs.items()},
         }
-        self.folder = work_root() / step / hash_value(self.provenance)[:16]
+        self.folder = work_root() / step / work_key(self.provenance)
 
     def file(self, name: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)

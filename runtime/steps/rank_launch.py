@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from autoformer.cores import cores
 from autoformer.errors import AutoFormerError
 from autoformer.reading import read_json_as
-from runtime.common.config import Config, TrainingSection
+from runtime.common.config import Config
 from runtime.common.exit_codes import BAD_INPUT, LOST, UNAVAILABLE, JobFailed
 from runtime.common.processes import REPORT_FOLDER, gpus, is_rank, number_in_environment
 from runtime.common.records import Failure
+from runtime.common.sections import TrainingSection
 from runtime.common.stopping import SIGNALS
 from runtime.steps.rendezvous import is_lost
 

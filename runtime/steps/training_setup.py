@@ -24,8 +24,9 @@ from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
-from runtime.common.config import Config, TrainingSection, TrainSupernet
+from runtime.common.config import Config
 from runtime.common.records import Accumulation
+from runtime.common.sections import TrainingSection, TrainSupernet
 from runtime.steps.workers import cache_bytes, worker_count
 
 

@@ -4,6 +4,7 @@
 can be read, and writes a `source.yaml` that names their S3 folder.
 """
 
+import os
 import posixpath
 import threading
 from collections.abc import Collection
@@ -79,7 +80,7 @@ def hash_data(place: str | Path) -> str:
         uri = S3Uri.parse(str(place))
         root, files, source = str(uri), hash_listing(uri), _read_remote_source(uri)
     else:
-        data = Path(place).resolve()
+        data = Path(os.path.realpath(place))
         if not data.is_dir():
             raise NoFolderError(Path(place), "put the data there, or name another place")
         root, files, source = str(data), hash_path(data, known_hashes()), _read_source(data)

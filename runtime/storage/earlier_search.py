@@ -10,8 +10,9 @@ from autoformer.errors import AutoFormerError, validated
 from autoformer.files import hash_path
 from autoformer.reading import read_json_as
 from autoformer.space import SearchSpace
-from runtime.common.config import Config, SearchSubnet
+from runtime.common.config import Config
 from runtime.common.records import Provenance
+from runtime.common.sections import SearchSubnet
 from runtime.common.tables import read_table
 from runtime.storage import is_uri
 from runtime.storage.downloads import download

@@ -7,7 +7,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
 from autoformer.latency import LatencyTable, read_latency_table
 from autoformer.space import SearchSpace
-from runtime.common.config import MeasuredLatency
+from runtime.common.sections import MeasuredLatency
 from runtime.storage import is_uri
 from runtime.storage.downloads import download
 

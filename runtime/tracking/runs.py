@@ -12,7 +12,7 @@ import psutil
 from autoformer.files import hash_value
 from runtime.common.config import STEPS, Config
 from runtime.common.redaction import without_password
-from runtime.common.workspace import work_root
+from runtime.common.workspace import work_key, work_root
 from runtime.tracking.operations import PARENT, Operation, sender
 from runtime.tracking.outbox import Outbox, last_steps
 from runtime.tracking.provenance import dvc_revision, provenance_tags
@@ -70,8 +70,9 @@ def step_run(
 
     KFP's own run (`MLFLOW_RUN_ID`) is used where there is one, and left for KFP to end. Else the run is nested in
     `AUTOFORMER_PARENT_RUN_ID`, else in the parent of the KFP run (`KFP_RUN_ID`), else in that of this config and data.
-    A run of the same step and config that did not finish is resumed. Ranks other than 0 log nothing, nor does a step
-    under `AUTOFORMER_TRACKING=off`.
+    A run of the same step and config that did not finish is resumed, and so is a finished one of the same work: its
+    step was killed before its own end, or is repeated. Ranks other than 0 log nothing, nor does a step under
+    `AUTOFORMER_TRACKING=off`.
 
     Args:
         record: receives the run ids and the address of the store.
@@ -86,7 +87,7 @@ def step_run(
         return
     provenance = provenance or {}
     inputs: Mapping[str, str] = provenance.get("inputs", {})
-    tags = {"code": str(provenance.get("code", "")), "data_hash": inputs.get("card", "")}
+    tags = {"code": str(provenance.get("code", "")), "data_hash": inputs.get("card", ""), "work": work_key(provenance)}
     begun = retry_while_away(lambda: _begin(step, config, {key: value for key, value in tags.items() if value}))
     record |= {"mlflow_run_id": begun.run_id, "mlflow_tracking_uri": without_password(tracking_uri())}
     if begun.parent_id:
@@ -168,8 +169,8 @@ def _begin(step: str, config: Config, tags: Mapping[str, str]) -> _Begun:
         parent = runners_parent or _parent_without_runner(config)
         experiment = client.get_run(parent).info.experiment_id
         same = f"tags.`{PARENT}` = '{parent}' and tags.stage = '{step}' and tags.config = '{tags['config']}'"
-        unfinished = f"{same} and attributes.status != 'FINISHED'"
-        run_id, former = _resume_or_create(client, experiment, step, unfinished, {**tags, PARENT: parent})
+        matching = (f"{same} and attributes.status != 'FINISHED'", f"{same} and tags.work = '{tags['work']}'")
+        run_id, former = _resume_or_create(client, experiment, step, matching, {**tags, PARENT: parent})
         owned = (run_id,) if runners_parent else (run_id, parent)
         return _Begun(run_id, parent, owned, _last_steps(former) if former else {})
 
@@ -195,7 +196,9 @@ def _pipeline_run(config: Config, opened_by: str, key: str, tags: Mapping[str, s
     tags = {"stage": "pipeline", "pipeline": key, "opened_by": opened_by, **_own_tags(), **tags}
     same = f"tags.pipeline = '{key}' and tags.opened_by = '{opened_by}'"
     matching = same if again else f"{same} and attributes.status != 'FINISHED'"
-    run_id, former = _resume_or_create(client, experiment_id(client), config.name, matching, tags, may_be_at_work=again)
+    run_id, former = _resume_or_create(
+        client, experiment_id(client), config.name, [matching], tags, may_be_at_work=again
+    )
     return run_id, former is None
 
 
@@ -203,13 +206,16 @@ def _resume_or_create(
     client: "MlflowClient",
     experiment: str,
     name: str,
-    matching: str,
+    matching: Sequence[str],
     tags: Mapping[str, str],
     may_be_at_work: bool = False,
 ) -> "tuple[str, Run | None]":
-    """The newest run that matches, set to RUNNING, and as it was found; else a new one, and None."""
+    """The newest run that the first filter with one finds, set to RUNNING, and as it was; else a new one, and None."""
+    newest = ["attributes.start_time DESC"]
     with locked(tracking_uri()):
-        runs = client.search_runs([experiment], matching, order_by=["attributes.start_time DESC"], max_results=20)
+        runs = (
+            run for each in matching for run in client.search_runs([experiment], each, max_results=20, order_by=newest)
+        )
         run = next((run for run in runs if may_be_at_work or not _at_work(run)), None)
         if run is None:
             return str(client.create_run(experiment, tags=dict(tags), run_name=name).info.run_id), None

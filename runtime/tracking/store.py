@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote
 
 from autoformer.errors import AutoFormerError
+from autoformer.files import check_regular
 from autoformer.locks import lock
 from runtime.common.config import checkout
 from runtime.common.console import print_line
@@ -107,6 +109,7 @@ def _initialise(uri: str) -> "MlflowClient":
     file = sqlite_file(uri)
     with translate_errors(uri):
         if file is not None:
+            _check_database(file)
             file.parent.mkdir(parents=True, exist_ok=True)
         with locked(uri), _short_timeout():
             if file is not None and (before := follow(file)):
@@ -115,6 +118,15 @@ def _initialise(uri: str) -> "MlflowClient":
             client.search_experiments(max_results=1)
             client.search_registered_models(max_results=1)
     return client
+
+
+def _check_database(file: Path) -> None:
+    """Refuse what SQLite cannot open: MLflow would try for minutes, and print a line for each try."""
+    if file.exists():
+        check_regular(file)
+    if file.is_dir() or (file.exists() and not os.access(file, os.R_OK | os.W_OK)):
+        what = "a folder" if file.is_dir() else "a file without the permission to write"
+        raise AutoFormerError(f"{file}: {what}, not MLflow's database; set MLFLOW_TRACKING_URI to another file")
 
 
 @contextlib.contextmanager
@@ -149,13 +161,20 @@ def translate_errors(uri: str) -> Iterator[None]:
     except Exception as error:  # MLflow, SQLAlchemy, requests and the file system each raise kinds of their own
         from mlflow.exceptions import MlflowException
 
-        no_answer = NoAnswerError(uri, reason(error))
+        no_answer = NoAnswerError(uri, _without_user(reason(error), uri))
         # waiting does not help a step that begins without a password
         unauthorised = isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)
         may_answer = uri.startswith("http") or "database is locked" in str(error)
         if may_answer and not is_refusal(error) and not unauthorised:
             raise no_answer from error
         raise AutoFormerError(str(no_answer)) from error
+
+
+def _without_user(text: str, uri: str) -> str:
+    """Libraries split an address at the first sign that they know, and quote the rest: half a password and the host."""
+    _, at, rest = uri.rpartition("@")
+    host = rest.partition("/")[0]
+    return re.sub(rf"[^\s'\"]*@{re.escape(host)}", host, text) if at else text
 
 
 def patience_seconds() -> float:

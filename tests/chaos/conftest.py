@@ -6,9 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-ROWS = pytest.StashKey[list[str]]()
-SEED = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**6))
-Row = Callable[[str, str, int], None]
+SEED = os.environ.get("SEED") or str(random.SystemRandom().randrange(10**6))
+os.environ["SEED"] = SEED  # for the other workers
+
+
+def pytest_configure() -> None:
+    stride = os.environ.get("STRIDE") or "1"
+    if not stride.isdecimal() or int(stride) == 0:
+        raise pytest.UsageError(f"STRIDE={stride}: expected a number above 0")
 
 
 @pytest.fixture
@@ -18,18 +23,16 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
 
 
 @pytest.fixture
-def row(pytestconfig: pytest.Config) -> Row:
+def row(record_property: Callable[[str, object], None]) -> Callable[[str, str, int], None]:
     """Add a row to the table: the part, the fault, the number of times."""
-
-    def add(part: str, fault: str, times: int) -> None:
-        pytestconfig.stash.setdefault(ROWS, []).append(f"| {part} | {fault} | {times} |")
-
-    return add
+    return lambda part, fault, times: record_property("row", f"| {part} | {fault} | {times} |")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if ROWS not in config.stash:  # `make test` reads this file, too
-        return
-    terminalreporter.section(f"survived, SEED={SEED}")
-    for line in ("| Part | Fault | Times |", "|---|---|---|", *config.stash.get(ROWS, [])):
-        terminalreporter.line(line)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [each for some in terminalreporter.stats.values() for each in some if getattr(each, "when", "") == "call"]
+    once = {each.nodeid: each for each in reports}.values()
+    rows = [value for each in once for key, value in each.user_properties if key == "row"]
+    if rows:  # `make test` reads this file, too
+        terminalreporter.section(f"survived, SEED={SEED}")
+        for line in ("| Part | Fault | Times |", "|---|---|---|", *rows):
+            terminalreporter.line(line)
