@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def searched(folder: Path, config: Config, score: Any = scorer) -> tuple[SearchR
 
 
 def at(number: int, params: int, top1: float, loss: float | None) -> ScoredCandidate:
-    spec = config_of().space.smallest
+    spec = replace(config_of().space.smallest, embed_dim=32 * (number + 1))  # a subnet of its own
     return ScoredCandidate(Candidate(number, spec, "initial", 0, (), params, 1), top1, loss, 100)
 
 
