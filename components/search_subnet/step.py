@@ -225,7 +225,14 @@ def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult], se
     objectives = section.front_objectives if section.method == "front" else ("accuracy", "params_m")
     front = front_of([one for result in results.values() for one in result.candidates], objectives)
     tracked.tags({"method": method_of(results[largest].metrics), OBJECTIVES: ", ".join(objectives)})
-    tracked.children(_best_and_front(results), [*chosen.values()], {one.candidate.spec for one in front})
+    logged, on_front = _best_and_front(results), {one.candidate.spec for one in front}
+    tracked.children(logged, [*chosen.values()], on_front)
+    if missing := len(on_front - {one.candidate.spec for one in logged}):
+        print(
+            f"{STEP}: MLflow gets runs of {len(logged)} candidates, without {missing} of the {len(on_front)} on the "
+            "front; candidates.csv has all",
+            flush=True,
+        )
     for label, result in results.items():
         title = f"{STEP} {label}".rstrip()
         print(f"{title}: chosen from {found_by(result.metrics)}, candidate {result.chosen.candidate.id}")
