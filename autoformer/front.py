@@ -11,20 +11,57 @@ from random import Random
 
 from autoformer.candidates import ScoredCandidate
 from autoformer.latency import LatencyTable
-from autoformer.limits import Limits
+from autoformer.limits import UNITS, Limits
 from autoformer.pareto import crowding_distances, sort_into_fronts, whole_front
 from autoformer.search import Evolution, EvolutionSettings
 from autoformer.space import SearchSpace, SubnetSpec
 
 _FIELDS = {"params_m": "params", "macs_g": "macs"}  # cost -> field of a candidate, where the names differ
+# Objective -> its noun, its unit, and the format of a value in that unit.
+_IN_WORDS = {
+    "params_m": ("parameters", "M", ".3g"), "macs_g": ("MACs", "G", ".3g"), "latency_ms": ("latency", "ms", ".3g"),
+    "accuracy": ("accuracy", "%", ".2f"), "loss": ("loss", "", ".4f"),
+}  # fmt: skip
 
 
 def costs_of(scored: ScoredCandidate, objectives: Sequence[str]) -> tuple[float, ...]:
     """The objectives of a complete candidate, costs first; lower is better."""
     assert scored.loss is not None
     scores = {"accuracy": -scored.top1_percent, "loss": scored.loss}
-    costs = [getattr(scored.candidate, _FIELDS.get(name, name)) for name in objectives if name not in scores]
+    costs = [_cost(scored, name) for name in objectives if name not in scores]
     return *costs, *(scores[name] for name in objectives if name in scores)
+
+
+def costs_first(objectives: Sequence[str]) -> list[str]:
+    """The objectives in the order of `costs_of`."""
+    return sorted(objectives, key=lambda name: name not in UNITS)
+
+
+def value_of(scored: ScoredCandidate, objective: str) -> float:
+    """An objective in its unit: millions, billions, milliseconds, percent, nats. A stopped candidate has no loss."""
+    if objective == "accuracy":
+        return scored.top1_percent
+    if objective == "loss":
+        assert scored.loss is not None
+        return scored.loss
+    return _cost(scored, objective) / UNITS[objective]
+
+
+def _cost(scored: ScoredCandidate, name: str) -> float:
+    value: float = getattr(scored.candidate, _FIELDS.get(name, name))
+    return value
+
+
+def value_text(scored: ScoredCandidate, objective: str) -> str:
+    """Such as "0.12 M", "90.83 %" or, of a loss, "0.3175"."""
+    _, unit, digits = _IN_WORDS[objective]
+    return f"{value_of(scored, objective):{digits}} {unit}".rstrip()
+
+
+def in_words(objectives: Sequence[str]) -> str:
+    """Such as "parameters, MACs and loss"."""
+    *others, last = (_IN_WORDS[name][0] for name in costs_first(objectives))
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def front_of(scored: Sequence[ScoredCandidate], objectives: Sequence[str]) -> list[ScoredCandidate]:

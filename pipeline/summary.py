@@ -13,6 +13,7 @@ from autoformer.subnet_text import heads_text, ratios_text, shape_text, size_tex
 from runtime.common.budgets import folder_of, metrics_of, prefix_of, read_chosen
 from runtime.common.config import Config
 from runtime.common.records import Registration, StepRecord, read_metrics
+from runtime.common.search_names import found_by, method_of
 from runtime.common.search_split import search_split_note
 
 _REQUIRED = {
@@ -58,7 +59,7 @@ class _Found(NamedTuple):
 
     @property
     def by(self) -> str:
-        return "random search" if self.searched["chosen_is_random"] else "evolution"
+        return found_by(self.searched)
 
 
 def _read(outputs: Mapping[str, Path]) -> dict[str, _Found]:
@@ -150,7 +151,9 @@ def _search_scores(searched: Mapping[str, float], retrained: Mapping[str, float]
         parts.append(f"{_scratch(retrained)} {retrained['scratch_top1_percent']:.2f} %")
     if "evolution_minus_random_percent" in searched:
         better, low, high = (searched[f"evolution_minus_random_{part}percent"] for part in ("", "low_", "high_"))
-        parts.append(f"evolution {better:+.2f} against random search (95 % interval {low:+.2f} to {high:+.2f})")
+        parts.append(
+            f"{method_of(searched)} {better:+.2f} against random search (95 % interval {low:+.2f} to {high:+.2f})"
+        )
     return ", ".join(parts)
 
 

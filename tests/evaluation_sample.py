@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -17,12 +18,13 @@ from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
 from autoformer.cards import Preprocessing, SubnetCard, SupernetCard
 from autoformer.checkpoint import save_subnet, save_supernet
 from autoformer.files import write_json, write_text
+from autoformer.front import front_of, make_search
 from autoformer.images.batches import normalise
 from autoformer.images.split_images import load_images
 from autoformer.latency import FILE, LatencyTable
 from autoformer.limits import Limits
 from autoformer.named import load_space
-from autoformer.search import Evolution, EvolutionSettings, random_baseline
+from autoformer.search import EvolutionSettings, random_baseline
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
 from components.search_subnet.step import PROGRESS
@@ -74,9 +76,12 @@ def make_sample(root: Path, data: TinyData, steps: int = 25, population: int = 1
 
 def write_search(
     folder: Path, space: SearchSpace, population: int, generations: int, max_params: int = 700_000,
-    latencies: LatencyTable | None = None,
+    latencies: LatencyTable | None = None, objectives: Sequence[str] = (),
 ) -> SubnetSpec:  # fmt: skip
-    """A real evolution over invented scores: larger is better, with noise. Returns the chosen subnet."""
+    """A real search over invented scores: larger is better, with noise. Returns the chosen subnet.
+
+    `objectives`: of NSGA-II, which stops no candidate early; empty for evolution.
+    """
     rng = Random(1)
 
     def score(candidate: Candidate) -> float:
@@ -86,7 +91,11 @@ def write_search(
     settings = EvolutionSettings(
         population=population, generations=generations, parents=6, mutations=population // 2, crossovers=population // 3
     )
-    evolution = Evolution(space, limits, settings, Random(2), latencies)
+    if objectives:
+        score_named = next(name for name in objectives if name in ("accuracy", "loss"))
+        changes = {"method": "front", "objective": score_named, "objectives": tuple(objectives)}
+        settings = settings.model_copy(update=changes)
+    evolution = make_search(space, limits, settings, Random(2), latencies)
     table, ends = [], []
     while candidates := evolution.ask():
         scores = [score(candidate) for candidate in candidates]
@@ -94,7 +103,7 @@ def write_search(
         table += list(zip(candidates, scores, strict=True))
         ends.append(len(table))
     baseline = [
-        (candidate, score(candidate))
+        (replace(candidate, id=candidate.id + len(table)), score(candidate))
         for candidate in random_baseline(space, limits, len(table), 10_000, Random(3), latencies)
     ]
     best = evolution.best(1)[0]
@@ -109,7 +118,8 @@ def write_search(
         for generation, end in enumerate(ends)
     ]
     bar = sorted(value for _, value in table)[len(table) // 4]  # the worst quarter was stopped early
-    rows = [_outcome(candidate, value, value < bar).to_row() for candidate, value in table + baseline]
+    scored = [_outcome(candidate, value, value < bar and not objectives) for candidate, value in table + baseline]
+    rows = [one.to_row() for one in scored]
     write_table(folder / "candidates.csv", (*COLUMNS, LATENCY) if latencies else COLUMNS, rows)
     if latencies:
         write_json(folder / FILE, latencies.model_dump(mode="json"))
@@ -126,6 +136,9 @@ def write_search(
         "evolution_minus_random_low_percent": -1.0,
         "evolution_minus_random_high_percent": 1.0,
     }
+    if objectives:
+        metrics["front_candidates"] = len(front_of(scored, objectives))
+        write_json(folder / "provenance.json", {"config": {"search_subnet": settings.model_dump(mode="json")}})
     write_json(folder / "metrics.json", metrics)
     return spec
 

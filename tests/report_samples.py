@@ -1,7 +1,9 @@
 """Reports of realistic size from invented results: hundreds of candidates, real photographs, few or many classes."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 from autoformer.evaluation import confusion_matrix, paired_difference, score
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
+from autoformer.latency import CheckedSubnet, LatencyTable
 from autoformer.named import load_space
 from autoformer.space import NamedSubnet
 from components.evaluate_subnet.measure import Evaluation, Measured, worst_mistakes
@@ -37,11 +40,16 @@ class Sample(NamedTuple):
     generations: int
     timed: bool = False  # with a table of latencies
     budgets: tuple[float, ...] = ()
+    objectives: tuple[str, ...] = ()  # of NSGA-II
 
 
 SAMPLES = {
     "ten": Sample("fashion-mnist", 700_000, GARMENTS, 20, 6),  # 280 candidates
     "budgets": Sample("fashion-mnist", 700_000, GARMENTS, 20, 6, budgets=(0.25, 0.26, 0.45, 0.7)),
+    "front": Sample("fashion-mnist", 700_000, GARMENTS, 20, 6, objectives=("loss", "params_m")),
+    "fronts": Sample(
+        "photos-64", 1_500_000, GARMENTS, 20, 6, timed=True, objectives=("accuracy", "macs_g", "latency_ms")
+    ),
     "two": Sample("photos-64", 1_500_000, ("cat", "no cat"), 20, 6),
     "hundred": Sample(
         "photos-64",
@@ -94,7 +102,9 @@ def within(results: Results, evaluation: Evaluation, budget: float) -> Measured:
 def invent(sample: Sample, folder: Path) -> tuple[Results, Evaluation]:
     space = load_space(sample.space).model_copy(update={"num_classes": len(sample.classes)})
     latencies = table_of(space) if sample.timed else None
-    write_search(folder, space, sample.population, sample.generations, sample.max_params, latencies)
+    if latencies:
+        latencies = latencies.model_copy(update={"check": tuple(checked(latencies, 30))})
+    write_search(folder, space, sample.population, sample.generations, sample.max_params, latencies, sample.objectives)
     subnet = NamedSubnet.from_yaml(folder / "chosen.yaml")
     count, size, channels = len(sample.classes), space.image_size, space.in_channels
     images = 30 * count if count > 2 else 600
@@ -113,6 +123,15 @@ def invent(sample: Sample, folder: Path) -> tuple[Results, Evaluation]:
     pixels = _photographs(images, size) if channels == 3 else _garments(images, size)
     test = DecodedSplit(pixels, labels.numpy(), [""] * images)
     return _results(card, space, subnet, folder), _evaluation(logits, labels, test)
+
+
+def checked(table: LatencyTable, count: int) -> Iterator[CheckedSubnet]:
+    """Measured latencies of random subnets, some percent off the predicted ones."""
+    rng = Random(0)
+    for _ in range(count):
+        spec = table.space.sample(rng)
+        predicted = table.predict(spec)
+        yield CheckedSubnet(subnet=spec, predicted_ms=predicted, measured_ms=predicted * rng.gauss(1.02, 0.06))
 
 
 def _results(card: DatasetCard, space: Any, subnet: NamedSubnet, folder: Path) -> Results:

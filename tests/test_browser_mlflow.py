@@ -118,6 +118,29 @@ def test_candidates_lie_on_parallel_coordinates_of_architecture_cost_and_accurac
         assert seen.errors == [] and seen.requests == []
 
 
+def test_the_front_of_the_latest_search_has_a_page_of_its_own(
+    served: Served, browser: "Browser", two_runs: Store
+) -> None:
+    client = initialise(two_runs.uri)
+    experiment = client.get_run(two_runs.second).info.experiment_id
+    (search,) = client.search_runs(
+        [experiment], f"tags.`mlflow.parentRunId` = '{two_runs.second}' and tags.stage = 'search_subnet'"
+    )
+    assert search.data.tags["method"] == "evolution"
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{search.info.run_id}'")
+    front = {child.info.run_name for child in children if child.data.tags["front"] == "True"}
+    assert 0 < len(front) < len(children)
+    with watched(browser, 1600) as seen:
+        seen.page.goto(served.page("Pareto front"))
+        seen.page.locator(".js-plotly-plot .scatterlayer .points path").first.wait_for()
+        links = seen.page.get_by_role("link", name="candidate")
+        assert {link.inner_text() for link in links.all()} == front
+        assert seen.page.locator(".js-plotly-plot .scatterlayer .points path").count() == len(front)
+        titles = [seen.page.locator(f".js-plotly-plot .{axis}title").text_content() for axis in "xy"]
+        assert titles == ["cost/params_m", "val/top1"]
+        assert seen.errors == [] and seen.requests == []
+
+
 def test_the_compare_page_of_candidates_draws_them(served: Served, browser: "Browser") -> None:
     with watched(browser) as seen:
         show_comparison(seen.page, served.page("candidates compared"))

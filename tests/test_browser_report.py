@@ -121,7 +121,7 @@ def expected(row: dict[str, str]) -> tuple[str, list[int], Any]:
 
 def at(page: "Page", candidate: int) -> dict[str, float]:
     """Where a candidate's mark lies in the window."""
-    mark = page.locator(f'.candidate[data-candidate="{candidate}"]')
+    mark = page.locator(f'.scatter .candidate[data-candidate="{candidate}"]')
     mark.scroll_into_view_if_needed()
     box = mark.bounding_box()
     assert box is not None
@@ -159,12 +159,12 @@ def test_a_candidate_under_the_pointer_is_shown_and_a_click_keeps_it(
 
 def current(page: "Page") -> int:
     """The candidate whose mark is set off."""
-    return int(page.locator(".candidate.shown").get_attribute("data-candidate") or -1)
+    return int(page.locator(".scatter .candidate.shown").get_attribute("data-candidate") or -1)
 
 
 def at_x(page: "Page", candidate: int) -> float:
     """How far to the right a candidate's mark lies, in pixels of the chart."""
-    mark = page.locator(f'.candidate[data-candidate="{candidate}"]')
+    mark = page.locator(f'.scatter .candidate[data-candidate="{candidate}"]')
     return float(mark.evaluate("mark => mark.cx.baseVal.value"))
 
 
@@ -204,7 +204,36 @@ def test_a_candidate_is_set_off_in_both_plots(reports: dict[str, Path], browser:
         for plot in (sizes, latencies):
             assert plot.locator(".shown.pinned").get_attribute("data-candidate") == str(slowest)
         page.keyboard.press("Escape")
-        assert page.locator(".pinned").count() == 0 and page.locator(".shown.chosen").count() == 2
+        assert page.locator(".pinned").count() == 0 and page.locator(".scatter .shown.chosen").count() == 2
+
+
+def test_a_line_and_a_mark_of_one_candidate_are_set_off_together(reports: dict[str, Path], browser: "Browser") -> None:
+    table = rows(reports["front"])
+    best = min(range(len(table)), key=lambda index: float(table[index]["loss"]))
+    worst = max(range(len(table)), key=lambda index: float(table[index]["loss"]))
+    with opened(browser, reports["front"]) as seen:
+        page = seen.page
+        start = shown(page)
+        lines = page.locator(".parallel")
+        lines.scroll_into_view_if_needed()
+        box = lines.locator("> svg").bounding_box()
+        assert box is not None
+        end = lines.locator(f'[data-candidate="{worst}"]').evaluate("line => line.points[line.points.length - 1].y")
+        page.mouse.move(box["x"] + box["width"], box["y"] + end)  # its end on the axis of the score
+        assert shown(page) == expected(table[worst]) != start
+        assert page.locator(".scatter .shown").get_attribute("data-candidate") == str(worst)
+        over = lines.locator("polyline").last  # drawn over the others
+        assert over.get_attribute("data-candidate") == str(worst)
+        page.mouse.move(5, 5)
+        assert shown(page) == start
+        lines.focus()
+        page.keyboard.press("Home")
+        assert current(page) == worst
+        page.keyboard.press("ArrowLeft")
+        assert current(page) in (best, int(page.locator(".scatter .chosen").get_attribute("data-candidate") or -1))
+        page.mouse.move(**at(page, worst))
+        assert page.locator(".path.shown").count() == 1
+        assert page.locator(".path.pinned").get_attribute("data-candidate") == str(current(page))
 
 
 def test_a_finger_does_what_a_pointer_does(reports: dict[str, Path], browser: "Browser") -> None:

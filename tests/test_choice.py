@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def searched(folder: Path, config: Config, score: Any = scorer) -> tuple[SearchR
 
 
 def at(number: int, params: int, top1: float, loss: float | None) -> ScoredCandidate:
-    spec = config_of().space.smallest
+    spec = replace(config_of().space.smallest, embed_dim=32 * (number + 1))  # a subnet of its own
     return ScoredCandidate(Candidate(number, spec, "initial", 0, (), params, 1), top1, loss, 100)
 
 
@@ -66,6 +67,12 @@ def test_the_standing_of_a_search_is_its_best_and_the_front_of_the_objective() -
     best, front = standing(scored[3], scored, "loss")
     assert best == "best of 5 candidates: 81.00 %, loss 0.6000, 0.11 M parameters"
     assert front.endswith("0.1 M 82.00 %, 0.11 M 81.00 %")
+    front = standing(scored[3], scored, "loss", ("loss", "params_m"))[1]
+    assert front == (
+        "front of 4 candidates, parameters and loss: 0.03 M 0.8000, 0.09 M 0.7000, 0.1 M 0.6500, 0.11 M 0.6000"
+    )
+    front = standing(scored[3], scored, "loss", ("loss", "macs_g"))[1]
+    assert front == "front of 1 candidate, MACs and loss: 1e-09 G 0.6000"  # all have one multiply-add
     many = [at(number, 1000 * number, 50.0 + number, 1.0 - number / 100) for number in range(1, 40)]
     assert standing(many[-1], many, "loss")[1].count("%") == 5
     assert standing(many[-1], many, "loss")[1].endswith(": 0.001 M 51.00 %, 0.01 M 60.00 %, 0.02 M 70.00 %, "

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ from test_choice import WHOLE, scored_by, searched
 from test_choice import config_of as choice_config
 from tracking_fixtures import empty_store, store
 
-from autoformer.candidates import ScoredCandidate
+from autoformer.candidates import Candidate, ScoredCandidate
 from autoformer.racing import ScoringTask
 from autoformer.space import NamedSubnet
 from components.evaluate_subnet.results import read_search
-from components.search_subnet.step import write_results
+from components.search_subnet.search_loop import SearchResult
+from components.search_subnet.step import _log, write_results
 from runtime.common.code import step_code
 from runtime.common.config import Config
+from runtime.common.sections import SearchSubnet
 from runtime.common.tables import read_table
+from runtime.tracking import StepLogger
+from runtime.tracking.views import save_views
 
 __all__ = ["empty_store", "sandbox", "store"]
 
@@ -76,6 +81,19 @@ def test_the_front_is_written_logged_and_the_choice_is_the_best_within_the_limit
     children = client.search_runs(experiments, "tags.stage = 'candidate'")
     ids = {int(child.info.run_name.split()[1]) for child in children}
     assert {one.candidate.id for one in front} <= ids and len(ids) <= len(front) + 10
+    tagged = {child.info.run_name for child in children if child.data.tags["front"] == "True"}
+    assert tagged == {f"candidate {one.candidate.id}" for one in front}
+    expected_tags = {"method": "NSGA-II", "objectives": ", ".join(OBJECTIVES)}
+    expected_tags["found_by"] = "random search" if best.is_baseline else "NSGA-II"
+    assert expected_tags.items() <= logged.data.tags.items()
+    assert any(", parameters, MACs and loss: " in line for line in lines if line.startswith(f"{STEP}: generation"))
+    assert "the Pareto front of the latest search" in [page.shows for page in save_views(client)]
+    saved = client.get_experiment(logged.info.experiment_id).tags["mlflow.sharedViewState.front"]
+    state = json.loads(json.loads(saved)["state"])
+    axes = [(chart["xaxis"]["key"], chart["yaxis"]["key"]) for chart in state["compareRunCharts"]]
+    assert axes == [("cost/params_m", "val/loss"), ("cost/macs_g", "val/loss")]
+    found = client.search_runs(experiments, state["searchFilter"])
+    assert {child.info.run_name for child in found} == tagged
 
 
 def test_a_killed_front_search_is_resumed_to_the_same_bytes(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -84,6 +102,32 @@ def test_a_killed_front_search_is_resumed_to_the_same_bytes(sandbox: Sandbox, tm
     assert run(STEP, given) == 0
     result = contents(Path(given["--out"]))
     assert "front.csv" in result and result == sandbox.undisturbed(STEP, CONFIG)
+
+
+def test_a_front_that_mlflow_gets_only_a_part_of_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """70 subnets, each larger and better than the one before: ten and as many as fit into 50 runs."""
+    config = choice_config(method="front", objective="loss")
+    spec = config.space.smallest
+    front = [
+        ScoredCandidate(
+            Candidate(n, replace(spec, embed_dim=32 * (n + 1)), "initial", 0, (), n + 1, 1), 10.0 + n, 9 - n / 10, 100
+        )
+        for n in range(70)
+    ]
+    for name in ("candidates.csv", "front.csv"):
+        (tmp_path / name).write_text("id\n")
+    metrics = {"chosen_top1_percent": 79.0, "front_candidates": 70}
+    result = SearchResult(front, front[-1:], [], metrics, front)
+    for count, line in (
+        (50, ""),
+        (70, "runs of 50 candidates, without 20 of the 70 on the front; candidates.csv has all"),
+    ):
+        some = result._replace(candidates=front[-count:], front=front[-count:])
+        _log(StepLogger("", None), tmp_path, {"": some}, config.section(SearchSubnet))
+        printed = [text for text in capsys.readouterr().out.splitlines() if "MLflow gets" in text]
+        assert printed == ([f"{STEP}: MLflow gets {line}"] if line else [])
 
 
 def test_evolution_writes_no_front(sandbox: Sandbox) -> None:

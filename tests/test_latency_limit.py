@@ -17,7 +17,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
 from autoformer.reading import read_json
 from autoformer.space import NamedSubnet, SearchSpace
-from components.evaluate_subnet import sections
+from components.evaluate_subnet import search_sections
 from components.evaluate_subnet.results import read_search
 from components.resolve_config.step import resolve
 from runtime.common.config import load_config
@@ -67,7 +67,7 @@ def test_every_candidate_keeps_to_the_limit_and_the_result_holds_the_table(
 
     search = read_search(out, chosen)
     assert search.table == table
-    shown = sections._described(search.candidates[search.chosen], "chosen")["cost"]
+    shown = search_sections._described(search.candidates[search.chosen], "chosen")["cost"]
     assert shown.endswith(f" MACs without relative position, {table.predict(chosen):.3g} ms")
     assert child_run(found[0], [chosen])["metrics"]["cost/latency_ms"] == found[0].candidate.latency_ms
 

@@ -141,7 +141,10 @@ def test_accuracy_on_the_search_split_is_never_without_what_it_is_worth() -> Non
 
 @pytest.mark.parametrize(("is_random", "by"), [(0.0, "evolution"), (1.0, "random search")])
 def test_the_search_that_found_the_subnet_is_named(is_random: float, by: str) -> None:
-    card = render(facts(searched={"candidates_scored": 1234, "chosen_is_random": is_random}))
+    searched = {"candidates_scored": 1234, "chosen_is_random": is_random}
+    assert f"Chosen by {by} out of 1,234 scored candidates." in render(facts(searched=searched))
+    by = by.replace("evolution", "NSGA-II")
+    card = render(facts(searched=searched | {"front_candidates": 9}))
     assert f"Chosen by {by} out of 1,234 scored candidates." in card
 
 

@@ -21,14 +21,13 @@ from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.named import load_space
 from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
-from components.evaluate_subnet import report, sections
-from components.evaluate_subnet.charts import Frame, Scale, end_labels, scale, thinned
+from components.evaluate_subnet import report, search_sections
+from components.evaluate_subnet.charts import Frame, Scale, amount, end_labels, scale, thinned
 from components.evaluate_subnet.drawings import data_uri
 from components.evaluate_subnet.effects import effects
 from components.evaluate_subnet.measure import Evaluation, worst_mistakes
 from components.evaluate_subnet.report import flat, render
 from components.evaluate_subnet.results import SUPERNET_CURVES, Results, Search, read_search
-from components.evaluate_subnet.sections import amount
 
 VOID = {"meta", "img", "br", "link", "input"}
 
@@ -149,9 +148,9 @@ def test_latencies_are_shown_where_the_search_had_a_table(search_folder: Path, h
     assert "median error 10.0 % on 3 measured subnets" in shown
     described = json.loads(page.partition('id="candidates">')[2].partition("</script>")[0])
     assert all(one["cost"].endswith(" ms") for one in described)
-    front = sections.candidates(measured)["front"][0].candidate
+    front = search_sections.candidates(measured)["front"][0].candidate
     assert f"<td>{front.latency_ms:.3g} ms</td>" in page
-    marks = [mark["data-candidate"] for mark in Page(page).of_class("candidate")]
+    marks = [mark["data-candidate"] for mark in Page(page).of_class("candidate") if "cx" in mark]
     assert sorted(marks) == sorted(2 * [str(index) for index in range(len(candidates))])  # against size, and latency
     assert "top-1 accuracy" in page.partition("latency, ms")[2]
 
@@ -168,12 +167,12 @@ def test_names_are_escaped(html: str) -> None:
 def test_one_mark_for_each_candidate_and_the_chosen_one_marked(html: str, search_folder: Path) -> None:
     page = Page(html)
     rows = (search_folder / "candidates.csv").read_text().splitlines()[1:]
-    marks = page.of_class("candidate")
+    marks = [mark for mark in page.of_class("candidate") if "cx" in mark]
     assert sorted(int(str(mark["data-candidate"])) for mark in marks) == list(range(len(rows)))
     baseline = [int(str(mark["data-candidate"])) for mark in page.of_class("baseline") if "data-candidate" in mark]
     assert sorted(baseline) == [index for index, row in enumerate(rows) if row.split(",")[1] == "baseline"]
     chosen = page.of_class("chosen")
-    assert len(chosen) == 1
+    assert len(chosen) == 2 and chosen[0]["data-candidate"] == chosen[1]["data-candidate"]  # a mark and a line
     data = re.search(r'id="candidates">(.*?)</script>', html)
     assert data is not None
     described = json.loads(data[1])

@@ -78,6 +78,15 @@ def test_the_search_that_found_the_subnet_is_named(is_random: float, found_by: s
     assert "evolution +0.05 against random search (95 % interval -0.31 to +0.41)" in shown["search split"]
 
 
+@pytest.mark.parametrize(("is_random", "found_by"), [(0.0, "NSGA-II"), (1.0, "random search")])
+def test_nsga_ii_is_called_by_its_name(is_random: float, found_by: str, tmp_path: Path) -> None:
+    """Its mark is the size of the front, a metric that no other search has."""
+    searched = SEARCHED | {"chosen_is_random": is_random, "front_candidates": 12}
+    shown = table(tmp_path, searched, RETRAINED, "finetune")
+    assert shown["found by"] == found_by
+    assert "NSGA-II +0.05 against random search (95 % interval -0.31 to +0.41)" in shown["search split"]
+
+
 def test_the_weights_of_the_model_are_named_and_a_training_that_lost_is_shown(tmp_path: Path) -> None:
     retrained = RETRAINED | {"retrained_top1_percent": 90.5, "finetuned_top1_percent": 88.75}
     shown = table(tmp_path, SEARCHED, retrained, "inherited")

@@ -10,7 +10,9 @@ from hatchling.builders.wheel import WheelBuilder
 from runtime.common import code
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("budgets", "chapter", "macros", "report", "searches", "subnet", "training", "weights")
+PARTS = (
+    "budgets", "candidates", "chapter", "latency", "macros", "report", "searches", "subnet", "training", "weights",
+)  # fmt: skip
 FILES = [
     *(("evaluate_subnet", f"{part}.html.j2") for part in PARTS),
     ("evaluate_subnet", "report.css"),

@@ -113,6 +113,7 @@ def test_a_candidate_becomes_flat_parameters_and_metrics() -> None:
         "metrics": {"val/top1": 81.25, "val/loss": 0.5, "cost/params_m": 0.25, "cost/macs_g": 0.003},
         "tags": {
             "origin": "mutation", "generation": "2", "parents": "3", "images": "3000", "chosen": "True",
+            "front": "False",
             "arch": "depth 2, width 64, heads 4 8, ratios 2 3.5",
         },
     }  # fmt: skip

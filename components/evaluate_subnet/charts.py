@@ -32,6 +32,15 @@ def number(value: float) -> str:
     return "0" if text == "-0" else text
 
 
+def amount(count: float) -> str:
+    """Three significant digits with k, M or G, and a no-break space: "312 k", "9.84 M"."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size * 0.9995:
+            figure = count / size
+            return f"{figure:.{2 if figure < 9.995 else 1 if figure < 99.95 else 0}f}\u00a0{unit}"
+    return f"{count:.0f}"
+
+
 class Scale(NamedTuple):
     """Maps values between `low` and `high` to 0..1. `ticks` are round values in between."""
 

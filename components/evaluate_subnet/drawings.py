@@ -3,7 +3,8 @@
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,21 @@ from PIL import Image
 
 from autoformer.candidates import ScoredCandidate
 from autoformer.evaluation import Scores
-from components.evaluate_subnet.charts import Frame, axes, element, end_labels, line, number, plot, scale, thinned
+from components.evaluate_subnet.charts import (
+    Frame,
+    Scale,
+    axes,
+    element,
+    end_labels,
+    line,
+    number,
+    plot,
+    scale,
+    thinned,
+)
 from components.evaluate_subnet.results import Point
 
-CURVE_HEIGHT, SCATTER_HEIGHT, ROW_HEIGHT = 240, 380, 46
+CURVE_HEIGHT, SCATTER_HEIGHT, PARALLEL_HEIGHT, ROW_HEIGHT = 240, 380, 300, 46
 LARGEST_THUMBNAIL = 96  # pixels
 CONFUSION_MARGIN = 102  # pixels that the class names take, as in report.css
 LABEL_OFFSETS = (-14, 24, -32, 42, -50, 60)  # pixels below a chosen candidate's mark
@@ -65,37 +77,88 @@ def curves(series: Sequence[Series], x_title: str, y_title: str, steps: bool = F
     return plot(frame, *parts, description=description, css="labelled")
 
 
+class Axis(NamedTuple):
+    title: str
+    values: Mapping[int, float]  # by the index of the candidate
+
+
 def scatter(
-    candidates: Sequence[ScoredCandidate],
-    costs: Sequence[float],
-    cost: str,
+    candidates: Mapping[int, ScoredCandidate],
+    x: Axis,
+    y: Axis,
     front: Sequence[int],
     labels: Mapping[int, str],
+    members: Collection[int] | None = None,
 ) -> Markup:
-    """Accuracy against a cost: a mark for each candidate, the Pareto front as steps.
+    """A score against a cost: a mark for each candidate, the Pareto front of the two as steps.
 
     A mark has its candidate's index as `data-candidate`. Candidates that were stopped early are faint and below the
     others.
 
     Args:
         labels: index of a chosen candidate -> what to write beside it.
+        members: the front of more objectives than x and y; all others are faint. None for no more objectives.
     """
-    accuracy = [outcome.top1_percent for outcome in candidates]
-    margin = 0.03 * (max(costs) - min(costs))
-    frame = Frame(scale([min(costs) - margin, max(costs) + margin], tight=True), scale(accuracy), SCATTER_HEIGHT)
-    order = [(i in labels, outcome.complete, not outcome.is_baseline, i) for i, outcome in enumerate(candidates)]
+    costs, scores = x.values, y.values
+    margin = 0.03 * (max(costs.values()) - min(costs.values()))
+    x_scale = scale([min(costs.values()) - margin, max(costs.values()) + margin], tight=True)
+    frame = Frame(x_scale, scale(scores.values()), SCATTER_HEIGHT)
+    order = [
+        (i in labels, outcome.complete, members is None or i in members, not outcome.is_baseline, i)
+        for i, outcome in candidates.items()
+    ]
     marks = []
-    for is_chosen, complete, is_evolved, index in sorted(order):
+    for is_chosen, complete, is_member, is_evolved, index in sorted(order):
         css = "evolved" if is_evolved else "baseline"
         css += "" if complete else " stopped"
+        css += "" if is_member else " dominated"
         css += " chosen" if is_chosen else ""
-        x, y, radius = frame.left(costs[index]), frame.top(accuracy[index]), 8 if is_chosen else 4
-        marks.append(element("circle", class_=f"candidate {css}", data_candidate=str(index), cx=x, cy=y, r=radius))
-    steps = line(frame, [(costs[index], accuracy[index]) for index in front], "front", steps=True)
-    named = _labels_apart(frame, [(costs[index], accuracy[index], text) for index, text in labels.items()])
-    titles = axes(frame, cost, "top-1 accuracy on the search split, inherited weights, %")
-    description = f"{len(candidates)} candidates: accuracy on the search split against {cost}"
+        left, top, radius = frame.left(costs[index]), frame.top(scores[index]), 8 if is_chosen else 4
+        marks.append(element("circle", class_=f"candidate {css}", data_candidate=str(index), cx=left, cy=top, r=radius))
+    steps = line(frame, [(costs[index], scores[index]) for index in front], "front", steps=True)
+    named = _labels_apart(frame, [(costs[index], scores[index], text) for index, text in labels.items()])
+    titles = axes(frame, x.title, y.title)
+    description = f"{len(candidates)} candidates: {y.title} against {x.title}"
     return plot(frame, titles, steps, *marks, *named, description=description, css="scatter")
+
+
+def parallel(columns: Sequence[tuple[Axis, Scale]], chosen: Collection[int]) -> Markup:
+    """Parallel coordinates: a line for each candidate, worst first, shaded by its rank; `chosen` are the last."""
+    frame = Frame(scale([0, 1]), scale([0, 1]), PARALLEL_HEIGHT)
+    order = list(columns[0][0].values)
+    places = [100 * number / (len(columns) - 1) for number in range(len(columns))]
+    lines, parts = [], []
+    for rank, index in sorted(enumerate(order), key=lambda entry: entry[1] in chosen):
+        tops = [PARALLEL_HEIGHT * (1 - scaled(axis.values[index])) for axis, scaled in columns]
+        points = " ".join(f"{number(x)},{top:.1f}" for x, top in zip(places, tops, strict=True))
+        style = f"--rank:{100 * rank / max(len(order) - 1, 1):.0f}%"
+        css = "candidate path chosen" if index in chosen else "candidate path"
+        lines.append(element("polyline", class_=css, data_candidate=str(index), style=style, points=points))
+    box = f"0 0 100 {PARALLEL_HEIGHT}"
+    drawn = element("svg", *lines, width="100%", height=PARALLEL_HEIGHT, viewBox=box, preserveAspectRatio="none")
+    for place, (axis, scaled) in zip(places, columns, strict=True):
+        x = f"{number(place)}%"
+        parts.append(element("line", class_="axis", x1=x, x2=x, y1=0, y2=PARALLEL_HEIGHT))
+        parts.append(element("text", axis.title, class_="label", text_anchor="middle", x=x, y=-16))
+        for tick in scaled.ticks:
+            y = round(PARALLEL_HEIGHT * (1 - scaled(tick)), 2)
+            label = scaled.label(tick)
+            parts.append(element("text", label, class_="tick halo", x=x, dx=-5, y=y, dy="0.35em", text_anchor="end"))
+    description = f"{len(order)} candidates, from {columns[0][0].title} to {columns[-1][0].title}"
+    return plot(frame, drawn, *parts, description=description, css="parallel")
+
+
+def against_diagonal(points: Sequence[tuple[float, float, str]], x_title: str, y_title: str) -> Markup:
+    """Points (x, y, tip) of one unit on two equal axes, with the line on which x equals y."""
+    both = scale([value for x, y, _ in points for value in (x, y)])
+    frame = Frame(both, both, CURVE_HEIGHT)
+    ends = [(end, end) for end in (both.low, both.high)]
+    marks = [
+        element("circle", element("title", tip), class_="fill a", cx=frame.left(x), cy=frame.top(y), r=4)
+        for x, y, tip in points
+    ]
+    description = f"{len(points)} points: {y_title} against {x_title}"
+    return plot(frame, axes(frame, x_title, y_title), line(frame, ends, "front"), *marks, description=description)
 
 
 def _labels_apart(frame: Frame, labels: Sequence[tuple[float, float, str]]) -> list[Markup]:

@@ -11,10 +11,12 @@ from markupsafe import Markup
 from autoformer.complexity import count_macs, count_params
 from autoformer.evaluation import ECE_BINS
 from components.evaluate_subnet import sections
-from components.evaluate_subnet.charts import number
+from components.evaluate_subnet.charts import amount, number
 from components.evaluate_subnet.effects import effects
 from components.evaluate_subnet.measure import Evaluation, Measured
 from components.evaluate_subnet.results import Results
+from components.evaluate_subnet.search_sections import candidates, latency_check, search_progress
+from runtime.common.search_names import found_by
 from runtime.common.search_split import search_split_note
 
 
@@ -37,8 +39,9 @@ def render(
             "budgets": _budgets(environment, budgets),
             "ece_bins": ECE_BINS,
             "training": sections.supernet_training(results) + ([] if budgets else sections.retraining(results)),
-            "progress": sections.search_progress(results),
-            "candidates": sections.candidates(results, sections.chosen_labels(budgets)),
+            "progress": search_progress(results),
+            "candidates": candidates(results, sections.chosen_labels(budgets)),
+            "latency": latency_check(results.search.table),
             "effects": effects(results),
             "origins": [
                 {"label": label, "subnet": one.subnet, "mode": one.mode}
@@ -60,9 +63,14 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"fmt": format, "number": number, "amount": sections.amount}
+    environment.filters |= {"fmt": format, "number": number, "amount": amount, "sentence": _sentence}
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     return environment
+
+
+def _sentence(text: str) -> str:
+    """With a capital letter at its start."""
+    return text[:1].upper() + text[1:]
 
 
 def _values(results: Results, evaluation: Evaluation, room: int = sections.THUMBNAIL_BYTES) -> dict[str, Any]:
@@ -78,6 +86,7 @@ def _values(results: Results, evaluation: Evaluation, room: int = sections.THUMB
         "supernet": space.supernet,
         "spec": spec,
         "search": results.search,
+        "found_by": found_by(results.search.metrics),
         "scores": evaluation.scores["retrained"],
         "params": count_params(space, spec),
         "macs": count_macs(space, spec),

@@ -14,11 +14,13 @@ from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.latency import LatencyTable, table_of_search
 from autoformer.reading import as_kind, read_json_as
+from autoformer.search import EvolutionSettings
 from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
 from runtime.common.budgets import folder_of, metrics_of, read_chosen
 from runtime.common.config import Config
 from runtime.common.console import existing
 from runtime.common.records import Provenance, read_metrics
+from runtime.common.search_names import method_of
 from runtime.common.tables import read_table
 from runtime.steps.inputs import read_images_to_evaluate
 
@@ -36,6 +38,11 @@ class Search(NamedTuple):
     metrics: dict[str, float]
     images: int | None  # search images behind a full score; None if unknown
     table: LatencyTable | None = None  # of the candidates' latencies
+    objectives: tuple[str, ...] = ()  # of method front
+
+    @property
+    def method(self) -> str:
+        return method_of(self.metrics)
 
 
 class Results(NamedTuple):
@@ -126,10 +133,13 @@ def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None, lab
     if not same:
         raise AutoFormerError(f"{table}: does not hold the subnet of chosen.yaml; run search_subnet again")
     metrics = read_metrics(existing(folder / "metrics.json", "search_subnet"))
-    provenance = folder / "provenance.json"
+    provenance, objectives = folder / "provenance.json", tuple[str, ...]()
     if provenance.exists():
         section = read_json_as(Provenance, provenance).section("search_subnet")
         images = as_kind(int | None, section.get("images"), f"{provenance}, images") or images  # type: ignore[arg-type]
+        objectives = _objectives(section, provenance)
+    if "latency_ms" in objectives and any(outcome.candidate.latency_ms is None for outcome in candidates):
+        raise AutoFormerError(f"{table}: no column {LATENCY}, an objective of the search; run search_subnet again")
     progress = existing(folder / "progress.csv", "search_subnet")
     return Search(
         candidates=candidates,
@@ -138,7 +148,15 @@ def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None, lab
         metrics=metrics_of(metrics, label),
         images=images,
         table=latencies,
+        objectives=objectives,
     )
+
+
+def _objectives(section: Mapping[str, Any], file: Path) -> tuple[str, ...]:
+    """The objectives of method front, from the configuration of a search; empty for evolution."""
+    keys = {key: section[key] for key in ("method", "objective", "objectives") if key in section}
+    settings = as_kind(EvolutionSettings, keys, f"{file}, search_subnet")
+    return settings.front_objectives if settings.method == "front" else ()
 
 
 def _each_once(candidates: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:

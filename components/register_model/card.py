@@ -20,6 +20,7 @@ from components.register_model.gate import TOP1, Decision, Measured
 from components.register_model.latency import Latency
 from runtime.common.budgets import folder_of
 from runtime.common.records import Confusion, Provenance, Rollback
+from runtime.common.search_names import found_by
 from runtime.common.search_split import search_split_note
 from runtime.common.sections import RegisterModel
 
@@ -69,6 +70,7 @@ def render(facts: Facts, decision: Decision, latency: Latency | None) -> str:
         "weakest_classes": weakest_classes(facts.confusion),
         "smallest_class": min((sum(row) for row in facts.confusion.matrix), default=0),
         "listed_classes": LISTED_CLASSES,
+        "found_by": found_by(facts.searched),
         "search_split_note": search_split_note(facts.data.name),
         "recipe": _yaml(recipe).strip(),
         "folder": folder_of(PurePath("retrain"), facts.budget) / "model",

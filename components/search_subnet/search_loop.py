@@ -23,6 +23,7 @@ from autoformer.space import SubnetSpec
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.standing import standing
 from runtime.common.config import Config
+from runtime.common.search_names import FRONT_SIZE
 from runtime.common.sections import SearchSubnet
 
 _RANDOM: tuple[Origin, ...] = ("initial", "baseline")
@@ -74,15 +75,15 @@ def search(
     races = _Races(section, images, cache, show, evolution.known)
     progress: list[dict[str, Any]] = []
     candidates = first
-    if section.method == "front":
-        objectives = ", ".join(section.front_objectives)
-        announce(f"front of {objectives}: no race, every candidate is scored on {images:,} images")
+    objectives = section.front_objectives if section.method == "front" else ()
+    if objectives:
+        announce(f"front of {', '.join(objectives)}: no race, every candidate is scored on {images:,} images")
     while candidates:
         scored = races.run(candidates, section.parents, rivals=races.scored)
         evolution.tell(scored)
         best, generation = evolution.best(1)[0], evolution.generation - 1
         log(_generation_metrics(scored, races, best.top1_percent), generation)
-        for line in standing(best, races.scored, section.objective):
+        for line in standing(best, races.scored, section.objective, objectives):
             announce(f"generation {generation} of {section.generations}: {line}")
         counts = {"scored": len(races.scored), "images_scored": races.images_scored}
         progress.append({"generation": generation, **counts, "evolution_best_top1_percent": best.top1_percent})
@@ -102,8 +103,8 @@ def search(
         metrics["known_scores"] = len(evolution.known)
     if section.random_baseline:
         metrics["random_images_scored"] = races.images_scored - evolution_images
-    front = front_of(races.scored, section.front_objectives) if section.method == "front" else []
-    metrics |= {"front_candidates": len(front)} if front else {}
+    front = front_of(races.scored, objectives) if objectives else []
+    metrics |= {FRONT_SIZE: len(front)} if front else {}
     finalists = find_finalists(races.scored, races.best_of_each_search(), cache, section, whole_split or images)
     return SearchResult(races.scored, finalists, progress, _choice(finalists, cache, baseline) | metrics, front)
 

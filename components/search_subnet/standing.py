@@ -3,31 +3,33 @@
 from collections.abc import Sequence
 
 from autoformer.candidates import ScoredCandidate
+from autoformer.front import costs_first, costs_of, front_of, in_words, value_text
 from autoformer.pareto import pareto_front
 from autoformer.racing import Objective
 
 FRONT = 5  # candidates of the front that a line shows
 
 
-def standing(best: ScoredCandidate, scored: Sequence[ScoredCandidate], objective: Objective) -> list[str]:
-    """Lines on the best candidate so far, and on some of those that no smaller one beats, smallest first."""
-    complete = [one for one in scored if one.complete]
-    front = [
-        complete[index] for index in pareto_front([(one.candidate.params, _cost(one, objective)) for one in complete])
-    ]
-    front.sort(key=lambda one: one.candidate.params)
+def standing(
+    best: ScoredCandidate, scored: Sequence[ScoredCandidate], objective: Objective, objectives: Sequence[str] = ()
+) -> list[str]:
+    """Lines on the best candidate so far, and on some of the front, smallest first.
+
+    Args:
+        objectives: of method front; empty for evolution, whose front is that of `objective` and parameters.
+    """
+    if objectives:
+        front, shown = front_of(scored, objectives), costs_first(objectives)
+        title = f"front of {len(front)} candidate{'s' if len(front) > 1 else ''}, {in_words(objectives)}"
+    else:
+        complete = [one for one in scored if one.complete]
+        front = [complete[i] for i in pareto_front([costs_of(one, (objective, "params_m")) for one in complete])]
+        title, shown = "front, parameters and accuracy", ["params_m", "accuracy"]
     last = len(front) - 1
-    shown = [front[index] for index in sorted({last * place // (FRONT - 1) for place in range(FRONT)})]
-    sizes = [f"{one.candidate.params / 1e6:.3g} M {one.top1_percent:.2f} %" for one in shown]
+    some = [front[index] for index in sorted({last * place // (FRONT - 1) for place in range(FRONT)})]
+    values = [" ".join(value_text(one, name) for name in shown) for one in some]
     return [
         f"best of {len(scored)} candidates: {best.top1_percent:.2f} %, loss {best.loss:.4f}, "
         f"{best.candidate.params / 1e6:.3g} M parameters",
-        f"front, parameters and accuracy: {', '.join(sizes)}",
+        f"{title}: {', '.join(values)}",
     ]
-
-
-def _cost(scored: ScoredCandidate, objective: Objective) -> float:
-    if objective == "accuracy":
-        return -scored.top1_percent
-    assert scored.loss is not None
-    return scored.loss

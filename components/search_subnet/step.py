@@ -16,7 +16,7 @@ import yaml
 from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
-from autoformer.front import make_search
+from autoformer.front import front_of, make_search
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.latency import FILE as LATENCY_FILE
@@ -34,6 +34,7 @@ from runtime.common.budgets import FOLDER, merge_metrics, prefix_of
 from runtime.common.config import Config
 from runtime.common.console import Progress, print_line
 from runtime.common.processes import set_threads
+from runtime.common.search_names import found_by, method_of
 from runtime.common.sections import SearchSubnet
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
@@ -43,7 +44,7 @@ from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
 from runtime.storage.earlier_search import earlier_scores
 from runtime.storage.named_files import latency_table
-from runtime.tracking import StepLogger
+from runtime.tracking import OBJECTIVES, StepLogger
 
 STEP = "search_subnet"
 FRONT = "front.csv"  # with method front
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
             results = _search(opened, starts, score, count, len(images.labels))
             score.stop()
             write_results(arguments.out, config, results, opened.workspace.provenance, table)
-            _log(opened.tracked, arguments.out, results)
+            _log(opened.tracked, arguments.out, results, config.section(SearchSubnet))
         else:
             score.serve()
 
@@ -175,7 +176,7 @@ def write_results(
         label: {
             "name": f"{config.name}-chosen" + (f"-{label}" if label else ""),
             "space": config.space.name,
-            "source": f"{STEP} ({search_of(result)}), {made_of}",
+            "source": f"{STEP} ({found_by(result.metrics)}), {made_of}",
             "subnet": result.chosen.candidate.spec.to_dict(),
         }
         for label, result in results.items()
@@ -212,12 +213,7 @@ def _rows(
     return rows
 
 
-def search_of(result: SearchResult) -> str:
-    """The search that found the chosen subnet."""
-    return "random search" if result.chosen.is_baseline else "NSGA-II" if result.front else "evolution"
-
-
-def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult]) -> None:
+def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult], section: SearchSubnet) -> None:
     chosen = {label: result.chosen.candidate.spec for label, result in results.items()}
     *_, largest = chosen
     tracked.subnet(chosen[largest])
@@ -226,11 +222,22 @@ def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult]) ->
     tracked.table(out / "candidates.csv")
     if any(result.front for result in results.values()):
         tracked.table(out / FRONT)
-    tracked.children(_best_and_front(results), [*chosen.values()])
+    objectives = section.front_objectives if section.method == "front" else ("accuracy", "params_m")
+    front = front_of([one for result in results.values() for one in result.candidates], objectives)
+    tracked.tags({"method": method_of(results[largest].metrics), OBJECTIVES: ", ".join(objectives)})
+    logged, on_front = _best_and_front(results), {one.candidate.spec for one in front}
+    tracked.children(logged, [*chosen.values()], on_front)
+    if missing := len(on_front - {one.candidate.spec for one in logged}):
+        print(
+            f"{STEP}: MLflow gets runs of {len(logged)} candidates, without {missing} of the {len(on_front)} on the "
+            "front; candidates.csv has all",
+            flush=True,
+        )
     for label, result in results.items():
         title = f"{STEP} {label}".rstrip()
-        print(f"{title}: chosen from {search_of(result)}, candidate {result.chosen.candidate.id}")
+        print(f"{title}: chosen from {found_by(result.metrics)}, candidate {result.chosen.candidate.id}")
         print(f"{title}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
+        tracked.tags({f"{prefix_of(label)}found_by": found_by(result.metrics)})
         if label:
             tracked.headline(result.metrics, chosen[label], label)
     for labels in repeats(results).values():

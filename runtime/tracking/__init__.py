@@ -15,12 +15,13 @@ from runtime.tracking.models import (
     version_with_tag,
 )
 from runtime.tracking.runs import Status, close_pipeline_run, open_pipeline_run, step_run
-from runtime.tracking.step_logger import BUDGET, FAMILY, StepLogger
+from runtime.tracking.step_logger import BUDGET, FAMILY, OBJECTIVES, StepLogger
 from runtime.tracking.store import initialise, tracking_uri
 
 __all__ = [
     "BUDGET",
     "FAMILY",
+    "OBJECTIVES",
     "ModelVersion",
     "PipelineRun",
     "Status",

@@ -15,6 +15,7 @@ from runtime.tracking.outbox import Outbox
 from runtime.tracking.provenance import user
 
 FLUSH_SECONDS = 5.0
+FRONT, OBJECTIVES = "front", "objectives"  # tags: of a candidate, whether it is on the front; of a search, which front
 BUDGET, FAMILY = "budget", "model_family"  # tags: a budget's label; the model name that budgets share
 ARCH = "arch"  # the tag that holds a subnet in one line
 # Figure of a step -> its name in a pipeline run, and its unit there. Names are those of a candidate's metrics.
@@ -110,9 +111,11 @@ class StepLogger:
         """Log an input of the step, for MLflow's lineage. MLflow keeps 36 characters of `digest`."""
         self._put("dataset", name=name, digest=digest, context=context)
 
-    def children(self, candidates: Sequence[ScoredCandidate], chosen: Collection[SubnetSpec]) -> None:
-        """Log a finished child run for each candidate; a tag marks those with a chosen subnet."""
-        self.child_runs([child_run(outcome, chosen) for outcome in candidates])
+    def children(
+        self, candidates: Sequence[ScoredCandidate], chosen: Collection[SubnetSpec], front: Collection[SubnetSpec] = ()
+    ) -> None:
+        """Log a finished child run for each candidate; tags mark chosen subnets and those on the Pareto front."""
+        self.child_runs([child_run(outcome, chosen, front) for outcome in candidates])
 
     def child_runs(self, children: Sequence[Mapping[str, Any]]) -> None:
         """Log finished child runs, each with its `name`, `params`, `metrics` and `tags`.
@@ -142,7 +145,9 @@ def arch_params(spec: SubnetSpec) -> dict[str, str | float]:
     }
 
 
-def child_run(outcome: ScoredCandidate, chosen: Collection[SubnetSpec]) -> dict[str, Any]:
+def child_run(
+    outcome: ScoredCandidate, chosen: Collection[SubnetSpec], front: Collection[SubnetSpec] = ()
+) -> dict[str, Any]:
     """The name, parameters, metrics and tags of a candidate's run."""
     row, spec = outcome.to_row(), outcome.candidate.spec
     metrics = {
@@ -159,7 +164,7 @@ def child_run(outcome: ScoredCandidate, chosen: Collection[SubnetSpec]) -> dict[
         "name": f"candidate {outcome.candidate.id}",
         "params": arch_params(spec),
         "metrics": metrics,
-        "tags": tags | {"chosen": str(spec in chosen), ARCH: shape_text(spec)},
+        "tags": tags | {"chosen": str(spec in chosen), FRONT: str(spec in front), ARCH: shape_text(spec)},
     }
 
 

@@ -9,16 +9,19 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+from autoformer.front import costs_first, in_words
 from runtime.common.search_split import RANKS_ONLY
 from runtime.tracking.operations import PARENT
+from runtime.tracking.step_logger import FRONT, OBJECTIVES
 from runtime.tracking.store import experiment_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PIPELINE_RUNS, CANDIDATES, BUDGETS = "pipeline-runs", "candidates", "budgets"
+PIPELINE_RUNS, CANDIDATES, FRONT_VIEW, BUDGETS = "pipeline-runs", "candidates", "front", "budgets"
 MAX_COMPARED = 20  # runs in one address, which a terminal has to show
 _KIND = "workflowType=machine_learning"  # without it the pages open their other half, for language models
+_METRICS = {"accuracy": "val/top1", "loss": "val/loss"}  # objective -> metric; a cost has its name below cost/
 _COSTS = ["cost/params_m", "cost/macs_g"]
 _FIXED_COLUMNS = {"attributes.`Run Name`": 210, "runDateAndNestInfo": 150, "duration": 90}  # width in pixels
 _RUN_COLUMNS = {
@@ -81,6 +84,9 @@ def save_views(client: "MlflowClient") -> list[Page]:
     searches = _newest(client, experiment, "search_subnet", 1)
     if searches:
         wanted |= _view(CANDIDATES, "Candidates of the latest search", _candidates(searches[0]))
+    objectives = _objectives(client, searches)
+    if objectives:
+        wanted |= _view(FRONT_VIEW, "Pareto front of the latest search", _front(searches[0], objectives))
     budgets = _budgets_of_latest(client, experiment)
     if budgets:
         state = _table(_BUDGET_COLUMNS, "attributes.start_time", _BUDGET_RUNS)
@@ -88,10 +94,12 @@ def save_views(client: "MlflowClient") -> list[Page]:
     for key, value in wanted.items():
         if tags.get(key) != value:
             client.set_experiment_tag(experiment, key, value)
-    return _pages(client, experiment, searches, budgets)
+    return _pages(client, experiment, searches, budgets, has_front=bool(objectives))
 
 
-def _pages(client: "MlflowClient", experiment: str, searches: list[str], budgets: list[str]) -> list[Page]:
+def _pages(
+    client: "MlflowClient", experiment: str, searches: list[str], budgets: list[str], has_front: bool
+) -> list[Page]:
     runs = f"/#/experiments/{experiment}/runs?{_KIND}"
     pages = [Page("pipeline runs", f"{runs}&viewStateShareKey={PIPELINE_RUNS}")]
     if searches:
@@ -100,6 +108,9 @@ def _pages(client: "MlflowClient", experiment: str, searches: list[str], budgets
         best = _run_ids(client, experiment, _children(searches[0]), "metrics.`val/top1` DESC", MAX_COMPARED)
         if len(best) > 1:
             pages.append(Page("the same candidates compared", _compare_path(experiment, best)))
+    if has_front:
+        charts = f"{runs}&viewStateShareKey={FRONT_VIEW}&compareRunsMode=CHART"
+        pages.append(Page("the Pareto front of the latest search", charts))
     latest = _newest(client, experiment, "pipeline", 2)
     if len(latest) == 2:
         pages.append(Page("the two latest pipeline runs, side by side", _compare_path(experiment, latest)))
@@ -137,6 +148,12 @@ def _children(search: str) -> str:
     return f"tags.`{PARENT}` = '{search}' and tags.stage = 'candidate'"
 
 
+def _objectives(client: "MlflowClient", searches: list[str]) -> list[str]:
+    """Of the front of the latest search, costs first; empty where its runs do not name one."""
+    tag = client.get_run(searches[0]).data.tags.get(OBJECTIVES, "") if searches else ""
+    return costs_first(tag.split(", ")) if tag else []
+
+
 def _view(key: str, name: str, state: dict[str, Any]) -> dict[str, str]:
     view = {"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
     return {f"mlflow.sharedViewState.{key}": json.dumps(view)}
@@ -144,9 +161,7 @@ def _view(key: str, name: str, state: dict[str, Any]) -> dict[str, str]:
 
 def _candidates(search: str) -> dict[str, Any]:
     """A table, parallel coordinates from architecture over cost to accuracy, which colours the lines, and a scatter."""
-    section = {"uuid": CANDIDATES, "name": "Candidates", "display": True, "isReordered": False, "deleted": False}
-    shared = {"metricSectionId": CANDIDATES, "deleted": False, "isGenerated": False, "runsCountToCompare": 100}
-    parallel = shared | {
+    parallel = {
         "type": "PARALLEL",
         "uuid": "parallel-coordinates",
         "displayName": "Architecture, cost, accuracy",
@@ -154,16 +169,40 @@ def _candidates(search: str) -> dict[str, Any]:
         "selectedMetrics": [*_COSTS, "val/top1"],
         "showAllRuns": True,
     }
-    scatter = shared | {
+    charts = [parallel, _scatter("params_m", "accuracy")]
+    return _table(_CANDIDATE_COLUMNS, "metrics.`val/top1`", _children(search)) | _charts(CANDIDATES, charts)
+
+
+def _front(search: str, objectives: list[str]) -> dict[str, Any]:
+    """A table of the front, and a scatter of its score against each of its costs."""
+    *costs, score = objectives
+    columns = {f"metrics.`{_metric(name)}`": 120 for name in objectives} | _CANDIDATE_COLUMNS
+    matching = f"{_children(search)} and tags.{FRONT} = 'True'"
+    charts = [_scatter(cost, score) for cost in costs]
+    return _table(columns, f"metrics.`{_metric(costs[0])}`", matching) | _charts(FRONT_VIEW, charts)
+
+
+def _metric(objective: str) -> str:
+    return _METRICS.get(objective, f"cost/{objective}")
+
+
+def _scatter(cost: str, score: str) -> dict[str, Any]:
+    return {
         "type": "SCATTER",
-        "uuid": "accuracy-against-parameters",
-        "displayName": "Accuracy against parameters",
-        "xaxis": {"key": "cost/params_m", "type": "METRIC"},
-        "yaxis": {"key": "val/top1", "type": "METRIC"},
+        "uuid": f"{score}-against-{cost}",
+        "displayName": in_words([score]).capitalize() + f" against {in_words([cost])}",
+        "xaxis": {"key": _metric(cost), "type": "METRIC"},
+        "yaxis": {"key": _metric(score), "type": "METRIC"},
     }
-    return _table(_CANDIDATE_COLUMNS, "metrics.`val/top1`", _children(search)) | {
+
+
+def _charts(key: str, charts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The charts of a view, in one section."""
+    section = {"uuid": key, "name": "Candidates", "display": True, "isReordered": False, "deleted": False}
+    shared = {"metricSectionId": key, "deleted": False, "isGenerated": False, "runsCountToCompare": 100}
+    return {
         "runsHiddenMode": "SHOW_ALL",
-        "compareRunCharts": [parallel, scatter],
+        "compareRunCharts": [shared | chart for chart in charts],
         "compareRunSections": [section | {"isGenerated": False, "columns": 1, "cardHeight": 420}],
     }
 

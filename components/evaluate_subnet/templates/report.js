@@ -1,12 +1,16 @@
-// Shows a candidate of the scatter plots: under the pointer, by arrow keys, and pinned by a click.
+// Shows a candidate of the charts: under the pointer, by arrow keys, and pinned by a click.
 (() => {
   const panel = document.getElementById("candidate");
   const candidates = JSON.parse(document.getElementById("candidates").textContent);
-  const all = [...document.querySelectorAll(".scatter .candidate")];
+  const all = [...document.querySelectorAll(".plot .candidate")];
   const start = document.querySelector(".scatter .chosen").dataset.candidate;
-  let shown = null, pinned = null; // candidates; each has a mark in every plot
+  let shown = null, pinned = null; // candidates; each has a mark in every scatter plot
   const mark = (candidate, css, on) => {
-    for (const one of all) if (one.dataset.candidate === candidate) one.classList.toggle(css, on);
+    for (const one of all) {
+      if (one.dataset.candidate !== candidate) continue;
+      one.classList.toggle(css, on);
+      if (on && one.points) one.parentNode.append(one); // a line over the others
+    }
   };
 
   const line = (text, css = "") => Object.assign(document.createElement("p"), { textContent: text, className: css });
@@ -40,21 +44,27 @@
     mark(pinned, "pinned", true);
     show(pinned ?? start);
   };
-  for (const plot of document.querySelectorAll(".scatter")) {
-    const marks = [...plot.querySelectorAll(".candidate")];
+  // Pixels from a mark to a place in its chart, x and y in pixels; of a line, how far it is above or below.
+  const toCircle = (one, x, y) => Math.hypot(one.cx.baseVal.value - x, one.cy.baseVal.value - y);
+  const toLine = (one, x, y, width) => {
+    const last = one.points.length - 1, place = Math.min(Math.max(x / width, 0), 1) * last;
+    const left = Math.min(Math.floor(place), last - 1), share = place - left;
+    return Math.abs((1 - share) * one.points[left].y + share * one.points[left + 1].y - y);
+  };
+  for (const plot of document.querySelectorAll(".scatter, .parallel")) {
+    const marks = [...plot.querySelectorAll(".candidate")], isLines = plot.classList.contains("parallel");
     const nearest = (event) => {
-      const box = plot.firstElementChild.getBoundingClientRect();
-      const distance = (one) => Math.hypot(
-        one.cx.baseVal.value - (event.clientX - box.left), one.cy.baseVal.value - (event.clientY - box.top));
+      const box = plot.firstElementChild.getBoundingClientRect(), away = isLines ? toLine : toCircle;
       return marks.reduce((best, one) => {
-        const d = distance(one);
+        const d = away(one, event.clientX - box.left, event.clientY - box.top, box.width);
         return d < best.d ? { candidate: one.dataset.candidate, d } : best;
-      }, { candidate: null, d: 40 }).candidate;
+      }, { candidate: null, d: isLines ? 20 : 40 }).candidate;
     };
     plot.addEventListener("pointermove", (event) => { if (!pinned) show(nearest(event) ?? start); });
     plot.addEventListener("pointerleave", () => show(pinned ?? start));
     plot.addEventListener("click", (event) => pin(nearest(event)));
-    const ordered = [...marks].sort((a, b) => a.cx.baseVal.value - b.cx.baseVal.value).map((one) => one.dataset.candidate);
+    const sorted = isLines ? marks : [...marks].sort((a, b) => a.cx.baseVal.value - b.cx.baseVal.value);
+    const ordered = sorted.map((one) => one.dataset.candidate); // lines by score, chosen ones last
     plot.tabIndex = 0;
     plot.addEventListener("keydown", (event) => {
       const at = ordered.indexOf(shown), last = ordered.length - 1;
