@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from evaluation_sample import write_search
 from latencies import table_of
-from report_samples import SAMPLES, invent
+from report_samples import GARMENTS, SAMPLES, Sample, invent
 from test_report import CLASSES, CONFIG, Page, example
 
 from autoformer.errors import AutoFormerError
@@ -164,3 +164,13 @@ def test_predicted_latencies_stand_against_the_measured_ones_with_their_median_e
     unchecked = table.model_copy(update={"check": ()})
     page = render(results._replace(search=results.search._replace(table=unchecked)), evaluation, CONFIG)
     assert "Predicted latency is off" not in text_of(page) and "predicted latency:" in text_of(page)
+
+
+def test_a_search_of_the_papers_size_with_two_charts_stays_below_a_megabyte(tmp_path: Path) -> None:
+    """2,100 candidates, and three objectives: the largest report of a setting that the paper has."""
+    sample = Sample(
+        "photos-64", 4_000_000, GARMENTS, 50, 20, timed=True, objectives=("accuracy", "macs_g", "latency_ms")
+    )
+    results, evaluation = invent(sample, tmp_path)
+    page = render(results, evaluation, CONFIG)
+    assert len(results.search.candidates) == 2100 and len(page.encode()) < 1_000_000

@@ -12,7 +12,7 @@ from autoformer.front import costs_of, front_of, in_words, value_of
 from autoformer.latency import LatencyTable
 from autoformer.limits import UNITS
 from autoformer.pareto import pareto_front
-from autoformer.subnet_text import ratio_text, shape_text, size_text
+from autoformer.subnet_text import shape_text, size_text
 from components.evaluate_subnet import drawings
 from components.evaluate_subnet.charts import Scale, amount, scale
 from components.evaluate_subnet.drawings import Axis, Series
@@ -170,10 +170,10 @@ def _described(outcome: ScoredCandidate, chosen: str) -> dict[str, Any]:
         "score": f"{outcome.top1_percent:.2f} %{f' · {chosen}' if chosen else ''}"
         if outcome.complete
         else f"about {outcome.top1_percent:.1f} % · stopped after {outcome.images:,} images",
-        "cost": f"{amount(candidate.params)} parameters, {amount(candidate.macs)} MACs without relative position"
-        + ("" if candidate.latency_ms is None else f", {candidate.latency_ms:.3g} ms"),
+        "costs": [amount(candidate.params), amount(candidate.macs)]
+        + ([] if candidate.latency_ms is None else [f"{candidate.latency_ms:.3g} ms"]),
         "shape": size_text(spec) + ("" if outcome.loss is None else f", loss {outcome.loss:.3f}"),
         "origin": f"candidate {candidate.id}: {origin}",
         "heads": list(spec.num_heads),
-        "ratios": [ratio_text(ratio) for ratio in spec.mlp_ratio],
+        "ratios": [int(ratio) if ratio == int(ratio) else ratio for ratio in spec.mlp_ratio],
     }

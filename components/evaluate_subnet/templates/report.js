@@ -31,12 +31,14 @@
     drawn.append(head, ...Array.from({ length: size.depth }, (_, index) => block(c, index)));
     return drawn;
   };
+  const cost = ([params, macs, ...others]) => // words that each of thousands has stand here once
+    [`${params} parameters`, `${macs} MACs without relative position`, ...others].join(", ");
   const show = (candidate) => {
     if (candidate === shown) return;
     mark(shown, "shown", false);
     mark(shown = candidate, "shown", true);
     const c = candidates[candidate];
-    panel.replaceChildren(line(c.score, "big"), line(c.cost), line(c.shape), line(c.origin, "soft"), architecture(c));
+    panel.replaceChildren(line(c.score, "big"), line(cost(c.costs)), line(c.shape), line(c.origin, "soft"), architecture(c));
   };
   const pin = (candidate) => {
     mark(pinned, "pinned", false);
