@@ -359,14 +359,14 @@ def test_the_heading_names_the_choice_whose_means_differ_most_and_none_that_chan
         (1, 99),
     ]
     text = " ".join("".join(Page(render(changed, evaluation, CONFIG)).text).split()).replace("\u00a0", " ")
-    assert "Width goes with accuracy most: 70.00 % on average at 64, 60.00 % at 32" in text
+    assert "Accuracy differs most by width: 70.00 % on average at 64, 60.00 % at 32" in text
     noise = np.random.default_rng(0).normal(65, 8, 13)  # chance alone sets some of these means apart by points
     scored = [replace_top1(one, one.candidate.spec, top1) for one, top1 in zip(scored, noise, strict=True)]
     made = effects(results._replace(search=results.search._replace(candidates=scored, chosen=0)))
     assert made is not None and made["strongest"] is None
     level = results._replace(search=results.search._replace(candidates=scored[:1], chosen=0))
     assert effects(level) is None
-    assert "goes with accuracy most" not in render(level, evaluation, CONFIG)
+    assert "Accuracy differs most" not in render(level, evaluation, CONFIG)
 
 
 def replace_top1(scored: ScoredCandidate, spec: SubnetSpec, top1: float) -> ScoredCandidate:

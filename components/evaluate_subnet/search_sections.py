@@ -44,7 +44,7 @@ def search_progress(results: Results) -> dict[str, Any] | None:
     if not series:
         return None
     scored, best = series[0][2][-1]
-    y_title = "best top-1 accuracy so far on the search split, %"
+    y_title = "top-1 of the best-ranked so far, search split, %"
     interval = wilson_interval(round(best / 100 * search.images), search.images) if search.images else None
     return {
         "best": best,
