@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import unicodedata
+import zlib
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -25,7 +26,7 @@ from autoformer.errors import AutoFormerError
 from components.prepare_data import pack as packing
 from components.prepare_data.pack import pack, slug, title_of
 from components.prepare_data.pack_card import read_pack, unreadable_of
-from components.prepare_data.png import encode_png
+from components.prepare_data.png import _stored, encode_png
 from components.prepare_data.tar_writer import Tar
 from runtime.common.config import ROOT
 from runtime.common.tables import read_table
@@ -357,3 +358,11 @@ def test_a_tar_is_the_one_that_tarfile_writes(tmp_path: Path) -> None:
     assert [written[at : at + len(content)] for at, (_, content) in zip(offsets, members, strict=True)] == [
         content for _, content in members
     ]
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_533, 65_534, 65_535, 131_068, 131_069, 131_070, 262_144])
+def test_stored_bytes_are_a_zlib_stream_of_them(size: int) -> None:
+    """Around the ends of blocks, of which the first holds the filter of the first row, too."""
+    content = bytes(range(256)) * (size // 256 + 1)
+    stream = b"".join(_stored(b"\x00", memoryview(content)[:size]))
+    assert zlib.decompress(stream) == b"\x00" + content[:size]
