@@ -11,25 +11,26 @@ class Tar:
     """Appends members to a tar, as tarfile does, and hashes it."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._hash = file, hashlib.sha256()
+        self._file, self._hash, self._written = file, hashlib.sha256(), 0
 
     def add(self, name: str, content: bytes) -> int:
         """Append a member without a time; return the offset of its content."""
         self._write(_header(name, len(content)))
-        offset = self._file.tell()
+        offset = self._written
         self._write(content)
         self._write(bytes(-len(content) % tarfile.BLOCKSIZE))
         return offset
 
     def end(self) -> str:
         """Append two empty blocks, and zeros up to a whole record; return the sha256 of the tar."""
-        size = self._file.tell() + 2 * tarfile.BLOCKSIZE
+        size = self._written + 2 * tarfile.BLOCKSIZE
         self._write(bytes(2 * tarfile.BLOCKSIZE + -size % tarfile.RECORDSIZE))
         return self._hash.hexdigest()
 
     def _write(self, content: bytes) -> None:
         self._hash.update(content)
         self._file.write(content)
+        self._written += len(content)
 
 
 def _header(name: str, size: int) -> bytes:
