@@ -383,6 +383,7 @@ def test_the_last_table_lists_all_budgets(ran: Run) -> None:
 def test_mlflow_has_the_budgets_side_by_side(ran: Run) -> None:
     import mlflow
 
+    from runtime.tracking.views import BUDGETS as BUDGETS_VIEW
     from runtime.tracking.views import save_views
 
     client = mlflow.MlflowClient()
@@ -399,6 +400,9 @@ def test_mlflow_has_the_budgets_side_by_side(ran: Run) -> None:
     assert all(child.data.metrics["test_top1_percent"] for child in mine)
     pages = {page.shows: page.path for page in save_views(client)}
     assert "the budgets of all runs" in pages and "the budgets of the latest run compared" in pages
+    view = json.loads(client.get_experiment(experiment).tags[f"mlflow.sharedViewState.{BUDGETS_VIEW}"])
+    order = json.loads(view["state"])["orderByKey"]
+    assert order != "attributes.start_time", "in the order of time MLflow's page folds the runs into their parent"
 
 
 def test_two_runs_are_compared_budget_by_budget(ran: Run) -> None:

@@ -89,7 +89,8 @@ def save_views(client: "MlflowClient") -> list[Page]:
         wanted |= _view(FRONT_VIEW, "Pareto front of the latest search", _front(searches[0], objectives))
     budgets = _budgets_of_latest(client, experiment)
     if budgets:
-        state = _table(_BUDGET_COLUMNS, "attributes.start_time", _BUDGET_RUNS)
+        # by another column than the time, which would fold the runs into their parent
+        state = _table(_BUDGET_COLUMNS, "tags.`model_name`", _BUDGET_RUNS) | {"orderByAsc": True}
         wanted |= _view(BUDGETS, "Budgets side by side", state)
     for key, value in wanted.items():
         if tags.get(key) != value:
