@@ -1,12 +1,14 @@
 """Candidates of a search, their scores, and their rows in candidates.csv. Torch-free."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, get_args
 
+from autoformer.complexity import count_macs, count_params
+from autoformer.latency import LatencyTable
 from autoformer.racing import Objective, ScoringResult
-from autoformer.space import SubnetSpec
+from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.subnet_text import CELLS, from_cells, to_cells
 
 Origin = Literal["initial", "mutation", "crossover", "fill", "baseline", "earlier", "listed"]
@@ -30,6 +32,16 @@ class Candidate:
     params: int
     macs: int
     latency_ms: float | None = None  # predicted; None without a table
+
+    @classmethod
+    def counted(
+        cls, space: SearchSpace, table: LatencyTable | None, number: int, spec: SubnetSpec, origin: Origin,
+        generation: int = 0, parents: Sequence[int] = (),
+    ) -> Self:  # fmt: skip
+        """With the costs of its subnet. `number`: its id."""
+        params, macs = count_params(space, spec), count_macs(space, spec)
+        latency = table.predict(spec) if table else None
+        return cls(number, spec, origin, generation, tuple(parents), params, macs, latency)
 
 
 class ScoredCandidate(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from autoformer.candidates import Candidate, Origin, ScoredCandidate
-from autoformer.complexity import COUNTED_MACS, count_macs, count_params
+from autoformer.complexity import COUNTED_MACS
 from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
 from autoformer.latency import LatencyTable
@@ -147,13 +147,10 @@ class _Pool:
         """The candidate of `spec`, unless it is not legal or was drawn before."""
         if spec in self.seen:
             return []
-        counts = self.limits.count(self.space, spec, self.table)
-        if not self.limits.allow(counts):
+        if not self.limits.allow(self.limits.count(self.space, spec, self.table)):
             return []
         self.seen.add(spec)
-        params, macs = count_params(self.space, spec), count_macs(self.space, spec)
-        latency = counts.get("latency_ms")
-        return [Candidate(len(self.seen) - 1, spec, origin, generation, tuple(parents), params, macs, latency)]
+        return [Candidate.counted(self.space, self.table, len(self.seen) - 1, spec, origin, generation, parents)]
 
     def keep(self, drawn: Sequence[Candidate], chosen: Sequence[int]) -> list[Candidate]:
         """Some of the candidates drawn last, by their place, with new ids; the others can be drawn again."""

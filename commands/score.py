@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
-from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import hash_path, hash_value, replacing, write_json
 from autoformer.latency import FILE as LATENCY_FILE
@@ -24,7 +23,7 @@ from autoformer.reading import read_json_as, read_yaml_list
 from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
 from autoformer.subnet_text import CELLS, from_cells, shape_text
 from components.search_subnet.score_cache import ScoreCache
-from components.search_subnet.step import STEP, make_scorer
+from components.search_subnet.step import STEP, make_scorer, read_inputs
 from runtime.common.config import ROOT, Config, load_config
 from runtime.common.console import Parser, Progress, existing, print_line, run_command
 from runtime.common.locks import hold_lock
@@ -33,7 +32,6 @@ from runtime.common.records import Provenance
 from runtime.common.sections import SearchSubnet
 from runtime.common.tables import read_table, write_table
 from runtime.common.workspace import Workspace, work_root
-from runtime.steps import inputs
 from runtime.storage.artifacts import local_copy
 from runtime.storage.named_files import latency_table
 
@@ -176,12 +174,7 @@ def score(
 
     `paths`: the arguments `supernet`, `card`, `search_split` and `data` of a step.
     """
-    section = config.section(SearchSubnet)
-    card, (images,) = inputs.read_data(paths, config, "search")
-    inputs.read_supernet(paths.supernet, config, section.weights)
-    count = section.images or len(images.labels)
-    if count > len(images.labels):
-        raise AutoFormerError(f"search_subnet.images = {count}: the search split has {len(images.labels)}")
+    card, images, count = read_inputs(paths, config)
     made_of = Workspace(STEP, config, {name: getattr(paths, name) for name in PLACES}).provenance
     work = work_root() / COMMAND / hash_value(made_of)[:16]
     with hold_lock(work, "work folder"):
@@ -195,15 +188,10 @@ def score(
             results = cache.score(specs, np.arange(count), lambda: bar.update(next(done)))
         file.unlink()
     scored = [
-        ScoredCandidate.measured(_candidate(number, spec, config.space, table), result)
+        ScoredCandidate.measured(Candidate.counted(config.space, table, number, spec, "listed"), result)
         for number, (spec, result) in enumerate(zip(specs, results, strict=True))
     ]
     return scored, made_of | {"step": COMMAND}
-
-
-def _candidate(number: int, spec: SubnetSpec, space: SearchSpace, table: LatencyTable | None) -> Candidate:
-    latency = table.predict(spec) if table else None
-    return Candidate(number, spec, "listed", 0, (), count_params(space, spec), count_macs(space, spec), latency)
 
 
 def summary(

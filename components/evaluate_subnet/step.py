@@ -9,7 +9,7 @@ from autoformer.complexity import count_macs, count_params
 from autoformer.files import hash_file, replacing, write_json, write_text
 from autoformer.space import SubnetSpec
 from components.evaluate_subnet.results import Results, read_all
-from runtime.common.budgets import folder_of, merge_metrics
+from runtime.common.budgets import folder_of, merge_metrics, step_title
 from runtime.common.code import step_code
 from runtime.common.config import Config
 from runtime.common.console import Progress
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         for label, results in by_label.items():
             spec = results.subnet.subnet
             if spec not in evaluations:  # a subnet that two budgets have chosen was trained once
-                with Progress(f"{_title(label)}: images", len(images.labels), "images") as bar:
+                with Progress(f"{step_title(STEP, label)}: images", len(images.labels), "images") as bar:
                     evaluation = measure(results, images, section.batch_size, section.mistakes, device, bar.update)
                 evaluations[spec] = evaluation
             measured[label] = Measured(results, evaluations[spec], metrics(results, evaluations[spec]))
@@ -71,11 +71,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         tracked.artifact(arguments.out / "report.html")
         tracked.artifact(arguments.out / "confusion.json")
     for label, one in measured.items():
-        print(summary(one.figures, _title(label)), flush=True)
-
-
-def _title(label: str) -> str:
-    return f"{STEP} {label}".rstrip()
+        print(summary(one.figures, step_title(STEP, label)), flush=True)
 
 
 def metrics(results: Results, evaluation: "Evaluation") -> dict[str, float]:

@@ -21,7 +21,7 @@ from autoformer.images.split_images import DecodedSplit
 from autoformer.reading import read_json_as
 from autoformer.recipe import Recipe
 from autoformer.space import SubnetSpec
-from runtime.common.budgets import folder_of, merge_metrics, prefix_of, read_chosen
+from runtime.common.budgets import folder_of, merge_metrics, prefix_of, read_chosen, step_title
 from runtime.common.config import Config
 from runtime.common.processes import set_threads
 from runtime.common.records import Provenance
@@ -75,7 +75,10 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
             for label, named in chosen.items():
                 if named.subnet in retrained:
                     if world.is_rank_zero:
-                        print(f"{_title(label)}: the subnet of a smaller budget, which is retrained once", flush=True)
+                        print(
+                            f"{step_title(STEP, label)}: the subnet of a smaller budget, which is retrained once",
+                            flush=True,
+                        )
                     continue
                 retraining = _Retraining(
                     opened, card, train_images, search_images, named.subnet, label, weights, reference
@@ -86,7 +89,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
                 _write(opened, by_label, supernet.preprocessing)
                 opened.tracked.metrics(merge_metrics({label: result.metrics for label, result in by_label.items()}))
                 for label, result in by_label.items():
-                    print(f"{_title(label)}: {_in_words(result.metrics)}", flush=True)
+                    print(f"{step_title(STEP, label)}: {_in_words(result.metrics)}", flush=True)
 
 
 def _scored_weights(search: Path) -> Weights:
@@ -108,10 +111,6 @@ def _reference(section: RetrainSubnet, supernet: SupernetCard, folder: Path) -> 
         raise AutoFormerError(f"{folder}/supernet.json: has no recipe; run train_supernet again") from None
     epochs = recipe.epochs + (0 if section.mode == "inherited" else section.epochs)
     return section.model_copy(update={name: getattr(recipe, name) for name in Recipe.model_fields} | {"epochs": epochs})
-
-
-def _title(label: str) -> str:
-    return f"{STEP} {label}".rstrip()
 
 
 class _Retrained(NamedTuple):
@@ -222,7 +221,7 @@ class _Retraining:
                 return {}
             return {"search_top1_percent": accuracy.top1_percent(averaged.eval())}
 
-        title = f"{_title(self.label)} ({section.mode if name == 'model' else name})"
+        title = f"{step_title(STEP, self.label)} ({section.mode if name == 'model' else name})"
         names = TrainingNames(own_name, title, prefix_of(self.label) + ("" if name == "model" else f"{name}/"))
         return trainer.averaged, train(opened, training, trainer, score, names)
 

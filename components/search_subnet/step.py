@@ -30,7 +30,7 @@ from components.search_subnet.budgets import choose_for_all, configs_by_label, r
 from components.search_subnet.parallel_scorer import ParallelScorer
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, search
-from runtime.common.budgets import FOLDER, merge_metrics, prefix_of
+from runtime.common.budgets import FOLDER, merge_metrics, prefix_of, step_title
 from runtime.common.config import Config
 from runtime.common.console import Progress, print_line
 from runtime.common.processes import set_threads
@@ -71,13 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_step(STEP, parser(), run, argv, shared=True)
 
 
-def run(arguments: argparse.Namespace, config: Config) -> None:
+def read_inputs(arguments: argparse.Namespace, config: Config) -> tuple[DatasetCard, DecodedSplit, int]:
+    """The card and the images of the search split, and how many of them score a candidate; checks the supernet too."""
     section = config.section(SearchSubnet)
     card, (images,) = inputs.read_data(arguments, config, "search")
     inputs.read_supernet(arguments.supernet, config, section.weights)
     count = section.images or len(images.labels)
     if count > len(images.labels):
         raise AutoFormerError(f"search_subnet.images = {count}: the search split has {len(images.labels)}")
+    return card, images, count
+
+
+def run(arguments: argparse.Namespace, config: Config) -> None:
+    section = config.section(SearchSubnet)
+    card, images, count = read_inputs(arguments, config)
     table = latency_table(section.latency, config.space)
     keys = ("card", "search_split", "supernet")
     known = earlier_scores(config, {key: getattr(arguments, key) for key in keys}, len(images.labels))
@@ -121,7 +128,7 @@ def _search_one(
     opened: StepContext, label: str, start: _Start, cache: ScoreCache, images: int, whole_split: int
 ) -> SearchResult:
     """Run one search, with a progress bar."""
-    title, section = f"{STEP} {label}".rstrip(), start.config.section(SearchSubnet)
+    title, section = step_title(STEP, label), start.config.section(SearchSubnet)
     if section.warm_start:
         seeds = sum(candidate.origin == "earlier" for candidate in start.first)
         print_line(
@@ -234,7 +241,7 @@ def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult], se
             flush=True,
         )
     for label, result in results.items():
-        title = f"{STEP} {label}".rstrip()
+        title = step_title(STEP, label)
         print(f"{title}: chosen from {found_by(result.metrics)}, candidate {result.chosen.candidate.id}")
         print(f"{title}: " + ", ".join(f"{key} {value:,.6g}" for key, value in result.metrics.items()), flush=True)
         tracked.tags({f"{prefix_of(label)}found_by": found_by(result.metrics)})

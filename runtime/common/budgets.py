@@ -60,6 +60,11 @@ def model_of(model_name: str, label: str) -> str:
     return f"{model_name}-{label}" if label else model_name
 
 
+def step_title(step: str, label: str) -> str:
+    """A step and the budget that it works on, for its lines."""
+    return f"{step} {label}".rstrip()
+
+
 def folder_of(step_folder: PathKind, label: str) -> PathKind:
     """Where a step's folder has the files of one budget."""
     return step_folder / FOLDER / label if label else step_folder
