@@ -14,17 +14,22 @@ FORTY = SearchSpace.model_validate(SPACE)
 STEP = "search_subnet"
 
 
+def adopt_random_weights(folder: Path, tiny_data: TinyData) -> None:
+    """Make folder/supernet, of random weights."""
+    checkpoint = write_checkpoint(folder / "supernet.pth", FORTY, deviation=0.3)
+    text = config_of("train_supernet", adopt={"checkpoint": str(checkpoint)})
+    config = load_config(text, (), ()).step_json("train_supernet")
+    assert run("train_supernet", arguments("train_supernet", tiny_data, folder, folder / "supernet", config)) == 0
+
+
 @pytest.fixture(scope="module")
 def made(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a supernet of random weights, and its search."""
     folder = tmp_path_factory.mktemp("earlier")
-    checkpoint = write_checkpoint(folder / "supernet.pth", FORTY, deviation=0.3)
-    text = config_of("train_supernet", adopt={"checkpoint": str(checkpoint)})
-    config = load_config(text, (), ()).step_json("train_supernet")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOFORMER_WORK", str(folder / "work"))
         patch.setenv("AUTOFORMER_TRACKING", "off")
-        assert run("train_supernet", arguments("train_supernet", tiny_data, folder, folder / "supernet", config)) == 0
+        adopt_random_weights(folder, tiny_data)
         assert run(STEP, arguments(STEP, tiny_data, folder, folder / "search", config_of(STEP, objective="loss"))) == 0
     return folder
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from earlier import FORTY, adopt_random_weights
 from latencies import table_of, write_latencies
-from official_layout import write_checkpoint
-from run_steps import SPACE, arguments, config_of, run
+from run_steps import arguments, config_of, run
 from s3_server import S3Server
 from tiny import TinyData
 
@@ -16,7 +16,7 @@ from autoformer.candidates import COLUMNS, ScoredCandidate
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
 from autoformer.reading import read_json
-from autoformer.space import NamedSubnet, SearchSpace
+from autoformer.space import NamedSubnet
 from components.evaluate_subnet import search_sections
 from components.evaluate_subnet.results import read_search
 from components.resolve_config.step import resolve
@@ -24,7 +24,6 @@ from runtime.common.config import load_config
 from runtime.storage.uploads import upload
 from runtime.tracking.step_logger import child_run
 
-FORTY = SearchSpace.model_validate(SPACE)
 LIMIT = 3.2  # of 1.3 to 2.9 ms with one block, 2.4 to 5.1 ms with two
 
 
@@ -38,10 +37,7 @@ def searching(file: Any, **limits: float) -> str:
 def supernet(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder above a supernet with random weights."""
     folder = tmp_path_factory.mktemp("adopted")
-    checkpoint = write_checkpoint(folder / "supernet.pth", FORTY, deviation=0.3)
-    text = config_of("train_supernet", adopt={"checkpoint": str(checkpoint)})
-    config = load_config(text, (), ()).step_json("train_supernet")
-    assert run("train_supernet", arguments("train_supernet", tiny_data, folder, folder / "supernet", config)) == 0
+    adopt_random_weights(folder, tiny_data)
     return folder
 
 

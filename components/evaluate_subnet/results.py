@@ -78,6 +78,8 @@ def read_all(
     chosen = read_chosen(arguments.search)
     supernet = read_supernet_card(arguments.supernet)
     supernet_curves = _curves(arguments.supernet / "history.csv", "epoch", ("train_loss", *SUPERNET_CURVES))
+    specs = {label: named.subnet for label, named in chosen.items()}
+    searches = read_searches(arguments.search, specs, card.counts.get("search"))
     results = {}
     for label, subnet in chosen.items():
         retrain = folder_of(arguments.retrain, label)
@@ -89,7 +91,7 @@ def read_all(
             subnet=subnet,
             mode=str(provenances["retrained"].get("weights", "unknown")),
             models=models,
-            search=read_search(arguments.search, subnet.subnet, card.counts.get("search"), label),
+            search=searches[label],
             supernet_curves=supernet_curves,
             retrain_curves=_retrain_curves(retrain / "history.csv"),
             scratch_curves=_retrain_curves(retrain / "scratch_history.csv"),
@@ -108,16 +110,20 @@ def _models(retrain: Path) -> dict[Model, Path]:
     return models
 
 
-def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None, label: str = "") -> Search:
-    """Read the tables of a search folder.
+def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> Search:
+    """`read_searches` of a search without budgets. `chosen`: the subnet of its chosen.yaml."""
+    return read_searches(folder, {"": chosen}, images)[""]
+
+
+def read_searches(folder: Path, chosen: Mapping[str, SubnetSpec], images: int | None = None) -> dict[str, Search]:
+    """Read the tables of a search folder; with several budgets the candidates are those of all.
 
     Args:
-        chosen: the subnet of its chosen.yaml, or of a budget's file.
+        chosen: label of a budget -> its subnet.
         images: size of the search split; the search's own configuration may lower it.
-        label: of the budget whose progress and metrics to return.
 
     Raises:
-        AutoFormerError: a table is damaged or does not contain the chosen subnet.
+        AutoFormerError: a table is damaged or does not contain a chosen subnet.
     """
     table = existing(folder / "candidates.csv", "search_subnet")
     candidates = []
@@ -127,11 +133,9 @@ def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None, lab
             candidates.append(ScoredCandidate.from_row(row))
         except ValueError as error:
             raise AutoFormerError(f"{table}: candidate {row['id']}: {error}; run search_subnet again") from None
-    if label:
+    if "" not in chosen:
         candidates = _each_once(candidates)
-    same = [index for index, outcome in enumerate(candidates) if outcome.candidate.spec == chosen]
-    if not same:
-        raise AutoFormerError(f"{table}: does not hold the subnet of chosen.yaml; run search_subnet again")
+    places = {label: _place(candidates, spec, table) for label, spec in chosen.items()}
     metrics = read_metrics(existing(folder / "metrics.json", "search_subnet"))
     provenance, objectives = folder / "provenance.json", tuple[str, ...]()
     if provenance.exists():
@@ -141,15 +145,26 @@ def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None, lab
     if "latency_ms" in objectives and any(outcome.candidate.latency_ms is None for outcome in candidates):
         raise AutoFormerError(f"{table}: no column {LATENCY}, an objective of the search; run search_subnet again")
     progress = existing(folder / "progress.csv", "search_subnet")
-    return Search(
-        candidates=candidates,
-        chosen=min(same, key=lambda index: candidates[index].is_baseline),
-        progress=_curves(progress, "scored", PROGRESS_CURVES, {"budget": label} if label else {}),
-        metrics=metrics_of(metrics, label),
-        images=images,
-        table=latencies,
-        objectives=objectives,
-    )
+    return {
+        label: Search(
+            candidates=candidates,
+            chosen=place,
+            progress=_curves(progress, "scored", PROGRESS_CURVES, {"budget": label} if label else {}),
+            metrics=metrics_of(metrics, label),
+            images=images,
+            table=latencies,
+            objectives=objectives,
+        )
+        for label, place in places.items()
+    }
+
+
+def _place(candidates: Sequence[ScoredCandidate], chosen: SubnetSpec, table: Path) -> int:
+    """The index of the chosen subnet; evolution's candidate, where random search drew it too."""
+    same = [index for index, outcome in enumerate(candidates) if outcome.candidate.spec == chosen]
+    if not same:
+        raise AutoFormerError(f"{table}: does not hold the subnet of chosen.yaml; run search_subnet again")
+    return min(same, key=lambda index: candidates[index].is_baseline)
 
 
 def _objectives(section: Mapping[str, Any], file: Path) -> tuple[str, ...]:
