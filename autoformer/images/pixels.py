@@ -1,4 +1,4 @@
-"""From an image file to upright pixels of one size, for packing, training, evaluation and prediction. Torch-free.
+"""Decode an image file to upright pixels of one size, for packing, training, evaluation and prediction. Torch-free.
 
 Any mode that Pillow reads becomes grey or RGB by one `PixelRule` for all images of a data set and its model. The EXIF
 orientation is applied. The shorter side becomes `resized_side` by one antialiased bicubic resize.
@@ -27,7 +27,7 @@ _PIL_ERRORS = (
 )  # fmt: skip
 WHITE_16_BIT = 65535
 OPAQUE = 255
-_BITS = "bits"  # in `Image.info`: of a colour channel in the file, where Pillow decodes the upper 8 of 16
+_BITS = "bits"  # in `Image.info`: bits of a colour channel in the file; Pillow keeps the upper 8 of 16
 _SMALLEST_WITH_MARGIN = 48
 _STRIP_PIXELS = 2**20
 _MOST_WHOLE = 2**24  # pixels of a transparent image that is reduced before it is made opaque
@@ -51,7 +51,7 @@ def open_image(
         shorter_side: of the final image, in pixels. A much larger JPEG is decoded at a half, a quarter or an eighth of
             its size, with at least twice this side.
         upright: apply the EXIF orientation.
-        most_bytes: of memory; an image that takes more is refused by its header.
+        most_bytes: memory limit; a larger image is refused by its header.
 
     Raises:
         AutoFormerError: no such file, not an image of the formats in `opening.FORMATS`, damaged, or too large.
@@ -61,7 +61,7 @@ def open_image(
 
 
 def open_sized(source: Path | bytes, shorter_side: int) -> tuple[Image.Image, tuple[int, int]]:
-    """As `open_image`, with width and height as `image_size` has them."""
+    """`open_image`, and the width and height that `image_size` returns."""
     with pillow_errors(name_of(source)):
         return with_image(source, lambda image: (size := image.size) and (_decode(image, shorter_side, True), size))
 
@@ -84,7 +84,7 @@ def _decode(image: Image.Image, shorter_side: int | None, upright: bool) -> Imag
     image.load()
     if bits > 8:
         image.info[_BITS] = bits
-    if image.mode == "I" and image.format == "PPM":  # which states its range, and Pillow scales to 16 bits
+    if image.mode == "I" and image.format == "PPM":  # Pillow scales it from the file's range to 16 bits
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
     return turned_upright(image) if upright else image
 
@@ -146,7 +146,7 @@ def to_channels(image: Image.Image, channels: int, rule: PixelRule = DEFAULT) ->
 
 
 def _opaque(image: Image.Image, mode: str, background: int) -> Image.Image:
-    """Strip by strip, since a whole copy of each stage would take four times the image's memory."""
+    """Composite an image over the background, in strips: whole copies would take four times the image's memory."""
     composed = Image.new(mode, image.size)
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
