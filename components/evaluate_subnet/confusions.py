@@ -32,10 +32,18 @@ def top_confusions(classes: Sequence[str], matrix: npt.ArrayLike, most: int) -> 
 
 
 def top_confusions_markdown(counted: records.Confusion, most: int = 20) -> str:
-    """The most frequent errors of `confusion.json` as a table."""
-    lines = ["| true class | taken for | images | of the class |", "|---|---|---:|---:|"]
-    for actual, predicted, errors, images in top_confusions(counted.classes, counted.matrix, most):
-        lines.append(f"| {_cell(actual)} | {_cell(predicted)} | {errors} | {100 * errors / images:.1f} % |")
+    """The most frequent errors of `confusion.json` as a titled table.
+
+    Few columns with few words: the KFP UI sets no space between them.
+    """
+    found = top_confusions(counted.classes, counted.matrix, most)
+    if not found:
+        return "No image of the test split was misclassified.\n"
+    lines = ["### The most frequent confusions on the test split", "", "| class | taken for | images of the class |"]
+    lines.append("|---|---|---|")
+    for actual, predicted, errors, images in found:
+        count = f"{errors:,} of {images:,} ({100 * errors / images:.1f} %)"
+        lines.append(f"| {_cell(actual)} | {_cell(predicted)} | {count} |")
     return "\n".join(lines) + "\n"
 
 
