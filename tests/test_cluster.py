@@ -90,16 +90,6 @@ def package(request: pytest.FixtureRequest) -> Package:
     return package
 
 
-# --- what the UI asks for ---
-
-
-def test_data_alone_must_be_named_for_a_run_since_no_default_holds_on_every_cluster(gpu: Package) -> None:
-    (specification, _) = read_all(gpu.text)
-    parameters = specification["root"]["inputDefinitions"]["parameters"]
-    assert [name for name, each in parameters.items() if not each.get("isOptional")] == ["data"]
-    assert all(each["description"] for each in parameters.values())
-
-
 # --- what each step runs on ---
 
 
