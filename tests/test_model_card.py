@@ -172,6 +172,15 @@ def test_the_weakest_classes() -> None:
     assert weakest_classes(none_wrong) == [("a", 2, 2, ""), ("c", 1, 1, "")]  # b has no test image
 
 
+def test_the_recipe_of_a_reference_from_scratch_that_was_kept_is_the_supernets_for_all_epochs() -> None:
+    base = facts()
+    provenance = base.model.provenance | {"weights": "scratch", "config": {"retrain_subnet": {"mode": "best"}}}
+    model = base.model.model_copy(update={"provenance": provenance})
+    text = section(render(facts(model=model, retrained={**base.retrained, "scratch_epochs": 9.0})), "Recipe")
+    recipe = yaml.safe_load(text.split("```yaml")[1].split("```")[0])
+    assert recipe["retrain_subnet"] == recipe["train_supernet"] | {"mode": "scratch", "epochs": 9}
+
+
 @pytest.mark.parametrize("mode", ["scratch", "finetune", "inherited"])
 def test_the_recipe_is_what_decided_the_weights(mode: str) -> None:
     base = facts()
