@@ -153,9 +153,17 @@ def test_an_experiment_in_a_copy_that_dvc_deletes_uses_the_checkouts_store_and_w
     monkeypatch.setattr(config, "ROOT", tmp_path / ".dvc" / "tmp" / "exps" / queue)
     assert tracking.tracking_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert work_root() == tmp_path / "work"
-    monkeypatch.setattr(config, "ROOT", tmp_path / "why?")
-    with pytest.raises(AutoFormerError, match=r"why\?: MLflow takes no path with a '%' or '\?'; rename"):
+
+
+@pytest.mark.parametrize("name", ["why?", "100%", "\"both\" and 'both'", "latin-1 \udce9"])
+def test_a_checkout_whose_path_no_address_can_hold_is_refused_before_anything_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(config, "ROOT", tmp_path / name)
+    with pytest.raises(AutoFormerError, match=r"rename the folder") as error:
         tracking.tracking_uri()
+    assert "\n" not in str(error.value) and str(error.value).isprintable()
 
 
 def test_in_a_log_dvc_draws_no_bars_even_where_the_environment_asks_for_them(

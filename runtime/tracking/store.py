@@ -59,10 +59,15 @@ def tracking_uri() -> str:
     if named := os.environ.get("MLFLOW_TRACKING_URI"):
         return named
     root = checkout()
-    if set(str(root)) & set("%?"):  # MLflow would make a folder, or the database itself, under another name beside it
+    if set(str(root)) & set("%?") or set(str(root)) >= set("'\""):  # MLflow would write beside it, or write wrong SQL
         raise AutoFormerError(
-            f"{root}: MLflow takes no path with a '%' or '?'; rename the folder, or set MLFLOW_TRACKING_URI"
+            f"{root}: MLflow takes no path with a '%' or '?', or with both kinds of quotes; rename the folder, or set "
+            "MLFLOW_TRACKING_URI"
         )
+    try:
+        str(root).encode()
+    except UnicodeEncodeError:
+        raise AutoFormerError(f"{str(root)!a}: a path that is not in UTF-8; rename the folder") from None
     return f"sqlite:///{root / 'mlflow.db'}"
 
 
