@@ -16,6 +16,11 @@ LAYER_NORM_EPS = 1e-5
 torch.fx.wrap("attend_with_position")  # one node in a graph of torch.fx, which keeps the fast form
 
 
+def _after_loading(attention: "Attention", _: object) -> None:
+    """No file holds the constants: after `to_empty` they would be whatever the memory holds."""
+    attention.init_non_persistent_buffers()
+
+
 class Attention(nn.Module):
     """Multi-head attention of width heads * head_dim, whatever `dim` is, with 2-D relative position."""
 
@@ -38,13 +43,22 @@ class Attention(nn.Module):
         for name, dtype in (("features", None), ("places", torch.long), ("combine", None)):
             self.register_buffer(f"position_{name}", torch.empty(0, dtype=dtype), persistent=False)
         self.set_grid(grid)
+        self.register_load_state_dict_post_hook(_after_loading)
 
     def set_grid(self, grid: tuple[int, int]) -> None:
         """Set the rows and columns of patches. No parameter depends on them."""
         self.grid = grid
-        if self.max_relative_position is not None:
-            for name, table in position_tables(max(grid), self.head_dim, self.max_relative_position)._asdict().items():
-                setattr(self, f"position_{name}", table.to(getattr(self, f"position_{name}")))
+        self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the constants of the grid where the weights are. timm calls it for a model from the meta device."""
+        if self.rel_pos_k is None or self.max_relative_position is None:
+            return
+        device = self.rel_pos_k.table_v.device
+        with torch.device("cpu"):  # whatever the default is
+            tables = position_tables(max(self.grid), self.head_dim, self.max_relative_position)._asdict()
+        for name, table in tables.items():
+            setattr(self, f"position_{name}", table.to(device, getattr(self, f"position_{name}").dtype))
 
     def stretch(self, grid: int) -> None:
         """Interpolate the relative tables from a square grid to one of another size."""
