@@ -134,10 +134,12 @@ class PositionBuffers(nn.Module):
         for name, table in position_tables(grid, head_dim, max_relative_position)._asdict().items():
             self.register_buffer(name, table, persistent=False)
 
-    def set(self, grid: int, head_dim: int, max_relative_position: int) -> None:
-        """Replace the tables, on their device and with their types."""
-        for name, table in position_tables(grid, head_dim, max_relative_position)._asdict().items():
-            setattr(self, name, table.to(getattr(self, name)))
+    def set(self, grid: int, head_dim: int, max_relative_position: int, device: torch.device) -> None:
+        """Replace the tables by those of another grid, with the types that they have."""
+        with torch.device("cpu"):  # whatever the default is
+            tables = position_tables(grid, head_dim, max_relative_position)._asdict()
+        for name, table in tables.items():
+            setattr(self, name, table.to(device, getattr(self, name).dtype))
 
     def forward(self) -> Position:
         return self.features, self.places, self.combine

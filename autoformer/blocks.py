@@ -16,6 +16,11 @@ LAYER_NORM_EPS = 1e-5
 torch.fx.wrap("attend_with_position")  # one node in a graph of torch.fx, which keeps the fast form
 
 
+def _after_loading(attention: "Attention", _: object) -> None:
+    """No file holds the constants: after `to_empty` they would be whatever the memory holds."""
+    attention.init_non_persistent_buffers()
+
+
 class Attention(nn.Module):
     """Multi-head attention with 2-D relative position. Its width is heads * head_dim, independent of `dim`."""
 
@@ -32,12 +37,18 @@ class Attention(nn.Module):
             self.rel_pos_k = RelativePosition2D(max_relative_position, head_dim)
             self.rel_pos_v = RelativePosition2D(max_relative_position, head_dim)
         self.max_relative_position, self.grid = max_relative_position, grid
+        self.register_load_state_dict_post_hook(_after_loading)
 
     def set_grid(self, grid: tuple[int, int]) -> None:
         """Set the rows and columns of patches. No parameter depends on them."""
         self.grid = grid
-        if self.position is not None and self.max_relative_position is not None:
-            self.position.set(max(grid), self.head_dim, self.max_relative_position)
+        self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the constants of the grid where the weights are. timm calls it for a model from the meta device."""
+        if self.position is not None and self.rel_pos_k is not None and self.max_relative_position is not None:
+            device = self.rel_pos_k.table_v.device
+            self.position.set(max(self.grid), self.head_dim, self.max_relative_position, device)
 
     def stretch(self, grid: int) -> None:
         """Interpolate the relative tables from a square grid to one of another size."""

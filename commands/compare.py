@@ -29,6 +29,7 @@ SCORES = {
     TOP1: ("test top-1", ".2f", " %"),
     "test_top5_percent": ("test top-5", ".2f", " %"),
     "inherited_test_top1_percent": ("test top-1, inherited weights", ".2f", " %"),
+    "finetuned_test_top1_percent": ("test top-1, fine-tuned", ".2f", " %"),
     "scratch_test_top1_percent": ("test top-1, from scratch", ".2f", " %"),
     "test_loss": ("test loss, nats", ".4f", ""),
     "test_ece": ("calibration error, 0 to 1", ".4f", ""),

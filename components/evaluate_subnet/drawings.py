@@ -33,7 +33,7 @@ CONFUSION_MARGIN = 102  # pixels for the class names, as in report.css
 LABEL_OFFSETS = (-14, 24, -32, 42, -50, 60)  # pixels below a chosen candidate's mark
 LABEL_PERCENT = 16  # width of such a label on a phone
 MOST_COUNTS = 15  # classes; larger matrices have no room for counts
-LONGEST_LABEL = 13  # characters of a class name
+LONGEST_LABEL = 13  # characters of a class name name
 
 Series = tuple[str, str, Sequence[Point]]  # label, CSS class, points
 
