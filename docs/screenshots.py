@@ -220,7 +220,7 @@ def take_kfp(browser: "Browser", runs: Sequence[str], out: Path) -> None:
             pane = show_kfp_artifact(seen.page, name, text)
             picture(seen.page, out / f"kfp-{name}.png", pane)
     if len(runs) > 1:
-        with watched(browser, 1600, 1000, own=home) as seen:
+        with watched(browser, 2000, 1400, own=home) as seen:
             seen.page.goto(f"{home}#/compare?runlist={','.join(run.rpartition('/')[2] for run in runs)}")
             seen.page.get_by_text("evaluate-subnet > metrics").first.wait_for()
             picture(seen.page, out / "kfp-compare.png")
