@@ -31,7 +31,7 @@ USERS = ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/2.jpg")
         "@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot", ".@__thumb", "@tmp", "$RECYCLE.BIN",
         "System Volume Information", "lost+found", "FOUND.000", "__MACOSX", ".Trash-1000", ".Trashes", ".AppleDouble",
         ".Spotlight-V100", ".thumbnails", "Network Trash Folder", "__pycache__", ".ipynb_checkpoints", ".git",
-        "node_modules", "_vti_cnf", "Lightroom Previews.lrdata", "~snapshot", "RECYCLER", "RECYCLED",
+        "node_modules", "_vti_cnf", "Lightroom Previews.lrdata", "~snapshot", "RECYCLER",
         "Photos Library.photoslibrary",
     ],
 )  # fmt: skip

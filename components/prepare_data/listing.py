@@ -30,7 +30,7 @@ _SYSTEM = frozenset(
     [
         "__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder", "$recycle.bin", "$extend",
         "$winreagent", "$sysreset", "recycler", "system volume information", "lost+found", "@eadir", "@tmp", "@recycle",
-        "@recycle.bin", "recycled", "@recently-snapshot", "@snapshot", "@sharesnap", "@__thumb", "@sharebin", "@__qini",
+        "@recycle.bin", "@recently-snapshot", "@snapshot", "@sharesnap", "@__thumb", "@sharebin", "@__qini",
         "#recycle", "#snapshot", "#trash", "~snapshot", "__pycache__", "node_modules", "_vti_cnf", "_vti_pvt",
         "_gsdata_", "thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "zbthumbnail.info", "icon\r",
     ]
