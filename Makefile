@@ -190,7 +190,7 @@ latency: $(STAMP) ## measure latencies here, for a limit in milliseconds: SPACE=
 
 .PHONY: test
 test: data ## run the tests, on two workers of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(value PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -o faulthandler_timeout=600 $(value PYTEST)
 
 .PHONY: fuzz
 fuzz: $(STAMP) ## damage files of every format at random, and read them: INPUTS=2000, SEED=… to repeat

@@ -165,10 +165,12 @@ def _test_scores(weights: str, tested: Mapping[str, float], retrained: Mapping[s
     low, high = tested["test_top1_low_percent"], tested["test_top1_high_percent"]
     parts = [
         f"{tested['test_top1_percent']:.2f} % top-1 (95 % interval {low:.2f} to {high:.2f})",
-        weights,
+        _scratch(retrained) if weights == "scratch" and "scratch_epochs" in retrained else weights,
     ]
-    if "inherited_test_top1_percent" in tested:
+    if "inherited_test_top1_percent" in tested and weights != "inherited":
         parts.append(f"inherited {tested['inherited_test_top1_percent']:.2f} %")
-    if "scratch_test_top1_percent" in tested:
+    if "finetuned_test_top1_percent" in tested:
+        parts.append(f"fine-tuned {tested['finetuned_test_top1_percent']:.2f} %")
+    if "scratch_test_top1_percent" in tested and weights != "scratch":
         parts.append(f"{_scratch(retrained)} {tested['scratch_test_top1_percent']:.2f} %")
     return ", ".join(parts)

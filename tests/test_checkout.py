@@ -78,6 +78,10 @@ def test_data_is_recorded_in_an_archive_of_the_sources_which_has_no_git(tmp_path
     (checkout / "data" / "mine").mkdir(parents=True)
     (checkout / "data" / "mine" / "a.txt").write_text("an image")
     before = (checkout / "data.dvc").read_text()
+    done = python(checkout, "commands.record_data")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "record them: python -m commands.record_data --force" in done.stderr and "-f|" not in done.stderr
+    assert (checkout / "data.dvc").read_text() == before
     done = python(checkout, "commands.record_data", "--force")
     assert (done.returncode, done.stderr) == (0, "")
     assert (checkout / "data.dvc").read_text() != before

@@ -31,7 +31,7 @@ class Mistake(NamedTuple):
 
 class Evaluation(NamedTuple):
     scores: dict[Model, Scores]
-    differences: dict[Model, PairedDifference]  # retrained minus each of the others
+    differences: dict[Model, PairedDifference]  # retrained minus each of the others that has other weights
     actual: npt.NDArray[np.int64]  # n
     predicted: npt.NDArray[np.int64]  # n, by the retrained subnet
     confusion: npt.NDArray[np.int64]  # K x K, actual classes in rows
@@ -72,7 +72,7 @@ def measure(
     logits = dict(zip(results.models, logits_list, strict=True))
     correct = {name: values.argmax(dim=1).eq(labels).numpy() for name, values in logits.items()}
     predicted = logits["retrained"].argmax(dim=1).numpy()
-    others = [name for name in logits if name != "retrained"]
+    others = [name for name in logits if name not in ("retrained", results.mode)]
 
     def pixels_at(index: int) -> npt.NDArray[np.uint8]:
         if isinstance(images, DecodedSplit):

@@ -24,8 +24,14 @@ from runtime.common.search_names import method_of
 from runtime.common.tables import read_table
 from runtime.steps.inputs import read_images_to_evaluate
 
-Model = Literal["retrained", "inherited", "scratch"]
-MODEL_FOLDERS: dict[Model, str] = {"retrained": "model", "inherited": "inherited", "scratch": "scratch"}
+Model = Literal["retrained", "inherited", "finetuned", "scratch"]
+MODEL_FOLDERS: dict[Model, str] = {
+    "retrained": "model",
+    "inherited": "inherited",
+    "finetuned": "finetuned",  # where the mode `best` has kept other weights
+    "scratch": "scratch",
+}
+_OPTIONAL: tuple[Model, ...] = ("finetuned", "scratch")
 SUPERNET_CURVES = ("smallest_top1_percent", "middle_top1_percent", "largest_top1_percent")
 PROGRESS_CURVES = ("evolution_best_top1_percent", "random_best_top1_percent")
 Point = tuple[float, float]
@@ -102,9 +108,8 @@ def read_all(
 
 
 def _models(retrain: Path) -> dict[Model, Path]:
-    models = {model: retrain / folder for model, folder in MODEL_FOLDERS.items()}
-    if not models["scratch"].exists():
-        del models["scratch"]
+    folders = {model: retrain / folder for model, folder in MODEL_FOLDERS.items()}
+    models = {model: folder for model, folder in folders.items() if model not in _OPTIONAL or folder.exists()}
     for folder in models.values():
         existing(folder / "model.safetensors", "retrain_subnet")
     return models

@@ -19,7 +19,7 @@ from components.evaluate_subnet.search_sections import search_progress
 LONG_NAME = 18  # characters of a class
 THUMBNAIL_BYTES = 3_000_000  # of all mistakes together: keeps the report below 5 MB
 LISTED_BESIDE_MATRIX, LISTED_INSTEAD = 8, 12  # confusions and hardest classes
-_COLOURS: dict[Model, str] = {"retrained": "a", "inherited": "neutral", "scratch": "b"}
+_COLOURS: dict[Model, str] = {"retrained": "a", "inherited": "neutral", "finetuned": "neutral", "scratch": "b"}
 _MODE_LABELS = {"finetune": "fine-tuned", "scratch": "from random weights", "inherited": "inherited weights"}
 
 
@@ -27,9 +27,13 @@ def comparison(results: Results, evaluation: Evaluation) -> Markup:
     labels: dict[Model, str] = {
         "retrained": f"Chosen subnet, {_MODE_LABELS.get(results.mode, results.mode)}",
         "inherited": "With inherited weights, untouched",
+        "finetuned": "Fine-tuned",
         "scratch": "From random weights, for as many images",
     }
-    return drawings.comparison([(labels[name], _COLOURS[name], scores) for name, scores in evaluation.scores.items()])
+    rows = [
+        (labels[name], _COLOURS[name], scores) for name, scores in evaluation.scores.items() if name != results.mode
+    ]
+    return drawings.comparison(rows)
 
 
 def supernet_training(results: Results) -> list[tuple[str, Markup]]:
@@ -53,8 +57,11 @@ def supernet_training(results: Results) -> list[tuple[str, Markup]]:
 def retraining(results: Results) -> list[tuple[str, Markup]]:
     """(title, chart); empty if nothing was trained."""
     charts = []
-    retrained = "scratch" if results.mode == "scratch" else "fine-tuned"  # also where the inherited weights were kept
-    names = ((retrained, "a", results.retrain_curves), ("scratch", "b", results.scratch_curves))
+    is_scratch = results.mode == "scratch" and not results.scratch_curves  # else fine-tuned, whatever was kept of it
+    names = (
+        ("scratch" if is_scratch else "fine-tuned", "a", results.retrain_curves),
+        ("scratch", "b", results.scratch_curves),
+    )
     for column, title, y_title, digits in (
         ("train_loss", "Retraining: loss", "training loss, nats", 2),
         ("search_top1_percent", "Retraining: accuracy", "top-1 accuracy on the search split, %", 1),

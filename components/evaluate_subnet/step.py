@@ -138,7 +138,11 @@ def summary(figures: Mapping[str, float], title: str = STEP) -> str:
     """The figures in three lines."""
     compared = [
         f"{name} {figures[key]:.2f} %"
-        for name, key in (("inherited", "inherited_test_top1_percent"), ("from scratch", "scratch_test_top1_percent"))
+        for name, key in (
+            ("inherited", "inherited_test_top1_percent"),
+            ("fine-tuned", "finetuned_test_top1_percent"),
+            ("from scratch", "scratch_test_top1_percent"),
+        )
         if key in figures
     ]
     return "\n".join(

@@ -133,7 +133,10 @@ def _recipe(facts: Facts, mode: str) -> dict[str, dict[str, Any]]:
     """Step -> the keys of its configuration that decided the weights."""
     sections = {"train_supernet": Provenance(config=dict(facts.supernet_config)).section("train_supernet")}
     if mode != "inherited":
-        sections["retrain_subnet"] = Provenance.model_validate(facts.model.provenance).section("retrain_subnet")
+        retraining = Provenance.model_validate(facts.model.provenance).section("retrain_subnet")
+        if mode == "scratch" and retraining.get("mode") == "best":  # the weights of the reference
+            retraining = {**sections["train_supernet"], "mode": mode, "epochs": facts.retrained.get("scratch_epochs")}
+        sections["retrain_subnet"] = retraining
     keys = {*Recipe.model_fields, "mode"}
     return {
         step: {key: _shortened(key, value) for key, value in section.items() if key in keys and value is not None}

@@ -2,8 +2,9 @@
 
 With several budgets, the subnet of each is retrained in turn; one that several have chosen, once.
 
-In the mode `best` it is fine-tuned, and keeps the inherited weights unless its accuracy on the search split rises. The
-reference from scratch sees as many images as both trainings: the supernet's recipe for the epochs of both.
+In the mode `best` it is fine-tuned, and keeps the weights that are most accurate on the search split: inherited,
+fine-tuned, or those of the reference from scratch. That reference sees as many images as both trainings: the supernet's
+recipe for the epochs of both.
 """
 
 import argparse
@@ -41,6 +42,11 @@ Weights = Literal["ema", "raw"]
 HISTORY = ("step", "epoch", "learning_rate", "train_loss", "search_top1_percent")
 TRAINED_ON = "search_split_trained_on"  # a metric that is there if so: then accuracy on the split is that of training
 _METRICS = {"inherited": "inherited", "model": "retrained", "scratch": "scratch"}  # name of a model -> of its metric
+_BEST = {
+    "inherited": "inherited",
+    "model": "finetune",
+    "scratch": "scratch",
+}  # name of a model -> mode, first of equals
 
 
 def parser() -> argparse.ArgumentParser:
@@ -129,7 +135,11 @@ class _Retrained(NamedTuple):
 
 @dataclass(frozen=True)
 class _Retraining:
-    """Of one subnet. Its models: `inherited`; `model`, by the mode; `scratch`, a reference where configured."""
+    """Of one subnet.
+
+    Its models: `inherited`; `model`, by the mode; `scratch`, a reference where configured; `finetuned` where the mode
+    `best` has kept other weights.
+    """
 
     opened: StepContext
     card: DatasetCard
@@ -160,7 +170,7 @@ class _Retraining:
         if self.opened.world.is_rank_zero:
             metrics = self._metrics(models, trained)
             if mode == "best":
-                mode = self._keep_the_best(models, metrics)
+                mode = _keep_the_best(models, metrics)
         return _Retrained(self.subnet, models, trained, metrics, mode)
 
     def _inherited(self) -> Any:
@@ -168,14 +178,6 @@ class _Retraining:
 
         supernet = load_supernet(self.opened.arguments.supernet, self.weights, self.section.drop_path).model
         return supernet.extract(self.subnet)
-
-    def _keep_the_best(self, models: dict[str, Any], metrics: dict[str, float]) -> Literal["finetune", "inherited"]:
-        """Replace the fine-tuned model by the inherited one unless it is better; return what the model is now."""
-        metrics["finetuned_top1_percent"] = metrics["retrained_top1_percent"]
-        if metrics["finetuned_top1_percent"] > metrics["inherited_top1_percent"]:
-            return "finetune"
-        models["model"], metrics["retrained_top1_percent"] = models["inherited"], metrics["inherited_top1_percent"]
-        return "inherited"
 
     def _random(self, section: RetrainSubnet) -> Any:
         import torch
@@ -243,6 +245,16 @@ class _Retraining:
         return metrics | ({TRAINED_ON: True} if trained_on else {})
 
 
+def _keep_the_best(models: dict[str, Any], metrics: dict[str, float]) -> str:
+    """Make the most accurate model on the search split the `model`; return its mode. Of equals the first of _BEST."""
+    scores = {name: metrics[f"{_METRICS[name]}_top1_percent"] for name in _BEST if name in models}
+    best = max(scores, key=scores.__getitem__)
+    metrics["finetuned_top1_percent"], metrics["retrained_top1_percent"] = scores["model"], scores[best]
+    if best != "model":
+        models["finetuned"], models["model"] = models["model"], models[best]
+    return _BEST[best]
+
+
 def _write(opened: StepContext, retrained: Mapping[str, _Retrained], preprocessing: Preprocessing) -> None:
     """Write the step's folder, whole or not at all. `retrained`: by label, smallest budget first."""
     *_, largest = retrained
@@ -260,8 +272,9 @@ def _write_one(opened: StepContext, folder: Path, result: _Retrained, preprocess
     from autoformer.checkpoint import save_subnet
 
     folder.mkdir(parents=True)
+    modes = {"model": result.mode, "finetuned": "finetune"}
     for name, model in result.models.items():
-        provenance = opened.workspace.provenance | {"weights": result.mode if name == "model" else name}
+        provenance = opened.workspace.provenance | {"weights": modes.get(name, name)}
         if TRAINED_ON in result.metrics and name in result.trained:
             provenance[TRAINED_ON] = True
         card = SubnetCard(

@@ -219,8 +219,9 @@ class SearchSubnet(EvolutionSettings):
 class RetrainSubnet(TrainingSection):
     mode: Literal["best", "scratch", "finetune", "inherited"] = Field(
         "best",
-        description="finetune: train from the supernet's weights; inherited: keep these; best: fine-tune, and keep the "
-        "inherited weights unless that raises the accuracy on the search split; scratch: train from random weights",
+        description="finetune: train from the supernet's weights; inherited: keep these; scratch: train from random "
+        "weights; best: fine-tune, and keep the weights that are most accurate on the search split: inherited, "
+        "fine-tuned, or those of the reference from scratch",
     )
     split: Literal["train", "train_full"] = Field(
         "train",
@@ -231,8 +232,8 @@ class RetrainSubnet(TrainingSection):
     )
     scratch_reference: bool = Field(
         False,
-        description="also train the chosen subnet from random weights, for comparison: with the supernet's recipe, for "
-        "the epochs of supernet and retraining together",
+        description="also train the chosen subnet from random weights: with the supernet's recipe, for the epochs of "
+        "supernet and retraining together; for comparison, and in mode best for the choice",
     )
 
     @model_validator(mode="after")

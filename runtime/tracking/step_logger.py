@@ -28,7 +28,8 @@ _HEADLINE: dict[str, tuple[str, float]] = {
         name: (name, 1)
         for name in (
             "test_top1_percent", "test_top1_low_percent", "test_top1_high_percent", "test_top5_percent", "test_loss",
-            "test_ece", "test_images", "inherited_test_top1_percent", "scratch_test_top1_percent",
+            "test_ece", "test_images", "inherited_test_top1_percent", "finetuned_test_top1_percent",
+            "scratch_test_top1_percent",
         )
     },
 }  # fmt: skip
