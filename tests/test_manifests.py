@@ -206,6 +206,17 @@ def test_kfp_is_made_to_try_failed_steps_again() -> None:
     }
 
 
+def test_kfps_storage_has_volumes_for_ten_buckets_and_asks_for_the_memory_that_it_takes() -> None:
+    """Seen on SeaweedFS 4.34: seven volumes a bucket, seven of its own; Go keeps its memory below GOMEMLIMIT."""
+    patches = [each["patch"] for each in OURS["kfp"].content["patches"] if each["target"]["name"] == "seaweedfs"]
+    arguments, pod = (yaml.safe_load(each) for each in patches)
+    values = dict(each["value"].removeprefix("-").split("=") for each in arguments)
+    assert int(values["volume.max"]) >= 7 * (10 + 1)
+    (container,) = pod["spec"]["template"]["spec"]["containers"]
+    assert container["env"] == [{"name": "GOMEMLIMIT", "value": "768MiB"}]
+    assert container["resources"]["requests"] == {"memory": "1Gi"}
+
+
 def mlflow_server() -> list[str]:
     (command,) = (each["command"] for name, each in containers(OURS["mlflow"].objects) if name == "mlflow/mlflow")
     return list(command)
@@ -245,6 +256,17 @@ def test_the_job_makes_its_bucket_once(s3: S3Server, monkeypatch: Any, capsys: p
         exec(job["command"][2], {})
         assert told in capsys.readouterr().out
     assert "made-by-the-job" in [each["Name"] for each in connect().list_buckets()["Buckets"]]
+
+
+def test_the_job_ends_with_one_line_where_s3_is_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    (job,) = (each for name, each in containers(OURS["mlflow"].objects) if name == "autoformer-bucket/bucket")
+    for name, value in {
+        "BUCKET": "autoformer", "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1",
+        "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=r"^autoformer: Could not connect to the endpoint URL: .*127\.0\.0\.1:9"):
+        exec(job["command"][2], {})
 
 
 @pytest.mark.parametrize("name", ["gpu", "multi-node", "standalone"])

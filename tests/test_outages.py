@@ -315,7 +315,9 @@ def test_files_come_through_the_server_whose_s3_its_clients_cannot_reach(away: A
     record: dict[str, Any] = {}
     with tracking.step_run("prepare_data", load_config("smoke", ["seed=6"]), record) as run:
         run.artifact(tmp_path / "card.json")
-    came = download_artifacts(run_id=record["mlflow_run_id"], artifact_path="card.json", dst_path=str(tmp_path / "came"))
+    came = download_artifacts(
+        run_id=record["mlflow_run_id"], artifact_path="card.json", dst_path=str(tmp_path / "came")
+    )
     assert Path(came).read_text() == "{}"
     requests = (away.root / "server.log").read_text()
     assert "mlflow-artifacts/artifacts/" in requests and "mlflow-artifacts/presigned/" not in requests
