@@ -159,6 +159,16 @@ def test_servers_are_probed_three_ways() -> None:
         assert probed <= {*names, None}
 
 
+def test_postgres_is_ready_once_its_database_is_there() -> None:
+    """pg_isready passes on a server whose first start was interrupted: it is up, for ever without a database."""
+    (postgres,) = (each for name, each in containers(OBJECTS) if name == "autoformer-postgres/postgres")
+    (name,) = (each["value"] for each in postgres["env"] if each["name"] == "POSTGRES_DB")
+    for kind in ("startup", "readiness"):
+        command = postgres[f"{kind}Probe"]["exec"]["command"]
+        assert command[0] == "psql" and {"--host=127.0.0.1", f"--dbname={name}"} <= set(command)
+    assert postgres["livenessProbe"]["exec"]["command"][0] == "pg_isready"
+
+
 def test_services_policies_and_claims_find_their_pods() -> None:
     objects = OURS["mlflow"].objects
     labels = [each["spec"]["template"]["metadata"]["labels"] for each in objects if each["kind"] in PODS]
