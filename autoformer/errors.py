@@ -8,18 +8,20 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 _MOST_CHARACTERS = 1000
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal would obey them
+# A terminal obeys them, turns the text around, or cannot show them at all: half of a pair, as of a name not in UTF-8.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def _escaped(control: re.Match[str]) -> str:
-    return f"\\x{ord(control[0]):02x}"
+def printable(text: str) -> str:
+    """The text with escapes for what a terminal would obey."""
+    return _CONTROL.sub(lambda control: ascii(control[0])[1:-1], text)
 
 
 class AutoFormerError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do."""
 
     def __init__(self, message: str) -> None:
-        line = _CONTROL.sub(_escaped, " ".join(message.splitlines()))  # of paths and of libraries' messages
+        line = printable(" ".join(message.splitlines()))  # of paths and of libraries' messages
         super().__init__(line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 1] + "…")
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from autoformer.cards import read_subnet_card
 from autoformer.errors import AutoFormerError
 from autoformer.files import check_regular
-from runtime.common.console import Parser, existing, run_command
+from runtime.common.console import Parser, existing, print_line, run_command
 from runtime.common.processes import set_threads
 
 TOP = 3
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work(arguments: argparse.Namespace) -> None:
         gc.disable()  # a sixth of the time of a process that does little but import
         for line in predictions(arguments.images, arguments.model, arguments.alias):
-            print(line, flush=True)
+            print_line(line)
 
     return run_command("predict", parser, work, argv, after="")
 

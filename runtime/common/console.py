@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, printable
 from autoformer.files import unwritable, write_json
 from autoformer.reading import read_json_as
 from runtime.common import processes
@@ -141,7 +141,7 @@ def print_line(line: str, file: TextIO | None = None) -> None:
         return
     file = file or sys.stdout
     try:
-        print(line, file=file, flush=True)
+        print("\n".join(map(printable, line.split("\n"))), file=file, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 

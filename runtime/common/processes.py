@@ -1,6 +1,7 @@
 """This process among the ranks of its step and on its machine, from the environment that torchrun sets."""
 
 import os
+import re
 from pathlib import Path
 
 from autoformer.cores import cores, is_limited
@@ -38,7 +39,8 @@ def set_threads(threads: int | None) -> None:
 def threads_of_rank() -> int:
     """CPU threads of one of several ranks: OMP_NUM_THREADS, or an equal share of this machine's cores."""
     text = os.environ.get("OMP_NUM_THREADS", "")
-    return int(text) if text.isdecimal() and int(text) > 0 else max(1, cores() // ranks_on_machine())
+    wanted = int(text) if re.fullmatch("[0-9]{1,4}", text) else 0
+    return wanted or max(1, cores() // ranks_on_machine())
 
 
 def gpus() -> int:
@@ -50,11 +52,13 @@ def gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def number_in_environment(name: str, default: int) -> int:
+def number_in_environment(name: str, default: int, most: int = 2**31 - 1) -> int:
     """A whole number from the environment."""
-    text = os.environ.get(name, str(default))
-    if name in os.environ and not text.isdecimal():
-        raise AutoFormerError(f"{name} = {text}: expected a whole number, 0 or more")
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch("[0-9]{1,10}", text) or int(text) > most:
+        raise AutoFormerError(f"{name} = {text[:40]}: expected a whole number from 0 to {most}")
     return int(text)
 
 

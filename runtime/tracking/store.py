@@ -6,6 +6,7 @@ MLflow is imported inside functions, because the import takes seconds.
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import re
 import sys
@@ -46,7 +47,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-_FIRST_REQUEST_SECONDS = "10"
+_FIRST_REQUEST_SECONDS = 10.0
 
 
 def tracking_uri() -> str:
@@ -133,7 +134,8 @@ def _check_database(file: Path) -> None:
 def _short_timeout() -> Iterator[None]:
     """The first requests are small, and need not have the time that an upload has."""
     usual = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = min(usual, _FIRST_REQUEST_SECONDS, key=float)
+    seconds = seconds_of("MLFLOW_HTTP_REQUEST_TIMEOUT", usual)
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(min(seconds, _FIRST_REQUEST_SECONDS))))
     try:
         yield
     finally:
@@ -182,10 +184,18 @@ def patience_seconds() -> float:
     text = os.environ.get("AUTOFORMER_TRACKING_PATIENCE", "")
     if not text:
         return PATIENCE_SECONDS if tracking_uri().startswith("http") else FILE_PATIENCE_SECONDS
+    return seconds_of("AUTOFORMER_TRACKING_PATIENCE", text)
+
+
+def seconds_of(name: str, text: str) -> float:
+    """The value of an environment variable. Raises `AutoFormerError`."""
     try:
-        return max(0.0, float(text))
+        seconds = float(text)
     except ValueError:
-        raise AutoFormerError(f"AUTOFORMER_TRACKING_PATIENCE={text}: expected a number of seconds") from None
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise AutoFormerError(f"{name}={text[:40]}: expected a number of seconds")
+    return max(0.0, seconds)
 
 
 def retry_while_away(call: Callable[[], Answer]) -> Answer:
