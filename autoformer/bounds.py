@@ -13,10 +13,12 @@ KB, MB = 2**10, 2**20
 class Bounds(Frozen):
     yaml_bytes: int = Field(256 * KB, description="of a YAML file or the value of an override")
     json_bytes: int = Field(32 * MB, description="of a JSON file")
+    json_values: int = Field(2_000_000, description="of a JSON file")
     line_bytes: int = Field(1 * MB, description="of a line in a file of JSON lines")
     depth: int = Field(64, description="mappings and lists inside one another, in YAML and JSON")
     values: int = Field(50_000, description="values of a YAML file, each alias counted as all that it stands for")
-    csv_bytes: int = Field(512 * MB, description="of a CSV file")
+    csv_bytes: int = Field(128 * MB, description="of a CSV file")
+    csv_rows: int = Field(1_000_000, description="of a CSV file")
     csv_columns: int = Field(256, description="of a CSV file")
     label_bytes: int = Field(64 * KB, description="of a `.cls` or `.json` file in a shard")
     names_bytes: int = Field(16 * MB, description="of a `classes.txt`")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 _MOST_CHARACTERS = 1000
+_MOST_PROBLEMS = 10_000
 # A terminal obeys them, turns the text around, or cannot show them at all: half of a pair, as of a name not in UTF-8.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -65,6 +66,8 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 
 def _first_problem(model: Any, error: ValidationError) -> str:
+    if error.error_count() > _MOST_PROBLEMS:  # each would be an object
+        return f"{error.error_count()} keys and values that do not belong there"
     problems = error.errors(include_url=False)
     # a misspelt key that is required is also a missing one
     problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])

@@ -155,16 +155,7 @@ def unwrapped(content: Any, where: str | Path = "checkpoint") -> dict[str, Tenso
         )
     weights: dict[str, Tensor] = {}
     for name, tensor in content.items():
-        if not isinstance(name, str):
-            raise AutoFormerError(f"{where}: holds no weights{under}: {name!r:.80} is no name")
-        if not isinstance(tensor, Tensor):
-            raise AutoFormerError(
-                f"{where}: holds no weights{under}: {name!r} is a {type(tensor).__name__}, not a tensor"
-            )
-        if not _has_plain_numbers(tensor):
-            raise AutoFormerError(f"{where}: '{name}' is sparse, quantised, complex or without content; {_AS_WEIGHTS}")
-        if tensor.numel() > tensor.untyped_storage().nbytes() // tensor.element_size():  # by a stride of 0
-            raise AutoFormerError(f"{where}: '{name}' has more numbers than the file holds of it; {_AS_WEIGHTS}")
+        _check_weight(name, tensor, f"{where}: holds no weights{under}", str(where))
         bare = _bare(name)
         if bare in weights:
             raise AutoFormerError(f"{where}: '{bare}' is there twice, once as '{name}'")
@@ -174,6 +165,18 @@ def unwrapped(content: Any, where: str | Path = "checkpoint") -> dict[str, Tenso
     if len(first) == 1 and len(weights) > 2:
         raise AutoFormerError(f"{where}: every name begins with '{first.pop()}.', a prefix of another model; remove it")
     return weights
+
+
+def _check_weight(name: Any, tensor: Any, none: str, where: str) -> None:
+    shown = repr(name)[:80]
+    if not isinstance(name, str):
+        raise AutoFormerError(f"{none}: {shown} is no name")
+    if not isinstance(tensor, Tensor):
+        raise AutoFormerError(f"{none}: {shown} is a {type(tensor).__name__}, not a tensor")
+    if not _has_plain_numbers(tensor):
+        raise AutoFormerError(f"{where}: '{name}' is sparse, quantised, complex or without content; {_AS_WEIGHTS}")
+    if tensor.numel() > tensor.untyped_storage().nbytes() // tensor.element_size():  # by a stride of 0
+        raise AutoFormerError(f"{where}: '{name}' has more numbers than the file holds of it; {_AS_WEIGHTS}")
 
 
 def _has_plain_numbers(tensor: Tensor) -> bool:

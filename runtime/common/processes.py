@@ -57,8 +57,10 @@ def number_in_environment(name: str, default: int, most: int = 2**31 - 1) -> int
     text = os.environ.get(name)
     if text is None:
         return default
-    if not re.fullmatch("[0-9]{1,10}", text) or int(text) > most:
-        raise AutoFormerError(f"{name} = {text[:40]}: expected a whole number from 0 to {most}")
+    if not re.fullmatch("[0-9]{1,10}", text):
+        raise AutoFormerError(f"{name} = {text[:40]}: expected a whole number, 0 or more")
+    if int(text) > most:
+        raise AutoFormerError(f"{name} = {text}: more than {most}")
     return int(text)
 
 
@@ -66,9 +68,9 @@ def gigabytes_in_environment(name: str, default: float) -> int:
     """Gigabytes from the environment, in bytes."""
     text = os.environ.get(name, str(default))
     try:
-        gigabytes = float(text)
+        count = float(text) * 1e9
     except ValueError:
-        gigabytes = -1.0
-    if not 0 <= gigabytes < float("inf"):
-        raise AutoFormerError(f"{name} = {text}: expected gigabytes, 0 or more")
-    return int(gigabytes * 1e9)
+        count = -1.0
+    if not 0 <= count < float("inf"):
+        raise AutoFormerError(f"{name} = {text[:40]}: expected gigabytes, 0 or more")
+    return int(count)

@@ -48,6 +48,7 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _FIRST_REQUEST_SECONDS = 10.0
+_MOST_SECONDS = 1e9
 
 
 def tracking_uri() -> str:
@@ -193,7 +194,7 @@ def seconds_of(name: str, text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not math.isfinite(seconds):
+    if not abs(seconds) <= _MOST_SECONDS:
         raise AutoFormerError(f"{name}={text[:40]}: expected a number of seconds")
     return max(0.0, seconds)
 
