@@ -56,3 +56,13 @@ def test_a_step_under_kfp_prints_as_its_runner_reads(
     command = [sys.executable, "-c", code]
     with started(command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.read() == f"{NAME}\n"
+
+
+def test_a_command_prints_no_escapes_of_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.zeros((30, 30), dtype=np.uint8)).save(tmp_path / "a\x1b[31m\rb.png")
+    folder = save_random_subnet(tmp_path / "model", 0)
+    monkeypatch.chdir(tmp_path)
+    assert predict.main(["--model", str(folder), "a\x1b[31m\rb.png"]) == 0
+    assert capsys.readouterr().out.startswith("a\\x1b[31m\\rb.png: ")

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TypeVar, cast
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
@@ -112,7 +112,7 @@ class _Directory(TiffImagePlugin.ImageFileDirectory_v2):
         here = fp.tell()
         size = fp.seek(0, io.SEEK_END)
         fp.seek(here)
-        super().load(_Once(fp, size))
+        super().load(cast("IO[bytes]", _Once(fp, size)))
         for tag, data in self._tagdata.items():
             kind = self.tagtype[tag]
             numbers = len(data) // self._load_dispatch[kind][0] if kind not in _OPAQUE_TYPES or tag in _OFFSETS else 0
