@@ -1,4 +1,4 @@
-"""Errors that a person can fix or wait out, and validation that reports the first problem in one line."""
+"""Errors of input and of unavailable servers, and validation that reports the first problem in one line."""
 
 import difflib
 import re
@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 _MOST_CHARACTERS = 1000
 _MOST_PROBLEMS = 10_000
-# A terminal obeys them, turns the text around, or cannot show them at all: half of a pair, as of a name not in UTF-8.
+# A terminal interprets them, turns the text around, or cannot show them: half of a pair, as of a name not in UTF-8.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -26,7 +26,7 @@ class AutoFormerError(ValueError):
         super().__init__(line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 1] + "…")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle without calling `__init__`, whose arguments differ in subclasses."""
+        """Support pickling: subclasses take other arguments than `args`."""
         return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
@@ -38,9 +38,14 @@ Kind = TypeVar("Kind")
 
 
 def validated(kind: type[Kind] | TypeAdapter[Kind], data: Any, where: str, remedy: str = "") -> Kind:
-    """Validate `data` as a model, or as the type of an adapter.
+    """Validate plain data as a pydantic model, or as the type of a `TypeAdapter`.
 
-    Raises `AutoFormerError`: one line with `where`, key and nearest known key, and the `remedy`.
+    Args:
+        where: the source of the data, for the message.
+        remedy: what to do, for the message.
+
+    Raises:
+        AutoFormerError: the first problem in one line, with the key, and the nearest known key for an unknown one.
     """
     model = None if isinstance(kind, TypeAdapter) else kind
     remedy = remedy and f"; {remedy}"

@@ -11,7 +11,7 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from autoformer.attention import Position, RelativePosition2D, attend, attend_with_position, position_tables
+from autoformer.attention import Position, PositionBuffers, RelativePosition2D, attend, attend_with_position
 from autoformer.blocks import LAYER_NORM_EPS
 from autoformer.layers import (
     SlicedLayerNorm,
@@ -31,9 +31,9 @@ BiasRule = Literal["aligned", "official"]
 class SupernetQKV(SlicedLinear):
     """The projection to queries, keys and values, with rows ordered [head][q, k, v][channel].
 
-    The rows of a subnet with fewer heads are therefore one contiguous view. The "aligned" rule slices the bias like the
-    weight. "official" reproduces the published checkpoints, whose bias is sliced out of step with the weight: its first
-    3D entries, whatever their channel, are read as [q, k, v][head][channel].
+    So the rows of a subnet with fewer heads are one contiguous view. The rule "aligned" slices the bias like the
+    weight. "official" reproduces the published checkpoints, whose bias is sliced differently: its first 3D entries are
+    read as [q, k, v][head][channel], whatever their channel in the supernet.
     """
 
     def __init__(self, in_features: int, num_heads: int, head_dim: int, bias_rule: BiasRule) -> None:
@@ -121,7 +121,7 @@ class SupernetPatchEmbed(nn.Module):
 
 
 class Supernet(nn.Module):
-    """All subnets of a search space in one set of weights.
+    """The supernet: one set of weights for all subnets of a search space.
 
     The subnet is an argument of `forward`; there is no active subnet. Width, heads and MLP ratio are prefixes; a
     smaller depth leaves out the last blocks. Parameters have the names of the extracted model, whose tensors are
@@ -131,10 +131,6 @@ class Supernet(nn.Module):
         drop_path: stochastic depth rate of the deepest block; linear from 0, not rescaled with a subnet's depth.
         bias_rule: how a subnet's qkv bias is sliced; "official" is for `autoformer.official.load_official`.
     """
-
-    position_features: Tensor
-    position_places: Tensor
-    position_combine: Tensor
 
     def __init__(self, space: SearchSpace, drop_path: float = 0.0, bias_rule: BiasRule = "aligned") -> None:
         super().__init__()
@@ -148,9 +144,7 @@ class Supernet(nn.Module):
         self.blocks = nn.ModuleList(SupernetBlock(space, rate, bias_rule) for rate in self.drop_path_rates)
         self.norm = SlicedLayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.head = SlicedLinear(embed_dim, space.num_classes)
-        position = position_tables(space.grid, space.head_dim, space.max_relative_position)
-        for name, table in position._asdict().items():
-            self.register_buffer(f"position_{name}", table, persistent=False)
+        self.position = PositionBuffers(space.grid, space.head_dim, space.max_relative_position)
         initialise(self)
 
     def forward(self, images: Tensor, spec: SubnetSpec) -> Tensor:
@@ -158,7 +152,7 @@ class Supernet(nn.Module):
         x = self.patch_embed(images, spec.embed_dim)  # (B, P, E)
         class_token = self.cls_token[..., : spec.embed_dim].expand(len(x), -1, -1)
         x = torch.cat([class_token, x], dim=1) + self.pos_embed[..., : spec.embed_dim]  # (B, N, E)
-        position = self.position_features, self.position_places, self.position_combine
+        position = self.position()
         for block, heads in enumerate(spec.num_heads):
             arguments = x, heads, spec.hidden_dim(block), position
             if self.grad_checkpointing and torch.is_grad_enabled():
@@ -178,7 +172,7 @@ class Supernet(nn.Module):
         return {name for name, _ in self.named_parameters() if "rel_pos" in name} | {"cls_token", "pos_embed"}
 
     def matrix_slices(self, specs: Sequence[SubnetSpec]) -> dict[str, tuple[int, int]]:
-        """Rows and columns of each matrix of the blocks that hold all that the subnets use, by the parameter's name."""
+        """Parameter name -> rows and columns of each block matrix that contain the slices of all `specs`."""
         slices: dict[str, tuple[int, int]] = {}
         for spec in specs:
             for block, heads in enumerate(spec.num_heads):
@@ -203,7 +197,7 @@ class Supernet(nn.Module):
         return model.train(self.training)
 
     def slices(self, shapes: dict[str, Tensor], spec: SubnetSpec) -> dict[str, Tensor]:
-        """Copies of this supernet's tensors, cut to the given shapes: those of the extracted model's state dict."""
+        """Copies of this supernet's tensors, sliced to the shapes of the extracted model's state dict."""
         own = self.state_dict()
         cut = {name: own[name][tuple(slice(n) for n in like.shape)].clone() for name, like in shapes.items()}
         for block, heads in enumerate(spec.num_heads):

@@ -1,16 +1,16 @@
-"""Does evolution find better subnets than random search? Both from several seeds, over one supernet.
+"""Compare evolution with random search from several seeds, over one supernet.
 
     python -m benchmarks.evolution [--seeds N] [--set search_subnet.KEY=VALUE …]
     python -m benchmarks.evolution --supernet artifacts/supernet --card artifacts/splits/card.json
         --search-split artifacts/splits/search.parquet
 
-Each seed is a search as the pipeline's: evolution, then random search with as many candidates within the same limits,
-the finalists of both on all search images. Seeds are paired: one supernet, one set of images, one budget. The interval
-is Student's over the seeds, of evolution's best minus random search's best. It covers the draws of the searches, and
-neither another supernet nor other images. Without `--supernet` one is trained first, by the demo's recipe.
+Each seed is one search of the pipeline: evolution, then random search with as many candidates within the same limits,
+then the finalists of both on all search images. Seeds share supernet, images and budget. The interval of evolution's
+best minus random search's best is Student's over the seeds. It covers the draws of the searches, but not other
+supernets or images. Without `--supernet` one is trained first, with the demo's recipe.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from autoformer.candidates import ScoredCandidate
@@ -34,21 +34,21 @@ class Pair(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Below 0 where evolution's is better."""
+        """Difference of the losses; below 0 if evolution is better."""
         assert self.evolved.loss is not None and self.random.loss is not None
         return self.evolved.loss - self.random.loss
 
 
 def pair(result: SearchResult) -> Pair:
-    """The best finalist of each search. A subnet that both have drawn counts for both."""
+    """The best finalist of each search. A subnet drawn by both counts for both."""
     drawn = {one.candidate.spec for one in result.candidates if one.is_baseline}
     evolved = {one.candidate.spec for one in result.candidates if not one.is_baseline}
     best = (next(one for one in result.finalists if one.candidate.spec in specs) for specs in (evolved, drawn))
     return Pair(*best)
 
 
-def compare(config: Config, score: Score, images: int, seeds: int, announce: Callable[[str], None]) -> list[Pair]:
-    """Both searches from each seed. A score that several need is computed once.
+def compare(config: Config, score: Score, images: int, seeds: int) -> list[Pair]:
+    """Run both searches from each seed, and print a line for each seed.
 
     Args:
         score: of the supernet, on the search split.
@@ -59,9 +59,10 @@ def compare(config: Config, score: Score, images: int, seeds: int, announce: Cal
         for seed in range(config.seed, config.seed + seeds):
             pairs.append(pair(run_search(config, seed, cache, images)))
             evolved, random = pairs[-1]
-            announce(
+            print(
                 f"seed {seed}: evolution {evolved.top1_percent:.2f} % with loss {evolved.loss:.4f}, random search "
-                f"{random.top1_percent:.2f} % with loss {random.loss:.4f}: {pairs[-1].points:+.2f} points"
+                f"{random.top1_percent:.2f} % with loss {random.loss:.4f}: {pairs[-1].points:+.2f} points",
+                flush=True,
             )
     return pairs
 
@@ -77,7 +78,7 @@ def rows(pairs: Sequence[Pair]) -> list[Row]:
 
 
 def measured_pairs(config: Config, score: Score, images: int, seeds: int) -> dict[str, Any]:
-    pairs = compare(config, score, images, seeds, lambda line: print(line, flush=True))
+    pairs = compare(config, score, images, seeds)
     return measured(rows(pairs), points=[one.points for one in pairs], losses=[one.loss for one in pairs])
 
 

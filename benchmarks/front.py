@@ -1,21 +1,21 @@
-"""How much of the accuracy and size plane does NSGA-II cover, against the paper's evolution and random search?
+"""Compare the fronts of NSGA-II, the paper's evolution and random search by their hypervolume.
 
     python -m benchmarks.front [--seeds N] [--set search_subnet.KEY=VALUE …]
     python -m benchmarks.front --supernet artifacts/supernet --card artifacts/splits/card.json
         --search-split artifacts/splits/search.parquet
 
 Each seed runs the three searches within the same limits, with equally many candidates, each scored on all images of the
-search. NSGA-II and evolution begin with the same generation. Compared is the hypervolume: the part of a rectangle that
-the candidates of a search dominate, 0 to 1. The rectangle goes from the smallest to the largest legal number of
-parameters, and from the score of the space's smallest subnet, which any useful larger one must beat, to the best score
-that any search of any seed found. Its far corner is the reference point.
+search. NSGA-II and evolution start with the same generation. The hypervolume is the part of a rectangle that the
+candidates of a search dominate, 0 to 1. The rectangle extends from the smallest to the largest legal number of
+parameters, and from the score of the space's smallest subnet, which a useful larger one must beat, to the best score
+of any search and seed. Its worst corner is the reference point.
 
-A search selects on its images, which flatters it. So the front of each search, by its objectives, is measured a second
-time on the images of the search split that no search used. The intervals are Student's over the seeds, of paired
-differences. They cover the draws of the searches, and neither another supernet nor other images.
+A search selects on its images, so its scores there are optimistic. The front of each search is therefore scored again
+on images of the search split that no search used. The intervals are Student's over the seeds, of paired differences.
+They cover the draws of the searches, but not other supernets or images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
@@ -53,11 +53,11 @@ class Plane(NamedTuple):
 
     smallest: int
     largest: int
-    reference: float  # of the smallest subnet; lower is better
+    reference: float  # score of the smallest subnet; lower is better
     best: float
 
     def volume(self, costs: Sequence[tuple[int, float]]) -> float:
-        """Of pairs of parameters and score (lower is better)."""
+        """The hypervolume of pairs (parameters, score); lower scores are better."""
         width, height = self.largest - self.smallest, self.reference - self.best
         if width <= 0 or height <= 0:
             return 0.0
@@ -121,8 +121,11 @@ def rows(of: str, by_name: dict[Name, list[float]]) -> list[Row]:
     return [*means, *(row for rows in differences for row in rows)]
 
 
-def compare(config: Config, score: Score, images: int, seeds: int, announce: Callable[[str], None]) -> dict[str, Any]:
-    """All rows, and by row group the hypervolumes of each seed. `images`: of the search split."""
+def compare(config: Config, score: Score, images: int, seeds: int) -> dict[str, Any]:
+    """All rows, and by row group the hypervolumes of each seed. Prints a line for each seed.
+
+    `images`: size of the search split.
+    """
     section, space = config.section(SearchSubnet), config.space
     part = min(section.images or images, images)
     seen, unseen = np.arange(part), np.arange(part, images)
@@ -137,7 +140,7 @@ def compare(config: Config, score: Score, images: int, seeds: int, announce: Cal
                     if len(where) else {name: [] for name in NAMES}
                 )  # fmt: skip
             counts = (f"{name} {len(found[name])} candidates, {len(fronts[name])} on its front" for name in NAMES)
-            announce(f"seed {seed}: {'; '.join(counts)}")
+            print(f"seed {seed}: {'; '.join(counts)}", flush=True)
         ends = [points_of(space, [space.smallest], cache, where)[0] if len(where) else None for where in (seen, unseen)]
     groups: dict[str, dict[Name, list[float]]] = {}
     for measure in ("accuracy", "loss"):
@@ -147,17 +150,13 @@ def compare(config: Config, score: Score, images: int, seeds: int, announce: Cal
     return measured([row for name, group in groups.items() for row in rows(name, group)], volumes=groups)
 
 
-def measured_fronts(config: Config, score: Score, images: int, seeds: int) -> dict[str, Any]:
-    return compare(config, score, images, seeds, lambda line: print(line, flush=True))
-
-
 def measure(quick: bool = False) -> dict[str, Any]:
     """Train a supernet by the demo's recipe, and compare; `quick`: two small searches over a short training."""
-    return over_the_demo(measured_fronts, config_of("demo", OVERRIDES, quick), 2 if quick else 5, quick)
+    return over_the_demo(compare, config_of("demo", OVERRIDES, quick), 2 if quick else 5, quick)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command("front", __doc__ or "", measured_fronts, OVERRIDES, argv)
+    return command("front", __doc__ or "", compare, OVERRIDES, argv)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.reading import read_json_as
 from autoformer.subnet_text import by_block
 from runtime import tracking
-from runtime.common.budgets import prefix_of
+from runtime.common.budgets import ascending, prefix_of
 from runtime.common.config import ROOT
 from runtime.common.console import Parser, run_command
 from runtime.common.overrides import SplitOption
@@ -22,11 +23,13 @@ LONGEST_VALUE = 44  # characters
 NOT_RECORDED = "not recorded"
 TEST = "test split"
 TOP1 = "test_top1_percent"
+_LABELLED = re.compile(rf"(\d+(?:\.\d+)?m)/{TOP1}")  # the test accuracy of one budget
 # Key -> (name, format, unit). `val/top1` is the accuracy of the chosen subnet on the search split.
 SCORES = {
     TOP1: ("test top-1", ".2f", " %"),
     "test_top5_percent": ("test top-5", ".2f", " %"),
     "inherited_test_top1_percent": ("test top-1, inherited weights", ".2f", " %"),
+    "finetuned_test_top1_percent": ("test top-1, fine-tuned", ".2f", " %"),
     "scratch_test_top1_percent": ("test top-1, from scratch", ".2f", " %"),
     "test_loss": ("test loss, nats", ".4f", ""),
     "test_ece": ("calibration error, 0 to 1", ".4f", ""),
@@ -39,10 +42,10 @@ _ARCHITECTURE = {"depth": "depth", "embed_dim": "width", "num_heads": "heads", "
 
 
 class Row(NamedTuple):
-    """A line of the table."""
+    """One row of the comparison: a quantity and its value in both runs."""
 
     name: str
-    values: tuple[str, str]  # of the two runs
+    values: tuple[str, str]  # of the first and the second run
     difference: str = ""
 
 
@@ -106,7 +109,7 @@ def find(name: str) -> str:
 
 
 def _find_by_folder(folder: Path) -> str:
-    """The newest run named in a folder's records; records of cached steps name the older run that executed them."""
+    """The newest run named in a folder's records; the record of a cached step names the older run that executed it."""
     records = [*folder.glob("*/record"), *folder.glob("*/record.json"), *folder.glob("records/*.json")]
     run_ids = {read_json_as(StepRecord, record).mlflow_parent_run_id for record in records}
     for run in tracking.list_pipeline_runs():  # newest first
@@ -178,7 +181,7 @@ def _architecture(run: tracking.PipelineRun) -> dict[str, str]:
 
 
 def _scores(first: tracking.PipelineRun, second: tracking.PipelineRun) -> tuple[list[Row], int]:
-    """As `_differences`, of the whole run and of each budget; test accuracy always has a row, equal or not."""
+    """`_differences` for the scores of the run and of each budget; test accuracy always has a row, even if equal."""
     rows, equal = [], 0
     for label in ("", *_budgets(first, second)):
         different, same = _scores_of(first, second, label)
@@ -188,9 +191,8 @@ def _scores(first: tracking.PipelineRun, second: tracking.PipelineRun) -> tuple[
 
 
 def _budgets(*runs: tracking.PipelineRun) -> list[str]:
-    """The labels of the budgets of any of the runs, ascending."""
-    labels = {name.removesuffix(f"/{TOP1}") for run in runs for name in run.scores if name.endswith(f"m/{TOP1}")}
-    return sorted(labels, key=lambda label: (len(label.partition(".")[0].rstrip("m")), label))
+    """The labels of the budgets of any of the runs, smallest first."""
+    return ascending({found[1] for run in runs for name in run.scores if (found := _LABELLED.fullmatch(name))})
 
 
 def _scores_of(first: tracking.PipelineRun, second: tracking.PipelineRun, label: str) -> tuple[list[Row], int]:
@@ -223,7 +225,7 @@ def _interval(run: tracking.PipelineRun, label: str = "") -> Interval | None:
 def difference_interval(first: Interval, second: Interval) -> tuple[float, float]:
     """The interval of second minus first from two Wilson intervals (Newcombe 1998, method 10).
 
-    The method is for independent samples. Two models on the same images agree on most, so it is too wide for them.
+    The method is for independent samples. For two models on the same images, which mostly agree, it is too wide.
     """
     difference = second.value - first.value
     low = difference - math.hypot(second.value - second.low, first.high - first.value)

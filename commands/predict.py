@@ -1,4 +1,4 @@
-"""Name what an image shows, by the registered model or by one of a folder: `python -m commands.predict IMAGE…`."""
+"""Classify images with the registered model or a model folder: `python -m commands.predict IMAGE…`."""
 
 import argparse
 import gc
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoformer.cards import read_subnet_card
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, printable
 from autoformer.files import check_regular
-from runtime.common.console import Parser, existing, print_line, run_command
+from runtime.common.console import Parser, existing, run_command
 from runtime.common.processes import set_threads
 
 TOP = 3
@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
 
     def work(arguments: argparse.Namespace) -> None:
-        gc.disable()  # a sixth of the time of a process that does little but import
+        gc.disable()  # saves a sixth of the time: the process does little but import
         for line in predictions(arguments.images, arguments.model, arguments.alias):
-            print_line(line)
+            print(line, flush=True)
 
     return run_command("predict", parser, work, argv, after="")
 
@@ -54,12 +54,14 @@ def predictions(paths: Sequence[Path], model_name: str | None, alias: str) -> li
     lines = []
     for path in paths:  # one decoded image in memory at a time
         best = predict(model, card, open_image(path, side))[:TOP]
-        lines.append(f"{path}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best))
+        lines.append(
+            f"{printable(str(path))}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best)
+        )
     return lines
 
 
 def _model_folder(model: str | None, alias: str) -> Path:
-    """`model` itself where it is a folder of a model, else the folder of the registered model of that name."""
+    """`model` itself if it is a model folder, else the folder of the registered model of that name."""
     if model is not None and ("/" in model or (Path(model) / "model.json").exists()):
         return existing(Path(model), "retrain_subnet")
     from runtime import tracking

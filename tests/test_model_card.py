@@ -104,6 +104,7 @@ def test_the_figures_are_those_of_the_files() -> None:
     assert shown["weights"] == f"sha256 `{'d' * 64}`"
     assert shown["CPU latency"].startswith("median 1.23 ms, 90th percentile 2.35 ms for one image")
     assert shown["CPU latency"].endswith("300 passes at registration, 2 threads, a processor, 2 cores")
+    assert "- The latency was measured on one machine" in section(card, "Limits")
     accuracy = {row[0]: row[1] for row in rows(section(card, "Accuracy"))}
     assert accuracy["test accuracy, top-5"] == "99.50 %" and accuracy["test loss"] == "0.5432"
     assert accuracy["calibration error (ECE)"] == "0.0234"
@@ -169,6 +170,15 @@ def test_the_weakest_classes() -> None:
     ]
     none_wrong = Confusion(classes=("a", "b", "c"), matrix=((2, 0, 0), (0, 0, 0), (0, 0, 1)))
     assert weakest_classes(none_wrong) == [("a", 2, 2, ""), ("c", 1, 1, "")]  # b has no test image
+
+
+def test_the_recipe_of_a_reference_from_scratch_that_was_kept_is_the_supernets_for_all_epochs() -> None:
+    base = facts()
+    provenance = base.model.provenance | {"weights": "scratch", "config": {"retrain_subnet": {"mode": "best"}}}
+    model = base.model.model_copy(update={"provenance": provenance})
+    text = section(render(facts(model=model, retrained={**base.retrained, "scratch_epochs": 9.0})), "Recipe")
+    recipe = yaml.safe_load(text.split("```yaml")[1].split("```")[0])
+    assert recipe["retrain_subnet"] == recipe["train_supernet"] | {"mode": "scratch", "epochs": 9}
 
 
 @pytest.mark.parametrize("mode", ["scratch", "finetune", "inherited"])

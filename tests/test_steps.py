@@ -17,6 +17,7 @@ from autoformer.complexity import count_macs, count_params
 from autoformer.files import hash_path
 from autoformer.images.split_files import read_split
 from autoformer.space import SubnetSpec
+from components.retrain_subnet.step import _keep_the_best
 from runtime.common.code import step_code
 from runtime.common.tables import read_table
 
@@ -298,6 +299,42 @@ def test_in_mode_best_the_inherited_weights_stay_unless_training_wins_on_the_sea
         assert found["finetuned_top1_percent"] == metrics(runs.first.retrain)["retrained_top1_percent"]
         if won:
             assert files["model/model.safetensors"] == contents(runs.first.retrain)["model/model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("inherited", "finetuned", "scratch", "kept"),
+    [
+        (90.0, 91.0, 92.0, "scratch"),
+        (90.0, 92.0, 92.0, "finetune"),
+        (90.0, 91.0, None, "finetune"),
+        (92.0, 92.0, 92.0, "inherited"),
+        (92.0, 91.0, None, "inherited"),
+    ],
+)
+def test_mode_best_keeps_the_best_of_all_that_was_trained(
+    inherited: float, finetuned: float, scratch: float | None, kept: str
+) -> None:
+    """Equal is not better than what costs less."""
+    models = {"inherited": "i", "model": "f"} | ({} if scratch is None else {"scratch": "s"})
+    found = {"inherited_top1_percent": inherited, "retrained_top1_percent": finetuned}
+    found |= {} if scratch is None else {"scratch_top1_percent": scratch}
+    assert _keep_the_best(models, found) == kept
+    assert models["model"] == kept[0]
+    assert models.get("finetuned") == (None if kept == "finetune" else "f")
+    assert found["finetuned_top1_percent"] == finetuned
+    assert found["retrained_top1_percent"] == max(inherited, finetuned, scratch or 0)
+
+
+def test_in_mode_best_the_reference_from_scratch_is_evaluated_and_registered_where_it_wins(
+    runs: Runs, tiny_data: TinyData, tmp_path: Path
+) -> None:
+    made = retrain(runs, tiny_data, tmp_path / "retrain", mode="best", learning_rate=10.0)  # ruins the fine-tuning
+    found, files = metrics(made), contents(made)
+    weights = load_subnet(made / "model").card.provenance["weights"]
+    assert weights == ("scratch" if found["scratch_top1_percent"] > found["inherited_top1_percent"] else "inherited")
+    assert files["model/model.safetensors"] == files[f"{weights}/model.safetensors"]
+    assert files["finetuned/model.safetensors"] != files["model/model.safetensors"]
+    assert load_subnet(made / "finetuned").card.provenance["weights"] == "finetune"
 
 
 def test_inherited_mode_keeps_the_weights(runs: Runs, tiny_data: TinyData, tmp_path: Path) -> None:

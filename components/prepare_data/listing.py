@@ -1,4 +1,4 @@
-"""Which names are images, splits, and leftovers of systems and tools; folders walked by these rules."""
+"""Rules for names of images, splits and system files, and folder listings by these rules."""
 
 import os
 import re
@@ -11,12 +11,21 @@ from autoformer.errors import AutoFormerError, printable
 
 _FORMATS = "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm pnm jp2 heic heif avif"
 SUFFIXES = frozenset(f".{suffix}" for suffix in _FORMATS.split(" "))
-NOT_READ = frozenset({".heic", ".heif"})  # of them: images by their names, in a format that is refused
+NOT_READ = frozenset({".heic", ".heif"})  # image suffixes of refused formats
+_NOT_CONVERTED = (
+    "cr2 cr3 nef nrw arw srf sr2 dng orf rw2 raf pef srw raw 3fr hif jxl psd svg svgz ai eps pdf ico tga exr hdr dcm "
+    "mp4 mov avi mkv webm"
+)
+_OTHER = frozenset(f".{suffix}" for suffix in _NOT_CONVERTED.split(" "))  # pictures and films that are not read
+# PNG, JPEG, GIF, BMP, WebP, TIFF, JPEG 2000, AVIF
+_IMAGE_START = re.compile(
+    rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|BM.{4}\0{4}|RIFF.{4}WEBP|II\*\0|MM\0\*|\0\0\0\x0cjP|.{4}ftypavif", re.DOTALL
+)
 SPLIT_NAMES = ("train", "val", "test")
 SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_OF |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 
-# Names that hold no images of the user, in lower case: macOS, Windows, ext4, Synology, QNAP, NetApp, Python, FrontPage.
+# System names in lower case: macOS, Windows, ext4, Synology, QNAP, NetApp, Python, FrontPage.
 _SYSTEM = frozenset(
     [
         "__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder", "$recycle.bin", "$extend",
@@ -29,7 +38,7 @@ _SYSTEM = frozenset(
 _SYSTEM_FORM = re.compile(r"\.|found\.\d{3}$|@syno|synophoto_|synoindex_|.*\.lr(data|cat)$", re.IGNORECASE)
 _THUMBNAILS = re.compile(
     r"(_+(thumb|thumbnail)s?|(thumb|thumbnail)s)_*", re.IGNORECASE
-)  # below a class; one may be a class
+)  # ignored below a class; may itself be a class
 _SMALLER = re.compile(r"(.+?)(-\d+x\d+|[-_.]thumb(nail)?)", re.IGNORECASE)  # of a.jpg: a-150x150.jpg, a_thumb.jpg
 _LISTED = 3
 
@@ -39,27 +48,37 @@ def is_image(name: str) -> bool:
 
 
 def is_system(name: str) -> bool:
-    """Whether a system or a tool made the file or folder of this name, or hides it."""
+    """Whether this is the name of a hidden file, or of a file or folder of a system or tool."""
     return name.lower() in _SYSTEM or _SYSTEM_FORM.match(name) is not None
 
 
 def alike(text: str) -> str:
-    """Equal for names that people read as one: any Unicode form, case and spacing."""
+    """A normal form of a name: equal for names that differ only in Unicode form, case or spacing."""
     return unicodedata.normalize("NFC", " ".join(unicodedata.normalize("NFC", text).split()).casefold())
 
 
 class LeftOut:
-    """Images that are found and not used, counted for one sentence each."""
+    """Counts of images that are found but not used, with a sentence about each kind."""
 
     def __init__(self) -> None:
-        self.system: Counter[str] = Counter()  # by the name that decided
+        self.system: Counter[str] = Counter()  # system name -> number of images
         self.smaller: list[str] = []  # paths of smaller copies
         self.loose: dict[str, list[str]] = {}  # folder -> names of images beside its class folders
         self.unnamed: dict[str, list[str]] = {}  # folder -> names of images that a table does not name
         self.links: list[str] = []  # folders
+        self.formats: Counter[str] = Counter()  # suffixes of pictures in formats that are not read
+        self.unsuffixed: list[str] = []  # paths of images that have no image's name
+
+    def add_others(self, files: Sequence[Path], root: Path) -> None:
+        """Count what is a picture among the files of a class that have no image's name."""
+        for file in files:
+            if file.suffix.lower() in _OTHER:
+                self.formats[file.suffix.lower()] += 1
+            elif _begins_as_image(file):
+                self.unsuffixed.append(_below(file, root))
 
     def add_loose(self, folder: Path, root: Path) -> None:
-        """Count the images directly in a folder, which its class folders stand beside."""
+        """Count the images directly in a folder, beside its class folders."""
         if names := loose_images(folder):
             self.loose[_below(folder, root)] = names
 
@@ -79,6 +98,7 @@ class LeftOut:
                 f"{images_text(len(self.smaller))} left out, smaller copies by their names: "
                 f"{some(sorted(self.smaller))}"
             )
+        notes += self.others()
         for folder, names in self.loose.items():
             notes.append(
                 f"{folder}: {images_text(len(names))} in no class folder, so without a label, left out: {some(names)}"
@@ -89,9 +109,21 @@ class LeftOut:
             notes.append(f"linked folders are not followed: {some(sorted(self.links))}")
         return notes
 
+    def others(self) -> list[str]:
+        notes = []
+        if self.formats:
+            counted = some([f"{name} {count:,}" for name, count in self.formats.most_common()])
+            notes.append(f"files of formats that are not read left out: {counted}; convert them to JPEG or PNG")
+        if self.unsuffixed:
+            notes.append(
+                f"{images_text(len(self.unsuffixed))} by content, not by name, left out: {some(self.unsuffixed)}; let "
+                "their names end in .jpg or .png"
+            )
+        return notes
+
 
 def folders_in(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
-    """The user's folders directly in a folder, sorted."""
+    """The subfolders of a folder, sorted, without system folders."""
     try:
         found = sorted(item for item in folder.iterdir() if item.is_dir())
         for item in found:
@@ -103,7 +135,7 @@ def folders_in(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
 
 
 def loose_images(folder: Path) -> list[str]:
-    """Names of the images that lie directly in a folder, sorted."""
+    """Names of the images directly in a folder, sorted."""
     try:
         with os.scandir(folder) as entries:
             return sorted(
@@ -116,7 +148,7 @@ def loose_images(folder: Path) -> list[str]:
 
 
 def files_below(folder: Path | str, left_out: LeftOut | None = None) -> Iterator[os.DirEntry[str]]:
-    """The user's files below a folder. Linked folders are not followed: a link could make a circle."""
+    """The files below a folder, without system files. Linked folders are not followed, since links may form a cycle."""
     with os.scandir(folder) as scan:
         entries = list(scan)
     names = {os.path.splitext(entry.name)[0] for entry in entries}  # noqa: PTH122
@@ -138,21 +170,32 @@ def files_below(folder: Path | str, left_out: LeftOut | None = None) -> Iterator
 
 
 def _is_smaller(name: str, stems: set[str]) -> bool:
-    """Whether the name is that of a smaller copy of an image beside it."""
+    """Whether this is the name of a smaller copy of an image in the same folder."""
     form = _SMALLER.fullmatch(os.path.splitext(name)[0])  # noqa: PTH122
     return form is not None and form[1] in stems
 
 
 def _count(item: Path | os.DirEntry[str], name: str, left_out: LeftOut) -> None:
-    """Count the images in something of a system's, which may not be readable."""
+    """Count the images in a system file or folder, which may be unreadable."""
     if isinstance(item, os.DirEntry) and not item.is_dir(follow_symlinks=False):
         left_out.system.update([name[:2] + "…" if name.startswith("._") else name] if is_image(name) else [])
         return
-    for _, folders, files in os.walk(item):  # reports no errors
+    for _, folders, files in os.walk(item):  # ignores errors
         folders.sort()
         found = sum(map(is_image, files))
         if found:
             left_out.system[name] += found
+
+
+def _begins_as_image(file: Path) -> bool:
+    try:
+        number = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is not waited for
+        try:
+            return _IMAGE_START.match(os.read(number, 16)) is not None
+        finally:
+            os.close(number)
+    except OSError:
+        return False
 
 
 def unreadable(error: OSError) -> AutoFormerError:

@@ -1,9 +1,10 @@
-"""Retrain the chosen subnet: from scratch, fine-tuned from its inherited weights, or with these as they are.
+"""Retrain the chosen subnet: from scratch, fine-tuned from its inherited weights, or unchanged with these.
 
-With several budgets, the subnet of each is retrained in turn; one that several have chosen, once.
+With several budgets, the subnet of each is retrained in turn, and a subnet of several budgets once.
 
-In the mode `best` it is fine-tuned, and keeps the inherited weights unless its accuracy on the search split rises. The
-reference from scratch sees as many images as both trainings: the supernet's recipe for the epochs of both.
+In the mode `best` it is fine-tuned, and keeps the weights that are most accurate on the search split: inherited,
+fine-tuned, or those of the reference from scratch. That reference sees as many images as both trainings: the supernet's
+recipe for the epochs of both.
 """
 
 import argparse
@@ -39,8 +40,13 @@ if TYPE_CHECKING:
 STEP = "retrain_subnet"
 Weights = Literal["ema", "raw"]
 HISTORY = ("step", "epoch", "learning_rate", "train_loss", "search_top1_percent")
-TRAINED_ON = "search_split_trained_on"  # a metric that is there if so: then accuracy on the split is that of training
-_METRICS = {"inherited": "inherited", "model": "retrained", "scratch": "scratch"}  # name of a model -> of its metric
+TRAINED_ON = "search_split_trained_on"  # metric that exists if the search split was trained on
+_METRICS = {"inherited": "inherited", "model": "retrained", "scratch": "scratch"}  # model -> prefix of its metric
+_BEST = {
+    "inherited": "inherited",
+    "model": "finetune",
+    "scratch": "scratch",
+}  # name of a model -> mode, first of equals
 
 
 def parser() -> argparse.ArgumentParser:
@@ -93,7 +99,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def _scored_weights(search: Path) -> Weights:
-    """The supernet weights that the search scored candidates with; the chosen subnet inherits the same."""
+    """The supernet weights that the search used; the chosen subnet inherits the same."""
     file = search / "provenance.json"
     weights = read_json_as(Provenance, file).section("search_subnet").get("weights")
     if weights not in get_args(Weights):
@@ -102,7 +108,7 @@ def _scored_weights(search: Path) -> Weights:
 
 
 def _reference(section: RetrainSubnet, supernet: SupernetCard, folder: Path) -> RetrainSubnet | None:
-    """The section of the reference from scratch; None without one."""
+    """The configuration of the reference from scratch; None without one."""
     if not section.scratch_reference or section.mode == "scratch":
         return None
     try:
@@ -114,10 +120,10 @@ def _reference(section: RetrainSubnet, supernet: SupernetCard, folder: Path) -> 
 
 
 class _Retrained(NamedTuple):
-    """The models of one subnet, by their names; on other ranks than 0 without metrics.
+    """Name -> model of one subnet. Only rank 0 has metrics.
 
     Attributes:
-        mode: what `model` is: "scratch", "finetune" or "inherited".
+        mode: origin of `model`: "scratch", "finetune" or "inherited".
     """
 
     subnet: SubnetSpec
@@ -129,16 +135,20 @@ class _Retrained(NamedTuple):
 
 @dataclass(frozen=True)
 class _Retraining:
-    """Of one subnet. Its models: `inherited`; `model`, by the mode; `scratch`, a reference where configured."""
+    """Of one subnet.
+
+    Its models: `inherited`; `model`, by the mode; `scratch`, a reference where configured; `finetuned` where the mode
+    `best` has kept other weights.
+    """
 
     opened: StepContext
     card: DatasetCard
     train_images: DecodedSplit | EncodedSplit
     search_images: DecodedSplit
     subnet: SubnetSpec
-    label: str  # of its budget
-    weights: Weights  # of the supernet
-    reference: RetrainSubnet | None  # the section of `scratch`
+    label: str  # of the budget
+    weights: Weights  # supernet weights to inherit
+    reference: RetrainSubnet | None  # configuration of `scratch`
 
     @property
     def section(self) -> RetrainSubnet:
@@ -160,7 +170,7 @@ class _Retraining:
         if self.opened.world.is_rank_zero:
             metrics = self._metrics(models, trained)
             if mode == "best":
-                mode = self._keep_the_best(models, metrics)
+                mode = _keep_the_best(models, metrics)
         return _Retrained(self.subnet, models, trained, metrics, mode)
 
     def _inherited(self) -> Any:
@@ -168,14 +178,6 @@ class _Retraining:
 
         supernet = load_supernet(self.opened.arguments.supernet, self.weights, self.section.drop_path).model
         return supernet.extract(self.subnet)
-
-    def _keep_the_best(self, models: dict[str, Any], metrics: dict[str, float]) -> Literal["finetune", "inherited"]:
-        """Replace the fine-tuned model by the inherited one unless it is better; return what the model is now."""
-        metrics["finetuned_top1_percent"] = metrics["retrained_top1_percent"]
-        if metrics["finetuned_top1_percent"] > metrics["inherited_top1_percent"]:
-            return "finetune"
-        models["model"], metrics["retrained_top1_percent"] = models["inherited"], metrics["inherited_top1_percent"]
-        return "inherited"
 
     def _random(self, section: RetrainSubnet) -> Any:
         import torch
@@ -198,7 +200,7 @@ class _Retraining:
         config, opened = self.opened.config, self.opened
         own_name = f"{self.label}-{name}" if self.label else name
         if section.compile:
-            model.compile()  # of the forward pass alone: weights keep their names, and a copy is not compiled
+            model.compile()  # compiles only `forward`: weights keep their names, and copies are not compiled
         training = Training(
             step=STEP,
             section=section,
@@ -208,7 +210,7 @@ class _Retraining:
             sampler=whole_model,
             images=self.train_images,
             card=self.card,
-            seed=config.seed + 1,  # another order of the images than that of the supernet
+            seed=config.seed + 1,  # another order of the images than in the supernet's training
             device=find_device(config.device),
             accumulation_file=opened.workspace.file(f"{own_name}-found.json"),
             world=opened.world,
@@ -217,7 +219,7 @@ class _Retraining:
         accuracy = SearchSplitAccuracy(self.search_images, self.card, training.device, section.score_images)
 
         def score(averaged: Any) -> Row:
-            if section.split == "train_full":  # it holds the search split
+            if section.split == "train_full":  # includes the search split
                 return {}
             return {"search_top1_percent": accuracy.top1_percent(averaged.eval())}
 
@@ -226,7 +228,7 @@ class _Retraining:
         return trainer.averaged, train(opened, training, trainer, score, names)
 
     def _metrics(self, models: Mapping[str, Any], trained: Mapping[str, "TrainingResult"]) -> dict[str, float]:
-        """Accuracy on the whole search split of each model that was not trained on it."""
+        """Accuracy on the whole search split, of each model that was not trained on it."""
         from autoformer.devices import find_device
         from runtime.steps.training_loop import SearchSplitAccuracy
 
@@ -243,13 +245,23 @@ class _Retraining:
         return metrics | ({TRAINED_ON: True} if trained_on else {})
 
 
+def _keep_the_best(models: dict[str, Any], metrics: dict[str, float]) -> str:
+    """Make the most accurate model on the search split the `model`; return its mode. Of equals the first of _BEST."""
+    scores = {name: metrics[f"{_METRICS[name]}_top1_percent"] for name in _BEST if name in models}
+    best = max(scores, key=scores.__getitem__)
+    metrics["finetuned_top1_percent"], metrics["retrained_top1_percent"] = scores["model"], scores[best]
+    if best != "model":
+        models["finetuned"], models["model"] = models["model"], models[best]
+    return _BEST[best]
+
+
 def _write(opened: StepContext, retrained: Mapping[str, _Retrained], preprocessing: Preprocessing) -> None:
     """Write the step's folder, whole or not at all. `retrained`: by label, smallest budget first."""
     *_, largest = retrained
     with replacing(opened.arguments.out) as folder:
         for label, result in retrained.items():
             _write_one(opened, folder_of(folder, label), result, preprocessing)
-        if largest:  # at the place of a run without budgets
+        if largest:  # also where a run without budgets has its files
             _write_histories(folder, retrained[largest])
             write_json(
                 folder / "metrics.json", merge_metrics({label: result.metrics for label, result in retrained.items()})
@@ -260,8 +272,9 @@ def _write_one(opened: StepContext, folder: Path, result: _Retrained, preprocess
     from autoformer.checkpoint import save_subnet
 
     folder.mkdir(parents=True)
+    modes = {"model": result.mode, "finetuned": "finetune"}
     for name, model in result.models.items():
-        provenance = opened.workspace.provenance | {"weights": result.mode if name == "model" else name}
+        provenance = opened.workspace.provenance | {"weights": modes.get(name, name)}
         if TRAINED_ON in result.metrics and name in result.trained:
             provenance[TRAINED_ON] = True
         card = SubnetCard(

@@ -1,4 +1,4 @@
-"""The address and the token of a KFP server, and the kinds of its refusals."""
+"""The address and the token of a KFP server, and its errors."""
 
 import os
 import re
@@ -7,12 +7,12 @@ from urllib.parse import urlsplit
 
 from autoformer.errors import AutoFormerError
 
-OLDEST = (2, 17)  # the KFP whose SDK compiles our package
+OLDEST = (2, 17)  # version of the KFP SDK that compiles our package
 TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"  # where KFP's documentation projects one into a pod
 
 
 class NoAnswerError(AutoFormerError):
-    """The server does not answer, or reports a fault of its own."""
+    """The server does not answer, or reports an internal error."""
 
 
 class MissingError(AutoFormerError):
@@ -24,7 +24,7 @@ class TakenError(AutoFormerError):
 
 
 def address(host: str) -> str:
-    """The base URL of requests, without what a browser shows after `#`."""
+    """The base URL of requests, without a fragment after `#`."""
     try:
         parts = urlsplit(host.strip().partition("#")[0])
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -51,6 +51,6 @@ def token() -> str | None:
         except (OSError, ValueError) as error:
             raise AutoFormerError(f"{file}: the token cannot be read ({type(error).__name__})") from None
     text = text.strip()
-    if not re.fullmatch(r"[\x21-\x7e]+", text):  # the message leaves the text out: it may be a secret all the same
+    if not re.fullmatch(r"[\x21-\x7e]+", text):  # the message omits the text, which may be a secret
         raise AutoFormerError(f"{source}: not a token: empty, or with characters that no header takes")
     return text

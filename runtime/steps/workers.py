@@ -1,4 +1,4 @@
-"""Resources of the image loader: worker processes, and memory for decoded images. They change no result."""
+"""Resources of the image loader: worker processes, and memory for decoded images. Neither changes a result."""
 
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,12 @@ MOST_WORKERS = 1024
 
 
 def worker_count(device: "torch.device") -> int:
-    """Processes that decode and augment: `AUTOFORMER_WORKERS`, else the cores that training leaves free."""
+    """Number of processes that decode and augment: `AUTOFORMER_WORKERS`, else the cores that training leaves free."""
     own = cores() // ranks_on_machine()
     usual = min(MAX_WORKERS, own // 2 if device.type == "cpu" else max(1, own - 1))
     return number_in_environment("AUTOFORMER_WORKERS", usual, MOST_WORKERS)
 
 
 def cache_bytes() -> int:
-    """This rank's share of `AUTOFORMER_CACHE_GB`, the memory for decoded training images; 0 by default."""
+    """Bytes for decoded training images: this rank's share of `AUTOFORMER_CACHE_GB`; 0 by default."""
     return gigabytes_in_environment("AUTOFORMER_CACHE_GB", 0) // ranks_on_machine()
