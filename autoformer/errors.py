@@ -18,6 +18,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda control: ascii(control[0])[1:-1], text)
 
 
+def has_controls(name: str) -> bool:
+    """Whether a name holds such characters, besides a line break, which the name of a class may have."""
+    return _CONTROL.search(name.replace("\n", " ")) is not None
+
+
 class AutoFormerError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do."""
 

@@ -55,7 +55,8 @@ def predictions(paths: Sequence[Path], model_name: str | None, alias: str) -> li
     for path in paths:  # one decoded image in memory at a time
         best = predict(model, card, open_image(path, side))[:TOP]
         lines.append(
-            f"{printable(str(path))}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best)
+            f"{printable(str(path))}: "
+            + ", ".join(f"{printable(name)} {100 * probability:.1f} %" for name, probability in best)
         )
     return lines
 

@@ -5,15 +5,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from autoformer.errors import AutoFormerError, printable, validated
+from autoformer.errors import AutoFormerError, has_controls, validated
 from autoformer.frozen import Frozen
 from autoformer.images.pixel_rule import ON_BLACK, PixelRule
 from autoformer.reading import read_json
 
 
 def check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names. Raises `AutoFormerError` for one that changes the terminal, or ends the line, where it is printed."""
-    if strange := [name for name in names if printable(name) != name]:
+    """The names. Raises `AutoFormerError` for one that a terminal would interpret."""
+    if strange := [name for name in names if has_controls(name)]:
         raise AutoFormerError(f"the class '{strange[0]}' has control characters in its name; rename it")
     return names
 

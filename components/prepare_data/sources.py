@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from autoformer.errors import AutoFormerError, printable
+from autoformer.errors import AutoFormerError, has_controls
 from components.prepare_data.kaggle_imagenet import labelled_val, tree_of
 from components.prepare_data.label_table import read_label_table
 from components.prepare_data.listing import (
@@ -184,7 +184,7 @@ def _check_names(source: Source, path: Path) -> None:
         raise AutoFormerError(f"{path}: names no images")
     for image in source.images:
         for name in (image.label, source.name_of(image)):
-            if printable(name) != name:
+            if has_controls(name):
                 raise AutoFormerError(f"{path}: '{name}' is not in UTF-8, or has control characters; rename it")
 
 
