@@ -63,10 +63,10 @@ class SubnetSpec:
         }
 
     @classmethod
-    def from_dict(cls, data: Any, where: str = "subnet") -> Self:
+    def from_dict(cls, data: Any) -> Self:
         if not isinstance(data, Mapping) or set(data) != set(_FIELDS):
             found = ", ".join(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
-            raise AutoFormerError(f"{where}: a subnet has the keys {', '.join(_FIELDS)}; found {found}")
+            raise AutoFormerError(f"subnet: a subnet has the keys {', '.join(_FIELDS)}; found {found}")
         return cls(**data)
 
     def to_json(self) -> str:

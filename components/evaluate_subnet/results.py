@@ -115,11 +115,6 @@ def _models(retrain: Path) -> dict[Model, Path]:
     return models
 
 
-def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> Search:
-    """`read_searches` of a search without budgets. `chosen`: the subnet of its chosen.yaml."""
-    return read_searches(folder, {"": chosen}, images)[""]
-
-
 def read_searches(folder: Path, chosen: Mapping[str, SubnetSpec], images: int | None = None) -> dict[str, Search]:
     """Read the tables of a search folder; with several budgets the candidates are those of all.
 

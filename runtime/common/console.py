@@ -136,11 +136,11 @@ def forget_failure() -> None:
             Path(file).unlink(missing_ok=True)
 
 
-def repeat_failure(who: str, file: Path, other: int = 1) -> int:
-    """Print the failed step's line again, and return its exit code; `other` if the step wrote none."""
+def repeat_failure(who: str, file: Path) -> int:
+    """Print the failed step's line again, and return its exit code; 1 if the step wrote none."""
     if not file.exists():
         print_line(f"{who}: a step failed; its messages are above", sys.stderr)
-        return other
+        return 1
     failure = read_json_as(Failure, file)
     print_line(f"{failure.step}: {failure.message}", sys.stderr)
     return failure.code
