@@ -13,10 +13,12 @@ KB, MB = 2**10, 2**20
 class Bounds(Frozen):
     yaml_bytes: int = Field(256 * KB, description="size of a YAML file, or of an override's value")
     json_bytes: int = Field(32 * MB, description="size of a JSON file")
+    json_values: int = Field(2_000_000, description="values of a JSON file")
     line_bytes: int = Field(1 * MB, description="size of a line in a file of JSON lines")
     depth: int = Field(64, description="nesting of mappings and lists in YAML and JSON")
     values: int = Field(50_000, description="values of a YAML file, with aliases expanded")
-    csv_bytes: int = Field(512 * MB, description="size of a CSV file")
+    csv_bytes: int = Field(128 * MB, description="size of a CSV file")
+    csv_rows: int = Field(1_000_000, description="rows of a CSV file")
     csv_columns: int = Field(256, description="columns of a CSV file")
     label_bytes: int = Field(64 * KB, description="size of a `.cls` or `.json` file in a shard")
     names_bytes: int = Field(16 * MB, description="size of a `classes.txt`")
@@ -27,13 +29,17 @@ class Bounds(Frozen):
         448 * MB, description="memory to decode one image: about 50 million pixels of PNG, 94 million of JPEG"
     )
     image_sides: int = Field(30, description="longest side of an image, as a multiple of the shortest")
-    image_scans: int = Field(2**30, description="pixels of a progressive JPEG, times its scans")
+    image_scans: int = Field(2**30, description="pixels of a JPEG of several scans, times these")
     image_header_reads: int = Field(20_000, description="chunks, segments and comments before the pixels of an image")
     image_reads: int = Field(1_000_000, description="chunks, segments and comments of an image file")
+    image_tag_numbers: int = Field(
+        2**17, description="numbers in one tag of a TIFF file, such as the offsets of its strips"
+    )
     archive_bytes: int = Field(512 * MB, description="decompressed size of a `.gz` archive of raw images or of lists")
     expansion: int = Field(100, description="decompressed bytes per byte of any other compressed file, beyond 64 MB")
     list_bytes: int = Field(512 * KB, description="size of a MATLAB file of labels")
     header_bytes: int = Field(16 * MB, description="size of the header of a safetensors file")
+    pickle_bytes: int = Field(4 * MB, description="size of the values beside the tensors in a checkpoint of torch")
     params: int = Field(1_000_000_000, description="parameters of a supernet")
     patches: int = Field(10_000, description="patches of an image")
     split_rows: int = Field(100_000_000, description="rows of a split file")

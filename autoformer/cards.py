@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from autoformer.errors import validated
 from autoformer.frozen import Frozen
+from autoformer.images.card import ClassNames
 from autoformer.images.pixel_rule import ON_BLACK, PixelRule
 from autoformer.reading import read_json
 from autoformer.space import SearchSpace, SubnetField
@@ -15,7 +16,7 @@ class Preprocessing(Frozen):
 
     mean: tuple[float, ...]  # of pixels in [0, 1], one per channel
     std: tuple[float, ...]
-    classes: tuple[str, ...]
+    classes: ClassNames
     pixels: PixelRule = ON_BLACK
 
 

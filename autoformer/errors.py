@@ -8,18 +8,26 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 _MOST_CHARACTERS = 1000
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal would interpret them
+_MOST_PROBLEMS = 10_000
+# A terminal interprets them, turns the text around, or cannot show them: half of a pair, as of a name not in UTF-8.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def _escaped(control: re.Match[str]) -> str:
-    return f"\\x{ord(control[0]):02x}"
+def printable(text: str) -> str:
+    """The text with escapes for what a terminal would obey."""
+    return _CONTROL.sub(lambda control: ascii(control[0])[1:-1], text)
+
+
+def has_controls(name: str) -> bool:
+    """Whether a name holds such characters, besides a line break, which the name of a class may have."""
+    return _CONTROL.search(name.replace("\n", " ")) is not None
 
 
 class AutoFormerError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do."""
 
     def __init__(self, message: str) -> None:
-        line = _CONTROL.sub(_escaped, " ".join(message.splitlines()))  # paths and library messages may hold any
+        line = printable(" ".join(message.splitlines()))  # of paths and of libraries' messages
         super().__init__(line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 1] + "…")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -68,6 +76,8 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 
 def _first_problem(model: Any, error: ValidationError) -> str:
+    if error.error_count() > _MOST_PROBLEMS:  # each would be an object
+        return f"{error.error_count()} keys and values that do not belong there"
     problems = error.errors(include_url=False)
     # a misspelt key that is required is also a missing one
     problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])

@@ -4,6 +4,7 @@ Errors are `AutoFormerError`s that name the file. tests/test_doors.py allows no 
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,17 +58,26 @@ def as_kind(kind: type[Kind], value: Any, where: str, remedy: str = _AGAIN) -> K
 def parse_json(content: bytes | str) -> Any:
     """Parse JSON text of bounded depth. Raises `ValueError`, `RecursionError`."""
     value = json.loads(content)
-    level, depth = [value], 0
+    level: list[Any] = [[value]]
+    depth, values = -1, 0
     while level := [item for parent in level for item in _items(parent)]:
         depth += 1
+        values += sum(map(len, level))
         if depth > BOUNDS.depth:
             raise ValueError(f"more than {BOUNDS.depth} lists and mappings inside one another")
+        if values > BOUNDS.json_values:
+            raise ValueError(f"more than {BOUNDS.json_values} values")
     return value
 
 
 def _items(value: Any) -> Iterator[Any]:
     below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return (item for item in below if isinstance(item, dict | list))
+
+
+def lines_of(text: str) -> Iterator[str]:
+    """The lines of a text with their ends, for `csv.reader`. `io.StringIO` would take four bytes a letter."""
+    return (line[0] for line in re.finditer(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+", text))
 
 
 def read_json_lines(file: Path, kind: type[Kind], remedy: str) -> Iterator[Kind]:

@@ -4,6 +4,7 @@ No code in a file is run: besides tensors, only a few classes that hold plain va
 """
 
 import contextlib
+import io
 import pickle
 import re
 import types
@@ -104,11 +105,9 @@ def read_torch(path: Path, remedy: str) -> Any:
     with _one_line(path, remedy):
         check_regular(path)
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                    raise ValueError("it is compressed, which torch never does")
+            _check_members(path)
         try:
-            with path.open("rb") as file:  # a path that ends in .safetensors would be read as such
+            with _Pickled(path) as file:  # a path that ends in .safetensors would be read as such
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             if names := _refused_classes(path, error):
@@ -116,6 +115,31 @@ def read_torch(path: Path, remedy: str) -> Any:
                     f"{path}: not a readable checkpoint: it holds {names}, which could be code and is not run; {remedy}"
                 ) from None
             raise
+
+
+def _check_members(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(info.compress_type != zipfile.ZIP_STORED for info in members):
+        raise ValueError("it is compressed, which torch never does")
+    if sum(info.file_size for info in members) > path.stat().st_size:
+        raise ValueError("its parts are larger than the file")  # several names may stand for the same bytes
+    if any(info.filename.endswith(".pkl") and info.file_size > BOUNDS.pickle_bytes for info in members):
+        raise ValueError(f"its values beside tensors take more than {BOUNDS.pickle_bytes >> 20} MB")
+
+
+class _Pickled(io.BufferedReader):
+    """A checkpoint that ends an endless pickle: torch reads each of its operations by itself."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > BOUNDS.pickle_bytes:
+            raise ValueError(f"more than {BOUNDS.pickle_bytes} values beside tensors")
+        return super().read(size)
 
 
 @contextlib.contextmanager
@@ -156,12 +180,7 @@ def unwrapped(content: Any, where: str | Path = "checkpoint") -> dict[str, Tenso
         )
     weights: dict[str, Tensor] = {}
     for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise AutoFormerError(
-                f"{where}: holds no weights{under}: {name!r} is a {type(tensor).__name__}, not a tensor"
-            )
-        if not _has_plain_numbers(tensor):
-            raise AutoFormerError(f"{where}: '{name}' is sparse, quantised, complex or without content; {_AS_WEIGHTS}")
+        _check_weight(name, tensor, f"{where}: holds no weights{under}", str(where))
         bare = _bare(name)
         if bare in weights:
             raise AutoFormerError(f"{where}: '{bare}' is there twice, once as '{name}'")
@@ -171,6 +190,18 @@ def unwrapped(content: Any, where: str | Path = "checkpoint") -> dict[str, Tenso
     if len(first) == 1 and len(weights) > 2:
         raise AutoFormerError(f"{where}: every name begins with '{first.pop()}.', a prefix of another model; remove it")
     return weights
+
+
+def _check_weight(name: Any, tensor: Any, none: str, where: str) -> None:
+    shown = repr(name)[:80]
+    if not isinstance(name, str):
+        raise AutoFormerError(f"{none}: {shown} is no name")
+    if not isinstance(tensor, Tensor):
+        raise AutoFormerError(f"{none}: {shown} is a {type(tensor).__name__}, not a tensor")
+    if not _has_plain_numbers(tensor):
+        raise AutoFormerError(f"{where}: '{name}' is sparse, quantised, complex or without content; {_AS_WEIGHTS}")
+    if tensor.numel() > tensor.untyped_storage().nbytes() // tensor.element_size():  # by a stride of 0
+        raise AutoFormerError(f"{where}: '{name}' has more numbers than the file holds of it; {_AS_WEIGHTS}")
 
 
 def _has_plain_numbers(tensor: Tensor) -> bool:

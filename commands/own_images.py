@@ -28,7 +28,7 @@ from components.prepare_data.pack import pack, slug
 from components.prepare_data.pack_card import CARD, PackCard, read_pack, unreadable_of
 from components.prepare_data.sources import discover
 from runtime.common.config import ROOT, Config, load_config
-from runtime.common.console import Parser, Progress, run_command
+from runtime.common.console import Parser, Progress, print_line, run_command
 from runtime.common.overrides import add_option, parse
 from runtime.common.sections import PrepareData, SearchSubnet
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_option(parser)
 
     def work(arguments: argparse.Namespace) -> None:
-        print(add_dataset(arguments.source.expanduser(), arguments.name, arguments.preset, arguments.overrides))
+        print_line(add_dataset(arguments.source.expanduser(), arguments.name, arguments.preset, arguments.overrides))
 
     return run_command("own_images", parser, work, argv)
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoformer.cards import read_subnet_card
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, printable
 from autoformer.files import check_regular
-from runtime.common.console import Parser, existing, run_command, visible
+from runtime.common.console import Parser, existing, run_command
 from runtime.common.processes import set_threads
 
 TOP = 3
@@ -59,7 +59,8 @@ def predictions(paths: Sequence[Path], model_name: str | None, alias: str) -> li
         except AutoFormerError as error:
             raise AutoFormerError(f"{path}: {error}") from None
         lines.append(
-            f"{visible(str(path))}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best)
+            f"{printable(str(path))}: "
+            + ", ".join(f"{printable(name)} {100 * probability:.1f} %" for name, probability in best)
         )
     return lines
 

@@ -148,7 +148,9 @@ def doors() -> list[Door]:
         Door("a.gz", [gzip.compress(bytes(5000), mtime=0)], read_archive),
         Door("a.parquet", [file_of(lambda file: write_split(file, rows))], read_split),
         Door("a.safetensors", [save(tensors)], read_weights),
-        Door("a.pt", [file_of(lambda file: torch.save({"model": tensors, "args": args}, file))], read_weights),
+        Door("a.pt", [file_of(lambda file, new=new: torch.save({"model": tensors, "args": args}, file,
+                                                               _use_new_zipfile_serialization=new))
+                      for new in (True, False)], read_weights),
     ]  # fmt: skip
 
 

@@ -246,3 +246,16 @@ def test_to_evaluate_alone_a_train_folder_that_is_not_used_may_be_empty_or_a_par
     assert found.classes == WNIDS and found.rows.labels.tolist() == [0, 0, 1, 1, 2, 2]
     with pytest.raises(AutoFormerError, match=r"a class that train does not have|holds no class folders"):
         class_folders.read(root)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m", "a\rb", "a\u202eb", os.fsdecode(b"\xff")])
+def test_a_class_whose_name_a_terminal_would_obey_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(AutoFormerError, match="has control characters in its name; rename it") as error:
+        class_folders.read(tree(tmp_path, (*WNIDS, name)))
+    assert str(error.value).isprintable()
+
+
+def test_an_image_whose_name_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
+    noise(1).save(tree(tmp_path) / "train" / WNIDS[0] / os.fsdecode(b"\xff.png"))
+    with pytest.raises(AutoFormerError, match=f"an image of '{WNIDS[0]}' has a name that is not in UTF-8; rename it"):
+        class_folders.read(tmp_path)

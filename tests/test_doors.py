@@ -251,3 +251,21 @@ def test_a_line_that_a_kill_cut_off_is_removed(rest: str, tmp_path: Path) -> Non
     file.write_text(f"{json.dumps(LINE)}\n{rest}", encoding="utf-8")
     assert len(ScoreCache(file, 4, lambda tasks: [])) == 1
     assert file.read_text(encoding="utf-8") == f"{json.dumps(LINE)}\n"
+
+
+def test_json_of_more_values_than_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoformer.reading.BOUNDS", BOUNDS.model_copy(update={"json_values": 1000}))
+    for content in (b"[" + b"1," * 1000 + b"1]", b"[" + b"[]," * 1000 + b"[]]", b"[[" + b"1," * 1000 + b"1]]"):
+        (tmp_path / "my.json").write_bytes(content)
+        line_of(lambda: read_json(tmp_path / "my.json"), "my.json", "more than 1000 values")
+    (tmp_path / "my.json").write_bytes(json.dumps([[1] * 10] * 80).encode())
+    assert len(read_json(tmp_path / "my.json")) == 80
+
+
+@pytest.mark.parametrize(
+    "value", [{"classes": [1] * 20_000}, {f"k{n}": 1 for n in range(20_000)}], ids=["values", "keys"]
+)
+def test_json_with_thousands_of_faults_is_one_line(value: object, tmp_path: Path) -> None:
+    """pydantic would make an object of each, up to gigabytes, or end the process."""
+    (tmp_path / "my.json").write_text(json.dumps(value))
+    line_of(lambda: read_card(tmp_path / "my.json"), "my.json", "keys and values that do not belong there")

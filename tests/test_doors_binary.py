@@ -1,5 +1,6 @@
 """The readers of weights, tars, packed data and tables: bounded in memory and time, one line per error."""
 
+import copy
 import gzip
 import io
 import pickle
@@ -57,6 +58,50 @@ def test_weights_that_would_take_all_memory(tmp_path: Path) -> None:
     endless["model"] = endless
     torch.save(endless, tmp_path / "c.pt")
     line_of(lambda: read_weights(tmp_path / "c.pt"), "holds no weights")
+
+
+def rewritten(file: Path, pickled: bytes = b"", names: int = 1) -> Path:
+    """A checkpoint with another pickle, or with `names` names for the bytes of its last storage."""
+    torch.save({"a": torch.ones(2**16)}, file)
+    with zipfile.ZipFile(file) as plain:
+        members = {name: plain.read(name) for name in plain.namelist()}
+    with zipfile.ZipFile(file, "w") as made:
+        for name, content in members.items():
+            made.writestr(name, pickled if pickled and name.endswith(".pkl") else content)
+        for number in range(1, names):
+            again = copy.copy(made.getinfo(next(name for name in members if name.endswith("data/0"))))
+            again.filename = again.filename[:-1] + str(number)
+            made.filelist.append(again)
+    return file
+
+
+def test_a_checkpoint_whose_parts_share_their_bytes_is_refused(tmp_path: Path) -> None:
+    assert read_weights(rewritten(tmp_path / "a.pt"))["a"].sum() == 2**16
+    line_of(lambda: read_weights(rewritten(tmp_path / "b.pt", names=100)), "its parts are larger than the file")
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_an_endless_pickle_in_a_checkpoint_is_refused(
+    newer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoformer.weights.BOUNDS", BOUNDS.model_copy(update={"pickle_bytes": 10_000}))
+    if newer:
+        rewritten(tmp_path / "a.pt", pickled=b"\x80\x02(" + b"K\1" * 10_000 + b"t.")
+    else:
+        torch.save({"a": [1] * 20_000}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    line_of(lambda: read_weights(tmp_path / "a.pt"), "values beside tensors")
+
+
+@pytest.mark.parametrize("size", [2**20, 2**62])
+def test_a_tensor_that_stands_for_more_numbers_than_it_holds_is_refused(size: int, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1).expand(size)}, tmp_path / "a.pt")
+    line_of(lambda: read_weights(tmp_path / "a.pt"), "'a' has more numbers than the file holds of it")
+
+
+@pytest.mark.parametrize("name", [1, (1, 2)])
+def test_a_weight_whose_name_is_no_text(name: object, tmp_path: Path) -> None:
+    torch.save({name: torch.ones(3)}, tmp_path / "a.pt")
+    line_of(lambda: read_weights(tmp_path / "a.pt"), f"{name!r} is no name")
 
 
 def tar_of(file: Path, *members: tuple[str, bytes]) -> Path:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
 from components.prepare_data.label_table import read_label_table
+from runtime.common.tables import read_table
 
 PLAIN = "path,label\nimg/a.png,cat\nimg/b.png,dog\n"
 
@@ -101,3 +103,15 @@ def test_a_column_of_splits_is_the_split_under_any_usual_name(column: str, folde
 def test_a_column_that_is_not_used_is_reported(column: str, folder: Path) -> None:
     rows(folder, f"path,label,{column}\nimg/a.png,cat,1\nimg/b.png,dog,0\n")
     assert read_label_table(folder / "labels.csv").notes == (f"columns of the CSV that are not used: {column}",)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_a_csv_of_more_rows_than_memory_is_one_line(end: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = BOUNDS.model_copy(update={"csv_rows": 2})
+    monkeypatch.setattr("components.prepare_data.label_table.BOUNDS", limits)
+    monkeypatch.setattr("runtime.common.tables.BOUNDS", limits)
+    assert len(rows(folder, PLAIN.replace("\n", end))) == len(read_table(folder / "labels.csv")) == 2
+    for read in (read_label_table, read_table):
+        (folder / "labels.csv").write_text(PLAIN + "img/b.png,dog", newline=end)
+        with pytest.raises(AutoFormerError, match=r"labels\.csv: .*more than 2 rows"):
+            read(folder / "labels.csv")

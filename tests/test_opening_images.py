@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +193,79 @@ def test_a_progressive_jpeg_of_endless_scans_is_refused() -> None:
     with pytest.raises(AutoFormerError, match="scans takes too long to decode"):
         open_image(repeated)
     assert open_image(content).size == (2_000, 2_000)
+
+
+def in_three_scans(side: int) -> bytes:
+    """A baseline JPEG with a scan for each colour, which libjpeg decodes as it does a progressive one: as a whole."""
+    colour, grey = (saved(Image.new(mode, (16, 16)), "JPEG", subsampling=0) for mode in ("RGB", "L"))
+    size, first = colour.index(b"\xff\xc0") + 5, colour.index(b"\xff\xda")
+    head = colour[:size] + struct.pack(">HH", side, side) + colour[size + 4 : first]
+    data = grey[grey.index(b"\xff\xda") + 10 : -2]
+    scans = (b"\xff\xda\0\x08\1" + bytes([number]) + b"\0\0\x3f\0" + data for number in (1, 2, 3))
+    return head + b"".join(scans) + b"\xff\xd9"
+
+
+def test_a_baseline_jpeg_of_several_scans_has_the_limits_of_a_progressive_one() -> None:
+    with pytest.raises(AutoFormerError, match="JPEG file may have 39 million pixels"):
+        open_image(in_three_scans(7_000))
+    content = in_three_scans(2_000)
+    with pytest.raises(AutoFormerError, match="scans takes too long to decode"):
+        open_image(content[:-2] + content[content.index(b"\xff\xda") : -2] * 300 + content[-2:])
+    assert open_image(in_three_scans(16)).size == (16, 16)
+    assert open_image(saved(Image.new("RGB", (7_000, 7_000)), "JPEG"), 8).size  # of one scan
+
+
+def tiff(*tags: tuple[int, int, int, int], data: bytes = b"") -> bytes:
+    """`tags`: number, type, count, value or offset."""
+    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags))
+    return head + b"".join(struct.pack("<HHLL", *tag) for tag in sorted(tags)) + bytes(4) + data
+
+
+LONG, RAW = 4, 7
+PLAIN = ((256, LONG, 1, 100), (257, LONG, 1, 100), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (277, 3, 1, 1))
+SHARED = tiff(*((number, RAW, 200_000, 8) for number in range(1, 8_000)), data=bytes(200_000))
+STRIPS = tiff(*PLAIN, (273, LONG, 200_000, 200), (278, LONG, 1, 1), data=bytes(900_000))
+TILES = tiff(*PLAIN, (322, LONG, 1, 1), (323, LONG, 1, 1), (324, 1, 200_000, 200), data=bytes(900_000))
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (SHARED, "its tags share their bytes"),
+        (STRIPS, "its tag 273 has 200000 numbers"),
+        (TILES, "its tag 324 has 200000 numbers"),
+    ],
+    ids=["tags that share their bytes", "strips", "tiles"],
+)
+def test_tags_of_a_tiff_that_expand_are_refused(content: bytes, what: str) -> None:
+    with pytest.raises(AutoFormerError, match=f"damaged image .{what}") as error:
+        open_image(content)
+    assert str(error.value).startswith("image of ")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_exif_whose_tags_share_their_bytes_is_left_out(kind: str) -> None:
+    if kind == "JPEG":  # in many segments, which Pillow joins
+        parts = [SHARED[at : at + 65_000] for at in range(0, len(SHARED), 65_000)]
+        heads = (b"\xff\xe1" + struct.pack(">H", len(part) + 8) + b"Exif\0\0" for part in parts)
+        jpeg = saved(noise(4, 30, 20), "JPEG")
+        segments = [head + part for head, part in zip(heads, parts, strict=True)]
+        content = jpeg[:2] + b"".join(segments) + jpeg[2:]
+    else:
+        content = saved(noise(4, 30, 20), kind, exif=SHARED)
+    tracemalloc.start()
+    try:
+        assert open_image(content).size == (30, 20)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000  # the tags would be 1.6 GB
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_image_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(saved(noise(1, 30, 20), "PNG"))
+    os.truncate(tmp_path / "x.png", 2**33)
+    with pytest.raises(AutoFormerError, match=r"x\.png: an image file above 256 MB; make it smaller"):
+        open_image(tmp_path / "x.png")
 
 
 def test_each_reader_may_set_a_lower_limit() -> None:

@@ -13,7 +13,7 @@ from autoformer.errors import AutoFormerError
 from runtime.storage import client, connect, download_folder, downloads, exists, upload_folder, uploads
 from runtime.storage.client import S3Uri
 from runtime.storage.downloads import download
-from runtime.storage.errors import MissingError, StorageError
+from runtime.storage.errors import MissingError, StorageError, storage_errors
 from runtime.storage.objects import head, list_objects, list_uploads
 from runtime.storage.uploads import upload
 
@@ -312,3 +312,31 @@ def test_an_endpoint_that_is_no_url_is_one_line_without_it(
     with pytest.raises(AutoFormerError) as refused:
         download("s3://bucket/key", tmp_path / "came")
     assert str(refused.value) == "AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: expected http://host:port"
+
+
+@pytest.mark.parametrize("error", [ValueError("Invalid timestamp \x1b[31m"), RecursionError(), KeyError("Size")])
+def test_an_answer_that_boto3_cannot_read_is_one_line(error: Exception) -> None:
+    with (
+        pytest.raises(StorageError, match=r"^s3://bucket/key: the answer is not one of S3") as caught,
+        storage_errors("s3://bucket/key"),
+    ):
+        raise error
+    assert str(caught.value).isprintable()
+
+
+def test_an_object_larger_than_its_kind_may_be_is_not_read(
+    faulty: FaultyProxy, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(write(tmp_path / "file", content()), uri)
+    monkeypatch.setattr(client, "BOUNDS", client.BOUNDS.model_copy(update={"json_bytes": 1000}))
+    with pytest.raises(StorageError, match="larger than 1000 bytes"):
+        client.read_object(S3Uri.parse(uri))
+    assert (
+        client.read_object(
+            S3Uri.parse(uri),
+            0,
+            2000,
+            client.connect().head_object(Bucket=S3Uri.parse(uri).bucket, Key=S3Uri.parse(uri).key)["ETag"],
+        )
+        == content()[:2000]
+    )

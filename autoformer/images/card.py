@@ -1,19 +1,29 @@
 """The card of a data set, `card.json`: classes, pixels, splits and archives. Torch-free."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from autoformer.errors import validated
+from autoformer.errors import AutoFormerError, has_controls, validated
 from autoformer.frozen import Frozen
 from autoformer.images.pixel_rule import ON_BLACK, PixelRule
 from autoformer.reading import read_json
 
 
+def check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names. Raises `AutoFormerError` for one that a terminal would interpret."""
+    if strange := [name for name in names if has_controls(name)]:
+        raise AutoFormerError(f"the class '{strange[0]}' has control characters in its name; rename it")
+    return names
+
+
+ClassNames = Annotated[tuple[str, ...], AfterValidator(check_class_names)]
+
+
 class DatasetCard(Frozen):
     name: str
-    classes: tuple[str, ...] = Field(min_length=2, description="in the order of their labels, from 0")
+    classes: ClassNames = Field(min_length=2, description="in the order of their labels, from 0")
     image_size: int | None = Field(
         gt=0, description="pixels: raw, in height and in width; image, of the shorter side, null for any size"
     )

@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar, cast
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
@@ -24,7 +24,7 @@ from autoformer.files import check_regular
 FORMATS = {
     "PNG": 9, "JPEG": 5, "MPO": 5, "GIF": 6, "BMP": 9, "PPM": 13, "TIFF": 13, "WEBP": 17, "JPEG2000": 25, "AVIF": 20,
 }  # fmt: skip
-_PROGRESSIVE = 12  # JPEG files that are decoded as a whole, or have four channels
+_PROGRESSIVE = 12  # JPEG files of several scans, which are decoded as a whole, or of four channels
 _PLAIN = 100  # PPM files of decimal digits: a limit of time, since Pillow decodes a million numbers a second
 MOST_BYTES = BOUNDS.image_bytes
 LONGEST_TO_SHORTEST = BOUNDS.image_sides  # the centre crop of a longer strip shows nearly nothing
@@ -33,6 +33,8 @@ _MOST_FILE_BYTES = BOUNDS.image_file_bytes
 _MOST_HEADER_BYTES = 4096  # read to recognise the format
 _ORIENTATION = 0x0112  # EXIF
 _TILE_SIDES = (322, 323)  # TIFF
+_OFFSETS = (273, 324)  # TIFF: of strips, of tiles
+_OPAQUE_TYPES = (1, 2, 7)  # TIFF: bytes and text, which Pillow keeps as they are
 _SUBFILE, _DNG = 254, 50706  # TIFF: a camera's raw file is one, and begins with a thumbnail
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -92,6 +94,9 @@ class _Parts(io.BufferedReader):
             check_regular(source)
         super().__init__(io.FileIO(source) if isinstance(source, Path) else io.BytesIO(source))
         self._where, self._reads, self.most = name_of(source), 0, BOUNDS.image_header_reads
+        if self.seek(0, io.SEEK_END) > _MOST_FILE_BYTES:
+            raise AutoFormerError(f"{self._where}: an image file above {_MOST_FILE_BYTES >> 20} MB; make it smaller")
+        self.seek(0)
 
     def read(self, size: int | None = -1, /) -> bytes:
         self._reads += 1
@@ -100,6 +105,39 @@ class _Parts(io.BufferedReader):
                 f"{self._where}: more than {self.most} chunks, segments or comments; save it again without metadata"
             )
         return super().read(size)
+
+
+class _Directory(TiffImagePlugin.ImageFileDirectory_v2):
+    """The tags of a TIFF file or of EXIF. Pillow copies bytes that tags share, and makes an object of each number."""
+
+    def load(self, fp: IO[bytes]) -> None:
+        here = fp.tell()
+        size = fp.seek(0, io.SEEK_END)
+        fp.seek(here)
+        super().load(cast("IO[bytes]", _Once(fp, size)))
+        for tag, data in self._tagdata.items():
+            kind = self.tagtype[tag]
+            numbers = len(data) // self._load_dispatch[kind][0] if kind not in _OPAQUE_TYPES or tag in _OFFSETS else 0
+            if numbers > BOUNDS.image_tag_numbers:
+                raise ValueError(f"its tag {tag} has {numbers} numbers")
+
+
+class _Once(io.BufferedIOBase):
+    """A file of which no more bytes are read than it has."""
+
+    def __init__(self, file: IO[bytes], left: int) -> None:
+        self._file, self._left = file, left
+        self.tell, self.seek = file.tell, file.seek  # type: ignore[method-assign]
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = self._file.read(-1 if size is None else size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise ValueError("its tags share their bytes")
+        return content
+
+
+TiffImagePlugin.ImageFileDirectory_v2 = _Directory  # type: ignore[misc]  # which all of Pillow's formats use
 
 
 def orientation(image: Image.Image) -> int:
@@ -133,8 +171,9 @@ def _open(file: _Parts, source: Path | bytes, most_bytes: int) -> Image.Image:
     try:
         if image.format == "TIFF" and (image.tag_v2.get(_SUBFILE, 0) == 1 or _DNG in image.tag_v2):  # type: ignore[attr-defined]
             raise _not_read(where, "raw camera", "`darktable-cli`")
-        _check_size(image, where, most_bytes)
-        if "progressive" in image.info:
+        whole = image.format in ("JPEG", "MPO") and _has_several_scans(image, file)
+        _check_size(image, where, most_bytes, whole)
+        if whole:
             _check_scans(image, source, where, most_bytes)
     except AutoFormerError:
         image.close()
@@ -169,7 +208,20 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]  # MPO is opened as JPEG
 
 
-def _check_size(image: Image.Image, where: str, most_bytes: int) -> None:
+def _has_several_scans(image: Image.Image, file: _Parts) -> bool:
+    """Whether a JPEG file is progressive, its first scan has not all its channels, or odd bytes stand before that."""
+    here, scanned = file.tell(), 0
+    file.seek(2)
+    while len(head := file.read(4)) == 4 and head[0] == 0xFF:
+        if head[1] == 0xDA:  # the scan begins
+            scanned = int.from_bytes(file.read(1))
+            break
+        file.seek(int.from_bytes(head[2:]) - 2, io.SEEK_CUR)
+    file.seek(here)
+    return "progressive" in image.info or scanned != len(image.getbands())
+
+
+def _check_size(image: Image.Image, where: str, most_bytes: int, whole: bool) -> None:
     width, height = image.size
     if max(width, height) > LONGEST_TO_SHORTEST * min(width, height):
         raise AutoFormerError(
@@ -177,7 +229,7 @@ def _check_size(image: Image.Image, where: str, most_bytes: int) -> None:
             f"{LONGEST_TO_SHORTEST} times at most; crop it"
         )
     each = FORMATS[image.format or "PNG"]
-    if image.format in ("JPEG", "MPO") and ("progressive" in image.info or image.mode not in ("L", "RGB")):
+    if whole or (image.format in ("JPEG", "MPO") and image.mode not in ("L", "RGB")):
         each = _PROGRESSIVE
     if any(codec == "ppm_plain" for codec, *_ in getattr(image, "tile", ())):
         each = _PLAIN
@@ -200,7 +252,7 @@ def _check_scans(image: Image.Image, source: Path | bytes, where: str, most_byte
     scans = source.count(b"\xff\xda")  # entropy-coded data holds no marker
     if scans * image.width * image.height > MOST_SCANNED * most_bytes // MOST_BYTES:
         raise AutoFormerError(
-            f"{where}: a progressive JPEG file of {scans} scans takes too long to decode; save it as a baseline JPEG"
+            f"{where}: a JPEG file of {scans} scans takes too long to decode; save it as a baseline JPEG"
         )
 
 

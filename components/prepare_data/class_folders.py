@@ -19,6 +19,7 @@ import numpy as np
 from autoformer.cores import cores
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
+from autoformer.images.card import check_class_names
 from autoformer.images.source import archive_folder
 from autoformer.images.split_files import Split
 from components.prepare_data.delivered import Delivered, concatenate, make_rows
@@ -72,6 +73,7 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Deli
     classes = _class_names(folders.get("train", tree), names)
     if "train" not in splits and (missing := [name for name in names if _label_of(name, classes) < 0]):
         classes = _sorted_names(tree, [*classes, *missing])  # an unused train may be empty or incomplete
+    check_class_names(classes)
     label_of = {name: _label_of(name, classes) for name in names}
     unknown = [folders[split] / name for split, name, _ in found if label_of[name] < 0]
     if unknown or len(classes) < 2:
@@ -87,6 +89,10 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Deli
                 rows.append(_rows(place, images, label_of[name], left_out, pool))
             except OSError as error:
                 raise unreadable(error) from None
+            except UnicodeEncodeError:
+                raise AutoFormerError(
+                    f"{place}: an image of '{name}' has a name that is not in UTF-8; rename it"
+                ) from None
             bar.update(len(rows))
     imagenet = all(_WNID.fullmatch(name) for name in classes)
     return Delivered(

@@ -2,17 +2,17 @@
 
 import codecs
 import csv
-import io
 import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
-from autoformer.reading import read_bytes
+from autoformer.reading import lines_of, read_bytes
 from components.prepare_data.listing import SPLIT_OF, alike
 
 PATH_COLUMNS = (
@@ -54,7 +54,9 @@ def read_label_table(file: Path) -> Table:
     text = _decode(file)
     lines = _lines(text, _separator(text), file)
     _, header = next(lines, (1, []))
-    rows = list(lines)
+    rows = list(islice(lines, BOUNDS.csv_rows + 1))
+    if len(rows) > BOUNDS.csv_rows:
+        raise AutoFormerError(f"{file}: more than {BOUNDS.csv_rows:,} rows")
     columns = _columns(file, header, [cells for _, cells in rows])
     finder = _Finder(file.parent.resolve())
     found = [_read_row(f"{file}, line {line}", cells, len(header), columns, finder) for line, cells in rows]
@@ -96,7 +98,7 @@ def _separator(text: str) -> str:
 
 def _lines(text: str, separator: str, file: Path) -> Iterator[tuple[int, list[str]]]:
     """The non-empty rows, each with the number of its first line."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    reader = csv.reader(lines_of(text), delimiter=separator, skipinitialspace=True, strict=True)
     while True:
         line = reader.line_num + 1
         try:

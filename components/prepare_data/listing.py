@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, printable
 
 _FORMATS = "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm pnm jp2 heic heif avif"
 SUFFIXES = frozenset(f".{suffix}" for suffix in _FORMATS.split(" "))
@@ -209,7 +209,7 @@ def unreadable(error: OSError) -> AutoFormerError:
 
 
 def _below(folder: Path, root: Path) -> str:
-    return "." if folder == root else folder.relative_to(root).as_posix()
+    return "." if folder == root else printable(folder.relative_to(root).as_posix())
 
 
 def images_text(count: int) -> str:
@@ -218,4 +218,4 @@ def images_text(count: int) -> str:
 
 def some(names: Sequence[str], most: int = _LISTED) -> str:
     """The first names of a list, and whether there are more."""
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+    return ", ".join(map(printable, names[:most])) + (", …" if len(names) > most else "")

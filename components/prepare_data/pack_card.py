@@ -7,6 +7,7 @@ from pydantic import Field
 
 from autoformer.errors import validated
 from autoformer.frozen import Frozen
+from autoformer.images.card import ClassNames
 from autoformer.images.pixel_rule import ON_BLACK, PixelRule
 from autoformer.reading import read_json
 from runtime.common.tables import read_table
@@ -25,7 +26,7 @@ class PackCard(Frozen):
     name: str
     hash: str
     layout: str
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: ClassNames = Field(min_length=2)
     counts: dict[str, int] = Field(description="readable images of each class")
     splits: dict[str, int] = Field(description="readable images of each split that the source has; '' for none")
     channels: Literal[1, 3]

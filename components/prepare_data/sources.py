@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, has_controls
 from components.prepare_data.kaggle_imagenet import labelled_val, tree_of
 from components.prepare_data.label_table import read_label_table
 from components.prepare_data.listing import (
@@ -183,9 +183,9 @@ def _check_names(source: Source, path: Path) -> None:
     if not source.images:
         raise AutoFormerError(f"{path}: names no images")
     for image in source.images:
-        name = f"{source.name_of(image)}{image.label}"
-        if not name.isascii() and (written := name.encode(errors="backslashreplace").decode()) != name:
-            raise AutoFormerError(f"{path}: {written} has a name that is not in UTF-8; rename it")
+        for name in (image.label, source.name_of(image)):
+            if has_controls(name):
+                raise AutoFormerError(f"{path}: '{name}' is not in UTF-8, or has control characters; rename it")
 
 
 def _check(source: Source, path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.archives import PREFETCH_IMAGES, EncodedImages
-from autoformer.images.card import DatasetCard
+from autoformer.images.card import DatasetCard, check_class_names
 from autoformer.images.pixels import DEFAULT, to_pixels
 from autoformer.images.split_files import Split, hash_split
 from autoformer.images.split_images import raw_pixels
@@ -102,7 +102,7 @@ def describe(delivered: Delivered, splits: Splits, normalisation: Statistics) ->
     mean, std = normalisation
     return DatasetCard(
         name=delivered.title,
-        classes=delivered.classes,
+        classes=check_class_names(delivered.classes),
         image_size=delivered.image_size,
         channels=delivered.channels,
         encoding=delivered.encoding,

@@ -20,6 +20,7 @@ from components.prepare_data.splitting import describe, split, statistics
 from runtime import tracking
 from runtime.common.code import step_code
 from runtime.common.config import Config
+from runtime.common.console import print_line
 from runtime.common.locks import hold_lock
 from runtime.common.sections import PrepareData
 from runtime.common.workspace import Record
@@ -85,7 +86,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
             write_prepared(prepared, arguments.card, paths)
             tracked.metrics({f"{name}_images": count for name, count in prepared.card.counts.items()})
             tracked.artifact(arguments.card)
-    print("\n".join(summary(prepared)), flush=True)
+    print_line("\n".join(summary(prepared)))
 
 
 def summary(prepared: Prepared) -> list[str]:

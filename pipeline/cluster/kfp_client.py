@@ -208,7 +208,15 @@ class KfpClient(Client):
             raise self._no_answer(error) from None
         except AutoFormerError:  # the token no longer exists
             raise
-        except (UnicodeDecodeError, ValueError, TypeError, AttributeError, KeyError):
+        except (
+            UnicodeDecodeError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            LookupError,
+            ArithmeticError,
+            RecursionError,
+        ):
             raise self._foreign() from None
         text = str(self._api.last_response.data)
         if text.lstrip().startswith("<"):

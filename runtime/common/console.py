@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, printable
 from autoformer.files import unwritable, write_json
 from autoformer.reading import read_json_as
 from runtime.common import processes
@@ -93,13 +93,8 @@ def _has_lost_its_reader(file: TextIO) -> bool:
 
 def report_error(who: str, error: AutoFormerError | OSError) -> int:
     """Print an error as one line on stderr; return the exit code."""
-    print_line(f"{who}: {visible(error_line(error))}", sys.stderr)
+    print_line(f"{who}: {error_line(error)}", sys.stderr)
     return BAD_INPUT
-
-
-def visible(text: str) -> str:
-    """The text in one line: file names may hold line breaks, and what would command the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def error_line(error: AutoFormerError | OSError) -> str:
@@ -162,7 +157,7 @@ def print_line(line: str, file: TextIO | None = None) -> None:
         return
     file = file or sys.stdout
     try:
-        print(line, file=file, flush=True)
+        print("\n".join(map(printable, line.split("\n"))), file=file, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 

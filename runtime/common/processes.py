@@ -1,6 +1,7 @@
 """Rank, threads and GPUs of this process, from the environment that torchrun sets."""
 
 import os
+import re
 from pathlib import Path
 
 from autoformer.cores import cores, is_limited
@@ -38,7 +39,8 @@ def set_threads(threads: int | None) -> None:
 def threads_of_rank() -> int:
     """CPU threads of one of several ranks: OMP_NUM_THREADS, or an equal share of the cores."""
     text = os.environ.get("OMP_NUM_THREADS", "")
-    return int(text) if text.isdecimal() and int(text) > 0 else max(1, cores() // ranks_on_machine())
+    wanted = int(text) if re.fullmatch("[0-9]{1,4}", text) else 0
+    return wanted or max(1, cores() // ranks_on_machine())
 
 
 def gpus() -> int:
@@ -50,11 +52,15 @@ def gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def number_in_environment(name: str, default: int) -> int:
+def number_in_environment(name: str, default: int, most: int = 2**31 - 1) -> int:
     """A whole number from the environment."""
-    text = os.environ.get(name, str(default))
-    if name in os.environ and not text.isdecimal():
-        raise AutoFormerError(f"{name} = {text}: expected a whole number, 0 or more")
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch("[0-9]{1,10}", text):
+        raise AutoFormerError(f"{name} = {text[:40]}: expected a whole number, 0 or more")
+    if int(text) > most:
+        raise AutoFormerError(f"{name} = {text}: more than {most}")
     return int(text)
 
 
@@ -62,9 +68,9 @@ def gigabytes_in_environment(name: str, default: float) -> int:
     """Gigabytes from the environment, in bytes."""
     text = os.environ.get(name, str(default))
     try:
-        gigabytes = float(text)
+        count = float(text) * 1e9
     except ValueError:
-        gigabytes = -1.0
-    if not 0 <= gigabytes < float("inf"):
-        raise AutoFormerError(f"{name} = {text}: expected gigabytes, 0 or more")
-    return int(gigabytes * 1e9)
+        count = -1.0
+    if not 0 <= count < float("inf"):
+        raise AutoFormerError(f"{name} = {text[:40]}: expected gigabytes, 0 or more")
+    return int(count)

@@ -3,13 +3,14 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
 from autoformer.files import write_text
-from autoformer.reading import read_bytes
+from autoformer.reading import lines_of, read_bytes
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -28,10 +29,12 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """
     try:
         text = read_bytes(path, BOUNDS.csv_bytes).decode("utf-8-sig")  # spreadsheets write a BOM
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        reader = csv.DictReader(lines_of(text))
         if len(reader.fieldnames or ()) > BOUNDS.csv_columns:
             raise csv.Error(f"more than {BOUNDS.csv_columns} columns")
-        rows = list(reader)
+        rows = list(islice(reader, BOUNDS.csv_rows + 1))
+        if len(rows) > BOUNDS.csv_rows:
+            raise csv.Error(f"more than {BOUNDS.csv_rows} rows")
     except FileNotFoundError:
         raise AutoFormerError(f"{path}: no such file; run the step that makes it") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:

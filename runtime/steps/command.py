@@ -14,7 +14,7 @@ from runtime.common.config import Config, load_config
 from runtime.common.console import Parser, error_line, forget_failure, note_failure, report_failure
 from runtime.common.exit_codes import BAD_INPUT, KILLED, UNAVAILABLE, JobFailed
 from runtime.common.overrides import add_option
-from runtime.common.processes import is_rank
+from runtime.common.processes import is_rank, number_in_environment
 from runtime.common.redaction import hide_in_tracebacks
 from runtime.common.stopping import Stopped, stoppable
 from runtime.steps.rank_launch import check_batch_split, launch, processes
@@ -103,8 +103,8 @@ def _end_with_runner() -> None:
 
 def _runner() -> int | None:
     """The process in `AUTOFORMER_RUNNER_PID`, or the parent of a stage of a manual `dvc repro`."""
-    if named := os.environ.get("AUTOFORMER_RUNNER_PID"):
-        return int(named)
+    if named := number_in_environment("AUTOFORMER_RUNNER_PID", 0):
+        return named
     if "DVC_STAGE" not in os.environ:
         return None
     import psutil

@@ -8,8 +8,9 @@ from functools import cache, partialmethod
 from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import Any, NamedTuple, Self, TypeVar
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
-from runtime.storage.errors import ChangedError, TransferError, storage_errors, with_retries
+from runtime.storage.errors import ChangedError, StorageError, TransferError, storage_errors, with_retries
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -101,12 +102,13 @@ def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str 
     import urllib3.exceptions
 
     broken = (botocore.exceptions.BotoCoreError, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
+    most = BOUNDS.json_bytes if size is None else size
     condition = {"Range": f"bytes={offset}-{offset + size - 1}", "IfMatch": etag} if size else {}
 
     def read() -> bytes:
         try:
             with request(uri, "get_object", **condition)["Body"] as body:
-                content = bytes(body.read())
+                content = bytes(body.read(most + 1))
         except broken as error:
             raise TransferError(
                 f"{uri}: what S3 sends breaks off ({type(error).__name__}) in every try; try again later"
@@ -114,6 +116,8 @@ def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str 
         except ChangedError:
             request(uri, "head_object")  # SeaweedFS answers 412 instead of 404, too
             raise
+        if len(content) > most:
+            raise StorageError(f"{uri}: larger than {most} bytes, the most for an object of this kind")
         if size is not None and len(content) != size:
             raise TransferError(f"{uri}: {len(content)} bytes come where {size} were asked for, in every try")
         return content

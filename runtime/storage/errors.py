@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from autoformer.errors import AutoFormerError, UnavailableError
+from autoformer.reading import in_short
 from runtime.common.retrying import doubling, retry
 
 T = TypeVar("T")
@@ -70,6 +71,12 @@ def storage_errors(uri: object) -> Iterator[None]:
         raise _from_response(error.response, error.operation_name, str(uri)) from None
     except BotoCoreError as error:
         raise _from_client(error, str(uri)) from None
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        if isinstance(error, AutoFormerError):
+            raise
+        raise StorageError(
+            f"{uri}: the answer is not one of S3 ({in_short(error)}); check AWS_ENDPOINT_URL_S3"
+        ) from None
 
 
 def with_retries(request: Callable[[], T]) -> T:

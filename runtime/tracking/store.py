@@ -6,6 +6,7 @@ MLflow is imported inside functions, since the import takes seconds.
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import re
 import sys
@@ -50,7 +51,8 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
 }
-_FIRST_REQUEST_SECONDS = "10"
+_FIRST_REQUEST_SECONDS = 10.0
+_MOST_SECONDS = 1e9
 
 
 def tracking_uri() -> str:
@@ -142,7 +144,8 @@ def _check_database(file: Path) -> None:
 def _short_timeout() -> Iterator[None]:
     """A shorter timeout for the first requests, which are small."""
     usual = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = min(usual, _FIRST_REQUEST_SECONDS, key=float)
+    seconds = seconds_of("MLFLOW_HTTP_REQUEST_TIMEOUT", usual)
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(min(seconds, _FIRST_REQUEST_SECONDS))))
     try:
         yield
     finally:
@@ -191,10 +194,18 @@ def patience_seconds() -> float:
     text = os.environ.get("AUTOFORMER_TRACKING_PATIENCE", "")
     if not text:
         return PATIENCE_SECONDS if tracking_uri().startswith("http") else FILE_PATIENCE_SECONDS
+    return seconds_of("AUTOFORMER_TRACKING_PATIENCE", text)
+
+
+def seconds_of(name: str, text: str) -> float:
+    """The value of an environment variable. Raises `AutoFormerError`."""
     try:
-        return max(0.0, float(text))
+        seconds = float(text)
     except ValueError:
-        raise AutoFormerError(f"AUTOFORMER_TRACKING_PATIENCE={text}: expected a number of seconds") from None
+        seconds = math.nan
+    if not abs(seconds) <= _MOST_SECONDS:
+        raise AutoFormerError(f"{name}={text[:40]}: expected a number of seconds")
+    return max(0.0, seconds)
 
 
 def retry_while_away(call: Callable[[], Answer]) -> Answer:
