@@ -589,10 +589,22 @@ def test_a_further_attempt_is_reported_with_the_reason_of_the_one_before(
     assert "fail: runs, attempt 3 (the attempt before: s3://autoformer/data/nothing-1: no such folder)" in lines
 
 
-def test_a_pod_that_no_machine_can_take_is_reported_once(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+NOT_ENOUGH = "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu"
+PENDING = {  # of recorded workflows -> what is printed
+    f"{NOT_ENOUGH}. no new claims to deallocate, preemption: …": NOT_ENOUGH,
+    'CreateContainerConfigError: secret "autoformer-s3" not found': None,
+    'ImagePullBackOff: Back-off pulling image "registry.lab.com/x": ErrImagePull: not found': None,
+    "ContainerCreating": "",
+    "PodInitializing": "",
+    "ErrImagePull: failed to resolve image": "",
+}
+
+
+@pytest.mark.parametrize("message", PENDING)
+def test_a_pod_that_cannot_start_is_reported_once(kfp: KfpServer, capsys: Capture, monkeypatch: Any,
+                                                  message: str) -> None:  # fmt: skip
     """As on a node of 2 cores that is asked for 2: the task counts as running, and nothing else says so."""
     waiting = copy.deepcopy(answers("succeeded").at(train_supernet_starts()))
-    message = "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: …"
     nodes = waiting.workflow["status"]["nodes"]
     newest = max((node for node in nodes.values() if node["type"] == "Pod"), key=lambda node: node["startedAt"])
     (top,) = (node["name"] for node in nodes.values() if node["displayName"] == "train-supernet")
@@ -600,9 +612,9 @@ def test_a_pod_that_no_machine_can_take_is_reported_once(kfp: KfpServer, capsys:
     kfp.story = [*GOOD[:2], waiting, waiting, answers("succeeded")]
     monkeypatch.setattr(follow_run, "PENDING_SECONDS", 0.0)
     assert run(kfp, "--wait", *DATA) == 0
-    lines = capsys.readouterr().out.splitlines()
-    expected = "train-supernet: its pod waits: Unschedulable: 0/1 nodes are available: 1 Insufficient cpu"
-    assert lines.count(expected) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if "its pod waits" in line]
+    expected = message if PENDING[message] is None else PENDING[message]
+    assert lines == ([f"train-supernet: its pod waits: {expected}"] if expected else [])
 
 
 KUBECTL = """\
@@ -728,6 +740,24 @@ def test_a_recurring_run_is_ended(kfp: KfpServer, capsys: Capture) -> None:
     assert "no recurring run 'demo' in the experiment 'autoformer'; there is 'smoke': PRESET names" in line
     assert run(kfp, "--every", "never", "--preset", "smoke") == 0
     assert run(kfp, "--every", "6h", *DATA) == 0 and run(kfp, "--every", "never") == 0
+    assert kfp.recurring == {}
+
+
+@pytest.mark.parametrize("every", ["never", "1h"])
+def test_the_end_of_a_recurring_run_stops_none_of_its_runs(kfp: KfpServer, capsys: Capture, every: str) -> None:
+    """As on KFP 2.17.0: a deletion takes the workflow of a run at work along, which stays RUNNING in KFP's list."""
+    assert run(kfp, "--every", "6h", *DATA) == 0
+    (first,) = kfp.recurring
+    assert run(kfp, *DATA) == 0
+    (at_work,) = kfp.runs.values()
+    at_work.recurring_run_id, at_work.state = first, "RUNNING"
+    capsys.readouterr()
+    assert run(kfp, "--every", every, *DATA) == 0
+    assert kfp.recurring[first].mode == "DISABLE" and kfp.without_workflow == []
+    line = f"recurring run 'demo', {first}: paused; its run {at_work.run_id} goes on, which a deletion would stop: "
+    assert line + "EVERY=never once it has ended\n" in capsys.readouterr().out
+    at_work.state = "SUCCEEDED"
+    assert run(kfp, "--every", "never", *DATA) == 0
     assert kfp.recurring == {}
 
 

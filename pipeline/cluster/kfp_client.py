@@ -26,6 +26,15 @@ TIMEOUT_SECONDS = (10, 60)  # to connect, and between two parts of the answer
 RETRIES = 3  # of a request that creates nothing
 RETRY_SECONDS = 0.3  # before the first of them; doubled for each later one
 KEPT_LINES = 200  # of a log
+LONGEST_MESSAGE = 300  # of the server, in characters
+# KFP wraps an error many times: its reason is the last of them.
+_DENIED = re.compile(
+    r"User '(?P<user>[^']+)' is not authorized .*Namespace:(?P<namespace>[^,]*),Verb:(?P<verb>\w+),"
+    r"Group:(?P<group>[^,]*),.*Resource:(?P<resource>[^,]*),"
+)
+_REJECTED = re.compile(r"Review\.Status\.Authenticated is false\. Error \[?(.+?)\]?: Failed to authenticate token")
+_ANONYMOUS = "there is no user identity header"
+_REFUSED_UPLOAD = "Failed to create a pipeline version"  # with 400, whatever the reason
 _FORWARD = "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80"
 Answer = TypeVar("Answer")
 
@@ -168,10 +177,22 @@ class KfpClient(Client):
         answer = self.list_recurring_runs(page_size=100, experiment_id=parent.experiment_id) if parent else None
         return sorted({str(run.display_name) for run in (answer and answer.recurring_runs) or []})
 
-    def end_recurring(self, recurring_run_id: str) -> None:
-        """Delete a recurring run; the runs that it has started stay."""
+    def end_recurring(self, recurring_run_id: str) -> str | None:
+        """Delete a recurring run, or pause it where a run of it is at work, whose id is returned.
+
+        A deletion would stop that run: Kubernetes deletes its workflow, too, and KFP lists it as running for ever.
+        """
         with contextlib.suppress(MissingError):
+            self.disable_recurring_run(recurring_run_id)  # first: no further run starts
+            predicates = [
+                {"operation": "EQUALS", "key": "recurring_run_id", "string_value": recurring_run_id},
+                {"operation": "IN", "key": "state", "string_values": {"values": ["PENDING", "RUNNING", "CANCELING"]}},
+            ]
+            runs = self.list_runs(page_size=1, filter=json.dumps({"predicates": predicates})).runs
+            if runs:
+                return str(runs[0].run_id)
             self.delete_recurring_run(recurring_run_id)
+        return None
 
     def page(self, run_id: str) -> str:
         """The address of a run in the UI."""
@@ -229,11 +250,14 @@ class KfpClient(Client):
             return AutoFormerError(f"{self.host} wants a token ({status}); {advice}: {message}")
         if status == 401:
             advice = "it may have expired, or be for another server"
-            return AutoFormerError(f"{self.host} refuses the token{where} (401); {advice}: {message}")
+            return AutoFormerError(f"{self.host} refuses the token (401); {advice}: {message}")
         if status == 403:
             return AutoFormerError(f"{self.host} does not let this token do that{where} (403): {message}")
         if status == 404:
             return MissingError(f"{self.host}: {message}")
+        if status == 400 and message == _REFUSED_UPLOAD:
+            why = "KFP gives no reason; this token may lack the permission to create pipelineversions"
+            return AutoFormerError(f"{self.host} refuses the package{where} (400); {why}, else its log has it")
         if status == 409:
             return TakenError(f"{self.host}: {message}")
         kind = NoAnswerError if (status or 0) >= 500 or status == 429 else AutoFormerError
@@ -271,7 +295,7 @@ def _create(attempt: Callable[[], Answer]) -> Answer:
 
 
 def _message(error: api.ApiException) -> str:
-    """The server's message on one line of at most 300 characters, without the token."""
+    """The server's message on one line, without the token; of an authorization error the reason alone."""
     text = str(error.body or "")
     with contextlib.suppress(ValueError, AttributeError):
         status = json.loads(text)
@@ -279,6 +303,14 @@ def _message(error: api.ApiException) -> str:
     if not text or text.lstrip().startswith("<"):
         text = str(error.reason or "no reason given")
     text = " ".join(text.split())
+    denied, rejected = _DENIED.search(text), _REJECTED.search(text)
+    if denied:
+        text = "{user} may not {verb} {resource}.{group} in the namespace '{namespace}'".format(**denied.groupdict())
+    elif rejected:
+        text = rejected[1]
+    elif _ANONYMOUS in text:
+        text = _ANONYMOUS
     with contextlib.suppress(AutoFormerError):
         text = text.replace(token() or "\0", "…")
-    return text if len(text) <= 300 else f"{text[:299]}…"
+    half = LONGEST_MESSAGE // 2
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: half - 1]}…{text[-half:]}"
