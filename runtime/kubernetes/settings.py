@@ -5,6 +5,7 @@ pod then launches a TrainJob instead of the step. It holds names of secrets, and
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
@@ -22,8 +23,8 @@ RESERVED = "PET_"  # Trainer sets these for torchrun, and refuses a job that doe
 
 def _absolute(path: str) -> str:
     pure = PurePosixPath(path)
-    if not pure.is_absolute() or ".." in pure.parts or str(pure) == "/":
-        raise ValueError("expected an absolute path below /")
+    if not re.fullmatch(r"/+[^/:\x00-\x1f][^:\x00-\x1f]*", path) or ".." in pure.parts or not pure.parts[1:]:
+        raise ValueError("expected an absolute path below /, without a colon")  # as Kubernetes has it
     return str(pure)
 
 
