@@ -25,7 +25,7 @@ def _absolute(path: str) -> str:
     pure = PurePosixPath(path)
     if not re.fullmatch(r"/+[^/:\x00-\x1f][^:\x00-\x1f]*", path) or ".." in pure.parts or not pure.parts[1:]:
         raise ValueError("expected an absolute path below /, without a colon")  # as Kubernetes has it
-    return str(pure)
+    return str(PurePosixPath("/", *pure.parts[1:]))
 
 
 def _not_reserved(name: str) -> str:
