@@ -6,9 +6,10 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 DATASET ?= fashion-mnist
 # $(call quote,NAME): a variable's value as one word of the shell, whatever is in it. $(call option,--flag,NAME): the
-# flag with that word, where the variable is set. Neither expands the value: `value` reads it as it was typed.
+# flag with that word, where the variable is set; with `=`, since a value may begin with a dash. Neither expands the value:
+# `value` reads it as it was typed.
 quote = '$(subst ','\'',$(value $1))'
-option = $(if $(value $2),$1 $(call quote,$2))
+option = $(if $(value $2),$1=$(call quote,$2))
 # $(call each_word,NAME): each of its words as one of the shell.
 each_word = $(foreach one,$(value $1),'$(subst ','\'',$(one))')
 # Not exported: make would expand the values, and lose dollar signs or stop at them.
@@ -100,14 +101,14 @@ lock: ## resolve the dependencies into requirements.lock, and those of the image
 .PHONY: data
 data: $(STAMP) ## fetch the images into data/, verified; yours with DATA=path NAME=name, official archives with DATASET=name ARCHIVES=path
 ifdef DATA
-	$(BIN)/python -m commands.own_images --source $(call quote,DATA) --name $(call quote,NAME) $(SETTINGS)
+	$(BIN)/python -m commands.own_images --source=$(call quote,DATA) --name=$(call quote,NAME) $(SETTINGS)
 	$(BIN)/python -m commands.record_data --force
 else ifdef ARCHIVES
-	$(BIN)/python -m commands.deliver --dataset $(call quote,DATASET) --archives $(call quote,ARCHIVES) \
-	  --data data/$(call quote,DATASET)
+	$(BIN)/python -m commands.deliver --dataset=$(call quote,DATASET) --archives=$(call quote,ARCHIVES) \
+	  --data=data/$(call quote,DATASET)
 	$(BIN)/python -m commands.record_data --force
 else
-	$(BIN)/python -m commands.fetch --dataset $(call quote,DATASET) --data data/$(call quote,DATASET)
+	$(BIN)/python -m commands.fetch --dataset=$(call quote,DATASET) --data=data/$(call quote,DATASET)
 	$(BIN)/python -m commands.record_data
 endif
 
@@ -122,7 +123,7 @@ run: $(if $(value DATA),$(STAMP),$(IMAGES)) ## run the whole pipeline here, thro
 
 .PHONY: adopt
 adopt: $(IMAGES) ## run without training a supernet, on one that exists: CHECKPOINT=file; PRESET and SPACE say of which space
-	$(BIN)/python -m pipeline.local $(SETTINGS) --adopt $(call quote,CHECKPOINT) $(call option,--space,SPACE)
+	$(BIN)/python -m pipeline.local $(SETTINGS) --adopt=$(call quote,CHECKPOINT) $(call option,--space,SPACE)
 
 .PHONY: repro
 repro: $(IMAGES) ## the same steps through `dvc repro`
@@ -148,7 +149,7 @@ submit: $(STAMP) ## start the pipeline on a KFP server: HOST=http://… CLUSTER=
 
 .PHONY: first-run
 first-run: $(STAMP) ## run the smoke preset on a new platform, and open KFP's page: CLUSTER=name; it needs kubectl (docs/cluster.md)
-	$(BIN)/python -m pipeline.cluster.first_run --cluster $(call quote,CLUSTER) $(call option,--preset,PRESET)
+	$(BIN)/python -m pipeline.cluster.first_run --cluster=$(call quote,CLUSTER) $(call option,--preset,PRESET)
 
 .PHONY: secrets
 secrets: $(STAMP) ## generate the passwords of a new cluster, in files that git ignores (docs/cluster.md)
@@ -168,22 +169,22 @@ browser: ## install Debian's Chromium, for the tests of pages; needs root
 
 .PHONY: predict
 predict: $(STAMP) ## name the class of an image: make predict IMAGE=path [MODEL=name or folder]
-	$(BIN)/python -m commands.predict $(call option,--model,MODEL) $(call quote,IMAGE)
+	$(BIN)/python -m commands.predict $(call option,--model,MODEL) -- $(call quote,IMAGE)
 
 .PHONY: evaluate-official
 evaluate-official: $(STAMP) ## measure a published subnet: CHECKPOINT=path SUBNET=name DATA=folder; optional SIZE, BATCH, LIMIT, OUT
-	$(BIN)/python -m commands.evaluate_official --checkpoint $(call quote,CHECKPOINT) --subnet $(call quote,SUBNET) \
-	  --data $(call quote,DATA) $(call option,--size,SIZE) $(call option,--batch-size,BATCH) $(call option,--limit,LIMIT) \
+	$(BIN)/python -m commands.evaluate_official --checkpoint=$(call quote,CHECKPOINT) --subnet=$(call quote,SUBNET) \
+	  --data=$(call quote,DATA) $(call option,--size,SIZE) $(call option,--batch-size,BATCH) $(call option,--limit,LIMIT) \
 	  $(call option,--out,OUT)
 
 .PHONY: score
 score: $(STAMP) ## score subnets of your own, as a search did: SUBNETS=file; optional SEARCH=folder (the latest), DATA, OUT, SET
-	$(BIN)/python -m commands.score --subnets $(call quote,SUBNETS) $(call option,--search,SEARCH) \
+	$(BIN)/python -m commands.score --subnets=$(call quote,SUBNETS) $(call option,--search,SEARCH) \
 	  $(call option,--data,DATA) $(call option,--out,OUT) $(call option,--set,SET)
 
 .PHONY: latency
 latency: $(STAMP) ## measure latencies here, for a limit in milliseconds: SPACE=name OUT=file; optional CLASSES, DEVICE, BATCH, THREADS
-	$(BIN)/python -m commands.latency --space $(call quote,SPACE) --out $(call quote,OUT) \
+	$(BIN)/python -m commands.latency --space=$(call quote,SPACE) --out=$(call quote,OUT) \
 	  $(call option,--classes,CLASSES) $(call option,--device,DEVICE) $(call option,--batch,BATCH) \
 	  $(call option,--threads,THREADS)
 

@@ -122,6 +122,29 @@ def position_tables(grid: int, head_dim: int, max_relative_position: int) -> Pos
     return PositionTables(features, torch.cat([to_features, to_offsets], dim=1), combine)
 
 
+class PositionBuffers(nn.Module):
+    """`position_tables` as buffers, which move with the model and are in no state dict."""
+
+    features: Tensor
+    places: Tensor
+    combine: Tensor
+
+    def __init__(self, grid: int, head_dim: int, max_relative_position: int) -> None:
+        super().__init__()
+        for name, table in position_tables(grid, head_dim, max_relative_position)._asdict().items():
+            self.register_buffer(name, table, persistent=False)
+
+    def set(self, grid: int, head_dim: int, max_relative_position: int, device: torch.device) -> None:
+        """Replace the tables by those of another grid, with the types that they have."""
+        with torch.device("cpu"):  # whatever the default is
+            tables = position_tables(grid, head_dim, max_relative_position)._asdict()
+        for name, table in tables.items():
+            setattr(self, name, table.to(device, getattr(self, name).dtype))
+
+    def forward(self) -> Position:
+        return self.features, self.places, self.combine
+
+
 def attend(qkv: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
     """Plain attention. (B, N, H, 3, d) -> (B, N, H, d)."""
     q, k, v = qkv.transpose(1, 2).unbind(dim=3)

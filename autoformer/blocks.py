@@ -8,7 +8,7 @@ import torch.fx
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from autoformer.attention import RelativePosition2D, attend, attend_with_position, position_tables
+from autoformer.attention import PositionBuffers, RelativePosition2D, attend, attend_with_position
 from autoformer.space import stretched_reach
 
 LAYER_NORM_EPS = 1e-5
@@ -16,12 +16,13 @@ LAYER_NORM_EPS = 1e-5
 torch.fx.wrap("attend_with_position")  # one node in a graph of torch.fx, which keeps the fast form
 
 
+def _after_loading(attention: "Attention", _: object) -> None:
+    """No file holds the constants: after `to_empty` they would be whatever the memory holds."""
+    attention.init_non_persistent_buffers()
+
+
 class Attention(nn.Module):
     """Multi-head attention of width heads * head_dim, whatever `dim` is, with 2-D relative position."""
-
-    position_features: Tensor
-    position_places: Tensor
-    position_combine: Tensor
 
     def __init__(
         self, dim: int, num_heads: int, head_dim: int, grid: tuple[int, int], max_relative_position: int | None
@@ -30,21 +31,24 @@ class Attention(nn.Module):
         self.num_heads, self.head_dim = num_heads, head_dim
         self.qkv = nn.Linear(dim, 3 * num_heads * head_dim)  # rows ordered [head][q, k, v][channel]
         self.proj = nn.Linear(num_heads * head_dim, dim)
-        self.rel_pos_k = self.rel_pos_v = None
+        self.rel_pos_k = self.rel_pos_v = self.position = None
         if max_relative_position is not None:
+            self.position = PositionBuffers(max(grid), head_dim, max_relative_position)
             self.rel_pos_k = RelativePosition2D(max_relative_position, head_dim)
             self.rel_pos_v = RelativePosition2D(max_relative_position, head_dim)
-        self.max_relative_position = max_relative_position
-        for name, dtype in (("features", None), ("places", torch.long), ("combine", None)):
-            self.register_buffer(f"position_{name}", torch.empty(0, dtype=dtype), persistent=False)
-        self.set_grid(grid)
+        self.max_relative_position, self.grid = max_relative_position, grid
+        self.register_load_state_dict_post_hook(_after_loading)
 
     def set_grid(self, grid: tuple[int, int]) -> None:
         """Set the rows and columns of patches. No parameter depends on them."""
         self.grid = grid
-        if self.max_relative_position is not None:
-            for name, table in position_tables(max(grid), self.head_dim, self.max_relative_position)._asdict().items():
-                setattr(self, f"position_{name}", table.to(getattr(self, f"position_{name}")))
+        self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the constants of the grid where the weights are. timm calls it for a model from the meta device."""
+        if self.position is not None and self.rel_pos_k is not None and self.max_relative_position is not None:
+            device = self.rel_pos_k.table_v.device
+            self.position.set(max(self.grid), self.head_dim, self.max_relative_position, device)
 
     def stretch(self, grid: int) -> None:
         """Interpolate the relative tables from a square grid to one of another size."""
@@ -71,13 +75,12 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(B, N, E) -> (B, N, E). `grid`: rows and columns of patches, if not those that were set."""
         qkv = self.qkv(x).unflatten(-1, (self.num_heads, 3, self.head_dim))
-        if self.rel_pos_k is None or self.rel_pos_v is None:
+        if self.rel_pos_k is None or self.rel_pos_v is None or self.position is None:
             out = attend(qkv, attn_mask, is_causal)
         else:
             grid = self.grid if grid is None else grid
             tables = self.rel_pos_k(), self.rel_pos_v()
-            position = self.position_features, self.position_places, self.position_combine
-            out = attend_with_position(qkv, tables[0], tables[1], position, grid, attn_mask, is_causal)
+            out = attend_with_position(qkv, tables[0], tables[1], self.position(), grid, attn_mask, is_causal)
         return self.proj(out.flatten(2))
 
 

@@ -19,11 +19,18 @@ from autoformer.images.batches import normalise
 from autoformer.images.pixels import model_pixels
 from autoformer.vit import AutoFormer
 
+_CHANNELS = (1, 3, 4)  # of an image's pixels
+
 
 def image_from_pixels(values: object) -> Image.Image:
-    """An image from numbers 0 to 255, height x width or height x width x channels (1 or 3)."""
+    """An image from numbers 0 to 255, height x width or height x width x channels (1 or 3).
+
+    Raises `AutoFormerError` also for what would be read as another image than was meant: numbers from 0 to 1, and
+    single rows of an image in colour.
+    """
     try:
-        array = np.asarray(values, dtype=np.float64)
+        given = np.asarray(values)
+        array = given.astype(np.float64)
     except (TypeError, ValueError):
         raise AutoFormerError("pixels: expected rows of equal length, all numbers from 0 to 255") from None
     if array.ndim == 3 and array.shape[2] == 1:
@@ -31,8 +38,15 @@ def image_from_pixels(values: object) -> Image.Image:
     if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         shape = " x ".join(map(str, array.shape))
         raise AutoFormerError(f"pixels: expected height x width, or height x width x 3, found {shape}")
+    if array.ndim == 2 and array.shape[1] in _CHANNELS and len(array) > max(_CHANNELS):
+        raise AutoFormerError(
+            f"pixels: found {len(array)} x {array.shape[1]}, as one row of an image in colour has; send a list of "
+            "images"
+        )
     if not ((array >= 0) & (array <= 255) & (array == array.round())).all():
         raise AutoFormerError("pixels: expected whole numbers from 0 to 255")
+    if given.dtype.kind in "bf" and 0 < array.max() <= 1:
+        raise AutoFormerError("pixels: found numbers from 0 to 1 alone; white is 255, so multiply them by 255")
     return Image.fromarray(array.astype(np.uint8))
 
 

@@ -11,7 +11,7 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from autoformer.attention import Position, RelativePosition2D, attend, attend_with_position, position_tables
+from autoformer.attention import Position, PositionBuffers, RelativePosition2D, attend, attend_with_position
 from autoformer.blocks import LAYER_NORM_EPS
 from autoformer.layers import (
     SlicedLayerNorm,
@@ -132,10 +132,6 @@ class Supernet(nn.Module):
         bias_rule: how a subnet's qkv bias is sliced; "official" is for `autoformer.official.load_official`.
     """
 
-    position_features: Tensor
-    position_places: Tensor
-    position_combine: Tensor
-
     def __init__(self, space: SearchSpace, drop_path: float = 0.0, bias_rule: BiasRule = "aligned") -> None:
         super().__init__()
         self.space, self.bias_rule = space, bias_rule
@@ -148,9 +144,7 @@ class Supernet(nn.Module):
         self.blocks = nn.ModuleList(SupernetBlock(space, rate, bias_rule) for rate in self.drop_path_rates)
         self.norm = SlicedLayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.head = SlicedLinear(embed_dim, space.num_classes)
-        position = position_tables(space.grid, space.head_dim, space.max_relative_position)
-        for name, table in position._asdict().items():
-            self.register_buffer(f"position_{name}", table, persistent=False)
+        self.position = PositionBuffers(space.grid, space.head_dim, space.max_relative_position)
         initialise(self)
 
     def forward(self, images: Tensor, spec: SubnetSpec) -> Tensor:
@@ -158,7 +152,7 @@ class Supernet(nn.Module):
         x = self.patch_embed(images, spec.embed_dim)  # (B, P, E)
         class_token = self.cls_token[..., : spec.embed_dim].expand(len(x), -1, -1)
         x = torch.cat([class_token, x], dim=1) + self.pos_embed[..., : spec.embed_dim]  # (B, N, E)
-        position = self.position_features, self.position_places, self.position_combine
+        position = self.position()
         for block, heads in enumerate(spec.num_heads):
             arguments = x, heads, spec.hidden_dim(block), position
             if self.grad_checkpointing and torch.is_grad_enabled():

@@ -26,7 +26,7 @@ from runtime.common.config import ROOT
 
 GPU = "gpu"  # left out by default on a machine without one
 PARTS = (
-    "engine", "loader", "packing", "s3", "index", "ranks", "search", "sampling", "anchors", "evolution", "front", GPU,
+    "engine", "loader", "packing", "index", "ranks", "search", "sampling", "anchors", "evolution", "front", GPU,
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ is Student's over the seeds, of evolution's best minus random search's best. It 
 neither another supernet nor other images. Without `--supernet` one is trained first, by the demo's recipe.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from autoformer.candidates import ScoredCandidate
@@ -47,8 +47,8 @@ def pair(result: SearchResult) -> Pair:
     return Pair(*best)
 
 
-def compare(config: Config, score: Score, images: int, seeds: int, announce: Callable[[str], None]) -> list[Pair]:
-    """Both searches from each seed. A score that several need is computed once.
+def compare(config: Config, score: Score, images: int, seeds: int) -> list[Pair]:
+    """Run both searches from each seed, and print a line for each seed.
 
     Args:
         score: of the supernet, on the search split.
@@ -59,9 +59,10 @@ def compare(config: Config, score: Score, images: int, seeds: int, announce: Cal
         for seed in range(config.seed, config.seed + seeds):
             pairs.append(pair(run_search(config, seed, cache, images)))
             evolved, random = pairs[-1]
-            announce(
+            print(
                 f"seed {seed}: evolution {evolved.top1_percent:.2f} % with loss {evolved.loss:.4f}, random search "
-                f"{random.top1_percent:.2f} % with loss {random.loss:.4f}: {pairs[-1].points:+.2f} points"
+                f"{random.top1_percent:.2f} % with loss {random.loss:.4f}: {pairs[-1].points:+.2f} points",
+                flush=True,
             )
     return pairs
 
@@ -77,7 +78,7 @@ def rows(pairs: Sequence[Pair]) -> list[Row]:
 
 
 def measured_pairs(config: Config, score: Score, images: int, seeds: int) -> dict[str, Any]:
-    pairs = compare(config, score, images, seeds, lambda line: print(line, flush=True))
+    pairs = compare(config, score, images, seeds)
     return measured(rows(pairs), points=[one.points for one in pairs], losses=[one.loss for one in pairs])
 
 

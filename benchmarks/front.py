@@ -15,7 +15,7 @@ time on the images of the search split that no search used. The intervals are St
 differences. They cover the draws of the searches, and neither another supernet nor other images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
@@ -121,8 +121,11 @@ def rows(of: str, by_name: dict[Name, list[float]]) -> list[Row]:
     return [*means, *(row for rows in differences for row in rows)]
 
 
-def compare(config: Config, score: Score, images: int, seeds: int, announce: Callable[[str], None]) -> dict[str, Any]:
-    """All rows, and by row group the hypervolumes of each seed. `images`: of the search split."""
+def compare(config: Config, score: Score, images: int, seeds: int) -> dict[str, Any]:
+    """All rows, and by row group the hypervolumes of each seed. Prints a line for each seed.
+
+    `images`: size of the search split.
+    """
     section, space = config.section(SearchSubnet), config.space
     part = min(section.images or images, images)
     seen, unseen = np.arange(part), np.arange(part, images)
@@ -137,7 +140,7 @@ def compare(config: Config, score: Score, images: int, seeds: int, announce: Cal
                     if len(where) else {name: [] for name in NAMES}
                 )  # fmt: skip
             counts = (f"{name} {len(found[name])} candidates, {len(fronts[name])} on its front" for name in NAMES)
-            announce(f"seed {seed}: {'; '.join(counts)}")
+            print(f"seed {seed}: {'; '.join(counts)}", flush=True)
         ends = [points_of(space, [space.smallest], cache, where)[0] if len(where) else None for where in (seen, unseen)]
     groups: dict[str, dict[Name, list[float]]] = {}
     for measure in ("accuracy", "loss"):
@@ -147,17 +150,13 @@ def compare(config: Config, score: Score, images: int, seeds: int, announce: Cal
     return measured([row for name, group in groups.items() for row in rows(name, group)], volumes=groups)
 
 
-def measured_fronts(config: Config, score: Score, images: int, seeds: int) -> dict[str, Any]:
-    return compare(config, score, images, seeds, lambda line: print(line, flush=True))
-
-
 def measure(quick: bool = False) -> dict[str, Any]:
     """Train a supernet by the demo's recipe, and compare; `quick`: two small searches over a short training."""
-    return over_the_demo(measured_fronts, config_of("demo", OVERRIDES, quick), 2 if quick else 5, quick)
+    return over_the_demo(compare, config_of("demo", OVERRIDES, quick), 2 if quick else 5, quick)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command("front", __doc__ or "", measured_fronts, OVERRIDES, argv)
+    return command("front", __doc__ or "", compare, OVERRIDES, argv)
 
 
 if __name__ == "__main__":

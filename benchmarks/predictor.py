@@ -10,7 +10,7 @@ the best loss that evolution reaches with all its evaluations. The rows say how 
 are Student's over the seeds. Without `--supernet` one is trained by the demo's recipe.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -44,8 +44,8 @@ class Seed(NamedTuple):
         return (self.reached(best) or len(self.evolution)) / len(self.evolution)
 
 
-def compare(config: Config, score: Score, images: int, seeds: int, announce: Callable[[str], None]) -> list[Seed]:
-    """Both searches from each seed. `images`: of the search split."""
+def compare(config: Config, score: Score, images: int, seeds: int) -> list[Seed]:
+    """Run both searches from each seed, and print a line for each seed. `images`: size of the search split."""
     section, found = config.section(SearchSubnet), list[Seed]()
     settings = [section.model_copy(update={"predictor": draws}) for draws in (None, section.predictor or DRAWN)]
     with shared_scores(score, images) as cache:
@@ -56,10 +56,11 @@ def compare(config: Config, score: Score, images: int, seeds: int, announce: Cal
             losses = ([one.loss for one in result.candidates if one.loss is not None] for result in results)
             found.append(Seed(*(list(accumulate(each, min)) for each in losses)))
             own = found[-1]
-            announce(
+            print(
                 f"seed {seed}: best loss of evolution {own.bar:.4f} after {own.reached(own.evolution)} of "
                 f"{len(own.evolution)} evaluations; the predictor's {own.predictor[-1]:.4f}, and evolution's after "
-                f"{own.reached(own.predictor) or 'more'}"
+                f"{own.reached(own.predictor) or 'more'}",
+                flush=True,
             )
     return found
 
@@ -85,7 +86,7 @@ def rows(found: Sequence[Seed]) -> list[Row]:
 
 
 def measured_seeds(config: Config, score: Score, images: int, seeds: int) -> dict[str, Any]:
-    found = compare(config, score, images, seeds, lambda line: print(line, flush=True))
+    found = compare(config, score, images, seeds)
     return measured(rows(found), seeds=[one._asdict() for one in found])
 
 

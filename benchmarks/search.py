@@ -14,7 +14,7 @@ it is varied.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import pairwise, product
 from pathlib import Path
 from random import Random
@@ -29,15 +29,12 @@ from autoformer.checkpoint import load_supernet
 from autoformer.images.card import read_card
 from autoformer.named import load_space
 from autoformer.racing import Flags, Racing, ScoringResult, ScoringTask
-from autoformer.randomness import derived_rng
-from autoformer.search import Evolution
 from autoformer.space import SubnetSpec
 from benchmarks.demo import make_scorer, prepare, search_images, train
 from benchmarks.rows import Row, interleaved, measured, ratio
+from benchmarks.searches import run_search, shared_scores
 from components.search_subnet.score_cache import ScoreCache
-from components.search_subnet.search_loop import SearchResult, search
 from runtime.common.config import load_config
-from runtime.common.sections import SearchSubnet
 
 OFFICIAL_IMAGES = 1050 * 150_000
 MAX_LOSS_POINTS, MIN_SAVING = 0.2, 50.0
@@ -61,11 +58,9 @@ def measure(quick: bool = False) -> dict[str, Any]:
     return measured([*demo_rows, *simulated_rows, *rate_rows], demo=searches, imagenet=worlds)
 
 
-def run_search(overrides: list[str], memory: ScoreCache, images: int) -> dict[str, Any]:
+def figures_of_search(overrides: list[str], cache: ScoreCache, images: int) -> dict[str, Any]:
     config = load_config("demo", overrides)
-    section = config.section(SearchSubnet)
-    evolution = Evolution(config.space, section.limits, section, derived_rng("evolution", config.seed))
-    result: SearchResult = search(config, evolution, evolution.ask(), memory, images, lambda *_: None, lambda *_: None)
+    result = run_search(config, config.seed, cache, images)
     baseline = [outcome.images for outcome in result.candidates if outcome.candidate.origin == "baseline"]
     return result.metrics | {
         "top1_percent": result.chosen.top1_percent,
@@ -78,12 +73,11 @@ def demo(supernet: Path, seeds: int, images: int) -> tuple[list[Row], list[dict[
     """The exact search and the race, from each seed. An answer that both need is computed once, and counted twice."""
     scorer = make_scorer(supernet, search_images(supernet.parent, images))
     exact, race = list[dict[str, Any]](), list[dict[str, Any]]()
-    with tempfile.TemporaryDirectory() as folder:
-        memory = ScoreCache(Path(folder) / "answers", images, lambda tasks: zip(tasks, scorer(tasks), strict=True))
+    with shared_scores(scorer, images) as cache:
         for seed in range(seeds):
             overrides = [f"seed={seed}", f"search_subnet.random_baseline={seed == 0}"]
-            exact.append(run_search([*overrides, "search_subnet.racing=null"], memory, images))
-            race.append(run_search(overrides, memory, images))
+            exact.append(figures_of_search([*overrides, "search_subnet.racing=null"], cache, images))
+            race.append(figures_of_search(overrides, cache, images))
     loss = max(one["top1_percent"] - other["top1_percent"] for one, other in zip(exact, race, strict=True))
     scored = 100 * sum(each["images_scored"] for each in race) / sum(each["images_scored"] for each in exact)
     baseline_loss = exact[0]["random_best_top1_percent"] - race[0]["random_best_top1_percent"]
@@ -142,10 +136,10 @@ class World:
         right: Flags = self.base + self.ease + quality + self.fits[parts].sum(axis=0) > 0
         return right
 
-    def score(self, tasks: Sequence[ScoringTask]) -> Iterator[tuple[ScoringTask, ScoringResult]]:
+    def score(self, tasks: Iterable[ScoringTask]) -> Iterator[ScoringResult]:
         for task in tasks:
-            right = self.answers(task.spec)
-            yield task, ScoringResult(right[task.images], (~right[task.images]).astype(np.float32))
+            right = self.answers(task.spec)[task.images]
+            yield ScoringResult(right, (~right).astype(np.float32))
 
     def differing_percent(self) -> float:
         """Images that one of two random subnets has right and the other wrong."""
@@ -165,9 +159,8 @@ def imagenet(quick: bool) -> tuple[list[Row], list[dict[str, Any]]]:
         for confidence in ("null", *raced):
             racing = "null" if confidence == "null" else f"{{confidence: {confidence}}}"
             overrides = [*BUDGET, f"seed={seed}", f"search_subnet.racing={racing}"]
-            with tempfile.TemporaryDirectory() as folder:
-                memory = ScoreCache(Path(folder) / "answers", 10_000, world.score)
-                found[str(confidence)] = run_search(overrides, memory, 10_000)
+            with shared_scores(world.score, 10_000) as cache:
+                found[str(confidence)] = figures_of_search(overrides, cache, 10_000)
         searches.append(found)
     default = [each[str(DEFAULT)] for each in searches]
     plausible = [each[str(DEFAULT)]["images_scored"] for each in searches if each["spread"] <= PLAUSIBLE]

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.reading import read_json_as
 from autoformer.subnet_text import by_block
 from runtime import tracking
-from runtime.common.budgets import prefix_of
+from runtime.common.budgets import ascending, prefix_of
 from runtime.common.config import ROOT
 from runtime.common.console import Parser, run_command
 from runtime.common.overrides import SplitOption
@@ -22,6 +23,7 @@ LONGEST_VALUE = 44  # characters
 NOT_RECORDED = "not recorded"
 TEST = "test split"
 TOP1 = "test_top1_percent"
+_LABELLED = re.compile(rf"(\d+(?:\.\d+)?(?:e-\d+)?m)/{TOP1}")  # the test accuracy of one budget
 # Key -> (name, format, unit). `val/top1` is the accuracy of the chosen subnet on the search split.
 SCORES = {
     TOP1: ("test top-1", ".2f", " %"),
@@ -189,9 +191,8 @@ def _scores(first: tracking.PipelineRun, second: tracking.PipelineRun) -> tuple[
 
 
 def _budgets(*runs: tracking.PipelineRun) -> list[str]:
-    """The labels of the budgets of any of the runs, ascending."""
-    labels = {name.removesuffix(f"/{TOP1}") for run in runs for name in run.scores if name.endswith(f"m/{TOP1}")}
-    return sorted(labels, key=lambda label: (len(label.partition(".")[0].rstrip("m")), label))
+    """The labels of the budgets of any of the runs, smallest first."""
+    return ascending({found[1] for run in runs for name in run.scores if (found := _LABELLED.fullmatch(name))})
 
 
 def _scores_of(first: tracking.PipelineRun, second: tracking.PipelineRun, label: str) -> tuple[list[Row], int]:

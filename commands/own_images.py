@@ -41,8 +41,8 @@ _LARGE = 160  # pixels of the shorter side from which a space of 224 pixels is w
 _MANY = 20_000  # images from which a space of 224 pixels has enough to learn from
 
 
-class Adopted(NamedTuple):
-    """What a run takes for a user's images."""
+class Proposal(NamedTuple):
+    """A run of a user's images: the pack, the preset, and overrides that suit the images."""
 
     data: Path
     preset: str
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("own_images", parser, work, argv)
 
 
-def adopt(source: Path, preset: str | None, overrides: Sequence[str], packs: Path) -> Adopted:
+def propose_run(source: Path, preset: str | None, overrides: Sequence[str], packs: Path) -> Proposal:
     """Pack the images at `source`, unless it is a pack; return what to run.
 
     Args:
@@ -99,7 +99,7 @@ def adopt(source: Path, preset: str | None, overrides: Sequence[str], packs: Pat
         settings.append(f"register_model.model_name={card.name}")
     if preset is None:
         settings += propose_recipe(card, load_config(PRESET, [*settings, *overrides]))
-    return Adopted(data, preset or PRESET, [*settings, *overrides])
+    return Proposal(data, preset or PRESET, [*settings, *overrides])
 
 
 def _pack(source: Path, packs: Path, config: Config) -> Path:
@@ -235,7 +235,7 @@ def describe_pack(data: Path) -> str:
 def add_dataset(source: Path, name: str, preset: str | None, overrides: Sequence[str]) -> str:
     """Write `data/<name>`, `configs/spaces/<name>.yaml` and `configs/presets/<name>.yaml`; return a summary.
 
-    Existing configurations are kept. Raises `AutoFormerError` as `adopt` does, and where the name is taken.
+    Existing configurations are kept. Raises `AutoFormerError` as `propose_run` does, and where the name is taken.
     """
     if name != slug(name):
         raise AutoFormerError(f"NAME={name}: a name has lower case letters, digits and hyphens, such as {slug(name)}")
@@ -246,13 +246,13 @@ def add_dataset(source: Path, name: str, preset: str | None, overrides: Sequence
             raise AutoFormerError(f"{file}: a configuration of this name is there already; give another NAME")
     if data.exists() and not packed.is_mine(data):
         raise AutoFormerError(f"{data}: a folder of this name is there already; give another NAME")
-    adopted = adopt(source, preset, overrides, DATASETS)
-    _copy(adopted.data, data, name)
-    config = load_config(adopted.preset, adopted.overrides)
+    proposal = propose_run(source, preset, overrides, DATASETS)
+    _copy(proposal.data, data, name)
+    config = load_config(proposal.preset, proposal.overrides)
     space = config.space.model_dump(mode="json") | {"name": name}
     whole = config.model_dump(mode="json") | {"name": name, "dataset": name, "space": name}
     whole["register_model"] |= {"model_name": name}
-    source_line = f"# Made of the preset '{adopted.preset}' for the images of data/{name}. Edit it as you like.\n"
+    source_line = f"# Made of the preset '{proposal.preset}' for the images of data/{name}. Edit it as you like.\n"
     for file, content in zip(files, (space, whole), strict=True):
         if not file.exists():
             write_text(file, source_line + yaml.safe_dump(content, sort_keys=False))

@@ -8,7 +8,7 @@ from pathlib import Path
 from autoformer.cards import read_subnet_card
 from autoformer.errors import AutoFormerError
 from autoformer.files import check_regular
-from runtime.common.console import Parser, existing, run_command
+from runtime.common.console import Parser, existing, run_command, visible
 from runtime.common.processes import set_threads
 
 TOP = 3
@@ -54,7 +54,9 @@ def predictions(paths: Sequence[Path], model_name: str | None, alias: str) -> li
     lines = []
     for path in paths:  # one decoded image in memory at a time
         best = predict(model, card, open_image(path, side))[:TOP]
-        lines.append(f"{path}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best))
+        lines.append(
+            f"{visible(str(path))}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best)
+        )
     return lines
 
 

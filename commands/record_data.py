@@ -14,7 +14,7 @@ from runtime.common.git import dvc_environment
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m commands.record_data", description="Record the content of data/ in data.dvc.")
-    parser.add_argument("--force", action="store_true", help="also where it is not what data.dvc holds")
+    parser.add_argument("--force", action="store_true", help="even if it differs from what data.dvc records")
 
     def work(arguments: argparse.Namespace) -> None:
         record(arguments.force)
@@ -23,7 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def record(force: bool) -> None:
-    """Let DVC write data.dvc. Raises `AutoFormerError` with DVC's own reason."""
+    """Let DVC write data.dvc. Raises `AutoFormerError` if DVC refuses.
+
+    `force`: even if the content differs from what data.dvc records.
+    """
     command = [sys.executable, "-m", "dvc", "commit", *(["--force"] if force else []), "data.dvc"]
     environment = os.environ | dvc_environment()
     done = subprocess.run(
@@ -32,6 +35,11 @@ def record(force: bool) -> None:
     if done.returncode:
         lines = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         reason = (lines or done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        if "unable to commit changed" in reason:
+            raise AutoFormerError(
+                "data/ holds other files than data.dvc records (`dvc status data.dvc` lists them); "
+                "remove them, or record them: python -m commands.record_data --force"
+            )
         raise AutoFormerError(f"the images are there, but DVC could not record them in data.dvc: {reason}")
 
 

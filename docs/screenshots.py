@@ -1,4 +1,5 @@
-"""Take the pictures of docs/ from a real MLflow store and a real report: `python -m docs.screenshots --help`.
+"""Take the pictures of docs/ from a real MLflow store, a real report and real runs in KFP's UI:
+`python -m docs.screenshots --help`.
 
 The tests of the same pages use this module's browser.
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Locator, Page
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -173,13 +174,13 @@ def show_comparison(page: "Page", address: str) -> None:
     page.locator(".js-plotly-plot .parcoords").first.wait_for()
 
 
-def picture(page: "Page", file: Path) -> None:
-    """Write a PNG of the window; of 256 colours where more would make too large a file."""
+def picture(page: "Page", file: Path, part: "Locator | None" = None) -> None:
+    """Write a PNG of the window or a part of it; of 256 colours where more would make a large file."""
     from PIL import Image
 
     page.wait_for_timeout(1500)  # charts and banners settle after the page has loaded
-    page.screenshot(path=file)
-    if file.stat().st_size > LARGEST_PICTURE:
+    (part or page).screenshot(path=file)
+    if file.stat().st_size > LARGEST_PICTURE / 2:
         with Image.open(file) as image:
             image.convert("RGB").quantize(256).save(file, optimize=True)
     if file.stat().st_size > LARGEST_PICTURE:
@@ -207,10 +208,40 @@ def take_report(browser: "Browser", report: Path, out: Path) -> None:
         picture(seen.page, out / "report.png")
 
 
+def take_kfp(browser: "Browser", runs: Sequence[str], out: Path) -> None:
+    """The graph, the confusion matrix and the report of the first run, and its comparison with the second."""
+    home = runs[0].partition("#")[0]
+    with watched(browser, 2250, 900, own=home) as seen:
+        seen.page.goto(runs[0])
+        seen.page.locator(".react-flow__node").first.wait_for()
+        picture(seen.page, out / "kfp-run.png", seen.page.locator(".react-flow"))
+        seen.page.set_viewport_size({"width": 2250, "height": 1150})
+        for name, text in (("confusion", "Predicted"), ("report", "Static HTML")):
+            pane = show_kfp_artifact(seen.page, name, text)
+            picture(seen.page, out / f"kfp-{name}.png", pane)
+    if len(runs) > 1:
+        with watched(browser, 2000, 1400, own=home) as seen:
+            seen.page.goto(f"{home}#/compare?runlist={','.join(run.rpartition('/')[2] for run in runs)}")
+            seen.page.get_by_text("evaluate-subnet > metrics").first.wait_for()
+            picture(seen.page, out / "kfp-compare.png")
+
+
+def show_kfp_artifact(page: "Page", name: str, text: str) -> "Locator":
+    """Open an artifact of evaluate_subnet from a run's graph and wait for a text in its pane; returns the pane."""
+    node = page.locator(f'.react-flow__node[data-id="artifact.evaluate-subnet.{name}"] button')
+    node.first.dispatch_event("click")  # it may lie outside the window
+    page.get_by_role("button", name="Visualization", exact=True).click()
+    page.get_by_text(text).first.wait_for()
+    return page.get_by_role("button", name="close").locator("xpath=../..")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m docs.screenshots", description=__doc__.splitlines()[0])
     parser.add_argument("--store", help="MLflow's address, such as sqlite:///mlflow.db, with two pipeline runs")
     parser.add_argument("--report", type=Path, help="a report.html")
+    parser.add_argument(
+        "--kfp", nargs="+", default=[], help="addresses of runs in KFP's UI, as `make submit` prints them"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the pictures (default: docs)")
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -221,6 +252,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             (arguments.out / ".mlflow-ui.log").unlink()
         if arguments.report:
             take_report(browser, arguments.report, arguments.out)
+        if arguments.kfp:
+            take_kfp(browser, arguments.kfp, arguments.out)
     return 0
 
 

@@ -59,8 +59,8 @@ def build(
         pipeline_config=settings,
     )
     def autoformer(
+        data: str,
         preset: str = "demo",
-        data: str = "data/fashion-mnist",
         data_hash: str = "",
         max_params_m: float = 0.0,
         seed: int = -1,
@@ -69,8 +69,8 @@ def build(
         """One AutoFormer search, from images to a registered model.
 
         Args:
+            data: the delivered archives as the steps see them: a folder, or s3://bucket/folder.
             preset: a file of configs/presets/, or the path of a params file.
-            data: folder with the delivered archives, as the steps see it.
             data_hash: hash of those archives; a changed one misses the cache. Empty: resolve_config computes it.
             max_params_m: maximum parameters of the subnet, in millions; 0 for the preset's limit.
             seed: of everything random; -1 for the preset's.

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from runtime.common.console import print_line
+
 _TASK = re.compile(
     r"Executing task .*?'([a-z0-9-]+)'|Task .*?'([a-z0-9-]+)'.* finished with status .*?(SUCCESS|FAILURE)"
 )
@@ -47,8 +49,7 @@ class KfpOutput:
         for line in lines:
             shown = self._visible(line)
             if shown is not None:
-                self._shown.write(shown + "\n")
-                self._shown.flush()
+                print_line(shown, self._shown)  # the run goes on where nobody reads
         return len(text)
 
     def flush(self) -> None:

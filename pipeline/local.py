@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoformer.errors import AutoFormerError
 from autoformer.reading import read_json_as
-from commands.own_images import DATASETS, adopt, describe_pack, relative_path
+from commands.own_images import DATASETS, describe_pack, propose_run, relative_path
 from components.resolve_config.step import resolve
 from pipeline.containers import Containers, mounted_paths
 from pipeline.kfp_output import KfpOutput
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
     data, preset, overrides = arguments.data, arguments.preset, [*_adoption(arguments), *arguments.overrides]
     if arguments.source is not None:
-        data, preset, overrides = adopt(arguments.source.expanduser(), preset, overrides, DATASETS)
+        data, preset, overrides = propose_run(arguments.source.expanduser(), preset, overrides, DATASETS)
         print(describe_pack(data), flush=True)
     preset = preset or "params.yaml"
     if preset.endswith((".yaml", ".yml")):

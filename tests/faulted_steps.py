@@ -23,7 +23,7 @@ from user_images import class_folders
 from write_boundaries import at_boundary, boundaries
 
 from autoformer.files import is_leftover
-from commands.own_images import adopt
+from commands.own_images import propose_run
 from runtime import tracking
 from runtime.common.code import step_code
 from runtime.common.config import STEPS, load_config
@@ -60,10 +60,10 @@ class House:
         self.data, self.root = data, root
         shutil.copyfile(empty_store, root / "mlflow.db")
         run_all(data, root / "made")
-        adopted = adopt(class_folders(root / "photos", 20, 20), None, [], root / "packs")
+        proposal = propose_run(class_folders(root / "photos", 20, 20), None, [], root / "packs")
         self._photos = {
-            "--config": load_config("photos", adopted.overrides).step_json("prepare_data"),
-            "--data": str(adopted.data),
+            "--config": load_config("photos", proposal.overrides).step_json("prepare_data"),
+            "--data": str(proposal.data),
         }
         assert run("evaluate_subnet", self.given("evaluate_subnet", "made", out="evaluation")) == 0
         self._empty_store = empty_store

@@ -40,10 +40,12 @@ def answers(task: ScoringTask, quality: float) -> ScoringResult:
     return ScoringResult(margin > 0, np.log1p(np.exp(-margin)).astype(np.float32))
 
 
-def test_a_search_that_can_find_more_than_chance_is_ahead_and_one_that_cannot_is_not() -> None:
+def test_a_search_that_can_find_more_than_chance_is_ahead_and_one_that_cannot_is_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Answers by the mean heads and ratio, which evolution improves step by step; or by nothing at all."""
     text = ["space=autoformer-tiny", "search_subnet.images=400", "search_subnet.limits={}", "search_subnet.racing=null"]
-    config, lines = load_config("demo", text), list[str]()
+    config = load_config("demo", text)
 
     def climbing(tasks: Tasks) -> Iterator[ScoringResult]:
         yield from (answers(one, np.mean(one.spec.mlp_ratio) + np.mean(one.spec.num_heads) - 7.25) for one in tasks)
@@ -51,14 +53,15 @@ def test_a_search_that_can_find_more_than_chance_is_ahead_and_one_that_cannot_is
     def flat(tasks: Tasks) -> Iterator[ScoringResult]:
         yield from (answers(one, 0.0) for one in tasks)
 
-    pairs = evolution.compare(config, climbing, 400, 5, lines.append)
+    pairs = evolution.compare(config, climbing, 400, 5)
     assert all(one.loss < 0 <= one.points for one in pairs)
+    lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == [f"seed {seed}" for seed in range(5)]
     assert {one.evolved.images for one in pairs} == {one.random.images for one in pairs} == {400}
     values = {row.name: row.value for row in evolution.rows(pairs)}
     assert values["evolution minus random search, loss (below 0 is better): to"] < 0
     assert values["seeds of 5 in which evolution has the lower loss"] == 5
-    level = evolution.compare(config, flat, 400, 2, lines.append)
+    level = evolution.compare(config, flat, 400, 2)
     assert [one.points for one in level] == [one.loss for one in level] == [0, 0]
 
 
@@ -93,11 +96,13 @@ def test_all_searches_and_seeds_share_the_rectangle() -> None:
     assert by_loss["NSGA-II"] == pytest.approx(by_name["NSGA-II"])
 
 
-def test_searches_of_equal_cost_start_alike_and_are_measured_on_seen_and_unseen_images() -> None:
+def test_searches_of_equal_cost_start_alike_and_are_measured_on_seen_and_unseen_images(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Accuracy by heads and ratios. 400 of 500 images score; each front is measured on the other 100."""
     small = ["images=400", "limits={}", "population=8", "generations=2", "parents=4", "mutations=4", "crossovers=4"]
     overrides = ["space=autoformer-tiny", *(f"search_subnet.{setting}" for setting in small), *front.OVERRIDES]
-    config, lines = load_config("demo", overrides), list[str]()
+    config = load_config("demo", overrides)
     images = np.random.default_rng(0).normal(0, 1, 500)
 
     def result_of(spec: SubnetSpec, on: Any) -> ScoringResult:
@@ -109,12 +114,13 @@ def test_searches_of_equal_cost_start_alike_and_are_measured_on_seen_and_unseen_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(front, "searches", lambda *given: seen.append(searches(*given)) or seen[-1])
         score = lambda tasks: (result_of(task.spec, task.images) for task in tasks)  # noqa: E731
-        result = front.compare(config, score, 500, 2, lines.append)
+        result = front.compare(config, score, 500, 2)
     for found in seen:
         assert {name: len(candidates) for name, candidates in found.items()} == dict.fromkeys(front.NAMES, 24)
         assert all(one.complete and one.images == 400 for candidates in found.values() for one in candidates)
         assert first_generation(found["NSGA-II"]) == first_generation(found["evolution"])
         assert found["NSGA-II"] != found["evolution"]
+    lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["seed 0", "seed 1"]
 
     def losses(specs: Iterable[SubnetSpec], on: Any) -> list[tuple[int, float]]:

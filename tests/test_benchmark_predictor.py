@@ -34,17 +34,18 @@ def test_evaluations_are_counted_until_evolutions_best_loss() -> None:
     assert values["best loss after all evaluations, predictor minus evolution: mean"] == -0.25
 
 
-def test_the_predictor_is_ahead_where_choices_add_up() -> None:
+def test_the_predictor_is_ahead_where_choices_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     text = ["space=autoformer-tiny", "search_subnet.images=400", "search_subnet.limits={}", *predictor.OVERRIDES]
-    config, lines = load_config("demo", text), list[str]()
+    config = load_config("demo", text)
 
     def additive(tasks: Any) -> Any:
         for one in tasks:
             yield answers(one, np.mean(one.spec.mlp_ratio) + np.mean(one.spec.num_heads) - 7.25)
 
-    found = predictor.compare(config, additive, 400, 3, lines.append)
+    found = predictor.compare(config, additive, 400, 3)
     assert [len(each) for one in found for each in one] == [100] * 6
     assert all((one.reached(one.predictor) or 100) <= 70 for one in found)
+    lines = capsys.readouterr().out.splitlines()
     shown = [
         re.fullmatch(r"seed \d: best loss of evolution .* after \d+ of 100 evaluations; .*", line) for line in lines
     ]

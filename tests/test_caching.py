@@ -25,7 +25,7 @@ import components.resolve_config.step
 import pipeline.dag
 import pipeline.local
 from autoformer.files import hash_path, hash_value
-from commands.own_images import adopt
+from commands.own_images import propose_run
 from components.prepare_data.component import prepare_data
 from components.resolve_config.step import CACHED_STEPS, component_outputs, resolve
 from pipeline.cluster.placement import configure_task, pipeline_config
@@ -377,8 +377,8 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_real_step_hits_and_misses_as_it_should(runner: Path) -> None:
-    adopted = adopt(class_folders(runner / "images", 12, 12), None, [], runner / "packs")
-    config = resolve(str(adopted.preset), adopted.overrides).step_json("prepare_data")
+    proposal = propose_run(class_folders(runner / "images", 12, 12), None, [], runner / "packs")
+    config = resolve(str(proposal.preset), proposal.overrides).step_json("prepare_data")
 
     @dsl.pipeline(name="one-step")
     def one_step(config: str, lineage: str, data: str, data_hash: str) -> dsl.Dataset:
@@ -386,7 +386,7 @@ def test_a_real_step_hits_and_misses_as_it_should(runner: Path) -> None:
 
     def run(**other: str) -> tuple[Path, float]:
         start = time.monotonic()
-        given = {"config": config, "lineage": "", "data": str(adopted.data), "data_hash": "0"}
+        given = {"config": config, "lineage": "", "data": str(proposal.data), "data_hash": "0"}
         return Path(one_step(**(given | other)).output.path), time.monotonic() - start
 
     first, _ = run()

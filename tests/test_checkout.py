@@ -78,6 +78,10 @@ def test_data_is_recorded_in_an_archive_of_the_sources_which_has_no_git(tmp_path
     (checkout / "data" / "mine").mkdir(parents=True)
     (checkout / "data" / "mine" / "a.txt").write_text("an image")
     before = (checkout / "data.dvc").read_text()
+    done = python(checkout, "commands.record_data")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "record them: python -m commands.record_data --force" in done.stderr and "-f|" not in done.stderr
+    assert (checkout / "data.dvc").read_text() == before
     done = python(checkout, "commands.record_data", "--force")
     assert (done.returncode, done.stderr) == (0, "")
     assert (checkout / "data.dvc").read_text() != before
@@ -87,10 +91,37 @@ def test_data_is_recorded_in_an_archive_of_the_sources_which_has_no_git(tmp_path
     assert done.stderr.startswith("data: the images are there, but DVC could not record them in data.dvc: ")
 
 
-def test_the_commit_of_another_users_checkout_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message=x", "--allow-empty"]
+def repository(folder: Path, message: str = "x") -> Path:
+    folder.mkdir(exist_ok=True)
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", f"--message={message}", "--allow-empty"]
     for arguments in (["init", "--quiet"], commit):
-        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
+    return folder
+
+
+def head(folder: Path) -> str:
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("kind", ["clone", "worktree"])
+def test_the_commit_is_that_of_the_checkout_also_in_a_git_hook_of_another_repository(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, other = repository(tmp_path / "checkout"), repository(tmp_path / "other", "y")
+    if kind == "worktree":
+        subprocess.run(["git", "worktree", "add", "--quiet", tmp_path / "tree"], cwd=checkout, check=True)
+        checkout = tmp_path / "tree"
+    wanted, not_wanted = head(checkout).strip(), head(other).strip()
+    monkeypatch.setattr(git_module, "ROOT", checkout)
+    monkeypatch.setattr("runtime.tracking.provenance.ROOT", checkout)
+    monkeypatch.delenv("GIT_COMMIT", raising=False)
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git" / "index"))
+    assert git_commit() == wanted != not_wanted
+
+
+def test_the_commit_of_another_users_checkout_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository(tmp_path)
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # Git's own switch for this
     monkeypatch.delenv("GIT_COMMIT", raising=False)
     monkeypatch.setattr(git_module, "ROOT", tmp_path)
@@ -153,9 +184,17 @@ def test_an_experiment_in_a_copy_that_dvc_deletes_uses_the_checkouts_store_and_w
     monkeypatch.setattr(config, "ROOT", tmp_path / ".dvc" / "tmp" / "exps" / queue)
     assert tracking.tracking_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert work_root() == tmp_path / "work"
-    monkeypatch.setattr(config, "ROOT", tmp_path / "why?")
-    with pytest.raises(AutoFormerError, match=r"why\?: MLflow takes no path with a '%' or '\?'; rename"):
+
+
+@pytest.mark.parametrize("name", ["why?", "100%", "\"both\" and 'both'", "latin-1 \udce9"])
+def test_a_checkout_whose_path_no_address_can_hold_is_refused_before_anything_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(config, "ROOT", tmp_path / name)
+    with pytest.raises(AutoFormerError, match=r"rename the folder") as error:
         tracking.tracking_uri()
+    assert "\n" not in str(error.value) and str(error.value).isprintable()
 
 
 def test_in_a_log_dvc_draws_no_bars_even_where_the_environment_asks_for_them(

@@ -192,9 +192,14 @@ def test_pipeline_parameters_are_few_and_plain(package: dict[str, Any]) -> None:
         "seed": "NUMBER_INTEGER",
         "overrides": "STRING",
     }
-    assert all(parameter["isOptional"] and parameter["description"] for parameter in parameters.values())
+    assert all(parameter["description"] for parameter in parameters.values())
     assert "artifacts" not in package["root"]["inputDefinitions"]
     assert all("LIST" not in json.dumps(part) and "STRUCT" not in json.dumps(part) for part in definitions(package))
+
+
+def test_data_alone_must_be_named_for_a_run_since_no_default_holds_on_every_cluster(package: dict[str, Any]) -> None:
+    parameters = package["root"]["inputDefinitions"]["parameters"]
+    assert [name for name, parameter in parameters.items() if not parameter.get("isOptional")] == ["data"]
 
 
 def definitions(package: dict[str, Any]) -> Iterator[Any]:

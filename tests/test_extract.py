@@ -90,7 +90,7 @@ def test_extracted_model_has_no_dynamic_code() -> None:
     kinds = {type(module).__module__.partition(".")[0] for module in model.modules()}
     own = {type(module).__name__ for module in model.modules() if type(module).__module__.startswith("autoformer")}
     assert kinds == {"autoformer", "timm", "torch"}
-    assert own == {"AutoFormer", "Attention", "Block", "RelativePosition2D"}
+    assert own == {"AutoFormer", "Attention", "Block", "PositionBuffers", "RelativePosition2D"}
     for module in model.modules():
         if isinstance(module, nn.Linear):
             assert type(module) is nn.Linear

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from benchmarks.bench import PARTS as BENCHMARKS
 from benchmarks.engine import Setting, random_batch
 from benchmarks.gpu import machine, running
 from benchmarks.gpu.__main__ import main
-from benchmarks.gpu.carry import carry
 from benchmarks.gpu.parity import Answer, fill, relative_error, tolerance, without_position, worst_gradient
 from benchmarks.gpu.recorder import DTYPES, FULL, Recorder, Timer, attention_kernel, case_of, implementation
 from benchmarks.gpu.running import BUDGETS, failed, show
@@ -249,12 +249,12 @@ def test_a_cut_run_keeps_what_it_had(
 # --- a machine without packages ---
 
 
-def test_a_bare_machine_names_what_is_missing_and_how_to_carry_it(tmp_path: Path) -> None:
+def test_a_bare_machine_names_what_is_missing_and_the_command_that_downloads_it(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     done = subprocess.run(command("--out", str(file), options=("-S",)), cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "")
     assert "torch MISSING" in done.stdout and f"\nmissing: {', '.join(machine.required())}\n" in done.stdout
-    assert "python -m benchmarks.gpu --carry wheels --target gpu.json --python 3.11\n" in done.stdout
+    assert "pip download --dest wheels --only-binary=:all: --python-version 3.11 --platform manylinux" in done.stdout
     assert json.loads(file.read_text())["machine"]["packages"]["pydantic"] is None
 
 
@@ -262,8 +262,8 @@ def test_a_version_that_may_fail_is_named_before_anything_runs() -> None:
     described = {"packages": {name: "99.0" if name == "pillow" else "2.11.0+cu130" for name in machine.required()}}
     described["packages"] |= {"timm": "1.0.15", "numpy": "2.5.5"}
     told = machine.unfit(described)
-    assert "pillow 99.0 is not pillow>=11,<13: it may fail, carry that" in told
-    assert "timm 1.0.15 is not timm==1.0.31: it may fail, carry that" in told
+    assert "pillow 99.0 is not pillow>=11,<13: it may fail; bring that version" in told
+    assert "timm 1.0.15 is not timm==1.0.31: it may fail; bring that version" in told
     assert not any(line.startswith(("torch", "numpy")) for line in told)
     assert machine.unfit(machine.describe()) == []
 
@@ -280,24 +280,23 @@ def make_wheel(folder: Path, name: str, *needs: str) -> None:
         wheel.writestr(f"{info}/RECORD", "")
 
 
-def test_pip_downloads_what_the_target_lacks_and_nothing_that_it_has(
+def test_the_printed_commands_download_what_the_machine_lacks_and_nothing_that_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index, folder = tmp_path / "index", tmp_path / "wheels"
+    index = tmp_path / "index"
     index.mkdir()
-    make_wheel(index, "pydantic", "below_it>=1", "numpy>=2", "unwanted; extra == 'email'")
+    make_wheel(index, "pydantic", "below_it>=1", "unwanted; extra == 'email'")
     make_wheel(index, "below_it")
-    make_wheel(index, "numpy")
+    make_wheel(index, "timm", "torch>=2")
+    monkeypatch.setattr(machine, "required", lambda: {"pydantic": "pydantic>=2", "timm": "timm<100", "torch": "torch"})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
-    described = {name: None if name == "pydantic" else "1.0" for name in machine.required()}
-    (tmp_path / "gpu.json").write_text(json.dumps({"machine": {"packages": described}}))
-    told = carry(folder, str(tmp_path / "gpu.json"), "3.12")
-    assert sorted(file.name for file in folder.glob("*.whl")) == [
-        "below_it-99.0-py3-none-any.whl", "pydantic-99.0-py3-none-any.whl",
-    ]  # fmt: skip
-    assert told[0].startswith("below-it 99.0: 0.00 MB") and told[-1].startswith(f"{folder}: 2 wheels")
-    machine.unpack(folder, tmp_path / "site")
+    described = {"python": "3.12.3", "packages": {"pydantic": None, "timm": None, "torch": "2.11.0"}}
+    for line in machine.pip_commands(described):
+        subprocess.run([sys.executable, "-m", *shlex.split(line)], cwd=tmp_path, check=True, capture_output=True)
+    wheels = tmp_path / "wheels"
+    assert sorted(file.name.partition("-")[0] for file in wheels.iterdir()) == ["below_it", "pydantic", "timm"]
+    machine.unpack(wheels, tmp_path / "site")
     done = subprocess.run(
         [sys.executable, "-S", "-c", "import below_it, pydantic; print(pydantic.HERE)"],
         env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True,
@@ -371,7 +370,7 @@ def test_what_it_cannot_use_is_one_line_before_anything_is_measured(tmp_path: Pa
         (("--minutes", "-1"), "--minutes -1: expected a number above 0"),
         (("--minutes", "nan"), "--minutes nan: expected a number above 0"),
         (("--device", "tpu"), "--device tpu: expected auto, cpu, cuda or cuda:N"),
-        (("--wheels", str(tmp_path)), f"--wheels {tmp_path}: no wheels there; download them with --carry"),
+        (("--wheels", str(tmp_path)), f"--wheels {tmp_path}: no wheels there; download them with pip"),
         (("--out", str(tmp_path / "file" / "x.json")), f"--out {tmp_path}/file/x.json: cannot be written there ("),
     ):
         done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True)

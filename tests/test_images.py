@@ -205,7 +205,7 @@ def broken_tiff() -> bytes:
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        (b"", ["not an image", "PNG or JPEG"]),
+        (b"", ["an empty file", "download it again"]),
         (b"\xff\xd8 no picture", ["not an image"]),
         (b"<html></html>", ["not an image"]),
         (a_jpeg()[:3000], ["a damaged image", "truncated"]),

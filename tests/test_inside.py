@@ -9,7 +9,7 @@ from tracking_fixtures import empty_store, store  # noqa: F401 - fixtures
 
 from autoformer.errors import AutoFormerError
 from commands.deliver import fill_data_folder
-from commands.own_images import adopt
+from commands.own_images import propose_run
 from runtime import tracking
 
 
@@ -37,7 +37,7 @@ def test_a_folder_around_everything_is_refused_with_the_folder_that_is_meant(
         lay(tmp_path / "own" / name, (".",))
     quote = "'" if " " in inside else ""
     with pytest.raises(AutoFormerError) as refused:
-        adopt(tmp_path / "own", preset, [], tmp_path / "packs")
+        propose_run(tmp_path / "own", preset, [], tmp_path / "packs")
     assert str(refused.value).endswith(f"; did you mean DATA={quote}{tmp_path / 'own' / inside}{quote}?")
     assert not (tmp_path / "packs").exists()
 
@@ -45,7 +45,7 @@ def test_a_folder_around_everything_is_refused_with_the_folder_that_is_meant(
 def test_nothing_is_proposed_that_would_be_refused_too(tmp_path: Path) -> None:
     lay(tmp_path / "own" / "archive", ("cat",))
     with pytest.raises(AutoFormerError, match=r"one class only, 'archive'; a classifier needs two or more$"):
-        adopt(tmp_path / "own", None, [], tmp_path / "packs")
+        propose_run(tmp_path / "own", None, [], tmp_path / "packs")
 
 
 def test_archives_one_folder_further_down_are_named(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def test_the_figures_are_those_of_the_files() -> None:
     assert shown["weights"] == f"sha256 `{'d' * 64}`"
     assert shown["CPU latency"].startswith("median 1.23 ms, 90th percentile 2.35 ms for one image")
     assert shown["CPU latency"].endswith("300 passes at registration, 2 threads, a processor, 2 cores")
+    assert "- The latency was measured on one machine" in section(card, "Limits")
     accuracy = {row[0]: row[1] for row in rows(section(card, "Accuracy"))}
     assert accuracy["test accuracy, top-5"] == "99.50 %" and accuracy["test loss"] == "0.5432"
     assert accuracy["calibration error (ECE)"] == "0.0234"

@@ -16,6 +16,7 @@ import torch
 from small import perturb, small_space
 from test_supernet import plain_attention
 from timm.models import GraphExtractNet
+from timm.models._manipulate import reinit_non_persistent_buffers
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
@@ -138,6 +139,32 @@ def test_gradients_of_a_graph_are_those_of_the_model() -> None:
     others = dict(graph.named_parameters())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, others[name].grad)
+
+
+@pytest.mark.parametrize("how", ["to_empty", "assign", "timm", "inside"])
+def test_a_model_from_the_meta_device_has_the_constants_that_no_file_holds(how: str) -> None:
+    """Its memory may hold anything, zeros too, which would be taken for positions without an error."""
+    whole = small()
+    with torch.device("meta"):
+        model = timm.create_model(
+            "autoformer_tiny", img_size=64, num_heads=(3, 4), mlp_ratio=(3.5, 4.0), num_classes=10
+        )
+        if how == "inside":
+            model.load_state_dict(whole.state_dict(), assign=True)
+    if how == "assign":
+        model.load_state_dict(whole.state_dict(), assign=True)
+    elif how != "inside":
+        model.double().to_empty(device="cpu")
+        for module in model.modules():
+            for buffer in module.buffers(recurse=False):
+                buffer.zero_()
+        if how == "to_empty":
+            model.load_state_dict(whole.state_dict())
+        else:
+            for parameter, other in zip(model.parameters(), whole.parameters(), strict=True):
+                parameter.data.copy_(other)
+            reinit_non_persistent_buffers(model)
+    assert torch.equal(model.eval()(images(2)), whole(images(2)))
 
 
 def test_gradients_of_single_images_by_torch_func() -> None:

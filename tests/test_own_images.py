@@ -17,7 +17,7 @@ from autoformer.images.card import read_card
 from autoformer.images.split_files import read_split
 from autoformer.images.split_images import load_images
 from commands import own_images
-from commands.own_images import add_dataset, adopt, propose_recipe, propose_space, training_images
+from commands.own_images import add_dataset, propose_recipe, propose_run, propose_space, training_images
 from commands.plan import Plan, SplitSizes, Stage, make_plan, plan_table
 from components.prepare_data.pack_card import PackCard, read_pack
 from components.prepare_data.step import main as prepare_data
@@ -58,9 +58,9 @@ def sources_of(data: Path, out: Path) -> dict[str, list[str]]:
 def test_prepare_data_of_class_folders(tmp_path: Path) -> None:
     """15 % of 20 and of 40 for each of search and test: 3 and 6. Figures against a plain reading of the files."""
     source = class_folders(tmp_path / "src", 20, 40)
-    adopted = adopt(source, None, [], tmp_path / "packs")
-    assert prepared(adopted.data, adopted.overrides, tmp_path / "out") == 0
-    card, files = read_card(tmp_path / "out" / "card.json"), sources_of(adopted.data, tmp_path / "out")
+    proposal = propose_run(source, None, [], tmp_path / "packs")
+    assert prepared(proposal.data, proposal.overrides, tmp_path / "out") == 0
+    card, files = read_card(tmp_path / "out" / "card.json"), sources_of(proposal.data, tmp_path / "out")
     assert card.counts == {"train": 42, "search": 9, "test": 9, "train_full": 51} and card.classes == ("a", "b")
     assert {name: Counter(file[0] for file in files[name]) for name in SPLITS} == {
         "train": {"a": 14, "b": 28}, "search": {"a": 3, "b": 6}, "test": {"a": 3, "b": 6},
@@ -68,7 +68,7 @@ def test_prepare_data_of_class_folders(tmp_path: Path) -> None:
     assert sorted(file for rows in files.values() for file in rows) == sorted(
         path.relative_to(source).as_posix() for path in source.rglob("*.png")
     )
-    images = load_images(tmp_path / "out" / "train.parquet", adopted.data, card, image_size=32)
+    images = load_images(tmp_path / "out" / "train.parquet", proposal.data, card, image_size=32)
     assert images.pixels.shape == (42, 3, 32, 32)
     assert [card.classes[label] for label in images.labels] == [file[0] for file in files["train"]]
     # mean and deviation over the training pixels as they are packed: 12 x 10 brought to 32 on the shorter side
@@ -80,9 +80,9 @@ def test_prepare_data_of_class_folders(tmp_path: Path) -> None:
 def test_prepare_data_keeps_the_splits_that_there_are(tmp_path: Path) -> None:
     for number, (split, images) in enumerate([("train", 9), ("val", 4), ("test", 5)]):
         class_folders(tmp_path / "src" / split, images, images, start=2 * number)
-    adopted = adopt(tmp_path / "src", None, [], tmp_path / "packs")
-    assert prepared(adopted.data, adopted.overrides, tmp_path / "out") == 0
-    files = sources_of(adopted.data, tmp_path / "out")
+    proposal = propose_run(tmp_path / "src", None, [], tmp_path / "packs")
+    assert prepared(proposal.data, proposal.overrides, tmp_path / "out") == 0
+    files = sources_of(proposal.data, tmp_path / "out")
     for split, name in (("train", "train"), ("val", "search"), ("test", "test")):
         assert sorted(files[name]) == sorted(
             path.relative_to(tmp_path / "src").as_posix() for path in (tmp_path / "src" / split).rglob("*.png")
@@ -94,19 +94,19 @@ def test_a_validation_split_alone_is_the_test(tmp_path: Path) -> None:
     """Nobody has seen it; what scores candidates is drawn from the training images: 15 % of 20."""
     class_folders(tmp_path / "src" / "train", 20, 20)
     class_folders(tmp_path / "src" / "val", 4, 4, start=2)
-    adopted = adopt(tmp_path / "src", None, [], tmp_path / "packs")
-    assert prepared(adopted.data, adopted.overrides, tmp_path / "out") == 0
-    files = sources_of(adopted.data, tmp_path / "out")
+    proposal = propose_run(tmp_path / "src", None, [], tmp_path / "packs")
+    assert prepared(proposal.data, proposal.overrides, tmp_path / "out") == 0
+    files = sources_of(proposal.data, tmp_path / "out")
     assert all(file.startswith("val/") for file in files["test"]) and len(files["test"]) == 8
     assert all(file.startswith("train/") for file in files["search"] + files["train"])
     assert Counter(file.split("/")[1] for file in files["search"]) == {"a": 3, "b": 3}
 
 
 def test_ten_images_of_two_classes_are_enough(tmp_path: Path) -> None:
-    adopted = adopt(class_folders(tmp_path / "src", 5, 5), None, [], tmp_path / "packs")
-    config = load_config(adopted.preset, adopted.overrides)
+    proposal = propose_run(class_folders(tmp_path / "src", 5, 5), None, [], tmp_path / "packs")
+    config = load_config(proposal.preset, proposal.overrides)
     assert config.train_supernet and config.space.num_classes == 2
-    assert prepared(adopted.data, adopted.overrides, tmp_path / "out") == 0
+    assert prepared(proposal.data, proposal.overrides, tmp_path / "out") == 0
     counts = read_card(tmp_path / "out" / "card.json").counts
     assert counts == {"train": 6, "search": 2, "test": 2, "train_full": 8}
     assert config.train_supernet.batch_size <= counts["train"] and config.train_supernet.epochs == 300
@@ -167,13 +167,13 @@ def test_training_images_by_what_the_source_has(splits: dict[str, int], images: 
 def test_what_the_user_sets_wins_and_a_preset_is_taken_as_it_is(tmp_path: Path) -> None:
     source = class_folders(tmp_path / "src", 6, 6)
     mine = ["train_supernet.epochs=7", "space=photos-64", "register_model.model_name=mine"]
-    adopted = adopt(source, None, mine, tmp_path / "packs")
-    config = load_config(adopted.preset, adopted.overrides)
+    proposal = propose_run(source, None, mine, tmp_path / "packs")
+    config = load_config(proposal.preset, proposal.overrides)
     assert config.train_supernet and config.retrain_subnet and config.register_model
     assert (config.space.name, config.register_model.model_name) == ("photos-64", "mine")
     assert (config.train_supernet.epochs, config.train_supernet.warmup_epochs) == (7, 0.35)  # a twentieth, as proposed
     assert (config.dataset, config.name, config.space.num_classes) == ("src", "src", 2)
-    smoke = adopt(source, "smoke", ["space=photos-32"], tmp_path / "packs")
+    smoke = propose_run(source, "smoke", ["space=photos-32"], tmp_path / "packs")
     plain = load_config("smoke", ["space=photos-32"])
     changed = load_config("smoke", smoke.overrides)
     assert plain.prepare_data and plain.register_model
@@ -187,8 +187,8 @@ def test_what_the_user_sets_wins_and_a_preset_is_taken_as_it_is(tmp_path: Path) 
 
 
 def test_a_pack_is_taken_as_it_is(tmp_path: Path) -> None:
-    first = adopt(class_folders(tmp_path / "src", 6, 6), None, [], tmp_path / "packs")
-    again = adopt(first.data, None, [], tmp_path / "none")
+    first = propose_run(class_folders(tmp_path / "src", 6, 6), None, [], tmp_path / "packs")
+    again = propose_run(first.data, None, [], tmp_path / "none")
     assert again.data == first.data and not (tmp_path / "none").exists()
     assert load_config(again.preset, again.overrides) == load_config(first.preset, first.overrides)
 
@@ -231,11 +231,11 @@ def test_make_data_puts_a_pack_a_space_and_a_preset_under_a_name(checkout: Check
 
 
 def test_make_data_of_a_pack_that_a_run_has_made(checkout: Checkout, tmp_path: Path) -> None:
-    adopted = adopt(class_folders(tmp_path / "src", 6, 6), None, [], own_images.DATASETS)
-    add_dataset(adopted.data, "garden", None, [])
+    proposal = propose_run(class_folders(tmp_path / "src", 6, 6), None, [], own_images.DATASETS)
+    add_dataset(proposal.data, "garden", None, [])
     made = checkout.root / "data" / "garden"
-    assert contents(made).keys() == contents(adopted.data).keys()
-    assert read_pack(made).hash == read_pack(adopted.data).hash
+    assert contents(made).keys() == contents(proposal.data).keys()
+    assert read_pack(made).hash == read_pack(proposal.data).hash
 
 
 @pytest.mark.parametrize(
@@ -282,10 +282,10 @@ def test_the_plan_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     for split, images in (("train", 25), ("val", 10), ("test", 6)):
         class_folders(tmp_path / "src" / split, images, images, start=2 * len(split))
-    adopted = adopt(tmp_path / "src", None, TINY, tmp_path / "packs")
+    proposal = propose_run(tmp_path / "src", None, TINY, tmp_path / "packs")
 
     def stages(*settings: str) -> dict[str, float]:
-        plan = make_plan(load_config(adopted.preset, [*adopted.overrides, *settings]), adopted.data)
+        plan = make_plan(load_config(proposal.preset, [*proposal.overrides, *settings]), proposal.data)
         assert plan.images == SplitSizes(50, 20, 12, 70)
         assert plan.hours == pytest.approx(sum(plan.hours_of(stage) for stage in plan.stages)) and plan.memory_gb > 0
         assert all(plan.hours_of(each) * 3600 >= each.images / each.images_per_second for each in plan.stages)
@@ -319,8 +319,8 @@ def test_the_report_names_what_was_left_out(tmp_path: Path) -> None:
     source = class_folders(tmp_path / "src", 30, 30)
     (source / "a" / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
     write_images(source / "c", 8, seed=9)
-    adopted = adopt(source, None, [], tmp_path / "packs")
-    said = own_images.describe_pack(adopted.data)
+    proposal = propose_run(source, None, [], tmp_path / "packs")
+    said = own_images.describe_pack(proposal.data)
     for part in ("68 images, 3 classes", "class folders", "c 8, a 30, b 30", "1 unreadable", "a/broken.jpg: "):
         assert part in said
-    assert json.loads((adopted.data / "dataset.json").read_text())["unreadable"] == 1
+    assert json.loads((proposal.data / "dataset.json").read_text())["unreadable"] == 1

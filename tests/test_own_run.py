@@ -18,7 +18,7 @@ from autoformer.cards import read_subnet_card
 from autoformer.images.card import read_card
 from autoformer.images.pixels import model_pixels, open_image, resized_side
 from autoformer.images.split_files import read_split
-from commands.own_images import adopt
+from commands.own_images import propose_run
 from components.prepare_data.pack_card import read_pack
 from components.prepare_data.step import SPLITS
 from runtime.common.config import load_config
@@ -46,19 +46,19 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRun]:
     make_photographs(source, 96, CLASSES)
     (source / "cat" / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
     Image.new("RGB", (60_000, 1)).save(source / "coffee" / "strip.png")
-    adopted = adopt(source, None, shlex.split(SMALL), root / "datasets")
-    config = load_config(adopted.preset, adopted.overrides)
+    proposal = propose_run(source, None, shlex.split(SMALL), root / "datasets")
+    config = load_config(proposal.preset, proposal.overrides)
     store = root / "mlflow.db"
     store.write_bytes(make_empty_store(tmp_path_factory.getbasetemp() / "mlflow-store").read_bytes())
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         use_store(f"sqlite:///{store}", root / "work", patch)
         patch.setenv("AUTOFORMER_WORKERS", "0")
-        for step, given in command_lines(adopted.data, root).items():
+        for step, given in command_lines(proposal.data, root).items():
             main = importlib.import_module(f"components.{step}.step").main
             record = ["--record", str(root / f"{step}.json")]
             assert main(["--config", config.step_json(step), *given, *record]) == 0, step
-        yield OwnRun(source, adopted.data, root, adopted.overrides)
+        yield OwnRun(source, proposal.data, root, proposal.overrides)
     torch.set_num_threads(threads)
 
 

@@ -230,6 +230,7 @@ def test_a_card_without_a_registration_says_so(champion: Path, tmp_path: Path) -
     text = (made.root / "model_card.md").read_text()
     assert "refused: test accuracy 87.90 % is below the champion's 88.00 %" in text
     assert "| CPU latency | not measured: this run registered nothing |" in text
+    assert "The latency was measured" not in text
     assert f"`{NAME}@champion` is another model, or none" in text and "load_model" not in text
 
 

@@ -23,11 +23,13 @@ from autoformer.named import load_space
 from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
 from components.evaluate_subnet import report, search_sections
 from components.evaluate_subnet.charts import Frame, Scale, amount, end_labels, scale, thinned
+from components.evaluate_subnet.confusions import top_confusions_markdown
 from components.evaluate_subnet.drawings import data_uri
 from components.evaluate_subnet.effects import effects
 from components.evaluate_subnet.measure import Evaluation, worst_mistakes
 from components.evaluate_subnet.report import flat, render
 from components.evaluate_subnet.results import SUPERNET_CURVES, Results, Search, read_search
+from runtime.common.records import Confusion
 
 VOID = {"meta", "img", "br", "link", "input"}
 
@@ -201,6 +203,21 @@ def test_many_classes_get_a_list_instead_of_a_matrix(search_folder: Path) -> Non
     page = Page(many)
     assert not page.of_class("cell")
     assert "taken for" in "".join(page.text)
+
+
+def test_the_list_of_confusions_names_both_classes_and_the_images_of_the_first() -> None:
+    classes, matrix = ("cat", "a*b_", "dog"), ((1_000, 200, 0), (0, 3, 1), (0, 0, 0))
+    assert top_confusions_markdown(Confusion(classes=classes, matrix=matrix)).splitlines() == [
+        "### The most frequent confusions on the test split",
+        "",
+        "- **cat** taken for **a\\*b\\_**: 200 of 1,200 images (16.7 %)",
+        "- **a\\*b\\_** taken for **dog**: 1 of 4 images (25.0 %)",
+    ]
+
+
+def test_a_list_without_confusions_says_so() -> None:
+    perfect = Confusion(classes=("cat", "dog"), matrix=((2, 0), (0, 3)))
+    assert top_confusions_markdown(perfect) == "No image of the test split was misclassified.\n"
 
 
 def test_what_is_not_there_is_left_out(search_folder: Path) -> None:

@@ -34,6 +34,7 @@ WRITINGS = {
     "the alphabet of URLs": base64.urlsafe_b64encode(png()).decode(),
     "no padding": PLAIN.rstrip("="),
     "a data URL": f"data:image/png;base64,{PLAIN}",
+    "a data URL in capitals": f"DATA:image/png;BASE64,{PLAIN}",
     "a data URL with escapes": "data:image/png;base64," + PLAIN.replace("+", "%2B").replace("/", "%2F"),
 }
 
@@ -79,6 +80,11 @@ def test_a_csv_has_images_or_pixels_as_json_and_other_columns_are_left_alone(ser
         ({"image": "no base64!"}, "image: not base64"),
         ({"image": [PLAIN]}, "image: expected the base64 text of a file, found list"),
         ({"image": None}, "a row has neither `image`"),
+        ({"image": " \n"}, "image: an empty text"),
+        ({"image": f"\ufeff{PLAIN}"}, "image: not base64"),
+        ({"pixels": [[0.0, 1.0], [1.0, 0.0]]}, "pixels: found numbers from 0 to 1 alone; .* multiply them by 255"),
+        ({"pixels": [[True, False]]}, "pixels: found numbers from 0 to 1 alone"),
+        ({"pixels": [[1, 2, 3]] * 50}, "pixels: found 50 x 3, as one row of an image in colour has; send a list"),
         ({"pixels": "[[1, 2"}, "pixels: not readable as JSON"),
         ({"pixels": "7"}, "pixels: expected rows of equal length"),
         ({"image": PLAIN, "top": 0}, "top: expected at least 1 class, found 0"),
@@ -104,3 +110,12 @@ def test_of_several_images_the_refused_one_is_named_by_its_row(served: ServedMod
 def test_more_classes_than_there_are_is_all_of_them(served: ServedModel) -> None:
     (row,) = answer(served, from_csv([["image"], [PLAIN]]), top=1000)
     assert len(row["classes"]) == len(set(row["classes"])) == len(served.card.preprocessing.classes)
+
+
+def test_what_could_be_meant_as_it_stands_is_read_as_pixels(served: ServedModel) -> None:
+    """Dark pictures of whole numbers, and parameters that are left out by name."""
+    import pandas as pd
+
+    for pixels in ([[0, 1], [1, 0]], [[0.0, 0.0]], [[1, 2, 3]] * 3, [[1.0, 255.0]]):
+        (row,) = answer(served, pd.DataFrame({"pixels": [pixels]}), top=None)  # type: ignore[arg-type]
+        assert len(row["classes"]) == TOP

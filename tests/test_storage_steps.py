@@ -61,7 +61,7 @@ def test_the_weights_go_by_uri(stored: Path, sandbox: Sandbox, s3: S3Server) -> 
     assert {entry.name for entry in list_objects(kept["uri"])} == large
     shown = Artifact(stored)
     log_uri(shown)
-    assert shown.metadata == {"uri": kept["uri"]}
+    assert shown.metadata == {"stored_at": kept["uri"]}
     without = Artifact(usual)
     log_uri(without)
     assert without.metadata == {}

@@ -94,7 +94,8 @@ def test_a_run_is_started_with_the_presets_parameters(kfp: KfpServer, capsys: Ca
     assert kfp.experiments[started.experiment_id].display_name == "autoformer"
     version = kfp.versions[started.pipeline_version_reference.pipeline_version_id]
     assert re.fullmatch(r"autoformer-[0-9a-f]{12}", version.name) and version.description.startswith("source ")
-    assert kfp.pipelines[version.pipeline_id].name == "autoformer"
+    pipeline = kfp.pipelines[version.pipeline_id]
+    assert pipeline.name == "autoformer" and pipeline.description.startswith("Find a vision transformer")
     output = capsys.readouterr().out
     assert f"{kfp.host}/#/runs/details/{started.run_id}" in output.splitlines()
     assert version.name in output and "was there already" not in output

@@ -33,6 +33,7 @@ _MOST_FILE_BYTES = BOUNDS.image_file_bytes
 _MOST_HEADER_BYTES = 4096  # that tell the format
 _ORIENTATION = 0x0112  # EXIF
 _TILE_SIDES = (322, 323)  # TIFF
+_SUBFILE, _DNG = 254, 50706  # TIFF: a camera's raw file is one, and begins with a thumbnail
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,6 +53,7 @@ _OTHER_FORMATS = (
     (rb"%PDF-", "PDF", "`pdftoppm`"),
     (rb".{128}DICM", "DICOM", "`dcmj2pnm`"),
     (rb".{4}ftyp(isom|mp4|qt  )", "video", "`ffmpeg`"),
+    (rb"II[*+]\0|MM\0[*+]", "TIFF of an unusual kind of pixels", "`magick`"),
 )
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 Result = TypeVar("Result")
@@ -129,6 +131,8 @@ def _open(file: _Parts, source: Path | bytes, most_bytes: int) -> Image.Image:
     except UnidentifiedImageError:
         raise _other_format(source, where) or UnidentifiedImageError(where) from None
     try:
+        if image.format == "TIFF" and (image.tag_v2.get(_SUBFILE, 0) == 1 or _DNG in image.tag_v2):  # type: ignore[attr-defined]
+            raise _not_read(where, "raw camera", "`darktable-cli`")
         _check_size(image, where, most_bytes)
         if "progressive" in image.info:
             _check_scans(image, source, where, most_bytes)
@@ -145,10 +149,16 @@ def _other_format(source: Path | bytes, where: str) -> AutoFormerError | None:
             source = file.read(_MOST_HEADER_BYTES)
     for form, kind, tool in _OTHER_FORMATS:
         if re.match(form, source[:_MOST_HEADER_BYTES], re.DOTALL):
-            return AutoFormerError(
-                f"{where}: a {kind} file, which is not read; convert it to JPEG or PNG, as by {tool}"
-            )
+            return _not_read(where, kind, tool)
+    if source.startswith(b"version https://git-lfs"):
+        return AutoFormerError(f"{where}: a pointer of Git LFS in place of the image; fetch it with `git lfs pull`")
+    if not source:
+        return AutoFormerError(f"{where}: an empty file; copy or download it again")
     return None
+
+
+def _not_read(where: str, kind: str, tool: str) -> AutoFormerError:
+    return AutoFormerError(f"{where}: a {kind} file, which is not read; convert it to JPEG or PNG, as by {tool}")
 
 
 @cache

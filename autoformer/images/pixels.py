@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,8 @@ _PIL_ERRORS = (
 WHITE_16_BIT = 65535
 OPAQUE = 255
 _BITS = "bits"  # in `Image.info`: of a colour channel in the file, where Pillow decodes the upper 8 of 16
+_SAMPLE_FORMAT, _SIGNED = 339, 2  # a TIFF's tag, and its value
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _SMALLEST_WITH_MARGIN = 48
 _STRIP_PIXELS = 2**20
 _MOST_WHOLE = 2**24  # pixels of a transparent image that is reduced before it is made opaque
@@ -60,10 +63,21 @@ def open_image(
         return with_image(source, partial(_decode, shorter_side=shorter_side, upright=upright), most_bytes)
 
 
-def open_sized(source: Path | bytes, shorter_side: int) -> tuple[Image.Image, tuple[int, int]]:
-    """As `open_image`, with width and height as `image_size` has them."""
+class Decoded(NamedTuple):
+    image: Image.Image
+    size: tuple[int, int]  # as `image_size` has it
+    frames: bool  # whether the file has further frames or pages; an MPO file's are previews
+
+
+def open_whole(source: Path | bytes, shorter_side: int) -> Decoded:
+    """As `open_image`, with what the file's header states."""
+
+    def decode(image: Image.Image) -> Decoded:
+        size, frames = image.size, image.format != "MPO" and bool(getattr(image, "is_animated", False))
+        return Decoded(_decode(image, shorter_side, True), size, frames)
+
     with pillow_errors(name_of(source)):
-        return with_image(source, lambda image: (size := image.size) and (_decode(image, shorter_side, True), size))
+        return with_image(source, decode)
 
 
 def image_size(source: Path | bytes) -> tuple[int, int]:
@@ -76,17 +90,36 @@ def _decode(image: Image.Image, shorter_side: int | None, upright: bool) -> Imag
     if shorter_side is not None and min(image.size) > 2 * shorter_side:
         factor = 2 * shorter_side / min(image.size)
         image.draft(None, (math.ceil(image.width * factor), math.ceil(image.height * factor)))
-    bits = (
-        16
-        if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) and not image.mode.startswith("I")
-        else 8
-    )
+    raw = {_rawmode(tile) for tile in getattr(image, "tile", ())}
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    if image.mode in MODES.values() and _SIGNED in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)):
+        raise AutoFormerError("the image has signed pixels, of unknown range; save it with 8 bits a channel")
+    deep = any(";16" in mode for mode in raw) and not image.mode.startswith("I")
     image.load()
-    if bits > 8:
-        image.info[_BITS] = bits
+    if deep:
+        image.info[_BITS] = 16
+    if "transparency" in image.info and image.format == "PNG":
+        image.info["transparency"] = _scaled_key(image.info["transparency"], raw)
     if image.mode == "I" and image.format == "PPM":  # which states its range, and Pillow scales to 16 bits
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
-    return turned_upright(image) if upright else image
+    turned = turned_upright(image) if upright else image
+    if turned.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits alone
+        return Image.fromarray(WHITE_16_BIT - np.asarray(turned).astype(np.uint16))
+    return turned
+
+
+def _rawmode(tile: Any) -> str:
+    return str(tile[3])
+
+
+def _scaled_key(key: Any, rawmodes: set[str]) -> Any:
+    """The transparent colour of a PNG, on the scale of the decoded pixels. Pillow passes it on as the file has it."""
+    if isinstance(key, tuple):
+        return tuple(value >> 8 for value in key) if "RGB;16B" in rawmodes else key
+    for depth in (2, 4):
+        if isinstance(key, int) and f"L;{depth}" in rawmodes:
+            return key % 2**depth * (OPAQUE // (2**depth - 1))
+    return key
 
 
 @contextlib.contextmanager
@@ -116,8 +149,13 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def brightest(image: Image.Image) -> int:
-    """The highest value in an image that `is_deep`, on the scale of 16 bits."""
-    return int(np.asarray(image).max()) * (257 if _BITS in image.info else 1)
+    """The highest value in an image that `is_deep`, on the scale of 16 bits, without alpha and a transparent grey."""
+    array, key = np.asarray(image), image.info.get("transparency")
+    if "A" in image.getbands():
+        array = array[..., :-1]
+    elif image.mode.startswith("I;16") and key is not None:
+        array = array[array != key]
+    return int(array.max(initial=0)) * (257 if _BITS in image.info else 1)
 
 
 def is_transparent(image: Image.Image) -> bool:
@@ -196,7 +234,10 @@ def _to_8_bits(image: Image.Image, rule: PixelRule) -> Image.Image:
             scaled[top : top + rows] = np.minimum(strip / white, 1) * 255 + 0.5
         else:
             scaled[top : top + rows] = np.minimum(strip.astype(np.int64) * 256 // int(white + 1), 255)  # the upper 8
-    return Image.fromarray(scaled)
+    grey, key = Image.fromarray(scaled), image.info.get("transparency")
+    if isinstance(key, int):
+        grey.putalpha(Image.fromarray((array != key).view(np.uint8) * np.uint8(OPAQUE)))
+    return grey
 
 
 def resize_shorter_side(image: Image.Image, pixels: int) -> Image.Image:

@@ -1,26 +1,23 @@
 """What a GPU shows, in at most eight minutes, on a machine that needs no network.
 
-    python -m benchmarks.gpu                            # on the machine with the GPU
-    python -m benchmarks.gpu --carry wheels             # before, where there is a network: download what it lacks
-    python -m benchmarks.gpu --wheels wheels            # there, with what was carried
+    python -m benchmarks.gpu
+    python -m benchmarks.gpu --wheels wheels    # with packages that were copied here
 
-First it describes the machine; where packages are missing, it names them and the commands that carry them, and ends
-with code 2. Then come the parts, the most telling first, each within its share of the time. The table of a part is
-printed and the JSON file written as it comes; a part that fails does not stop the others, and the code is then 1.
+It describes the machine first. If packages are missing, it prints the pip commands that download them elsewhere, and
+ends with code 2. Then it runs the parts, the most telling first, each within its share of the time. It prints the table
+of a part and writes the JSON file after each part. A part that fails does not stop the others; the code is then 1.
 """
 
 import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu.carry import carry
-from benchmarks.gpu.machine import describe, lines, unpack
+from benchmarks.gpu.machine import describe, lines, pip_commands, unpack
 from benchmarks.gpu.running import BUDGETS, OUT, Check, failed
 
 PART_NAMES = tuple(BUDGETS)
@@ -29,16 +26,9 @@ PART_NAMES = tuple(BUDGETS)
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     error = _error(arguments)
-    if error is None and arguments.carry:
-        try:
-            print("\n".join(carry(arguments.carry, arguments.target, arguments.python)))
-        except (subprocess.CalledProcessError, OSError, ValueError) as failure:
-            error = f"nothing to carry could be had: {failure}"
     if error:
         print(f"benchmarks.gpu: {error}", file=sys.stderr)
         return 2
-    if arguments.carry:
-        return 0
     with tempfile.TemporaryDirectory() as site:
         if arguments.wheels:
             unpack(arguments.wheels, Path(site))
@@ -53,15 +43,14 @@ def _run(arguments: argparse.Namespace) -> int:
     missing, out = [name for name, version in described["packages"].items() if version is None], arguments.out
     if missing:
         out.write_text(json.dumps({"machine": described, "parts": {}}, indent=1), encoding="utf-8")
-        options = f"--target {out.name} --python {'.'.join(described['python'].split('.')[:2])}"
-        print(f"missing: {', '.join(missing)}")
-        print(f"on a machine with a network: python -m benchmarks.gpu --carry wheels {options}")
-        print("here: python -m benchmarks.gpu --wheels wheels")
+        print(f"missing: {', '.join(missing)}\non a machine with a network:")
+        print("\n".join(f"  {command}" for command in pip_commands(described)))
+        print("here, with that folder: python -m benchmarks.gpu --wheels wheels")
         return 2
     try:
         result = Check(out, described, arguments.device, arguments.size, arguments.minutes).run(arguments.parts)
     except KeyboardInterrupt:
-        print(f"\nbenchmarks.gpu: stopped; what was measured stands in {out}", file=sys.stderr)
+        print(f"\nbenchmarks.gpu: stopped; the results so far are in {out}", file=sys.stderr)
         return 130
     held = [row["holds"] for found in result["parts"].values() for row in found["rows"] if row["holds"] is not None]
     print(f"\n{sum(held)} of {len(held)} limits hold; {out}")
@@ -74,15 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     description, _, epilog = (__doc__ or "").partition("\n\n")
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m benchmarks.gpu", None, description, epilog, formatter_class=raw)
-    parser.add_argument("--minutes", type=float, default=8.0, help="that it takes at most (default: %(default)g)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit (default: %(default)g)")
     parser.add_argument("--parts", nargs="+", choices=PART_NAMES, default=PART_NAMES, help="default: all")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--size", choices=("auto", "full", "tiny"), default="auto", help="auto: tiny on a CPU")
     parser.add_argument("--out", type=Path, default=OUT, help="the JSON file (default: %(default)s)")
-    parser.add_argument("--wheels", type=Path, help="a folder of wheels that were carried here")
-    parser.add_argument("--carry", type=Path, metavar="FOLDER", help="download what a machine lacks, and do no more")
-    parser.add_argument("--target", default="torch", help="torch: a machine that has torch and timm; bare; or gpu.json")
-    parser.add_argument("--python", default="3.12", help="of that machine (default: %(default)s), Linux on x86-64")
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels to import packages from")
     return parser
 
 
@@ -93,9 +79,7 @@ def _error(arguments: argparse.Namespace) -> str | None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", arguments.device):
         return f"--device {arguments.device}: expected auto, cpu, cuda or cuda:N"
     if arguments.wheels and not any(arguments.wheels.glob("*.whl")):
-        return f"--wheels {arguments.wheels}: no wheels there; download them with --carry"
-    if arguments.carry:
-        return None
+        return f"--wheels {arguments.wheels}: no wheels there; download them with pip"
     try:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=arguments.out.parent):

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-ALSO = ("tqdm",)  # of the training step's command line; the library does without it
+ALSO = ("tqdm",)  # the training step's command line needs it; the library does not
+NEED_TORCH = ("timm", "torchvision")  # pip would download torch with them
+PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64")  # of the wheels that are needed
 
 
 def required() -> dict[str, str]:
@@ -27,6 +29,20 @@ def required() -> dict[str, str]:
         name_of(requirement): requirement
         for requirement in [*library, *(each for each in pipeline if name_of(each) in ALSO)]
     }
+
+
+def pip_commands(described: Mapping[str, Any]) -> list[str]:
+    """The commands that download the missing packages into `wheels`, on any machine with pip and a network."""
+    lacking = [name for name, version in described["packages"].items() if version is None]
+    alone = [name for name in lacking if name in NEED_TORCH and "torch" not in lacking]
+    python, platforms = ".".join(described["python"].split(".")[:2]), " ".join(f"--platform {one}" for one in PLATFORMS)
+    pip = f"pip download --dest wheels --only-binary=:all: --python-version {python} {platforms}"
+    groups = {"": [name for name in lacking if name not in alone], "--no-deps ": alone}
+    return [
+        f"{pip} {option}{' '.join(repr(required()[name]) for name in names)}"
+        for option, names in groups.items()
+        if names
+    ]
 
 
 def name_of(requirement: str) -> str:
@@ -70,7 +86,7 @@ def unfit(described: Mapping[str, Any]) -> list[str]:
     """A line for each package whose version this project excludes; torch's version goes by the machine's CUDA."""
     packages = {name: described["packages"][name] for name in required() if not name.startswith("torch")}
     return [
-        f"{name} {packages[name]} is not {requirement}: it may fail, carry that"
+        f"{name} {packages[name]} is not {requirement}: it may fail; bring that version"
         for name, requirement in required().items()
         if packages.get(name) and not _meets(packages[name], requirement)
     ]
@@ -99,7 +115,7 @@ def lines(described: Mapping[str, Any]) -> list[str]:
 
 
 def unpack(wheels: Path, folder: Path) -> None:
-    """Make the wheels of a folder importable from another: for a machine that has no pip."""
+    """Unpack the wheels of a folder into another, for a machine without pip."""
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._dynamo import config as dynamo_config
 from torch._dynamo.utils import counters
 
-from autoformer.attention import position_tables
+from autoformer.attention import PositionBuffers
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
 from benchmarks.engine import KINDS, Case, Kind, Models, Run, Setting, gemms, models_of, peak_bytes, random_batch, runs
@@ -149,9 +149,7 @@ def _compile_block(recorder: Recorder, case: Case, backend: str, name: str) -> N
     Random(0).shuffle(shapes)
     shapes, graphs = shapes[: recorder.size.compile_shapes], list[int]()
     block = Supernet(space).blocks[0].to(recorder.device).train()
-    position = tuple(
-        table.to(recorder.device) for table in position_tables(space.grid, space.head_dim, space.max_relative_position)
-    )
+    position = PositionBuffers(space.grid, space.head_dim, space.max_relative_position).to(recorder.device)()
     setting = Setting(recorder.device, torch.bfloat16)
     inputs = {width: torch.randn(batch, space.num_patches + 1, width, device=recorder.device) for width, _, _ in shapes}
 

@@ -1,5 +1,6 @@
 """The most frequent confusions, for the report and for the KFP UI."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,12 +33,21 @@ def top_confusions(classes: Sequence[str], matrix: npt.ArrayLike, most: int) -> 
 
 
 def top_confusions_markdown(counted: records.Confusion, most: int = 20) -> str:
-    """The most frequent errors of `confusion.json` as a table."""
-    lines = ["| true class | taken for | images | of the class |", "|---|---|---:|---:|"]
-    for actual, predicted, errors, images in top_confusions(counted.classes, counted.matrix, most):
-        lines.append(f"| {_cell(actual)} | {_cell(predicted)} | {errors} | {100 * errors / images:.1f} % |")
-    return "\n".join(lines) + "\n"
+    """The most frequent errors of `confusion.json` under a title.
+
+    A list, since the KFP UI sets a table's columns without space between them.
+    """
+    found = top_confusions(counted.classes, counted.matrix, most)
+    if not found:
+        return "No image of the test split was misclassified.\n"
+    lines = [
+        f"- **{_escaped(actual)}** taken for **{_escaped(predicted)}**: "
+        f"{errors:,} of {images:,} images ({100 * errors / images:.1f} %)"
+        for actual, predicted, errors, images in found
+    ]
+    return "\n".join(["### The most frequent confusions on the test split", "", *lines, ""])
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def _escaped(text: str) -> str:
+    """A name whose characters mean nothing in Markdown."""
+    return re.sub(r"([\\`*_~\[\]<>|])", r"\\\1", text)

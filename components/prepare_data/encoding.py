@@ -9,7 +9,7 @@ from PIL import Image
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.pixel_rule import PixelRule
-from autoformer.images.pixels import fit, is_transparent, open_sized
+from autoformer.images.pixels import fit, is_transparent, open_whole
 from components.prepare_data.png import encode_png
 
 _ROUNDING = 2  # of 255, between pixels of one colour after resizing
@@ -21,12 +21,14 @@ class Encoded(NamedTuple):
     size: tuple[int, int]  # width and height of the image as it was
     plain: bool  # of one colour
     transparent: bool
+    frames: bool  # whether the file has further frames or pages
 
 
 class _Fitted(NamedTuple):
     image: Image.Image
     size: tuple[int, int]
     transparent: bool
+    frames: bool
 
 
 def encode_files(paths: Sequence[Path], shorter_side: int, channels: int, rule: PixelRule) -> list[Encoded | str]:
@@ -37,8 +39,8 @@ def encode_files(paths: Sequence[Path], shorter_side: int, channels: int, rule: 
 
 def _fitted(path: Path, shorter_side: int, channels: int, rule: PixelRule) -> _Fitted | str:
     try:
-        upright, size = open_sized(path, shorter_side)
-        return _Fitted(fit(upright, channels, shorter_side, rule), size, is_transparent(upright))
+        upright, size, frames = open_whole(path, shorter_side)
+        return _Fitted(fit(upright, channels, shorter_side, rule), size, is_transparent(upright), frames)
     except AutoFormerError as error:
         return str(error).removeprefix(f"{path}: ")
 
@@ -46,7 +48,7 @@ def _fitted(path: Path, shorter_side: int, channels: int, rule: PixelRule) -> _F
 def _encoded(fitted: _Fitted) -> Encoded:
     content = encode_png(fitted.image)
     sha256 = hashlib.sha256(content).hexdigest()
-    return Encoded(content, sha256, fitted.size, _is_plain(fitted.image), fitted.transparent)
+    return Encoded(content, sha256, fitted.size, _is_plain(fitted.image), fitted.transparent, fitted.frames)
 
 
 def _is_plain(image: Image.Image) -> bool:

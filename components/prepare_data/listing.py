@@ -12,6 +12,15 @@ from autoformer.errors import AutoFormerError
 _FORMATS = "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm pnm jp2 heic heif avif"
 SUFFIXES = frozenset(f".{suffix}" for suffix in _FORMATS.split(" "))
 NOT_READ = frozenset({".heic", ".heif"})  # of them: images by their names, in a format that is refused
+_NOT_CONVERTED = (
+    "cr2 cr3 nef nrw arw srf sr2 dng orf rw2 raf pef srw raw 3fr hif jxl psd svg svgz ai eps pdf ico tga exr hdr dcm "
+    "mp4 mov avi mkv webm"
+)
+_OTHER = frozenset(f".{suffix}" for suffix in _NOT_CONVERTED.split(" "))  # pictures and films that are not read
+# PNG, JPEG, GIF, BMP, WebP, TIFF, JPEG 2000, AVIF
+_IMAGE_START = re.compile(
+    rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|BM.{4}\0{4}|RIFF.{4}WEBP|II\*\0|MM\0\*|\0\0\0\x0cjP|.{4}ftypavif", re.DOTALL
+)
 SPLIT_NAMES = ("train", "val", "test")
 SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_OF |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
@@ -57,6 +66,16 @@ class LeftOut:
         self.loose: dict[str, list[str]] = {}  # folder -> names of images beside its class folders
         self.unnamed: dict[str, list[str]] = {}  # folder -> names of images that a table does not name
         self.links: list[str] = []  # folders
+        self.formats: Counter[str] = Counter()  # suffixes of pictures in formats that are not read
+        self.unsuffixed: list[str] = []  # paths of images that have no image's name
+
+    def add_others(self, files: Sequence[Path], root: Path) -> None:
+        """Count what is a picture among the files of a class that have no image's name."""
+        for file in files:
+            if file.suffix.lower() in _OTHER:
+                self.formats[file.suffix.lower()] += 1
+            elif _begins_as_image(file):
+                self.unsuffixed.append(_below(file, root))
 
     def add_loose(self, folder: Path, root: Path) -> None:
         """Count the images directly in a folder, which its class folders stand beside."""
@@ -79,6 +98,7 @@ class LeftOut:
                 f"{images_text(len(self.smaller))} left out, smaller copies by their names: "
                 f"{some(sorted(self.smaller))}"
             )
+        notes += self.others()
         for folder, names in self.loose.items():
             notes.append(
                 f"{folder}: {images_text(len(names))} in no class folder, so without a label, left out: {some(names)}"
@@ -87,6 +107,18 @@ class LeftOut:
             notes.append(f"{folder}: {images_text(len(names))} that the CSV does not name left out: {some(names)}")
         if self.links:
             notes.append(f"linked folders are not followed: {some(sorted(self.links))}")
+        return notes
+
+    def others(self) -> list[str]:
+        notes = []
+        if self.formats:
+            counted = some([f"{name} {count:,}" for name, count in self.formats.most_common()])
+            notes.append(f"files of formats that are not read left out: {counted}; convert them to JPEG or PNG")
+        if self.unsuffixed:
+            notes.append(
+                f"{images_text(len(self.unsuffixed))} by content, not by name, left out: {some(self.unsuffixed)}; let "
+                "their names end in .jpg or .png"
+            )
         return notes
 
 
@@ -153,6 +185,17 @@ def _count(item: Path | os.DirEntry[str], name: str, left_out: LeftOut) -> None:
         found = sum(map(is_image, files))
         if found:
             left_out.system[name] += found
+
+
+def _begins_as_image(file: Path) -> bool:
+    try:
+        number = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is not waited for
+        try:
+            return _IMAGE_START.match(os.read(number, 16)) is not None
+        finally:
+            os.close(number)
+    except OSError:
+        return False
 
 
 def unreadable(error: OSError) -> AutoFormerError:

@@ -22,6 +22,7 @@ from autoformer.images.pixel_rule import PixelRule
 from autoformer.images.pixels import DEFAULT
 from autoformer.reading import read_json_as
 from components.prepare_data.encoding import encode_files
+from components.prepare_data.listing import images_text, some
 from components.prepare_data.oddities import oddities
 from components.prepare_data.pack_card import CARD, FORMAT, INDEX, UNREADABLE, PackCard, read_pack
 from components.prepare_data.sources import Source, SourceImage, discover
@@ -48,6 +49,7 @@ class _Shard(Frozen):
     sizes: tuple[tuple[int, int], ...]
     plain: tuple[str, ...]
     transparent: int
+    frames: tuple[str, ...] = ()
 
 
 def slug(text: str) -> str:
@@ -178,7 +180,7 @@ class _Packing(NamedTuple):
         refused: list[dict[str, str]] = []
         sizes: list[tuple[int, int]] = []
         plain: list[str] = []
-        transparent = 0
+        transparent, frames = 0, list[str]()
         for number, start in enumerate(range(0, total, SHARD_IMAGES)):
             index = self.work / f"images-{number:05d}.json"
             if not index.exists():
@@ -190,6 +192,7 @@ class _Packing(NamedTuple):
             sizes += shard.sizes
             plain += shard.plain
             transparent += shard.transparent
+            frames += shard.frames
             self.watch("packing", packed, total)
             check_unreadable(self.source, self.max_percent, len(refused), packed, self.report, refused)
         counts = Counter(row["label"] for row in rows)
@@ -206,6 +209,10 @@ class _Packing(NamedTuple):
         if transparent:
             ground = f"laid on grey {self.rule.background} of 255 (prepare_data.background)"
             changed.append(f"{transparent:,} images have transparent pixels, {ground}")
+        if frames:
+            changed.append(
+                f"{images_text(len(frames))} with several frames or pages, of which the first is used: {some(frames)}"
+            )
         return PackCard(
             name=name,
             hash=digest,
@@ -225,7 +232,7 @@ class _Packing(NamedTuple):
 
     def _write_shard(self, index: Path, start: int) -> None:
         """Write the tar that begins with the image `start`, then its index."""
-        rows, refused, sizes, plain, transparent = [], [], [], [], 0
+        rows, refused, sizes, plain, transparent, frames = [], [], [], [], 0, []
         archive = index.with_suffix(".tar")
         with replacing(archive) as temporary, temporary.open("wb") as file:
             tar = Tar(file)
@@ -246,6 +253,7 @@ class _Packing(NamedTuple):
                 sizes.append(encoded.size)
                 plain += [name] if encoded.plain else []
                 transparent += encoded.transparent
+                frames += [name] if encoded.frames else []
             sha256 = tar.end()
         found = {
             "sha256": sha256,
@@ -254,5 +262,6 @@ class _Packing(NamedTuple):
             "sizes": sizes,
             "plain": plain,
             "transparent": transparent,
+            "frames": frames,
         }
         write_text(index, canonical_json(found))

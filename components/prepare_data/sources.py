@@ -99,8 +99,11 @@ def _read_split(folder: Path, root: Path, split: str, left_out: LeftOut) -> tupl
     for class_folder in folders_in(folder, left_out if split else None):
         files = [Path(file.path) for file in files_below(class_folder, left_out)]
         found = [file for file in files if is_image(file.name)]
+        others = LeftOut() if not found else left_out
+        others.add_others([file for file in files if not is_image(file.name)], root)
         if not found:
-            raise AutoFormerError(f"{class_folder}: a class folder without images; fill it or remove it")
+            seen = "".join(f" ({note})" for note in others.others())
+            raise AutoFormerError(f"{class_folder}: a class folder without images{seen}; fill it or remove it")
         images += [SourceImage(file, class_folder.name, split) for file in found]
         ignored += len(files) - len(found)
     labelled = labelled_val(folder) if split == "val" and not images else {}

@@ -111,12 +111,17 @@ class KfpClient(Client):
         numbers = re.match(r"v?(\d+)\.(\d+)", str(tag))
         return (int(numbers[1]), int(numbers[2])) if numbers else None
 
-    def upload(self, name: str, version: str, package: Path, description: str) -> tuple[Any, bool]:
-        """The package as a version of the pipeline `name`, and whether it is new: one of that name is reused."""
+    def upload(self, name: str, about: str, version: str, package: Path, description: str) -> tuple[Any, bool]:
+        """The package as a version of the pipeline `name`, and whether it is new: one of that name is reused.
+
+        Args:
+            about: the description of a pipeline that is created.
+            description: of the version.
+        """
         namespace = self.namespace or None
 
         def create_pipeline() -> Any:  # kfp.Client creates a pipeline only together with a version
-            body = self.api_models.V2beta1Pipeline(name=name, display_name=name, namespace=namespace)
+            body = self.api_models.V2beta1Pipeline(name=name, display_name=name, description=about, namespace=namespace)
             return self.pipelines.pipeline_service_create_pipeline(body)
 
         def find() -> Any:

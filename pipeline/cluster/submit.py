@@ -170,7 +170,8 @@ def _upload(client: "KfpClient", cluster: Cluster | None, fresh: bool) -> Any:
         # parsed, since the compiler writes keys in another order each time
         content = list(yaml.load_all(package.read_text(encoding="utf-8"), yaml.CSafeLoader))
         name = f"{PIPELINE}-{hash_value(content)[:12]}"
-        version, is_new = client.upload(PIPELINE, name, package, f"source {package_code()}, image {image}")
+        about = content[0]["pipelineInfo"]["description"]
+        version, is_new = client.upload(PIPELINE, about, name, package, f"source {package_code()}, image {image}")
     print_line(f"pipeline '{PIPELINE}', version {name}{'' if is_new else ', which was there already'}")
     return version
 

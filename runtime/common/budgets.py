@@ -4,7 +4,7 @@ A budget is a maximum of parameters. Its label, such as `0.1m`, names its files,
 without `search_subnet.budgets` has the one label "", and its files are in the step's folder itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import TypeVar
@@ -75,6 +75,11 @@ def prefix_of(label: str) -> str:
     return f"{label}/" if label else ""
 
 
+def ascending(labels: Iterable[str]) -> list[str]:
+    """Labels, smallest budget first. Raises `ValueError` for a text that is no label."""
+    return sorted(labels, key=lambda label: float(label.removesuffix("m")))
+
+
 def read_chosen(search: Path, space: SearchSpace | None = None) -> dict[str, NamedSubnet]:
     """Label -> the subnet that the search chose for it, smallest budget first.
 
@@ -84,7 +89,7 @@ def read_chosen(search: Path, space: SearchSpace | None = None) -> dict[str, Nam
     folder = existing(search, "search_subnet") / FOLDER
     files = {file.stem: file for file in folder.glob("*m.yaml")}
     try:
-        labels = sorted(files, key=lambda label: float(label[:-1]))
+        labels = ascending(files)
     except ValueError:
         raise AutoFormerError(f"{folder}: not what search_subnet writes; run search_subnet again") from None
     ordered = {label: files[label] for label in labels} or {"": search / "chosen.yaml"}

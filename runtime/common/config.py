@@ -50,7 +50,7 @@ _STEP_OF: dict[type[Frozen], str] = dict(zip(Section.__constraints__, STEPS, str
 class Config(Frozen):
     """The configuration of a whole run, or of one step: the shared keys and one section."""
 
-    name: str = Field(min_length=1, description="of the run in MLflow")
+    name: str = Field(min_length=1, max_length=200, description="of the run in MLflow")
     seed: int = Field(ge=0, lt=2**63, description="of all random draws")
     threads: int | None = Field(None, gt=0, le=4096, description="CPU threads of torch; null for one per core")
     device: str = Field(

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import io
 import os
+import select
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import unwritable, write_json
 from autoformer.reading import read_json_as
 from runtime.common import processes
-from runtime.common.exit_codes import BAD_INPUT
+from runtime.common.exit_codes import BAD_INPUT, NO_READER
 from runtime.common.records import Failure
 from runtime.common.redaction import hide
 from runtime.common.stopping import Stopped, stoppable
@@ -67,18 +68,38 @@ def run_command(
     try:
         arguments = parser.parse_args(argv)
         with stoppable(on_signal):
-            return work(arguments) or 0
+            code = work(arguments) or 0
+            if sys.stdout is not None:  # None where it was closed
+                sys.stdout.flush()
+            return code
     except (AutoFormerError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _has_lost_its_reader(sys.stdout):
+            return NO_READER
         return report_error(who, error)
     except Stopped as stopped:
         print(f"{who}: {stopped}{after}", file=sys.stderr)
         return int(str(stopped.code))
 
 
+def _has_lost_its_reader(file: TextIO) -> bool:
+    """Whether nobody reads `file` any more, as behind `| head`; it then leads nowhere."""
+    ends = select.poll()
+    ends.register(file, 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in ends.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    return True
+
+
 def report_error(who: str, error: AutoFormerError | OSError) -> int:
     """Print an error as one line on stderr; return the exit code."""
-    print_line(f"{who}: {error_line(error)}", sys.stderr)
+    print_line(f"{who}: {visible(error_line(error))}", sys.stderr)
     return BAD_INPUT
+
+
+def visible(text: str) -> str:
+    """The text in one line: file names may hold line breaks, and what would command the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def error_line(error: AutoFormerError | OSError) -> str:

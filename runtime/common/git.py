@@ -7,6 +7,8 @@ import subprocess
 from autoformer.named import CONFIGS
 from runtime.common.config import ROOT
 
+# Variables that name another repository, as in a Git hook of one.
+_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE")
 _WITHOUT_GIT = CONFIGS / "dvc-without-git"  # a folder with a `config` of DVC
 
 
@@ -16,8 +18,12 @@ def git(*arguments: str) -> str | None:
     A checkout of another user is trusted: its code runs anyway.
     """
     command = ["git", "-c", f"safe.directory={ROOT}", *arguments]
+    others = _REPOSITORY if (ROOT / ".git").exists() else ()
+    environment = {name: value for name, value in os.environ.items() if name not in others}
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace", check=False
+        )
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

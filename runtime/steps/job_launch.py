@@ -127,17 +127,17 @@ class _Launcher:
         return sorted(self.cluster.jobs(self.launched.labels(self.settings)), key=_attempt)
 
     def _running(self) -> str | None:
-        """Adopt the job of an earlier launcher that is running, or has finished with its results."""
+        """Take over an earlier launcher's job that is running, or has finished with its results."""
         newest = next(reversed(self._attempts()), None)
         if newest is None or newest["metadata"].get("deletionTimestamp") or condition(newest, "Failed"):
             return None
         name: str = newest["metadata"]["name"]
         if condition(newest, "Complete") and not self._job_folder(name).has_outputs(self.launched.argv):
             return None
-        self._adopt(name)
+        self._take_over(name)
         return name
 
-    def _adopt(self, name: str) -> None:
+    def _take_over(self, name: str) -> None:
         """Make this pod the job's owner: Kubernetes deletes a job together with its owner."""
         print_line(f"{self.launched.step}: goes on with the job {name}")
         if self.launched.pod_uid:
@@ -156,7 +156,7 @@ class _Launcher:
         job = manifest(self.launched, self.settings, attempt, folder.root, arguments, self.environment)
         with self._cancelled_with_us(name), delay_signals():
             if self.cluster.create(job) is None:
-                self._adopt(name)  # an earlier request had created it, and lost its answer
+                self._take_over(name)  # an earlier request had created it, and lost its answer
             else:
                 machines = f"{self.settings.nodes} machines with {self.settings.gpus} GPUs each"
                 print_line(f"{self.launched.step}: launched the job {name} on {machines}")

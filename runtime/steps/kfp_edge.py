@@ -70,7 +70,10 @@ def log_metrics(artifact: Any, file: str | Path) -> None:
 
 
 def log_uri(artifact: Any) -> None:
-    """Show the address of a step's large files in the KFP UI, where the store has them."""
+    """Show the address of a step's large files in the KFP UI, where the store has them.
+
+    Not under `uri`: the UI shows that name for KFP's own copy, which has the small files alone.
+    """
     file = Path(artifact.path) / "stored.json"
     if file.is_file():
-        artifact.metadata["uri"] = read_json(file)["uri"]
+        artifact.metadata["stored_at"] = read_json(file)["uri"]

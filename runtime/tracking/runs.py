@@ -163,9 +163,9 @@ def _begin(step: str, config: Config, tags: Mapping[str, str]) -> _Begun:
     with translate_errors(tracking_uri()):
         client = connect()
         tags = {"stage": step, "config": hash_value(config.for_step(step)), **_own_tags(), **tags}
-        if adopted := os.environ.get("MLFLOW_RUN_ID"):
-            _set_tags(client, adopted, {key: value for key, value in tags.items() if not key.startswith("mlflow.")})
-            return _Begun(adopted, None, (), _last_steps(client.get_run(adopted)))
+        if kfp_run := os.environ.get("MLFLOW_RUN_ID"):
+            _set_tags(client, kfp_run, {key: value for key, value in tags.items() if not key.startswith("mlflow.")})
+            return _Begun(kfp_run, None, (), _last_steps(client.get_run(kfp_run)))
         runners_parent = os.environ.get("AUTOFORMER_PARENT_RUN_ID")
         parent = runners_parent or _parent_without_runner(config)
         experiment = client.get_run(parent).info.experiment_id

@@ -5,7 +5,6 @@ the package `autoformer` on the path. So a version answers as it did on the day 
 """
 
 import base64
-import binascii
 import time
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):
     # no type hints: MLflow would read them as a second signature
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """A row for each image: `class`, `probability`, and lists of the `top` classes with their probabilities."""
-        top = int((params or {}).get("top", TOP))
+        top = (params or {}).get("top")
+        top = TOP if top is None else int(top)
         if top < 1:
             raise _refusal(f"top: expected at least 1 class, found {top}")
         requests = model_input.to_dict("records") or [{}]
@@ -124,12 +124,14 @@ def _values(row: Any) -> Any:
 
 def _from_base64(text: str) -> bytes:
     """Also of a data URL, with line breaks, in the alphabet of URLs, or without padding."""
-    if text.lstrip()[:5] == "data:":
+    if text.lstrip()[:5].lower() == "data:":
         text = unquote(text.partition(",")[2])
     plain = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
+    if not plain:
+        raise AutoFormerError("image: an empty text; send the base64 text of a PNG or JPEG file")
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
-    except binascii.Error:
+    except ValueError:
         raise AutoFormerError("image: not base64; send the base64 text of a PNG or JPEG file") from None
 
 

@@ -36,6 +36,7 @@ PATIENCE_SECONDS = 300.0  # covers a server that restarts or moves to another ma
 FILE_PATIENCE_SECONDS = 60.0  # with a sqlite file that another process writes to
 POLL_SECONDS = 5.0
 REASON_CHARACTERS = 200
+_FOLDER_NAME = 60  # letters of at most four bytes; a name of a file has 255
 # MLflow's own defaults are 7 retries of 120 s each, after a pause that the server may choose. Its jitter comes from
 # Python's global generator, as augmentation does: requests of another thread would change the result of a training.
 ENVIRONMENT = {
@@ -58,10 +59,15 @@ def tracking_uri() -> str:
     if named := os.environ.get("MLFLOW_TRACKING_URI"):
         return named
     root = checkout()
-    if set(str(root)) & set("%?"):  # MLflow would make a folder, or the database itself, under another name beside it
+    if set(str(root)) & set("%?") or set(str(root)) >= set("'\""):  # MLflow would write beside it, or write wrong SQL
         raise AutoFormerError(
-            f"{root}: MLflow takes no path with a '%' or '?'; rename the folder, or set MLFLOW_TRACKING_URI"
+            f"{root}: MLflow takes no path with a '%' or '?', or with both kinds of quotes; rename the folder, or set "
+            "MLFLOW_TRACKING_URI"
         )
+    try:
+        str(root).encode()
+    except UnicodeEncodeError:
+        raise AutoFormerError(f"{str(root)!a}: a path that is not in UTF-8; rename the folder") from None
     return f"sqlite:///{root / 'mlflow.db'}"
 
 
@@ -252,7 +258,8 @@ def experiment_id(client: "MlflowClient") -> str:
     if from_kfp := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return from_kfp
     name, file = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT, sqlite_file(client.tracking_uri)
-    artifacts = None if file is None else (file.absolute().parent / FOLDER / name).as_uri()
+    folder = name.replace("/", "-").lstrip(".")[:_FOLDER_NAME] or EXPERIMENT  # one below `FOLDER`, as `follow` has it
+    artifacts = None if file is None else (file.absolute().parent / FOLDER / folder).as_uri()
     with locked(client.tracking_uri):
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
