@@ -1,5 +1,7 @@
-"""The address and the token of a KFP server, and the kinds of its refusals."""
+"""The address and the token of a KFP server, and the kinds and reasons of its refusals."""
 
+import contextlib
+import json
 import os
 import re
 from pathlib import Path
@@ -8,6 +10,14 @@ from urllib.parse import urlsplit
 from autoformer.errors import AutoFormerError
 
 OLDEST = (2, 17)  # the KFP whose SDK compiles our package
+LONGEST_MESSAGE = 300  # of the server, in characters
+# KFP wraps an error many times: its reason is the last of them.
+_DENIED = re.compile(
+    r"User '(?P<user>[^']+)' is not authorized .*Namespace:(?P<namespace>[^,]*),Verb:(?P<verb>\w+),"
+    r"Group:(?P<group>[^,]*),.*Resource:(?P<resource>[^,]*),"
+)
+_REJECTED = re.compile(r"Review\.Status\.Authenticated is false\. Error \[?(.+?)\]?: Failed to authenticate token")
+_ANONYMOUS = "there is no user identity header"
 TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"  # where KFP's documentation projects one into a pod
 
 
@@ -54,3 +64,30 @@ def token() -> str | None:
     if not re.fullmatch(r"[\x21-\x7e]+", text):  # the message leaves the text out: it may be a secret all the same
         raise AutoFormerError(f"{source}: not a token: empty, or with characters that no header takes")
     return text
+
+
+def server_message(body: str | None, reason: str | None) -> str:
+    """A refusal's message on one line, without the token; of an authorization error the last reason alone.
+
+    Args:
+        body: of the answer.
+        reason: of its status line, for a body that holds no message.
+    """
+    text = str(body or "")
+    with contextlib.suppress(ValueError, AttributeError):
+        status = json.loads(text)
+        text = str(status.get("error_message") or status.get("message") or status.get("error") or text)
+    if not text or text.lstrip().startswith("<"):
+        text = str(reason or "no reason given")
+    text = " ".join(text.split())
+    denied, rejected = _DENIED.search(text), _REJECTED.search(text)
+    if denied:
+        text = "{user} may not {verb} {resource}.{group} in the namespace '{namespace}'".format(**denied.groupdict())
+    elif rejected:
+        text = rejected[1]
+    elif _ANONYMOUS in text:
+        text = _ANONYMOUS
+    with contextlib.suppress(AutoFormerError):
+        text = text.replace(token() or "\0", "…")
+    half = LONGEST_MESSAGE // 2
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: half - 1]}…{text[-half:]}"

@@ -19,21 +19,21 @@ from kfp import Client
 from urllib3 import exceptions
 
 from autoformer.errors import AutoFormerError
-from pipeline.cluster.kfp_access import OLDEST, MissingError, NoAnswerError, TakenError, address, token
+from pipeline.cluster.kfp_access import (
+    OLDEST,
+    MissingError,
+    NoAnswerError,
+    TakenError,
+    address,
+    server_message,
+    token,
+)
 from pipeline.cluster.workflow import Workflow
 
 TIMEOUT_SECONDS = (10, 60)  # to connect, and between two parts of the answer
 RETRIES = 3  # of a request that creates nothing
 RETRY_SECONDS = 0.3  # before the first of them; doubled for each later one
 KEPT_LINES = 200  # of a log
-LONGEST_MESSAGE = 300  # of the server, in characters
-# KFP wraps an error many times: its reason is the last of them.
-_DENIED = re.compile(
-    r"User '(?P<user>[^']+)' is not authorized .*Namespace:(?P<namespace>[^,]*),Verb:(?P<verb>\w+),"
-    r"Group:(?P<group>[^,]*),.*Resource:(?P<resource>[^,]*),"
-)
-_REJECTED = re.compile(r"Review\.Status\.Authenticated is false\. Error \[?(.+?)\]?: Failed to authenticate token")
-_ANONYMOUS = "there is no user identity header"
 _REFUSED_UPLOAD = "Failed to create a pipeline version"  # with 400, whatever the reason
 _FORWARD = "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80"
 Answer = TypeVar("Answer")
@@ -248,7 +248,7 @@ class KfpClient(Client):
         return AutoFormerError(f"{self.host}: the answer is not one of KFP's API v2beta1")
 
     def _refusal(self, error: api.ApiException) -> AutoFormerError:
-        status, message = error.status, _message(error)
+        status, message = error.status, server_message(error.body, error.reason)
         where = f" in the namespace '{self.namespace}'" if self.namespace else ""
         if status in (401, 403) and self._api.configuration.refresh_api_key_hook is None:
             advice = "put one into KFP_TOKEN, or the path of one into KFP_TOKEN_FILE"
@@ -297,25 +297,3 @@ def _create(attempt: Callable[[], Answer]) -> Answer:
             return attempt()
         except (NoAnswerError, TakenError):
             return attempt()
-
-
-def _message(error: api.ApiException) -> str:
-    """The server's message on one line, without the token; of an authorization error the reason alone."""
-    text = str(error.body or "")
-    with contextlib.suppress(ValueError, AttributeError):
-        status = json.loads(text)
-        text = str(status.get("error_message") or status.get("message") or status.get("error") or text)
-    if not text or text.lstrip().startswith("<"):
-        text = str(error.reason or "no reason given")
-    text = " ".join(text.split())
-    denied, rejected = _DENIED.search(text), _REJECTED.search(text)
-    if denied:
-        text = "{user} may not {verb} {resource}.{group} in the namespace '{namespace}'".format(**denied.groupdict())
-    elif rejected:
-        text = rejected[1]
-    elif _ANONYMOUS in text:
-        text = _ANONYMOUS
-    with contextlib.suppress(AutoFormerError):
-        text = text.replace(token() or "\0", "…")
-    half = LONGEST_MESSAGE // 2
-    return text if len(text) <= LONGEST_MESSAGE else f"{text[: half - 1]}…{text[-half:]}"
