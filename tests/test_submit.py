@@ -41,7 +41,14 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture
 def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KfpServer]:
     """A server of one user, that wants no token; the client pauses for no time."""
-    for name in ("KFP_TOKEN", "KFP_TOKEN_FILE", "KFP_HOST", "KF_PIPELINES_UI_ENDPOINT", "SSL_CERT_FILE"):
+    for name in (
+        "KFP_TOKEN",
+        "KFP_TOKEN_FILE",
+        "KF_PIPELINES_SA_TOKEN_PATH",
+        "KFP_HOST",
+        "KF_PIPELINES_UI_ENDPOINT",
+        "SSL_CERT_FILE",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name in ("no_proxy", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -222,6 +229,9 @@ def test_a_token_comes_from_the_environment_or_a_file(kfp: KfpServer, monkeypatc
     monkeypatch.setenv("KFP_TOKEN_FILE", str(tmp_path / "token"))
     assert run(kfp, *DATA) == 0
     monkeypatch.delenv("KFP_TOKEN_FILE")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
+    assert run(kfp, *DATA) == 0
+    monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH")
     monkeypatch.setattr(kfp_access, "TOKEN_FILE", str(tmp_path / "token"))
     assert run(kfp, *DATA) == 0
     assert set(kfp.authorizations) == {f"Bearer {SECRET}"}

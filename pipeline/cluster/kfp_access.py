@@ -18,6 +18,7 @@ _DENIED = re.compile(
 )
 _REJECTED = re.compile(r"Review\.Status\.Authenticated is false\. Error \[?(.+?)\]?: Failed to authenticate token")
 _ANONYMOUS = "there is no user identity header"
+TOKEN_PATH = "KF_PIPELINES_SA_TOKEN_PATH"  # the variable of KFP's documentation for another path
 TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"  # where KFP's documentation projects one into a pod
 
 
@@ -49,7 +50,7 @@ def address(host: str) -> str:
 
 def token() -> str | None:
     """The bearer token: from `KFP_TOKEN`, the file that `KFP_TOKEN_FILE` names, or the pod's projected token."""
-    text, named = os.environ.get("KFP_TOKEN"), os.environ.get("KFP_TOKEN_FILE")
+    text, named = os.environ.get("KFP_TOKEN"), os.environ.get("KFP_TOKEN_FILE") or os.environ.get(TOKEN_PATH)
     source = "KFP_TOKEN"
     if not text:
         file = Path(named or TOKEN_FILE)
