@@ -31,7 +31,7 @@ from werkzeug.wrappers import Request, Response
 
 V2 = "/apis/v2beta1"
 JSON = "application/json"
-_FILTERED = ("display_name", "recurring_run_id", "state")
+_FILTERED = ("display_name", "recurring_run_id")
 _KINDS = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": (int, float), "BOOLEAN": bool}
 _MODELS = api.ApiClient()  # reads and writes the models; asks nobody
 # The backend's codes of gRPC, as its gateway turns them into those of HTTP.
@@ -383,16 +383,10 @@ def _filtered(request: Request, items: Any) -> list[Any]:
     if "filter" not in args:
         return list(items)
     wanted = json.loads(args["filter"])["predicates"]
-    if any(each["operation"] not in (1, "EQUALS", "IN") or each["key"] not in _FILTERED for each in wanted):
+    if any(each["operation"] not in (1, "EQUALS") or each["key"] not in _FILTERED for each in wanted):
         raise RefusedError(400, "Invalid filter")
-    return [item for item in items if all(getattr(item, each["key"]) in _values(each) for each in wanted)]
-
-
-def _values(predicate: dict[str, Any]) -> list[str]:
-    """Of a predicate in either spelling of protobuf's JSON."""
-    if predicate["operation"] == "IN":
-        return list(predicate["string_values"]["values"])
-    return [predicate.get("stringValue") or predicate["string_value"]]
+    values = {each["key"]: each.get("stringValue") or each["string_value"] for each in wanted}
+    return [item for item in items if all(getattr(item, key) == value for key, value in values.items())]
 
 
 def _id() -> str:

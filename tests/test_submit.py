@@ -754,14 +754,16 @@ def test_a_recurring_run_is_ended(kfp: KfpServer, capsys: Capture) -> None:
     assert kfp.recurring == {}
 
 
+@pytest.mark.parametrize("state", ["RUNNING", None])  # none at all in a run's first seconds
 @pytest.mark.parametrize("every", ["never", "1h"])
-def test_the_end_of_a_recurring_run_stops_none_of_its_runs(kfp: KfpServer, capsys: Capture, every: str) -> None:
+def test_the_end_of_a_recurring_run_stops_none_of_its_runs(kfp: KfpServer, capsys: Capture, every: str,
+                                                           state: str | None) -> None:  # fmt: skip
     """As on KFP 2.17.0: a deletion takes the workflow of a run at work along, which stays RUNNING in KFP's list."""
     assert run(kfp, "--every", "6h", *DATA) == 0
     (first,) = kfp.recurring
     assert run(kfp, *DATA) == 0
     (at_work,) = kfp.runs.values()
-    at_work.recurring_run_id, at_work.state = first, "RUNNING"
+    at_work.recurring_run_id, at_work.state = first, state
     capsys.readouterr()
     assert run(kfp, "--every", every, *DATA) == 0
     assert kfp.recurring[first].mode == "DISABLE" and kfp.without_workflow == []

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from autoformer.errors import AutoFormerError
 
 OLDEST = (2, 17)  # the KFP whose SDK compiles our package
+ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")  # states of runs and tasks
 LONGEST_MESSAGE = 300  # of the server, in characters
 # KFP wraps an error many times: its reason is the last of them.
 _DENIED = re.compile(

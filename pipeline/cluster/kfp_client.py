@@ -20,6 +20,7 @@ from urllib3 import exceptions
 
 from autoformer.errors import AutoFormerError
 from pipeline.cluster.kfp_access import (
+    ENDED,
     OLDEST,
     MissingError,
     NoAnswerError,
@@ -189,13 +190,12 @@ class KfpClient(Client):
         """
         with contextlib.suppress(MissingError):
             self.disable_recurring_run(recurring_run_id)  # first: no further run starts
-            predicates = [
-                {"operation": "EQUALS", "key": "recurring_run_id", "string_value": recurring_run_id},
-                {"operation": "IN", "key": "state", "string_values": {"values": ["PENDING", "RUNNING", "CANCELING"]}},
-            ]
-            runs = self.list_runs(page_size=1, filter=json.dumps({"predicates": predicates})).runs
-            if runs:
-                return str(runs[0].run_id)
+            wanted = {"operation": "EQUALS", "key": "recurring_run_id", "string_value": recurring_run_id}
+            newest = {"page_size": 10, "sort_by": "created_at desc", "filter": json.dumps({"predicates": [wanted]})}
+            runs = self.list_runs(**newest).runs or []
+            at_work = [str(run.run_id) for run in runs if run.state not in ENDED]  # at first it has no state
+            if at_work:
+                return at_work[0]
             self.delete_recurring_run(recurring_run_id)
         return None
 
