@@ -18,10 +18,10 @@ The class token has entry 0 of the tables, with vector c, used where query or ke
 
 One matrix product multiplies all queries with the vectors of all offsets, and a gather picks the scores of a query's g
 rows and g columns from its result (the skewing of Music Transformer, arXiv 1809.04281, in two dimensions). On the value
-side a gather goes from rows and columns to offsets. On a GPU, small models wait for kernels to be launched, so each of
-these is one kernel; so is the sum of entries of the tables, as a product with a constant matrix.
+side a gather goes from rows and columns to offsets. On a GPU, kernel launches limit small models, so each of
+these is one kernel. The sum of table entries is one too, as a product with a constant matrix.
 
-That form has custom gradients, which tracers and `torch.func` refuse; they take `autoformer.plain_attention`.
+This form has custom gradients, which tracers and `torch.func` refuse; they use `autoformer.plain_attention`.
 
 Dimensions: B images, N tokens, P = g * g patches, H heads, d head_dim, W position features (rows, columns, "any key",
 padded), L offsets (rows, columns, c, padded), T entries of both tables of a block's keys.
@@ -75,7 +75,7 @@ class RelativePosition2D(nn.Module):
 
 
 class PositionTables(NamedTuple):
-    """Constants of relative position for a grid: see `position_tables`."""
+    """Constants of relative position on a grid; see `position_tables`."""
 
     features: Tensor
     places: Tensor
@@ -86,10 +86,10 @@ def position_tables(grid: int, head_dim: int, max_relative_position: int) -> Pos
     """The constants of relative position on a square grid.
 
     Returns:
-        features: (N, 2, W), what is appended to each key and each value: the one-hot row and column of a patch, zeros
-            for the class token. Values also have a 1 behind the columns: the attention on all keys, which is 1.
-        places: (N, W + L), for each query where its features stand among the offsets, then the reverse; what has no
-            counterpart points to padding, which is zero.
+        features: (N, 2, W), appended to each key and each value: the one-hot row and column of a patch, zeros for the
+            class token. Values also have a 1 after the columns, which sums the attention on all keys to 1.
+        places: (N, W + L), gather indices for each query: of its features among the offsets, then of the offsets among
+            its features. An index without a counterpart points to padding, which is zero.
         combine: (L, T), the vectors of offsets as sums of entries of the tables.
     """
     width, offsets = position_width(grid, head_dim), num_offsets(grid)
@@ -165,7 +165,7 @@ def attend_with_position(
     Args:
         qkv: (B, N, H, 3, d), token 0 the class token, then the patches row by row.
         on_keys, on_values: the tables of this block.
-        position: `position_tables`. Used for a grid of their size; computed for another.
+        position: `position_tables`; computed anew if `grid` has another size.
         grid: rows and columns of patches.
         attn_mask, is_causal: as in `scaled_dot_product_attention`.
 
@@ -192,9 +192,9 @@ def attend_with_position(
 
 
 def _is_traced() -> bool:
-    """Whether this call is recorded or transformed: jit.trace, torch.export, both ONNX exporters, torch.func."""
+    """Whether jit.trace, torch.export, an ONNX exporter or torch.func records or transforms this call."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()  # torch.compile takes the fast form
+        return torch.compiler.is_exporting()  # torch.compile keeps the fast form
     return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()  # type: ignore[attr-defined]
 
 

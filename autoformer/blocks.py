@@ -22,7 +22,7 @@ def _after_loading(attention: "Attention", _: object) -> None:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of width heads * head_dim, whatever `dim` is, with 2-D relative position."""
+    """Multi-head attention with 2-D relative position. Its width is heads * head_dim, independent of `dim`."""
 
     def __init__(
         self, dim: int, num_heads: int, head_dim: int, grid: tuple[int, int], max_relative_position: int | None
@@ -59,7 +59,7 @@ class Attention(nn.Module):
                 tables.stretch(min(reach, self.grid[0] - 1), self.max_relative_position)
 
     def reset_parameters(self) -> None:
-        """Initialise the tables and features of a model that was moved from the meta device to empty storage."""
+        """Initialise tables and buffers after `to_empty` has moved a model from the meta device."""
         for tables in (self.rel_pos_k, self.rel_pos_v):
             if tables is not None:
                 nn.init.trunc_normal_(tables.table_v, std=0.02)
@@ -73,7 +73,7 @@ class Attention(nn.Module):
         is_causal: bool = False,
         grid: tuple[int, int] | None = None,
     ) -> Tensor:
-        """(B, N, E) -> (B, N, E). `grid`: rows and columns of patches, if not those that were set."""
+        """(B, N, E) -> (B, N, E). `grid`: rows and columns of patches; by default those of `set_grid`."""
         qkv = self.qkv(x).unflatten(-1, (self.num_heads, 3, self.head_dim))
         if self.rel_pos_k is None or self.rel_pos_v is None or self.position is None:
             out = attend(qkv, attn_mask, is_causal)

@@ -13,13 +13,13 @@ from autoformer.subnet_text import CELLS, from_cells, to_cells
 
 Origin = Literal["initial", "mutation", "crossover", "fill", "baseline", "earlier", "listed"]
 COLUMNS = ("id", "origin", "generation", "parents", *CELLS, "params", "macs", "top1_percent", "loss", "images")
-LATENCY = "latency_ms"  # one more column, where the search had a table of latencies
+LATENCY = "latency_ms"  # an extra column if the search had a latency table
 _PARENT_SEPARATOR = ";"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A subnet to be scored, and where it came from.
+    """A subnet to score, and its origin.
 
     `parents` are ids of candidates; `macs` leave out relative position.
     """
@@ -38,7 +38,7 @@ class Candidate:
         cls, space: SearchSpace, table: LatencyTable | None, number: int, spec: SubnetSpec, origin: Origin,
         generation: int = 0, parents: Sequence[int] = (),
     ) -> Self:  # fmt: skip
-        """With the costs of its subnet. `number`: its id."""
+        """A candidate with the id `number`, and the costs of its subnet."""
         params, macs = count_params(space, spec), count_macs(space, spec)
         latency = table.predict(spec) if table else None
         return cls(number, spec, origin, generation, tuple(parents), params, macs, latency)
@@ -69,7 +69,7 @@ class ScoredCandidate(NamedTuple):
         return self.candidate.origin == "baseline"
 
     def score(self, objective: Objective) -> float:
-        """What the search maximises, of a complete candidate: the mean of `ScoringResult.values`."""
+        """The objective of a complete candidate, greater is better: the mean of `ScoringResult.values`."""
         assert self.loss is not None
         return self.top1_percent / 100 if objective == "accuracy" else -self.loss
 
@@ -81,7 +81,7 @@ class ScoredCandidate(NamedTuple):
         return not self.complete, *scores, self.candidate.params, self.candidate.id
 
     def to_row(self) -> dict[str, Any]:
-        """Column of `COLUMNS`, and `LATENCY` if known -> value. `from_row` of the written row is equal to this."""
+        """Column -> value, for `COLUMNS`, and `LATENCY` if known. `from_row` restores an equal candidate."""
         candidate = self.candidate
         latency = {} if candidate.latency_ms is None else {LATENCY: candidate.latency_ms}
         return {
@@ -100,7 +100,7 @@ class ScoredCandidate(NamedTuple):
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> Self:
-        """Read a row that has all `COLUMNS`. Raises `ValueError` naming the wrong value."""
+        """Read a row with all `COLUMNS`. Raises `ValueError` naming the wrong value."""
         candidate = Candidate(
             id=int(row["id"]),
             spec=from_cells(row),

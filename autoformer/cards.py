@@ -1,4 +1,4 @@
-"""The JSON beside the weights of a model: all that is needed to use them. Torch-free."""
+"""The JSON card beside a model's weights, with everything needed to use them. Torch-free."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from autoformer.space import SearchSpace, SubnetField
 
 
 class Preprocessing(Frozen):
-    """Pixel statistics of the input, how its pixels become 8 bits, and names of the classes."""
+    """Pixel statistics of the input, the rule for 8-bit opaque pixels, and the class names."""
 
     mean: tuple[float, ...]  # of pixels in [0, 1], one per channel
     std: tuple[float, ...]

@@ -96,14 +96,14 @@ def _save(file: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
     except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))  # it has no errno
+        number = re.search(r"os error (\d+)", str(error))  # safetensors sets no errno
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from None
 
 
 def _check_size(file: Path, params: int) -> None:
-    """Before the model takes its memory: a card may describe any size."""
+    """Refuse a size that the weights cannot have, before the model is allocated: a card may describe any size."""
     if file.exists() and file.stat().st_size < params:
         raise AutoFormerError(
             f"{file}: not the weights that the file beside it describes: {file.stat().st_size:,} bytes for {params:,} "

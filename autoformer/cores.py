@@ -1,7 +1,7 @@
-"""CPU cores that this process may use: those of its affinity, or fewer where its control group has a quota of CPU time.
+"""CPU cores that this process may use: those of its affinity, or fewer if its control group has a CPU quota.
 
-A container with a CPU limit (`docker run --cpus`, `limits.cpu` in Kubernetes) sees all cores of its machine. As many
-threads use up the quota at once, and then all of them wait.
+A container with a CPU limit (`docker run --cpus`, `limits.cpu` in Kubernetes) sees all cores of its machine. One thread
+per core would use up the quota at once, and all of them would then wait.
 """
 
 import math

@@ -13,7 +13,7 @@ _OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough me
 
 
 def find_device(name: str) -> torch.device:
-    """A device by name; "auto" is the first GPU, Apple's GPU or the CPU. Raises `AutoFormerError` if it is missing."""
+    """A device by name; "auto": the first GPU, else Apple's GPU, else the CPU. Raises `AutoFormerError` if missing."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda" if gpus else "mps" if torch.backends.mps.is_available() else "cpu")
@@ -25,7 +25,7 @@ def find_device(name: str) -> torch.device:
 
 
 def find_precision(wanted: Precision, device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
-    """The precision of the forward pass; "auto" is the fastest that trains well on the device."""
+    """The precision of the forward pass; "auto": bfloat16 or float16 on a GPU, float32 on a CPU."""
     if wanted != "auto":
         return wanted
     if device.type != "cuda":
@@ -39,7 +39,7 @@ def autocast(device: torch.device, precision: Literal["float32", "bfloat16", "fl
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch or Python means that memory ran out."""
+    """Whether an error of torch or Python means out of memory."""
     text = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY_TEXTS)
@@ -49,12 +49,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def fewest_micro_batches(
     trial: Callable[[int], object], images: int, even: bool = False, minimum: int = 1
 ) -> int | None:
-    """The smallest number of equal micro-batches of `images` that fit into memory; None if even the smallest does not.
+    """The smallest number of equal micro-batches of `images` that fit into memory; None if none fits.
 
     Args:
-        trial: uses as much memory as the largest forward and backward pass of that many images.
-        even: micro-batches of an even number of images only, as mixup needs.
-        minimum: number of micro-batches.
+        trial: allocates the memory of the largest forward and backward pass of so many images.
+        even: only micro-batches with an even number of images, as mixup needs.
+        minimum: smallest number of micro-batches to try.
     """
     for count in range(minimum, images + 1):
         if images % count or (even and (images // count) % 2):
@@ -72,7 +72,7 @@ def fewest_micro_batches(
 
 
 def halve_on_oom(work: Callable[..., tuple[Tensor, ...]], *batch: Tensor) -> tuple[Tensor, ...]:
-    """`work(*batch)`. A batch that does not fit into memory is halved, down to single images; results are concatenated.
+    """Call `work(*batch)`; halve a batch that does not fit into memory, down to single images, and join the results.
 
     Args:
         work: from tensors (B, ...) to tensors (B, ...). Other batch sizes run other kernels, so halving changes results

@@ -20,8 +20,8 @@ from autoformer.weights import read_weights
 
 
 class Teacher:
-    """A frozen timm model. It sees the student's images, normalised by `mean` and `std`, in its own normalisation and
-    size.
+    """A frozen timm model. It converts the student's images, normalised by `mean` and `std`, to its own normalisation
+    and size.
 
     Raises:
         AutoFormerError: no such model or file, a file with another sha256 or with code in it, or weights of another
@@ -64,14 +64,15 @@ class Teacher:
     def loss(self, student: Tensor, base: Tensor, images: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """(1 - weight) * base + weight * distance to the teacher, a scalar.
 
-        Hard: cross entropy with the teacher's class (DeiT, equation 3), smoothed as in the official code. Soft:
-        Kullback-Leibler divergence at temperature T, times T squared (equation 2).
+        The distance in hard distillation is the cross entropy with the teacher's class (DeiT, equation 3), smoothed as
+        in the official code; in soft distillation the Kullback-Leibler divergence at temperature T, times T squared
+        (equation 2).
 
         Args:
             student: logits (B, K).
             base: the loss against the labels.
             images: the student's input.
-            label_smoothing: of the teacher's class in hard distillation.
+            label_smoothing: smoothing of the teacher's class, in hard distillation.
         """
         teacher = self(images)
         if self.settings.kind == "hard":

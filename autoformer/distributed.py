@@ -1,6 +1,6 @@
-"""This process among those that train or score together, and its collectives.
+"""The ranks that train or score together, and their collectives.
 
-`World` itself is torch-free. The collectives use the process group that the caller has opened.
+`World` itself is torch-free. Its collectives use the open process group.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class World:
-    """Rank of this process and number of processes. A single process by default; collectives are then no-ops.
+    """Rank of this process and number of processes. By default a single process, whose collectives are no-ops.
 
     Every rank must call each collective, in the same order.
     """
@@ -25,11 +25,11 @@ class World:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this process writes files, logs, and decides for all."""
+        """Whether this process writes files, logs, and makes decisions for all ranks."""
         return self.rank == 0
 
     def shard(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Every `size`-th item, from `rank` on; no padding, no repetition."""
+        """This rank's items: every `size`-th from `rank` on, without padding."""
         return items[self.rank :: self.size]
 
     def broadcast(self, value: Item) -> Item:

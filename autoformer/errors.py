@@ -1,4 +1,4 @@
-"""Errors that a person can fix or wait out, and validation that reports the first problem in one line."""
+"""Errors of input and of unavailable servers, and validation that reports the first problem in one line."""
 
 import difflib
 import re
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 _MOST_CHARACTERS = 1000
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal would obey them
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal would interpret them
 
 
 def _escaped(control: re.Match[str]) -> str:
@@ -19,11 +19,11 @@ class AutoFormerError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do."""
 
     def __init__(self, message: str) -> None:
-        line = _CONTROL.sub(_escaped, " ".join(message.splitlines()))  # of paths and of libraries' messages
+        line = _CONTROL.sub(_escaped, " ".join(message.splitlines()))  # paths and library messages may hold any
         super().__init__(line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 1] + "…")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle without calling `__init__`, whose arguments differ in subclasses."""
+        """Support pickling: subclasses take other arguments than `args`."""
         return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
@@ -35,9 +35,14 @@ Kind = TypeVar("Kind")
 
 
 def validated(kind: type[Kind] | TypeAdapter[Kind], data: Any, where: str, remedy: str = "") -> Kind:
-    """Validate `data` as a model, or as the type of an adapter.
+    """Validate plain data as a pydantic model, or as the type of a `TypeAdapter`.
 
-    Raises `AutoFormerError`: one line with `where`, key and nearest known key, and the `remedy`.
+    Args:
+        where: the source of the data, for the message.
+        remedy: what to do, for the message.
+
+    Raises:
+        AutoFormerError: the first problem in one line, with the key, and the nearest known key for an unknown one.
     """
     model = None if isinstance(kind, TypeAdapter) else kind
     remedy = remedy and f"; {remedy}"

@@ -63,8 +63,8 @@ def predict_logits(
     Args:
         forward: a model in evaluation mode, or a supernet with its subnet bound: (B, C, S, S) -> (B, K).
         pixels: uint8 (n, C, S, S).
-        mean, std: of pixels in [0, 1], one per channel.
-        device: of `forward`; None for that of the pixels.
+        mean, std: statistics of pixels in [0, 1], one per channel.
+        device: where `forward` runs; None for the device of the pixels.
 
     Returns:
         float32 (n, K), on the CPU.
@@ -82,11 +82,11 @@ def predict_batches(
     device: torch.device | str | None = None,
     watch: Callable[[int], None] = lambda images: None,
 ) -> list[Tensor]:
-    """`predict_logits` for several models and an iterable of batches, which is read once.
+    """Logits of several models, from one pass over the batches; see `predict_logits`.
 
     Args:
         batches: uint8 (B, C, S, S).
-        watch: called after each batch with the number of images done.
+        watch: called after each batch with the number of images so far.
 
     Returns:
         float32 (n, K) for each model, on the CPU.
@@ -151,7 +151,7 @@ def wilson_interval(successes: int, trials: int) -> Interval:
 
 
 def paired_difference(correct: npt.ArrayLike, other: npt.ArrayLike) -> PairedDifference:
-    """Compare two classifiers image by image, with the Wald interval of a difference of paired proportions."""
+    """Compare two classifiers on the same images, with the Wald interval of a difference of paired proportions."""
     first, second = np.asarray(correct, dtype=bool), np.asarray(other, dtype=bool)
     gained, lost, n = int((first & ~second).sum()), int((second & ~first).sum()), len(first)
     percent = 100 * (gained - lost) / n

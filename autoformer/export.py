@@ -9,7 +9,7 @@ from autoformer.files import replacing
 from autoformer.vit import AutoFormer
 
 EXAMPLE_BATCH = (
-    29  # no dimension of the model: torch.export takes a batch size of 1, or one equal to another, as constant
+    29  # equals no other dimension: torch.export treats a batch size of 1, or a repeated size, as a constant
 )
 
 
@@ -21,7 +21,7 @@ def export_program(model: AutoFormer, file: Path) -> None:
     """
     size = model.pretrained_cfg["input_size"]
     example = torch.zeros(EXAMPLE_BATCH, *size, device=next(model.parameters()).device)
-    with torch.no_grad():  # "x" is the parameter of timm's `forward`
+    with torch.no_grad():  # timm's `forward` calls its parameter "x"
         program = torch.export.export(model.eval(), (example,), dynamic_shapes={"x": {0: Dim("batch")}})
     with replacing(file) as temporary, temporary.open("wb") as stream:
         torch.export.save(program, stream)

@@ -1,4 +1,4 @@
-"""Atomic writes, and hashes of files."""
+"""Atomic writes of files and folders, and cached sha256 hashes of them."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 
 from autoformer.errors import AutoFormerError
 
-_CLOCK_TICK_NS = 2_000_000_000  # of the file system with the coarsest clock
+_CLOCK_TICK_NS = 2_000_000_000  # the coarsest clock of a file system
 _FREE = "free some space there, and give the same command again"
 _CHOOSE = "choose a place that may be written to, or change its permissions"
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
@@ -40,7 +40,7 @@ class UnwritableError(AutoFormerError):
 
 
 def unwritable(error: OSError) -> UnwritableError | None:
-    """The error in one line, if it is of that kind."""
+    """The `UnwritableError` for an error of that kind; None for any other."""
     return UnwritableError(str(error.filename or "a file"), error.errno) if error.errno in _ADVICE else None
 
 
@@ -49,7 +49,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, a file or a folder, in one rename.
 
     On an error the temporary is removed, and `path` is unchanged. The content is flushed to disk before the rename, so
-    a power failure leaves the old or the new version. What a killed process of this machine left there is removed.
+    a power failure leaves the old or the new version. Temporaries that a killed process of this machine left are
+    removed too.
 
     Raises:
         UnwritableError: the disk is full, or the path cannot be written to.
@@ -71,12 +72,12 @@ def replacing(path: Path) -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            with contextlib.suppress(NotADirectoryError):  # its parent is a file, as the error above reports
+            with contextlib.suppress(NotADirectoryError):  # the parent is a file; the error above reports it
                 temporary.unlink(missing_ok=True)
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove the temporaries of `path`, and theirs in turn, whose process on this machine has ended."""
+    """Remove temporaries of `path` (and their own temporaries) that an ended process of this machine has left."""
     temporary = re.compile(rf"\.+{re.escape(path.name)}(?:\.{_HOST}-(\d+)-[0-9a-f]{{4}}\.tmp)+")
     for left in path.parent.iterdir():
         found = temporary.fullmatch(left.name)
@@ -95,7 +96,7 @@ def _is_running(process: int) -> bool:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder of that name is unfinished: being written, or left by a process that was killed."""
+    """Whether `name` is that of an unfinished file or folder: being written, or left by a killed process."""
     return _UNFINISHED.fullmatch(name) is not None
 
 
@@ -109,7 +110,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Flush a file or folder to disk, and let it replace `path`, beside it."""
+    """Flush a temporary file or folder to disk, and replace `path` in the same folder by it."""
     _flush(temporary)
     if temporary.is_dir():
         _replace_folder(temporary, path)
@@ -127,7 +128,7 @@ def _flush(path: Path) -> None:
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
-    """A rename cannot replace a folder: exchange the two, or else move the old one aside first."""
+    """Replace a folder, which a plain rename cannot: exchange the two, or move the old one aside first."""
     if not path.exists():
         temporary.replace(path)
     elif not _exchange(temporary, path):
@@ -171,9 +172,9 @@ def hash_value(value: Any) -> str:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse pipes and devices, also behind links: reading them may never end. Raises `AutoFormerError`, `OSError`."""
+    """Raise `AutoFormerError` for a pipe or a device, also behind a link: reading may never end. Raises `OSError`."""
     mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder is an error with a reason of its own
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder raises a clear error later
         raise AutoFormerError(f"{path}: a pipe or a device, not a file; remove it")
 
 
@@ -217,7 +218,7 @@ class HashCache:
 
     Args:
         place: a file of JSON lines; created if missing.
-        min_bytes: of cached files.
+        min_bytes: smallest size of a cached file.
     """
 
     def __init__(self, place: Path, min_bytes: int = 2**24) -> None:
@@ -234,7 +235,7 @@ class HashCache:
         settled = time.time_ns() - state.mtime_ns > _CLOCK_TICK_NS
         if settled and FileState.of(Path(state.path)) == state:
             line = canonical_json({"file": state, "sha256": sha256}) + "\n"
-            with contextlib.suppress(OSError):  # then the file is read again next time
+            with contextlib.suppress(OSError):  # the file is read again next time
                 self._place.parent.mkdir(parents=True, exist_ok=True)
                 with self._place.open("ab", buffering=0) as file:  # one write, so lines of processes do not mix
                     file.write(line.encode())

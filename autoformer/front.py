@@ -1,8 +1,8 @@
 """Evolutionary search for the Pareto front of accuracy and cost: NSGA-II (Deb et al. 2002). Torch-free.
 
-It has the ask-and-tell interface, the candidates and the operators of `autoformer.search.Evolution`, and differs in two
-things. The parents are the best `population` of the survivors and the last generation together, by their rank in the
-non-dominated sort, then by crowding distance. And a parent is drawn by a binary tournament: of two at random, the one
+It has the ask-and-tell interface, the candidates and the operators of `autoformer.search.Evolution`, with two
+differences. The survivors are the best `population` of the former survivors and the last generation, by rank in the
+non-dominated sort, then by crowding distance. Each parent wins a binary tournament: of two random survivors, the one
 with the better rank, or at equal rank the less crowded one.
 """
 
@@ -25,7 +25,7 @@ _IN_WORDS = {
 
 
 def costs_of(scored: ScoredCandidate, objectives: Sequence[str]) -> tuple[float, ...]:
-    """The objectives of a complete candidate, costs first; lower is better."""
+    """The objectives of a complete candidate as numbers to minimise, costs first."""
     assert scored.loss is not None
     scores = {"accuracy": -scored.top1_percent, "loss": scored.loss}
     costs = [_cost(scored, name) for name in objectives if name not in scores]
@@ -33,7 +33,7 @@ def costs_of(scored: ScoredCandidate, objectives: Sequence[str]) -> tuple[float,
 
 
 def costs_first(objectives: Sequence[str]) -> list[str]:
-    """The objectives in the order of `costs_of`."""
+    """The objectives in the order that `costs_of` returns."""
     return sorted(objectives, key=lambda name: name not in UNITS)
 
 
@@ -65,7 +65,7 @@ def in_words(objectives: Sequence[str]) -> str:
 
 
 def front_of(scored: Sequence[ScoredCandidate], objectives: Sequence[str]) -> list[ScoredCandidate]:
-    """The complete candidates that no other dominates, cheapest first; a subnet that was drawn twice is there once."""
+    """The complete candidates that no other dominates, cheapest first; each subnet once."""
     by_spec = {one.candidate.spec: one for one in reversed(scored) if one.complete}
     complete = [one for one in scored if by_spec.get(one.candidate.spec) is one]
     return [complete[index] for index in whole_front([costs_of(one, objectives) for one in complete])]
@@ -83,7 +83,7 @@ def violation(limits: Limits, counts: Mapping[str, float]) -> float:
 class FrontSearch(Evolution):
     """NSGA-II, by `settings.front_objectives`. Only complete candidates survive.
 
-    All that it asks is legal. A candidate outside the limits that it is told all the same ranks after all legal ones.
+    `ask` returns only legal candidates. If `tell` gets a candidate outside the limits, it ranks after all legal ones.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class FrontSearch(Evolution):
         super().__init__(space, limits, settings, rng, table, known)
         self.limits = limits
         self.survivors: list[ScoredCandidate] = []  # best first
-        self._places: dict[SubnetSpec, tuple[int, float]] = {}  # of a survivor: its rank, and minus its distance
+        self._places: dict[SubnetSpec, tuple[int, float]] = {}  # survivor -> rank, minus the crowding distance
 
     def tell(self, scored: Sequence[ScoredCandidate]) -> None:
         super().tell(scored)
@@ -104,7 +104,7 @@ class FrontSearch(Evolution):
         self._places = {rivals[index].candidate.spec: places[index] for index in best}
 
     def _places_of(self, rivals: Sequence[ScoredCandidate]) -> dict[int, tuple[int, float]]:
-        """Of complete candidates: the rank of each, and minus its crowding distance."""
+        """The rank, and minus the crowding distance, of each complete candidate."""
         costs = [costs_of(one, self.settings.front_objectives) for one in rivals]
         counts = [self.limits.count(self.space, one.candidate.spec, self.table) for one in rivals]
         places: dict[int, tuple[int, float]] = {}
@@ -130,6 +130,6 @@ def make_search(
     space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random, table: LatencyTable | None = None,
     known: Sequence[ScoredCandidate] = (),
 ) -> Evolution:  # fmt: skip
-    """The search that `settings.method` names."""
+    """`FrontSearch` or `Evolution`, by `settings.method`."""
     kind = FrontSearch if settings.method == "front" else Evolution
     return kind(space, limits, settings, rng, table, known)

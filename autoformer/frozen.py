@@ -1,4 +1,4 @@
-"""The base of all validated values: frozen, no unknown keys, no NaN or infinity."""
+"""The base class of validated values: frozen, no unknown keys, no NaN or infinity."""
 
 from pydantic import BaseModel, ConfigDict
 

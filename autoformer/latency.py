@@ -17,7 +17,7 @@ from autoformer.reading import read_json_as
 from autoformer.space import SearchSpace, SubnetField, SubnetSpec
 
 Clock = Literal["processor time", "wall time", "CUDA events"]
-FILE = "latency_table.json"  # in the folder of a search that had a table
+FILE = "latency_table.json"  # a search with a latency table copies it to its folder
 AT_REST = "measure again, with nothing else running"
 REMEDY = "make the table again with `make latency`"
 _SHAPE = ("image_size", "patch_size", "in_channels", "num_classes", "head_dim", "max_relative_position",
@@ -35,7 +35,7 @@ class BlockTime(WidthTime):
 
 
 class CheckedSubnet(Frozen):
-    """A whole subnet, which the table was not made of."""
+    """A whole subnet that the table is checked with."""
 
     subnet: SubnetField
     predicted_ms: float
@@ -47,15 +47,15 @@ class CheckedSubnet(Frozen):
 
 
 class LatencyTable(Frozen):
-    """Times of one forward pass in milliseconds, and the device that they hold for."""
+    """Times of one forward pass in milliseconds, and the device that they were measured on."""
 
-    device: str = Field(min_length=1)  # its name
-    threads: int | None = Field(gt=0)  # of the CPU; None on a GPU
+    device: str = Field(min_length=1)  # name of the processor
+    threads: int | None = Field(gt=0)  # CPU threads; None on a GPU
     batch_size: int = Field(gt=0)
     precision: Literal["float32", "bfloat16", "float16"]
     clock: Clock
     torch: str
-    rounds: int = Field(gt=0)  # in each of which every part was measured
+    rounds: int = Field(gt=0)  # each round measured every part
     space: SearchSpace
     constant_ms: float = Field(ge=-1e9, le=1e9)
     embedding: tuple[WidthTime, ...]
@@ -99,7 +99,7 @@ class LatencyTable(Frozen):
             raise AutoFormerError(f"latency: {missing} is not in the table of '{self.space.name}'; {REMEDY}") from None
 
     def extremes(self, space: SearchSpace) -> tuple[float, float]:
-        """The lowest and the highest latency of all subnets of a space that this table fits."""
+        """The lowest and the highest predicted latency, in milliseconds, of all subnets of a space."""
         choices, found = space.choices, list[float]()
         for width in choices.embed_dim:
             blocks = [self._times[width, heads, ratio] for heads in choices.num_heads for ratio in choices.mlp_ratio]
@@ -126,21 +126,21 @@ class LatencyTable(Frozen):
 
     @property
     def median_error_percent(self) -> float | None:
-        """Of the predictions, on the whole subnets that it was checked with; None without a check."""
+        """Median error of the predictions for the checked subnets; None if there are none."""
         return median(subnet.error_percent for subnet in self.check) if self.check else None
 
     @property
     def conditions(self) -> str:
-        """What the times hold for, in words."""
+        """The device, threads, batch size and precision, in words."""
         threads = "" if self.threads is None else f", {self.threads} thread{'s' if self.threads > 1 else ''}"
         return f"{self.device}{threads}, batch {self.batch_size}, {self.precision}"
 
 
 def table_of_search(folder: Path) -> LatencyTable | None:
-    """The table of a search's folder; None if it had none."""
+    """The latency table in a search's folder; None if there is none."""
     return read_latency_table(folder / FILE) if (folder / FILE).exists() else None
 
 
 def read_latency_table(path: Path) -> LatencyTable:
-    """Raises `AutoFormerError` naming the file if it is missing or damaged."""
+    """Read a latency table. Raises `AutoFormerError` naming the file if it is missing or damaged."""
     return read_json_as(LatencyTable, path, REMEDY)

@@ -1,6 +1,6 @@
 """Layers whose weights are shared by entanglement (paper section 3.2): a smaller layer is a prefix of a larger one.
 
-Each subclasses its torch layer, slices, and calls the functional form. The input width is that of the input.
+Each subclasses its torch layer, slices its parameters, and calls the functional form. Its input sets the input width.
 """
 
 import torch
@@ -47,7 +47,7 @@ def initialise(module: nn.Module, gain: float | None = None) -> None:
     """Initialise linear layers: normal weights, zero bias. The patch convolution keeps torch's initialisation.
 
     Args:
-        gain: the standard deviation is gain / sqrt(inputs). None for the official 0.02, which suits the widths of the
+        gain: standard deviation times sqrt(inputs). None for the official deviation 0.02, which suits the widths of the
             published spaces (0.02 = 0.4 / sqrt(400)) and is far too small for narrow ones.
     """
     for layer in module.modules():

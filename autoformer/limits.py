@@ -18,7 +18,7 @@ Value = TypeVar("Value", int, float)
 
 
 class Limits(Frozen):
-    """What a legal candidate may cost, both ends included. None for no limit."""
+    """Minimum and maximum costs of a legal candidate, inclusive. None for no limit."""
 
     min_params_m: float | None = Field(None, ge=0, description="minimum parameters, in millions")
     max_params_m: float | None = Field(None, gt=0, description="maximum parameters, in millions")
@@ -32,8 +32,8 @@ class Limits(Frozen):
     )
     relative_position: RelativePosition = Field(
         "none",
-        description="what the MACs of these limits count for it: nothing, as most papers and all figures of a run do; "
-        "what the published code executes; or what this code executes",
+        description="MACs of relative position in these limits: none, as in most papers and all figures of a run; "
+        "those that the published code executes; or those that this code executes",
     )
 
     @model_validator(mode="after")
@@ -49,7 +49,7 @@ class Limits(Frozen):
         return cls(min_params_m=low / UNITS["params_m"], max_params_m=high / UNITS["params_m"])
 
     def bounds(self, cost: str) -> tuple[float, float]:
-        """Lowest and highest legal value of a cost of `UNITS`; without a limit 0 and infinity."""
+        """Lowest and highest legal value of a cost in `UNITS`, by default 0 and infinity."""
         low, high = getattr(self, f"min_{cost}"), getattr(self, f"max_{cost}")
         unit = UNITS[cost]
         if unit == 1:
@@ -61,7 +61,7 @@ class Limits(Frozen):
         return self.min_latency_ms is not None or self.max_latency_ms is not None
 
     def count(self, space: SearchSpace, spec: SubnetSpec, table: LatencyTable | None = None) -> dict[str, float]:
-        """The costs of a subnet, by their names in `UNITS`, as these limits count them; latency if there is a table."""
+        """The costs of a subnet by their names in `UNITS`, as these limits count them; latency only with a table."""
         counts: dict[str, float] = {
             "params_m": count_params(space, spec),
             "macs_g": count_macs(space, spec, self.relative_position),
@@ -69,7 +69,7 @@ class Limits(Frozen):
         return counts | ({"latency_ms": table.predict(spec)} if table else {})
 
     def allow(self, counts: Mapping[str, float]) -> bool:
-        """Whether the costs that `count` returns are legal. `ValueError` if a limit is on a latency that is missing."""
+        """Whether costs from `count` are legal. Raises `ValueError` if a limited latency is missing."""
         if self.on_latency and "latency_ms" not in counts:
             raise ValueError("a limit on latency needs a latency")
         return all(low <= count <= high for cost, count in counts.items() for low, high in [self.bounds(cost)])
@@ -86,9 +86,9 @@ class Limits(Frozen):
 def move_towards(
     space: SearchSpace, spec: SubnetSpec, limits: Limits, rng: Random, table: LatencyTable | None = None
 ) -> SubnetSpec:
-    """Change one random choice at a time until the subnet is legal, or has moved past the limits.
+    """Change one random choice at a time until the subnet is legal or has passed the limits.
 
-    Near the ends of a space almost no uniform draw is legal: the smallest subnet of AutoFormer-S is one of 10^13.
+    Near the ends of a space almost no uniform draw is legal: AutoFormer-S has 10^13 subnets and one smallest.
     """
     first = 0
     while True:
@@ -105,7 +105,7 @@ def _neighbours(space: SearchSpace, spec: SubnetSpec, direction: int) -> list[Su
     """The subnets with one value one choice lower (-1) or higher (1)."""
 
     def next_choice(value: Value, choices: Sequence[Value]) -> Sequence[Value]:
-        """One choice, or none at the end."""
+        """The neighbouring choice as a list of one; empty at the end of the choices."""
         index = choices.index(value) + direction
         return choices[index : index + 1] if index >= 0 else ()
 

@@ -17,7 +17,7 @@ def lock(file: IO[Any], shared: bool = False, wait_seconds: float = math.inf) ->
 
     Args:
         shared: a shared lock; exclusive by default.
-        wait_seconds: for the holder to release it; 0 to try once.
+        wait_seconds: maximum wait for the holder; 0 to try once.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     if wait_seconds == math.inf:

@@ -22,10 +22,10 @@ def load_subnet(name: str) -> NamedSubnet:
 
 
 def named_file(folder: str, name: str, missing: str) -> Path:
-    """The YAML file of `name` in a folder of `configs/`; `name` itself if it is a path.
+    """The YAML file `name` in a folder of `configs/`, or `name` itself if it is a path.
 
     Raises:
-        AutoFormerError: no such file. The message is `missing`, filled in with the name and the nearest names.
+        AutoFormerError: no such file. `missing` is the message, with placeholders for the name and the nearest names.
     """
     if name.endswith((".yaml", ".yml")):
         return Path(name)

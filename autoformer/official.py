@@ -44,9 +44,9 @@ def load_official(state_dict: Mapping[str, Tensor], space: SearchSpace) -> Super
 
 
 def load_any_supernet(path: Path, space: SearchSpace) -> Supernet:
-    """A supernet from a file in the official layout, or in that of this project.
+    """A supernet from a file in the official layout or in this project's layout.
 
-    A `supernet.json` beside the file decides how biases are sliced; without one it is this project's rule.
+    A `supernet.json` beside the file names the bias rule; the default is this project's rule.
 
     Raises `AutoFormerError` naming the first tensor that is missing, unknown or of another shape.
     """

@@ -21,7 +21,7 @@ from autoformer.recipe import OptimizerName
 from autoformer.supernet import Supernet
 from autoformer.vit import AutoFormer
 
-# X -> aX + b(XX')X + c(XX')(XX')X, five times, by
+# X -> aX + b(XX')X + c(XX')(XX')X, five times, with coefficients from
 # https://leloykun.github.io/ponder/muon-opt-coeffs/#how-do-we-optimize-the-coefficients
 _NEWTON_SCHULZ = [
     (4.0848, -6.8946, 2.9270),
@@ -37,7 +37,7 @@ class Muon(TimmMuon):
     """Muon for the matrices of blocks, Nesterov's AdamW for all other parameters.
 
     Attributes:
-        slices: rows and columns in use of a matrix, by name; a matrix that is not in it is used as a whole.
+        slices: rows and columns of each matrix in use, by parameter name; a missing matrix is used as a whole.
     """
 
     def __init__(self, model: nn.Module, groups: list[dict[str, Any]], learning_rate: float) -> None:
@@ -59,7 +59,7 @@ class Muon(TimmMuon):
             for weight in [] if group["use_fallback"] else group["params"]:
                 if weight.grad is not None:
                     self._move(weight, weight.grad, group)
-                    weight.grad = None  # done: timm's step is left with the other parameters
+                    weight.grad = None  # timm's step then skips this parameter
         super().step()
 
     def _move(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ def _is_matrix(name: str, weight: Tensor) -> bool:
 def make_optimizer(
     name: OptimizerName, model: Supernet | AutoFormer, learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """The optimiser of a model, with `model.no_weight_decay()` and all 1-D parameters free of decay."""
+    """The optimiser of a model. No weight decay for `model.no_weight_decay()` and 1-D parameters."""
     groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=model.no_weight_decay())
     match name:
         case "adamw":

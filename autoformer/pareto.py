@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def pareto_front(costs: Sequence[Sequence[float]]) -> list[int]:
-    """Indices of the points that no other dominates, ordered by the first cost. The first of equal points stays."""
+    """Indices of the points that no other dominates, ordered by the first cost. Of equal points the first is kept."""
     order = sorted(range(len(costs)), key=lambda index: (*costs[index], index))
     front: list[int] = []
     for index in order:
@@ -18,7 +18,7 @@ def pareto_front(costs: Sequence[Sequence[float]]) -> list[int]:
 
 
 def whole_front(costs: Sequence[Sequence[float]]) -> list[int]:
-    """`pareto_front` with all of equal points, ordered by their costs."""
+    """`pareto_front` with all equal points, ordered by their costs."""
     best = {tuple(costs[index]) for index in pareto_front(costs)}
     return sorted((i for i in range(len(costs)) if tuple(costs[i]) in best), key=lambda i: (*costs[i], i))
 
@@ -57,7 +57,7 @@ def crowding_distances(costs: Sequence[Sequence[float]]) -> list[float]:
 
 
 def hypervolume(costs: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
-    """The volume of what the points dominate, up to the reference point. Exact, by slices along the first cost.
+    """The volume that the points dominate, up to the reference point. Exact, by slices along the first cost.
 
     Points that are not better than the reference in every cost add nothing.
     """

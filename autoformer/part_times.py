@@ -1,7 +1,7 @@
 """Times of the parts of subnets and of whole subnets, measured on a device.
 
-All of them are measured in turn, in several rounds: a machine's other work then slows all parts alike. A block is
-measured in a stack of several, each with its own weights. Equal blocks in a row are faster than the different ones of a
+All are measured in turn, in several rounds, so other work on the machine slows all parts alike. A block is measured in
+a stack of equal blocks, each with its own weights. A stack of equal blocks is faster than the different blocks of a
 subnet, so all parts are multiplied by one factor. The factor and the constant are fitted to whole subnets.
 
 Letters in shapes: B images, C channels, S pixels on a side, N tokens, E embedding width.
@@ -23,9 +23,9 @@ from autoformer.randomness import derived_rng
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.vit import AutoFormer
 
-STACK = 4  # blocks, at most
-FITTED = 9  # random subnets, beside the smallest, the middle and the largest
-WARM_UP_PASSES, TIMED_PASSES = 2, 5  # of each part in each round
+STACK = 4  # maximum number of blocks
+FITTED = 9  # random subnets, besides the smallest, the middle and the largest
+WARM_UP_PASSES, TIMED_PASSES = 2, 5  # per part and round
 Work = Callable[[], object]
 Timer = Callable[[Work], float]
 """Runs the work once, and returns its milliseconds."""
@@ -48,10 +48,10 @@ def measure_table(
     """Measure every part of a space's subnets, and compare predictions with whole subnets.
 
     Args:
-        images: any, of the batch size, type and device to measure with (B, C, S, S).
+        images: any images (B, C, S, S) with the batch size, type and device to measure.
         check: number of random subnets to compare with.
         watch: called with the number of rounds done.
-        conditions: the other fields of the table.
+        conditions: the other fields of `LatencyTable`.
     """
     anchors = list(dict.fromkeys([space.smallest, space.middle, space.largest]))
     drawn = _random_subnets(space, FITTED + check, seed, anchors)
@@ -81,7 +81,7 @@ def measure_table(
 def _fit(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Factor and constant from sums of parts to whole subnets, with the least relative squared error."""
     sums, measured = (np.array(values) for values in zip(*points, strict=True))
-    if np.ptp(sums) < 1e-9 * sums.max():  # a space of one subnet
+    if np.ptp(sums) < 1e-9 * sums.max():  # the space has one subnet
         return 1.0, float(np.median(measured - sums))
     factor, constant = np.polyfit(sums, measured, 1, w=1 / measured)
     if factor <= 0:
@@ -90,7 +90,7 @@ def _fit(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _random_subnets(space: SearchSpace, count: int, seed: int, others: Sequence[SubnetSpec]) -> list[SubnetSpec]:
-    """Up to `count` different random subnets, none of `others`; fewer where a space has no more."""
+    """Up to `count` different random subnets that are not in `others`; fewer if the space has no more."""
     rng, drawn = derived_rng("latency check", seed), dict[SubnetSpec, None]()
     for _ in range(100 * count):
         if len(drawn) == count:
@@ -152,7 +152,7 @@ def _model(space: SearchSpace, spec: SubnetSpec, images: Tensor) -> Any:
 def _medians(
     work: dict[Any, Work], timer: Timer, rounds: int, seed: int, watch: Callable[[int], None]
 ) -> dict[Any, float]:
-    """The median over the rounds of each part's fastest pass, which no other program interrupted.
+    """The median over the rounds of each part's fastest pass, which is the least disturbed by other programs.
 
     The order in a round is random.
     """

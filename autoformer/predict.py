@@ -1,7 +1,7 @@
 """Class probabilities of a trained subnet for image files.
 
 An image must look like the training images. Fashion-MNIST, for example, shows one garment in white on black, upright
-and filling the frame: a photograph of a dark shirt on a white wall must be cut out and inverted first.
+and filling the frame. A photograph of a dark shirt on a white wall must be cropped and inverted first.
 
 Dimensions: B images, C channels, S pixels on a side, K classes.
 """

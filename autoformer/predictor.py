@@ -15,7 +15,7 @@ PENALTIES = tuple(10.0**power for power in range(-2, 4))
 
 
 def one_hot(space: SearchSpace, specs: Sequence[SubnetSpec]) -> Floats:
-    """A column for each width and depth, and for each block's heads and MLP ratios; 0 in blocks that are missing.
+    """One-hot features of subnets: each width, depth, and each block's heads and MLP ratio; 0 for missing blocks.
 
     Returns (n, F). Raises `ValueError` for a value that the space does not offer.
     """
@@ -39,7 +39,7 @@ class Ridge:
     Args:
         features: (n, F).
         scores: (n,).
-        penalty: None for the one of `PENALTIES` with the least squared error when each subnet is left out in turn.
+        penalty: None for the one of `PENALTIES` with the least leave-one-out squared error.
     """
 
     def __init__(self, features: Floats, scores: npt.ArrayLike, penalty: float | None = None) -> None:
@@ -49,7 +49,7 @@ class Ridge:
         projected = left.T @ (scores - self.mean)
 
         def error(penalty: float) -> float:
-            """Leave-one-out: the residual of a subnet over 1 minus its leverage, which counts the intercept."""
+            """Leave-one-out squared error: residuals divided by 1 minus the leverage, which includes the intercept."""
             shrunk = sizes**2 / (sizes**2 + penalty)
             leverage = 1 / len(scores) + (left**2) @ shrunk
             residual = scores - self.mean - left @ (shrunk * projected)
@@ -59,14 +59,14 @@ class Ridge:
         self.weights = right.T @ (sizes / (sizes**2 + self.penalty) * projected)  # (F,)
 
     def __call__(self, features: Floats) -> Floats:
-        """Scores of other subnets, from their features (m, F); (m,)."""
+        """Predicted scores (m,) from features (m, F)."""
         return self.mean + (features - self.centre) @ self.weights
 
 
 def predict(space: SearchSpace, known: Mapping[SubnetSpec, float], specs: Sequence[SubnetSpec]) -> list[float]:
     """Predicted scores of `specs`, from the `known` scores of other subnets, at least one.
 
-    Rounded, so that equal predictions are equal with any number of threads, too.
+    Rounded, so ties do not depend on the number of threads.
     """
     ridge = Ridge(one_hot(space, [*known]), [*known.values()])
     predicted: list[float] = ridge(one_hot(space, specs)).round(9).tolist()

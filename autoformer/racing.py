@@ -1,9 +1,9 @@
 """Early stopping of candidates: a race over growing subsets of the search split. Torch-free.
 
-All candidates are scored on the same images, and the race estimates the score on the whole split, not the accuracy in
-general. Two things follow. Images on which the earlier candidates agree say little about a new one, so the split is cut
-into strata by the fraction of candidates that had an image right, and strata with disagreement are sampled more (Neyman
-allocation: in proportion to size and standard deviation). And the population is finite: after m of N images
+All candidates are scored on the same images, and the race estimates the score on the whole split, not the accuracy on
+new images. First, images on which the earlier candidates agree say little about a new one. So the split is divided into
+strata by the fraction of candidates that classified an image correctly, and strata with disagreement are sampled more
+(Neyman allocation: in proportion to size and standard deviation). Second, the population is finite: after m of N images
 
     score = sum over strata of N_h / N x mean of the scored images,
     variance = sum over strata of (N_h / N)^2 x (1 - m_h / N_h) x s_h^2 / m_h
@@ -12,11 +12,11 @@ allocation: in proportion to size and standard deviation). And the population is
 from the differences between earlier candidates.
 
 The same holds for the loss, with two changes: a candidate's loss on an image is predicted by the mean of the complete
-ones, so that only the differences are sampled, and the strata are cut by how much the complete ones differ there.
+ones, so only the differences are sampled, and the strata are divided by how much the complete ones differ there.
 
 A candidate is stopped if the `keep`-th best of its race and all earlier ones is better with the given confidence. The
-confidence is that of each decision: a candidate that ties with the `keep`-th best over r rounds is stopped in error
-with a probability of at most r x (1 - confidence), a better one with less.
+confidence applies to each decision: a candidate that ties with the `keep`-th best over r rounds is stopped by mistake
+with a probability of at most r x (1 - confidence), a better one with a lower probability.
 
 Dimensions: n candidates, N images of the split, m scored images, H strata.
 """
@@ -38,11 +38,11 @@ Floats = npt.NDArray[np.float64]
 Losses = npt.NDArray[np.float32]
 Objective = Literal["accuracy", "loss"]
 
-# Edges of the strata: fraction of candidates that have an image right.
+# Edges of the strata: fraction of candidates that classify an image correctly.
 _EDGES = np.array([1e-9, 0.05, 0.15, 0.4, 0.6, 0.85, 0.95, 1 - 1e-9])
 _STRATA = len(_EDGES) + 1
 _PRIOR_IMAGES = 20  # weight of the prior variance of a stratum, in images
-_MIN_COMPLETE = 6  # complete candidates, for strata that predict where others differ; with 2, races lose the best
+_MIN_COMPLETE = 6  # complete candidates needed for useful strata; with 2, races lose the best candidate
 
 
 class ScoringTask(NamedTuple):
@@ -53,13 +53,13 @@ class ScoringTask(NamedTuple):
 
 
 class ScoringResult(NamedTuple):
-    """Which images of a task a subnet has right (m,), and its cross entropy on each, in nats (m,)."""
+    """Correctness of a subnet on each image of a task (m,), and its cross entropy there in nats (m,)."""
 
     correct: Flags
     losses: Losses
 
     def values(self, objective: Objective) -> Floats:
-        """What the search maximises the mean of: 0 or 1, or minus the loss (m,)."""
+        """Values (m,) whose mean the search maximises: 0 or 1 for accuracy, or minus the loss."""
         values: npt.NDArray[np.bool_ | np.float32] = self.correct if objective == "accuracy" else -self.losses
         return values.astype(np.float64)
 
@@ -67,9 +67,11 @@ class ScoringResult(NamedTuple):
 class Racing(Frozen):
     """Settings of the race."""
 
-    confidence: float = Field(0.98, gt=0.5, lt=1, description="that a stopped candidate is not among the best")
-    first_images: int = Field(250, gt=0, description="search images that every candidate is scored on")
-    growth: float = Field(1.25, ge=1.01, description="of the images from one look to the next")
+    confidence: float = Field(
+        0.98, gt=0.5, lt=1, description="confidence that a stopped candidate is not among the best"
+    )
+    first_images: int = Field(250, gt=0, description="search images of the first round, which scores every candidate")
+    growth: float = Field(1.25, ge=1.01, description="factor of the number of images from one round to the next")
 
     def rounds(self, images: int) -> list[int]:
         """Images scored after each round; `images` after the last."""
@@ -81,17 +83,17 @@ class Racing(Frozen):
 
 
 class Estimate(NamedTuple):
-    """A score on the whole split, greater is better, and its standard error; 0 if complete."""
+    """A score on the whole split, greater is better, and its standard error, 0 for a complete candidate."""
 
     score: float
     error: float
 
 
 class Strata:
-    """The split, stratified by the fraction of complete candidates that have an image right.
+    """The split, stratified by the fraction of complete candidates that classify an image correctly.
 
     Args:
-        complete: which images the complete candidates have right, 0 or 1 (n, N); at least two of them.
+        complete: correctness of the complete candidates, 0 or 1 (n, N); at least two candidates.
     """
 
     def __init__(self, complete: Floats) -> None:
@@ -114,7 +116,7 @@ class Strata:
         """The mean over the whole split, estimated from a prefix of `order`.
 
         Args:
-            values: of a candidate; with `differences` those of one candidate minus those of another (m,).
+            values: values of a candidate (m,); with `differences`, of one candidate minus another.
             images: a prefix of `order` (m,).
         """
         values, stratum = np.asarray(values, dtype=float), self.of_image[images]
@@ -147,12 +149,12 @@ class LossStrata(Strata):
     """The split, stratified by how much the complete candidates differ on an image.
 
     Args:
-        complete: minus the losses of the complete candidates (n, N); at least two of them.
+        complete: minus the losses of the complete candidates (n, N); at least two candidates.
     """
 
     def __init__(self, complete: Floats) -> None:
         self.predicted = complete.mean(axis=0)
-        variance = complete.var(axis=0, ddof=1) * (1 + 1 / len(complete))  # of a new candidate's minus the mean
+        variance = complete.var(axis=0, ddof=1) * (1 + 1 / len(complete))  # of a new candidate minus the mean
         order = np.argsort(variance, kind="stable")
         deviations = np.sqrt(variance[order] + 1e-12).cumsum()
         self.of_image = np.empty(len(variance), dtype=np.int64)
@@ -181,18 +183,18 @@ class Round(NamedTuple):
 
 
 class Race:
-    """A race of one generation. Iterate over `rounds`, and `record` the results of each.
+    """The race of one generation. Iterate over `rounds`, and `record` the results of each round.
 
-    If too few candidates are complete to compare with, the first entrants are scored on the whole split.
+    If too few candidates are complete, the first entrants are scored on the whole split.
 
     Args:
         racing: None to score all entrants on the whole split.
         entrants: number of candidates, numbered from 0.
         images: N.
-        keep: the best that are never stopped.
+        keep: number of best candidates that are never stopped.
         complete: values of earlier complete candidates (n, N), for the strata.
         scores: of the rivals, greater is better.
-        objective: what the values are: see `ScoringResult.values`.
+        objective: kind of the values; see `ScoringResult.values`.
     """
 
     def __init__(
@@ -200,7 +202,7 @@ class Race:
         scores: Sequence[float], objective: Objective = "accuracy",
     ) -> None:  # fmt: skip
         self.racing, self.images, self.keep, self.objective = racing, images, keep, objective
-        self.strata: Strata | None = None  # once there are enough complete candidates
+        self.strata: Strata | None = None  # None until enough candidates are complete
         self.complete, self.scores = list(complete), list(scores)
         self.live = list(range(entrants))
         self.estimates: dict[int, Estimate] = {}
@@ -241,7 +243,7 @@ class Race:
                 self.estimates[entrant] = Estimate(score, 0.0)
 
     def _stop(self, strata: Strata, images: Indices) -> None:
-        """Stop the entrants that are worse than the `keep`-th best. `images`: that all of them are scored on (m,)."""
+        """Stop the entrants that are worse than the `keep`-th best. `images`: scored for all entrants (m,)."""
         assert self.racing is not None
         values = {entrant: np.concatenate(self._values[entrant]) for entrant in self.live}
         self.estimates |= {entrant: strata.estimate(values[entrant], images) for entrant in self.live}
@@ -257,7 +259,7 @@ class Race:
         def is_worse(entrant: int) -> bool:
             difference, error = self.estimates[entrant]
             difference -= bar
-            if holder >= 0:  # an entrant too: paired comparison, image by image
+            if holder >= 0:  # the holder is an entrant: paired comparison, image by image
                 paired = values[entrant].astype(float) - values[holder]
                 difference, error = strata.estimate(paired, images, differences=True)
             return difference + quantile * error < 0

@@ -16,7 +16,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 def derived_seed(*key: object) -> int:
-    """A 63-bit seed from a key, such as ("subnet", seed, step)."""
+    """A 63-bit seed, a hash of a key such as ("subnet", seed, step)."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
@@ -44,9 +44,9 @@ def sample_uniform(seed: int, epoch: int, stream: str, samples: IntArray) -> npt
 
 @contextlib.contextmanager
 def seeded(*key: object) -> Iterator[None]:
-    """Seed the global generators of Python, numpy and torch from a key; restore them afterwards, but for GPUs.
+    """Seed the global generators of Python, numpy and torch from a key, and restore them on exit, except on GPUs.
 
-    For libraries that draw from them, such as timm's augmentations. Not thread-safe.
+    For libraries that use them, such as timm's augmentations. Not thread-safe.
     """
     import torch
 
@@ -70,7 +70,7 @@ def repeated_order(seed: int, epoch: int, samples: int, repeats: int) -> tuple[I
 
     An epoch keeps its length: the first samples / repeats of the shuffled order come `repeats` times each. Copies are
     adjacent, so one optimiser step has all of them. timm's sampler has the same order, but needs a process group, and
-    deals it out to the ranks image by image.
+    distributes it over the ranks image by image.
     """
     order = epoch_order(seed, epoch, samples)
     if repeats == 1:

@@ -1,6 +1,6 @@
-"""Text files from outside: YAML, JSON and JSON lines, with bounded size and depth, and one line per error. Torch-free.
+"""Read YAML, JSON and JSON lines from outside, with bounded size and depth, and one line per error. Torch-free.
 
-Every error is an `AutoFormerError` that names the file. tests/test_doors.py allows no other reader.
+Errors are `AutoFormerError`s that name the file. tests/test_doors.py allows no other reader.
 """
 
 import json
@@ -20,7 +20,7 @@ _AGAIN = "run the step that makes it again"
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """A regular file of at most `most` bytes. Raises `AutoFormerError` for a larger one, and `OSError`."""
+    """The content of a regular file. Raises `AutoFormerError` above `most` bytes, and `OSError`."""
     check_regular(path)
     with path.open("rb") as file:
         content = file.read(most + 1)
@@ -71,7 +71,7 @@ def _items(value: Any) -> Iterator[Any]:
 
 
 def read_json_lines(file: Path, kind: type[Kind], remedy: str) -> Iterator[Kind]:
-    """Each line of a file as a type, without a last line that has no end: a kill cut it off.
+    """Each line of a file as a type. A last line without a line end is ignored: its writer was killed.
 
     Raises `AutoFormerError` naming file and line.
     """
@@ -99,7 +99,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_yaml_list(path: Path) -> list[tuple[int, Any]]:
-    """The items of a YAML list, each with its line; a file of another kind is one item. Raises as `read_yaml`."""
+    """The items of a YAML list, each with its line number; any other content is one item. Raises like `read_yaml`."""
     value, node = read_yaml(path), yaml.compose(_yaml_text(path), _Loader)
     if not isinstance(value, list) or node is None:
         return [(1, value)]
@@ -126,7 +126,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which PyYAML would silently use the last, and what is too deep or too much."""
+    """Refuses duplicate keys, of which PyYAML would silently use the last, excessive depth, and too many values."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
@@ -177,6 +177,6 @@ def _not_yaml(where: str, error: Exception) -> AutoFormerError:
 
 
 def in_short(error: BaseException, most: int = 300) -> str:
-    """The message of a library's error in one printable line, or the name of its kind."""
+    """A library's error message as one printable line, or the error's class name."""
     text = "".join(c for c in " ".join(str(error).split()) if c.isprintable()) or type(error).__name__
     return text if len(text) <= most else text[: most - 1] + "…"

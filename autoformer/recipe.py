@@ -28,18 +28,20 @@ class Augmentation(Frozen):
     rand_augment: str | None = Field(
         None, description="timm's RandAugment, such as rand-m9-mstd0.5-inc1; null for none"
     )
-    color_jitter: float = Field(0.0, ge=0, le=1, description="of brightness, contrast and saturation")
+    color_jitter: float = Field(0.0, ge=0, le=1, description="maximum change of brightness, contrast and saturation")
     erase_probability: float = Field(0.0, ge=0, le=1, description="share of images with an erased rectangle")
     erase_mode: Literal["const", "rand", "pixel"] = Field(
-        "pixel", description="what fills it: zero, one random colour, or random pixels"
+        "pixel", description="content of the rectangle: zero, one random colour, or random pixels"
     )
     mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0 for none")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; 0 for none")
-    mixup_probability: float = Field(1.0, ge=0, le=1, description="share of batches that are mixed at all")
-    mixup_switch_probability: float = Field(0.5, ge=0, le=1, description="CutMix rather than mixup where both are on")
+    mixup_probability: float = Field(1.0, ge=0, le=1, description="share of batches that are mixed")
+    mixup_switch_probability: float = Field(
+        0.5, ge=0, le=1, description="probability of CutMix instead of mixup if both are on"
+    )
     fast: bool = Field(
         False,
-        description="crop, flip and RandAugment with the same statistics in less time, other pixels than timm's own; "
+        description="crop, flip and RandAugment with timm's statistics in less time, but not its exact pixels; "
         "see autoformer/images/fast_augmentation.py",
     )
     repeats: int = Field(1, gt=0, description="repeated augmentation: copies of an image in one epoch; 1 for none")
@@ -79,16 +81,20 @@ class Augmentation(Frozen):
 class Distillation(Frozen):
     """Distillation from a teacher (DeiT, arXiv 2012.12877, section 4), without a distillation token."""
 
-    teacher: str = Field(min_length=1, description="the name of a model in timm")
-    checkpoint: str = Field(min_length=1, description="its weights: safetensors, or a .pth file of tensors alone")
-    sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="of the checkpoint; filled in when a run is resolved"
+    teacher: str = Field(min_length=1, description="name of a timm model")
+    checkpoint: str = Field(
+        min_length=1, description="the teacher's weights: safetensors, or a .pth file with tensors only"
     )
-    kind: Literal["hard", "soft"] = Field("hard", description="from the teacher's class, or from its probabilities")
-    weight: float = Field(0.5, gt=0, le=1, description="of the teacher's part of the loss")
-    temperature: float = Field(1.0, gt=0, description="of both probabilities in soft distillation")
-    mean: tuple[float, ...] | None = Field(None, description="of the teacher's pixels; null for timm's of that name")
-    std: tuple[float, ...] | None = Field(None, description="of the teacher's pixels; null for timm's of that name")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="hash of the checkpoint; filled in when a run is resolved"
+    )
+    kind: Literal["hard", "soft"] = Field(
+        "hard", description="learn the teacher's class (hard) or its probabilities (soft)"
+    )
+    weight: float = Field(0.5, gt=0, le=1, description="weight of the teacher's part of the loss")
+    temperature: float = Field(1.0, gt=0, description="softmax temperature of teacher and student in soft distillation")
+    mean: tuple[float, ...] | None = Field(None, description="pixel mean of the teacher's input; null for timm's")
+    std: tuple[float, ...] | None = Field(None, description="pixel deviation of the teacher's input; null for timm's")
 
     @field_validator("std")
     @classmethod
@@ -102,38 +108,42 @@ class Recipe(Frozen):
     """The training recipe of a supernet or a subnet (paper section 4.1 for ImageNet)."""
 
     epochs: float = Field(gt=0, description="passes over the training images; a fraction is fine")
-    batch_size: int = Field(gt=0, description="images of an optimiser step")
+    batch_size: int = Field(gt=0, description="images per optimiser step, over all ranks")
     accumulation: int | Literal["auto"] = Field(
         "auto",
-        description="forward passes, all of one subnet, to an optimiser step; auto for as few as memory allows. "
-        "mixup, CutMix, erasing and stochastic depth draw anew in each",
+        description="micro-batches per optimiser step and rank, all of one subnet; auto for as few as memory allows. "
+        "Each micro-batch has its own draws of mixup, CutMix, erasing and stochastic depth",
     )
     optimizer: OptimizerName = Field(
         "adamw",
-        description="torch's AdamW; nadamw, lamb and lion of timm; muon for the matrices of blocks, each step on the "
-        "slice that its subnet uses (muon_whole: on the whole matrix), and AdamW for the rest",
+        description="torch's AdamW; timm's nadamw, lamb and lion; muon: Muon for the matrices of blocks, AdamW for the "
+        "rest; a step of muon changes the slice that its subnet uses, of muon_whole the whole matrix",
     )
-    learning_rate: float = Field(gt=0, description="of the optimizer at its peak, whatever the batch size")
-    min_learning_rate: float = Field(0.0, ge=0, description="at which the cosine ends")
-    warmup_learning_rate: float = Field(1e-6, ge=0, description="from which it rises at first, linearly")
-    warmup_epochs: float = Field(0.0, ge=0, description="of that rise; part of epochs")
+    learning_rate: float = Field(gt=0, description="peak learning rate; not scaled by the batch size")
+    min_learning_rate: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
+    warmup_learning_rate: float = Field(1e-6, ge=0, description="learning rate at the start of the linear warm-up")
+    warmup_epochs: float = Field(0.0, ge=0, description="length of the warm-up; included in epochs")
     weight_decay: float = Field(
-        0.05, ge=0, description="of the optimizer; norms, biases, tokens, positions and relative tables have none"
+        0.05, ge=0, description="decay of weights, but not of norms, biases, tokens, positions and relative tables"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability spread over all classes")
-    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the deepest block; linear from 0")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="stochastic depth rate of the last block; rises linearly from 0"
+    )
     clip_grad: float | None = Field(None, gt=0, description="maximum norm of the gradient; null for none")
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="decay of the averaged weights, after timm's warm-up; null for none"
     )
     precision: Precision = Field(
-        "auto", description="of the forward pass; auto for bfloat16 or float16 on a GPU, float32 on a CPU"
+        "auto", description="precision of the forward pass; auto: bfloat16 or float16 on a GPU, float32 on a CPU"
     )
     activation_checkpointing: bool = Field(
-        False, description="keep only a block's input and recompute the rest: less memory, a slower step"
+        False, description="keep only each block's input and recompute the rest: less memory, slower steps"
     )
     init_gain: float | None = Field(
-        None, gt=0, description="new linear weights have deviation gain / sqrt(inputs); null for the official 0.02"
+        None,
+        gt=0,
+        description="standard deviation of new linear weights times sqrt(inputs); null for the official 0.02",
     )
     augmentation: Augmentation = Augmentation()
     distillation: Distillation | None = Field(None, description="learn from a teacher too; null for none")
@@ -157,5 +167,5 @@ class Recipe(Frozen):
 
     @property
     def forward_images(self) -> int:
-        """Images of a forward pass; those of the whole step if accumulation is "auto"."""
+        """Images per forward pass; `batch_size` if accumulation is "auto"."""
         return self.batch_size // (self.accumulation if isinstance(self.accumulation, int) else 1)

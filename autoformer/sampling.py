@@ -8,7 +8,7 @@ A sampler is a function of the step, made from a space and a seed. It has no sta
   largest (BigNAS, arXiv 2003.11142, section 3; slimmable networks, arXiv 1903.05134). A step costs one pass per
   subnet. In a short training the largest is a poor teacher, so by default the labels count as much as its outputs.
 - `uniform_params`: one subnet per step, uniform in its number of parameters. Uniform choices seldom give a small or a
-  large subnet: the size is a sum of many draws.
+  large subnet, because the size is a sum of many draws.
 """
 
 from collections.abc import Callable
@@ -23,15 +23,15 @@ from autoformer.space import SearchSpace, SubnetSpec
 PARAM_BINS = 32  # bins of the range of parameters, each sampled once in as many steps
 PARAM_DRAWS = 16  # uniform draws before a subnet is moved into its bin
 PARAM_MOVES = 6  # moves towards the bin, from either side
-TEACHER_WEIGHT = 0.5  # of the largest subnet's outputs in a sandwich; the rest is that of the labels
+TEACHER_WEIGHT = 0.5  # weight of the largest subnet's outputs in a sandwich; the labels have the rest
 Sampling = Literal["uniform", "sandwich", "uniform_params"]
 
 
 class SubnetPass(NamedTuple):
     """One forward and backward pass over the images of a step."""
 
-    subnet: SubnetSpec | None = None  # None for all of a model that is not a supernet
-    teacher_weight: float = 0.0  # of the outputs of the step's first subnet; the rest is that of the labels
+    subnet: SubnetSpec | None = None  # None for the whole of a model that is not a supernet
+    teacher_weight: float = 0.0  # weight of the outputs of the step's first subnet; the labels have the rest
 
 
 SubnetSampler = Callable[[int], tuple[SubnetPass, ...]]
@@ -63,12 +63,12 @@ def uniform(space: SearchSpace, seed: int) -> SubnetSampler:
 
 
 def sampled_subnet(space: SearchSpace, seed: int, step: int) -> SubnetSpec:
-    """The subnet of a step in uniform sampling."""
+    """The subnet that uniform sampling draws in a step."""
     return space.sample(derived_rng("subnet", seed, step))
 
 
 def sandwich(space: SearchSpace, seed: int, random: int = 2, teacher_weight: float = TEACHER_WEIGHT) -> SubnetSampler:
-    """The largest subnet, the smallest and `random` random ones. A `teacher_weight` of 1 is BigNAS'."""
+    """The largest subnet, the smallest and `random` random ones. BigNAS has a `teacher_weight` of 1."""
 
     def sampler(step: int) -> tuple[SubnetPass, ...]:
         rng = derived_rng("subnet", seed, step)

@@ -1,4 +1,4 @@
-"""Scores subnets of a supernet on images that stay decoded in memory.
+"""Score subnets of a supernet on decoded images in memory.
 
 Dimensions: N images of the split, m images of a task, B images of a batch, C channels, S pixels on a side.
 """
@@ -22,7 +22,7 @@ from autoformer.racing import ScoringResult, ScoringTask
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
 
-_GPU_FRACTION = 0.5  # of the free memory, for pixels; the rest is for forward passes
+_GPU_FRACTION = 0.5  # of the free memory is for pixels, the rest for forward passes
 
 
 class SubnetScorer:
@@ -34,10 +34,10 @@ class SubnetScorer:
 
     Args:
         supernet: on its device, in evaluation mode.
-        images: N of them.
+        images: the N images.
         card: for the pixel statistics.
         batch_size: B.
-        precision: of the forward pass; logits and loss are float32.
+        precision: precision of the forward pass; logits and loss are float32.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SubnetScorer:
     def __call__(self, tasks: Iterable[ScoringTask]) -> Iterator[ScoringResult]:
         """The result of each task, in order. Raises `AutoFormerError` if a logit is not finite.
 
-        On a GPU the next task is queued before the result of one is read, so the GPU is never idle.
+        On a GPU the next task is queued before a result is read, so the GPU is never idle.
         """
         queued = 1 if self.device.type == "cuda" else 0
         waiting: list[tuple[SubnetSpec, Tensor, Tensor]] = []
@@ -70,7 +70,7 @@ class SubnetScorer:
 
     @torch.inference_mode()
     def _start(self, spec: SubnetSpec, images: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Correct or not (m,) and losses (m,), on the device, without synchronisation."""
+        """Correctness (m,) and losses (m,) on the device, without synchronisation."""
         parts = [halve_on_oom(partial(self._score, spec), *batch) for batch in self._batches(images)]
         return torch.cat([correct for correct, _ in parts]), torch.cat([losses for _, losses in parts])
 
@@ -101,7 +101,7 @@ class SubnetScorer:
             yield batch, self.labels[part]
 
     def _score(self, spec: SubnetSpec, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Correct or not (B,) and losses (B,)."""
+        """Correctness (B,) and losses (B,)."""
         with autocast(self.device, self.precision):
             logits = self.supernet(self.normalise(pixels), spec).float()
         return logits.argmax(dim=1) == labels, cross_entropy(logits, labels, reduction="none")

@@ -1,11 +1,11 @@
 """Evolutionary search for the best subnet of a trained supernet (paper section 3.4). Torch-free.
 
 The official algorithm without its faults: the initial population and every generation are ranked, children are legal by
-construction whatever their parents' depths, loops are bounded, and a candidate is scored once.
+construction whatever their parents' depths, loops are bounded, and each candidate is scored once.
 
 `Evolution` has an ask-and-tell interface: the caller scores the candidates. The search is a function of the rng and the
-scores, and is resumed by telling it the known scores again. A candidate that was stopped early (`autoformer.racing`) is
-never a parent or the best.
+scores, so passing the stored scores to `tell` again resumes it. A candidate that was stopped early
+(`autoformer.racing`) is never a parent or the best.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from autoformer.space import SearchSpace, SubnetSpec
 
 
 class EvolutionSettings(Frozen):
-    """Settings of the evolution, by default the official ones (`evolution.py`)."""
+    """Settings of the evolution; the defaults are those of the official `evolution.py`."""
 
     method: Literal["evolution", "front"] = Field(
         "evolution",
@@ -35,20 +35,28 @@ class EvolutionSettings(Frozen):
         "objectives",
     )
     population: int = Field(50, gt=0, description="candidates of a generation")
-    generations: int = Field(20, ge=0, description="after the initial population")
+    generations: int = Field(20, ge=0, description="number of generations after the initial population")
     parents: int = Field(
-        10, gt=0, description="best candidates so far that mutate and cross over; with method front all survivors do"
+        10,
+        gt=0,
+        description="number of best candidates so far that mutate and cross over; method front uses all survivors",
     )
-    mutations: int = Field(25, ge=0, description="of a generation, made by changing one parent")
-    crossovers: int = Field(25, ge=0, description="of a generation, made of two parents; random ones fill it up")
-    mutation_probability: float = Field(0.2, ge=0, le=1, description="for each block's heads and MLP ratio")
-    structure_probability: float = Field(0.4, ge=0, le=1, description="for depth and for width")
+    mutations: int = Field(25, ge=0, description="candidates of a generation that are mutants of one parent")
+    crossovers: int = Field(
+        25, ge=0, description="candidates of a generation with two parents; random candidates fill the rest"
+    )
+    mutation_probability: float = Field(
+        0.2, ge=0, le=1, description="probability that a mutation redraws a block's heads, and its MLP ratio"
+    )
+    structure_probability: float = Field(
+        0.4, ge=0, le=1, description="probability that a mutation redraws the depth, and the width"
+    )
     objective: Objective = Field(
         "accuracy", description="what ranks candidates: accuracy, or the loss (mean cross entropy), which varies less"
     )
     objectives: tuple[str, ...] | None = Field(
         None,
-        description="of method front: the score that objective names, and one or more of the costs "
+        description="objectives of method front: the score that objective names, and one or more of the costs "
         f"{', '.join(UNITS)}; null for objective and params_m",
     )
     predictor: int | None = Field(
@@ -56,7 +64,7 @@ class EvolutionSettings(Frozen):
         gt=1,
         le=1000,
         description="offspring drawn for each one scored; a ridge regression on the complete scores so far picks the "
-        "best; null scores all that is drawn, as the paper does",
+        "best; null scores all offspring, as the paper does",
     )
     tries: int = Field(10_000, gt=0, description="draws before a population counts as impossible to fill")
 
@@ -104,9 +112,9 @@ class EvolutionSettings(Frozen):
 def mutate(space: SearchSpace, parent: SubnetSpec, rng: Random, settings: EvolutionSettings) -> SubnetSpec:
     """A mutant of `parent`.
 
-    With `structure_probability` a new depth is drawn: blocks are cut off, or random ones appended. Then each block's
-    MLP ratio, then each block's heads, is redrawn with `mutation_probability`; then the width with
-    `structure_probability`. A redrawn value may equal the old.
+    With `structure_probability` the depth is redrawn: the last blocks are removed, or random ones appended. Then each
+    block's MLP ratio, then each block's heads, is redrawn with `mutation_probability`, and then the width with
+    `structure_probability`. A redrawn value may equal the old one.
     """
     choices = space.choices
     depth = rng.choice(choices.depth) if rng.random() < settings.structure_probability else parent.depth
@@ -121,7 +129,7 @@ def mutate(space: SearchSpace, parent: SubnetSpec, rng: Random, settings: Evolut
 
 
 def cross(first: SubnetSpec, second: SubnetSpec, rng: Random) -> SubnetSpec:
-    """A child with each value from either parent, with equal probability. A block that only one has is that one's."""
+    """A child with each value from either parent, with equal probability. Surplus blocks are the deeper parent's."""
     depth = rng.choice((first.depth, second.depth))
 
     def block(values: tuple[float, ...], others: tuple[float, ...], index: int) -> float:
@@ -144,7 +152,7 @@ class _Pool:
     seen: set[SubnetSpec] = field(default_factory=set)
 
     def fresh(self, spec: SubnetSpec, origin: Origin, generation: int, parents: Sequence[int] = ()) -> list[Candidate]:
-        """The candidate of `spec`, unless it is not legal or was drawn before."""
+        """The candidate of `spec` as a list of one; empty if it is illegal or was drawn before."""
         if spec in self.seen:
             return []
         if not self.limits.allow(self.limits.count(self.space, spec, self.table)):
@@ -153,7 +161,7 @@ class _Pool:
         return [Candidate.counted(self.space, self.table, len(self.seen) - 1, spec, origin, generation, parents)]
 
     def keep(self, drawn: Sequence[Candidate], chosen: Sequence[int]) -> list[Candidate]:
-        """Some of the candidates drawn last, by their place, with new ids; the others can be drawn again."""
+        """Keep some of the last drawn candidates, by index, with new ids; the others may be drawn again."""
         self.seen -= {candidate.spec for candidate in drawn}
         first = len(self.seen)
         kept = [replace(drawn[place], id=first + number) for number, place in enumerate(chosen)]
@@ -161,7 +169,7 @@ class _Pool:
         return kept
 
     def random(self, count: int, origin: Origin, generation: int) -> list[Candidate]:
-        """Up to `count` random candidates: uniform draws first, then draws that are moved towards the limits."""
+        """Up to `count` random candidates: uniform draws first, then draws moved towards the limits."""
         candidates: list[Candidate] = []
         for move, tries in ((False, self.tries), (True, min(self.tries, 20 * count))):
             for _ in range(tries):
@@ -191,13 +199,13 @@ class _Pool:
 
 
 class Evolution:
-    """Ask for a generation, tell its scores, until `ask` returns none.
+    """The paper's evolution: `ask` for a generation, `tell` its scores, until `ask` returns none.
 
     Generation 0 is random. Each later one has mutants and children of the best `parents` of all generations so far, and
     random candidates to fill it up. The search ends early when no unseen legal candidate is left.
 
     Args:
-        known: complete scores of other searches; the best `parents` of their legal subnets enter generation 0.
+        known: complete scores of an earlier search; its best `parents` legal subnets enter generation 0.
     """
 
     def __init__(
@@ -235,7 +243,7 @@ class Evolution:
         return sorted(complete, key=lambda scored: scored.rank(self.settings.objective))[:count]
 
     def _offspring(self, count: int, draw: Callable[[], list[Candidate]]) -> list[Candidate]:
-        """Up to `count` candidates in 10 * `count` draws."""
+        """Up to `count` candidates from at most 10 * `count` calls of `draw`."""
         candidates: list[Candidate] = []
         for _ in range(10 * count):
             if len(candidates) == count:
@@ -244,7 +252,7 @@ class Evolution:
         return candidates
 
     def _seeds(self) -> list[Candidate]:
-        """Generation 0 of a search that starts from known scores; none where no known subnet is legal."""
+        """The known candidates of generation 0; none if no known subnet is legal."""
         known = {one.candidate.spec: one for one in self.known}
         drawn = [candidate for spec in known for candidate in self._pool.fresh(spec, "earlier", 0)]
         if not drawn:
@@ -254,11 +262,11 @@ class Evolution:
         return seeds + self._pool.random(self.settings.population - len(seeds), "initial", 0)
 
     def _order(self, scored: Sequence[ScoredCandidate]) -> list[int]:
-        """Complete candidates by their place, best first."""
+        """Indices of complete candidates, best first."""
         return sorted(range(len(scored)), key=lambda place: scored[place].rank(self.settings.objective))
 
     def _predicted_best(self, drawn: Sequence[Candidate]) -> list[Candidate]:
-        """As many of the offspring as are scored, best first by the predictor, which all complete scores train."""
+        """The offspring to score, best first by a predictor trained on all complete scores."""
         if not drawn:
             return []
         complete = [one for one in (*self.known, *self.scored) if one.complete]
@@ -279,7 +287,7 @@ class Evolution:
         return self._pool.fresh(spec, "mutation", self.generation, [parent.id])
 
     def _child(self, parents: Sequence[ScoredCandidate]) -> list[Candidate]:
-        """A child of two parents of equal depth, if the first has such a partner."""
+        """A child of two parents, of equal depth if the first parent has such a partner."""
         first = self._pick(parents).candidate
         others = [scored for scored in parents if scored.candidate is not first]
         same_depth = [other for other in others if other.candidate.spec.depth == first.spec.depth]
@@ -291,5 +299,5 @@ class Evolution:
 def random_baseline(
     space: SearchSpace, limits: Limits, count: int, tries: int, rng: Random, table: LatencyTable | None = None
 ) -> list[Candidate]:
-    """Random search: `count` different legal candidates. Raises `AutoFormerError` if there is none."""
+    """Random search: up to `count` different legal candidates. Raises `AutoFormerError` if there is none."""
     return _Pool(space, limits, tries, rng, table).random_or_error(count, "baseline")

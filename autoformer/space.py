@@ -21,7 +21,7 @@ from autoformer.frozen import Frozen
 from autoformer.reading import in_short, parse_json, read_yaml
 
 Offsets = Literal["keep", "stretch"]  # of relative positions at another image size; see `AutoFormer.set_input_size`
-MOST = 2**16  # of a width, a side or a number of heads; `BOUNDS` limits what they make together
+MOST = 2**16  # of a width, a side or a number of heads; `BOUNDS` limits their product
 _FIELDS = ("depth", "embed_dim", "num_heads", "mlp_ratio")
 
 
@@ -63,10 +63,10 @@ class SubnetSpec:
         }
 
     @classmethod
-    def from_dict(cls, data: Any, where: str = "subnet") -> Self:
+    def from_dict(cls, data: Any) -> Self:
         if not isinstance(data, Mapping) or set(data) != set(_FIELDS):
             found = ", ".join(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
-            raise AutoFormerError(f"{where}: a subnet has the keys {', '.join(_FIELDS)}; found {found}")
+            raise AutoFormerError(f"subnet: a subnet has the keys {', '.join(_FIELDS)}; found {found}")
         return cls(**data)
 
     def to_json(self) -> str:
@@ -172,7 +172,7 @@ class SearchSpace(Frozen):
         return self
 
     def _weights(self) -> float:
-        """About the parameters of the supernet, without biases and norms; `autoformer.complexity` counts exactly."""
+        """Approximate parameters of the supernet, without biases and norms; `autoformer.complexity` counts exactly."""
         embed, width, size = self.supernet.embed_dim, self.supernet.num_heads * self.head_dim, self.supernet
         tables = 8 * self.max_relative_position * self.head_dim
         blocks = size.depth * (4 * embed * width + 2 * embed**2 * size.mlp_ratio + tables)
@@ -204,7 +204,7 @@ class SearchSpace(Frozen):
 
     @property
     def whole(self) -> SubnetSpec:
-        """The supernet as a subnet; the largest choices may be below it."""
+        """The whole supernet as a subnet, which may be larger than the largest choices."""
         size = self.supernet
         return SubnetSpec(size.depth, size.embed_dim, (size.num_heads,) * size.depth, (size.mlp_ratio,) * size.depth)
 
@@ -214,7 +214,7 @@ class SearchSpace(Frozen):
 
     @property
     def middle(self) -> SubnetSpec:
-        """The subnet of the middle choices, the upper one if their number is even."""
+        """The subnet of the middle choices; of an even number of choices, the upper middle one."""
         return self._extreme(lambda choices: choices[len(choices) // 2])
 
     def _extreme(self, pick: Any) -> SubnetSpec:
@@ -240,7 +240,7 @@ class SearchSpace(Frozen):
         return len(c.embed_dim) * sum(blocks**depth for depth in c.depth)
 
     def sample(self, rng: Random) -> SubnetSpec:
-        """A subnet with every choice uniform, hence every depth equally likely.
+        """A subnet with every choice uniform, so every depth is equally likely.
 
         Drawn in the official order: depth, MLP ratios, heads, width.
         """
@@ -263,7 +263,7 @@ class SearchSpace(Frozen):
     def check_fits(self, spec: SubnetSpec) -> None:
         """Raise `AutoFormerError` unless `spec` is a slice of the supernet.
 
-        Weaker than `check`: the published AutoFormer-T has an MLP ratio (3.0) that its own space does not offer.
+        Weaker than `check`: the published AutoFormer-T has an MLP ratio of 3.0, which its space does not offer.
         """
         for field, value in spec.values():
             limit = getattr(self.supernet, field)
@@ -279,7 +279,7 @@ def halved(size: int, times: int) -> int:
 
 
 def stretched_reach(reach: int, grid: int, new_grid: int) -> int:
-    """`max_relative_position` on a new grid, if the offsets in use on the old grid are stretched to it. In patches."""
+    """`max_relative_position` in patches, after the offsets in use on the old grid are stretched to a new grid."""
     used = min(reach, grid - 1)
     return max(1, round(used * (new_grid - 1) / (grid - 1))) if grid > 1 else reach
 
@@ -293,12 +293,12 @@ class Published(Frozen):
 
 
 class NamedSubnet(Frozen):
-    """A file of `configs/subnets/`, or the choice of a search."""
+    """The content of a file in `configs/subnets/`, or of a search's chosen.yaml."""
 
     name: str
     space: str
     source: str
-    outside_space: str | None = None  # why it may use a value that its space does not offer
+    outside_space: str | None = None  # reason for values that the space does not offer
     published: Published | None = None
     subnet: SubnetField
 
@@ -307,7 +307,7 @@ class NamedSubnet(Frozen):
         return validated(cls, read_yaml(Path(path)), str(path))
 
     def check(self, space: SearchSpace) -> None:
-        """Raise `AutoFormerError` unless the subnet is in `space`, or fits and has a reason in `outside_space`."""
+        """Raise `AutoFormerError` unless the subnet is in `space`, or fits the supernet and has an `outside_space`."""
         if self.outside_space is None:
             space.check(self.subnet)
         space.check_fits(self.subnet)

@@ -1,7 +1,7 @@
 """A convolutional stem in place of the patch embedding, for small images (Xiao et al., arXiv 2106.14881).
 
 3 x 3 convolutions, each followed by max pooling and GELU, halve the image; the last one has stride 2 instead and makes
-the tokens, one for each patch. Only its outputs depend on the subnet's width: it is sliced like the patch embedding.
+the tokens, one for each patch. Only its outputs depend on the subnet's width, so it is sliced like the patch embedding.
 
 Dimensions: B images, C channels, S pixels on a side, P patches, E embedding width.
 """
@@ -36,7 +36,7 @@ def embed_by_stem(images: Tensor, layers: nn.Sequential, embed_dim: int) -> Tens
 
 
 class ConvStem(PatchEmbed):
-    """timm's patch embedding with the stem for its projection. It takes images of any size; the grid is rounded up."""
+    """timm's patch embedding with the stem as its projection. It takes images of any size; the grid is rounded up."""
 
     def __init__(self, stem_channels: Sequence[int], in_chans: int = 3, embed_dim: int = 768, **arguments: Any) -> None:
         self.reduction = 2 ** (len(stem_channels) + 1)

@@ -42,23 +42,23 @@ def by_block(cell: str) -> list[str]:
 
 
 def exact_text(number: float) -> str:
-    """The number with six digits if these are exact ("4", "3.5"), otherwise with all."""
+    """A number with at most six digits if these are exact ("4", "3.5"), otherwise with all digits."""
     short = f"{number:g}"
     return short if float(short) == number else repr(number)
 
 
 def size_text(spec: SubnetSpec) -> str:
-    """Such as "depth 2, width 64"."""
+    """For example "depth 2, width 64"."""
     return f"depth {spec.depth}, width {spec.embed_dim}"
 
 
 def heads_text(spec: SubnetSpec) -> str:
-    """Such as "4 8"."""
+    """For example "4 8"."""
     return " ".join(map(str, spec.num_heads))
 
 
 def ratios_text(spec: SubnetSpec) -> str:
-    """Such as "2 3.5"."""
+    """For example "2 3.5"."""
     return " ".join(map(ratio_text, spec.mlp_ratio))
 
 
@@ -67,5 +67,5 @@ def ratio_text(ratio: float) -> str:
 
 
 def shape_text(spec: SubnetSpec) -> str:
-    """Such as "depth 2, width 64, heads 4 8, ratios 2 3.5"."""
+    """For example "depth 2, width 64, heads 4 8, ratios 2 3.5"."""
     return f"{size_text(spec)}, heads {heads_text(spec)}, ratios {ratios_text(spec)}"

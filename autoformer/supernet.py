@@ -31,9 +31,9 @@ BiasRule = Literal["aligned", "official"]
 class SupernetQKV(SlicedLinear):
     """The projection to queries, keys and values, with rows ordered [head][q, k, v][channel].
 
-    The rows of a subnet with fewer heads are therefore one contiguous view. The "aligned" rule slices the bias like the
-    weight. "official" reproduces the published checkpoints, whose bias is sliced out of step with the weight: its first
-    3D entries, whatever their channel, are read as [q, k, v][head][channel].
+    So the rows of a subnet with fewer heads are one contiguous view. The rule "aligned" slices the bias like the
+    weight. "official" reproduces the published checkpoints, whose bias is sliced differently: its first 3D entries are
+    read as [q, k, v][head][channel], whatever their channel in the supernet.
     """
 
     def __init__(self, in_features: int, num_heads: int, head_dim: int, bias_rule: BiasRule) -> None:
@@ -121,7 +121,7 @@ class SupernetPatchEmbed(nn.Module):
 
 
 class Supernet(nn.Module):
-    """All subnets of a search space in one set of weights.
+    """The supernet: one set of weights for all subnets of a search space.
 
     The subnet is an argument of `forward`; there is no active subnet. Width, heads and MLP ratio are prefixes; a
     smaller depth leaves out the last blocks. Parameters have the names of the extracted model, whose tensors are
@@ -172,7 +172,7 @@ class Supernet(nn.Module):
         return {name for name, _ in self.named_parameters() if "rel_pos" in name} | {"cls_token", "pos_embed"}
 
     def matrix_slices(self, specs: Sequence[SubnetSpec]) -> dict[str, tuple[int, int]]:
-        """Rows and columns of each matrix of the blocks that hold all that the subnets use, by the parameter's name."""
+        """Parameter name -> rows and columns of each block matrix that contain the slices of all `specs`."""
         slices: dict[str, tuple[int, int]] = {}
         for spec in specs:
             for block, heads in enumerate(spec.num_heads):
@@ -197,7 +197,7 @@ class Supernet(nn.Module):
         return model.train(self.training)
 
     def slices(self, shapes: dict[str, Tensor], spec: SubnetSpec) -> dict[str, Tensor]:
-        """Copies of this supernet's tensors, cut to the given shapes: those of the extracted model's state dict."""
+        """Copies of this supernet's tensors, sliced to the shapes of the extracted model's state dict."""
         own = self.state_dict()
         cut = {name: own[name][tuple(slice(n) for n in like.shape)].clone() for name, like in shapes.items()}
         for block, heads in enumerate(spec.num_heads):

@@ -51,7 +51,7 @@ def autoformer_base_mmrazor(pretrained: bool = False, **kwargs: Any) -> nn.Modul
 
 
 def _create(variant: str, subnet: str, official_space: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """Build a subnet of `configs/subnets/`. `official_space`: of the checkpoint that its weights are extracted from."""
+    """Build a subnet of `configs/subnets/`. `official_space`: space of the checkpoint that its weights come from."""
     named = load_subnet(subnet)
     if pretrained:
         overlay = kwargs.get("pretrained_cfg_overlay")
@@ -73,7 +73,7 @@ def _create(variant: str, subnet: str, official_space: str, pretrained: bool, **
 
 
 def _source(variant: str, cfg: Any, overlay: Mapping[str, Any] | None) -> Path | None:
-    """The file of the weights, unless they come another way. Raises `AutoFormerError` if there are none."""
+    """The weight file, or None if timm gets the weights another way. Raises `AutoFormerError` if there are none."""
     resolved = resolve_pretrained_cfg(variant, cfg, dict(overlay or {}))
     if not (resolved.has_weights or resolved.state_dict or resolved.source):
         raise AutoFormerError(

@@ -1,6 +1,6 @@
-"""The training loop of a supernet or of a subnet, one optimiser step at a time.
+"""Training of a supernet or a subnet, one optimiser step at a time.
 
-What AdamW does to weights that a step did not use (held by tests; `autoformer.optimizers` has what Muon does):
+AdamW and the weights that a step did not use (see `autoformer.optimizers` for Muon):
 
 - Inside a tensor that the sampled subnet uses, weights beyond its slice get a zero gradient. AdamW still moves them, by
   momentum and weight decay, as in the official code.
@@ -9,10 +9,10 @@ What AdamW does to weights that a step did not use (held by tests; `autoformer.o
 
 Randomness is a function of (seed, step) and (seed, epoch, sample), so a checkpoint holds no generator state.
 
-A step has W x A micro-batches on W ranks with A accumulation steps each. What a micro-batch draws depends on its number
-in the step alone, so W ranks train what one rank with W x A accumulation steps trains, up to the rounding of a sum.
-Another number of micro-batches is another draw of mixup, CutMix, erasing and stochastic depth: mixup and CutMix draw
-once for each micro-batch and pair its images.
+A step has W x A micro-batches on W ranks with A accumulation steps each. The draws of a micro-batch depend only on the
+step and on its number in the step, so W ranks train the same as one rank with W x A accumulation steps, up to the
+rounding of a sum. Another number of micro-batches changes the draws of mixup, CutMix, erasing and stochastic depth:
+mixup and CutMix draw once per micro-batch and pair its images.
 
 Dimensions: B images of a micro-batch, C channels, S pixels on a side, K classes.
 """
@@ -42,15 +42,15 @@ from autoformer.vit import AutoFormer
 
 
 class Trainer:
-    """Model, optimiser, averaged weights and step: what a checkpoint holds and one step changes.
+    """The state of a training: model, optimiser, averaged weights and step.
 
     Args:
-        model: all ranks take the weights of rank 0.
+        model: with the weights of rank 0 on all ranks.
         sampler: the subnet passes of each step; see `autoformer.sampling`.
-        images: micro-batches by number. Its order holds images per step, images per micro-batch, and this rank.
+        images: micro-batches by number. Its order has the images per step and per micro-batch, and this rank.
         mean, std: of pixels in [0, 1], one per channel.
-        seed: of augmentation and stochastic depth.
-        teacher: for distillation, in addition to the labels.
+        seed: seed of augmentation and stochastic depth.
+        teacher: distillation teacher, in addition to the labels.
 
     Raises:
         ValueError: fewer images than one step takes, or micro-batches that the ranks cannot share equally.
@@ -115,7 +115,7 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the last step."""
+        """Learning rate of the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @property
@@ -142,7 +142,7 @@ class Trainer:
 
         The sum over all ranks is the mean loss over the images of the step.
         """
-        self.scheduler.step_update(self.step)  # a function of the step: the scheduler holds no state
+        self.scheduler.step_update(self.step)  # the scheduler is a function of the step, without state
         for group in self.optimizer.param_groups:
             group["lr"] *= self.learning_rate_scale
         step_loss = torch.zeros((), device=self.device)
@@ -163,16 +163,16 @@ class Trainer:
         return step_loss
 
     def _micro_batch(self, passes: Sequence[SubnetPass], accumulation_step: int) -> Tensor:
-        """All subnet passes over one micro-batch; its addend of the step's mean loss, detached.
+        """Run all subnet passes over one micro-batch; return its addend of the step's mean loss, detached.
 
-        The loss is the mean over subnets. BigNAS takes the sum: AdamW cannot tell the two apart, clipping can.
+        The loss is the mean over subnets. BigNAS uses the sum, which gives AdamW the same steps, but not clipping.
         """
         number = accumulation_step * self.world.size + self.world.rank  # of the micro-batch in the step
         images, targets = self._batch(accumulation_step, number)
         mean_loss = torch.zeros((), device=self.device)
         first_logits: Tensor | None = None  # (B, K)
         for index, subnet_pass in enumerate(passes):
-            # seeded after the batch: augmentation and the start of a loader draw from the same generators
+            # seed after the batch is made: augmentation and loader start draw from the same generators
             key = (self.step, number, index) if index else (self.step, number)
             torch.manual_seed(derived_seed("stochastic depth", self.seed, *key))
             is_last = accumulation_step == self.accumulation_steps - 1 and index == len(passes) - 1
@@ -187,10 +187,11 @@ class Trainer:
     def _loss(
         self, images: Tensor, targets: Tensor, subnet_pass: SubnetPass, first_logits: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Logits (B, K) of one subnet, and its mean loss, a scalar.
+        """Logits (B, K) of one subnet, and its mean loss (scalar).
 
-        A pass with a `teacher_weight` learns the first subnet's probabilities by that weight, the labels by the rest,
-        without stochastic depth (BigNAS, section 3.1: regularisation is for the largest) and without `teacher`.
+        With a `teacher_weight` the loss against the first subnet's probabilities has this weight, that against the
+        labels the rest. Such a pass has no stochastic depth (BigNAS, section 3.1: only the largest subnet is
+        regularised) and no `teacher`.
         """
         weight = subnet_pass.teacher_weight
         if self.model.training != (not weight):
@@ -215,7 +216,7 @@ class Trainer:
         return self.augmentation(images, labels, self.seed, self.step, number)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to resume to the same weights."""
+        """The complete state: `load_state_dict` resumes to the same weights."""
         return {
             "step": self.step,
             "learning_rate_scale": self.learning_rate_scale,
@@ -235,7 +236,7 @@ class Trainer:
 
 
 class _WithSpareParameter(nn.Module):
-    """A model and one parameter that no pass uses. DDP prints a warning where it finds no unused parameter."""
+    """A model with one unused parameter: DDP prints a warning if it finds none."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -249,8 +250,8 @@ class _WithSpareParameter(nn.Module):
 def _data_parallel(model: Supernet | AutoFormer) -> DistributedDataParallel:
     """The model with gradients averaged over the ranks at the end of a step's last pass.
 
-    `find_unused_parameters` searches the graph of that pass for blocks beyond the depth. A parameter that no rank used
-    in any pass of the step keeps its gradient None, so AdamW skips it.
+    `find_unused_parameters` finds blocks beyond the depth in the graph of that pass. A parameter that no rank used in
+    any pass of the step keeps the gradient None, so AdamW skips it.
     """
     is_supernet = isinstance(model, Supernet)
     return DistributedDataParallel(

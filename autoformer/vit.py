@@ -1,4 +1,4 @@
-"""An extracted subnet: timm's vision transformer with relative position, and heads and MLP width by block.
+"""An extracted subnet: timm's vision transformer with relative position, and heads and MLP width per block.
 
 Dimensions: B images, N tokens, E embedding width, H heads, d head_dim.
 """
@@ -25,7 +25,7 @@ Pooling = Literal["", "avg", "avgmax", "max", "token", "map", "prr"]
 
 
 class _OfGrid:
-    """A model whose blocks take images of this grid of patches, for methods of timm that call them one by one."""
+    """A model whose blocks use a given grid of patches, for methods of timm that call the blocks one by one."""
 
     def __init__(self, model: "AutoFormer", grid: tuple[int, int]) -> None:
         self.model = model
@@ -50,7 +50,7 @@ class AutoFormer(VisionTransformer):
         stem_channels: of the convolutions of `autoformer.stem`; none for patches.
         max_relative_position: larger offsets share an entry of the tables; None for no relative position.
         drop_path: stochastic depth rate of each block; by default linear from 0 to drop_path_rate.
-        drop_rate, pos_drop_rate: dropout before the classifier, and after the positions.
+        drop_rate, pos_drop_rate: dropout before the classifier, and after adding positions.
     """
 
     pretrained_cfg: dict[str, Any]
@@ -104,7 +104,7 @@ class AutoFormer(VisionTransformer):
 
     @classmethod
     def from_spec(cls, space: SearchSpace, spec: SubnetSpec, drop_path: Sequence[float] | None = None) -> Self:
-        """The model of a subnet, with fresh weights. `drop_path`: the supernet's rates, one per block."""
+        """The model of a subnet, with new weights. `drop_path`: the supernet's rates, one per block."""
         model = cls(**timm_arguments(space, spec), drop_path=drop_path)
         model.pretrained_cfg = model.default_cfg = pretrained_cfg(space)
         return model
@@ -197,7 +197,7 @@ def timm_arguments(space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
 
 
 def pretrained_cfg(space: SearchSpace) -> dict[str, Any]:
-    """timm's description of the model's input: the official evaluation protocol for spaces of three channels."""
+    """timm's description of the model's input; for three channels the official evaluation protocol."""
     described = describe(space.name, space.image_size, space.in_channels, space.num_classes)
     return described | ({"first_conv": "patch_embed.proj.0"} if space.stem_channels else {})
 

@@ -1,6 +1,6 @@
-"""Weights out of the files that training scripts write: one rule for official checkpoints, timm models and teachers.
+"""Read the weights that training scripts save: one rule for official checkpoints, timm models and teachers.
 
-No code in a file is run: besides tensors it may hold a few classes that only carry values.
+No code in a file is run: besides tensors, only a few classes that hold plain values are allowed.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ from autoformer.files import check_regular
 
 WRAPPINGS = ("state_dict_ema", "model_ema", "state_dict", "model")  # the first one that is there: timm's order
 _AS_WEIGHTS = "save its state dict as safetensors"
-_NESTED = 8  # wrappings inside one another
+_NESTED = 8  # levels of wrapping
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel, DataParallel and averaged models; of torch.compile
 
 
 def _plain_dict(*_: Any) -> dict[Any, Any]:
-    """Stands for `defaultdict`, which torch's reader does not fill."""
+    """Replaces `defaultdict`, which torch's reader cannot fill."""
     return {}
 
 
@@ -51,7 +51,7 @@ _HARMLESS: list[Any] = [
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The weights of a .safetensors file or of one that `torch.save` wrote, on the CPU.
 
-    Raises `AutoFormerError` naming the class, key or prefix that is not taken.
+    Raises `AutoFormerError` naming the class, key or prefix that is not supported.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -106,13 +106,13 @@ def _one_line(path: Path, remedy: str) -> Iterator[None]:
 
 
 def unwrapped(content: Any, where: str | Path = "checkpoint") -> dict[str, Tensor]:
-    """The weights in a training script's dictionary, under the names of the bare model.
+    """The weights in a training script's dictionary, with the parameter names of the plain model.
 
-    They are taken from under the first of `WRAPPINGS`: averaged weights before raw ones. The prefixes `module.` and
+    The first key of `WRAPPINGS` that exists is used: averaged weights before raw ones. The prefixes `module.` and
     `_orig_mod.` are removed.
     """
     keys: list[str] = []
-    while isinstance(content, Mapping) and len(keys) < _NESTED:  # a pickle may hold itself
+    while isinstance(content, Mapping) and len(keys) < _NESTED:  # a pickle may contain itself
         key = next((key for key in WRAPPINGS if isinstance(content.get(key), Mapping)), None)
         if key is None:
             break
@@ -163,11 +163,11 @@ def _bare(name: str) -> str:
 def _refused_classes(path: str | Path, error: Exception) -> str:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # torch lists them for its newer file format alone
+    except Exception:  # torch lists globals only in its newer file format
         names = re.findall(r"(?:GLOBAL|class) ([\w.]+)", _plain(error))
     return ", ".join(sorted(set(names))[:5])
 
 
 def _plain(error: Exception) -> str:
-    """The message without terminal escapes, and of it what can be read in a terminal."""
+    """The printable part of a message, without terminal escapes."""
     return "".join(c for c in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error)) if c.isprintable() or c.isspace())

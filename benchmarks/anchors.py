@@ -1,12 +1,12 @@
-"""What plain models reach in the time of the demo: an MLP and a CNN with as many parameters, beside a subnet.
+"""The accuracy of plain models in the demo's time: an MLP and a CNN with as many parameters, and a subnet.
 
     python -m benchmarks.anchors [--params N] [--seconds S] [--seeds N]
 
 The subnet is the largest of the demo's space with the same choices in each block, trained from random weights with the
-recipe of the demo's supernet. All models train on the train split, for the same time: their rates are
-measured first, in turn, and each gets the images that it trains in `seconds`. Parameters and seconds of a run are in
-the table that `make run` ends with. Accuracy is that of averaged weights, on the search and the test split; nothing is
-chosen by either, and the search split, a part of the training images, is the easier one.
+recipe of the demo's supernet. All models train on the train split for the same time: their rates are measured first,
+and each gets as many images as it trains in `seconds`. The table at the end of `make run` has parameters and seconds of
+a run. Accuracy is that of averaged weights on the search and the test split. Neither split chooses anything; the search
+split comes from the training images and is easier.
 """
 
 import argparse
@@ -39,20 +39,20 @@ from runtime.common.console import Parser, positive, run_command
 from runtime.common.sections import PrepareData, TrainSupernet
 
 DATA = ROOT / "data" / "fashion-mnist"
-BATCHES = 20  # fewest optimiser steps of a training
-# plain recipes of their own: AdamW, cosine to zero, no augmentation
+BATCHES = 20  # minimum optimiser steps of a training
+# recipe of the plain models: AdamW, cosine to zero, no augmentation
 ANCHOR: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 2e-3, "clip_grad": None, "init_gain": None}
-ROUNDS, STEPS = 4, 8  # windows of a rate, the best of which counts, and optimiser steps of a window
+ROUNDS, STEPS = 4, 8  # timed windows, of which the fastest counts, and optimiser steps per window
 
 
 class Plain(nn.Sequential):
-    """A model of layers one after the other, for `Trainer`."""
+    """A sequence of layers, with the methods that `Trainer` needs."""
 
     def no_weight_decay(self) -> set[str]:
         return set()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """None to set."""
+        """Not supported."""
 
 
 def mlp(width: int) -> Plain:
@@ -61,7 +61,7 @@ def mlp(width: int) -> Plain:
 
 
 def cnn(width: int) -> Plain:
-    """Three stages of two 3 x 3 convolutions with batch norm, pooled in between; then the mean of all places."""
+    """Three stages of two 3 x 3 convolutions with batch norm, each with max pooling; then global average pooling."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((1, width), (width, 2 * width), (2 * width, 4 * width)):
         for channels in (inputs, outputs):
@@ -75,7 +75,7 @@ def size(model: nn.Module) -> int:
 
 
 def widest(build: Callable[[int], nn.Module], params: int) -> int:
-    """The greatest width whose model has at most so many parameters."""
+    """The largest width of a model with at most `params` parameters."""
     width = 1
     while size(build(width + 1)) <= params:
         width += 1
@@ -132,7 +132,7 @@ class Anchors:
         """Images a second of each model."""
         trainers = {name: self.trainer(name, 0, len(self.splits["train"].labels)) for name in self.models}
         seconds: dict[str, list[float]] = {name: [] for name in trainers}
-        for _ in range(1 + ROUNDS):  # the first is to warm up
+        for _ in range(1 + ROUNDS):  # the first is warm-up
             for name, trainer in trainers.items():
                 start = time.perf_counter()
                 trainer.advance(STEPS)

@@ -1,7 +1,7 @@
 """All benchmarks in one table: `make bench`, or `python -m benchmarks.bench [PART …] [--quick] [--out dist/bench]`.
 
 A part is a module benchmarks/<part>.py with `measure(quick: bool) -> dict`, whose "rows" are those of
-`benchmarks.rows`. Each part runs in a process of its own, one after the other. All results go to bench.json, with a
+`benchmarks.rows`. The parts run one after the other, each in a new process. All results go to bench.json, with a
 description of the machine. A missed limit is shown and is no error; a part that fails is one.
 """
 
@@ -31,7 +31,7 @@ PARTS = (
 
 
 def run_part(part: str, quick: bool) -> dict[str, Any]:
-    """The result of a part. `quick`: few rounds at small sizes, whose figures neither hold nor miss a limit."""
+    """The result of a part. `quick`: few rounds at small sizes, without judging limits."""
     if "fork" in multiprocessing.get_all_start_methods():
         multiprocessing.set_start_method("fork", force=True)  # Linux's default; this process was spawned
     result = dict(importlib.import_module(f"benchmarks.{part}").measure(quick=quick))
@@ -42,11 +42,11 @@ def run_part(part: str, quick: bool) -> dict[str, Any]:
 
 def quiet_profiler() -> None:
     """Keep torch's profiler from reporting each start, and a missing GPU, on stderr, in processes started later."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # above all of its levels
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # above all levels
 
 
 def run(parts: Sequence[str], quick: bool) -> dict[str, dict[str, Any]]:
-    """By part: its result and its seconds, or the error that ended it. Prints each table as it comes."""
+    """Part -> its result and seconds, or its error. Prints each table when the part has ended."""
     results: dict[str, dict[str, Any]] = {}
     quiet_profiler()
     for part in parts:

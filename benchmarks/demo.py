@@ -1,4 +1,4 @@
-"""A supernet of the demo's space on Fashion-MNIST, by the pipeline's own steps, and its scorer."""
+"""Train a supernet of the demo's space on Fashion-MNIST with the pipeline's steps, and score its subnets."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def prepare(folder: Path) -> None:
 
 
 def train(folder: Path, name: str, **settings: object) -> Path:
-    """Train with the demo's recipe, where `settings` do not change it; return the supernet's folder."""
+    """Train with the demo's recipe and changed `settings`; return the supernet's folder."""
     arguments = ["--out", str(folder / name), "--record", str(folder / f"{name}.json")]
     for key, value in settings.items():
         arguments += ["--set", f"train_supernet.{key}={value}"]

@@ -50,7 +50,7 @@ def published(letter: str) -> Case:
 
 
 class Setting(NamedTuple):
-    """Device and type. Below float32 models run by autocast over float32 weights, as they are trained."""
+    """Device and type. Types below float32 mean autocast over float32 weights, as in training."""
 
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
@@ -149,7 +149,7 @@ class Product(NamedTuple):
 
 
 def products(space: SearchSpace, spec: SubnetSpec, batch: int, kind: Kind) -> list[Product]:
-    """Those of a forward pass of the subnet without relative position, in order; for a step also their gradients."""
+    """The products of the subnet's forward pass without relative position; for a step also those of the gradients."""
     tokens, embed, dim = space.num_patches + 1, spec.embed_dim, space.head_dim
     every = [Product(1, batch * space.num_patches, space.in_channels * space.patch_size**2, embed)]
     for number, heads in enumerate(spec.num_heads):
@@ -170,7 +170,7 @@ def products(space: SearchSpace, spec: SubnetSpec, batch: int, kind: Kind) -> li
 
 
 def gemms(space: SearchSpace, spec: SubnetSpec, batch: int, kind: Kind, setting: Setting = CPU) -> Run:
-    """The matrix products of a forward pass, or of a step, and nothing else."""
+    """A run of only the matrix products of a forward pass or a step."""
     every, tensors = products(space, spec, batch, kind), {}
     random = partial(torch.randn, device=setting.device, dtype=setting.dtype)
     for times, m, k, n in dict.fromkeys(every):
@@ -193,7 +193,7 @@ def gemms(space: SearchSpace, spec: SubnetSpec, batch: int, kind: Kind, setting:
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    """Rows, and the seconds that they come from."""
+    """The rows, and the measured seconds."""
     torch.set_num_threads(THREADS)
     batch, rounds = (1, 2) if quick else (16, 7)
     rows: list[Row] = []
@@ -220,7 +220,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
 
 
 def peak_bytes(run: Run, device: torch.device = CPU.device) -> int:
-    """The highest memory of the device that a run allocates beyond what was allocated before it."""
+    """The peak of device memory that a run allocates in addition to what was allocated before."""
     run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,13 +1,13 @@
-"""Does evolution find better subnets than random search? Both from several seeds, over one supernet.
+"""Compare evolution with random search from several seeds, over one supernet.
 
     python -m benchmarks.evolution [--seeds N] [--set search_subnet.KEY=VALUE …]
     python -m benchmarks.evolution --supernet artifacts/supernet --card artifacts/splits/card.json
         --search-split artifacts/splits/search.parquet
 
-Each seed is a search as the pipeline's: evolution, then random search with as many candidates within the same limits,
-the finalists of both on all search images. Seeds are paired: one supernet, one set of images, one budget. The interval
-is Student's over the seeds, of evolution's best minus random search's best. It covers the draws of the searches, and
-neither another supernet nor other images. Without `--supernet` one is trained first, by the demo's recipe.
+Each seed is one search of the pipeline: evolution, then random search with as many candidates within the same limits,
+then the finalists of both on all search images. Seeds share supernet, images and budget. The interval of evolution's
+best minus random search's best is Student's over the seeds. It covers the draws of the searches, but not other
+supernets or images. Without `--supernet` one is trained first, with the demo's recipe.
 """
 
 from collections.abc import Sequence
@@ -34,13 +34,13 @@ class Pair(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Below 0 where evolution's is better."""
+        """Difference of the losses; below 0 if evolution is better."""
         assert self.evolved.loss is not None and self.random.loss is not None
         return self.evolved.loss - self.random.loss
 
 
 def pair(result: SearchResult) -> Pair:
-    """The best finalist of each search. A subnet that both have drawn counts for both."""
+    """The best finalist of each search. A subnet drawn by both counts for both."""
     drawn = {one.candidate.spec for one in result.candidates if one.is_baseline}
     evolved = {one.candidate.spec for one in result.candidates if not one.is_baseline}
     best = (next(one for one in result.finalists if one.candidate.spec in specs) for specs in (evolved, drawn))

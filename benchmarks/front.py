@@ -1,18 +1,18 @@
-"""How much of the accuracy and size plane does NSGA-II cover, against the paper's evolution and random search?
+"""Compare the fronts of NSGA-II, the paper's evolution and random search by their hypervolume.
 
     python -m benchmarks.front [--seeds N] [--set search_subnet.KEY=VALUE …]
     python -m benchmarks.front --supernet artifacts/supernet --card artifacts/splits/card.json
         --search-split artifacts/splits/search.parquet
 
 Each seed runs the three searches within the same limits, with equally many candidates, each scored on all images of the
-search. NSGA-II and evolution begin with the same generation. Compared is the hypervolume: the part of a rectangle that
-the candidates of a search dominate, 0 to 1. The rectangle goes from the smallest to the largest legal number of
-parameters, and from the score of the space's smallest subnet, which any useful larger one must beat, to the best score
-that any search of any seed found. Its far corner is the reference point.
+search. NSGA-II and evolution start with the same generation. The hypervolume is the part of a rectangle that the
+candidates of a search dominate, 0 to 1. The rectangle extends from the smallest to the largest legal number of
+parameters, and from the score of the space's smallest subnet, which a useful larger one must beat, to the best score
+of any search and seed. Its worst corner is the reference point.
 
-A search selects on its images, which flatters it. So the front of each search, by its objectives, is measured a second
-time on the images of the search split that no search used. The intervals are Student's over the seeds, of paired
-differences. They cover the draws of the searches, and neither another supernet nor other images.
+A search selects on its images, so its scores there are optimistic. The front of each search is therefore scored again
+on images of the search split that no search used. The intervals are Student's over the seeds, of paired differences.
+They cover the draws of the searches, but not other supernets or images.
 """
 
 from collections.abc import Sequence
@@ -53,11 +53,11 @@ class Plane(NamedTuple):
 
     smallest: int
     largest: int
-    reference: float  # of the smallest subnet; lower is better
+    reference: float  # score of the smallest subnet; lower is better
     best: float
 
     def volume(self, costs: Sequence[tuple[int, float]]) -> float:
-        """Of pairs of parameters and score (lower is better)."""
+        """The hypervolume of pairs (parameters, score); lower scores are better."""
         width, height = self.largest - self.smallest, self.reference - self.best
         if width <= 0 or height <= 0:
             return 0.0

@@ -1,7 +1,7 @@
-"""Indexing and splitting ImageNet: archives with as many members as the real ones, a few hundred bytes each.
+"""Index and split ImageNet: archives with as many members as the real ones, of a few hundred bytes each.
 
 The archives have the real layout: a tar of a tar for each class, a tar of val images, a devkit; no two images have the
-same bytes. A process of its own does the work of `prepare_data`. The same run times reading the same bytes, and hashing
+same bytes. A separate process does the work of `prepare_data`. The same run times reading the same bytes, and hashing
 them with md5 and sha256, before and after. Memory is the process's peak, imports included.
 """
 
@@ -35,7 +35,7 @@ IMAGE_BYTES, MAX_GB = 700, 1.0
 def tar_of(
     members: Iterable[tuple[str, bytes]], mode: Literal["w", "w:gz"] = "w", file: BinaryIO | None = None
 ) -> bytes:
-    """The bytes of a tar; those of a large one go to `file` instead."""
+    """The bytes of a tar; with `file` they are written there instead."""
     out = io.BytesIO()
     with tarfile.open(fileobj=file or out, mode=mode, format=tarfile.GNU_FORMAT) as tar:
         for name, content in members:
@@ -66,7 +66,7 @@ def devkit(truth: Sequence[int], classes: dict[str, tuple[int, str]]) -> bytes:
 
 
 def write_archives(folder: Path, train: int, val: int, classes: int) -> Published:
-    """Archives of so many images, and the description that a reader checks them against."""
+    """Write archives with so many images; return the description that the reader checks."""
     wnids = [f"n{10_000_000 + 137 * number}" for number in range(classes)]
     numbers = count()
 

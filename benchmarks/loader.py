@@ -1,7 +1,7 @@
-"""Training images a second: this loader against torchvision's ImageFolder with timm's training transform.
+"""Training images per second: this loader against torchvision's ImageFolder with timm's training transform.
 
 Both read the same JPEG files, made from scikit-image's photographs: one from a folder tree, as the official code does,
-the other from a tar. Both have the same number of worker processes. A batch counts when it is what a model takes: float
+the other from a tar. Both have the same number of worker processes. A batch counts when it is ready for a model: float
 tensors, normalised, with erased rectangles. The clock starts when the batches that workers had prefetched are used up.
 """
 
@@ -131,7 +131,7 @@ def loaders(tree: Path, split: EncodedSplit, batch_size: int, workers: int) -> d
 
 
 def seconds_of(batches: int, skipped: int, clock: Callable[[], float], start: Batches) -> float:
-    """Seconds of so many batches, after the first `skipped`."""
+    """Seconds of `batches` batches, after the first `skipped`."""
     stream = start()
     for _ in range(skipped):
         next(stream)
@@ -147,7 +147,7 @@ def seconds_of(batches: int, skipped: int, clock: Callable[[], float], start: Ba
 
 
 def measure(quick: bool = False, shapes: Sequence[Shape] = SHAPES, workers: int = 2) -> dict[str, Any]:
-    """Rows, and the seconds that they come from."""
+    """The rows, and the measured seconds."""
     rounds, batches, batch_size = (1, 3, 16) if quick else (5, 10, 32)
     torch.set_num_threads(1)
     rows: list[Row] = []

@@ -1,13 +1,13 @@
-"""Does a predictor spare evaluations? Evolution with and without it, from several seeds, over one supernet.
+"""Compare evolution with and without a predictor from several seeds, over one supernet.
 
     python -m benchmarks.predictor [--seeds N] [--set search_subnet.KEY=VALUE …]
     python -m benchmarks.predictor --supernet artifacts/supernet --card artifacts/splits/card.json
         --search-split artifacts/splits/search.parquet
 
-Both search by the loss, without a race: an evaluation is one candidate on all images of the search. A seed's bar is
-the best loss that evolution reaches with all its evaluations. The rows say how many the predictor takes to reach it
-(all, where it does not), as a share of evolution's, and the difference of the best losses after equally many. Intervals
-are Student's over the seeds. Without `--supernet` one is trained by the demo's recipe.
+Both search by the loss, without a race: an evaluation is one candidate on all images of the search. A seed's bar is the
+best loss that evolution reaches with all its evaluations. The rows show the number of evaluations until the predictor
+reaches it (all, if it does not), as a share of evolution's, and the difference of the best losses after equally many.
+Intervals are Student's over the seeds. Without `--supernet` one is trained with the demo's recipe.
 """
 
 from collections.abc import Sequence
@@ -36,11 +36,11 @@ class Seed(NamedTuple):
         return self.evolution[-1]
 
     def reached(self, best: Sequence[float]) -> int | None:
-        """Evaluations until the best loss is no worse than the bar; None where it stays above."""
+        """Evaluations until the best loss is no worse than the bar; None if it stays above."""
         return next((number for number, loss in enumerate(best, start=1) if loss <= self.bar), None)
 
     def share(self, best: Sequence[float]) -> float:
-        """Of evolution's evaluations, those until the bar."""
+        """Evaluations until the bar, as a share of evolution's."""
         return (self.reached(best) or len(self.evolution)) / len(self.evolution)
 
 
@@ -66,7 +66,7 @@ def compare(config: Config, score: Score, images: int, seeds: int) -> list[Seed]
 
 
 def rows(found: Sequence[Seed]) -> list[Row]:
-    """Shares and differences with their intervals, and in how many seeds each search reaches the bar."""
+    """Shares and differences with their intervals, and the number of seeds in which the predictor reaches the bar."""
     shown = interval_rows(
         "predictor's evaluations to evolution's best loss / all of evolution's",
         "x",

@@ -1,14 +1,14 @@
-"""Do cheap proxies rank subnets as their scores do? Rank correlations over random subnets of one supernet.
+"""Rank correlations of cheap proxies with scores, over random subnets of one supernet.
 
     python -m benchmarks.proxies [--subnets N] [--set search_subnet.KEY=VALUE …]
     python -m benchmarks.proxies --supernet artifacts/supernet --card artifacts/splits/card.json
         --search-split artifacts/splits/search.parquet
 
-A subnet's score is minus its loss with inherited weights on the search images, less the first 200. The proxies are its
-parameters, its MACs, minus its loss on those 200, and three of a randomly initialised model of its shape, on one batch:
-SNIP (Lee et al., 2019), the norm of the gradient (Abdelfattah et al., 2021) and SynFlow (Tanaka et al., 2020), without
-norms and in logarithms. A positive correlation means that more of the proxy is better. Intervals are a bootstrap's over
-the subnets, 95 %. One group is drawn within the limits of the search, one from the whole space.
+A subnet's score is minus its loss with inherited weights on the search images, without the first 200. The proxies are
+its parameters, its MACs, minus its loss on those 200, and three of a randomly initialised model of its shape, on one
+batch: SNIP (Lee et al., 2019), the norm of the gradient (Abdelfattah et al., 2021) and the logarithm of SynFlow (Tanaka
+et al., 2020) without norms. A positive correlation means that more of the proxy is better. Intervals are 95 % bootstrap
+intervals over the subnets. One group is drawn within the limits of the search, one from the whole space.
 """
 
 import warnings
@@ -131,7 +131,7 @@ def proxies_of(
 
 def measured_proxies(config: Config, score: Score, images: int, subnets: int) -> dict[str, Any]:
     """`images`: of the search split."""
-    assert isinstance(score, SubnetScorer)  # whose images the proxies need
+    assert isinstance(score, SubnetScorer)  # the proxies need its images
     section, space = config.section(SearchSubnet), config.space
     rows, everything = list[Row](), {}
     later = np.arange(FEW, min(section.images or images, images))

@@ -1,8 +1,8 @@
-"""Two ranks of one thread on two cores against one process: the cost of training in several processes.
+"""The cost of training in several processes: two ranks of one thread on two cores against one process.
 
-Round by round rank 0 trains by itself with one thread, then with two threads and twice the images; then both train with
-gradients averaged by DistributedDataParallel, and without. All runs take the same subnets, drawn
-uniformly from one supernet. gloo carries the gradients over loopback; NCCL between GPUs is not measured here.
+In each round rank 0 trains alone with one thread, then with two threads and twice the images; then both train with
+gradients averaged by DistributedDataParallel, and without. All runs use the same uniformly drawn subnets of one
+supernet. gloo sends the gradients over loopback; NCCL between GPUs is not measured.
 """
 
 import os
@@ -30,7 +30,7 @@ SPACE = "autoformer-tiny"
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    """Rows, and all seconds."""
+    """The rows, and the measured seconds."""
     images, steps, rounds = (2, 1, 2) if quick else (8, 2, 7)  # images of a rank and step, steps of a run
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(2, get_context("spawn")) as pool:
         call = partial(time_ranks, f"file://{folder}/ranks", images, steps, rounds)

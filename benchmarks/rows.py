@@ -1,4 +1,4 @@
-"""A benchmark's result, rows of figures with their limits, and the timing of its runs. Torch-free."""
+"""The result of a benchmark (rows of figures with limits), and the timing of its runs. Torch-free."""
 
 import statistics
 import time
@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `name`: case and quantity; `direction`: the good side of the limit, if there is one."""
+    """One figure. `name`: case and quantity; `direction`: the good side of the limit, if any."""
 
     name: str
     value: float
-    unit: str  # "x" for a ratio, which carries over to another machine; "%", "s", "GB", …
+    unit: str  # "x" for a ratio, which should hold on other machines; "%", "s", "GB", …
     limit: float | None = None
     direction: Literal["at most", "at least"] = "at most"
 
@@ -62,7 +62,7 @@ def interleaved(
     warmup: int = 1,
     is_over: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[float]]:
-    """Seconds of each run in each round. A round makes every run once, so all runs share the machine's noise.
+    """Seconds of each run in each round. A round includes every run once, so all share the machine's noise.
 
     The order rotates from round to round, so no run always follows the same other.
 

@@ -1,7 +1,7 @@
-"""The kinds of sampling on the demo, at one budget, counted in images through a forward pass.
+"""Compare the kinds of sampling on the demo, at one budget of images through a forward pass.
 
-The recipe is the demo's, its schedule stretched over the steps that the budget allows: a sandwich of four subnets takes
-a quarter of the steps of the others. Top-1 on the search split, with averaged weights and one seed: differences of
+The recipe is the demo's, with its schedule stretched over the steps of the budget: a sandwich of four subnets has a
+quarter of the steps. The result is top-1 on the search split, with averaged weights and one seed, so differences of
 some tenths of a point are noise.
 """
 

@@ -23,7 +23,7 @@ LONGEST_VALUE = 44  # characters
 NOT_RECORDED = "not recorded"
 TEST = "test split"
 TOP1 = "test_top1_percent"
-_LABELLED = re.compile(rf"(\d+(?:\.\d+)?(?:e-\d+)?m)/{TOP1}")  # the test accuracy of one budget
+_LABELLED = re.compile(rf"(\d+(?:\.\d+)?m)/{TOP1}")  # the test accuracy of one budget
 # Key -> (name, format, unit). `val/top1` is the accuracy of the chosen subnet on the search split.
 SCORES = {
     TOP1: ("test top-1", ".2f", " %"),
@@ -42,10 +42,10 @@ _ARCHITECTURE = {"depth": "depth", "embed_dim": "width", "num_heads": "heads", "
 
 
 class Row(NamedTuple):
-    """A line of the table."""
+    """One row of the comparison: a quantity and its value in both runs."""
 
     name: str
-    values: tuple[str, str]  # of the two runs
+    values: tuple[str, str]  # of the first and the second run
     difference: str = ""
 
 
@@ -109,7 +109,7 @@ def find(name: str) -> str:
 
 
 def _find_by_folder(folder: Path) -> str:
-    """The newest run named in a folder's records; records of cached steps name the older run that executed them."""
+    """The newest run named in a folder's records; the record of a cached step names the older run that executed it."""
     records = [*folder.glob("*/record"), *folder.glob("*/record.json"), *folder.glob("records/*.json")]
     run_ids = {read_json_as(StepRecord, record).mlflow_parent_run_id for record in records}
     for run in tracking.list_pipeline_runs():  # newest first
@@ -181,7 +181,7 @@ def _architecture(run: tracking.PipelineRun) -> dict[str, str]:
 
 
 def _scores(first: tracking.PipelineRun, second: tracking.PipelineRun) -> tuple[list[Row], int]:
-    """As `_differences`, of the whole run and of each budget; test accuracy always has a row, equal or not."""
+    """`_differences` for the scores of the run and of each budget; test accuracy always has a row, even if equal."""
     rows, equal = [], 0
     for label in ("", *_budgets(first, second)):
         different, same = _scores_of(first, second, label)
@@ -225,7 +225,7 @@ def _interval(run: tracking.PipelineRun, label: str = "") -> Interval | None:
 def difference_interval(first: Interval, second: Interval) -> tuple[float, float]:
     """The interval of second minus first from two Wilson intervals (Newcombe 1998, method 10).
 
-    The method is for independent samples. Two models on the same images agree on most, so it is too wide for them.
+    The method is for independent samples. For two models on the same images, which mostly agree, it is too wide.
     """
     difference = second.value - first.value
     low = difference - math.hypot(second.value - second.low, first.high - first.value)

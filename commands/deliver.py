@@ -1,12 +1,12 @@
-"""Fill a data folder from a data set's official archives, or write into it where they are.
+"""Fill a data folder from a data set's official archives, or record their location in it.
 
     python -m commands.deliver --dataset flowers-102 --archives ~/downloads --data data/flowers-102
 
-Small archives are verified and copied. A tar of images that is gzipped as a whole gives no random access: it is
-written uncompressed, which gives the same bytes each time. ImageNet, class folders and WebDataset shards stay where
-they are, and the data folder gets a `source.yaml`. For ImageNet it names the archives by their published md5, so that
-DVC versions the data set without a copy; names and sizes are checked now, the bytes by prepare_data. Class folders and
-shards have no published sums: later readings are checked against the rows that prepare_data writes.
+Small archives are verified and copied. A gzipped tar of images gives no random access, so it is written uncompressed,
+with the same bytes each time. ImageNet, class folders and WebDataset shards stay where they are, and the data folder
+gets a `source.yaml`. For ImageNet it names the archives by their published md5, so DVC versions the data set without a
+copy; this command checks names and sizes, prepare_data the bytes. Class folders and shards have no published checksums:
+later steps check them against the rows that prepare_data writes.
 """
 
 import argparse
@@ -51,7 +51,7 @@ PUBLISHED: dict[str, dict[str, str]] = {
         "cars_test_annos_withlabels.mat": "b0a2b23655a3edd16d84508592a98d10",
     },
 }
-# The same images in another form, md5 sums as on https://www.cs.toronto.edu/~kriz/cifar.html.
+# The same images in binary form, md5 sums from https://www.cs.toronto.edu/~kriz/cifar.html.
 BINARY_FORM: dict[str, dict[str, str]] = {
     "cifar-10": {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
     "cifar-100": {"cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"},
@@ -62,7 +62,7 @@ UNCOMPRESSED = {
     "cars_train.tgz": "cars_train.tar",
     "cars_test.tgz": "cars_test.tar",
 }
-OFFICIAL = (imagenet.NAME, *PUBLISHED)  # that have archives of their own
+OFFICIAL = (imagenet.NAME, *PUBLISHED)  # data sets with official archives
 _BLOCK = 1 << 20
 _GZIP = 31  # zlib's `wbits` for a gzip header and any window
 
@@ -81,13 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fill_data_folder(dataset: str, archives: str | Path, data: Path) -> str:
-    """Fill `data` in the way that suits the data set; return its content in words.
+    """Copy or link the archives of a data set into `data`; return its content in words.
 
     Args:
         archives: a folder, or s3://bucket/folder.
 
     Raises:
-        AutoFormerError: `archives` holds no data set of that name, nor one in a known layout.
+        AutoFormerError: `archives` holds neither the official archives nor a known layout.
     """
     if dataset in PUBLISHED:
         folder = open_data(archives).folder if is_uri(archives) else Path(archives)
@@ -98,7 +98,7 @@ def fill_data_folder(dataset: str, archives: str | Path, data: Path) -> str:
     place = _archive_folder(archives)
     official = dataset == imagenet.NAME and any(
         (place / name).is_file() for name in (imagenet.TRAIN, imagenet.VAL)
-    )  # spares a listing of the folder
+    )  # avoids listing the folder
     if not official and _is_layout(place):
         _write_source(place, data, "Where the images are: in train/<class>/ and so on, or in WebDataset shards.")
         return f"{SOURCE}, which names {archives}"
@@ -114,12 +114,12 @@ def fill_data_folder(dataset: str, archives: str | Path, data: Path) -> str:
 
 
 def _is_layout(place: ArchiveFolder) -> bool:
-    """Whether class folders or shards lie there, which stay where they are."""
+    """Whether the folder has class folders or shards, which are not copied."""
     return (isinstance(place, Path) and class_folders.is_mine(place)) or webdataset.holds_shards(place)
 
 
 def copy_verified(archives: Path, data: Path, published: Mapping[str, str]) -> list[str]:
-    """Copy published files into `data`, each verified, and whole or not at all.
+    """Copy published files into `data`, each verified, and each whole or not at all.
 
     Args:
         published: file name -> md5.
@@ -128,7 +128,7 @@ def copy_verified(archives: Path, data: Path, published: Mapping[str, str]) -> l
         The names of the files in `data`.
 
     Raises:
-        AutoFormerError: a file is missing, or not the published one; files that were verified before it stay.
+        AutoFormerError: a file is missing, or not the published one; files copied before it stay.
     """
     missing = [name for name in published if not (archives / name).is_file()]
     if missing:
@@ -158,7 +158,7 @@ def copy_verified(archives: Path, data: Path, published: Mapping[str, str]) -> l
 
 
 def _copy(source: Path, out: BinaryIO, uncompress: bool, advance: Callable[[int], None]) -> str:
-    """Copy a file, or its uncompressed content; return the md5 of the file itself."""
+    """Copy a file, or its uncompressed content; return the md5 of the original file."""
     digest, gunzip, written = md5(), zlib.decompressobj(_GZIP), 0
     most = BOUNDS.expanded(source.stat().st_size)
     with source.open("rb") as file:
@@ -175,16 +175,16 @@ def _copy(source: Path, out: BinaryIO, uncompress: bool, advance: Callable[[int]
                 block = gunzip.unconsumed_tail or gunzip.unused_data
                 if gunzip.eof and block:  # a gzip file may have several members
                     gunzip = zlib.decompressobj(_GZIP)
-            out.write(block)  # empty where it was uncompressed
+            out.write(block)  # empty if uncompressed data was written
     if uncompress and not gunzip.eof:
         raise AutoFormerError(f"{source}: ends too early; download it again")
     return digest.hexdigest()
 
 
 def link_imagenet(archives: str | Path, data: Path, published: imagenet.Published = imagenet.PUBLISHED) -> str:
-    """Write the `source.yaml` of `data`; return the archive of images that is missing, "" if both are there.
+    """Write the `source.yaml` of `data`; return the name of the missing archive of images, or "".
 
-    Raises `AutoFormerError` where both are missing, the devkit is, or one of them has another size.
+    Raises `AutoFormerError` if both or the devkit are missing, or one has another size.
     """
     folder = _archive_folder(archives)
     if isinstance(folder, Path) and not folder.is_dir():

@@ -1,9 +1,9 @@
-"""Measure the accuracy of a published subnet, with the weights that it inherits from an official checkpoint.
+"""Measure the accuracy of a published subnet with weights inherited from an official checkpoint.
 
     python -m commands.evaluate_official --checkpoint supernet-tiny.pth --subnet autoformer-tiny --data data/imagenet-1k
 
 The published protocol: resize the shorter side to int(256 / 224 x size) pixels, bicubic; crop the centre; normalise by
-ImageNet's mean and standard deviation. No step of the pipeline needs to have run.
+ImageNet's mean and standard deviation. It needs no output of the pipeline.
 """
 
 import argparse
@@ -64,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All figures, as plain data; see `main` for the arguments. All input but the weights is checked before torch."""
+    """All figures as plain data; see `main` for the arguments. Input is checked before torch loads, except weights."""
     existing(arguments.checkpoint, "https://github.com/microsoft/Cream/tree/main/AutoFormer")
     subnet = load_subnet(arguments.subnet)
     space = load_space(subnet.space)
     size = arguments.size or space.image_size
-    space.resized(size)  # refuses a size that the patches do not divide
+    space.resized(size)  # raises for a size that the patches do not divide
     data = open_data(arguments.data)
     delivered = read_to_test(data.folder, data.folder.name)
     _check_data(arguments.data, delivered, space)
@@ -103,7 +103,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         logits = predict_batches([forward], streamed, mean, std, device, bar.update)[0]
     seconds = time.monotonic() - started
     scores = score(logits, torch.from_numpy(rows.labels.astype(np.int64)))
-    published = subnet.published if size == space.image_size else None  # of the space's size alone
+    published = subnet.published if size == space.image_size else None  # published at the space's size only
     return {
         "subnet": subnet.name,
         "space": space.name,
@@ -159,7 +159,7 @@ def _test_split(data: str, delivered: Delivered, limit: int | None) -> tuple[str
 
 
 def summary(figures: dict[str, Any]) -> list[str]:
-    """The figures in a few lines for people."""
+    """The figures as a few lines of text."""
     low, high = figures["top1_low_percent"], figures["top1_high_percent"]
     part = "" if figures["images"] == figures["split_images"] else f" of {figures['split_images']:,}"
     lines = [

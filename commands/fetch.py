@@ -1,8 +1,8 @@
-"""Put the four files of Fashion-MNIST into a data folder, by the first route that works.
+"""Fetch the four files of Fashion-MNIST into a data folder, by the first route that works.
 
     python -m commands.fetch --dataset fashion-mnist --data data/fashion-mnist
 
-Every route gives the published bytes, so `data.dvc` matches whichever was taken.
+Every route gives the published bytes, so `data.dvc` always matches.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from components.prepare_data.fashion_mnist import ARCHIVES, NAME
 from runtime.common.console import Parser, run_command
 
 PACKAGE = "dataset-fashion-mnist"
-INSTALLED = Path("usr/share/datasets/fashion-mnist")  # below the root of the file system, or of an unpacked package
+INSTALLED = Path("usr/share/datasets/fashion-mnist")  # below / or an unpacked package
 
 # The first is torchvision's (torchvision.datasets.FashionMNIST.mirrors, BSD-3), the second the authors' repository.
 MIRRORS = (
@@ -36,11 +36,11 @@ _GZIP_HAS_NAME = 8
 _GZIP_HEADER_BYTES = 10
 
 
-_MOST_BYTES = 2**26  # of a download; the published files have less
+_MOST_BYTES = 2**26  # of a download; the published files are smaller
 
 
 class RouteError(Exception):
-    """A route does not work; the message gives the reason."""
+    """A route failed; the message is the reason."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _not_fetched(dataset: str) -> str:
-    """What to do for a data set that no route fetches."""
+    """The error for a data set that this command cannot fetch, with what to do."""
     from commands.deliver import OFFICIAL
 
     if dataset in OFFICIAL:
@@ -69,13 +69,13 @@ def _not_fetched(dataset: str) -> str:
 
 
 def fetch(data: Path) -> str:
-    """Write the four published files into `data`, each whole or not at all.
+    """Fetch the four published files into `data`, each whole or not at all.
 
     Returns:
-        "already there", or the route taken.
+        "already there", or the name of the route.
 
     Raises:
-        AutoFormerError: no route worked; the line has the reason of each.
+        AutoFormerError: no route worked; the message has the reason for each.
     """
     present = [name for name in ARCHIVES if (data / name).is_file() and hash_file(data / name) == ARCHIVES[name]]
     missing = [name for name in ARCHIVES if name not in present]
@@ -100,7 +100,7 @@ def fetch(data: Path) -> str:
 
 
 def published_bytes(name: str, content: bytes) -> bytes:
-    """The published file, from itself or from Debian's copy, whose gzip header lacks name and time."""
+    """The published file, unchanged or restored from Debian's copy, whose gzip header lacks name and time."""
     flags = content[3:4]
     if content[:2] != b"\x1f\x8b" or flags != b"\x00":
         return content
@@ -110,7 +110,7 @@ def published_bytes(name: str, content: bytes) -> bytes:
 
 
 def _published(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """Read all files of a route and verify their checksums, before any is written."""
+    """Read all files of a route and verify their checksums before any is written."""
     files = {}
     for name in names:
         if not (folder / name).is_file():
@@ -122,7 +122,7 @@ def _published(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def _unpack_package(folder: Path, _: Sequence[str]) -> Path:
-    """Download Debian's package and unpack it into `folder`, without root; fetch package lists if there are none."""
+    """Download Debian's package and unpack it into `folder`, without root. Fetches package lists if there are none."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise RouteError("no apt-get or no dpkg here")
     lists, cache = folder / "lists", folder / "cache"
@@ -175,7 +175,7 @@ def _download(folder: Path, names: Sequence[str]) -> Path:
     return folder
 
 
-# Route -> function of an empty folder and the names of the missing files; returns the folder that has them.
+# Route -> function that gets an empty folder and the missing names, and returns the folder with the files.
 ROUTES: dict[str, Callable[[Path, Sequence[str]], Path]] = {
     "installed": lambda folder, names: Path("/") / INSTALLED,
     "debian": _unpack_package,

@@ -1,4 +1,4 @@
-"""Archives hold one folder around everything: a refusal of that folder names the one inside that would be accepted."""
+"""Find the accepted folder inside of a refused one: many archives wrap everything in an outer folder."""
 
 import contextlib
 import shlex
@@ -11,7 +11,7 @@ from components.prepare_data.sources import discover
 
 
 def accepted_inside(folder: Path, accepts: Callable[[Path], bool]) -> Path | None:
-    """The outermost accepted folder below `folder` on a way of only one folder each; None without one."""
+    """The outermost accepted folder below `folder`, descending while there is only one folder; None if none is."""
     inside = _only_folder(folder)
     while inside is not None and not accepts(inside):
         inside = _only_folder(inside)
@@ -20,7 +20,7 @@ def accepted_inside(folder: Path, accepts: Callable[[Path], bool]) -> Path | Non
 
 @contextlib.contextmanager
 def pointing_inside(source: Path) -> Iterator[None]:
-    """Add to a refusal of a user's images the folder inside of `source` that would be accepted."""
+    """Add to the error about a user's images the folder inside of `source` that would be accepted."""
     try:
         yield
     except AutoFormerError as error:

@@ -1,4 +1,4 @@
-"""Measure a table of latencies on this machine, from which the latency of any subnet of a space is predicted.
+"""Measure a latency table on this machine, which predicts the latency of any subnet of a space.
 
     python -m commands.latency --space fashion-mnist --out latency.json
 
@@ -94,7 +94,7 @@ def _name(device: "torch.device") -> str:
 
 
 def clock_of(device: "torch.device", threads: int | None) -> tuple[Clock, "Timer"]:
-    """The clock for a device: on one CPU thread the processor's, which stands still while other programs run."""
+    """The clock for a device: on one CPU thread the process's CPU time, which other programs do not increase."""
     import torch
 
     if device.type == "cuda":

@@ -33,12 +33,12 @@ from runtime.common.overrides import add_option, parse
 from runtime.common.sections import PrepareData, SearchSubnet
 
 PRESET = "photos"
-SPACES = ("photos-64", "photos-32", "autoformer-tiny")  # that are proposed
+SPACES = ("photos-64", "photos-32", "autoformer-tiny")  # the proposed spaces
 DATASETS = ROOT / "datasets"
-_LISTED = 5  # unreadable files and classes that are printed
-_SAMPLED = 200  # images whose size is read
-_LARGE = 160  # pixels of the shorter side from which a space of 224 pixels is worth its cost, on a GPU
-_MANY = 20_000  # images from which a space of 224 pixels has enough to learn from
+_LISTED = 5  # printed unreadable files and classes
+_SAMPLED = 200  # images of which the size is read
+_LARGE = 160  # minimum shorter side in pixels for a space of 224 pixels, on a GPU
+_MANY = 20_000  # minimum number of images for a space of 224 pixels
 
 
 class Proposal(NamedTuple):
@@ -90,8 +90,8 @@ def propose_run(source: Path, preset: str | None, overrides: Sequence[str], pack
     card = read_pack(data)
     settings.append(f"dataset={card.name}")
     if config.section(PrepareData).search_images and "prepare_data.search_images" not in given:
-        settings.append("prepare_data.search_images=null")  # of a preset for images that have as many in each class
-    if "space.num_classes" not in given:  # after the user's, which may name another space
+        settings.append("prepare_data.search_images=null")  # such presets assume classes of equal size
+    if "space.num_classes" not in given:  # last, since the user's overrides may name another space
         overrides = [*overrides, f"space.num_classes={len(card.classes)}"]
     if preset is None or config.name == PRESET:
         settings.append(f"name={card.name}")
@@ -135,16 +135,16 @@ def propose_space(source: Path, device: str = "auto") -> str:
 
 
 def _space_of(card: PackCard) -> str:
-    """The first of `SPACES` whose images are as large as those of the pack."""
+    """The first of `SPACES` with the image size of the pack."""
     return next((name for name in SPACES if resized_side(load_space(name).image_size) == card.shorter_side), SPACES[0])
 
 
 def _warmup(given: Mapping[str, Any]) -> list[str]:
-    """Warm-up in proportion to the user's epochs; the preset's might be longer than all of them."""
+    """Warm-up in proportion to the user's epochs, which may be fewer than the preset's warm-up."""
     settings = []
     for section in ("train_supernet", "retrain_subnet"):
         epochs = given.get(f"{section}.epochs")
-        if isinstance(epochs, int | float) and 0 < epochs < 1e9:  # a larger one may fit no float
+        if isinstance(epochs, int | float) and 0 < epochs < 1e9:  # larger integers may overflow a float
             settings.append(f"{section}.warmup_epochs={epochs / 20:g}")
     return settings
 
@@ -160,7 +160,7 @@ def _shorter_sides(paths: Sequence[Path]) -> list[int]:
 
 
 def _has_gpu() -> bool:
-    """Does not import torch, which takes seconds."""
+    """Whether there is an NVIDIA GPU; does not import torch, which takes seconds."""
     return any(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
 
 
@@ -204,7 +204,7 @@ def training_images(card: PackCard, config: Config) -> int:
 
 
 def relative_path(path: Path) -> Path:
-    """The path relative to the working directory, where it lies below it."""
+    """The path relative to the working directory, if it is inside."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -235,7 +235,7 @@ def describe_pack(data: Path) -> str:
 def add_dataset(source: Path, name: str, preset: str | None, overrides: Sequence[str]) -> str:
     """Write `data/<name>`, `configs/spaces/<name>.yaml` and `configs/presets/<name>.yaml`; return a summary.
 
-    Existing configurations are kept. Raises `AutoFormerError` as `propose_run` does, and where the name is taken.
+    Existing configurations are kept. Raises `AutoFormerError` like `propose_run`, and if the name is taken.
     """
     if name != slug(name):
         raise AutoFormerError(f"NAME={name}: a name has lower case letters, digits and hyphens, such as {slug(name)}")

@@ -1,8 +1,8 @@
-"""Estimate the steps, images, memory and hours of a run, from a few measured training steps.
+"""Estimate the steps, images, memory and hours of a run by measuring a few training steps.
 
     python -m commands.plan --config CONFIG --data FOLDER
 
-It writes nothing, and no run depends on it.
+It writes nothing.
 """
 
 import argparse
@@ -32,10 +32,10 @@ from runtime.common.sections import PrepareData, RetrainSubnet, SearchSubnet, Tr
 from runtime.steps.inputs import DATA, check_batch, check_space
 from runtime.storage.data import open_data, remote_archives
 
-STARTS = 2.0  # a step takes as many times as long to start and to end as this process takes to start: MLflow, too
-STEP_SECONDS = 12.0  # without a measurement
+STARTS = 2.0  # start and end of a step (with MLflow), as a multiple of this process's start
+STEP_SECONDS = 12.0  # start and end of a step, if not measured
 PREPARED_PER_SECOND = 2000.0  # images
-_MIN_SECONDS = 5.0  # of a measurement, unless it has _MAX_STEPS before
+_MIN_SECONDS = 5.0  # of a measurement, or until _MAX_STEPS
 _MAX_STEPS = 30
 _NOISE_IMAGES = 2048
 
@@ -54,7 +54,7 @@ class Stage(NamedTuple):
 
     name: str
     work: str = ""  # in words
-    images: int = 0  # that go through a model, with repetitions
+    images: int = 0  # forward passes
     images_per_second: float = 1.0
 
 
@@ -63,7 +63,7 @@ class Plan(NamedTuple):
     images: SplitSizes
     stages: list[Stage]
     memory_gb: float
-    step_seconds: float  # for the process of a step to start and to end
+    step_seconds: float  # start and end of a step's process
 
     def hours_of(self, stage: Stage) -> float:
         return (self.step_seconds + stage.images / stage.images_per_second) / 3600
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _start_seconds() -> float:
-    """How long this process has taken to start and to import what a training step imports."""
+    """Seconds since this process started, after importing what a training step imports."""
     import psutil
 
     importlib.import_module("runtime.steps.training_setup")
@@ -94,10 +94,10 @@ def _start_seconds() -> float:
 
 
 def make_plan(config: Config, data: Path, step_seconds: float = STEP_SECONDS) -> Plan:
-    """Measure training and scoring of the configured supernet for seconds, and count the work of each step.
+    """Measure training and scoring of the configured supernet for some seconds, and count the work of each step.
 
     Args:
-        step_seconds: for the process of a step to start and to end.
+        step_seconds: start and end of a step's process.
     """
     import torch
 
@@ -131,7 +131,7 @@ def make_plan(config: Config, data: Path, step_seconds: float = STEP_SECONDS) ->
 
 
 def _decoded_bytes(config: Config, card: DatasetCard, images: SplitSizes) -> int:
-    """Decoded images in memory in the largest step, beside those of the measurement."""
+    """Bytes of decoded images in the largest step, besides those of the measurement."""
     by_image = card.encoding == "image" and config.section(TrainSupernet).augmentation.by_image
     trained = 0 if by_image else max(images.train, getattr(images, config.section(RetrainSubnet).split))
     return max(images.search + trained, images.test) * card.channels * config.space.image_size**2
@@ -200,7 +200,7 @@ def _imagenet_sizes(section: PrepareData) -> SplitSizes:
 
 
 def _noise(card: DatasetCard, images: int) -> DecodedSplit:
-    """Random images of the data set's shape: they train as fast as real ones."""
+    """Random images of the data set's shape, which train as fast as real ones."""
     assert card.image_size is not None
     shape = (images, card.channels, card.image_size, card.image_size)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -221,7 +221,7 @@ def _measure(config: Config, card: DatasetCard, images: DecodedSplit | EncodedSp
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(supernet_training(config, images, card, Path(folder) / "found.json"))
     trainer.total_steps = sys.maxsize
-    # the rate includes decoding once the batches are used up that workers prefetch during the warm-up
+    # the rate includes decoding after the batches prefetched during the warm-up are used up
     prefetched = PREFETCH_FACTOR * worker_count(trainer.device) if section.augmentation.by_image else 0
     training = _rate(lambda: trainer.advance(1), section.batch_size, warm_up=2 + prefetched)
     trainer.images.close()

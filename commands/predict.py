@@ -1,4 +1,4 @@
-"""Name what an image shows, by the registered model or by one of a folder: `python -m commands.predict IMAGE…`."""
+"""Classify images with the registered model or a model folder: `python -m commands.predict IMAGE…`."""
 
 import argparse
 import gc
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
 
     def work(arguments: argparse.Namespace) -> None:
-        gc.disable()  # a sixth of the time of a process that does little but import
+        gc.disable()  # saves a sixth of the time: the process does little but import
         for line in predictions(arguments.images, arguments.model, arguments.alias):
             print(line, flush=True)
 
@@ -61,7 +61,7 @@ def predictions(paths: Sequence[Path], model_name: str | None, alias: str) -> li
 
 
 def _model_folder(model: str | None, alias: str) -> Path:
-    """`model` itself where it is a folder of a model, else the folder of the registered model of that name."""
+    """`model` itself if it is a model folder, else the folder of the registered model of that name."""
     if model is not None and ("/" in model or (Path(model) / "model.json").exists()):
         return existing(Path(model), "retrain_subnet")
     from runtime import tracking

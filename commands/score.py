@@ -1,4 +1,4 @@
-"""Score subnets of your own with the weights that they inherit, on the search split, as a search has scored its own.
+"""Score subnets of your own with inherited weights on the search split, exactly as a search scored its candidates.
 
     python -m commands.score --subnets my-subnets.yaml
 
@@ -96,13 +96,13 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _check_out(out: Path) -> None:
-    """Refuse to replace anything but scores of an earlier command."""
+    """Refuse to replace anything but the output of an earlier `make score`."""
     if out.exists() and not (out.is_dir() and {file.name for file in out.iterdir()} <= {TABLE, PROVENANCE}):
         raise AutoFormerError(f"--out {out}: is there, and holds other things than scores; name another folder")
 
 
 def read_subnets(path: Path, space: SearchSpace) -> list[Listed]:
-    """The subnets of a list. Raises `AutoFormerError` naming the line of the first that is none of the space."""
+    """The subnets of a list. Raises `AutoFormerError` naming the line of the first that is not in the space."""
     found = []
     for line, read in _items(path):
         where = f"{path}, line {line}"
@@ -127,7 +127,7 @@ def _items(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _subnet(value: Any, where: str, space: SearchSpace) -> tuple[str, SubnetSpec]:
-    """Its name, perhaps empty, and the subnet: a row of a CSV, what a file of configs/subnets/ holds, or only that."""
+    """Name (may be empty) and subnet of a CSV row, of the content of a configs/subnets/ file, or of a bare subnet."""
     if isinstance(value, Mapping) and isinstance(value.get("num_heads"), str):
         return str(value.get("name", "")), from_cells(value)
     if not isinstance(value, Mapping) or "subnet" not in value:
@@ -149,7 +149,7 @@ def _latest() -> Path:
 
 
 def _find(name: str, content: str, search: Path) -> Path:
-    """What the search has read, by the hash of its content: beside the search, else in any run.
+    """Find an input of the search by its content hash: beside the search, else in any run.
 
     A step that was taken from KFP's cache has its output in an older run; large files may be in the store.
     """
@@ -170,7 +170,7 @@ def _find(name: str, content: str, search: Path) -> Path:
 def score(
     listed: Sequence[Listed], config: Config, paths: argparse.Namespace, table: LatencyTable | None
 ) -> tuple[list[ScoredCandidate], dict[str, Any]]:
-    """The scores of subnets in their order, and what they were made of. A killed command scores nothing again.
+    """The scores of subnets in their order, and their provenance. A repeated command reuses the stored scores.
 
     `paths`: the arguments `supernet`, `card`, `search_split` and `data` of a step.
     """

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(port: int) -> None:
-    """Print the addresses, and become the server, unless the runs are on a remote one."""
+    """Print the addresses, and run the server in this process, unless the runs are on a remote server."""
     uri = tracking_uri()
     remote = sqlite_file(uri) is None and uri.startswith("http")
     if not remote and not _is_free(port):

@@ -27,35 +27,35 @@ PAGE = Path(__file__).with_suffix(".md")
 ENVIRONMENT = {
     "MLFLOW_TRACKING_URI": "where runs and models are stored; `mlflow.db` in the repository by default",
     "MLFLOW_EXPERIMENT_NAME": "the experiment; `autoformer` by default",
-    "MLFLOW_RUN_ID": "a run that a step logs to and does not end; KFP's own integration sets it",
-    "KFP_RUN_ID": "set on a cluster: the KFP run, by which the steps find or create their pipeline run in MLflow",
+    "MLFLOW_RUN_ID": "the run that a step logs to and leaves open; KFP's own integration sets it",
+    "KFP_RUN_ID": "set on a cluster: the id of the KFP run; its steps share one pipeline run in MLflow",
     "AUTOFORMER_TRACKING_PATIENCE": "seconds for which a step waits for an unavailable MLflow server, before its work "
     "and after it; 300 by default",
-    "AUTOFORMER_TRACKING": "`off`: steps log nothing; `register_model` needs MLflow all the same",
+    "AUTOFORMER_TRACKING": "`off`: steps log nothing; `register_model` still needs MLflow",
     "AUTOFORMER_WORK": "folder of work in progress; `work/` in the repository by default",
     "AUTOFORMER_STORE": "`s3://bucket/folder` for weights and checkpoints; by default they stay in files",
-    "AUTOFORMER_WORKERS": "processes that decode and augment images; by default as many as training leaves cores",
+    "AUTOFORMER_WORKERS": "processes that decode and augment images; by default the cores that training leaves free",
     "AUTOFORMER_CACHE_GB": "memory of the whole machine for decoded training images; 0 by default",
     "AUTOFORMER_STAGING": "folder on a local disk for copies of data in S3; `staged/` in the work folder by default",
     "AUTOFORMER_STAGING_GB": "disk space of the whole machine for these copies; 10 by default, 0 for none",
-    "AUTOFORMER_PROCESSES": "processes of a step that can run on several; by default one a GPU, 1 without",
+    "AUTOFORMER_PROCESSES": "processes of a step that supports several; by default one per GPU, or 1",
     "AUTOFORMER_MAX_RESTARTS": "restarts of all these processes after one has died; 0 by default",
     "AUTOFORMER_JOB": "set by `make compile CLUSTER=…` for a step on several machines: the settings of its TrainJob",
-    "AUTOFORMER_TERMINATION": "set in the pods of such a job: the file in which a step gives Kubernetes its error",
+    "AUTOFORMER_TERMINATION": "set in the pods of such a job: the file to which a step writes its error for Kubernetes",
     "KFP_POD_NAME": "set on a cluster, with `KFP_POD_UID`: the pod that owns such a job",
     "KFP_NAMESPACE": "set on a cluster: the namespace of such a job; by default the pod's own, or that of KUBECONFIG",
-    "AUTOFORMER_IMAGE": "the image that `make compile` writes into the package; `make compile IMAGE=…` sets it",
+    "AUTOFORMER_IMAGE": "the image in the package of `make compile`; `make compile IMAGE=…` sets it",
     "KFP_HOST": "the KFP server of `make submit` without HOST",
     "KFP_TOKEN": "the token for that server; a file is safer",
-    "KFP_TOKEN_FILE": "the file of that token; by default the one that KFP's documentation projects into a pod",
-    "KF_PIPELINES_SA_TOKEN_PATH": "the same for KFP's SDK, which its documentation sets in a pod",
+    "KFP_TOKEN_FILE": "the file with that token; by default the path at which KFP projects one into a pod",
+    "KF_PIPELINES_SA_TOKEN_PATH": "the same; set in a pod by the way of KFP's documentation",
     "KF_PIPELINES_UI_ENDPOINT": "the address of the UI, if not HOST; KFP's SDK reads it too",
     "DOCKER_HOST": "the Docker daemon of `make images` and `make run RUNNER=docker`; this machine's by default",
     "GIT_COMMIT": "the commit of the code where there is no git, as in an image",
     "OMP_WAIT_POLICY": "`PASSIVE` by default: torch's threads sleep while they wait for each other",
     "AUTOFORMER_PARENT_RUN_ID": "set by `make run` for its steps: the pipeline run in MLflow",
-    "AUTOFORMER_RUNNER_PID": "set by `make run` and `make repro` for their steps, which end when that process does",
-    "AUTOFORMER_FAILURE": "set by `make run` and `make repro` for their steps: the file of a step's error",
+    "AUTOFORMER_RUNNER_PID": "set by `make run` and `make repro`: their process id; their steps end when it does",
+    "AUTOFORMER_FAILURE": "set by `make run` and `make repro`: the file for a step's error",
     "AUTOFORMER_TTY": "set by `make run` for its steps: the terminal for progress bars",
 }
 
@@ -66,9 +66,9 @@ Every key of a parameter file (`params.yaml`, a file of [configs/presets](../con
 [space file](#search-spaces) and of a [cluster's settings](#clusters). `make docs` writes this page from the models that
 validate them.
 
-A preset is complete: each step has a section, and the keys that all steps share are at the top. An unknown key, or a
+A preset is complete: each step has a section, and the shared keys are at the top. An unknown key, or a
 value of another type or out of range, is refused in one line before anything runs. Dotted keys override single values:
-`make run SET="search_subnet.limits.max_params_m=0.3 seed=1"`, or `--set search_subnet.images=null` of a step. Values
+`make run SET="search_subnet.limits.max_params_m=0.3 seed=1"`; steps take `--set search_subnet.images=null`. Values
 are YAML: `null`, `true`, `[8, 12]`, `{flip: true}`.
 
 "Required" means that there is no default.
@@ -83,7 +83,7 @@ def _names(names: Iterable[str]) -> str:
 CLUSTERS, ON_A_CLUSTER, BOUNDS = "Clusters", "Steps on a cluster", "Limits of input"
 _INTRODUCTIONS = {
     "train_supernet": "`retrain_subnet` takes all of these keys too, for the training of the chosen subnet.\n",
-    "retrain_subnet": "Beside [those of train_supernet](#train_supernet), for the chosen subnet:\n",
+    "retrain_subnet": "The keys of [train_supernet](#train_supernet), for the chosen subnet, and these:\n",
     "search_subnet": "At most population x (1 + generations) candidates are scored, and as many random ones.\n",
     "Search spaces": """\
 One file each in [configs/spaces](../configs/spaces): the shape of the images, the supernet, and the choices for each
@@ -92,7 +92,7 @@ dimension of a subnet. No choice may be larger than the supernet's dimension of 
     CLUSTERS: """\
 One file each in [configs/cluster](../configs/cluster): the cluster and the resources of each step. `make compile
 CLUSTER=gpu` takes it by name or by path, and `SET="namespace=vision"` overrides single values. No key decides a result.
-Secrets do not belong here: what looks like one, by its value or by the name of its variable, is refused and not
+Secrets do not belong here: a value or a name that looks like a secret is refused and not
 printed.
 """,
     ON_A_CLUSTER: f"""\
@@ -102,7 +102,7 @@ GPUs are for {_names(ON_GPUS)}; several machines for {_names(SHARED_STEPS)}. The
 `resolve_config` and for pods that launch a job of several machines, takes {_names(Pod.model_fields)} of these keys.
 """,
     BOUNDS: """\
-What is larger is refused in one line, so that no file and no request takes all memory or time. The limits are constants
+Larger input is refused in one line, so no file or request takes all memory or time. The limits are constants
 of [autoformer/bounds.py](../autoformer/bounds.py), not keys; a change there runs every step again.
 """,
     "Environment": "The environment variables that a process reads. None decides a result.\n",

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 WORKING_FOLDER = Path("/app")  # of the images; relative paths start there
 CHECKOUT_LABEL = "autoformer.checkout"
-PASSED = ("AUTOFORMER_", "AWS_", "MLFLOW_", "OMP_", "NCCL_", "CUDA_VISIBLE_DEVICES", *PROXIES)  # beginnings of names
-WITHHELD = ("AUTOFORMER_TTY", "AUTOFORMER_IMAGE")  # a terminal outside is none inside
+PASSED = ("AUTOFORMER_", "AWS_", "MLFLOW_", "OMP_", "NCCL_", "CUDA_VISIBLE_DEVICES", *PROXIES)  # prefixes of names
+WITHHELD = ("AUTOFORMER_TTY", "AUTOFORMER_IMAGE")  # the terminal does not exist inside
 # Variable -> default path; mounted read-only.
 NAMED_FILES = {
     "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
@@ -44,16 +44,16 @@ NAMED_FILES = {
 
 
 class MountedPath(NamedTuple):
-    """A file or folder that the steps see at the path that it has on this machine."""
+    """A file or folder mounted at the same path as on this machine."""
 
     path: Path
     writable: bool = False
 
 
 def mounted_paths(config: Config, data: str, preset: str) -> list[MountedPath]:
-    """The paths that the steps read or write beside `runs/`, which KFP mounts. Makes the folders that they write to.
+    """The paths that the steps read or write, besides `runs/`, which KFP mounts. Creates the written folders.
 
-    They include the folder of the MLflow store, by default the checkout: sqlite writes its journal beside the file.
+    They include the folder of the MLflow store, by default the checkout, because sqlite writes its journal there.
     """
     store = sqlite_file(tracking_uri())
     written = [work_root().absolute(), staging_root().absolute(), *([store.absolute().parent] if store else [])]
@@ -105,10 +105,10 @@ class Containers:
     """The images of this checkout; runs one container at a time.
 
     Args:
-        steps: signals the step inside the running container.
+        steps: receives the process of the step inside the running container, to signal it.
 
     Raises:
-        AutoFormerError: there is no Docker daemon, or no image of this source.
+        AutoFormerError: there is no Docker daemon, or no image was built from this source.
     """
 
     def __init__(self, steps: StepProcesses) -> None:
@@ -118,8 +118,8 @@ class Containers:
     def runner(self, mounted: Iterable[MountedPath]) -> "local.DockerRunner":
         """KFP's runner for containers, with the options of every container.
 
-        `run` replaces KFP's own function. That one lets Docker remove a container as it ends, and takes a failed step
-        for a success if it requests the exit code too late. It also splits lines, pulls a missing image, and cannot
+        `run` replaces KFP's own function, which lets Docker remove a container when it ends, and reports a failed step
+        as a success if it requests the exit code too late. It also splits lines, pulls a missing image, and cannot
         stop a step.
         """
         from docker.types import DeviceRequest, Mount
@@ -140,8 +140,8 @@ class Containers:
             ],
             read_only=True,
             tmpfs={"/tmp": "exec,mode=1777"},  # torch.compile loads libraries that it writes there
-            shm_size=psutil.virtual_memory().total // 2,  # as outside; Docker's 64 MB hold no batch of photographs
-            network_mode="host",  # servers of this machine keep their addresses
+            shm_size=psutil.virtual_memory().total // 2,  # as on the host; Docker's 64 MB are less than a batch
+            network_mode="host",  # addresses of local servers stay valid
             pid_mode="host",  # a step watches its runner's process, and the runner signals the step's
             security_opt=["no-new-privileges"],
             labels={CHECKOUT_LABEL: str(ROOT)},
@@ -177,7 +177,7 @@ class Containers:
         return int(container.wait()["StatusCode"])
 
     def _remove_ended(self) -> None:
-        """Remove containers of a killed runner of this checkout that have ended or never started."""
+        """Remove containers that a killed runner of this checkout has left, if they have ended or never started."""
         ours = {"label": f"{CHECKOUT_LABEL}={ROOT}"}
         for status in ("created", "exited", "dead"):
             for container in self._client.containers.list(all=True, filters=ours | {"status": status}):
@@ -185,10 +185,10 @@ class Containers:
 
 
 def _processes(container: "Container") -> list[psutil.Process]:
-    """The first process of a container, if it runs on this machine's kernel."""
+    """The main process of a container, if it runs on this machine's kernel."""
     container.reload()
     number = container.attrs["State"]["Pid"]
-    try:  # a virtual machine's process number is another process here
+    try:  # in Docker's virtual machine the number would be that of another process here
         ours = container.id in Path(f"/proc/{number}/cgroup").read_text(encoding="utf-8")
         return [psutil.Process(number)] if ours else []
     except (OSError, psutil.NoSuchProcess):
@@ -196,7 +196,7 @@ def _processes(container: "Container") -> list[psutil.Process]:
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Whole lines, from bytes cut anywhere; bytes that are not UTF-8 become replacement characters."""
+    """Whole lines from chunks of bytes; invalid UTF-8 becomes replacement characters."""
     rest = b""
     for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")

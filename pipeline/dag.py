@@ -25,7 +25,7 @@ from components.train_supernet.component import train_supernet
 from runtime.common.code import package_code
 from runtime.common.config import STEPS
 
-Results = NamedTuple(  # the form that kfp reads
+Results = NamedTuple(  # the functional form, which kfp needs
     "Results",
     [
         ("search", Artifact),
@@ -49,8 +49,8 @@ def build(
     The DAG is the same wherever it runs: `configure` may decide where a task runs, never what it does.
 
     Args:
-        image: of the steps, for the cache key; empty if the runner puts the source of each step there.
-        settings: of the whole run.
+        image: image of the steps, for the cache key; empty if the runner uses a hash of each step's source.
+        settings: KFP's settings of the whole run.
     """
 
     @dsl.pipeline(
@@ -71,9 +71,9 @@ def build(
         Args:
             data: the delivered archives as the steps see them: a folder, or s3://bucket/folder.
             preset: a file of configs/presets/, or the path of a params file.
-            data_hash: hash of those archives; a changed one misses the cache. Empty: resolve_config computes it.
+            data_hash: hash of the data, part of the cache keys. Empty: resolve_config computes it.
             max_params_m: maximum parameters of the subnet, in millions; 0 for the preset's limit.
-            seed: of everything random; -1 for the preset's.
+            seed: seed of all random draws; -1 for the preset's.
             overrides: section.key=value, separated by spaces, applied last.
         """
         configs = resolve_config(
@@ -83,7 +83,7 @@ def build(
         configs.set_caching_options(False)  # a params file may have changed under the same name
 
         def common(step: str) -> dict[str, Any]:
-            """The arguments that all cached steps have; with a step's code and inputs they decide its result."""
+            """The arguments that all cached steps share; with a step's code and inputs they decide its result."""
             lineage, hash_of_data = configs.outputs[f"{step}_lineage"], configs.outputs["data_hash"]
             return {"config": configs.outputs[step], "lineage": lineage, "data": data, "data_hash": hash_of_data}
 

@@ -1,4 +1,4 @@
-"""Build the images of the pipeline from this checkout, and find those that were built from it.
+"""Build the images of the pipeline from this checkout, and find images that were built from it.
 
 KFP's cache goes by the tag, so the tag is a hash of the content: an image that is rebuilt with the same layers keeps
 its tag and its cached results.
@@ -44,10 +44,10 @@ CODE = (
     "commands",
     "pipeline",
 )
-LEFT_OUT = ("configs/cluster", "pipeline/manifests")  # where steps run; no image depends on that
+LEFT_OUT = ("configs/cluster", "pipeline/manifests")  # where steps run, which changes no image
 RECIPE = ("docker/Dockerfile", *(f"docker/{name}.lock" for name in ("uv", "launcher", "training", "executor")))
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-# Package indices of this machine, as a secret of the build: an address may hold a password.
+# Package indices of this machine, passed as a build secret: an address may contain a password.
 INDEX = (
     "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST",
     "UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_INSECURE_HOST",
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise AutoFormerError("--cluster names images by digest, which an image has once it is pushed; give --push")
         settings = cluster_path(arguments.cluster) if arguments.cluster else None
         if settings is not None:
-            read_yaml(settings)  # before the build: a file that cannot be read
+            read_yaml(settings)  # fails before the build if the file is unreadable
         client, pushed = connect(), {}
         for name in NAMES:
             image = build(client, name, arguments.registry, shlex.split(arguments.build), arguments.tag)
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def connect() -> "DockerClient":
-    """The Docker daemon that `DOCKER_HOST` names, else this machine's."""
+    """A client of the Docker daemon in `DOCKER_HOST`, else of this machine's."""
     import docker
     from requests.exceptions import RequestException
 
@@ -109,7 +109,7 @@ def build(client: "DockerClient", name: str, registry: str, more: Sequence[str],
     """Build one image and tag it with its content; return its full name.
 
     Raises:
-        AutoFormerError: there is no `docker`, or the build fails; Docker has printed the reason.
+        AutoFormerError: `docker` is missing, or the build fails; Docker has printed the reason.
     """
     program = shutil.which("docker")
     if program is None:
@@ -120,7 +120,7 @@ def build(client: "DockerClient", name: str, registry: str, more: Sequence[str],
         command = [program, "build", "--file", "docker/Dockerfile", "--target", name, "--iidfile", str(written)]
         for argument, value in _labels().items():
             command += ["--build-arg", f"{argument}={value}"]
-        for proxy in PROXIES:  # by name alone: Docker keeps these out of the image and its history
+        for proxy in PROXIES:  # by name only: Docker keeps the values out of the image and its history
             command += ["--build-arg", proxy] if proxy in os.environ else []
         command += [*_secrets(Path(folder)), *more, "."]
         environment = os.environ | {"DOCKER_BUILDKIT": "1", "DOCKER_HOST": _host()}
@@ -135,7 +135,7 @@ def build(client: "DockerClient", name: str, registry: str, more: Sequence[str],
 def _labels() -> dict[str, str]:
     labels = {"VERSION": autoformer.__version__, "REVISION": git_commit(), "SOURCE": source_hash()}
     address = without_password(git("config", "--get", "remote.origin.url") or "")
-    return labels | {"URL": address} if "://" in address else labels  # a path means nothing on other machines
+    return labels | {"URL": address} if "://" in address else labels  # a local path is useless elsewhere
 
 
 def _secrets(folder: Path) -> Iterator[str]:
@@ -164,7 +164,7 @@ def name_images(settings: Path, images: Mapping[str, str]) -> None:
     """Write image names into a cluster's settings; the rest of the file stays, comments included.
 
     Raises:
-        AutoFormerError: the file has no section `images` with a line for each.
+        AutoFormerError: the file has no section `images` with a line for each image.
     """
     text = settings.read_text(encoding="utf-8")
     head, _, section = text.partition("\nimages:")
@@ -176,10 +176,10 @@ def name_images(settings: Path, images: Mapping[str, str]) -> None:
 
 
 def content_tag(attributes: Mapping[str, Any]) -> str:
-    """Hash, twelve digits, of an image's layers and settings, without its labels and commit.
+    """Hash (12 digits) of an image's layers and settings, without labels and commit.
 
     Args:
-        attributes: of the image, from Docker's API.
+        attributes: the image's attributes from Docker's API.
     """
     config = attributes["Config"]
     settings = {key: config.get(key) for key in ("User", "WorkingDir", "Entrypoint", "Cmd")}
@@ -199,10 +199,10 @@ def image_files() -> list[Path]:
 
 
 def images_of_checkout(client: "DockerClient") -> dict[str, str]:
-    """The newest image of this very source for each of `NAMES`.
+    """The newest image built from exactly this source, for each of `NAMES`.
 
     Raises:
-        AutoFormerError: there is none, or only images of other source.
+        AutoFormerError: there is none, or only images built from other source.
     """
     return {name: _newest(client, name) for name in NAMES}
 

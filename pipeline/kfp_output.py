@@ -16,7 +16,7 @@ _STREAMED = "    "  # kfp.local indents what a step prints
 
 
 class KfpOutput:
-    """While entered, replaces stdout: everything is logged, and the steps' own lines are shown."""
+    """A context in which stdout is replaced: all output is logged, and only the steps' own lines are shown."""
 
     def __init__(self, log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ class KfpOutput:
         self._line = ""
         self._inside_dump = False
         self._inside_outputs = False
-        # KFP has its own handler while a task runs; this one gets its messages between tasks, about the cache
+        # KFP has its own handler while a task runs; this one gets the messages between tasks, about the cache
         self._handler = logging.StreamHandler(self)
         self._level = logging.WARNING
 
@@ -59,15 +59,15 @@ class KfpOutput:
         return getattr(self._shown, name)
 
     def _visible(self, line: str) -> str | None:
-        """The line to show, or None for one of KFP's own."""
+        """The line to show; None for a line of KFP."""
         if not line.startswith(_STREAMED):
-            self._inside_outputs = line.endswith(" outputs:")  # KFP lists them after a task, indented like its lines
+            self._inside_outputs = line.endswith(" outputs:")  # KFP lists them after a task, indented like step output
             return self._task_line(line)
         content = line[len(_STREAMED) :]
         if "[KFP Executor" in content:
             self._inside_dump = content.endswith("Got executor_input:")
             return None
-        if self._inside_dump:  # the step's input as JSON, up to a brace at the margin
+        if self._inside_dump:  # a task's input as JSON, up to an unindented brace
             self._inside_dump = content != "}"
             return None
         return f"  {content}" if content.strip() and not self._inside_outputs else None

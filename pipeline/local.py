@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
         print(describe_pack(data), flush=True)
     preset = preset or "params.yaml"
     if preset.endswith((".yaml", ".yml")):
-        preset = os.path.realpath(preset)  # `resolve` raises for a link to itself
+        preset = os.path.realpath(preset)  # `Path.resolve` raises for a link to itself
     config = resolve(preset, overrides)
     data = _data_location(data or ROOT / "data" / config.dataset, config.dataset)
     if arguments.source is not None or arguments.dry_run:
@@ -105,7 +105,7 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
             steps.stop_orphans()
             return repeat_failure("pipeline", failure)
         _show(config, results, time.monotonic() - started, run_id)
-        status = "FINISHED"  # last: a runner that is killed before resumes its run
+        status = "FINISHED"  # set last, so that a runner killed earlier resumes its run
     except Stopped:
         status = "KILLED"
         steps.stop()
@@ -145,7 +145,7 @@ def _data_location(data: str | Path, dataset: str) -> str:
 
 
 def _print_plan(config: Config, data: str) -> int:
-    """Measure in another process, as every step is one; its exit code."""
+    """Print the plan from another process, since steps are processes too; return its exit code."""
     command = [sys.executable, "-m", "commands.plan", "--config", config.model_dump_json(), "--data", data]
     code = subprocess.run(command, cwd=ROOT, env=os.environ | patient_threads(), check=False).returncode
     if code == -signal.SIGKILL:
@@ -157,14 +157,14 @@ def _print_plan(config: Config, data: str) -> int:
 
 
 def _prepare_environment(run_id: str, failure: Path) -> None:
-    """Set the environment of the steps' processes; no variable decides a result."""
+    """Set the environment of the steps' processes; no variable changes a result."""
     failure.parent.mkdir(exist_ok=True)
     os.environ |= {
         "AUTOFORMER_PARENT_RUN_ID": run_id,
         "AUTOFORMER_RUNNER_PID": str(os.getpid()),
         "AUTOFORMER_FAILURE": str(failure),
         "MLFLOW_TRACKING_URI": tracking.tracking_uri(),
-        "PYTHONIOENCODING": f"{locale.getpreferredencoding(False)}:replace",  # as kfp.local reads what a step prints
+        "PYTHONIOENCODING": f"{locale.getpreferredencoding(False)}:replace",  # as kfp.local decodes the output
         "PYTHONUNBUFFERED": "1",
         **patient_threads(),
     }
@@ -173,7 +173,7 @@ def _prepare_environment(run_id: str, failure: Path) -> None:
 
 
 def patient_threads() -> dict[str, str]:
-    """Make torch's threads sleep while they wait for each other, unless the environment decides.
+    """Make torch's threads sleep while they wait for each other, unless OMP_WAIT_POLICY is set.
 
     By default they spin. On two cores that is up to a sixth faster on an idle machine, and thirteen times slower
     beside one other program (measured: 80 against 1,065 images a second).
@@ -215,7 +215,7 @@ def _run_dag(
 
 @contextlib.contextmanager
 def quoted_executable() -> Iterator[None]:
-    """Let a checkout lie in any folder: kfp.local puts `sys.executable` into the text of a shell as it is."""
+    """Quote `sys.executable` for any folder name: kfp.local inserts it unquoted into a shell command."""
     executable = sys.executable
     sys.executable = shlex.quote(executable)
     try:
@@ -232,10 +232,10 @@ def name_images(pipeline: Any, images: Mapping[str, str]) -> None:
 
 
 def name_sources(pipeline: Any) -> dict[str, str]:
-    """Set the image of each step to a name with `step_code`, so that code and package versions are in the cache key.
+    """Set the image of each step to a name with its `step_code`: code and package versions enter the cache key.
 
     Returns:
-        Step -> that hash.
+        Step -> `step_code`.
     """
     executors = pipeline.pipeline_spec.deployment_spec["executors"]
     codes = {step: step_code(step) for step in ("resolve_config", *STEPS)}

@@ -31,8 +31,8 @@ from runtime.common.records import StepRecord
 from runtime.common.stopping import Stopped
 
 PARAMS = ROOT / "params.yaml"
-_TRACKED = {"threads": "null", "device": "auto"}  # optional keys that dvc.yaml names, and DVC requires those
-WRITTEN = ROOT / ".dvc" / "tmp" / "params.sha256"  # of the params.yaml that this command wrote last
+_TRACKED = {"threads": "null", "device": "auto"}  # optional keys in dvc.yaml, which DVC requires in params.yaml
+WRITTEN = ROOT / ".dvc" / "tmp" / "params.sha256"  # hash of the params.yaml that this command wrote last
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def _repro(steps: StepProcesses) -> int:
     environment = _environment() | {"AUTOFORMER_FAILURE": str(failure)}
     dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment)
     try:
-        code = dvc.wait()  # `subprocess.run` would kill it on a signal, before its stage has ended
+        code = dvc.wait()  # on a signal, `subprocess.run` would kill DVC before its stage has ended
         if code:  # DVC's own is always 255
             steps.stop_orphans()
             return repeat_failure("repro", failure)
@@ -78,12 +78,12 @@ def _environment() -> dict[str, str]:
         **dvc_environment(),
     }
     if not sys.stderr.isatty():
-        environment.pop("DVC_IGNORE_ISATTY", None)  # with it, DVC draws its bars into a log
+        environment.pop("DVC_IGNORE_ISATTY", None)  # it makes DVC draw progress bars into a log
     return environment
 
 
 def _write_params(preset: str, overrides: list[str]) -> None:
-    """Validate the preset with its overrides, and write it to params.yaml, unless edits of that would be lost."""
+    """Validate the preset with its overrides, and write it to params.yaml; refuse to overwrite unsaved edits."""
     resolve(preset, overrides)
     path = preset_path(preset)
     text = path.read_text(encoding="utf-8")
@@ -113,13 +113,13 @@ def _is_saved_elsewhere(params: Path) -> bool:
 
 
 def checked(params: str, wanted: Config, overrides: list[str]) -> str:
-    """The YAML text with values replaced, which reads as the configuration `wanted`.
+    """The YAML text with values replaced, checked to read as the configuration `wanted`.
 
-    Where anchors or merge keys make an edit in place change more than its own section, all is written out, without
+    If an in-place edit would change other sections too (anchors, merge keys), the whole file is written anew, without
     comments.
 
     Raises:
-        AutoFormerError: neither text reads as `wanted`, or single values of a space are set.
+        AutoFormerError: neither text reads as `wanted`, or an override sets a single value of a space.
     """
     for text in overrides:
         path = parse(text).path
@@ -145,7 +145,7 @@ class _Plain(yaml.SafeDumper):
 
 
 def _quoted(value: Any) -> Any:
-    """Quote the texts that need it: ruamel writes YAML 1.2, and YAML 1.1, as it is read, takes a bare `on` for true."""
+    """Quote texts such as `on`: ruamel writes YAML 1.2, but the reader's YAML 1.1 reads a bare `on` as true."""
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
     if isinstance(value, dict):
@@ -173,7 +173,7 @@ def overridden(params: str, overrides: list[str]) -> str:
 def _show() -> None:
     artifacts = ROOT / "artifacts"
     files = {step: artifacts / "records" / f"{step}.json" for step in STEPS}
-    # no output of a stage, so DVC does not restore them from its cache
+    # not the output of a stage, so DVC does not restore them from its cache
     records = {step: read_json_as(StepRecord, file) for step, file in files.items() if file.exists()}
     outputs = {name: artifacts / name for name in ("search", "retrain", "evaluation")}
     outputs["registration"] = artifacts / "registration.json"

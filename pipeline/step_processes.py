@@ -1,4 +1,4 @@
-"""Stop a runner's steps before the runner itself ends, so that each can write its checkpoint."""
+"""Stop a runner's steps before the runner itself ends, and let each write its checkpoint."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ from runtime.steps.command import GRACE_SECONDS, SHELLS
 
 
 class StepProcesses:
-    """The processes of the steps that this process runs, itself or through `dvc`.
+    """The processes of the steps that this process runs, directly or through `dvc`.
 
-    Children of a step are not signalled: a step whose loader worker ends first could not write its checkpoint.
+    Children of a step are not signalled: if a loader worker ended first, the step could not write its checkpoint.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class StepProcesses:
 
     @contextlib.contextmanager
     def including(self, processes: Sequence[psutil.Process]) -> Iterator[None]:
-        """While entered, include processes of a container, which are children of Docker."""
+        """A context in which a container's processes are included, which are children of Docker."""
         self._containers += processes
         try:
             yield
@@ -32,7 +32,7 @@ class StepProcesses:
             self._containers.clear()
 
     def signal(self) -> None:
-        """Signal each step once to stop."""
+        """Signal each step once."""
         for process, number in _signals([*psutil.Process().children(), *_orphans(), *self._containers]):
             if process.pid not in self._signalled:
                 self._signalled.add(process.pid)
@@ -50,7 +50,7 @@ class StepProcesses:
                 process.kill()
 
     def stop_orphans(self) -> None:
-        """Stop what a failed step has left: where everybody gets the signal, its shell ends before it."""
+        """Stop what a failed step has left: a signal to the whole group ends a step's shell before the step."""
         with delay_signals():
             self.stop()
 
@@ -64,7 +64,7 @@ class StepProcesses:
 
 
 def _named() -> Iterator[psutil.Process]:
-    """Processes whose environment names this runner: no descendants where systemd has ended the shell between."""
+    """Processes whose environment names this runner; after the shell between has ended, they are no descendants."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get("AUTOFORMER_RUNNER_PID") == str(os.getpid()):
@@ -72,7 +72,7 @@ def _named() -> Iterator[psutil.Process]:
 
 
 def _orphans() -> Iterator[psutil.Process]:
-    """Those among them whose parent is gone."""
+    """The processes of `_named` whose parent has ended."""
     named = list(_named())
     parents = {os.getpid(), *(process.pid for process in named)}
     for process in named:
@@ -85,7 +85,7 @@ def _signals(processes: Sequence[psutil.Process]) -> Iterator[tuple[psutil.Proce
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             is_dvc = "dvc" in process.cmdline()[1:3]
-            if is_dvc:  # it ignores Ctrl-C while a stage runs, and ends when the stage has failed
+            if is_dvc:  # DVC ignores Ctrl-C while a stage runs, and ends when the stage has failed
                 yield process, signal.SIGINT
             if is_dvc or process.name() in SHELLS:
                 yield from _signals(process.children())

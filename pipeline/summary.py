@@ -1,4 +1,4 @@
-"""The table that a run ends with."""
+"""The table at the end of a run."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -34,7 +34,7 @@ def summary(
     Args:
         outputs: the folders `search`, `retrain` and `evaluation`, and the file `registration`.
         records: step -> its record.
-        more: rows to add, of a name and a value.
+        more: additional rows (name, value).
     """
     found = _read(outputs)
     registration = read_json_as(Registration, outputs["registration"])
@@ -49,7 +49,7 @@ def summary(
 
 
 class _Found(NamedTuple):
-    """The subnet of one budget, the metrics of three steps, and what weights it has."""
+    """The subnet of one budget, the metrics of three steps, and the origin of its weights."""
 
     spec: SubnetSpec
     searched: Mapping[str, float]
@@ -63,7 +63,7 @@ class _Found(NamedTuple):
 
 
 def _read(outputs: Mapping[str, Path]) -> dict[str, _Found]:
-    """By label, smallest budget first."""
+    """Label -> results, smallest budget first."""
     found = {}
     for label, chosen in read_chosen(outputs["search"]).items():
         prefix = prefix_of(label)
@@ -98,7 +98,7 @@ def _subnet_rows(
 
 
 def _side_by_side(config: Config, found: Mapping[str, _Found], registration: Registration) -> list[str]:
-    """A line for each budget, below a line of titles."""
+    """A table with a row for each budget."""
     titles = ("budget", "parameters", "multiply-adds", "search split", "test split, 95 % interval", "weights")
     cells = [[*titles, "from scratch", "registered"]]
     for label, one in found.items():

@@ -1,1 +1,1 @@
-"""What steps stand on: `common` ground; the services `tracking`, `storage`, `kubernetes`; `steps`, which runs one."""
+"""Shared code of the steps: `common`; the services `tracking`, `storage`, `kubernetes`; `steps`, which runs a step."""

@@ -27,6 +27,7 @@ from autoformer.named import load_space
 from autoformer.search import EvolutionSettings, random_baseline
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
+from components.evaluate_subnet.results import Search, read_searches
 from components.search_subnet.step import PROGRESS
 from runtime.common.config import Config, load_config
 from runtime.common.tables import write_table
@@ -205,3 +206,8 @@ def _outcome(candidate: Candidate, top1_percent: float, stopped: bool) -> Scored
     return ScoredCandidate(
         candidate, top1_percent, None if stopped else 2 - top1_percent / 60, 500 if stopped else 3000
     )
+
+
+def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> Search:
+    """A search without budgets. `chosen`: the subnet of its chosen.yaml."""
+    return read_searches(folder, {"": chosen}, images)[""]

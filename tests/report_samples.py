@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from evaluation_sample import write_search
+from evaluation_sample import read_search, write_search
 from latencies import table_of
 from photographs import CLASSES as PHOTOGRAPHS
 from photographs import sample_photograph
@@ -22,7 +22,7 @@ from autoformer.named import load_space
 from autoformer.space import NamedSubnet
 from components.evaluate_subnet.measure import Evaluation, Measured, worst_mistakes
 from components.evaluate_subnet.report import render
-from components.evaluate_subnet.results import Results, read_search
+from components.evaluate_subnet.results import Results
 from runtime.common.budgets import budget_params, label_of
 
 GARMENTS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")

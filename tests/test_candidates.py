@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from evaluation_sample import read_search
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,6 @@ from autoformer.randomness import derived_rng
 from autoformer.search import Evolution
 from autoformer.space import NamedSubnet, SubnetSpec
 from autoformer.subnet_text import exact_text, from_cells, shape_text, to_cells
-from components.evaluate_subnet.results import read_search
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import search
 from components.search_subnet.step import write_results

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluation_sample import read_search
 from interrupted import Sandbox, sandbox
 from mlflow import MlflowClient
 from processes import at_candidate, killed, signal_self
@@ -20,7 +21,6 @@ from tracking_fixtures import empty_store, store
 from autoformer.candidates import Candidate, ScoredCandidate
 from autoformer.racing import ScoringTask
 from autoformer.space import NamedSubnet
-from components.evaluate_subnet.results import read_search
 from components.search_subnet.search_loop import SearchResult
 from components.search_subnet.step import _log, write_results
 from runtime.common.code import step_code

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from earlier import FORTY, adopt_random_weights
+from evaluation_sample import read_search
 from latencies import table_of, write_latencies
 from run_steps import arguments, config_of, run
 from s3_server import S3Server
@@ -18,7 +19,6 @@ from autoformer.files import hash_file
 from autoformer.reading import read_json
 from autoformer.space import NamedSubnet
 from components.evaluate_subnet import search_sections
-from components.evaluate_subnet.results import read_search
 from components.resolve_config.step import resolve
 from runtime.common.config import load_config
 from runtime.storage.uploads import upload

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evaluation_sample import write_search
+from evaluation_sample import read_search, write_search
 from latencies import table_of
 from PIL import Image
 
@@ -28,7 +28,7 @@ from components.evaluate_subnet.drawings import data_uri
 from components.evaluate_subnet.effects import effects
 from components.evaluate_subnet.measure import Evaluation, worst_mistakes
 from components.evaluate_subnet.report import flat, render
-from components.evaluate_subnet.results import SUPERNET_CURVES, Results, Search, read_search
+from components.evaluate_subnet.results import SUPERNET_CURVES, Results, Search
 from runtime.common.records import Confusion
 
 VOID = {"meta", "img", "br", "link", "input"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_sample import write_search
+from evaluation_sample import read_search, write_search
 from latencies import table_of
 from report_samples import GARMENTS, SAMPLES, Sample, invent
 from test_report import CLASSES, CONFIG, Page, example
@@ -18,7 +18,7 @@ from autoformer.latency import CheckedSubnet
 from autoformer.named import load_space
 from autoformer.space import NamedSubnet
 from components.evaluate_subnet.report import render
-from components.evaluate_subnet.results import Results, read_search
+from components.evaluate_subnet.results import Results
 from components.evaluate_subnet.search_sections import MOST_LINES, candidates
 
 SPACE = load_space("fashion-mnist")

@@ -19,7 +19,7 @@ from autoformer.images.source import ByteRange, archive_folder
 from autoformer.images.split_files import Split
 
 PREFETCH_IMAGES = 512  # images that are read concurrently from a remote archive
-OPEN_FILES = 128  # per process; in a tree of loose images each image is an archive
+OPEN_FILES = 128  # per process; in a folder tree each image file is an archive
 
 Reader = Callable[[str, int, int], bytes]  # archive name, offset, size in bytes -> content
 
@@ -38,10 +38,10 @@ class RemoteReader(Protocol):
         """Bytes of an archive. Raises `AutoFormerError` if there is none of that name."""
 
     def prefetch(self, places: Sequence[ByteRange]) -> None:
-        """Start to read these ranges concurrently. They are read before the next call of `prefetch`."""
+        """Start to read these ranges concurrently. The caller reads them before it calls `prefetch` again."""
 
     def reread(self, archive: str, offset: int, size: int) -> bytes:
-        """Like a call, but from the remote archive itself, not from a local copy."""
+        """Read a range from the remote archive itself, not from a local copy."""
 
 
 class FileReader:
@@ -56,8 +56,8 @@ class FileReader:
         self._file = lru_cache(OPEN_FILES)(_File)
 
     def __call__(self, archive: str, offset: int, size: int) -> bytes:
-        """Fewer than `size` bytes at the end of the archive."""
-        file = self._file(self._folder / archive)  # stays open while it is referenced here
+        """The bytes of a range; fewer than `size` at the end of the archive."""
+        file = self._file(self._folder / archive)  # this reference keeps it open
         return os.pread(file.descriptor, size, offset)
 
     def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
@@ -83,8 +83,8 @@ class EncodedImages:
     """The image files of some rows of a split, read and decoded on demand.
 
     Picklable, and safe to share between threads and forked processes if its reader is. It holds a few flat arrays,
-    which forked workers share. With an object per image each worker would write to its reference counts, and copy its
-    memory.
+    which forked workers share. Python objects per image would have reference counts, and writing them would copy the
+    memory into each worker.
 
     Args:
         data: the folder of the archives, or of the `source.yaml` that names it.
@@ -94,7 +94,7 @@ class EncodedImages:
         verify: check each file against the checksum of its row, for archives without a checksum. Always with a
             `RemoteReader`: a remote archive is not hashed as a whole.
         reader: by default `FileReader` of the folder.
-        rule: for transparent pixels, and for those of more than 8 bits.
+        rule: conversion of transparent pixels, and of pixels with more than 8 bits.
     """
 
     def __init__(
@@ -144,12 +144,12 @@ class EncodedImages:
         return content
 
     def prefetch(self, indices: Iterable[int]) -> None:
-        """Announce the next images, so that a remote reader reads them concurrently. Changes no result."""
+        """Let a remote reader start to read the next images. Changes no result."""
         if isinstance(self._reader, RemoteReader):
             self._reader.prefetch([self._place(index) for index in indices])
 
     def image(self, index: int) -> Image.Image:
-        """One image, grey or RGB, in its stored size."""
+        """One image, grey or RGB, at its stored size."""
         return to_channels(open_image(self.read(index), upright=self.upright), self.channels, self.rule)
 
     def _place(self, index: int) -> ByteRange:

@@ -72,7 +72,7 @@ def rand_augment(config: str, image_size: int, mean: Sequence[float]) -> RandAug
 
 
 class BatchAugmentation:
-    """Random erasing, mixup and CutMix, on normalised batches. `label_smoothing`: of mixed targets."""
+    """Random erasing, mixup and CutMix on normalised batches. `label_smoothing` applies to mixed targets."""
 
     def __init__(
         self, augmentation: Augmentation, num_classes: int, label_smoothing: float, device: torch.device

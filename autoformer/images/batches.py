@@ -1,7 +1,7 @@
 """Crops, flips and normalisation of whole batches in memory.
 
-For small images, where timm too uses pad-and-crop and flips: image by image, through PIL, they take a fifth of the
-demo's training step. All other augmentations are timm's (`autoformer.images.augmentation`).
+For small images, for which timm too uses pad-and-crop and flips. timm applies them image by image through PIL, which
+takes a fifth of the demo's training step. All other augmentations are timm's (`autoformer.images.augmentation`).
 
 Dimensions: B images, C channels, S pixels on a side.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from autoformer.randomness import sample_uniform
 from autoformer.recipe import Augmentation
 
-_BY_IMAGE_BYTES = 2**17  # float32 images of this size are faster one by one, in the CPU's cache
+_BY_IMAGE_BYTES = 2**17  # from this size on, float32 images one by one stay in the CPU's cache
 
 
 class Normalisation:
@@ -56,7 +56,7 @@ def augment(
 
     Args:
         pixels: uint8 (B, C, S, S).
-        samples: key of each image's draw (B,).
+        samples: keys of the images' draws (B,).
 
     Returns:
         uint8 (B, C, S, S).

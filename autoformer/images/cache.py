@@ -22,15 +22,15 @@ _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's number; Python 3
 class ImageInfo(NamedTuple):
     width: int
     height: int
-    reducible: bool  # whether it can be decoded at a smaller scale
+    reducible: bool  # can be decoded at a smaller scale
 
 
 class PixelCache:
     """Decoded images by number and scale, first come first stored, until the budget is used up.
 
-    One anonymous memory map, which takes pages from the machine as they are filled. Forked workers share it, so an
-    image is decoded once for all; each worker uses it from one thread. The lock guards the tables, not the pixels,
-    and dies with its process: a killed worker blocks nobody.
+    One anonymous memory map, whose pages are allocated when they are written. Forked workers share it, so an image is
+    decoded once for all workers. Each worker uses it from one thread. The lock guards the tables, not the pixels. The
+    kernel releases it when its process ends, so a killed worker blocks no other.
 
     Args:
         images: n.
@@ -96,7 +96,7 @@ class PixelCache:
                 return
             self._used += size
         self._at(offset, *pixels.shape)[:] = pixels
-        with process_lock(self._lock):  # only now: another process may look at any moment
+        with process_lock(self._lock):  # after the pixels are complete: other processes read at any time
             self._offsets[index, SCALES.index(scale)] = offset
 
     def _at(self, offset: int, *shape: int) -> Pixels:

@@ -1,4 +1,4 @@
-"""Decode images by number: whole, or a crop at the smallest scale that it needs.
+"""Decode images by number: a whole image, or a crop at the smallest scale with enough pixels.
 
 Dimensions: C channels, S pixels on a side of the model's input, h and w pixels of a crop.
 """
@@ -32,7 +32,7 @@ class Box(NamedTuple):
 
 
 class Pictures(Protocol):
-    """Images that are decoded one at a time, such as `autoformer.images.archives.EncodedImages`."""
+    """Images by number, decoded on demand, such as `autoformer.images.archives.EncodedImages`."""
 
     def __len__(self) -> int: ...
 
@@ -54,10 +54,10 @@ class Decoder:
             self._cache = PixelCache(len(pictures), pictures.channels, budget)
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_cache": None}  # a process that is not forked does not share it
+        return self.__dict__ | {"_cache": None}  # only forked processes share it
 
     def prefetch(self, indices: Iterable[int]) -> None:
-        """Announce the next images; see `EncodedImages.prefetch`."""
+        """Prefetch the next images; see `EncodedImages.prefetch`."""
         if isinstance(self._pictures, EncodedImages):
             self._pictures.prefetch(index for index in indices if not (self._cache and self._cache.has(index)))
 
@@ -72,7 +72,7 @@ class Decoder:
         """The crop that `draw(width, height)` returns: uint8 (C, h, w), a view.
 
         A JPEG file is decoded at a half, a quarter or an eighth of its size if the crop then still has `GAP` times
-        `side` pixels both ways. The edges of the crop then move to whole pixels, by at most half of one.
+        `side` pixels in width and height. The edges of the crop then move by at most half a pixel, to whole pixels.
         """
         if not isinstance(self._pictures, EncodedImages):
             pixels = _to_array(self._pictures.image(index))
@@ -104,7 +104,7 @@ class _EncodedImage:
         return info
 
     def pixels(self, scale: int) -> Pixels:
-        """(h, w, C), read-only; `scale` is 1 unless the image is reducible."""
+        """Pixels (h, w, C), read-only. `scale` must be 1 unless the image is reducible."""
         pixels = self._cache.get(self._index, scale) if self._cache else None
         if pixels is None:
             pixels = self._decode(scale) if self.info.reducible else self._whole
@@ -135,10 +135,10 @@ class _EncodedImage:
 
     def _decode(self, scale: int) -> Pixels:
         if scale == 1:
-            try:  # the same library and pixels as Pillow's, in two thirds of the time
+            try:  # torchvision uses the same library as Pillow, for the same pixels, in two thirds of the time
                 encoded = torch.frombuffer(bytearray(self._content), dtype=torch.uint8)
                 return decode_jpeg(encoded).permute(1, 2, 0).numpy()
-            except RuntimeError:  # damaged: Pillow decodes more such files, and its errors are clearer
+            except RuntimeError:  # damaged file: Pillow decodes more of these, and its errors are clearer
                 return _to_array(open_image(self._content, upright=False))
         with pillow_errors(f"image of {len(self._content)} bytes"):
             return with_image(self._content, partial(_reduced, scale=scale))

@@ -39,7 +39,7 @@ _NO_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
 
 
 class Operation(NamedTuple):
-    """An operation of RandAugment, by timm's name, and its argument, if any."""
+    """A RandAugment operation: timm's name, and the argument, if any."""
 
     name: str
     strength: float | None
@@ -125,7 +125,7 @@ def draw_crop(rng: Random, width: int, height: int, scale: tuple[float, float]) 
 
 
 def draw_operation(rng: Random, operation: AugmentOp) -> Operation | None:
-    """Whether one of timm's operations is applied, and with which argument."""
+    """Draw whether one of timm's operations is applied, and its argument."""
     if operation.prob < 1 and rng.random() > operation.prob:
         return None
     magnitude, deviation = operation.magnitude, operation.magnitude_std
@@ -138,7 +138,7 @@ def draw_operation(rng: Random, operation: AugmentOp) -> Operation | None:
 
 
 def _strength(rng: Random, name: str, level: float) -> float | None:
-    """The argument of timm's function of that name (`LEVEL_TO_ARG` there, which draws signs from global `random`)."""
+    """The argument of timm's function `name`, as `LEVEL_TO_ARG` computes it there with signs from global `random`."""
     if name in _NO_ARGUMENT:
         return None
     if name in _INTEGER:

@@ -1,6 +1,6 @@
 """Open image files from outside: named raster formats, regular files and bounded memory. Torch-free.
 
-No other module opens pictures. Formats beyond the list are refused by name: Pillow hands some of them to other
+No other module opens pictures. Other formats are refused by name: Pillow passes some of them to other
 programs. Metadata decides nothing but the orientation.
 """
 
@@ -25,12 +25,12 @@ FORMATS = {
     "PNG": 9, "JPEG": 5, "MPO": 5, "GIF": 6, "BMP": 9, "PPM": 13, "TIFF": 13, "WEBP": 17, "JPEG2000": 25, "AVIF": 20,
 }  # fmt: skip
 _PROGRESSIVE = 12  # JPEG files that are decoded as a whole, or have four channels
-_PLAIN = 100  # PPM files of decimal digits: not for their memory, but Pillow decodes a million numbers a second
+_PLAIN = 100  # PPM files of decimal digits: a limit of time, since Pillow decodes a million numbers a second
 MOST_BYTES = BOUNDS.image_bytes
-LONGEST_TO_SHORTEST = BOUNDS.image_sides  # the centre crop of a longer strip shows nothing
+LONGEST_TO_SHORTEST = BOUNDS.image_sides  # the centre crop of a longer strip shows nearly nothing
 MOST_SCANNED = BOUNDS.image_scans  # each scan touches every pixel again
 _MOST_FILE_BYTES = BOUNDS.image_file_bytes
-_MOST_HEADER_BYTES = 4096  # that tell the format
+_MOST_HEADER_BYTES = 4096  # read to recognise the format
 _ORIENTATION = 0x0112  # EXIF
 _TILE_SIDES = (322, 323)  # TIFF
 _SUBFILE, _DNG = 254, 50706  # TIFF: a camera's raw file is one, and begins with a thumbnail
@@ -43,7 +43,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Beginnings of files that people have among their photographs: what they are, and a tool that converts them.
+# First bytes of files that users have among their photographs -> format, and a tool that converts it.
 _OTHER_FORMATS = (
     (rb".{4}ftyp(hei[cfmsx]|hev[cmsx]|mif1|msf1)", "HEIC", "`magick mogrify -format jpg *.HEIC`"),
     (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "JPEG XL", "`djxl`"),
@@ -60,7 +60,7 @@ Result = TypeVar("Result")
 
 
 def name_of(source: Path | bytes) -> str:
-    """How error messages name an image."""
+    """The name of an image in error messages."""
     return str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
 
 
@@ -85,7 +85,7 @@ def with_image(source: Path | bytes, use: Callable[[Image.Image], Result], most_
 
 
 class _Parts(io.BufferedReader):
-    """An image file that ends an endless header: Pillow reads and keeps each chunk, segment and comment by itself."""
+    """An image file that limits the header's parts: Pillow reads and keeps each chunk, segment and comment."""
 
     def __init__(self, source: Path | bytes) -> None:
         if isinstance(source, Path):
@@ -103,7 +103,7 @@ class _Parts(io.BufferedReader):
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none, or none that can be read."""
+    """The EXIF orientation, 1 to 8; 1 if it is missing or unreadable."""
     try:
         value = image.getexif().get(_ORIENTATION)
     except Exception:  # Pillow raises many kinds for odd metadata
@@ -163,7 +163,7 @@ def _not_read(where: str, kind: str, tool: str) -> AutoFormerError:
 
 @cache
 def _formats() -> list[str]:
-    """Those of the list that this Pillow has."""
+    """The formats of the list that the installed Pillow supports."""
     if not FORMATS.keys() - {"MPO"} <= Image.OPEN.keys():
         Image.init()
     return [name for name in FORMATS if name in Image.OPEN]  # MPO is opened as JPEG
@@ -205,7 +205,7 @@ def _check_scans(image: Image.Image, source: Path | bytes, where: str, most_byte
 
 
 def _essentials(source: Path | bytes) -> bytes | None:
-    """A PNG or JPEG file without metadata but EXIF; None for other files."""
+    """A PNG or JPEG file without metadata except EXIF; None for other files."""
     if isinstance(source, Path):
         if source.stat().st_size > _MOST_FILE_BYTES:
             return None
@@ -218,7 +218,7 @@ def _essentials(source: Path | bytes) -> bytes | None:
 
 
 def _png_essentials(content: bytes) -> bytes:
-    """The chunks that make the pixels, and a sound eXIf."""
+    """The chunks that define the pixels, and an intact eXIf."""
     kept, at = [_PNG], len(_PNG)
     while at + 12 <= len(content):
         (length,), kind = struct.unpack_from(">I", content, at), content[at + 4 : at + 8]
@@ -231,7 +231,7 @@ def _png_essentials(content: bytes) -> bytes:
 
 
 def _jpeg_essentials(content: bytes) -> bytes:
-    """Without comments and application segments, but for JFIF, EXIF and Adobe's colour transform."""
+    """The file without comments and application segments, except JFIF, EXIF and Adobe's colour transform."""
     kept, at = [content[:2]], 2
     while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:  # the scan begins
         marker, (length,) = content[at + 1], struct.unpack_from(">H", content, at + 2)

@@ -29,12 +29,12 @@ def shear_y(pixels: Pixels, factor: float, fill: Fill) -> Pixels:
 
 
 def translate_x(pixels: Pixels, share: float, fill: Fill) -> Pixels:
-    """`share`: of the width."""
+    """Translate to the left by `share` of the width."""
     return _moved(pixels, np.full(len(pixels), share * pixels.shape[1]), fill)
 
 
 def translate_y(pixels: Pixels, share: float, fill: Fill) -> Pixels:
-    """`share`: of the height."""
+    """Translate upwards by `share` of the height."""
     return _transposed(translate_x(_transposed(pixels), share, fill))
 
 
@@ -43,7 +43,7 @@ def mirrored(pixels: Pixels) -> Pixels:
 
 
 def _transposed(pixels: Pixels, way: Image.Transpose = Image.Transpose.TRANSPOSE) -> Pixels:
-    """By Pillow, in a third of numpy's time for RGB."""
+    """Transpose with Pillow, which takes a third of numpy's time for RGB."""
     grey = pixels.shape[2] == 1
     transposed = np.asarray(Image.fromarray(pixels[:, :, 0] if grey else pixels).transpose(way))
     return transposed[:, :, None] if grey else transposed

@@ -6,7 +6,7 @@ from autoformer.frozen import Frozen
 
 
 class PixelRule(Frozen):
-    """Grey shows drawings in black, in white and in colour alike, so it is the default background."""
+    """The background is grey by default, on which black, white and coloured drawings are visible."""
 
     background: int = Field(128, ge=0, le=255, description="grey level behind transparent pixels: 0 black, 255 white")
     white_level: float | None = Field(

@@ -1,4 +1,4 @@
-"""From an image file to upright pixels of one size, for packing, training, evaluation and prediction. Torch-free.
+"""Decode an image file to upright pixels of one size, for packing, training, evaluation and prediction. Torch-free.
 
 Any mode that Pillow reads becomes grey or RGB by one `PixelRule` for all images of a data set and its model. The EXIF
 orientation is applied. The shorter side becomes `resized_side` by one antialiased bicubic resize.
@@ -28,7 +28,7 @@ _PIL_ERRORS = (
 )  # fmt: skip
 WHITE_16_BIT = 65535
 OPAQUE = 255
-_BITS = "bits"  # in `Image.info`: of a colour channel in the file, where Pillow decodes the upper 8 of 16
+_BITS = "bits"  # in `Image.info`: bits of a colour channel in the file; Pillow keeps the upper 8 of 16
 _SAMPLE_FORMAT, _SIGNED = 339, 2  # a TIFF's tag, and its value
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _SMALLEST_WITH_MARGIN = 48
@@ -54,7 +54,7 @@ def open_image(
         shorter_side: of the final image, in pixels. A much larger JPEG is decoded at a half, a quarter or an eighth of
             its size, with at least twice this side.
         upright: apply the EXIF orientation.
-        most_bytes: of memory; an image that takes more is refused by its header.
+        most_bytes: memory limit; a larger image is refused by its header.
 
     Raises:
         AutoFormerError: no such file, not an image of the formats in `opening.FORMATS`, damaged, or too large.
@@ -100,7 +100,7 @@ def _decode(image: Image.Image, shorter_side: int | None, upright: bool) -> Imag
         image.info[_BITS] = 16
     if "transparency" in image.info and image.format == "PNG":
         image.info["transparency"] = _scaled_key(image.info["transparency"], raw)
-    if image.mode == "I" and image.format == "PPM":  # which states its range, and Pillow scales to 16 bits
+    if image.mode == "I" and image.format == "PPM":  # Pillow scales it from the file's range to 16 bits
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
     turned = turned_upright(image) if upright else image
     if turned.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits alone
@@ -184,7 +184,7 @@ def to_channels(image: Image.Image, channels: int, rule: PixelRule = DEFAULT) ->
 
 
 def _opaque(image: Image.Image, mode: str, background: int) -> Image.Image:
-    """Strip by strip, since a whole copy of each stage would take four times the image's memory."""
+    """Composite an image over the background, in strips: whole copies would take four times the image's memory."""
     composed = Image.new(mode, image.size)
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):

@@ -1,4 +1,4 @@
-"""Batches that worker processes decode in advance, in order. For training and evaluation."""
+"""Batches that worker processes decode in advance, in order, for training and evaluation."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
@@ -16,7 +16,7 @@ def prefetched(decode: Callable[[Item], Tensor], items: Iterable[Item], workers:
     """`decode(item)` of each item, in order, in pinned memory if there is a GPU.
 
     Args:
-        decode: a function of its argument alone. Workers are forked, or it is picklable.
+        decode: a pure function of its argument; picklable if workers are not forked.
         items: one per batch; may be endless.
         workers: processes; 0 to decode in this process, on demand.
         factor: batches that each worker decodes in advance.
@@ -37,7 +37,7 @@ def prefetched(decode: Callable[[Item], Tensor], items: Iterable[Item], workers:
 
 
 class _Guarded(Dataset[Tensor | AutoFormerError], Generic[Item]):
-    """Returns errors as values: raised in a worker, they would come with its traceback."""
+    """Return errors as values: an error raised in a worker would carry the worker's traceback."""
 
     def __init__(self, decode: Callable[[Item], Tensor]) -> None:
         self._decode = decode

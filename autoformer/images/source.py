@@ -1,4 +1,4 @@
-"""Where the archives of a data folder are: in the folder, or where its `source.yaml` says. Torch-free."""
+"""The location of a data folder's archives: the folder itself, or the one in its `source.yaml`. Torch-free."""
 
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple

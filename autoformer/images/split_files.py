@@ -26,9 +26,9 @@ SPLIT_SCHEMA = pa.schema(
 CHECKSUM = np.dtype("S64")
 _COLUMN_TYPES = (np.dtype(object), np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.int32), CHECKSUM)
 _FIXED = pa.binary(64)
-_THRIFT = 2**20  # entries of a list in the metadata
-_FEW_ROWS = 2**20  # that may take any space
-_CHUNK_ROWS = 65536  # rows that are Python objects at once
+_THRIFT = 2**20  # limit of entries in a list of the metadata
+_FEW_ROWS = 2**20  # so many rows may take any space
+_CHUNK_ROWS = 65536  # rows converted to Python objects at once
 
 
 class Split(NamedTuple):
@@ -110,7 +110,7 @@ def read_metadata(path: Path) -> dict[bytes, bytes]:
 
 
 def _open(path: Path) -> pq.ParquetFile:
-    """Raises `ValueError` for a file that would take far more memory than its bytes."""
+    """Open a file. Raises `ValueError` if its rows would take far more memory than its bytes."""
     check_regular(path)
     file = pq.ParquetFile(path, thrift_string_size_limit=BOUNDS.json_bytes, thrift_container_size_limit=_THRIFT)
     rows, size = file.metadata.num_rows, path.stat().st_size
@@ -121,7 +121,7 @@ def _open(path: Path) -> pq.ParquetFile:
         if sum(column.total_uncompressed_size for column in columns) > BOUNDS.expanded(size):
             raise ValueError("its columns expand too much")
         if any(column.path_in_schema == "checksum" and column.has_dictionary_page for column in columns):
-            raise ValueError("its checksums stand for each other")  # one long text could be that of every row
+            raise ValueError("its checksums stand for each other")  # a dictionary can repeat one long text in all rows
     return file
 
 

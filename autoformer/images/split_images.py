@@ -51,8 +51,8 @@ def load_images(
         limit: read the first images only.
         image_size: S of encoded images (`autoformer.images.pixels.model_pixels`); by default the card's.
         name: the split on the card; None for any.
-        hash_of: sha256 of an archive, such as a `HashCache`.
-        reader: of remote archives. The checksum of each image is then checked instead of the archive's.
+        hash_of: returns the sha256 of an archive, such as a `HashCache`.
+        reader: reads remote archives. The checksum of each image is then checked instead of the archive's.
 
     Raises:
         AutoFormerError: the split is missing, damaged or not on the card, an archive is missing or has another
@@ -106,7 +106,7 @@ def archive_names(rows: Split) -> list[str]:
 
 
 def check_places(rows: Split, split: Path, data: Path, reader: RemoteReader | None = None) -> None:
-    """Raise `AutoFormerError` if a row of `split` is outside its uncompressed archive."""
+    """Raise `AutoFormerError` if a row of `split` points outside its uncompressed archive."""
     size_of = reader.size_of if reader else lambda name: (archive_folder(data) / name).stat().st_size
     for name in archive_names(rows):
         here, end = rows.archives == name, size_of(name)

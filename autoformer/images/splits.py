@@ -12,13 +12,13 @@ _MOST_NAMED = 20  # classes in an error
 
 
 class HoldOut(NamedTuple):
-    """Row numbers of the given training images."""
+    """Row numbers of the training images, by split."""
 
     train: np.ndarray  # in their order
-    search: np.ndarray  # one image of each class in turn, so a prefix of whole rounds is stratified
-    left_out: int  # images with the pixels of a test image: in no split
-    repeated: int  # images with the pixels of another one, all of them in train
-    copies: int  # further copies of images in search: in no split
+    search: np.ndarray  # in rounds of one image per class, so a prefix of whole rounds is stratified
+    left_out: int  # images with the pixels of a test image; they are in no split
+    repeated: int  # images with the pixels of another one; all are in train
+    copies: int  # further copies of images in search; they are in no split
 
 
 def hold_out(
@@ -66,7 +66,7 @@ def hold_out(
 
 
 def _copies(checksums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each row the number of its content, and how many rows have that content."""
+    """For each row the index of its content, and the number of rows with that content."""
     _, content, copies = np.unique(checksums, return_inverse=True, return_counts=True)
     return content, copies[content]
 
@@ -84,7 +84,7 @@ def _by_class(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
 
 
 class Shares(NamedTuple):
-    """Percent of each class to hold out, where the source has no such split."""
+    """Percent of each class to hold out for splits that the source lacks."""
 
     search_percent: float
     test_percent: float
@@ -180,13 +180,13 @@ def _with_two_labels(labels: np.ndarray, content: np.ndarray) -> np.ndarray:
 
 
 def _contradictions(labels: np.ndarray, content: np.ndarray) -> list[str]:
-    """A note if images with equal content have different labels."""
+    """A note if images of equal content have different labels."""
     twice = len(_with_two_labels(labels, content))
     return [f"{twice} images are there under two classes or more: one of the labels is wrong"] if twice else []
 
 
 def _spread(rows: np.ndarray, labels: np.ndarray, rng: random.Random) -> np.ndarray:
-    """The rows in an order in which every prefix has about the class frequencies of the whole."""
+    """The rows in an order such that every prefix has about the class frequencies of the whole."""
     rows = np.array(rng.sample(rows.tolist(), len(rows)))
     position = np.empty(len(rows))
     for label in np.unique(labels[rows]):
@@ -196,7 +196,7 @@ def _spread(rows: np.ndarray, labels: np.ndarray, rng: random.Random) -> np.ndar
 
 
 def _too_few_images(classes: dict[str, int], least: int) -> AutoFormerError:
-    """Names all classes, so that one look at the folder mends it."""
+    """An error that names all classes with too few images."""
     if len(classes) == 1:
         ((name, count),) = classes.items()
         images = f"{count} different image{'s' * (count != 1)}"

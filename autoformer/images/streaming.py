@@ -18,10 +18,10 @@ PREFETCH_FACTOR = 2  # batches that each worker decodes in advance
 
 
 class StreamedPixels:
-    """Images as the model sees them, batch by batch, in order, without padding.
+    """Batches of model inputs, in order, without padding.
 
     Args:
-        pictures: workers are forked, or it is picklable.
+        pictures: the images; picklable if workers are not forked.
         pixels_of: decoded image -> uint8 (C, S, S), such as `autoformer.images.pixels.model_pixels`.
         batch_size: B; the last batch may be smaller.
         workers: processes that decode; 0 to decode in this process.

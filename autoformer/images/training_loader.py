@@ -36,12 +36,12 @@ class Batch(NamedTuple):
 
 
 class BatchOrder:
-    """The samples of each batch. Ranks take the batches of one order in turn, so W ranks see the images that one sees.
+    """The samples of each batch. Ranks take the batches of one order in turn, so W ranks see the same images as one.
 
     Args:
         samples: n.
-        images_per_step: of an optimiser step, over all ranks. An incomplete step at the end of an epoch is dropped.
-        batch_size: B, of a micro-batch.
+        images_per_step: over all ranks. An incomplete optimiser step at the end of an epoch is dropped.
+        batch_size: B, the images of a micro-batch.
         repeats: copies of each sample, for repeated augmentation.
         world: each rank numbers its own batches from 0.
     """
@@ -79,7 +79,7 @@ class InMemoryLoader:
     def batch(self, number: int) -> Batch:
         epoch, samples, copies = self.order.batch(number)
         index = torch.from_numpy(samples)
-        keys = samples + copies * self.order.samples  # each copy draws as a sample of its own
+        keys = samples + copies * self.order.samples  # each copy has its own draws
         pixels = augment(self._pixels[index], keys, self._augmentation, self.order.seed, epoch)
         return Batch(pixels, self._labels[index])
 
@@ -172,11 +172,11 @@ def training_loader(
     """The training batches of a recipe.
 
     Args:
-        seed: of order and augmentation.
+        seed: seed of order and augmentation.
         mean: of pixels in [0, 1], one per channel.
-        micro_batches: of an optimiser step, over all ranks; by default the recipe's accumulation, 1 for "auto".
+        micro_batches: per optimiser step, over all ranks; by default the recipe's accumulation, 1 for "auto".
         workers: processes that decode and augment in advance, unless whole batches are augmented in memory.
-        cache_bytes: of the cache of decoded images. No result depends on it.
+        cache_bytes: size of the cache of decoded images. No result depends on it.
 
     Raises:
         AutoFormerError: not enough memory for the cache.

@@ -1,4 +1,4 @@
-"""What a GPU shows, in eight minutes: `python -m benchmarks.gpu`. See docs/benchmarks.md. Torch-free to import."""
+"""Check numbers and speed on a GPU in eight minutes: `python -m benchmarks.gpu`. See docs/benchmarks.md. Torch-free."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a GPU shows, in at most eight minutes, on a machine that needs no network.
+"""Check numbers and speed on a GPU in eight minutes, without a network.
 
     python -m benchmarks.gpu
     python -m benchmarks.gpu --wheels wheels    # with packages that were copied here

@@ -1,4 +1,4 @@
-"""This machine's hardware and packages, and the packages that it lacks. The standard library alone."""
+"""This machine's hardware and packages. Uses only the standard library."""
 
 import csv
 import operator
@@ -46,7 +46,7 @@ def pip_commands(described: Mapping[str, Any]) -> list[str]:
 
 
 def name_of(requirement: str) -> str:
-    """A package's name, as names are compared: lower case, with hyphens."""
+    """A package's normalised name: lower case, with hyphens."""
     return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0]).lower()
 
 
@@ -83,7 +83,7 @@ def _gpus() -> list[str]:
 
 
 def unfit(described: Mapping[str, Any]) -> list[str]:
-    """A line for each package whose version this project excludes; torch's version goes by the machine's CUDA."""
+    """A line for each package of an excluded version. torch is not checked: its version depends on the CUDA version."""
     packages = {name: described["packages"][name] for name in required() if not name.startswith("torch")}
     return [
         f"{name} {packages[name]} is not {requirement}: it may fail; bring that version"
@@ -103,7 +103,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def lines(described: Mapping[str, Any]) -> list[str]:
-    """A description, for people."""
+    """The description as lines of text."""
     return [
         f"Python {described['python']}, {described['system']}, {described['cores']} cores, "
         f"{described['memory_gb']} GB of memory, {described['free_disk_gb']} GB of disk free, "

@@ -1,8 +1,8 @@
-"""Logits and gradients against the CPU in float64, with the tolerance that follows from the type.
+"""Compare logits and gradients with the CPU in float64, with a tolerance derived from the type.
 
 A chain of n roundings, each off by at most u, is off by about sqrt(n) u (Higham and Mary 2019: errors add up like a
-random walk). In float32 n counts the additions of all inner products from the image to the logits; in bfloat16, whose
-products add up in float32, the tensors that are rounded on the way. A gradient takes that way three times: forward, and
+random walk). In float32 n counts the additions of all inner products from the image to the logits. In bfloat16, whose
+products are summed in float32, n counts the rounded tensors. Gradients have three times as many roundings: forward, and
 backward to inputs and to weights.
 """
 
@@ -30,7 +30,7 @@ PASSES = 3
 
 
 def tolerance(space: SearchSpace, spec: SubnetSpec, dtype: torch.dtype, gradient: bool = False) -> float:
-    """sqrt(n) u."""
+    """The tolerance sqrt(n) u of a relative error."""
     tokens, embed, dim = space.num_patches + 1, spec.embed_dim, space.head_dim
     roundings = ROUNDED_TENSORS * spec.depth
     if dtype == torch.float32:
@@ -41,7 +41,7 @@ def tolerance(space: SearchSpace, spec: SubnetSpec, dtype: torch.dtype, gradient
 
 
 def fill(supernet: Supernet) -> Supernet:
-    """Weights under which every tensor matters: signals keep their size, norms are not 1, biases and tables not 0."""
+    """Set weights so that every tensor matters: signals keep their size, norms are not 1, biases and tables not 0."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in supernet.named_parameters():
@@ -113,7 +113,7 @@ def _subnet(recorder: Recorder, case: Case, letter: str) -> None:
 
 
 def without_position(model: nn.Module) -> nn.Module:
-    """A copy with zero relative tables: the error that the check must notice."""
+    """A copy with zero relative tables, an error that the check must detect."""
     changed = copy.deepcopy(model)
     for name, parameter in changed.named_parameters():
         if "rel_pos" in name:
@@ -122,7 +122,7 @@ def without_position(model: nn.Module) -> nn.Module:
 
 
 def _official(recorder: Recorder, name: str) -> None:
-    """Logits that the official code has computed, of six small subnets (tests/data/README.md)."""
+    """Compare with logits that the official code computed, for six small subnets (tests/data/README.md)."""
     described = json.loads(GOLDEN.with_suffix(".json").read_text(encoding="utf-8"))
     supernet, keys = described["supernet"], ("embed_dim", "depth", "num_heads", "mlp_ratio")
     size = {key: supernet.pop(key) for key in keys}

@@ -1,4 +1,4 @@
-"""What the parts of the check share: sizes, the recorder of their figures, timing, the attention kernel."""
+"""Shared by the parts of the check: sizes, the recorder of figures, timing, the attention kernel."""
 
 import contextlib
 import gc
@@ -17,19 +17,19 @@ from benchmarks.engine import CPU, Case, Run, published
 from benchmarks.rows import Row, interleaved
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-MAX_CALLS = 50  # of a run, in one measurement
+MAX_CALLS = 50  # of a run per measurement
 GIGA = 1e9
 
 
 @dataclass(frozen=True)
 class Size:
-    """The amount of work: `FULL` on a GPU, `TINY` to see on a CPU that all of it runs."""
+    """The amount of work: `FULL` on a GPU, `TINY` as a test on a CPU."""
 
     names: tuple[str, ...]  # of cases
     batches: tuple[int, ...]
     rounds: int
-    min_seconds: float  # of one measurement, which repeats a run as often as needed
-    subnets: int  # of a measurement of changing subnets, each taken twice
+    min_seconds: float  # of one measurement, which repeats a run until then
+    subnets: int  # for the measurement of changing subnets, each used twice
     compile_backend: str
     compile_shapes: int  # of the supernet's block
     search_images: int
@@ -37,8 +37,8 @@ class Size:
     epoch_batches: int
     steps: int  # of the training step that is stopped and resumed
     memory_space: str
-    auto_batch: int  # images of a step of that space, for which accumulation is found
-    memory_bytes: int  # that this step may take
+    auto_batch: int  # images of a step of that space, to find the accumulation for
+    memory_bytes: int  # memory limit of this step
 
     def cases(self) -> dict[str, Case]:
         return {name: case_of(name) for name in self.names}
@@ -67,8 +67,8 @@ class Recorder:
     """The arguments of a part, and the receiver of its results.
 
     Attributes:
-        end: of the part's time, on the monotonic clock.
-        send: takes a kind ("row", "fact", "cut" or "error") and its content.
+        end: end of the part's time, on the monotonic clock.
+        send: called with a kind ("row", "fact", "cut" or "error") and its content.
     """
 
     device: torch.device
@@ -85,7 +85,7 @@ class Recorder:
         return time.monotonic() >= self.end
 
     def cut(self, left_out: str) -> bool:
-        """Whether the time is over; then records what is left out."""
+        """Whether the time is over; if so, record what is left out."""
         if self.is_over():
             self.send("cut", left_out)
         return self.is_over()
@@ -99,7 +99,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def attempt(self, name: str) -> Iterator[None]:
-        """Record any error inside; what follows still runs."""
+        """Record any error inside, and continue."""
         try:
             yield
         except Exception as error:
@@ -121,7 +121,7 @@ class Recorder:
                 measure(name)
 
     def time(self, runs: Mapping[str, Run], warmup: int = 1, rounds: int | None = None) -> dict[str, list[float]]:
-        """Seconds of one call of each run, by round; empty where the time was over before the first round."""
+        """Seconds of one call of each run, by round; empty if the time was over before the first round."""
         timer = Timer(self.device, self.size.min_seconds)
         return interleaved(runs, rounds or self.size.rounds, timer, warmup, self.is_over)
 
@@ -133,10 +133,10 @@ def synchronize(device: torch.device) -> None:
 
 
 class Timer:
-    """Seconds of one call of a run: the mean of as many calls in a row as fill `min_seconds`.
+    """Seconds of one call of a run: the mean over consecutive calls that fill `min_seconds`.
 
-    A GPU is waited for before and after them, so the host may run ahead in between, as it does in training. The round
-    before sets the number of calls, so at least one must be warm-up.
+    The GPU is synchronised only before and after them, so the host may run ahead in between, as in training. The
+    previous round sets the number of calls, so at least one round must be warm-up.
     """
 
     def __init__(self, device: torch.device, min_seconds: float) -> None:
@@ -169,6 +169,6 @@ def attention_kernel(run: Run, device: torch.device = CPU.device) -> str:
 
 
 def implementation(operators: set[str]) -> str:
-    """flash, cudnn, efficient or math, by the operators that torch has chosen; none without attention."""
+    """The implementation in torch's operators: flash, cudnn, efficient or math; "none" without attention."""
     names = ("flash", "cudnn", "efficient", "math")
     return next((name for name in names if any(name in operator for operator in operators)), "none")

@@ -1,4 +1,4 @@
-"""A training that is resumed, bit by bit; accumulation that is found; the out-of-memory line; Ctrl-C."""
+"""Check resumed training, `accumulation: auto`, the out-of-memory line, and Ctrl-C."""
 
 import contextlib
 import gzip
@@ -48,7 +48,7 @@ def resume(recorder: Recorder) -> None:
 
 
 def largest_difference(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """0 where all are equal to the bit."""
+    """The largest absolute difference of any weight; 0 if all are bit-identical."""
     return max(float((weights[name].double() - weight.double()).abs().max()) for name, weight in expected.items())
 
 
@@ -75,7 +75,7 @@ def _trainer(recorder: Recorder, name: str) -> None:
 
 
 def _exact(recorder: Recorder) -> float | None:
-    """The limit of a difference: none on a GPU, whose sums have no fixed order."""
+    """The limit of a difference: None on a GPU, where sums have no fixed order."""
     return None if recorder.on_gpu else 0.0
 
 
@@ -83,7 +83,7 @@ def _exact(recorder: Recorder) -> float | None:
 
 
 def _memory(recorder: Recorder, name: str) -> None:
-    """With less memory than there is, so that it takes no time."""
+    """Accumulation and the out-of-memory line, with limited memory to save time."""
     size, device = recorder.size, recorder.device
     space, gigabytes = load_space(size.memory_space), size.memory_bytes / GIGA
     images = random_images(space, size.auto_batch)
@@ -103,7 +103,7 @@ def _memory(recorder: Recorder, name: str) -> None:
         found = make_trainer(training("auto", Path(folder) / "auto.json"))
         recorder.row("accumulation: found", found.micro_batches, "")
         recorder.fact("accumulation", f"of {size.auto_batch} images a step of {space.name}, in {gigabytes:g} GB")
-        if recorder.on_gpu:  # on a CPU none is searched for
+        if recorder.on_gpu:  # on a CPU there is no search
             torch.cuda.reset_peak_memory_stats(device)
             found.take_step()
             recorder.row("accumulation: memory of its step", torch.cuda.max_memory_allocated(device) / GIGA, "GB")
@@ -124,7 +124,7 @@ def _memory(recorder: Recorder, name: str) -> None:
 def limited(device: torch.device, memory_bytes: int) -> Iterator[None]:
     """Limit the memory of the GPU, or the memory that this process may take beyond what it has.
 
-    On the CPU without oneDNN, which does not recover from an allocation that failed.
+    On the CPU it disables oneDNN, which does not recover from a failed allocation.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -150,7 +150,7 @@ def limited(device: torch.device, memory_bytes: int) -> Iterator[None]:
 
 
 def _interrupted(recorder: Recorder, name: str) -> None:
-    """A process gets Ctrl-C; this process gives its command again, and runs the same undisturbed."""
+    """Interrupt a process by Ctrl-C, repeat its command here, and compare with an undisturbed run."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, codes, printed = Path(temporary), list[int](), dict[str, str]()
         settings = {"epochs": recorder.size.steps * BATCH / TRAIN_IMAGES, "batch_size": BATCH}
@@ -174,7 +174,7 @@ def _interrupted(recorder: Recorder, name: str) -> None:
 
 
 def _stopped(arguments: list[str], folder: Path) -> tuple[int, str]:
-    """The exit code and the output of a process that gets Ctrl-C once it has a checkpoint."""
+    """Exit code and output of a process that gets Ctrl-C after its first checkpoint."""
     command = [sys.executable, "-m", "components.train_supernet", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     end = time.monotonic() + PATIENCE_SECONDS
@@ -210,5 +210,5 @@ def _outputs(folder: Path) -> list[str]:
 
 def _environment(folder: Path) -> "contextlib.AbstractContextManager[object]":
     environment = {"AUTOFORMER_WORK": str(folder / "work"), "AUTOFORMER_TRACKING": "off", "AUTOFORMER_PROCESSES": "1"}
-    environment["AUTOFORMER_RUNNER_PID"] = str(os.getpid())  # a process that is left ends when this one does
+    environment["AUTOFORMER_RUNNER_PID"] = str(os.getpid())  # a remaining process ends with this one
     return mock.patch.dict(os.environ, environment)

@@ -1,7 +1,7 @@
-"""The parts of the check, one after the other in a process of their own, within the time there is. Torch-free.
+"""Run the parts of the check one after the other in a worker process, within the time limit. Torch-free.
 
-A part is to end by itself when its time is nearly up, and is killed when it is; its results so far stay. A part that
-failed or was killed ends its process, since an error of CUDA leaves a process unusable; the next part starts another.
+A part should end by itself shortly before its time is up, and is killed otherwise; its results so far are kept. After a
+failed or killed part the worker is replaced, since a CUDA error leaves a process unusable.
 """
 
 import contextlib
@@ -22,20 +22,20 @@ from benchmarks.rows import aligned
 OUT = ROOT / "dist" / "bench" / "gpu.json"
 BUDGETS = {"parity": 45, "speed": 130, "supernet": 60, "compile": 95, "scoring": 40, "epoch": 50, "resume": 60}
 """Seconds of eight minutes; time that a part leaves goes to later parts."""
-LAST_SECONDS = 6.0  # of a part's time, in which it is to end by itself
+LAST_SECONDS = 6.0  # of a part's time, in which it should end by itself
 CONTEXT: SpawnContext | ForkContext = multiprocessing.get_context("spawn")
 LISTS = {"row": "rows", "cut": "cut", "error": "errors"}
 
 
 def start_worker(connection: Connection, device: str, size: str) -> None:
-    from benchmarks.gpu.worker import work  # by the new process alone: this one stays torch-free
+    from benchmarks.gpu.worker import work  # only in the new process: this one stays torch-free
 
-    multiprocessing.set_start_method("fork", force=True)  # of its own workers: Linux's default
+    multiprocessing.set_start_method("fork", force=True)  # for the loader's workers: Linux's default
     work(connection, device, size)
 
 
 class Check:
-    """A run and its file, which is whole at any time."""
+    """A run of the check and its JSON file, which is always complete."""
 
     def __init__(
         self, file: Path, machine: Mapping[str, Any], device: str = "auto", size: str = "auto", minutes: float = 8.0
@@ -114,9 +114,9 @@ class Check:
                 return content
 
     def _kill(self) -> None:
-        """End the worker and all that it has started."""
+        """Kill the worker and all processes that it has started."""
         if self._process is not None and self._process.pid is not None:
-            with contextlib.suppress(ProcessLookupError):  # before it leads a group of its own
+            with contextlib.suppress(ProcessLookupError):  # before `os.setsid` has created its process group
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
             self._process.join()
@@ -130,7 +130,7 @@ class Check:
 
 
 def show(found: Mapping[str, Any]) -> str:
-    """A part's rows, a line for each case with its quantities in columns; facts, cuts and errors below."""
+    """A part's rows as tables with one line per case; facts, cuts and errors below."""
     cases: dict[str, dict[str, str]] = {}
     for row in found["rows"]:
         case, _, quantity = row["name"].partition(": ")
@@ -146,5 +146,5 @@ def show(found: Mapping[str, Any]) -> str:
 
 
 def failed(result: Mapping[str, Any]) -> list[str]:
-    """The parts with an error; a missed goal is none, nor is a part that was cut short."""
+    """The parts with an error. Missed goals and parts cut short are not errors."""
     return [part for part, found in result["parts"].items() if found["errors"]]

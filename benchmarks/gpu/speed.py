@@ -28,7 +28,7 @@ WARMUP = 3  # rounds: kernels are loaded, libraries set up, memory is allocated,
 
 
 def speed(recorder: Recorder) -> None:
-    """The cases that have a goal come first."""
+    """Forward passes and training steps of all cases; those with a goal come first."""
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     recorder.fact("fp32", f"torch's defaults: matrix products '{precision}', TF32 in convolutions {tf32}")
     models = {letter: models_of(case, recorder.device) for letter, case in recorder.size.cases().items()}
@@ -66,7 +66,7 @@ def _speed_of(recorder: Recorder, models: Models, batch: int, kind: Kind, precis
 
 
 def changing(recorder: Recorder) -> None:
-    """Steps of the supernet with another subnet each time: seen for the first time, again, and without changing."""
+    """Steps of the supernet with changing subnets: seen for the first time, seen again, and unchanged."""
     cases = product(DTYPES.items(), recorder.size.batches, recorder.size.cases().items())
     recorder.each(
         {
@@ -117,7 +117,7 @@ def _changing(recorder: Recorder, case: Case, batch: int, setting: Setting, name
 
 
 def compiling(recorder: Recorder) -> None:
-    """The extracted model, as `retrain_subnet.compile` does it, and a block of the supernet."""
+    """Compile the extracted model, like `retrain_subnet.compile`, and a block of the supernet."""
     (letter, case), backend = next(iter(recorder.size.cases().items())), recorder.size.compile_backend
     recorder.fact("backend", backend)
     model, block = (partial(work, recorder, case, backend) for work in (_compile_model, _compile_block))

@@ -1,4 +1,4 @@
-"""Scoring of candidates, with the hours of a search of the paper's size; a supernet epoch of JPEGs by the loader."""
+"""Speed of scoring, with the hours of a search of the paper's size, and of a supernet epoch from JPEGs."""
 
 import tempfile
 import time
@@ -90,7 +90,7 @@ def scoring(recorder: Recorder) -> None:
 
 
 class SameBatch:
-    """One batch again and again: what is left is the training step."""
+    """A source that repeats one batch, to measure the training step alone."""
 
     def __init__(self, images: TrainingLoader) -> None:
         self.order, self._batch = images.order, images.batch(0)
@@ -139,7 +139,7 @@ def epoch(recorder: Recorder) -> None:
 
 
 def _calls_per_second(recorder: Recorder, work: Run, warmup: int) -> float:
-    """After the batches that workers had prefetched; over fewer calls where the part's time ends."""
+    """Calls per second after the prefetched batches are used up; over fewer calls if the time ends."""
     for _ in range(warmup):
         work()
     synchronize(recorder.device)

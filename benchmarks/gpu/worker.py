@@ -1,4 +1,4 @@
-"""The process that measures: it describes its device, then does the parts that it receives, and sends their results."""
+"""The measuring process: it describes its device, runs the parts that it receives, and sends their results."""
 
 import os
 import time
@@ -23,7 +23,7 @@ THREADS = 2  # of a CPU that is itself measured
 
 def work(connection: Connection, device_name: str, size_name: str) -> None:
     os.setsid()  # so that `Check` can kill all that this process starts
-    os.dup2(2, 1)  # what others print goes to standard error
+    os.dup2(2, 1)  # prints of libraries go to standard error
     device = find_device(device_name)
     from benchmarks.gpu.recorder import FULL, TINY, Recorder  # not before the device is found, for it takes seconds
 

@@ -1,4 +1,4 @@
-"""The step that evaluates the retrained subnet on the test split, and reports."""
+"""Evaluate the retrained subnet on the test split, and write the report."""
 
 from runtime.common.early_stop import report_early_stop
 

@@ -1,4 +1,4 @@
-"""SVG primitives: elements, scales, axes, lines, labels.
+"""Parts of SVG charts: elements, scales, axes, lines, labels.
 
 A chart is as wide as its column and has a fixed height. x is in percent and y in pixels, so text and strokes keep
 their size on a phone. Colours are CSS classes of `report.css`.
@@ -11,19 +11,19 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-LABEL_HEIGHT = 16  # pixels between two labels at the ends of lines
+LABEL_HEIGHT = 16  # minimum distance of two labels in pixels
 
 
 def element(name: str, *content: str, **attributes: str | float) -> Markup:
-    """An element of SVG. Content that is not `Markup` is escaped, and so are attributes.
+    """An SVG element. Attributes are escaped, and so is content that is not `Markup`.
 
-    `class_` becomes class, an underscore in a name a hyphen; numbers are written with two digits.
+    `class_` becomes class, underscores become hyphens, and numbers have two digits.
     """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(number(value) if isinstance(value, int | float) else value)}"'
         for key, value in attributes.items()
     )
-    # the short form saves 40 kB for the thousands of marks of a search
+    # the short form saves 40 kB with a search's thousands of marks
     end = f">{Markup().join(content)}</{name}>" if content else "/>"
     return Markup(f"<{name}{written}{end}")
 
@@ -54,13 +54,13 @@ class Scale(NamedTuple):
         return (value - self.low) / (self.high - self.low)
 
     def label(self, tick: float) -> str:
-        """A tick with as many digits as all ticks need."""
+        """The label of a tick, with the digits that all ticks need."""
         digits = next(d for d in range(9) if all(abs(t - round(t, d)) < 1e-9 * max(1.0, abs(t)) for t in self.ticks))
         return f"{tick:,.{digits}f}"
 
 
 def scale(values: Iterable[float], ticks: int = 5, tight: bool = False) -> Scale:
-    """A scale that contains all values. It ends on round ticks, or with `tight` on the values themselves."""
+    """A scale that contains all values. It ends at round ticks, or with `tight` at the values themselves."""
     values = list(values)
     low, high = min(values), max(values)
     if high - low < 1e-9 * max(1.0, abs(high)):
@@ -98,7 +98,7 @@ def plot(frame: Frame, *content: str, description: str, css: str = "") -> Markup
 
 
 def axes(frame: Frame, x_title: str, y_title: str) -> Markup:
-    """Grid lines, ticks and titles. The title of y stands horizontally above its axis."""
+    """Grid lines, ticks and titles. The title of y is horizontal, above its axis."""
     parts = []
     for tick in frame.y.ticks:
         y = frame.top(tick)
@@ -149,7 +149,7 @@ def end_labels(frame: Frame, labels: Sequence[tuple[str, float, str]]) -> Markup
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = 200) -> list[tuple[float, float]]:
-    """At most `most` points: means of equal runs of points, and the last point as it is."""
+    """At most `most` points: means of equally long runs of points, and the unchanged last point."""
     if len(points) <= most:
         return list(points)
     edges = [round(index * len(points) / (most - 1)) for index in range(most)]

@@ -16,11 +16,11 @@ class Confusion(NamedTuple):
     actual: str
     predicted: str
     errors: int
-    images: int  # of the actual class
+    images: int  # images of the actual class
 
 
 def top_confusions(classes: Sequence[str], matrix: npt.ArrayLike, most: int) -> list[Confusion]:
-    """The most frequent errors of a matrix (K, K) with the actual classes in rows; equals in the order of labels."""
+    """The most frequent errors of a matrix (K, K), rows are actual classes; ties in label order."""
     counts = np.array(matrix)
     images = counts.sum(axis=1)
     np.fill_diagonal(counts, 0)

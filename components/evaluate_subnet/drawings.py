@@ -29,11 +29,11 @@ from components.evaluate_subnet.results import Point
 
 CURVE_HEIGHT, SCATTER_HEIGHT, PARALLEL_HEIGHT, ROW_HEIGHT = 240, 380, 300, 46
 LARGEST_THUMBNAIL = 96  # pixels
-CONFUSION_MARGIN = 102  # pixels that the class names take, as in report.css
+CONFUSION_MARGIN = 102  # pixels for the class names, as in report.css
 LABEL_OFFSETS = (-14, 24, -32, 42, -50, 60)  # pixels below a chosen candidate's mark
 LABEL_PERCENT = 16  # width of such a label on a phone
-MOST_COUNTS = 15  # classes; the cells of a larger matrix have no room for a count
-LONGEST_LABEL = 13  # characters of a class
+MOST_COUNTS = 15  # classes; larger matrices have no room for counts
+LONGEST_LABEL = 13  # characters of a class name name
 
 Series = tuple[str, str, Sequence[Point]]  # label, CSS class, points
 
@@ -60,7 +60,7 @@ def comparison(rows: Sequence[tuple[str, str, Scores]]) -> Markup:
 
 
 def curves(series: Sequence[Series], x_title: str, y_title: str, steps: bool = False, digits: int = 1) -> Markup:
-    """Lines with labels and last values at their ends; a dot for a series of one point."""
+    """Lines with labels and their last values at the ends; a dot for a series of one point."""
     series = [(label, css, list(points) if steps else thinned(points)) for label, css, points in series]
     xs, ys = ([point[axis] for _, _, points in series for point in points] for axis in (0, 1))
     frame = Frame(scale(xs, tight=True), scale(ys), CURVE_HEIGHT)
@@ -90,7 +90,7 @@ def scatter(
     labels: Mapping[int, str],
     members: Collection[int] | None = None,
 ) -> Markup:
-    """A score against a cost: a mark for each candidate, the Pareto front of the two as steps.
+    """A scatter plot of score against cost, with the Pareto front of the two as steps.
 
     A mark has its candidate's index as `data-candidate`. Candidates that were stopped early are faint and below the
     others.
@@ -123,7 +123,7 @@ def scatter(
 
 
 def parallel(columns: Sequence[tuple[Axis, Scale]], chosen: Collection[int]) -> Markup:
-    """Parallel coordinates: a line for each candidate, worst first, shaded by its rank; `chosen` are the last."""
+    """Parallel coordinates: a line for each candidate, worst first, shaded by rank; those in `chosen` are last."""
     frame = Frame(scale([0, 1]), scale([0, 1]), PARALLEL_HEIGHT)
     order = list(columns[0][0].values)
     places = [100 * number / (len(columns) - 1) for number in range(len(columns))]
@@ -162,7 +162,7 @@ def against_diagonal(points: Sequence[tuple[float, float, str]], x_title: str, y
 
 
 def _labels_apart(frame: Frame, labels: Sequence[tuple[float, float, str]]) -> list[Markup]:
-    """Texts above or below their points (x, y), each where it meets none before it, also on a phone."""
+    """Texts above or below their points (x, y), without overlaps, also on a phone."""
     placed: list[tuple[float, float]] = []
     parts = []
     for x, y, text in sorted(labels):
@@ -177,7 +177,7 @@ def _labels_apart(frame: Frame, labels: Sequence[tuple[float, float, str]]) -> l
 
 
 def confusion(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> Markup:
-    """The confusion matrix, actual classes in rows. The shade is the square root of the share of the row."""
+    """The confusion matrix, rows are actual classes. The shade is the square root of the share of the row."""
     count = len(classes)
     side = 56 if count <= 4 else 30 if count <= MOST_COUNTS else max(10, 560 // count)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)

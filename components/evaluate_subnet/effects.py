@@ -12,12 +12,12 @@ from components.evaluate_subnet.results import Results
 
 # Label, choices, and the value of a subnet.
 Row = tuple[str, Sequence[float], Callable[[SubnetSpec], float | None]]
-# What the heading may name: means of so many candidates, apart by so many standard errors. Hundreds of pairs compete.
+# An effect in the heading needs so many candidates and standard errors, since hundreds of pairs are compared.
 FEWEST, CLEAR = 5, 4.0
 
 
 class Cell(NamedTuple):
-    """Candidates with one choice. `shade`: of their mean between the lowest and the highest of all, 0 to 1."""
+    """Candidates with one choice. `shade`: position of their mean between the lowest and highest mean, 0 to 1."""
 
     candidates: int
     mean: float | None = None
@@ -32,7 +32,7 @@ class Table(NamedTuple):
 
 
 def effects(results: Results) -> dict[str, Any] | None:
-    """Tables of the means over all complete candidates, each subnet once; None where they do not differ."""
+    """Tables of mean accuracy over all complete candidates, each subnet once; None if the means do not differ."""
     scores = {one.candidate.spec: one.top1_percent for one in results.search.candidates if one.complete}
     choices = results.space.choices
     tables = [
@@ -79,7 +79,7 @@ def _shaded(table: Table, low: float, high: float) -> Table:
 
 
 def _strongest(tables: Sequence[Table]) -> dict[str, Any] | None:
-    """The row whose means lie furthest apart, of those with clearly different ones; None without such a row."""
+    """The row with the largest difference of means, if the difference is clear; None without such a row."""
     found = []
     for table in tables:
         for label, cells in table.rows:

@@ -1,4 +1,4 @@
-"""Predictions of each set of weights on every test image, and the mistakes of the retrained subnet."""
+"""Evaluate each set of weights on every test image, and collect the mistakes of the retrained subnet."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -20,7 +20,7 @@ from runtime.steps.workers import worker_count
 
 
 class Mistake(NamedTuple):
-    """An image that the retrained subnet gets wrong."""
+    """An image that the retrained subnet misclassifies."""
 
     pixels: npt.NDArray[np.uint8]  # C x S x S
     actual: int
@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The subnet of one budget: what was read, what was measured, and its metrics.json."""
+    """The subnet of one budget: its inputs, its evaluation, and its metrics.json."""
 
     results: Results
     evaluation: Evaluation
@@ -57,8 +57,8 @@ def measure(
     """Evaluate every model of `results` on the test images; each image is decoded once for all models.
 
     Args:
-        mistakes: number of wrongly classified images to return, the most confident first.
-        watch: called with the number of images done.
+        mistakes: number of misclassified images to return, the most confident first.
+        watch: called with the number of images so far.
     """
     card, labels = results.card, torch.from_numpy(images.labels)
     to_pixels = partial(model_pixels, channels=results.space.in_channels, image_size=results.space.image_size)
@@ -95,7 +95,7 @@ def worst_mistakes(
     pixels_at: Callable[[int], npt.NDArray[np.uint8]],
     count: int,
 ) -> list[Mistake]:
-    """The wrongly classified images, most confident first, equals in the order of the split.
+    """The misclassified images, most confident first, ties in the order of the split.
 
     `pixels_at`: image index -> pixels (C, S, S).
     """

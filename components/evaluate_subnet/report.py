@@ -27,7 +27,7 @@ def render(
 
     Args:
         config: the evaluation's configuration.
-        budgets: label -> the subnet of each budget, smallest first; the other arguments are then of the largest.
+        budgets: label -> the subnet of each budget, smallest first; the other arguments describe the largest.
     """
     budgets = budgets or {}
     environment = _environment()
@@ -69,12 +69,12 @@ def _environment() -> jinja2.Environment:
 
 
 def _sentence(text: str) -> str:
-    """With a capital letter at its start."""
+    """The text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
 def _values(results: Results, evaluation: Evaluation, room: int = sections.THUMBNAIL_BYTES) -> dict[str, Any]:
-    """What the templates show of one subnet. `room`: bytes for the images of its mistakes."""
+    """Template values of one subnet. `room`: bytes for the images of its mistakes."""
     space, spec = results.space, results.subnet.subnet
     return {
         "results": results,
@@ -101,7 +101,7 @@ def _values(results: Results, evaluation: Evaluation, room: int = sections.THUMB
 
 
 def _budgets(environment: jinja2.Environment, budgets: Mapping[str, Measured]) -> dict[str, Any] | None:
-    """What templates/budgets.html.j2 shows, and a chapter for each budget; None without budgets."""
+    """Values of templates/budgets.html.j2, and a chapter for each budget; None without budgets."""
     if not budgets:
         return None
     template, same = environment.get_template("chapter.html.j2"), sections.repeated(budgets)

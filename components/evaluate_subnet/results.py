@@ -1,4 +1,4 @@
-"""The results of the earlier steps, read and checked. Torch-free, so bad input is refused at once."""
+"""Read and check the results of the earlier steps. Torch-free, so bad input is refused at once."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -38,13 +38,13 @@ Point = tuple[float, float]
 
 
 class Search(NamedTuple):
-    candidates: list[ScoredCandidate]  # evolution first; of several budgets' searches each subnet once
+    candidates: list[ScoredCandidate]  # evolution first; with several budgets each subnet once
     chosen: int  # index in candidates
     progress: dict[str, list[Point]]  # column of progress.csv -> (candidates scored, best top-1 so far)
     metrics: dict[str, float]
-    images: int | None  # search images behind a full score; None if unknown
-    table: LatencyTable | None = None  # of the candidates' latencies
-    objectives: tuple[str, ...] = ()  # of method front
+    images: int | None  # search images of a complete score; None if unknown
+    table: LatencyTable | None = None  # the latency table of the search
+    objectives: tuple[str, ...] = ()  # of method front; empty for evolution; empty for evolution
 
     @property
     def method(self) -> str:
@@ -52,12 +52,12 @@ class Search(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Everything that the evaluation of one subnet reads, except weights and images."""
+    """The inputs of one subnet's evaluation, except weights and images."""
 
     card: DatasetCard
     space: SearchSpace
     subnet: NamedSubnet
-    mode: str  # of retraining: "scratch", "finetune" or "inherited"
+    mode: str  # of the retraining: "scratch", "finetune" or "inherited"
     models: dict[Model, Path]
     search: Search
     supernet_curves: dict[str, list[Point]]  # "train_loss" and SUPERNET_CURVES -> (epoch, value)
@@ -73,7 +73,7 @@ def read_all(
     """Read and check every input: the results of each budget by its label, smallest first, and the test images.
 
     Args:
-        decoded_mb: memory for decoded test images; more are decoded while evaluating.
+        decoded_mb: memory for decoded test images; a larger split is decoded during the evaluation.
 
     Raises:
         AutoFormerError: one line with the file and the remedy.
@@ -115,17 +115,12 @@ def _models(retrain: Path) -> dict[Model, Path]:
     return models
 
 
-def read_search(folder: Path, chosen: SubnetSpec, images: int | None = None) -> Search:
-    """`read_searches` of a search without budgets. `chosen`: the subnet of its chosen.yaml."""
-    return read_searches(folder, {"": chosen}, images)[""]
-
-
 def read_searches(folder: Path, chosen: Mapping[str, SubnetSpec], images: int | None = None) -> dict[str, Search]:
     """Read the tables of a search folder; with several budgets the candidates are those of all.
 
     Args:
         chosen: label of a budget -> its subnet.
-        images: size of the search split; the search's own configuration may lower it.
+        images: size of the search split; the search's configuration may use fewer.
 
     Raises:
         AutoFormerError: a table is damaged or does not contain a chosen subnet.
@@ -165,7 +160,7 @@ def read_searches(folder: Path, chosen: Mapping[str, SubnetSpec], images: int | 
 
 
 def _place(candidates: Sequence[ScoredCandidate], chosen: SubnetSpec, table: Path) -> int:
-    """The index of the chosen subnet; evolution's candidate, where random search drew it too."""
+    """The index of the chosen subnet; if both searches drew it, of evolution's candidate."""
     same = [index for index, outcome in enumerate(candidates) if outcome.candidate.spec == chosen]
     if not same:
         raise AutoFormerError(f"{table}: does not hold the subnet of chosen.yaml; run search_subnet again")
@@ -180,7 +175,7 @@ def _objectives(section: Mapping[str, Any], file: Path) -> tuple[str, ...]:
 
 
 def _each_once(candidates: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
-    """The first candidate of each subnet, or the first fully scored one where there is one."""
+    """One candidate per subnet: the first complete one, else the first."""
     by_spec: dict[SubnetSpec, ScoredCandidate] = {}
     for outcome in candidates:
         spec = outcome.candidate.spec
@@ -190,7 +185,7 @@ def _each_once(candidates: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
 
 
 def _check_model(folder: Path, card: DatasetCard, space: SearchSpace, spec: SubnetSpec) -> dict[str, Any]:
-    """The provenance of a model, after checking its data set, space and subnet."""
+    """The provenance of a model. Raises `AutoFormerError` for another data set, space or subnet."""
     file = folder / "model.json"
     existing(file, "retrain_subnet")
     model = read_subnet_card(folder)
@@ -215,14 +210,14 @@ def _class_list(classes: Sequence[str]) -> str:
 
 
 def _retrain_curves(file: Path) -> dict[str, list[Point]]:
-    """Empty without a file or rows: nothing was trained."""
+    """The curves of a retraining; empty if nothing was trained."""
     return _curves(file, "epoch", ("train_loss", "search_top1_percent")) if file.exists() else {}
 
 
 def _curves(
     file: Path, x: str, columns: Sequence[str], where: Mapping[str, str] | None = None
 ) -> dict[str, list[Point]]:
-    """Column -> (x, value) of each row that has a value; columns without values are left out.
+    """Column -> (x, value) of each row with a value; columns without values are left out.
 
     Args:
         where: column -> its value in the rows to read; None for all rows.

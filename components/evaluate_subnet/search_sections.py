@@ -1,4 +1,4 @@
-"""The values that the templates show of a search: its progress, its candidates, and the latencies that it predicted."""
+"""Template values of a search: progress, candidates, and predicted latencies."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -18,8 +18,8 @@ from components.evaluate_subnet.charts import Scale, amount, scale
 from components.evaluate_subnet.drawings import Axis, Series
 from components.evaluate_subnet.results import Results
 
-MOST_LINES = 300  # of the parallel coordinates
-MOST_CHOICES = 6  # that an axis of the parallel coordinates names
+MOST_LINES = 300  # lines of the parallel coordinates
+MOST_CHOICES = 6  # ticks on an axis of the parallel coordinates
 _ORIGINS = {
     "initial": "drawn at random for the initial population",
     "fill": "drawn at random to fill its generation",
@@ -56,7 +56,7 @@ def search_progress(results: Results) -> dict[str, Any] | None:
 
 
 def candidates(results: Results, labels: Mapping[int, str] | None = None) -> dict[str, Any]:
-    """`labels`: index of a candidate -> the budgets that have chosen it; None where the run has one subnet."""
+    """Charts and tables of candidates. `labels`: candidate's index -> budgets that chose it, None without budgets."""
     search = results.search
     outcomes, chosen = search.candidates, search.chosen
     texts = {chosen: "chosen"} if not labels else {index: f"chosen for {text}" for index, text in labels.items()}
@@ -82,7 +82,7 @@ def candidates(results: Results, labels: Mapping[int, str] | None = None) -> dic
         "score": score,
         "front": front,
         "holds_chosen": outcomes[chosen].candidate.spec in {outcome.candidate.spec for outcome in front},
-        "members": len(costs) > 1,  # the line of each chart is then not the front
+        "members": len(costs) > 1,  # the line of a chart is then not the whole front
         "described": [_described(outcome, texts.get(index, "")) for index, outcome in enumerate(outcomes)],
         "charts": [
             drawings.scatter(
@@ -104,14 +104,14 @@ def _axis(outcomes: Sequence[ScoredCandidate], drawn: Sequence[int], objective: 
 
 
 def _front(outcomes: Sequence[ScoredCandidate], complete: Sequence[int], objectives: Sequence[str]) -> list[int]:
-    """The indices of the complete candidates that none beats in all of the objectives."""
+    """The indices of the complete candidates that no other dominates."""
     return [complete[i] for i in pareto_front([costs_of(outcomes[i], objectives) for i in complete])]
 
 
 def _parallel(
     results: Results, complete: Sequence[int], score: str, labels: Mapping[int, str]
 ) -> dict[str, Markup | int]:
-    """Parallel coordinates of the complete candidates, by score, or of every n-th and the chosen ones."""
+    """Parallel coordinates of the complete candidates by score: all, or every n-th and the chosen ones."""
     outcomes, choices = results.search.candidates, results.space.choices
     by_score = sorted(complete, key=lambda index: costs_of(outcomes[index], (score,)), reverse=True)  # worst first
     every = -(-len(by_score) // MOST_LINES)
@@ -136,13 +136,13 @@ def _parallel(
 
 
 def _choices(choices: Sequence[float]) -> Scale:
-    """An axis with a tick for each choice, or with round ticks where there are many, or only one."""
+    """An axis with a tick for each choice, or with round ticks if there are many choices or only one."""
     is_short = 1 < len(choices) <= MOST_CHOICES
     return Scale(min(choices), max(choices), tuple(choices)) if is_short else scale(choices, tight=True)
 
 
 def latency_check(table: LatencyTable | None) -> dict[str, Any] | None:
-    """Predicted against measured latency of the subnets that a table was checked with; None without a check."""
+    """Predicted against measured latency of the subnets that the table was checked with; None if there are none."""
     if table is None or not table.check:
         return None
     worst = max(table.check, key=lambda one: one.error_percent)
@@ -159,7 +159,7 @@ def latency_check(table: LatencyTable | None) -> dict[str, Any] | None:
 
 
 def _described(outcome: ScoredCandidate, chosen: str) -> dict[str, Any]:
-    """A candidate as report.js shows it in the panel beside the charts."""
+    """A candidate for report.js, which shows it in the panel beside the charts."""
     candidate, spec = outcome.candidate, outcome.candidate.spec
     origin = _ORIGINS.get(candidate.origin, candidate.origin)
     if not outcome.is_baseline:

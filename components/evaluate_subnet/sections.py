@@ -1,4 +1,4 @@
-"""The values that templates/report.html.j2 shows, section by section."""
+"""Values of templates/report.html.j2, section by section."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -16,8 +16,8 @@ from components.evaluate_subnet.measure import Evaluation, Measured
 from components.evaluate_subnet.results import Model, Results
 from components.evaluate_subnet.search_sections import search_progress
 
-LONG_NAME = 18  # characters of a class
-THUMBNAIL_BYTES = 3_000_000  # of all mistakes together: keeps the report below 5 MB
+LONG_NAME = 18  # characters of a class name name
+THUMBNAIL_BYTES = 3_000_000  # for all mistakes: keeps the report below 5 MB
 LISTED_BESIDE_MATRIX, LISTED_INSTEAD = 8, 12  # confusions and hardest classes
 _COLOURS: dict[Model, str] = {"retrained": "a", "inherited": "neutral", "finetuned": "neutral", "scratch": "b"}
 _MODE_LABELS = {"finetune": "fine-tuned", "scratch": "from random weights", "inherited": "inherited weights"}
@@ -37,7 +37,7 @@ def comparison(results: Results, evaluation: Evaluation) -> Markup:
 
 
 def supernet_training(results: Results) -> list[tuple[str, Markup]]:
-    """(title, chart); empty if nothing was recorded."""
+    """Pairs (title, chart) of the supernet's training; empty if nothing was recorded."""
     supernet, charts = results.supernet_curves, []
     if loss := supernet.get("train_loss"):
         curve = drawings.curves([("loss", "a", loss)], "epochs", "training loss of the sampled subnets, nats", digits=2)
@@ -55,7 +55,7 @@ def supernet_training(results: Results) -> list[tuple[str, Markup]]:
 
 
 def retraining(results: Results) -> list[tuple[str, Markup]]:
-    """(title, chart); empty if nothing was trained."""
+    """Pairs (title, chart) of the retraining; empty if nothing was trained."""
     charts = []
     is_scratch = results.mode == "scratch" and not results.scratch_curves  # else fine-tuned, whatever was kept of it
     names = (
@@ -97,7 +97,7 @@ def confusion(results: Results, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def mistakes(results: Results, evaluation: Evaluation, room: int = THUMBNAIL_BYTES) -> dict[str, Any] | None:
-    """As many mistakes, with their images, as there is room for, in bytes."""
+    """The mistakes with their images, as many as fit into `room` bytes."""
     shown, size, classes = [], 0, results.card.classes
     for mistake in evaluation.mistakes:
         source = drawings.data_uri(mistake.pixels)
@@ -112,7 +112,7 @@ def mistakes(results: Results, evaluation: Evaluation, room: int = THUMBNAIL_BYT
 
 
 def repeated(budgets: Mapping[str, Measured]) -> dict[str, str]:
-    """The label of a budget whose subnet a smaller one has chosen too -> the label of the smaller."""
+    """Label of a budget -> label of the smallest budget that chose the same subnet, if it is another."""
     first: dict[SubnetSpec, str] = {}
     for label, one in budgets.items():
         first.setdefault(one.results.subnet.subnet, label)
@@ -120,7 +120,7 @@ def repeated(budgets: Mapping[str, Measured]) -> dict[str, str]:
 
 
 def chosen_labels(budgets: Mapping[str, Measured]) -> dict[int, str]:
-    """Index of a candidate -> the labels of the budgets that have chosen it."""
+    """Index of a candidate -> labels of the budgets that chose it."""
     labels: dict[int, str] = {}
     for label, one in budgets.items():
         index = one.results.search.chosen
@@ -129,7 +129,7 @@ def chosen_labels(budgets: Mapping[str, Measured]) -> dict[int, str]:
 
 
 def side_by_side(budgets: Mapping[str, Measured]) -> dict[str, Any]:
-    """The budgets as rows of a table, what one has more than the one before, and their searches."""
+    """The budgets as table rows, the gain of each over the next smaller one, and their searches."""
     same, labels = repeated(budgets), list(budgets)
     rows = [
         {

@@ -1,4 +1,4 @@
-"""evaluate_subnet: measure the retrained subnet on the test split, and write its figures and the report."""
+"""evaluate_subnet: evaluate the retrained subnet on the test split, and write its figures and the report."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         measured: dict[str, Measured] = {}
         for label, results in by_label.items():
             spec = results.subnet.subnet
-            if spec not in evaluations:  # a subnet that two budgets have chosen was trained once
+            if spec not in evaluations:  # a subnet chosen for two budgets was trained once
                 with Progress(f"{step_title(STEP, label)}: images", len(images.labels), "images") as bar:
                     evaluation = measure(results, images, section.batch_size, section.mistakes, device, bar.update)
                 evaluations[spec] = evaluation
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def metrics(results: Results, evaluation: "Evaluation") -> dict[str, float]:
-    """metrics.json: percentages in percent, the loss in nats, the calibration error in [0, 1]."""
+    """The content of metrics.json: accuracies in percent, loss in nats, calibration error in [0, 1]."""
     scores, spec = evaluation.scores["retrained"], results.subnet.subnet
     return {
         "test_top1_percent": scores.top1_percent,
@@ -104,7 +104,7 @@ def write(out: Path, measured: "Mapping[str, Measured]", config: dict[str, Any])
         folder.mkdir()
         for label, one in measured.items():
             _write_one(folder_of(folder, label), one, one.figures, config)
-        if largest:  # at the place of a run without budgets
+        if largest:  # also where a run without budgets has its files
             figures = merge_metrics({label: one.figures for label, one in measured.items()})
             _write_one(folder, measured[largest], figures, config)
         results, evaluation, _ = measured[largest]
@@ -135,7 +135,7 @@ def _write_one(folder: Path, one: "Measured", figures: Mapping[str, float], conf
 
 
 def summary(figures: Mapping[str, float], title: str = STEP) -> str:
-    """The figures in three lines."""
+    """The figures as three lines of text."""
     compared = [
         f"{name} {figures[key]:.2f} %"
         for name, key in (

@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 as delivered: a gzipped tar of pickles, or of binary records (Krizhevsky 2009).
 
-An image is 3,072 bytes at an offset of the decompressed archive. torchvision's reader is not used: it runs whatever a
-pickle holds, gives pixels without their offsets, and cannot read the binary version. Here a pickle can make plain
-values and records of numpy's arguments, nothing else, so no code runs out of one.
+An image is 3,072 bytes at an offset of the decompressed archive. torchvision's reader is not used: it runs the code in
+a pickle, gives pixels without their offsets, and cannot read the binary version. Here a pickle can create only plain
+values and records of numpy's arguments, so none of its code runs.
 """
 
 import io
@@ -26,11 +26,11 @@ _IMAGE_BYTES = 3 * IMAGE_SIZE**2
 
 
 class _Layout(NamedTuple):
-    folder: str  # of all members
-    train: tuple[str, ...]  # batches
-    test: str  # batch
-    classes: str  # the member that names the classes
-    label_bytes: int = 0  # binary version: before each image; the last of them is the label
+    folder: str  # prefix of all members
+    train: tuple[str, ...]  # training batches
+    test: str  # test batch
+    classes: str  # member with the class names
+    label_bytes: int = 0  # binary version: bytes before each image, of which the last is the label
 
 
 _FIVE = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -48,7 +48,7 @@ def is_mine(data: Path) -> bool:
 
 
 def read(data: Path) -> Delivered:
-    """Raises `AutoFormerError` where the archive is damaged, or not laid out as the published one."""
+    """Index the archive. Raises `AutoFormerError` if it is damaged, or not laid out as the published one."""
     name = next(name for name in LAYOUTS if (data / name).is_file())
     layout, archive = LAYOUTS[name], _Archive(data / name)
     *members, meta = (f"{layout.folder}/{member}" for member in (*layout.train, layout.test, layout.classes))
@@ -79,7 +79,7 @@ def read(data: Path) -> Delivered:
 
 
 class _Archive:
-    """The decompressed bytes of an archive, and where its members lie in them."""
+    """The decompressed bytes of an archive, and the offsets of its members."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.content = file, read_archive(file)
@@ -105,7 +105,7 @@ class _Archive:
         try:
             for operation, argument, _ in pickletools.genops(pickled):
                 if "PUT" in operation.name and isinstance(argument, int) and argument > len(pickled):
-                    raise pickle.UnpicklingError("a memory of too many values")  # Python would allocate it
+                    raise pickle.UnpicklingError("a memory of too many values")  # Python would allocate all of it
             values = _PlainUnpickler(io.BytesIO(pickled), encoding="bytes").load()
         except Exception as error:  # a damaged or harmful pickle may raise anything
             raise self.error(f"{name} is not readable ({in_short(error)})") from None
@@ -114,13 +114,13 @@ class _Archive:
         return values
 
     def rows(self, start: int, step: int, labels: Any, pixels: np.ndarray) -> Split:
-        """Images of which one begins every `step` bytes. `pixels`: uint8 (n, 3072)."""
+        """Rows of images that start every `step` bytes. `pixels`: uint8 (n, 3072)."""
         offsets = start + step * np.arange(len(pixels), dtype=np.int64)
         return make_rows(self.file.name, offsets, _IMAGE_BYTES, labels, image_checksums(pixels))
 
 
 def _read_records(archive: _Archive, name: str, label_bytes: int) -> Split:
-    """A batch of the binary version: the labels of an image, its pixels, and then the next."""
+    """A batch of the binary version: for each image its labels, then its pixels."""
     batch, length = np.frombuffer(archive.read(name), dtype=np.uint8), label_bytes + _IMAGE_BYTES
     if not len(batch) or len(batch) % length:
         raise archive.error(f"{name} has other pixels than images of 32 x 32 x 3 bytes")
@@ -129,7 +129,7 @@ def _read_records(archive: _Archive, name: str, label_bytes: int) -> Split:
 
 
 def _read_pickle(archive: _Archive, name: str) -> Split:
-    """A batch of the Python version, whose pickle holds the pixels as numpy laid them out."""
+    """A batch of the Python version: a pickle with one numpy array of pixels."""
     values = archive.unpickle(name)
     labels: Any = values.get(b"labels", values.get(b"fine_labels"))
     array = values.get(b"data")
@@ -137,7 +137,7 @@ def _read_pickle(archive: _Archive, name: str) -> Split:
     if not plain or not isinstance(array, _Recorded):
         raise archive.error(f"{name} has no pixels or no labels")
     shape = len(labels), _IMAGE_BYTES
-    match array.state:  # version, shape, type, whether column by column, bytes
+    match array.state:  # version, shape, type, Fortran order, bytes
         case (_, its_shape, _Recorded(arguments=("u1" | b"u1", *_)), by_column, bytes(raw)) if (
             its_shape == shape and not by_column and len(raw) == shape[0] * shape[1]
         ):
@@ -147,7 +147,7 @@ def _read_pickle(archive: _Archive, name: str) -> Split:
                 f"{name} has other pixels than {len(labels)} images of 32 x 32 x 3 bytes, one behind the other",
                 "give the binary version of the archive",
             )
-    member, length = archive.member(name), len(raw).to_bytes(4, "little")  # it stands before the bytes in a pickle
+    member, length = archive.member(name), len(raw).to_bytes(4, "little")  # precedes the bytes in a pickle
     start = archive.content.find(length + raw[:64], member.start, member.stop) + len(length)
     if archive.content[start : start + len(raw)] != raw:
         raise archive.error(f"{name} holds its pixels in another form than the published one")
@@ -155,7 +155,7 @@ def _read_pickle(archive: _Archive, name: str) -> Split:
 
 
 class _Recorded:
-    """Stands for a numpy array or type: the arguments that a pickle makes it of. No code of numpy's runs."""
+    """The constructor arguments of a numpy array or type in a pickle. No numpy code runs."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -166,7 +166,7 @@ class _Recorded:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Makes plain values and `_Recorded`. It refuses any other class, so no code can hide in a file."""
+    """Creates only plain values and `_Recorded`, and refuses any other class, so no code in a file runs."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in (("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")):

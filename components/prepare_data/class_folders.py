@@ -1,8 +1,8 @@
-"""Class folders below train/ and val/ or test/, used in place: ImageNet as torchvision's ImageFolder reads it.
+"""Class folders below train/ and val/ or test/, used in place, as in torchvision's ImageFolder.
 
-Each image stays a file of its own; its row names it and holds the checksum that every later reading is verified by.
-The first reading of 1.3 million files takes as long as the disk does. The index is cached class by class, and a class
-is read again only where a name, size or time in it changes.
+Each image stays a separate file; its row has the file's name and checksum, which every later read verifies. The first
+read of 1.3 million files is limited by the disk. The index is cached per class, and a class is read again only if a
+name, size or time in it has changed.
 """
 
 import os
@@ -50,10 +50,11 @@ def is_mine(data: Path) -> bool:
 
 
 def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Delivered:
-    """The images of the given splits; others need not be there. The classes are those of train, where it is there, and,
-    without train among the splits, those that it lacks.
+    """The images of the given splits; other splits may be missing.
 
-    Raises `AutoFormerError` where a class has no image, is not in train, or a file cannot be read.
+    The classes are those of train if it exists. If train is not among the splits, classes that it lacks are added.
+
+    Raises `AutoFormerError` if a class has no image or is not in train, or a file cannot be read.
     """
     place, left_out = archive_folder(data), LeftOut()
     tree = tree_of(place)
@@ -70,7 +71,7 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Deli
     names = [name for _, name, _ in found]
     classes = _class_names(folders.get("train", tree), names)
     if "train" not in splits and (missing := [name for name in names if _label_of(name, classes) < 0]):
-        classes = _sorted_names(tree, [*classes, *missing])  # a train that is not used may be empty, or a part
+        classes = _sorted_names(tree, [*classes, *missing])  # an unused train may be empty or incomplete
     label_of = {name: _label_of(name, classes) for name in names}
     unknown = [folders[split] / name for split, name, _ in found if label_of[name] < 0]
     if unknown or len(classes) < 2:
@@ -103,7 +104,7 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Deli
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """split -> its folder, train first."""
+    """Split -> its folder, train first."""
     try:
         found = {SPLIT_OF[item.name.lower()]: item for item in root.iterdir() if item.name.lower() in SPLIT_OF}
     except OSError:
@@ -112,14 +113,14 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _classes_in(folder: Path, root: Path, left_out: LeftOut) -> dict[str, Path | list[Path]]:
-    """Name of each class in a split -> its folder, or its images."""
+    """Class name -> its folder, or its images."""
     if below := folders_in(folder, left_out):
         left_out.add_loose(folder, root)
         return {item.name: item for item in below}
     if labelled := labelled_val(folder):
         return {label: files for label, files in labelled.items()}
     images = loose_images(folder)
-    if images and SPLIT_OF[folder.name.lower()] == "test":  # as competitions deliver it
+    if images and SPLIT_OF[folder.name.lower()] == "test":  # a flat test folder without labels, as in competitions
         left_out.add_loose(folder, root)
         return {}
     if not images:
@@ -131,7 +132,7 @@ def _classes_in(folder: Path, root: Path, left_out: LeftOut) -> dict[str, Path |
 
 
 def _label_of(name: str, classes: tuple[str, ...]) -> int:
-    """The class of this name, or the only one that people read as it; -1 for none."""
+    """The class of this name, or the only class whose name differs in spelling alone; -1 for none."""
     name = unicodedata.normalize("NFC", name)
     alike_ones = [label for label, other in enumerate(classes) if other == name] or [
         label for label, other in enumerate(classes) if alike(other) == alike(name)
@@ -140,7 +141,7 @@ def _label_of(name: str, classes: tuple[str, ...]) -> int:
 
 
 def _class_names(train: Path, found: list[str]) -> tuple[str, ...]:
-    """The classes, in the order of ImageFolder: those of train, or those that were found where there is no train."""
+    """The classes in ImageFolder's order: those of train, or without train all that were found."""
     if train.name.lower() in SPLIT_OF:
         found = [folder.name for folder in folders_in(train)]
     return _sorted_names(train, found)
@@ -156,7 +157,7 @@ def _sorted_names(place: Path, found: list[str]) -> tuple[str, ...]:
 
 
 def _rows(root: Path, images: Path | list[Path], label: int, left_out: LeftOut, pool: ThreadPoolExecutor) -> Split:
-    """The images of one class in one split: those in a folder, or those listed."""
+    """The images of one class in one split, from a folder or a list."""
     files: Iterable[Path | os.DirEntry[str]] = images if isinstance(images, list) else files_below(images, left_out)
     start = len(str(root)) + 1
     states = sorted(

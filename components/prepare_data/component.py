@@ -9,7 +9,7 @@ from runtime.steps.kfp_edge import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def prepare_data(
     config: str,
-    lineage: str,  # decides the result, as the data's hash does, so it is part of the cache key
+    lineage: str,  # part of the cache key, like the data's hash, because both decide the result
     data: str,
     data_hash: str,
     card: Output[Artifact],

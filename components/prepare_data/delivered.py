@@ -1,4 +1,4 @@
-"""What every reader returns: all images of a data folder, their classes, and the splits that they come with."""
+"""The result of every reader: the images of a data folder, their classes, and the splits that the source has."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -19,23 +19,23 @@ class Delivered(NamedTuple):
     title: str
     classes: tuple[str, ...]  # in the order of their labels, from 0
     rows: Split  # in the delivered order
-    splits: np.ndarray  # of each row: "train", "val" or "test"; "" where the source names none
-    archives: dict[str, str]  # file name -> sha256; empty where `files`
+    splits: np.ndarray  # of each row: "train", "val" or "test"; "" if the source has none
+    archives: dict[str, str]  # file name -> sha256; empty if `files`
     licence: str
     source: str
     encoding: Literal["raw", "image"] = "image"  # as in `DatasetCard`
     image_size: int | None = None  # raw: height and width; image: the shorter side, None for any size
     channels: int = 3
-    files: bool = False  # each image is a file of its own, verified by its row's checksum
-    upright: bool = True  # turn an image as its camera noted
+    files: bool = False  # each image is a separate file, verified by its row's checksum
+    upright: bool = True  # apply the EXIF orientation
     notes: tuple[str, ...] = ()
-    pixels: PixelRule | None = None  # of a pack, whose images are converted; else as configured
+    pixels: PixelRule | None = None  # of a pack, whose images are already converted; None for the configured rule
 
 
 def make_rows(
     archives: str | Sequence[str], offsets: npt.ArrayLike, sizes: npt.ArrayLike, labels: npt.ArrayLike, checksums: Any
 ) -> Split:
-    """Rows in the columns' types; a single archive, offset, size or label stands in every row."""
+    """Rows with the column types; a single archive, offset, size or label applies to every row."""
     count = len(checksums)
     names = np.empty(count, dtype=object)
     names[:] = archives  # one string object for all rows that share it

@@ -1,4 +1,4 @@
-"""From a user's image files to PNGs of one size, upright, opaque, RGB or grey."""
+"""Convert a user's image files to PNGs of one size, upright, opaque, RGB or grey."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from autoformer.images.pixel_rule import PixelRule
 from autoformer.images.pixels import fit, is_transparent, open_whole
 from components.prepare_data.png import encode_png
 
-_ROUNDING = 2  # of 255, between pixels of one colour after resizing
+_ROUNDING = 2  # of 255: maximum difference of pixels of one colour after resizing
 
 
 class Encoded(NamedTuple):
     content: bytes  # PNG
     sha256: str
-    size: tuple[int, int]  # width and height of the image as it was
-    plain: bool  # of one colour
+    size: tuple[int, int]  # width and height of the original image
+    plain: bool  # the image has one colour
     transparent: bool
     frames: bool  # whether the file has further frames or pages
 
@@ -32,7 +32,7 @@ class _Fitted(NamedTuple):
 
 
 def encode_files(paths: Sequence[Path], shorter_side: int, channels: int, rule: PixelRule) -> list[Encoded | str]:
-    """Each image, or why it cannot be read. One stage after the other, which the processor's caches reward."""
+    """Encode each image, or return why it is unreadable. Stage by stage over all files, for the processor's caches."""
     fitted = [_fitted(path, shorter_side, channels, rule) for path in paths]
     return [each if isinstance(each, str) else _encoded(each) for each in fitted]
 
@@ -52,11 +52,11 @@ def _encoded(fitted: _Fitted) -> Encoded:
 
 
 def _is_plain(image: Image.Image) -> bool:
-    """Whether the image is of one colour."""
+    """Whether the image has one colour."""
     corner, middle = (
         image.crop((x, y, x + 1, y + 1)).tobytes() for x, y in ((0, 0), (image.width // 2, image.height // 2))
     )
     if any(abs(one - other) > _ROUNDING for one, other in zip(corner, middle, strict=True)):
-        return False  # most images, at a tenth of the cost
+        return False  # decides for most images, at a tenth of the cost
     extrema = [image.getchannel(band).getextrema() for band in image.getbands()]
     return all(highest - lowest <= _ROUNDING for lowest, highest in extrema)  # type: ignore[operator]

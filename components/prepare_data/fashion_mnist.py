@@ -19,7 +19,7 @@ CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 
-# sha256 of the published files; the md5 sums of torchvision and the authors are of the same bytes.
+# sha256 of the published files; torchvision and the authors publish md5 sums of the same bytes.
 ARCHIVES = {
     "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
     "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
@@ -31,16 +31,16 @@ _IDX_UNSIGNED_BYTES = 8
 
 
 def read(data: Path) -> Delivered:
-    """The published images. Raises `AutoFormerError` unless the files are those, byte for byte."""
+    """The published images. Raises `AutoFormerError` unless the files are the published ones, byte for byte."""
     for name, sha256 in ARCHIVES.items():
         check_archive(data / name, sha256)
     return index(data)
 
 
 def index(data: Path) -> Delivered:
-    """The images of files in this layout, which need not be the published ones.
+    """The images of any files in this layout.
 
-    Raises `AutoFormerError` where a file is missing, damaged, or not the image or label file that its name says.
+    Raises `AutoFormerError` if a file is missing or damaged, or has other content than its name says.
     """
     train, test = (_read_pair(data, prefix) for prefix in ("train", "t10k"))
     return Delivered(

@@ -2,8 +2,8 @@
 
 `ILSVRC2012_img_train.tar` holds a tar for each class, `n01440764.tar`, which holds `n01440764_10026.JPEG` and so on;
 `ILSVRC2012_img_val.tar` holds `ILSVRC2012_val_00000001.JPEG` and so on. The devkit names the classes (meta.mat) and
-labels the val images, by numbers of its own; here classes are ordered by wnid, as everywhere else. The md5 sums and the
-reading of the devkit are those of torchvision.datasets.imagenet (BSD-3).
+labels the val images, with its own class numbers; here classes are ordered by wnid, as is usual. The md5 sums and the
+parsing of the devkit come from torchvision.datasets.imagenet (BSD-3).
 
 The data folder holds `source.yaml`, which locates and identifies the archives. Each is read once, from beginning to
 end; its index is cached in the work folder until the archive changes.
@@ -37,12 +37,12 @@ TITLE = "ImageNet-1k"
 LICENCE = "for research and education that are not commercial, by the terms of https://www.image-net.org/download"
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 
-_AT_A_TIME = 16384  # rows that are Python objects at once
+_AT_A_TIME = 16384  # rows held as Python objects
 _DAMAGED = (tarfile.TarError, LookupError, TypeError, ValueError, AttributeError, OSError, EOFError, zlib.error)
 
 
 class Published(NamedTuple):
-    """What the archives must be and hold."""
+    """The published archives: checksums, sizes, and numbers of images and classes."""
 
     archives: Mapping[str, SourceArchive]
     train_images: int
@@ -67,7 +67,7 @@ def is_mine(data: Path) -> bool:
 
 
 def _stated(data: Path, published: Published) -> Mapping[str, SourceArchive]:
-    """The archives as `source.yaml` identifies them; where it does not, they must be the published ones."""
+    """The archives with the checksums in `source.yaml`, or else the published ones."""
     if (data / SOURCE).is_file() and (stated := read_source(data).archives):
         return stated
     there = any((find_archives(data) / name).is_file() for name in (TRAIN, VAL))
@@ -75,9 +75,9 @@ def _stated(data: Path, published: Published) -> Mapping[str, SourceArchive]:
 
 
 def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] = ("train", "val")) -> Delivered:
-    """Every image of the archives; those of other `splits` need not be there.
+    """The images of the archives of `splits`; other archives may be missing.
 
-    Raises `AutoFormerError` where an archive is missing, damaged, or another one than the published.
+    Raises `AutoFormerError` if an archive is missing, damaged, or not the published one.
     """
     folder, stated = find_archives(data), _stated(data, published)
     archive_of = {split: name for split, name in (("train", TRAIN), ("val", VAL)) if split in splits}
@@ -86,7 +86,10 @@ def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] =
     devkit = _read_devkit(folder / DEVKIT, stated[DEVKIT], published.classes)
     rows: dict[str, Split] = {}
     sha256 = {DEVKIT: devkit.sha256}
-    for split, labelled in (("val", _label_val), ("train", _label_train)):  # the small archive first: it fails soon
+    for split, labelled in (
+        ("val", _label_val),
+        ("train", _label_train),
+    ):  # the small archive first, so errors come early
         if split in archive_of:
             name = archive_of[split]
             index = _read_index(folder / name, stated[name])
@@ -99,12 +102,12 @@ def read(data: Path, published: Published = PUBLISHED, splits: Collection[str] =
         archives={name: sha256[name] for name in needed},
         licence=LICENCE,
         source=", ".join(f"{name} (md5 {archive.md5})" for name, archive in stated.items()),
-        upright=False,  # as for the published accuracies; a few images have a note of their camera
+        upright=False,  # as for the published accuracies; a few images have an EXIF orientation
     )
 
 
 def glance(data: Path, images: int = 2048) -> Delivered:
-    """The first training images, unverified and all of the first class: enough to time the reading of one."""
+    """The first training images, unverified, all of the first class; for timing."""
     folder = find_archives(data)
     check_sizes(folder, _stated(data, PUBLISHED), PUBLISHED)
     with HashedStream(folder / TRAIN, hashes=()) as stream:
@@ -123,7 +126,7 @@ def glance(data: Path, images: int = 2048) -> Delivered:
 
 
 def check_sizes(folder: ArchiveFolder, archives: Mapping[str, SourceArchive], published: Published) -> None:
-    """Raise `AutoFormerError` unless all archives are there, by name and size, without reading them."""
+    """Raise `AutoFormerError` unless all archives exist with the expected sizes. Does not read them."""
     for name, expected in published.archives.items():
         path, stated = folder / name, archives.get(name)
         if stated is None or stated.md5 != expected.md5:
@@ -151,8 +154,8 @@ def _wrong_archive(path: ArchiveFile, reason: str) -> AutoFormerError:
 
 class _Devkit(NamedTuple):
     classes: tuple[str, ...]
-    label_of: dict[str, int]  # by wnid
-    val_labels: list[int]  # in the order of the images' names
+    label_of: dict[str, int]  # wnid -> label
+    val_labels: list[int]  # in the order of the image names
     sha256: str
 
 
@@ -216,11 +219,11 @@ def _check_count(path: ArchiveFile, found: int, wanted: int) -> None:
 
 
 def _read_index(path: ArchiveFile, stated: SourceArchive) -> Index:
-    """Every image in an archive; facts: the names of its inner tars by number, and its sha256.
+    """Index every image in an archive; the facts are the names of its inner tars, and its sha256.
 
-    A label is the number of the inner tar, or, where there is none, that in the name.
+    The label is the number of the inner tar, or without one the number in the image's name.
 
-    Raises `AutoFormerError` where the archive is damaged, another than the stated one, or changes meanwhile.
+    Raises `AutoFormerError` if the archive is damaged, not the expected one, or changes meanwhile.
     """
     size, state = size_of(path), state_of(path)
 
@@ -245,7 +248,7 @@ def _read_index(path: ArchiveFile, stated: SourceArchive) -> Index:
 
 
 def _images(stream: HashedStream, end: int) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The images of an archive, each with the name of its inner tar, "" for none."""
+    """The images of an archive, each with the name of its inner tar, or ""."""
     try:
         for outer in members(stream, end):
             if outer.name.endswith(".tar"):

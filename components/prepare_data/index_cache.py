@@ -1,4 +1,4 @@
-"""Indices of archives and folders, cached in the work folder: an interrupted reading of a terabyte resumes."""
+"""Indices of archives and folders, cached in the work folder, so an interrupted read of a terabyte resumes."""
 
 import json
 from collections.abc import Callable
@@ -12,19 +12,19 @@ from autoformer.images.split_files import SPLIT_SCHEMA, Split, read_metadata, re
 from autoformer.reading import in_short, parse_json
 from runtime.common.workspace import work_root
 
-_FORMAT = 2  # of a cached index
+_FORMAT = 2  # version of the cache format
 
 
 class Index(NamedTuple):
     rows: Split
-    facts: dict[str, Any]  # plain data, as JSON has it
+    facts: dict[str, Any]  # JSON-compatible data
 
 
 def cached_index(made_of: Any, read: Callable[[Callable[[Split], None]], dict[str, Any]]) -> Index:
-    """The index of a source, from the cache or read now.
+    """The index of a source, from the cache or newly read.
 
     Args:
-        made_of: what decides the index: the kind of source, and names, sizes and times of its files.
+        made_of: the cache key: the kind of source, and names, sizes and times of its files.
         read: called with a function that adds rows; it returns the facts.
     """
     file = work_root() / "prepare_data" / f"index-{hash_value([_FORMAT, made_of])[:16]}.parquet"

@@ -1,4 +1,4 @@
-"""ImageNet as Kaggle delivers it: ILSVRC/Data/CLS-LOC, whose val/ has no class folders but a table of solutions."""
+"""Kaggle's layout of ImageNet: ILSVRC/Data/CLS-LOC, with a flat val/ and a table of its labels."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ _TREES = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
 
 
 def tree_of(place: Path) -> Path:
-    """The folder of train/ and val/: in Kaggle's archive if `place` is the folder that it was unpacked to."""
+    """The folder with train/ and val/; `place` may be the folder that Kaggle's archive was unpacked to."""
     return next((place / inside for inside in _TREES if (place / inside).is_dir()), place)
 
 
 def labelled_val(val: Path) -> dict[str, list[Path]]:
-    """class -> images of a flat val/, as the table of solutions in a folder above has them; empty without a table.
+    """Class -> images of a flat val/, from the solution table in a folder above; empty without a table.
 
-    Raises `AutoFormerError` where the table does not name an image.
+    Raises `AutoFormerError` if the table lacks an image.
     """
     if SPLIT_OF.get(val.name.lower()) != "val":
         return {}

@@ -1,4 +1,4 @@
-"""A table of image paths and labels, as people, spreadsheets and Windows write it."""
+"""Read a CSV of image paths and labels, in the variants that spreadsheets and Windows write."""
 
 import codecs
 import csv
@@ -20,7 +20,7 @@ PATH_COLUMNS = (
     "image_name", "image_id", "img", "img_path",
 )  # fmt: skip
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "labels", "classname", "class_label", "species", "target")
-SPLIT_COLUMNS = ("set", "subset", "partition")  # where all values are names of splits
+SPLIT_COLUMNS = ("set", "subset", "partition")  # used if all values are names of splits
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _SEPARATORS = ",;\t|"
 
@@ -33,13 +33,13 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    columns: str  # in words
+    columns: str  # description of the columns
     rows: list[Row]
     notes: tuple[str, ...]
 
 
 class _Columns(NamedTuple):
-    """Numbers of the columns."""
+    """Indices of the columns."""
 
     path: int
     label: int
@@ -49,7 +49,7 @@ class _Columns(NamedTuple):
 def read_label_table(file: Path) -> Table:
     """The rows of a CSV: UTF-8 or UTF-16; separated by commas, semicolons, tabs or bars.
 
-    Raises `AutoFormerError`, with the line as an editor counts, where a row is malformed or leads out of the folder.
+    Raises `AutoFormerError`, with the line number, if a row is malformed or its path leads out of the folder.
     """
     text = _decode(file)
     lines = _lines(text, _separator(text), file)
@@ -86,8 +86,8 @@ def _decode(file: Path) -> str:
 
 
 def _separator(text: str) -> str:
-    """The separator with which the first line has the most cells; a comma if in doubt."""
-    stated = re.match(r"sep=(.)\r?\n", text)  # as Excel writes it
+    """The separator that gives the first line the most cells; by default a comma."""
+    stated = re.match(r"sep=(.)\r?\n", text)  # written by Excel
     if stated:
         return stated[1]
     first = re.sub(r'"[^"]*"', "", next((line for line in text.splitlines() if line.strip()), ""))
@@ -95,7 +95,7 @@ def _separator(text: str) -> str:
 
 
 def _lines(text: str, separator: str, file: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not empty, each with the number of its first line."""
+    """The non-empty rows, each with the number of its first line."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     while True:
         line = reader.line_num + 1
@@ -132,7 +132,7 @@ def _columns(file: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 
 def _read_row(where: str, cells: Sequence[str], width: int, columns: _Columns, finder: "_Finder") -> Row:
-    """The image that a line names. It must lie in the CSV's folder, even behind links."""
+    """The image that a row names. It must be inside the CSV's folder, also after links are resolved."""
     if any(map(str.strip, cells[width:])):
         raise AutoFormerError(f"{where}: {len(cells)} cells, but the first line has {width}; quote a cell with commas")
     path, label, split = ("" if at is None or at >= len(cells) else cells[at].strip() for at in columns)
@@ -149,7 +149,7 @@ def _read_row(where: str, cells: Sequence[str], width: int, columns: _Columns, f
 
 
 def _is_inside(file: Path, root: Path) -> bool:
-    """Whether a path lies below `root`, also behind links. Folders are looked up once: 100,000 rows name few."""
+    """Whether a path is below `root` after links are resolved. Each folder is resolved once."""
     if os.path.islink(file) and not Path(os.path.realpath(file)).is_relative_to(root):  # noqa: PTH114 (pathlib raises)
         return False
     return file == root or _is_folder_inside(file.parent, root)
@@ -161,20 +161,20 @@ def _is_folder_inside(folder: Path, root: Path) -> bool:
 
 
 class _Finder:
-    """Finds the file that a path means: as written, or the only one that people read as the same."""
+    """Find the file of a path: as written, or the only file whose name differs in spelling alone."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.respelt = root, 0
         self._listings: dict[Path, dict[str, list[str]]] = {}
 
     def find(self, path: str) -> Path:
-        """The path as written where no file, or more than one, is meant."""
+        """The file; the path as written if no file or several match."""
         file = Path(os.path.normpath(self.root / path))
-        if os.path.lexists(file):  # a million paths are slow to make
+        if os.path.lexists(file):  # creating a million `Path`s would be slow
             return file
-        if "\\" in path:  # as Windows writes it
+        if "\\" in path:  # written by Windows
             if re.match(r"[A-Za-z]:|\\\\", path):
-                return Path(path)  # of another machine, so outside
+                return Path(path)  # an absolute path of another machine, so outside
             file = Path(os.path.normpath(self.root / path.replace("\\", "/")))
         if not file.is_relative_to(self.root):
             return file
@@ -188,7 +188,7 @@ class _Finder:
         return here
 
     def _listing(self, folder: Path) -> dict[str, list[str]]:
-        """Names in a folder by how people read them, with and without suffix."""
+        """Normalised name, with and without suffix -> names in a folder."""
         if folder not in self._listings:
             names: dict[str, list[str]] = {}
             for name in os.listdir(folder) if folder.is_dir() else []:  # noqa: PTH208

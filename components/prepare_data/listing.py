@@ -1,4 +1,4 @@
-"""Which names are images, splits, and leftovers of systems and tools; folders walked by these rules."""
+"""Rules for names of images, splits and system files, and folder listings by these rules."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from autoformer.errors import AutoFormerError
 
 _FORMATS = "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm pnm jp2 heic heif avif"
 SUFFIXES = frozenset(f".{suffix}" for suffix in _FORMATS.split(" "))
-NOT_READ = frozenset({".heic", ".heif"})  # of them: images by their names, in a format that is refused
+NOT_READ = frozenset({".heic", ".heif"})  # image suffixes of refused formats
 _NOT_CONVERTED = (
     "cr2 cr3 nef nrw arw srf sr2 dng orf rw2 raf pef srw raw 3fr hif jxl psd svg svgz ai eps pdf ico tga exr hdr dcm "
     "mp4 mov avi mkv webm"
@@ -25,7 +25,7 @@ SPLIT_NAMES = ("train", "val", "test")
 SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_OF |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 
-# Names that hold no images of the user, in lower case: macOS, Windows, ext4, Synology, QNAP, NetApp, Python, FrontPage.
+# System names in lower case: macOS, Windows, ext4, Synology, QNAP, NetApp, Python, FrontPage.
 _SYSTEM = frozenset(
     [
         "__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder", "$recycle.bin", "$extend",
@@ -38,7 +38,7 @@ _SYSTEM = frozenset(
 _SYSTEM_FORM = re.compile(r"\.|found\.\d{3}$|@syno|synophoto_|synoindex_|.*\.lr(data|cat)$", re.IGNORECASE)
 _THUMBNAILS = re.compile(
     r"(_+(thumb|thumbnail)s?|(thumb|thumbnail)s)_*", re.IGNORECASE
-)  # below a class; one may be a class
+)  # ignored below a class; may itself be a class
 _SMALLER = re.compile(r"(.+?)(-\d+x\d+|[-_.]thumb(nail)?)", re.IGNORECASE)  # of a.jpg: a-150x150.jpg, a_thumb.jpg
 _LISTED = 3
 
@@ -48,20 +48,20 @@ def is_image(name: str) -> bool:
 
 
 def is_system(name: str) -> bool:
-    """Whether a system or a tool made the file or folder of this name, or hides it."""
+    """Whether this is the name of a hidden file, or of a file or folder of a system or tool."""
     return name.lower() in _SYSTEM or _SYSTEM_FORM.match(name) is not None
 
 
 def alike(text: str) -> str:
-    """Equal for names that people read as one: any Unicode form, case and spacing."""
+    """A normal form of a name: equal for names that differ only in Unicode form, case or spacing."""
     return unicodedata.normalize("NFC", " ".join(unicodedata.normalize("NFC", text).split()).casefold())
 
 
 class LeftOut:
-    """Images that are found and not used, counted for one sentence each."""
+    """Counts of images that are found but not used, with a sentence about each kind."""
 
     def __init__(self) -> None:
-        self.system: Counter[str] = Counter()  # by the name that decided
+        self.system: Counter[str] = Counter()  # system name -> number of images
         self.smaller: list[str] = []  # paths of smaller copies
         self.loose: dict[str, list[str]] = {}  # folder -> names of images beside its class folders
         self.unnamed: dict[str, list[str]] = {}  # folder -> names of images that a table does not name
@@ -78,7 +78,7 @@ class LeftOut:
                 self.unsuffixed.append(_below(file, root))
 
     def add_loose(self, folder: Path, root: Path) -> None:
-        """Count the images directly in a folder, which its class folders stand beside."""
+        """Count the images directly in a folder, beside its class folders."""
         if names := loose_images(folder):
             self.loose[_below(folder, root)] = names
 
@@ -123,7 +123,7 @@ class LeftOut:
 
 
 def folders_in(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
-    """The user's folders directly in a folder, sorted."""
+    """The subfolders of a folder, sorted, without system folders."""
     try:
         found = sorted(item for item in folder.iterdir() if item.is_dir())
         for item in found:
@@ -135,7 +135,7 @@ def folders_in(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
 
 
 def loose_images(folder: Path) -> list[str]:
-    """Names of the images that lie directly in a folder, sorted."""
+    """Names of the images directly in a folder, sorted."""
     try:
         with os.scandir(folder) as entries:
             return sorted(
@@ -148,7 +148,7 @@ def loose_images(folder: Path) -> list[str]:
 
 
 def files_below(folder: Path | str, left_out: LeftOut | None = None) -> Iterator[os.DirEntry[str]]:
-    """The user's files below a folder. Linked folders are not followed: a link could make a circle."""
+    """The files below a folder, without system files. Linked folders are not followed, since links may form a cycle."""
     with os.scandir(folder) as scan:
         entries = list(scan)
     names = {os.path.splitext(entry.name)[0] for entry in entries}  # noqa: PTH122
@@ -170,17 +170,17 @@ def files_below(folder: Path | str, left_out: LeftOut | None = None) -> Iterator
 
 
 def _is_smaller(name: str, stems: set[str]) -> bool:
-    """Whether the name is that of a smaller copy of an image beside it."""
+    """Whether this is the name of a smaller copy of an image in the same folder."""
     form = _SMALLER.fullmatch(os.path.splitext(name)[0])  # noqa: PTH122
     return form is not None and form[1] in stems
 
 
 def _count(item: Path | os.DirEntry[str], name: str, left_out: LeftOut) -> None:
-    """Count the images in something of a system's, which may not be readable."""
+    """Count the images in a system file or folder, which may be unreadable."""
     if isinstance(item, os.DirEntry) and not item.is_dir(follow_symlinks=False):
         left_out.system.update([name[:2] + "…" if name.startswith("._") else name] if is_image(name) else [])
         return
-    for _, folders, files in os.walk(item):  # reports no errors
+    for _, folders, files in os.walk(item):  # ignores errors
         folders.sort()
         found = sum(map(is_image, files))
         if found:

@@ -1,4 +1,4 @@
-"""What is odd in a user's images, a sentence each: copies, pictures of one colour, small and dominant classes."""
+"""Sentences on oddities in a user's images: copies, pictures of one colour, small and dominant classes."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,8 @@ from statistics import median_low
 
 from components.prepare_data.listing import images_text, some
 
-_FEW = 20  # images of a class: fewer leave three or less to test, of which one is a third of its accuracy
-_DOMINANT = 3  # times the median class
+_FEW = 20  # images of a class; with fewer, three or less are for testing
+_DOMINANT = 3  # times the size of the median class
 _DOMINANT_SHARE = 0.2  # of all images
 
 
@@ -16,7 +16,7 @@ def oddities(rows: Sequence[Mapping[str, str]], plain: Sequence[str]) -> list[st
 
     Args:
         rows: `checksum` (of the packed pixels), `label`, `split` and `source` of each image.
-        plain: sources of the pictures of one colour.
+        plain: sources of pictures with one colour.
     """
     return [*_copies(rows), *_plain(plain), *_classes(Counter(row["label"] for row in rows)), *_not_in(rows)]
 
@@ -71,7 +71,7 @@ def _classes(counts: Counter[str]) -> list[str]:
 
 
 def _not_in(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Classes that a split of the source lacks."""
+    """Classes without images in a split of the source."""
     labels: dict[str, set[str]] = {}
     for row in rows:
         labels.setdefault(row["split"], set()).add(row["label"])

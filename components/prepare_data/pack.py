@@ -1,8 +1,8 @@
 """Pack a user's images: each file decoded once, upright, opaque, RGB or grey, its shorter side resized, into tars.
 
-A pack is a data folder like any other: tars that WebDataset can stream, `index.csv` and `dataset.json`. Its name ends
-in a hash of its input, so equal images are packed once and changed ones anew. An interrupted packing resumes after the
-last whole tar.
+A pack is a data folder: tars that WebDataset can stream, `index.csv` and `dataset.json`. Its name ends in a hash of its
+input, so equal images are packed once and changed ones again. An interrupted packing resumes after the last complete
+tar.
 """
 
 import hashlib
@@ -33,15 +33,15 @@ from components.prepare_data.white_level import find_white_level
 from runtime.common.locks import hold_lock
 from runtime.common.tables import write_table
 
-SHARD_IMAGES = 4000  # a reader opens each tar: a million images stay far below the usual limit of open files
+SHARD_IMAGES = 4000  # readers keep each tar open: a million images need 250 files
 NAME_LENGTH = 40
 COLUMNS = ("archive", "offset", "size", "label", "checksum", "split", "source")
 
-Watch = Callable[[str, int, int], None]  # (activity, images done, images in all)
+Watch = Callable[[str, int, int], None]  # (activity, images done, total images)
 
 
 class _Shard(Frozen):
-    """The index of a tar that is packed."""
+    """The index of a complete tar."""
 
     sha256: str
     rows: tuple[dict[str, str], ...]
@@ -55,7 +55,7 @@ class _Shard(Frozen):
 def slug(text: str) -> str:
     """A name for folders, configurations and the registry: lower case letters, digits and hyphens.
 
-    Accents are dropped. Where letters are lost (other alphabets, a long name), a hash keeps different names different.
+    Accents are dropped. If letters are lost (other alphabets, a long name), a hash distinguishes different names.
     """
     folded = unicodedata.normalize("NFC", text).casefold()
     plain = "".join(c for c in unicodedata.normalize("NFKD", folded) if not unicodedata.combining(c))
@@ -67,7 +67,7 @@ def slug(text: str) -> str:
 
 
 def title_of(path: Path) -> str:
-    """The name of the data set at `path`: of a CSV its folder's and its own, as many are called labels.csv."""
+    """The name of the data set at `path`. For a CSV, the names of its folder and itself: many are called labels.csv."""
     path = path.resolve()
     return slug(f"{path.parent.name}-{path.stem}" if path.is_file() else path.name)
 
@@ -81,14 +81,14 @@ def pack(
     watch: Watch,
     rule: PixelRule = DEFAULT,
 ) -> Path:
-    """Pack the images at `path` into a folder of `packs`, unless it is there; return that folder.
+    """Pack the images at `path` into a folder of `packs`, unless it exists; return that folder.
 
     Args:
         path: see `sources.discover`; the folder is named after it and a hash of the images.
         shorter_side: in pixels. Smaller images are enlarged.
-        max_unreadable_percent: more unreadable files than this stop the packing.
-        watch: called with the progress.
-        rule: without a white level, the images decide it (`white_level.find_white_level`).
+        max_unreadable_percent: maximum share of unreadable files.
+        watch: called with the progress of each activity.
+        rule: if its white level is None, the images decide (`white_level.find_white_level`).
 
     Raises:
         AutoFormerError: see `sources.discover`; too many files are unreadable (a table beside the pack names them), or
@@ -121,7 +121,7 @@ def pack(
 
 
 def _hash(source: Source, shorter_side: int, channels: int, rule: PixelRule, watch: Watch) -> str:
-    """Of the bytes, label and split of every file, and of how they are packed."""
+    """Hash of the bytes, label and split of every file, and of the packing settings."""
     entries = []
     for image, digest in zip(source.images, in_order(_hash_files, source.images), strict=True):
         entries.append([source.name_of(image), image.label, image.split, digest])
@@ -145,7 +145,7 @@ def _hash_file(path: Path) -> str:
 class _Packing(NamedTuple):
     source: Source
     work: Path  # folder of the unfinished pack
-    report: Path  # table of unreadable files, where they stop the packing
+    report: Path  # table of unreadable files if there are too many
     shorter_side: int
     channels: int
     max_percent: float
@@ -154,7 +154,7 @@ class _Packing(NamedTuple):
     notes: tuple[str, ...] = ()
 
     def with_white_level(self) -> "_Packing":
-        """With the white level of the images, where none is configured, and a note on it."""
+        """Set the white level of the images if none is configured; return a note on it too."""
         if self.rule.white_level is not None:
             return self
         found = find_white_level([image.path for image in self.source.images])
@@ -231,7 +231,7 @@ class _Packing(NamedTuple):
         )
 
     def _write_shard(self, index: Path, start: int) -> None:
-        """Write the tar that begins with the image `start`, then its index."""
+        """Write the tar whose first image is number `start`, then its index."""
         rows, refused, sizes, plain, transparent, frames = [], [], [], [], 0, []
         archive = index.with_suffix(".tar")
         with replacing(archive) as temporary, temporary.open("wb") as file:

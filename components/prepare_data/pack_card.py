@@ -1,4 +1,4 @@
-"""The card of a pack, `dataset.json`, and the table of the files that it left out."""
+"""The card of a pack, `dataset.json`, and the table of its unreadable files."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,14 +11,14 @@ from autoformer.images.pixel_rule import ON_BLACK, PixelRule
 from autoformer.reading import read_json
 from runtime.common.tables import read_table
 
-FORMAT = 3  # 1 rounded the longer side, 2 laid transparent pixels on black; such packs are read as they are
+FORMAT = 3  # 1 rounded the longer side, 2 had black behind transparent pixels; both can still be read
 CARD = "dataset.json"
 INDEX = "index.csv"
 UNREADABLE = "unreadable.csv"
 
 
 class PackCard(Frozen):
-    """A pack's content. `hash` covers every input file's bytes, label and split, and how they are packed."""
+    """A pack's content. `hash` covers every input file's bytes, label and split, and the packing settings."""
 
     format: Literal[1, 2, 3] = 3
     name: str
@@ -38,10 +38,10 @@ class PackCard(Frozen):
 
 
 def read_pack(folder: Path) -> PackCard:
-    """The card of a pack. Raises `AutoFormerError` where the folder is none, or its card is damaged."""
+    """The card of a pack. Raises `AutoFormerError` if the folder is no pack, or its card is damaged."""
     return validated(PackCard, read_json(folder / CARD), str(folder / CARD))
 
 
 def unreadable_of(folder: Path) -> list[dict[str, str]]:
-    """The files that a pack left out, with reasons."""
+    """The unreadable files of a pack, with reasons."""
     return read_table(folder / UNREADABLE)

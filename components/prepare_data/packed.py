@@ -1,4 +1,4 @@
-"""The images of a pack, which `pack` has made of a user's."""
+"""The reader of packs (`pack.pack`)."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +22,7 @@ def is_mine(data: Path) -> bool:
 
 
 def read(data: Path) -> Delivered:
-    """The images of a pack. Raises `AutoFormerError` where a file of it is missing, damaged or changed."""
+    """The images of a pack. Raises `AutoFormerError` if a file in it is missing, damaged or changed."""
     card, index = read_pack(data), data / INDEX
     outside = [name for name in card.archives if Path(name).name != name]
     if outside:
@@ -34,7 +34,7 @@ def read(data: Path) -> Delivered:
     rows, splits = _read_index(index, card)
     check_places(rows, index, data, remote)
     encoded = EncodedImages(data, rows, card.channels, reader=remote)
-    for number, checksum in enumerate(rows.checksums.tolist()):  # the archives are as packed, the index may not be
+    for number, checksum in enumerate(rows.checksums.tolist()):  # the archives are unchanged, the index may not be
         if number % PREFETCH_IMAGES == 0:
             encoded.prefetch(range(number, min(number + PREFETCH_IMAGES, len(encoded))))
         if sha256(encoded.read(number)).hexdigest().encode() != checksum:
@@ -56,7 +56,7 @@ def read(data: Path) -> Delivered:
 
 
 def _read_index(index: Path, card: PackCard) -> tuple[Split, np.ndarray]:
-    """Rows, and the split of each."""
+    """The rows of the index, and the split of each."""
     table = read_table(index)
     if len(table) != sum(card.counts.values()):
         raise AutoFormerError(f"{index}: {len(table)} rows, but {CARD} counts {sum(card.counts.values())}")

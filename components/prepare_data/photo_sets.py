@@ -1,7 +1,7 @@
 """Oxford Flowers-102, Oxford-IIIT Pets and Stanford Cars: plain tars of photographs, and lists of labels and splits.
 
-torchvision.datasets reads the lists. Its readers want unpacked photographs, but open none before they are indexed; so
-the lists are put beside empty folders, and the photographs are looked up by name in the tars that later steps read.
+torchvision.datasets reads the lists. Its readers expect unpacked photographs, but open none while they index. So the
+lists are unpacked beside empty folders, and the photographs are looked up by name in the tars that later steps read.
 """
 
 import shutil
@@ -20,10 +20,10 @@ from components.prepare_data.tars import read_tar, unpack
 
 class _PhotoSet(NamedTuple):
     title: str
-    reader: str  # in torchvision.datasets
-    folder: str  # that the reader looks into
-    lists: tuple[str, ...]  # delivered files, which it reads there, unpacked
-    tars: dict[str, str]  # folder of photographs there -> the delivered tar
+    reader: str  # class in torchvision.datasets
+    folder: str  # where the reader looks
+    lists: tuple[str, ...]  # delivered files that it reads there, unpacked
+    tars: dict[str, str]  # folder of photographs there -> delivered tar
     splits: dict[str, str]  # our split -> torchvision's
     licence: str
     source: str
@@ -78,7 +78,7 @@ def is_mine(data: Path) -> bool:
 
 
 def _recognise(data: Path) -> _PhotoSet | None:
-    """By the archives of its lists, or by its tar."""
+    """The data set, recognised by the archives of its lists, or by its tar."""
     for photo_set in PHOTO_SETS:
         archives = [name for name in photo_set.lists if not name.endswith(".mat")]
         if all((data / name).is_file() for name in archives or photo_set.tars.values()):
@@ -87,7 +87,7 @@ def _recognise(data: Path) -> _PhotoSet | None:
 
 
 def read(data: Path) -> Delivered:
-    """Raises `AutoFormerError` where a file is missing or damaged, or a tar lacks a listed photograph."""
+    """The photographs. Raises `AutoFormerError` if a file is missing or damaged, or a tar lacks a listed photograph."""
     photo_set = _recognise(data)
     assert photo_set is not None, "call is_mine first"
     photos, classes = _read_lists(data, photo_set)
@@ -113,7 +113,7 @@ def read(data: Path) -> Delivered:
 
 
 def _read_lists(data: Path, photo_set: _PhotoSet) -> tuple[list[_Photo], tuple[str, ...]]:
-    """The photographs, and the names of the classes."""
+    """The listed photographs, and the class names."""
     from torchvision import datasets
 
     if missing := [name for name in photo_set.lists if not (data / name).is_file()]:

@@ -1,8 +1,8 @@
-"""Write PNG files fast: drawings compressed, photographs as they are.
+"""Write PNG files fast: drawings compressed, photographs uncompressed.
 
 A compressed row is its difference from the row above, as run lengths in Huffman codes. Pillow's writer tries five
-filters on each row, in two to three times the time, for files 5 to 8 % smaller. A photograph hardly compresses: that
-takes ten times as long as its plain rows do, to write and in every epoch to read.
+filters on each row, which takes two to three times as long for files 5 to 8 % smaller. A photograph hardly compresses,
+and compression would make writing, and reading in every epoch, ten times as slow.
 """
 
 import struct
@@ -16,16 +16,16 @@ from zlib_ng import zlib_ng  # its checksums take a tenth of zlib's time
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPE = {"L": 0, "RGB": 2}
-_NO_FILTER, _UP = b"\x00", b"\x02"  # the row itself, or its difference from the row above
-_BLOCK = 2**16 - 1  # most bytes of a stored block
-_FASTEST = 1  # level of zlib
+_NO_FILTER, _UP = b"\x00", b"\x02"  # PNG filters: the row itself, or its difference from the row above
+_BLOCK = 2**16 - 1  # maximum bytes of a stored block
+_FASTEST = 1  # zlib level
 _WINDOW_BITS, _MEMORY_LEVEL = 15, 9
 _STRIDE = 31  # bytes
-_FEW_VALUES = 0.2  # chance that two differences are equal; of photographs it is 0.01 to 0.2
+_FEW_VALUES = 0.2  # probability that two differences are equal; 0.01 to 0.2 for photographs
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """The file of an image of mode L or RGB."""
+    """The PNG file of an image of mode L or RGB."""
     row = image.width * len(image.getbands()) + 1
     padded = image.tobytes("raw", image.mode, row)  # a zero after each row, where the next one's filter belongs
     flat = np.frombuffer(padded, np.uint8)
@@ -43,7 +43,7 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def _is_drawing(pixels: npt.NDArray[np.uint8], row: int) -> bool:
-    """Whether bytes that are spread over the image differ from those above them in few ways, and so compress well."""
+    """Whether sampled bytes have few distinct differences from those above them, so the image compresses well."""
     differences = pixels[row::_STRIDE] - pixels[:-row:_STRIDE]
     counts = np.bincount(differences)
     return bool(counts @ counts >= _FEW_VALUES * len(differences) ** 2)

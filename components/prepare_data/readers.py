@@ -1,4 +1,4 @@
-"""Find the reader of a data folder. A reader is a module with `is_mine(data)` and `read(data)`."""
+"""Find the reader of a data folder: a module with `is_mine(data)` and `read(data)`."""
 
 from pathlib import Path
 from typing import Protocol
@@ -10,10 +10,10 @@ from components.prepare_data.delivered import Delivered
 
 class Reader(Protocol):
     def is_mine(self, data: Path) -> bool:
-        """Whether the names of the folder's files are those of this reader's data."""
+        """Whether this reader recognises the folder by its file names."""
 
     def read(self, data: Path) -> Delivered:
-        """Every delivered image, in place. Raises `AutoFormerError` where a file is not as it should be."""
+        """Every image of the folder, in place. Raises `AutoFormerError` if a file is missing, damaged or changed."""
 
 
 READERS: tuple[Reader, ...] = (packed, imagenet, cifar, photo_sets, class_folders, webdataset)
@@ -23,15 +23,15 @@ def read_delivered(data: Path, dataset: str) -> Delivered:
     """The images of a data folder.
 
     Args:
-        dataset: the configured name. It decides only where several data sets name their files alike.
+        dataset: the configured name, which decides only between data sets with equal file names.
 
     Raises:
-        AutoFormerError: the folder's layout is unknown, or a file is not as it was delivered.
+        AutoFormerError: the folder's layout is unknown, or a file is missing, damaged or changed.
     """
     for reader in READERS:
         if reader.is_mine(data):
             return reader.read(data)
-    if dataset == fashion_mnist.NAME:  # MNIST and its successors name their files alike
+    if dataset == fashion_mnist.NAME:  # MNIST and its successors have equal file names
         return fashion_mnist.read(data)
     raise AutoFormerError(
         f"dataset = {dataset}: {data} is no pack of images; `make data DATA=… NAME={dataset}` makes "
@@ -41,7 +41,7 @@ def read_delivered(data: Path, dataset: str) -> Delivered:
 
 
 def read_to_test(data: Path, dataset: str) -> Delivered:
-    """As `read_delivered`, but readers that can do so leave training images unread."""
+    """`read_delivered` for evaluation: readers that can skip the training images do."""
     reader = next((reader for reader in READERS if reader.is_mine(data)), None)
     if reader in (imagenet, class_folders, webdataset):
         return reader.read(data, splits=("val", "test"))

@@ -21,38 +21,38 @@ from components.prepare_data.listing import (
 )
 
 _TABLES = (".csv", ".tsv")
-_LETTERS = 2  # names of so many letters may differ by case alone: a and A, Co and CO
+_LETTERS = 2  # class names up to this length may differ only by case: a and A, Co and CO
 
 
 class SourceImage(NamedTuple):
     path: Path
     label: str
-    split: str  # "" where the source names none
+    split: str  # "" if the source has none
 
 
 class Source(NamedTuple):
-    root: Path  # the folder that all paths lie in
-    layout: str  # in words
+    root: Path  # folder of all paths
+    layout: str  # description of the layout
     images: list[SourceImage]  # in the order of their paths
-    ignored: int  # files without the name of an image
-    notes: tuple[str, ...] = ()  # images left out and names taken for one, a sentence each
+    ignored: int  # files without an image's suffix
+    notes: tuple[str, ...] = ()  # sentences on images left out and on spellings merged
 
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(sorted({image.label for image in self.images}))
 
     def name_of(self, image: SourceImage) -> str:
-        """The path in the root. `relative_to` alone takes ten times as long."""
+        """The path relative to the root, in a tenth of the time of `relative_to`."""
         name, root = image.path.as_posix(), f"{self.root.as_posix().rstrip('/')}/"
         return name[len(root) :] if name.startswith(root) else image.path.relative_to(self.root).as_posix()
 
 
 def discover(path: Path) -> Source:
-    """List the labelled images at `path`, without opening any.
+    """List the labelled images at `path` without opening them.
 
     Raises:
-        AutoFormerError: nothing is there, a class has no image or is not in train, there are fewer than two classes, a
-            name is not UTF-8, or a CSV is malformed or names files outside its folder.
+        AutoFormerError: the path does not exist, a class has no image or is not in train, there are fewer than two
+            classes, a name is not UTF-8, or a CSV is malformed or names files outside its folder.
     """
     if path.is_dir():
         source = _read_folder(path)
@@ -123,9 +123,9 @@ def _nothing_found(root: Path) -> AutoFormerError:
 
 
 def _are_splits(root: Path, below: list[Path]) -> bool:
-    """Whether the folders are splits, by their names; a train may also be a class, beside a bus.
+    """Whether the folders are splits, by their names. `train` can also be a class, for example beside `bus`.
 
-    Raises `AutoFormerError` for a mixture that nobody means to be classes side by side.
+    Raises `AutoFormerError` for an ambiguous mixture of both.
     """
     named = [SPLIT_OF.get(folder.name.lower(), "") for folder in below]
     if "train" not in named or (len(below) > 1 and not {"val", "test"} & set(named)):
@@ -161,7 +161,7 @@ def _read_csv(file: Path) -> Source:
 
 
 def _with_one_spelling(source: Source) -> Source:
-    """Give the classes that people read as one a single name: the most frequent spelling, in composed Unicode."""
+    """Merge spellings of one class: use the most frequent spelling, in composed Unicode."""
     counts = Counter(image.label for image in source.images)
     spellings: dict[str, Counter[str]] = {}
     for label, count in counts.items():

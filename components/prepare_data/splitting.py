@@ -1,4 +1,4 @@
-"""Divide the delivered images into the four splits, and describe them on a card; the same way for every reader."""
+"""Divide the delivered images into the four splits, and describe them on a card, equally for every reader."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -20,21 +20,21 @@ from runtime.storage.data import remote_archives
 
 
 class Splits(NamedTuple):
-    """`rows`: train, search, test, and train_full, which is train and search."""
+    """`rows`: those of train, search, test, and train_full (train and search together)."""
 
     rows: dict[str, Split]
-    notes: tuple[str, ...]  # images left out and contradictions, a sentence each
-    counted: tuple[str, ...] = ()  # the counts of repeated images, even where there are none
+    notes: tuple[str, ...]  # sentences on images left out and on contradictory labels
+    counted: tuple[str, ...] = ()  # counts of repeated images, also if 0
 
 
 def split(delivered: Delivered, section: PrepareData, seed: int) -> Splits:
-    """Divide the images; a split that the source has is kept.
+    """Divide the images; splits of the source are kept.
 
-    Its test images test, its val images are the search split. A val split alone tests, since no training saw it. A
-    missing split is drawn from the training images: `search_images` of them, equally many of each class, or else a
-    share of each class.
+    The source's test split is the test split, its val split the search split. A val split without a test split is the
+    test split. A missing split is drawn from the training images: `search_images` of them, equally many of each class,
+    or else a share of each class.
 
-    Raises `AutoFormerError` where a class has too few images, or the source does not allow `search_images`.
+    Raises `AutoFormerError` if a class has too few images, or the source does not allow `search_images`.
     """
     val, test = (np.flatnonzero(delivered.splits == name) for name in ("val", "test"))
     if not len(test):
@@ -75,8 +75,8 @@ def _check_search_images(delivered: Delivered, val: np.ndarray, test: np.ndarray
 def statistics(delivered: Delivered, train: Split, data: Path) -> Statistics:
     """Mean and standard deviation for the normalisation of pixels, by channel.
 
-    ImageNet's for RGB photographs of any size, which are not all decoded for it; else those of the stored training
-    pixels. Raises `AutoFormerError` where a channel has one value in all of them.
+    RGB photographs of any size get ImageNet's, which saves decoding them; other images those of the stored training
+    pixels. Raises `AutoFormerError` if a channel has the same value in all pixels.
     """
     if delivered.encoding == "image" and delivered.image_size is None and delivered.channels == 3:
         return IMAGENET_STATISTICS

@@ -1,7 +1,7 @@
 """prepare_data: index the delivered images, split them, and describe them.
 
-Every layout that `readers` knows is treated alike: each image is indexed; train, search and test share no content, not
-just no row (`autoformer.images.splits`); `train_full` holds all images that may be trained on, for retraining.
+Every layout of `readers` is treated alike. Each image is indexed. Train, search and test have no image content in
+common (`autoformer.images.splits`). `train_full` has all images that may be trained on, for retraining.
 """
 
 import argparse
@@ -39,7 +39,7 @@ SPLITS = {
 class Prepared(NamedTuple):
     card: DatasetCard
     splits: dict[str, Split]
-    notes: tuple[str, ...]  # images left out, a sentence each
+    notes: tuple[str, ...]  # sentences on images left out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def write_prepared(prepared: Prepared, card: Path, splits: Mapping[str, Path]) -
 def run(arguments: argparse.Namespace, config: Config) -> None:
     """Check the delivered files, prepare, write, and print a summary."""
     section = config.section(PrepareData)
-    record = Record(arguments.record, STEP)  # its clock begins here
+    record = Record(arguments.record, STEP)  # starts its clock
     data = open_data(arguments.data).folder
     prepared = prepare(data, read_delivered(data, config.dataset), section, config.seed)
     with hold_lock(arguments.card, "output"), record:
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def summary(prepared: Prepared) -> list[str]:
-    """The splits and their statistics, in a few lines."""
+    """The splits and their statistics as a few lines of text."""
     card = prepared.card
     shape = f"{card.channels} x {card.image_size} x {card.image_size} values"
     if card.encoding == "image":

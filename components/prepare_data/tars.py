@@ -1,4 +1,4 @@
-"""Tars read once from beginning to end: hashed on the way, and walked by `tarfile` without seeking or unpacking."""
+"""Read tars once from beginning to end: hashed on the way, and parsed by `tarfile` without seeking or unpacking."""
 
 import hashlib
 import tarfile
@@ -16,12 +16,12 @@ from runtime.storage.data import ArchiveFile, size_of
 
 CHUNK_BYTES = 4 << 20  # read at once
 _MOST_HEADER = 1 << 20  # bytes
-_BAD_NUMBERS = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)  # of tarfile, for headers
-_QUEUED_CHUNKS = 4  # that may wait for a hash
+_BAD_NUMBERS = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)  # raised for bad headers
+_QUEUED_CHUNKS = 4  # maximum chunks waiting for a hash
 
 
 class HashedStream:
-    """A file read forwards; reading ahead and hashing run in threads beside the caller.
+    """A file read forwards; prefetching and hashing run in threads.
 
     Args:
         hashes: algorithms of `hashlib`.
@@ -51,7 +51,7 @@ class HashedStream:
         self._file.close()
 
     def read(self, size: int) -> bytes:
-        """The next `size` bytes; fewer where the file ends."""
+        """The next `size` bytes; fewer at the end of the file."""
         parts = []
         while size > 0 and (self._start < len(self._chunk) or self._load()):
             parts.append(self._chunk[self._start : self._start + size])
@@ -61,12 +61,12 @@ class HashedStream:
         return b"".join(parts)
 
     def blocks(self, end: int) -> Iterator[bytes]:
-        """All bytes up to the position `end`, in blocks."""
+        """The bytes up to the position `end`, in blocks."""
         while block := self.read(min(end - self.position, CHUNK_BYTES)):
             yield block
 
     def finish(self) -> list[str]:
-        """Read to the end; the hexadecimal hashes of the whole file."""
+        """Read to the end; return the hexadecimal hashes of the whole file."""
         while self._load():
             pass
         for pending in self._pending:
@@ -89,11 +89,11 @@ class HashedStream:
 
 
 class _Part:
-    """A stream up to the byte `end`, as the file object that `tarfile` reads forwards."""
+    """The part of a stream up to the byte `end`, as a file object for `tarfile`."""
 
     def __init__(self, stream: HashedStream, end: int) -> None:
         self._stream, self._end = stream, end
-        self.last = b""  # what was read last
+        self.last = b""  # the bytes of the last read
 
     def tell(self) -> int:
         return self._stream.position
@@ -112,10 +112,10 @@ class _Part:
 def members(stream: HashedStream, end: int) -> Iterator[tarfile.TarInfo]:
     """The regular files of the tar that begins at the stream's position and ends at byte `end`.
 
-    The caller may read a member's content, which may be a tar itself; what it leaves unread is skipped.
+    The caller may read a member's content, which may be a tar itself; unread content is skipped.
 
     Raises:
-        tarfile.ReadError: this is no tar, or it is damaged or cut off.
+        tarfile.ReadError: not a tar, or damaged or truncated.
     """
     part = _Part(stream, end)
     damaged = "no tar, or a damaged one, at byte"
@@ -124,7 +124,7 @@ def members(stream: HashedStream, end: int) -> Iterator[tarfile.TarInfo]:
     except (tarfile.ReadError, *_BAD_NUMBERS):
         raise tarfile.ReadError(f"{damaged} {stream.position - len(part.last)}") from None
     for info in _headers(tar):
-        tar.members.clear()  # else it keeps a million of them
+        tar.members.clear()  # otherwise tarfile keeps a million of them
         if info.size < 0:
             raise tarfile.ReadError(f"'{info.name}' has {info.size} bytes")
         if info.issparse():
@@ -133,7 +133,7 @@ def members(stream: HashedStream, end: int) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError(f"ends within '{info.name}', which goes on to byte {info.offset_data + info.size}")
         if info.isreg():
             yield info
-    if part.last.strip(b"\0"):  # tarfile takes a damaged header for the end
+    if part.last.strip(b"\0"):  # tarfile treats a damaged header as the end
         raise tarfile.ReadError(f"{damaged} {stream.position - len(part.last)}")
 
 
@@ -159,14 +159,14 @@ def unpack(path: Path, folder: Path) -> None:
 
 class Member(NamedTuple):
     name: str
-    offset: int  # of its first byte in the tar
+    offset: int  # first byte in the tar
     size: int
     checksum: str  # sha256
-    content: bytes  # empty unless it was requested
+    content: bytes  # empty unless requested
 
 
 def read_tar(path: ArchiveFile, keep: Callable[[str], bool] = lambda name: False) -> tuple[list[Member], str]:
-    """Every regular file in a plain tar, in its order; and the sha256 of the tar.
+    """The regular files of an uncompressed tar, in order, and the sha256 of the tar.
 
     Args:
         keep: whether to return the content of a file of that name.

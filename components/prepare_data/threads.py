@@ -10,8 +10,8 @@ from autoformer.cores import cores
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AT_A_TIME = 4  # items: handing over one costs a tenth of a millisecond
-_AHEAD = 2  # calls of each thread: few, so that results are still in the processor's caches
+_AT_A_TIME = 4  # items per call: passing one to a thread costs a tenth of a millisecond
+_AHEAD = 2  # queued calls of each thread; with few, results stay in the processor's caches
 
 
 def in_order(function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> Iterator[Result]:

@@ -1,4 +1,4 @@
-"""Refuse a user's images where too large a share of them cannot be read."""
+"""Refuse a user's images if too many of them are unreadable."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,7 @@ from runtime.common.tables import write_table
 
 
 def refuse_by_names(source: Source, report: Path, max_percent: float) -> None:
-    """Refuse, before anything is packed, a source with too large a share of files whose names are of a format that is
-    not read, if their headers are too."""
+    """Refuse a source, before packing, if too many files are of an unsupported format by their suffix and header."""
     named = [image for image in source.images if image.path.suffix.lower() in NOT_READ]
     if 100 * len(named) <= max_percent * len(source.images):
         return
@@ -34,9 +33,9 @@ def check_unreadable(
     report: Path,
     refused: Sequence[Mapping[str, str]] = (),
 ) -> None:
-    """Refuse a source with too large a share of unreadable images, of which `seen` have been tried.
+    """Refuse a source with too many unreadable images, after `seen` have been tried.
 
-    `refused`: rows that are written into `report`; none where it holds them already.
+    `refused`: rows to write into `report`; empty if it has them already.
     """
     total = len(source.images)
     percent = 100 * unreadable / total

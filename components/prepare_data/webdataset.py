@@ -1,8 +1,8 @@
-"""WebDataset shards: plain tars in which files of one key make a sample, an image and its class.
+"""WebDataset shards: uncompressed tars in which the files of one key are a sample: an image and its class.
 
-The class is the text of `key.cls`, or `label` or `cls` of `key.json`: a number from 0, named by a line of
-`classes.txt` beside the shards where there is one, or a name. A word of a shard's name is its split (train, val, test);
-shards without such a word are one set. Each shard is read once, and its index is cached.
+The class is the text of `key.cls`, or `label` or `cls` in `key.json`. It is a name, or a number from 0, whose name may
+be in a line of `classes.txt` beside the shards. A word in a shard's name is its split (train, val, test); shards
+without such a word are one set. Each shard is read once, and its index is cached.
 """
 
 import json
@@ -31,7 +31,7 @@ from runtime.storage.data import ArchiveFile, ArchiveFolder, find_archives, size
 CLASS_NAMES = "classes.txt"
 _LABELS = ("cls", "json")
 _IMAGENET_KEY = re.compile(r"(n\d{8}|ILSVRC2012_val)_\d+")  # ImageNet's names of images
-_FIRST_FILES = 8  # of a shard, among which is a sample's label
+_FIRST_FILES = 8  # of a shard; a label must be among them
 
 
 def is_mine(data: Path) -> bool:
@@ -39,7 +39,7 @@ def is_mine(data: Path) -> bool:
 
 
 def holds_shards(place: ArchiveFolder) -> bool:
-    """Whether the first tar begins with a sample that has a label."""
+    """Whether the first tar begins with a labelled sample."""
     try:
         for shard in _shards(place)[:1]:
             with HashedStream(shard, hashes=()) as stream:
@@ -53,7 +53,7 @@ def holds_shards(place: ArchiveFolder) -> bool:
 def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test", "")) -> Delivered:
     """The images of the shards of the given splits.
 
-    Raises `AutoFormerError` where a shard is damaged, an image has no label or two, or labels do not go together.
+    Raises `AutoFormerError` if a shard is damaged, an image has no label or two, or names and numbers are mixed.
     """
     root = find_archives(data)
     paths = [path for path in _shards(root) if _split_of(path.name) in splits]
@@ -94,20 +94,20 @@ def _shards(root: ArchiveFolder) -> list[ArchiveFile]:
 
 
 def _split_of(name: str) -> str:
-    """The split that a word of a shard's name means; "" for none."""
+    """The split that a word of a shard's name stands for; "" for none."""
     words = re.split(r"[^a-z]+", name.lower())
     return next((SPLIT_OF[word] for word in words if word in SPLIT_OF), "")
 
 
 def _key_and_extension(name: str) -> tuple[str, str]:
-    """A file's name before and behind its first dot; folders belong to the key."""
+    """A file's name before and after its first dot; folders belong to the key."""
     path = PurePosixPath(name)
     stem, _, extension = path.name.partition(".")
     return str(path.parent / stem), extension.lower()
 
 
 def _read_shard(path: ArchiveFile) -> Index:
-    """Rows without labels; facts: `labels` (int or str), `checksum`, `imagenet`: all images are named as ImageNet's."""
+    """Rows without labels; facts: `labels` (int or str), `checksum`, `imagenet` (all images have ImageNet's names)."""
 
     def index(add: Callable[[Split], None]) -> dict[str, Any]:
         files, checksum = read_tar(path, keep=lambda name: _key_and_extension(name)[1] in _LABELS)
@@ -121,7 +121,7 @@ def _read_shard(path: ArchiveFile) -> Index:
 
 
 def _samples(files: list[Member], path: ArchiveFile) -> dict[str, tuple[int, int, int | str, str]]:
-    """Offset, size, label and checksum of each sample's image by its key, in the order of the shard."""
+    """Key -> offset, size, label and checksum of the sample's image, in the order of the shard."""
     images: dict[str, Member] = {}
     labels: dict[str, int | str] = {}
     for file in files:
@@ -144,11 +144,11 @@ def _samples(files: list[Member], path: ArchiveFile) -> dict[str, tuple[int, int
 
 
 def _label(file: Member, extension: str, path: ArchiveFile) -> int | str | None:
-    """The class in a label file; None where its JSON has none."""
+    """The class in a label file; None if its JSON has none."""
     try:
         text = file.content.decode().strip()
         value = parse_json(text) if extension == "json" else text
-        json.dumps(value, ensure_ascii=False).encode()  # JSON can name halves of letters
+        json.dumps(value, ensure_ascii=False).encode()  # raises for lone surrogates, which JSON allows
     except (ValueError, RecursionError) as error:
         raise AutoFormerError(f"{path}: {file.name} is not readable ({in_short(error)})") from None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The value that is white in a user's images of 16 bits: one for all of them, so that none is brightened by itself."""
+"""The white level of a user's 16-bit images: one for all, so that no image is brightened individually."""
 
 import os
 import re
@@ -10,21 +10,21 @@ from autoformer.errors import AutoFormerError
 from autoformer.images.pixels import WHITE_16_BIT, brightest, is_deep, open_image
 from components.prepare_data.threads import in_order
 
-_LEVELS = (255, 1023, 4095, 16383, WHITE_16_BIT)  # of 8, 10, 12, 14 and 16 bits
-# PNG with 16 bits a channel; TIFF; binary PGM and PPM; JPEG 2000
+_LEVELS = (255, 1023, 4095, 16383, WHITE_16_BIT)  # 8, 10, 12, 14 and 16 bits
+# first bytes of PNG with 16 bits a channel; TIFF; binary PGM and PPM; JPEG 2000
 _MAY_BE_DEEP = re.compile(rb"\x89PNG.{20}\x10|II[*+]|MM\x00[*+]|P[56]\s|\x00\x00\x00\x0cjP|\xff\x4f\xff\x51", re.DOTALL)
 
 
 class Found(NamedTuple):
-    images: int  # of 16 bits
-    highest: int  # value in any of them
+    images: int  # number of 16-bit images
+    highest: int  # highest value in any of them
     white_level: int
-    dark: int  # images that no lower white level would cut off, and so dark ones, if their range is another
-    lower_level: int  # the least one that holds all of these
+    dark: int  # images that fit a lower level too: they appear dark if that is their range
+    lower_level: int  # the smallest level that fits all of those
 
 
 def find_white_level(paths: Sequence[Path]) -> Found | None:
-    """The least of 8, 10, 12, 14 or 16 bits that no image exceeds; None without images of 16 bits."""
+    """The smallest of the levels (8 to 16 bits) that no image exceeds; None without 16-bit images."""
     values = [value for value in in_order(_all_brightest, paths) if value is not None]
     if not values:
         return None
@@ -42,18 +42,18 @@ def _all_brightest(paths: Sequence[Path]) -> list[int | None]:
 
 
 def _brightest(path: Path) -> int | None:
-    """None for an image of 8 bits, or one that cannot be read."""
+    """The highest value of a 16-bit image; None for other or unreadable images."""
     try:
         if not _MAY_BE_DEEP.match(_start_of(path)):
             return None
         image = open_image(path)
         return brightest(image) if is_deep(image) else None
-    except (OSError, AutoFormerError):  # packing reports it
+    except (OSError, AutoFormerError):  # packing reports the error
         return None
 
 
 def _start_of(path: Path) -> bytes:
-    """The first 32 bytes, in a third of the time that a file object takes. A pipe is not waited for."""
+    """The first 32 bytes, in a third of a file object's time, and without waiting for a pipe."""
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         return os.read(number, 32)

@@ -1,4 +1,4 @@
-"""The step `register_model`."""
+"""Register the evaluated subnet in MLflow if it passes the gate."""
 
 from runtime.common.early_stop import report_early_stop
 

@@ -1,6 +1,6 @@
-"""The model card: the values of templates/model_card.md.j2.
+"""The model card: values of templates/model_card.md.j2, and its rendering.
 
-Markdown with the front matter that model hubs read. It contains no path of the machine that wrote it.
+It is Markdown with the front matter that model hubs read, and contains no local paths.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ from runtime.common.sections import RegisterModel
 
 FILE = "model_card.md"
 DESCRIPTION_LIMIT = 5000  # characters of a version's description in MLflow's databases
-WEAKEST_CLASSES = 3  # that the card shows
+WEAKEST_CLASSES = 3  # shown on the card
 LISTED_CLASSES = 50
 _SHORTENED = f"\nThe whole card is `{FILE}` among the version's artifacts.\n"
 
 
 class Facts(NamedTuple):
-    """What the earlier steps wrote about the model."""
+    """The results of the earlier steps for one model."""
 
     section: RegisterModel
     data: DatasetCard
@@ -42,19 +42,19 @@ class Facts(NamedTuple):
     confusion: Confusion
     searched: Mapping[str, float]  # search/metrics.json
     retrained: Mapping[str, float]  # retrain/metrics.json
-    supernet_config: Mapping[str, Any]  # the configuration that trained the supernet
-    rollbacks: Mapping[str, Sequence[Rollback]]  # by step
-    table: LatencyTable | None = None  # of the search
-    budget: str = ""  # its label, where the run has several
+    supernet_config: Mapping[str, Any]  # configuration of the supernet's training
+    rollbacks: Mapping[str, Sequence[Rollback]]  # step -> rollbacks
+    table: LatencyTable | None = None  # latency table of the search
+    budget: str = ""  # label of the budget; empty without budgets
 
     @property
     def measured(self) -> Measured:
-        classes = hash_value(sorted(self.data.classes))  # their order is the model's own matter
+        classes = hash_value(sorted(self.data.classes))  # models may order classes differently
         return Measured(self.weights, self.data.split_hashes.get("test"), float(self.metrics[TOP1]), classes)
 
 
 def render(facts: Facts, decision: Decision, latency: Latency | None) -> str:
-    """The whole card. `latency`: None if this run registered nothing."""
+    """The complete card. `latency`: None if this run registered nothing."""
     mode = str(facts.model.provenance.get("weights", "unknown"))
     recipe = _recipe(facts, mode)
     values = {
@@ -97,7 +97,7 @@ def render_all(cards: Sequence[str]) -> str:
 
 
 def description(card: str) -> str:
-    """A version's description in MLflow: the card without its front matter, as many sections as fit."""
+    """A version's description in MLflow: the card without front matter, cut after the last section that fits."""
     body = card.partition("\n---\n")[2].lstrip()
     while len(body) > DESCRIPTION_LIMIT:
         body = body.removesuffix(_SHORTENED).rpartition("\n## ")[0] + _SHORTENED
@@ -105,7 +105,7 @@ def description(card: str) -> str:
 
 
 def weakest_classes(confusion: Confusion, count: int = WEAKEST_CLASSES) -> list[tuple[str, int, int, str]]:
-    """The classes with the lowest recall, equals by label: (class, right, images, most often taken for).
+    """The classes with the lowest recall, ties in label order: (class, correct, images, most frequent mistake).
 
     A class without test images is left out.
     """
@@ -131,7 +131,7 @@ def _front_matter(data: DatasetCard) -> dict[str, Any]:
 
 
 def _recipe(facts: Facts, mode: str) -> dict[str, dict[str, Any]]:
-    """Step -> the keys of its configuration that decided the weights."""
+    """Step -> the configuration keys that decided the weights."""
     sections = {"train_supernet": Provenance(config=dict(facts.supernet_config)).section("train_supernet")}
     if mode != "inherited":
         retraining = Provenance.model_validate(facts.model.provenance).section("retrain_subnet")
@@ -146,7 +146,7 @@ def _recipe(facts: Facts, mode: str) -> dict[str, dict[str, Any]]:
 
 
 def _shortened(key: str, value: Any) -> Any:
-    """Augmentation without its defaults, a teacher's checkpoint without its folder; other values as they are."""
+    """Augmentation without defaults, a teacher's checkpoint without its folder, other values unchanged."""
     if key == "augmentation" and isinstance(value, Mapping):
         defaults = Augmentation().model_dump(mode="json")
         return {name: setting for name, setting in value.items() if setting != defaults.get(name)} or "none"

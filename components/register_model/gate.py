@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 Outcome = Literal["registered", "unchanged", "refused"]
-# tags of a version
+# names of tags of a model version
 TOP1, TEST_SPLIT, WEIGHTS, CLASSES = "test_top1_percent", "test_split", "weights", "classes"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's test result. What is unknown is None. Weights, test split and class names are hashes."""
+    """A model's test result; unknown values are None. Weights, test split and class names are hashes."""
 
     weights: str | None
     test_split: str | None
@@ -20,7 +20,7 @@ class Measured:
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> "Measured":
-        """The champion, from the tags of its version. A version that was registered by hand may have no tags."""
+        """The champion, from the tags of its version; a version registered by hand may have none."""
         try:
             top1_percent = float(tags[TOP1])
         except (KeyError, ValueError):
@@ -36,7 +36,7 @@ class Decision(NamedTuple):
 def decide(challenger: Measured, min_top1_percent: float, champion: Measured | None) -> Decision:
     """Register a model that reaches the minimum and, on the same test images, is not worse than the champion.
 
-    A champion of other classes is never replaced: who asks it would get answers to another question.
+    A champion of other classes is never replaced, because its users expect its classes.
     """
     top1 = challenger.top1_percent
     if top1 is None or not top1 >= min_top1_percent:  # "not >=" refuses NaN too

@@ -1,4 +1,4 @@
-"""Latency of one image on this machine's CPU. Reported on the card; it decides nothing."""
+"""Latency of one image on this machine's CPU, for the model card only."""
 
 import platform
 import time
@@ -13,7 +13,7 @@ MOST_PASSES, FEWEST_PASSES, SECONDS = 300, 20, 3.0
 
 
 class Latency(NamedTuple):
-    """Time of one forward pass, batch 1; reading and decoding the image are not included."""
+    """Time of one forward pass with batch size 1, without reading and decoding the image."""
 
     median_ms: float
     p90_ms: float

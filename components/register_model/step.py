@@ -1,4 +1,4 @@
-"""register_model: put the evaluated subnet into the model registry if it passes the gate (see `gate`)."""
+"""register_model: register the evaluated subnet in MLflow if it passes the gate (see `gate`)."""
 
 import argparse
 import tempfile
@@ -31,7 +31,7 @@ from runtime.tracking.step_logger import budget_run
 from runtime.tracking.store import patience_seconds
 
 STEP = "register_model"
-TRIES = 5  # where processes of other machines register at the same time
+TRIES = 5  # if processes of other machines register at the same time
 FOLDERS = ("supernet", "search", "retrain", "evaluation")
 
 
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
         tracked = opened.tracked
         tracked.subnet(by_label[largest].model.subnet)
         tracked.metrics(merge_metrics({label: facts.metrics for label, facts in by_label.items()}))
-        # KFP never caches this step, so it also reports the results of the steps that came from the cache
+        # KFP never caches this step, so it also logs the results of cached steps
         for label in dict.fromkeys(["", *by_label]):
             facts = by_label[label or largest]
             tracked.headline({**facts.metrics, **facts.searched}, facts.model.subnet, label)
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
 
 
 class _Registered(NamedTuple):
-    registration: dict[str, Any]  # as in registration.json
+    registration: dict[str, Any]  # content of registration.json
     card: str
 
     @property
@@ -91,10 +91,10 @@ class _Registered(NamedTuple):
 def _register_all(
     arguments: argparse.Namespace, config: Config, opened: StepContext, by_label: Mapping[str, Facts]
 ) -> dict[str, _Registered]:
-    """Register each model that passes the gate. An error about one is raised when the others are done.
+    """Register each model that passes the gate. An error about one is raised after the others are done.
 
     Raises:
-        AutoFormerError: as `register`, of the first model that failed; `UnavailableError` at once.
+        AutoFormerError: from `register`, for the first model that failed; `UnavailableError` immediately.
     """
     registered, errors = {}, list[AutoFormerError]()
     for label, facts in by_label.items():
@@ -145,7 +145,7 @@ def _register_one(arguments: argparse.Namespace, config: Config, opened: StepCon
 
 
 def _child_run(facts: Facts, registered: _Registered) -> dict[str, Any]:
-    """The run of one budget, for a table of budgets side by side."""
+    """The MLflow run of one budget, for a table that compares budgets."""
     figures = {**facts.metrics, **facts.searched}
     tags = {key: str(registered.registration[key]) for key in ("decision", "model_name", "version")}
     return budget_run(facts.budget, figures, facts.model.subnet, tags)
@@ -159,11 +159,11 @@ def _chosen(arguments: argparse.Namespace) -> dict[str, NamedSubnet]:
 
 
 def read_facts(arguments: argparse.Namespace, section: RegisterModel, label: str, chosen: NamedSubnet) -> Facts:
-    """Read the results of the earlier steps, and check that all are of one model and one test split. Torch-free.
+    """Read the results of the earlier steps, and check that they belong to one model and one test split. Torch-free.
 
     Args:
-        label: of the budget.
-        chosen: what the search chose for it.
+        label: label of the budget.
+        chosen: the subnet that the search chose for it.
     """
     supernet, search = arguments.supernet, arguments.search
     retrain, evaluation = (folder_of(folder, label) for folder in (arguments.retrain, arguments.evaluation))
@@ -209,7 +209,7 @@ def read_facts(arguments: argparse.Namespace, section: RegisterModel, label: str
 
 
 def decide_now(facts: Facts) -> tuple[Decision, str | None]:
-    """The decision against the champion as the registry has it now, and that champion's version."""
+    """The decision against the current champion, and the champion's version."""
     section = facts.section
     champion = tracking.aliased_version(section.model_name, section.alias)
     rival = Measured.from_tags(champion.tags) if champion else None
@@ -219,14 +219,14 @@ def decide_now(facts: Facts) -> tuple[Decision, str | None]:
 def register(
     model: Path, facts: Facts, latency: Latency, run_id: str, pipeline_run_id: str
 ) -> tuple[Decision, str | None]:
-    """Decide again, as others may have registered meanwhile; create a version with its card, and move the alias to it.
+    """Decide again, since others may have registered meanwhile; create a version with its card, and move the alias.
 
-    Processes of one machine take turns. Those of several repeat the decision where the champion has changed.
+    Processes of one machine take turns. Processes of several machines decide again if the champion has changed.
 
-    A step that was killed before the alias moved left a version without it: that version gets the alias now.
+    If a step was killed between creating a version and moving the alias, that version gets the alias now.
 
     Returns:
-        The decision, and the version that has the alias.
+        The decision, and the version with the alias.
     """
     name, alias = facts.section.model_name, facts.section.alias
     tags = {

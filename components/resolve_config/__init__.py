@@ -1,4 +1,4 @@
-"""Resolve the parameters of a pipeline run to one frozen configuration, and give each step its own part.
+"""Resolve the parameters of a pipeline run to one frozen configuration, and divide it into a part for each step.
 
-A step's cache key then holds what decides its result, and nothing else.
+So a step's cache key contains only what decides its result.
 """

@@ -1,4 +1,4 @@
-"""Resolve the parameters of a run form to a configuration."""
+"""Resolve the parameters of a KFP run form to a configuration."""
 
 from collections.abc import Sequence
 
@@ -54,17 +54,17 @@ def component_outputs(
     data: str,
     data_hash: str,
 ) -> tuple[str, ...]:
-    """The outputs of the component: what the steps' cache keys hold. See `resolve`, `hash_data` and `lineages`.
+    """The outputs of the component, which are in the steps' cache keys. See `resolve`, `hash_data` and `lineages`.
 
     register_model gets the whole configuration: it is never cached, and on a cluster it logs the run's configuration to
     MLflow. Bad input, and a package compiled from other source, end the process with one line and code 2.
 
     Args:
         overrides: `section.key=value`, separated by spaces: a parameter of a run is one text.
-        compiled_from: hash of the source that the package was compiled from.
-        image: of the steps; empty if the runner puts the source of each step there.
+        compiled_from: hash of the source from which the package was compiled.
+        image: image of the steps; empty if the runner uses a hash of each step's source.
         data: the data argument of the steps.
-        data_hash: of the data; empty to compute it.
+        data_hash: hash of the data; empty to compute it.
 
     Returns:
         The configuration of each of `STEPS`, the hash of the data, and the lineage of each of `CACHED_STEPS`.
@@ -77,7 +77,7 @@ def component_outputs(
                 "compiled for"
             )
         config = resolve(preset, split(overrides), seed, max_params_m)
-        if config.section(RetrainSubnet).compile:  # fails now, and not when the supernet is trained
+        if config.section(RetrainSubnet).compile:  # fails now instead of after the supernet's training
             require_compiler()
         data_hash = data_hash or hash_data(data)
     except AutoFormerError as error:
@@ -93,22 +93,22 @@ def component_outputs(
 def lineages(config: Config, made_by: str) -> tuple[str, ...]:
     """For each of `CACHED_STEPS`, a hash of the configurations of the steps before it.
 
-    KFP's backend keys its cache by the names of input artifacts, not by their content. Without the lineage, it would
-    take a search of another supernet from the cache.
+    KFP's backend keys its cache by the names of input artifacts, not by their content. Without the lineage, it could
+    return the cached search of another supernet.
 
     Args:
-        made_by: image and source of the steps; the key of a step that launches a job has neither.
+        made_by: image and source of the steps, which are not in the key of a step that launches a job.
     """
     configs = [config.step_json(step) for step in STEPS]
     return tuple(hash_value([made_by, *configs[: STEPS.index(step)]])[:16] for step in CACHED_STEPS)
 
 
 def _check_limits(config: Config) -> None:
-    """Refuse limits that no subnet of the space meets, before the supernet is trained."""
+    """Refuse limits that no subnet of the space meets before the supernet is trained."""
     section, space = config.section(SearchSubnet), config.space
     limits, table = section.limits, latency_table(section.latency, space)
     least, most = (limits.count(space, spec) for spec in (space.smallest, space.largest))
-    if table:  # as measured, the fastest is perhaps not the smallest
+    if table:  # the fastest measured subnet need not be the smallest
         least["latency_ms"], most["latency_ms"] = table.extremes(space)
     for key in least:
         smallest, largest = least[key] / UNITS[key], most[key] / UNITS[key]

@@ -1,6 +1,6 @@
-"""Retrain the chosen subnet: from scratch, fine-tuned from its inherited weights, or with these as they are.
+"""Retrain the chosen subnet: from scratch, fine-tuned from its inherited weights, or unchanged with these.
 
-With several budgets, the subnet of each is retrained in turn; one that several have chosen, once.
+With several budgets, the subnet of each is retrained in turn, and a subnet of several budgets once.
 
 In the mode `best` it is fine-tuned, and keeps the weights that are most accurate on the search split: inherited,
 fine-tuned, or those of the reference from scratch. That reference sees as many images as both trainings: the supernet's
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 STEP = "retrain_subnet"
 Weights = Literal["ema", "raw"]
 HISTORY = ("step", "epoch", "learning_rate", "train_loss", "search_top1_percent")
-TRAINED_ON = "search_split_trained_on"  # a metric that is there if so: then accuracy on the split is that of training
-_METRICS = {"inherited": "inherited", "model": "retrained", "scratch": "scratch"}  # name of a model -> of its metric
+TRAINED_ON = "search_split_trained_on"  # metric that exists if the search split was trained on
+_METRICS = {"inherited": "inherited", "model": "retrained", "scratch": "scratch"}  # model -> prefix of its metric
 _BEST = {
     "inherited": "inherited",
     "model": "finetune",
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def _scored_weights(search: Path) -> Weights:
-    """The supernet weights that the search scored candidates with; the chosen subnet inherits the same."""
+    """The supernet weights that the search used; the chosen subnet inherits the same."""
     file = search / "provenance.json"
     weights = read_json_as(Provenance, file).section("search_subnet").get("weights")
     if weights not in get_args(Weights):
@@ -108,7 +108,7 @@ def _scored_weights(search: Path) -> Weights:
 
 
 def _reference(section: RetrainSubnet, supernet: SupernetCard, folder: Path) -> RetrainSubnet | None:
-    """The section of the reference from scratch; None without one."""
+    """The configuration of the reference from scratch; None without one."""
     if not section.scratch_reference or section.mode == "scratch":
         return None
     try:
@@ -120,10 +120,10 @@ def _reference(section: RetrainSubnet, supernet: SupernetCard, folder: Path) -> 
 
 
 class _Retrained(NamedTuple):
-    """The models of one subnet, by their names; on other ranks than 0 without metrics.
+    """Name -> model of one subnet. Only rank 0 has metrics.
 
     Attributes:
-        mode: what `model` is: "scratch", "finetune" or "inherited".
+        mode: origin of `model`: "scratch", "finetune" or "inherited".
     """
 
     subnet: SubnetSpec
@@ -146,9 +146,9 @@ class _Retraining:
     train_images: DecodedSplit | EncodedSplit
     search_images: DecodedSplit
     subnet: SubnetSpec
-    label: str  # of its budget
-    weights: Weights  # of the supernet
-    reference: RetrainSubnet | None  # the section of `scratch`
+    label: str  # of the budget
+    weights: Weights  # supernet weights to inherit
+    reference: RetrainSubnet | None  # configuration of `scratch`
 
     @property
     def section(self) -> RetrainSubnet:
@@ -200,7 +200,7 @@ class _Retraining:
         config, opened = self.opened.config, self.opened
         own_name = f"{self.label}-{name}" if self.label else name
         if section.compile:
-            model.compile()  # of the forward pass alone: weights keep their names, and a copy is not compiled
+            model.compile()  # compiles only `forward`: weights keep their names, and copies are not compiled
         training = Training(
             step=STEP,
             section=section,
@@ -210,7 +210,7 @@ class _Retraining:
             sampler=whole_model,
             images=self.train_images,
             card=self.card,
-            seed=config.seed + 1,  # another order of the images than that of the supernet
+            seed=config.seed + 1,  # another order of the images than in the supernet's training
             device=find_device(config.device),
             accumulation_file=opened.workspace.file(f"{own_name}-found.json"),
             world=opened.world,
@@ -219,7 +219,7 @@ class _Retraining:
         accuracy = SearchSplitAccuracy(self.search_images, self.card, training.device, section.score_images)
 
         def score(averaged: Any) -> Row:
-            if section.split == "train_full":  # it holds the search split
+            if section.split == "train_full":  # includes the search split
                 return {}
             return {"search_top1_percent": accuracy.top1_percent(averaged.eval())}
 
@@ -228,7 +228,7 @@ class _Retraining:
         return trainer.averaged, train(opened, training, trainer, score, names)
 
     def _metrics(self, models: Mapping[str, Any], trained: Mapping[str, "TrainingResult"]) -> dict[str, float]:
-        """Accuracy on the whole search split of each model that was not trained on it."""
+        """Accuracy on the whole search split, of each model that was not trained on it."""
         from autoformer.devices import find_device
         from runtime.steps.training_loop import SearchSplitAccuracy
 
@@ -261,7 +261,7 @@ def _write(opened: StepContext, retrained: Mapping[str, _Retrained], preprocessi
     with replacing(opened.arguments.out) as folder:
         for label, result in retrained.items():
             _write_one(opened, folder_of(folder, label), result, preprocessing)
-        if largest:  # at the place of a run without budgets
+        if largest:  # also where a run without budgets has its files
             _write_histories(folder, retrained[largest])
             write_json(
                 folder / "metrics.json", merge_metrics({label: result.metrics for label, result in retrained.items()})

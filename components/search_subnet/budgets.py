@@ -1,8 +1,7 @@
 """Several budgets in one search: the paper's evolution for each, smallest first, over one cache of scores.
 
-Each budget has the search that it has alone, with the same seed: it scores the same candidates, of which those that a
-smaller budget's search has scored cost nothing. The choice for a budget is among all candidates within it, whichever
-search drew them.
+Each budget has the same search, with the same seed, as in a run with this budget alone. Candidates that a smaller
+budget's search has scored cost nothing. The choice for a budget is among all candidates within it, of any search.
 """
 
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from runtime.common.sections import SearchSubnet
 
 
 def configs_by_label(config: Config) -> dict[str, Config]:
-    """Label -> the configuration of the search for that budget alone; without budgets the configuration itself."""
+    """Label -> configuration of the search for that budget alone; without budgets "" -> `config`."""
     section = config.section(SearchSubnet)
     if section.budgets is None:
         return {"": config}
@@ -31,10 +30,10 @@ def configs_by_label(config: Config) -> dict[str, Config]:
 def choose_for_all(
     results: Mapping[str, SearchResult], section: SearchSubnet, cache: ScoreCache, whole_split: int
 ) -> dict[str, SearchResult]:
-    """The results of the searches, with ids that no two share, and each with the best candidate within its budget.
+    """The results of the searches with unique ids, each with the best candidate within its budget.
 
     Args:
-        results: label -> the result of that budget's search, smallest budget first.
+        results: label -> result of that budget's search, smallest budget first.
         section: with the same budgets.
     """
     assert section.budgets is not None
@@ -49,7 +48,7 @@ def choose_for_all(
 
 
 def _of_other_searches(results: Mapping[str, SearchResult], label: str, most_params: int) -> list[ScoredCandidate]:
-    """The fully scored subnets within a budget that its own search has not fully scored, each once."""
+    """Complete candidates within a budget whose subnets are not complete in the budget's own search, each once."""
     known = {one.candidate.spec for one in results[label].candidates if one.complete}
     found: dict[SubnetSpec, ScoredCandidate] = {}
     for result in results.values():
@@ -60,7 +59,7 @@ def _of_other_searches(results: Mapping[str, SearchResult], label: str, most_par
 
 
 def repeats(results: Mapping[str, SearchResult]) -> dict[SubnetSpec, list[str]]:
-    """The subnets that several budgets have chosen, with the labels of these."""
+    """The subnets that several budgets have chosen, with the budgets' labels."""
     labels: dict[SubnetSpec, list[str]] = {}
     for label, result in results.items():
         labels.setdefault(result.chosen.candidate.spec, []).append(label)

@@ -7,17 +7,17 @@ from autoformer.distributed import World
 from autoformer.racing import ScoringResult, ScoringTask
 from autoformer.space import SearchSpace
 
-_ROUND_IMAGES = 4000  # that a rank scores, with at least one task, before rank 0 stores the results
+_ROUND_IMAGES = 4000  # per rank (at least one task) before rank 0 stores the results
 
 
 class ParallelScorer:
-    """Rank 0 calls it with tasks, and it distributes them over the ranks; the others `serve` until rank 0 ends.
+    """Distributes tasks over the ranks: rank 0 calls it, the others `serve` until rank 0 stops them.
 
     Tasks are sorted by MACs and dealt in turn, which keeps the ranks busy for equal times.
 
     Args:
-        world: this rank among all.
-        space: of the subnets.
+        world: this rank and the number of ranks.
+        space: space of the subnets.
         score: runs tasks in order, on this rank's device.
     """
 
@@ -27,7 +27,7 @@ class ParallelScorer:
         self.world, self.space, self.score = world, space, score
 
     def __call__(self, tasks: Sequence[ScoringTask]) -> Iterator[tuple[ScoringTask, ScoringResult]]:
-        """Tasks with their results. A single process yields each as soon as it has it."""
+        """Tasks with their results. A single process yields each result immediately."""
         if self.world.size == 1:
             yield from zip(tasks, self.score(tasks), strict=True)
             return
@@ -40,13 +40,13 @@ class ParallelScorer:
                 yield from zip(dealt[rank :: self.world.size], results, strict=True)
 
     def serve(self) -> None:
-        """Score what rank 0 distributes, until `stop`."""
+        """Score the tasks that rank 0 distributes, until `stop`."""
         no_tasks: list[ScoringTask] = []
         while dealt := self.world.broadcast(no_tasks):
             self._score_shards(dealt)
 
     def stop(self) -> None:
-        """On rank 0: end `serve` of the other ranks."""
+        """On rank 0: end `serve` on the other ranks."""
         if self.world.size > 1:
             self.world.broadcast([])
 

@@ -1,7 +1,7 @@
-"""Scores of subnets, stored in a file: a search that was killed scores no subnet on an image twice.
+"""Scores of subnets, stored in a file, so a resumed search scores no subnet twice on an image.
 
-A line of the file is the result of one scoring task: the subnet, which images it was scored on, on which of these it
-was right (a bit an image, as base64), and its loss on each (float32, as base64).
+A line of the file is the result of one scoring task: the subnet, the images that it was scored on, its correctness
+(both one bit per image, as base64), and its losses (float32, as base64).
 
 Letters in shapes: N images of the search, m images of a task.
 """
@@ -48,13 +48,13 @@ class SubnetScores:
 
 
 class ScoreCache:
-    """Scores each subnet on each image once.
+    """Scores each subnet at most once on each image.
 
     Args:
-        file: of the results.
+        file: the stored results.
         images: N.
-        score: runs tasks, in any order.
-        on_store: called after each line of the file.
+        score: runs tasks, and yields results in any order.
+        on_store: called after each new line of the file.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class ScoreCache:
         self._file, self._images, self._score, self._on_store = file, images, score, on_store
         self._subnets: dict[SubnetSpec, SubnetScores] = {}
         self._scored_now: set[SubnetSpec] = set()
-        self.images_scored_now = 0  # by this process, over all subnets
+        self.images_scored_now = 0  # by this process, summed over subnets
         if file.exists():
             self._read(file)
 
     def _read(self, file: Path) -> None:
-        """Take the results of an earlier try. A last line that a kill cut off is removed from the file."""
+        """Load the results of an earlier run. An incomplete last line is removed from the file."""
         _remove_unfinished_line(file)
         for number, line in enumerate(read_json_lines(file, _Line, _REMEDY), start=1):
             try:

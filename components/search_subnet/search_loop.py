@@ -1,7 +1,7 @@
-"""The search: evolution or NSGA-II, then random search with as many candidates, then the choice among the best of both.
+"""The search: evolution or NSGA-II, then random search with as many candidates, then the choice.
 
-The best `finalists` of all candidates are scored on the whole search split, also where the search used a part of it,
-and the best of them is chosen, whichever search found it.
+The best `finalists` of both searches are scored on the whole search split, even if the search used a part of it, and
+the best of them is chosen.
 
 Letters in shapes: N images that score a candidate, m images of one round of a race.
 """
@@ -34,7 +34,7 @@ class SearchResult(NamedTuple):
 
     Attributes:
         finalists: best first, scored on the whole search split. The first is chosen.
-        front: of method front, the candidates of both searches that no other dominates, cheapest first.
+        front: with method front, the candidates of both searches that no other dominates, cheapest first.
     """
 
     candidates: list[ScoredCandidate]
@@ -65,11 +65,11 @@ def search(
         evolution: after its first `ask`.
         first: the candidates of that `ask`.
         cache: scores candidates on any image of the search split.
-        images: N, the first of the split.
+        images: N; the search uses the first N images of the split.
         whole_split: images of the whole split; None for N.
-        show: takes the number of finished candidates and the best score in words.
-        log: takes the metrics of each generation, and its number.
-        announce: takes lines on what each generation has found.
+        show: called with the number of finished candidates and the best score as text.
+        log: called with the metrics of each generation, and its number.
+        announce: called with lines about each generation.
     """
     section = config.section(SearchSubnet)
     races = _Races(section, images, cache, show, evolution.known)
@@ -116,7 +116,7 @@ def find_finalists(
     section: SearchSubnet,
     whole_split: int,
 ) -> list[ScoredCandidate]:
-    """The best of the scored candidates, and those of `always`, scored on the whole split; best first."""
+    """The best scored candidates, and those of `always`, scored on the whole split; best first."""
     complete = sorted((one for one in scored if one.complete), key=lambda one: one.rank(section.objective))
     by_spec: dict[SubnetSpec, ScoredCandidate] = {}
     for one in [*complete[: section.finalists], *always]:
@@ -132,7 +132,7 @@ def find_finalists(
 def _choice(
     finalists: Sequence[ScoredCandidate], cache: ScoreCache, baseline: Sequence[ScoredCandidate]
 ) -> dict[str, float]:
-    """Metrics of the chosen finalist, and of evolution's best one minus random search's on the whole split."""
+    """Metrics of the chosen finalist, and the difference of evolution's and random search's best on the whole split."""
     from autoformer.evaluation import paired_difference
 
     metrics = metrics_of_chosen(finalists[0])
@@ -173,16 +173,15 @@ def _random_search(config: Config, races: "_Races", count: int, table: LatencyTa
     drawn = random_baseline(config.space, section.limits, count, section.tries, rng, table)
     candidates = [replace(candidate, id=candidate.id + count) for candidate in drawn]
     for start in range(0, len(candidates), section.population):
-        # only the best of random search is reported: the race may stop all others
+        # only random search's best is reported, so the race may stop all others
         scored += races.run(candidates[start : start + section.population], 1, rivals=scored, similar=_RANDOM)
     return scored
 
 
 class _Races:
-    """Runs races one after the other, and collects the scored candidates.
+    """Runs the races of a search, and collects the scored candidates.
 
-    Counts, and what one race learns about the images for the next, come from the races and not from the cache. After a
-    kill the cache also holds results that the resumed search has not reached yet.
+    Counts and strata come from the races, not from the cache, which in a resumed search also has later results.
     """
 
     def __init__(
@@ -192,8 +191,8 @@ class _Races:
         self.scored: list[ScoredCandidate] = []
         self._known = {one.candidate.spec: one for one in known}  # complete scores of an earlier search
         self._section, self._images, self._cache, self._show = section, images, cache, show
-        self._complete: dict[SubnetSpec, ScoringResult] = {}  # of the subnets scored on all images (N,)
-        self._requested: dict[SubnetSpec, Flags] = {}  # the images that each subnet was scored on (N,)
+        self._complete: dict[SubnetSpec, ScoringResult] = {}  # subnets scored on all images -> results (N,)
+        self._requested: dict[SubnetSpec, Flags] = {}  # images that each subnet was scored on (N,)
 
     @property
     def subnets_scored(self) -> int:
@@ -201,7 +200,7 @@ class _Races:
 
     @property
     def images_scored(self) -> int:
-        """Over all subnets; a subnet that was drawn twice counts once."""
+        """Images summed over subnets; a subnet that was drawn twice counts once."""
         return sum(int(images.sum()) for images in self._requested.values())
 
     def run(
@@ -211,12 +210,12 @@ class _Races:
         rivals: Sequence[ScoredCandidate],
         similar: Sequence[Origin] = get_args(Origin),
     ) -> list[ScoredCandidate]:
-        """Race candidates against each other and against the complete ones of `rivals`.
+        """Race candidates against each other and against complete rivals.
 
         Args:
-            keep: number of the best of all of them that the race may not stop.
-            similar: origins of the candidates that predict on which images these will differ. Offspring of evolution
-                differs less than random candidates.
+            keep: number of best candidates that the race never stops.
+            similar: origins of the candidates that define the strata. Offspring of evolution differ less from each
+                other than random candidates.
         """
         known = {c.id: self._complete_score(c) for c in candidates if c.spec in self._complete or c.spec in self._known}
         racers = [candidate for candidate in candidates if candidate.id not in known]
@@ -242,7 +241,7 @@ class _Races:
         return scored
 
     def _score_round(self, race: Race, specs: Mapping[int, SubnetSpec], images: Indices, finished: int) -> None:
-        """Score the entrants of a round on its images (m,); `finished`: candidates that need no more images."""
+        """Score the entrants of a round on its images (m,). `finished`: number of candidates without further images."""
         for spec in specs.values():
             self._requested.setdefault(spec, np.zeros(self._images, dtype=bool))[images] = True
         is_last = race.answered[next(iter(specs))] + len(images) == self._images
@@ -255,7 +254,7 @@ class _Races:
             self._complete |= {spec: self._cache[spec].on(everything) for spec in specs.values()}
 
     def _estimated_top1(self, race: Race, entrant: int, spec: SubnetSpec) -> float:
-        """Of a stopped candidate, in percent, from the images that it was scored on."""
+        """Estimated accuracy of a stopped candidate in percent, from the images that it was scored on."""
         if race.objective == "accuracy":
             return 100 * race.estimates[entrant].score
         assert race.strata is not None
@@ -270,7 +269,7 @@ class _Races:
         return self._known[candidate.spec]._replace(candidate=candidate)
 
     def best(self, scored: Sequence[ScoredCandidate]) -> ScoredCandidate:
-        """The best complete one."""
+        """The best complete candidate."""
         return min((one for one in scored if one.complete), key=lambda one: one.rank(self._section.objective))
 
     def best_of_each_search(self) -> list[ScoredCandidate]:
@@ -284,7 +283,7 @@ class _Races:
 
 
 def _generation_metrics(scored: Sequence[ScoredCandidate], races: _Races, best: float) -> dict[str, float]:
-    """The mean includes estimates of stopped candidates; the best does not."""
+    """Metrics of a generation. The mean includes estimates of stopped candidates, the best does not."""
     complete = any(one.complete for one in scored)
     return ({"search/generation_best_top1_percent": races.best(scored).top1_percent} if complete else {}) | {
         "search/best_top1_percent": best,

@@ -1,4 +1,4 @@
-"""The state of a search after a generation, in two lines: the best candidate, and the Pareto front."""
+"""The state of a search after a generation, as two lines: the best candidate, and the Pareto front."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,16 @@ from autoformer.front import costs_first, costs_of, front_of, in_words, value_te
 from autoformer.pareto import pareto_front
 from autoformer.racing import Objective
 
-FRONT = 5  # candidates of the front that a line shows
+FRONT = 5  # candidates of the front in a line
 
 
 def standing(
     best: ScoredCandidate, scored: Sequence[ScoredCandidate], objective: Objective, objectives: Sequence[str] = ()
 ) -> list[str]:
-    """Lines on the best candidate so far, and on some of the front, smallest first.
+    """Lines about the best candidate so far, and about some of the front, smallest first.
 
     Args:
-        objectives: of method front; empty for evolution, whose front is that of `objective` and parameters.
+        objectives: those of method front; empty for evolution, whose front has `objective` and parameters.
     """
     if objectives:
         front, shown = front_of(scored, objectives), costs_first(objectives)

@@ -1,9 +1,9 @@
 """Search the supernet for the best subnet under limits: evolution, then random search with as many candidates.
 
-Candidates are scored on the search split alone. A race (`autoformer.racing`) stops hopeless ones after part of the
-images; the best of both searches are scored on the whole split, and the best of these is chosen. Method front replaces
-the evolution by NSGA-II (`autoformer.front`), without a race, and writes the Pareto front too. Several processes score
-together, one a GPU; rank 0 runs the search and writes the result.
+Candidates are scored on the search split only. A race (`autoformer.racing`) stops clearly worse ones after a part of
+the images. The best of both searches are scored on the whole split, and the best of these is chosen. Method front
+replaces the evolution by NSGA-II (`autoformer.front`), without a race, and writes the Pareto front too. With several
+GPUs one process per GPU scores candidates; rank 0 runs the search and writes the result.
 """
 
 import argparse
@@ -52,7 +52,7 @@ PROGRESS = ("generation", "scored", "images_scored", "evolution_best_top1_percen
 
 
 class _Start(NamedTuple):
-    """One budget's search before its first score."""
+    """The search of one budget before its first score."""
 
     config: Config
     evolution: Evolution
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_inputs(arguments: argparse.Namespace, config: Config) -> tuple[DatasetCard, DecodedSplit, int]:
-    """The card and the images of the search split, and how many of them score a candidate; checks the supernet too."""
+    """The card, the images of the search split, and the number that score a candidate. Checks the supernet too."""
     section = config.section(SearchSubnet)
     card, (images,) = inputs.read_data(arguments, config, "search")
     inputs.read_supernet(arguments.supernet, config, section.weights)
@@ -106,13 +106,13 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
 def _start(config: Config, table: LatencyTable | None, known: Sequence[ScoredCandidate]) -> _Start:
     section = config.section(SearchSubnet)
     evolution = make_search(config.space, section.limits, section, derived_rng("evolution", config.seed), table, known)
-    return _Start(config, evolution, evolution.ask())  # raises before anything heavy if no candidate is legal
+    return _Start(config, evolution, evolution.ask())  # raises early if no candidate is legal
 
 
 def _search(
     opened: StepContext, starts: Mapping[str, _Start], score: ParallelScorer, images: int, whole_split: int
 ) -> dict[str, SearchResult]:
-    """Run the search of each budget, and resume from the scores of an earlier try."""
+    """Run the search of each budget, from the stored scores of an interrupted run if there are any."""
     section = opened.config.section(SearchSubnet)
     cache = ScoreCache(opened.workspace.file("scores.jsonl"), whole_split, score, opened.mirror.request_upload)
     results = {}
@@ -153,7 +153,7 @@ def _search_one(
 def make_scorer(
     folder: Path, config: Config, card: DatasetCard, images: DecodedSplit
 ) -> Callable[..., Iterator[ScoringResult]]:
-    """Scores subnets with inherited weights, on this process's device."""
+    """A scorer of subnets with inherited weights, on this process's device."""
     from autoformer.checkpoint import load_supernet
     from autoformer.devices import find_device, find_precision
     from autoformer.scoring import SubnetScorer
@@ -175,8 +175,8 @@ def write_results(
     """Write the search folder, whole or not at all.
 
     Args:
-        results: by label, smallest budget first.
-        table: of the latencies, which the folder then holds too.
+        results: label -> result, smallest budget first.
+        table: the latency table, copied to the folder.
     """
     made_of = f"seed {config.seed}, code {provenance['code']}, supernet {provenance['inputs']['supernet']}"
     chosen = {
@@ -211,7 +211,7 @@ def write_results(
 def _rows(
     results: Mapping[str, SearchResult], table: Literal["candidates", "finalists", "front", "progress"]
 ) -> list[dict[str, Any]]:
-    """The rows of a table, with the label of the budget whose search made each."""
+    """The rows of a table, each with the label of its search's budget."""
     rows = []
     for label, result in results.items():
         for one in getattr(result, table):
@@ -252,9 +252,9 @@ def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult], se
 
 
 def _best_and_front(results: Mapping[str, SearchResult]) -> list[ScoredCandidate]:
-    """Of each search the ten best and the front, by default of accuracy and parameters, and what budgets have chosen.
+    """At most 50 candidates, which get runs in MLflow: the chosen ones, and each search's ten best and front.
 
-    At most 50: MLflow gets a run for each.
+    The front is that of accuracy and parameters, unless the method has other objectives.
     """
     by_spec: dict[SubnetSpec, ScoredCandidate] = {}
     for label, result in results.items():

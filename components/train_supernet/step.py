@@ -1,4 +1,4 @@
-"""Train the supernet and score its smallest, middle and largest subnet on the way; or adopt one that exists."""
+"""Train the supernet, and score its smallest, middle and largest subnet meanwhile; or adopt an existing supernet."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -86,7 +86,7 @@ def _score(model: Any, space: SearchSpace, accuracy: "SearchSplitAccuracy") -> d
 
 
 def adopt(opened: StepContext, adopted: Adopted, card: DatasetCard, search_images: DecodedSplit) -> None:
-    """Score the supernet of a checkpoint, and write it as a trained one. Its weights are the averaged ones, too."""
+    """Score the supernet of a checkpoint, and write it like a trained one, also as averaged weights."""
     from autoformer.devices import find_device
     from autoformer.official import load_any_supernet
     from runtime.steps.training_loop import SearchSplitAccuracy, TrainingResult

@@ -1,1 +1,1 @@
-"""The pipeline on a cluster: its settings, the compiled package, and the KFP server that runs it."""
+"""The pipeline on a cluster: settings, compiled package, and client of the KFP server."""

@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_package(out: Path, cluster: Cluster | None = None, fresh: bool = False) -> str:
-    """Write the package for a cluster, or for any; returns the image of its steps.
+    """Write the package for a cluster, or for any cluster; returns the image of its steps.
 
-    `fresh`: no task is taken from the cache.
+    `fresh`: disable the cache for all tasks.
     """
     pipeline, image = _build(cluster, fresh)
     _compile(pipeline, out)
@@ -95,7 +95,7 @@ def _compile(pipeline: Any, out: Path, **options: Any) -> None:
     from kfp import compiler
 
     with replacing(out) as temporary:
-        package = temporary.with_suffix(".yaml")  # the compiler goes by the ending
+        package = temporary.with_suffix(".yaml")  # the compiler chooses the format by the suffix
         try:
             compiler.Compiler().compile(pipeline, str(package), **options)
             package.rename(temporary)
@@ -104,7 +104,7 @@ def _compile(pipeline: Any, out: Path, **options: Any) -> None:
 
 
 def _summary(cluster: Cluster) -> list[str]:
-    """The machines of each step, and the values that are still those of an example."""
+    """The machines of each step, and the settings that still have example values."""
     lines = [f"  light pods, as those of resolve_config and of launched jobs, on the image {cluster.images.launcher}"]
     for name in STEPS:
         step = cluster.step(name)

@@ -1,4 +1,4 @@
-"""The smoke preset on the platform of pipeline/manifests, by one command: `make first-run CLUSTER=name`.
+"""Run the smoke preset on the platform of pipeline/manifests with one command: `make first-run CLUSTER=name`.
 
 It opens the ways into the cluster by `kubectl port-forward`, uploads Fashion-MNIST to its bucket, submits and follows
 the run, and keeps KFP's page open until Ctrl-C.
@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def forward(cluster: Cluster, service: str, port: int) -> Iterator[str]:
-    """The address at which a service of the cluster answers on this machine."""
+    """Forward a local port to a service of the cluster; yields the local address."""
     command = ["kubectl", "-n", cluster.namespace, "port-forward", f"svc/{service}", f":{port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
@@ -75,7 +75,7 @@ def forward(cluster: Cluster, service: str, port: int) -> Iterator[str]:
                 process.kill()
                 reason = " ".join((line + process.stdout.read()).split())[-300:]
                 raise AutoFormerError(f"svc/{service} in '{cluster.namespace}' cannot be reached: {reason}")
-            # a line for each connection: once the pipe is full, kubectl forwards nothing more
+            # kubectl prints a line for each connection; a full pipe would block it
             threading.Thread(target=process.stdout.read, daemon=True).start()
             yield f"http://127.0.0.1:{found[1]}"
         finally:

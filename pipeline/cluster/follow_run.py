@@ -1,4 +1,4 @@
-"""Follow a run on a KFP server: a line for each task whose state has changed, until the run has ended."""
+"""Follow a run on a KFP server: print a line for each change of a task's state, until the run has ended."""
 
 import sys
 import time
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from pipeline.cluster.kfp_client import KfpClient
 
 POLL_SECONDS = 5.0
-LATE_POLLS = 3  # for tasks that still run in KFP's answer when their run has succeeded
-PENDING_SECONDS = 30.0  # between two looks at why a pod waits
-SHOWN_LINES = 15  # of a failed task's log
-OUTAGE_SECONDS = 900.0  # that the server may be away: the run needs it no longer
+LATE_POLLS = 3  # extra polls for tasks that KFP still reports as running after their run has succeeded
+PENDING_SECONDS = 30.0  # between two requests for the reason why a pod waits
+SHOWN_LINES = 15  # printed from a failed task's log
+OUTAGE_SECONDS = 900.0  # maximum outage of the server, which the run itself does not need
 TASKS = tuple(step.replace("_", "-") for step in ("resolve_config", *STEPS))  # in the order of the DAG
 _WORDS = {
     "PENDING": "waits",
     "RUNNING": "runs",
     "SUCCEEDED": "done",
-    "SKIPPED": "taken from the cache",  # as an executor alone can be: no task of the DAG has a condition
+    "SKIPPED": "taken from the cache",  # the only reason: no task of the DAG has a condition
     "FAILED": "failed",
     "CANCELING": "is being terminated",
     "CANCELED": "terminated",
@@ -33,7 +33,7 @@ _WORDS = {
 
 
 def follow_run(client: "KfpClient", run_id: str) -> int:
-    """Print each change until the run has ended; returns 0 where it succeeded, else 1 after a line on the failed task.
+    """Print each change until the run has ended; returns 0 if it succeeded, else 1 after a line about the failed task.
 
     Raises:
         AutoFormerError: the server refuses a request, or has not answered for a quarter of an hour.
@@ -66,7 +66,7 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
         late = [name for name, task in tasks.items() if str(task.state) not in ENDED]
         if run.state in ENDED and not (run.state == "SUCCEEDED" and late and polls_late < LATE_POLLS):
             break
-        polls_late += run.state in ENDED  # KFP writes the end of the last task after that of the run
+        polls_late += run.state in ENDED  # KFP records the end of the last task after the end of the run
         time.sleep(POLL_SECONDS)
     if run.state == "SUCCEEDED":
         print_line(f"the run succeeded: {client.page(run_id)}")
@@ -76,7 +76,7 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
 
 
 def _last_reason(client: "KfpClient", run_id: str, task: str, workflow: Workflow | None) -> str:
-    """Why the attempt before the running one failed, in the step's own words; empty for a first attempt."""
+    """The step's own reason why the previous attempt failed; empty for a first attempt."""
     failed = workflow.failed_pods(task) if workflow else []
     if workflow is None or not failed or workflow.attempts(task) <= len(failed):
         return ""
@@ -96,13 +96,13 @@ def _line(name: str, task: Any, attempt: int, workflow: Workflow | None, is_term
 
 
 def _was_terminated(run: Any) -> bool:
-    """KFP ends a terminated run as FAILED: only its history keeps that it was CANCELING."""
+    """Whether a failed run was terminated: KFP reports FAILED, and only the history has CANCELING."""
     history = [str(each.state) for each in run.state_history or []]
     return "CANCELING" in (run.state, *history) or run.state == "CANCELED"
 
 
 def _get_run(client: "KfpClient", run_id: str) -> Any:
-    """The run; where the server is away, after its return."""
+    """The run; waits while the server is unavailable."""
 
     def report(error: NoAnswerError, failures: int) -> None:
         if failures == 1:
@@ -113,7 +113,7 @@ def _get_run(client: "KfpClient", run_id: str) -> Any:
 
 
 def _tasks(run: Any) -> dict[str, Any]:
-    """Name -> details of the tasks of the DAG, in its order; without their drivers and executors."""
+    """Name -> details of the DAG's tasks, in the DAG's order, without drivers and executors."""
     details = {task.display_name: task for task in _details(run)}
     return {name: details[name] for name in TASKS if name in details}
 
@@ -129,7 +129,7 @@ def _seconds(task: Any) -> str:
 
 
 def _failure(run: Any, workflow: Workflow | None, is_terminated: bool, client: "KfpClient") -> str:
-    """Why the run did not succeed, after the end of the failed task's log."""
+    """The reason why the run did not succeed. Prints the end of the failed task's log first."""
     page = client.page(run.run_id)
     if is_terminated:
         return f"the run was terminated: {page}"

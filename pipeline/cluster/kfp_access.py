@@ -1,4 +1,4 @@
-"""The address and the token of a KFP server, and the kinds and reasons of its refusals."""
+"""The address and the token of a KFP server, its errors and their reasons."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from autoformer.errors import AutoFormerError
 
-OLDEST = (2, 17)  # the KFP whose SDK compiles our package
+OLDEST = (2, 17)  # version of the KFP SDK that compiles our package
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")  # states of runs and tasks
 LONGEST_MESSAGE = 300  # of the server, in characters
 # KFP wraps an error many times: its reason is the last of them.
@@ -19,12 +19,12 @@ _DENIED = re.compile(
 )
 _REJECTED = re.compile(r"Review\.Status\.Authenticated is false\. Error \[?(.+?)\]?: Failed to authenticate token")
 _ANONYMOUS = "there is no user identity header"
-TOKEN_PATH = "KF_PIPELINES_SA_TOKEN_PATH"  # the variable of KFP's documentation for another path
+TOKEN_PATH = "KF_PIPELINES_SA_TOKEN_PATH"  # the variable that KFP's SDK reads
 TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"  # where KFP's documentation projects one into a pod
 
 
 class NoAnswerError(AutoFormerError):
-    """The server does not answer, or reports a fault of its own."""
+    """The server does not answer, or reports an internal error."""
 
 
 class MissingError(AutoFormerError):
@@ -36,7 +36,7 @@ class TakenError(AutoFormerError):
 
 
 def address(host: str) -> str:
-    """The base URL of requests, without what a browser shows after `#`."""
+    """The base URL of requests, without a fragment after `#`."""
     try:
         parts = urlsplit(host.strip().partition("#")[0])
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -63,7 +63,7 @@ def token() -> str | None:
         except (OSError, ValueError) as error:
             raise AutoFormerError(f"{file}: the token cannot be read ({type(error).__name__})") from None
     text = text.strip()
-    if not re.fullmatch(r"[\x21-\x7e]+", text):  # the message leaves the text out: it may be a secret all the same
+    if not re.fullmatch(r"[\x21-\x7e]+", text):  # the message omits the text, which may be a secret
         raise AutoFormerError(f"{source}: not a token: empty, or with characters that no header takes")
     return text
 

@@ -1,4 +1,4 @@
-"""`kfp.Client` with time limits and retries, with one line for each refusal, and without surprises."""
+"""`kfp.Client` with time limits and retries, with one line for each error, and without hidden files or logins."""
 
 import contextlib
 import io
@@ -32,26 +32,26 @@ from pipeline.cluster.kfp_access import (
 from pipeline.cluster.workflow import Workflow
 
 TIMEOUT_SECONDS = (10, 60)  # to connect, and between two parts of the answer
-RETRIES = 3  # of a request that creates nothing
-RETRY_SECONDS = 0.3  # before the first of them; doubled for each later one
-KEPT_LINES = 200  # of a log
-_REFUSED_UPLOAD = "Failed to create a pipeline version"  # with 400, whatever the reason
+RETRIES = 3  # for requests that create nothing
+RETRY_SECONDS = 0.3  # before the first retry; doubled for each later one
+KEPT_LINES = 200  # of a pod's log
+_REFUSED_UPLOAD = "Failed to create a pipeline version"  # with 400, for any reason
 _FORWARD = "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80"
 Answer = TypeVar("Answer")
 
 
 class KfpClient(Client):
-    """A KFP server (API v2beta1), and the namespace that runs belong to. Every refusal is an `AutoFormerError`.
+    """A KFP server (API v2beta1) and the namespace of its runs. Every error is an `AutoFormerError`.
 
     `kfp.Client` alone sets no time limit, takes a web page for an empty answer, reads ~/.config/kfp, which may hold
     another server's namespace and cookies, writes into it, and logs in to Google by variables of the environment.
 
     Args:
         host: address of the UI, which forwards API requests, or of the API itself.
-        namespace: of the user's profile, where several users share the server; ignored where the server has one user.
+        namespace: the user's profile on a multi-user server; ignored by a single-user server.
 
     Raises:
-        AutoFormerError: one line, where nothing answers, it is no KFP, or it refuses the token.
+        AutoFormerError: nothing answers, the server is not KFP, or it refuses the token.
     """
 
     def __init__(self, host: str, namespace: str = "") -> None:
@@ -91,29 +91,29 @@ class KfpClient(Client):
         if token() is not None:
             configuration.api_key_prefix["authorization"] = "Bearer"
             configuration.api_key["authorization"] = ""
-            # For each request: a projected token is replaced every hour.
+            # Read again for each request: a projected token is replaced every hour.
             configuration.refresh_api_key_hook = lambda own: own.api_key.update(authorization=token())
         return configuration
 
     def _load_context_setting_or_default(self) -> None:
-        self._context_setting = {"namespace": "unused"}  # with none the constructor would ask the server
+        self._context_setting = {"namespace": "unused"}  # otherwise the constructor would request it from the server
 
     def get_user_namespace(self) -> str:
         return self.namespace
 
     def version(self) -> tuple[int, int] | None:
-        """Major and minor version; None where the server does not report it."""
+        """Major and minor version; None if the server does not report it."""
         try:
             health = self._get_v1("healthz")
         except AutoFormerError:
             return None
-        # Through the UI's port its front end answers, with names of its own.
+        # The UI's port is answered by its front end, which uses other names.
         tag = health.get("tag_name") or health.get("apiServerTagName") or ""
         numbers = re.match(r"v?(\d+)\.(\d+)", str(tag))
         return (int(numbers[1]), int(numbers[2])) if numbers else None
 
     def upload(self, name: str, about: str, version: str, package: Path, description: str) -> tuple[Any, bool]:
-        """The package as a version of the pipeline `name`, and whether it is new: one of that name is reused.
+        """Upload the package as a version of the pipeline `name`; return the version, and whether it is new.
 
         Args:
             about: the description of a pipeline that is created.
@@ -121,7 +121,7 @@ class KfpClient(Client):
         """
         namespace = self.namespace or None
 
-        def create_pipeline() -> Any:  # kfp.Client creates a pipeline only together with a version
+        def create_pipeline() -> Any:  # kfp.Client can create a pipeline only together with a version
             body = self.api_models.V2beta1Pipeline(name=name, display_name=name, description=about, namespace=namespace)
             return self.pipelines.pipeline_service_create_pipeline(body)
 
@@ -135,13 +135,13 @@ class KfpClient(Client):
         return made, known is None
 
     def experiment(self, name: str) -> str:
-        """The id of the experiment of that name, which is created where there is none."""
+        """The id of the experiment of that name, created if missing."""
         return str(_create(lambda: self.find("experiments", name) or self.create_experiment(name)).experiment_id)
 
     def start(self, name: str, arguments: dict[str, Any]) -> str:
         """Start a run with arguments of `run_pipeline`; returns its id.
 
-        The name must be unique: a run whose creation the server has not confirmed is found by it.
+        The name must be unique: if the server does not confirm the creation, the run is found by its name.
         """
 
         def find() -> Any:
@@ -150,7 +150,7 @@ class KfpClient(Client):
         return str(_create(lambda: find() or self.run_pipeline(job_name=name, **arguments)).run_id)
 
     def workflow(self, run_id: str) -> Workflow | None:
-        """The Argo workflow of a run; None where it has none yet, or the server hands out none."""
+        """The Argo workflow of a run; None if it has none yet, or the server does not return it."""
         try:
             run = self._get_v1(f"runs/{quote(run_id, safe='')}")
             return Workflow(json.loads(run["pipeline_runtime"]["workflow_manifest"]))
@@ -158,7 +158,7 @@ class KfpClient(Client):
             return None
 
     def log(self, run_id: str, pod: str, namespace: str) -> list[str]:
-        """The last lines of a pod's log, by the UI or by the API; empty where neither has it."""
+        """The last lines of a pod's log, from the UI or the API; empty if neither has it."""
         by_ui = [("podname", pod), ("runid", run_id), ("podnamespace", namespace)]
         by_api = f"/apis/v1alpha1/runs/{quote(run_id, safe='')}/nodes/{quote(pod, safe='')}/log"
         for path, query in (("/k8s/pod/logs", by_ui), (by_api, None)):
@@ -166,8 +166,8 @@ class KfpClient(Client):
                 response = self._call(path, "GET", query_params=query, auth_settings=["Bearer"],
                                       _return_http_data_only=True, _preload_content=False,
                                       _request_timeout=TIMEOUT_SECONDS)  # fmt: skip
-                response.auto_close = False  # for the wrapper, which reads on after the last byte
-                if "html" not in response.headers.get("Content-Type", ""):  # the UI's answer to what it has not
+                response.auto_close = False  # the text wrapper reads after the last byte
+                if "html" not in response.headers.get("Content-Type", ""):  # the UI's answer to an unknown path
                     return list(deque(io.TextIOWrapper(response, errors="replace"), KEPT_LINES))
         return []
 
@@ -204,7 +204,7 @@ class KfpClient(Client):
         return f"{os.environ.get('KF_PIPELINES_UI_ENDPOINT', self.host).rstrip('/')}/#/runs/details/{run_id}"
 
     def list_named(self, kind: str, name: str, **where: Any) -> list[Any]:
-        """The objects of that name; the kind is one that `list_<kind>` lists."""
+        """The objects of that name, of a kind that `list_<kind>` lists."""
         predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
         answer = getattr(self, f"list_{kind}")(filter=json.dumps({"predicates": [predicate]}), page_size=100, **where)
         return getattr(answer, kind) or []
@@ -215,19 +215,19 @@ class KfpClient(Client):
     # --- requests ---
 
     def _get_v1(self, path: str) -> Any:
-        """The JSON object at a path of the API v1beta1, for which kfp.Client has no method."""
+        """The JSON object at a path of the API v1beta1, which kfp.Client does not support."""
         options = {"response_type": "object", "auth_settings": ["Bearer"], "_return_http_data_only": True}
         return self._api.call_api(f"/apis/v1beta1/{path}", "GET", **options)
 
     def _checked_call(self, *arguments: Any, **options: Any) -> Any:
-        """Send a request within the time limit, and check that KFP answers. No message holds the token."""
+        """Send a request with a time limit, and check that KFP answers. No message contains the token."""
         try:
             answer = self._call(*arguments, **(options | {"_request_timeout": TIMEOUT_SECONDS}))
         except api.ApiException as error:
             raise self._refusal(error) from None
         except exceptions.HTTPError as error:
             raise self._no_answer(error) from None
-        except AutoFormerError:  # there is no token any more
+        except AutoFormerError:  # the token no longer exists
             raise
         except (UnicodeDecodeError, ValueError, TypeError, AttributeError, KeyError):
             raise self._foreign() from None
@@ -288,7 +288,7 @@ class KfpClient(Client):
 
 
 def _create(attempt: Callable[[], Answer]) -> Answer:
-    """Find or create an object, without the link that the client prints.
+    """Find or create an object, without the link that kfp.Client prints.
 
     After a broken connection a second attempt finds the object if the first has created it.
     """

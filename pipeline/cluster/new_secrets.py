@@ -1,6 +1,6 @@
-"""Draw the passwords of a new cluster, into the files that pipeline/manifests make Kubernetes' secrets of.
+"""Generate the passwords of a new cluster, in the files from which pipeline/manifests creates Kubernetes secrets.
 
-Their names begin with a dot, so neither git nor an image takes them. A file that exists stays.
+Their names begin with a dot, so neither git nor an image includes them. Existing files are kept.
 """
 
 import secrets
@@ -28,12 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_secrets(manifests: Path) -> list[tuple[Path, bool]]:
-    """Write the files that are missing, readable by their owner alone; returns each, and whether it is new.
+    """Write the missing files, readable only by their owner; returns each file, and whether it is new.
 
     SeaweedFS, which KFP installs, and its users name the same keys differently.
 
     Raises:
-        AutoFormerError: one of the two files with SeaweedFS's password is there without the other.
+        AutoFormerError: only one of the two files with SeaweedFS's password exists.
     """
     server, users = manifests / "platform" / "kfp" / ".s3.env", manifests / "mlflow" / ".s3.env"
     for there, missing in ((server, users), (users, server)):

@@ -1,7 +1,7 @@
 """A task's part of KFP's platform specification: image, machine, identity, secrets and volumes.
 
-The DAG decides what a step does, a cluster's settings on what it runs. The pod of a step on several machines is a light
-one, which launches a TrainJob with the settings in `AUTOFORMER_JOB`.
+The DAG decides what a step does, a cluster's settings where it runs. A step on several machines has a light pod, which
+launches a TrainJob with the settings in `AUTOFORMER_JOB`.
 """
 
 from kfp import dsl, kubernetes
@@ -10,13 +10,13 @@ from pipeline.cluster.settings import POD, Cluster, Pod, Step
 from runtime.common.config import STEPS
 from runtime.kubernetes.settings import VARIABLE
 
-# Argo counts this from the start of the first attempt: later no attempt starts, and none goes on. It must outlast all
+# Argo counts this from the start of the first attempt; afterwards it starts and continues no attempt. It must cover all
 # attempts and the time that they wait for machines; left out, KFP fills in an hour or none.
 RETRY_WINDOW = f"{10**8}s"
 
 
 def configure_task(cluster: Cluster, step: str, task: dsl.PipelineTask) -> None:
-    """Set on what a task runs; for `pipeline.dag.build`."""
+    """Set image, machine and volumes of a task; for `pipeline.dag.build`."""
     settings = cluster.step(step) if step in STEPS else None  # resolve_config has none
     job = cluster.job(step) if settings else None
     pod = settings if settings and not job else cluster.launcher
@@ -26,7 +26,7 @@ def configure_task(cluster: Cluster, step: str, task: dsl.PipelineTask) -> None:
     if job:
         task.set_env_variable(VARIABLE, job.to_json())
     elif pod.deadline_seconds:
-        kubernetes.set_timeout(task, pod.deadline_seconds)  # a job has its own, and may have to wait for machines
+        kubernetes.set_timeout(task, pod.deadline_seconds)  # a job has its own limit, and may wait for machines
     retries = (settings or pod).retries
     if retries.count:
         task.set_retry(
@@ -45,7 +45,7 @@ def configure_task(cluster: Cluster, step: str, task: dsl.PipelineTask) -> None:
 
 def pipeline_config(cluster: Cluster) -> dsl.PipelineConfig:
     """The settings of a whole run."""
-    keep = cluster.keep_seconds  # all three: KFP's manifests set the latter two, which Argo prefers
+    keep = cluster.keep_seconds  # sets all three: KFP's manifests set the latter two, which override the first
     return dsl.PipelineConfig(
         active_deadline_seconds=cluster.deadline_seconds,
         ttl_seconds_after_finished=keep,
@@ -62,7 +62,7 @@ def _set_resources(task: dsl.PipelineTask, pod: Pod) -> None:
         kubernetes.add_toleration(task, **toleration.model_dump())
     if isinstance(pod, Step) and pod.gpus:
         task.set_accelerator_type(pod.gpu_type).set_accelerator_limit(pod.gpus)
-    if isinstance(pod, Step) and pod.shm:  # the default of 64 MB is less than the loader's workers need
+    if isinstance(pod, Step) and pod.shm:  # the loader's workers need more than the default of 64 MB
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=pod.shm)
 
 

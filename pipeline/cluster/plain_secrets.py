@@ -1,4 +1,4 @@
-"""Secrets that stand in plain text in the settings of a cluster are refused."""
+"""Refuse plain-text secrets in the settings of a cluster."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ _VARIABLE_NAME = re.compile(r"^[A-Z][A-Z0-9_]*$")
 
 
 def refuse_secrets(data: dict[str, Any], where: str) -> None:
-    """Raise `AutoFormerError` before validation, whose messages repeat values."""
+    """Raise `AutoFormerError` for a plain-text secret. Runs before validation, whose messages repeat values."""
     advice = "put it into a Secret of the cluster, and name that in secrets"
     for name in data["env"] if isinstance(data.get("env"), dict) else ():
         if _SECRET_NAMES.match(str(name)):
@@ -36,7 +36,7 @@ def refuse_secrets(data: dict[str, Any], where: str) -> None:
 
 
 def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Each text of a file with its dotted key."""
+    """Each text value in nested data, with its dotted key."""
     if isinstance(value, str):
         yield key, value
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()

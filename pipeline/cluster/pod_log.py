@@ -1,4 +1,4 @@
-"""The end of a task's log, by KFP or by Kubernetes, and the step's own reason in it."""
+"""The end of a task's log, from KFP or Kubernetes, and the step's error line in it."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from runtime.kubernetes.api import PATIENCE, KubernetesApi, RefusedError
 if TYPE_CHECKING:
     from pipeline.cluster.kfp_client import KfpClient
 
-CONTAINER = "main"  # in which Argo runs a task
+CONTAINER = "main"  # Argo's name of a task's container
 TAIL_LINES = 200
 _STATUS = re.compile(r"exit status (\d+)\b")  # KFP's launcher ends with this line; the pod's own code is always 1
 _ARGO = re.compile(
@@ -20,15 +20,15 @@ _LAUNCHER = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ |\[KFP Executor ")  # o
 
 
 def last_lines(client: "KfpClient", run_id: str, pod: str, namespace: str) -> list[str]:
-    """The last lines of a pod's log; empty where neither KFP nor Kubernetes has it."""
+    """The last lines of a pod's log; empty if neither KFP nor Kubernetes has it."""
     lines = client.log(run_id, pod, namespace) or _by_kubernetes(pod, namespace)
     return [line.rstrip() for line in lines if not _ARGO.match(line)]
 
 
 def reason(lines: Sequence[str], task: str) -> str:
-    """The line that a step printed before it ended with a code of its own; empty where there is none.
+    """The error line that a step printed before it exited; empty if there is none.
 
-    A step that was killed, or failed with a traceback (code 1), has printed none.
+    A killed step, or one with a traceback (code 1), has printed none.
     """
     ended = max((number for number, line in enumerate(lines) if _STATUS.search(line)), default=None)
     if ended is None:
@@ -42,13 +42,13 @@ def reason(lines: Sequence[str], task: str) -> str:
 
 
 def without_launcher(lines: Sequence[str]) -> list[str]:
-    """The lines of the step, without those of KFP's launcher and executor, and the JSON that these print."""
+    """The lines of the step, without those of KFP's launcher and executor, and without their JSON."""
     end_of_json = max((number for number, line in enumerate(lines) if line.startswith("}")), default=-1)
     return [line for line in lines[end_of_json + 1 :] if line.strip() and not _LAUNCHER.match(line)]
 
 
 def _by_kubernetes(pod: str, namespace: str) -> list[str]:
-    """By the cluster of this pod, of KUBECONFIG or of ~/.kube/config, where it has the pod."""
+    """The log from the cluster of this pod, of KUBECONFIG or of ~/.kube/config; empty if it lacks the pod."""
     try:
         api = KubernetesApi.connect(PATIENCE, namespace)
         return [line.partition(" ")[2] for line in api.log(pod, container=CONTAINER, tail_lines=TAIL_LINES)]

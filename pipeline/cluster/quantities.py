@@ -1,4 +1,4 @@
-"""Kubernetes' notations in the settings of a cluster: cores, bytes, images."""
+"""Kubernetes notations in the settings of a cluster: cores, bytes, images."""
 
 import re
 from typing import Annotated
@@ -31,7 +31,7 @@ Image = Annotated[
 
 
 def in_bytes(quantity: str) -> int:
-    """A quantity of `Bytes`."""
+    """The number of bytes of a `Bytes` quantity."""
     number = re.match(r"\d+", quantity)
     assert number is not None
     unit = quantity[number.end() :]

@@ -23,7 +23,7 @@ def trigger(every: str) -> dict[str, Any]:
     default.
 
     Raises:
-        AutoFormerError: neither cron nor an interval; the line names the field.
+        AutoFormerError: neither cron nor an interval; the message names the field.
     """
     interval = re.fullmatch(r"(\d+)([mhd])", every.strip())
     if interval:

@@ -1,6 +1,6 @@
 """The settings of a cluster: one validated file of `configs/cluster/` with images, machines and volumes of each step.
 
-They decide no result, and hold no secret: secrets are named, and Kubernetes hands their values to the pods.
+No setting changes a result. No setting holds a secret: it names one, and Kubernetes passes its value to the pods.
 """
 
 import re
@@ -40,8 +40,8 @@ POD = {  # variables that describe the pod to itself: name -> field of the pod
     "KFP_NAMESPACE": "metadata.namespace",
 }
 
-_LONGEST_PAUSE = 86_400  # between two attempts
-# KFP names the volume of a claim after the claim, beside volumes of its own, ours and Argo's.
+_LONGEST_PAUSE = 86_400  # seconds between two attempts
+# KFP names the volume of a claim after the claim; these names are taken by KFP, Argo and us.
 _VOLUMES = ("shm", "scratch", "temporary", "kfp-launcher", "gcs-scratch", "s3-scratch", "minio-scratch",
             "dot-local-scratch", "dot-cache-scratch", "dot-config-scratch", "var-run-argo",
             "tmp-dir-argo", "ca-bundle")  # fmt: skip
@@ -52,10 +52,10 @@ _EXAMPLE = re.compile(r"(^|/)example-|\.example\.|0{64}")
 
 
 class ImageSettings(Frozen):
-    training: Image = Field(description="of the steps, by digest: it is in the cache key, and a tag would lie")
-    launcher: Image = Field(description="the light one, of `resolve_config` and of pods that launch a TrainJob")
+    training: Image = Field(description="image of the steps, by digest: it is in the cache key, and a tag can move")
+    launcher: Image = Field(description="light image of `resolve_config` and of pods that launch a TrainJob")
     allow_tags: bool = Field(
-        False, description="let tags pass, for a cluster of development: a rebuilt image may then meet old results"
+        False, description="accept tags, on a development cluster: a rebuilt image may get an old one's cached results"
     )
     pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field(
         "IfNotPresent", description="when a node fetches an image"
@@ -64,9 +64,9 @@ class ImageSettings(Frozen):
 
 
 class Retries(Frozen):
-    count: int = Field(0, ge=0, le=20, description="that a failed task is started again; a step resumes where it was")
-    backoff_seconds: int = Field(60, ge=0, description="before the first of them")
-    backoff_factor: int = Field(2, ge=1, le=10, strict=True, description="of the pause; an integer for Argo")
+    count: int = Field(0, ge=0, le=20, description="number of restarts of a failed task; a step resumes where it was")
+    backoff_seconds: int = Field(60, ge=0, description="pause before the first restart")
+    backoff_factor: int = Field(2, ge=1, le=10, strict=True, description="factor from one pause to the next; integer")
 
     @model_validator(mode="after")
     def _check_pauses(self) -> Self:
@@ -77,21 +77,21 @@ class Retries(Frozen):
 
 
 class Pod(Placement):
-    cpu: Cores = Field(description="cores that are requested; more are used where they are free")
+    cpu: Cores = Field(description="requested cores; a pod may use more")
     memory: Bytes = Field(description="request and limit")
     deadline_seconds: int | None = Field(
         None,
         gt=0,
         le=10**8,
-        description="of each attempt, after which the pod, or the job of several machines, is ended",
+        description="time limit of each attempt of the pod, or of the job of several machines",
     )
     retries: Retries = Retries()
 
 
 class Step(Pod):
-    gpus: int = Field(0, ge=0, le=64, description="of each machine")
+    gpus: int = Field(0, ge=0, le=64, description="GPUs of each machine")
     gpu_type: GpuType = "nvidia.com/gpu"
-    shm: Bytes | None = Field(None, description="shared memory, /dev/shm, of its memory; workers hand batches over it")
+    shm: Bytes | None = Field(None, description="size of /dev/shm, part of the memory; workers pass batches through it")
     nodes: int = Field(1, ge=1, le=1024, description="machines; more than one run as a TrainJob")
 
 
@@ -105,30 +105,30 @@ class Steps(Frozen):
 
 
 class Scratch(Frozen):
-    """The folder that pods write to: the images' own file system may be read-only."""
+    """The writable folder of each pod: the image's own file system may be read-only."""
 
     mount: Mount = Field("/scratch", description="an empty folder of each pod; work in progress lies in its `work`")
-    size: Bytes = Field("50Gi", description="of it, and of /tmp; a pod that writes more is ended")
+    size: Bytes = Field("50Gi", description="size limit of the folder, and of /tmp; a pod that writes more is ended")
 
 
 class Secret(Frozen):
     secret: Name = Field(description="name of the secret, in the namespace")
     keys: dict[str, Variable] = Field(min_length=1, description="key in the secret -> variable that gets its value")
-    optional: bool = Field(False, description="whether a pod starts where the secret is not there")
+    optional: bool = Field(False, description="start pods even if the secret is missing")
 
 
 class Cluster(EveryPod):
     """A cluster that the pipeline runs on."""
 
-    namespace: Name = Field(description="of the runs")
-    deadline_seconds: int | None = Field(None, gt=0, le=10**8, description="of a whole run; null for none")
+    namespace: Name = Field(description="namespace of the runs")
+    deadline_seconds: int | None = Field(None, gt=0, le=10**8, description="time limit of a whole run; null for none")
     keep_seconds: int | None = Field(
         None,
         gt=0,
         le=10**8,
-        description="that the pods of a run are kept after its end; at most a day; null for KFP's own rule, an hour",
+        description="time until the pods of a finished run are deleted, at most a day; null for KFP's default, an hour",
     )
-    secrets: tuple[Secret, ...] = Field((), description="by name, for every pod")
+    secrets: tuple[Secret, ...] = Field((), description="secrets whose values every pod gets as variables")
     scratch: Scratch = Scratch()
     images: ImageSettings
     launcher: Pod = Pod(cpu="500m", memory="1Gi", retries=Retries(count=1, backoff_seconds=10))
@@ -202,22 +202,22 @@ class Cluster(EveryPod):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The plain variables of a pod. Staged data lie in its own scratch, even where the work folder is shared."""
+        """The plain variables of a pod. Staged data are in its own scratch folder, even with a shared work folder."""
         scratch = self.scratch
         staging = {
             "AUTOFORMER_STAGING": f"{scratch.mount}/staged",
-            "AUTOFORMER_STAGING_GB": str(in_bytes(scratch.size) // 2 // 10**9),  # the other half is for the work
+            "AUTOFORMER_STAGING_GB": str(in_bytes(scratch.size) // 2 // 10**9),  # the other half: work folder
         }
         waiting = {"OMP_WAIT_POLICY": "PASSIVE"}  # pods share cores: a thread that waits must not spin
         return {WORK: f"{scratch.mount}/work"} | waiting | staging | self._without_plugin() | self.env
 
     def _without_plugin(self) -> dict[str, str]:
-        """No run or experiment where the MLflow server is named here: KFP's MLflow plugin sets those of its own."""
+        """Empty run and experiment ids if these settings name an MLflow server: KFP's MLflow plugin sets its own."""
         ours = {*self.env, *(variable for secret in self.secrets for variable in secret.keys.values())}
         return {"MLFLOW_RUN_ID": "", "MLFLOW_EXPERIMENT_ID": ""} if "MLFLOW_TRACKING_URI" in ours else {}
 
     def job(self, name: str) -> JobSettings | None:
-        """The settings of a step's TrainJob; None where the step runs in one pod."""
+        """The settings of a step's TrainJob; None if the step runs in one pod."""
         step = self.step(name)
         if step.nodes == 1:
             return None
@@ -235,7 +235,7 @@ class Cluster(EveryPod):
         )
 
     def placeholders(self) -> list[str]:
-        """The keys whose values are still those of an example."""
+        """The keys that still have the value of an example."""
         return [key for key, value in texts(self.model_dump(mode="json")) if _EXAMPLE.search(value)]
 
 
@@ -244,10 +244,10 @@ def load_cluster(source: str, overrides: Sequence[str] = ()) -> Cluster:
 
     Args:
         source: the name of a file of configs/cluster/, or the path of one.
-        overrides: `key=value`, as those of a parameter file.
+        overrides: `key=value`, applied in order.
 
     Raises:
-        AutoFormerError: one line with the file and the key, and never a value that may be secret.
+        AutoFormerError: one line with the file and the key, without values that may be secret.
     """
     path = cluster_path(source)
     data = read_yaml(path)
@@ -258,5 +258,5 @@ def load_cluster(source: str, overrides: Sequence[str] = ()) -> Cluster:
 
 
 def cluster_path(source: str) -> Path:
-    """The path of a file of configs/cluster/ by its name, or `source` itself where it is a path."""
+    """The path of a file of configs/cluster/ by its name, or `source` itself if it is a path."""
     return named_file("cluster", source, "no cluster '{}' in configs/cluster; {}")

@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    state = ["nothing was started"]  # for the line where a signal ends this process
+    state = ["nothing was started"]  # ends the line that reports a signal
 
     def work(arguments: argparse.Namespace) -> int:
         try:
@@ -115,7 +115,7 @@ def _warn_of_age(client: "KfpClient") -> None:
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
-    """Check what needs neither a request nor a file."""
+    """Check the arguments that need neither a request nor a file."""
     if not arguments.host:
         raise AutoFormerError("HOST is missing: the address of KFP's UI, as in HOST=http://127.0.0.1:8080")
     address(arguments.host)
@@ -152,7 +152,7 @@ def _check_cluster(cluster: Cluster | None, arguments: argparse.Namespace) -> No
 
 
 def _parameters(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
-    """Parameters of the run. No image holds a params file of the user, so its content goes along, overrides applied."""
+    """Parameters of the run. Images lack the user's params file, so its content is passed, with overrides applied."""
     preset, own = arguments.preset, arguments.preset.endswith((".yaml", ".yml"))
     return {
         "preset": config.model_dump_json() if own else preset,
@@ -163,11 +163,11 @@ def _parameters(arguments: argparse.Namespace, config: Config) -> dict[str, Any]
 
 
 def _upload(client: "KfpClient", cluster: Cluster | None, fresh: bool) -> Any:
-    """Compile the package and upload it, under a name that depends on its content; returns the pipeline version."""
+    """Compile the package and upload it under a name that is a hash of its content; returns the pipeline version."""
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / f"{PIPELINE}.yaml"
         image = write_package(package, cluster, fresh)
-        # parsed, since the compiler writes keys in another order each time
+        # hash the parsed content: the compiler's order of keys varies
         content = list(yaml.load_all(package.read_text(encoding="utf-8"), yaml.CSafeLoader))
         name = f"{PIPELINE}-{hash_value(content)[:12]}"
         about = content[0]["pipelineInfo"]["description"]
@@ -177,9 +177,9 @@ def _upload(client: "KfpClient", cluster: Cluster | None, fresh: bool) -> Any:
 
 
 def _schedule(client: "KfpClient", arguments: argparse.Namespace, start: dict[str, Any]) -> int:
-    """Create the recurring run, then end those of the same name: there is always one.
+    """Create the recurring run, then delete others of the same name, so one always exists.
 
-    One run at a time; runs that were missed are not made up for.
+    It runs one at a time, and does not catch up on missed runs.
     """
     name = _title(arguments)
     former = client.recurring(name, arguments.experiment)
@@ -221,7 +221,7 @@ def _follow(client: "KfpClient", run_id: str, state: list[str]) -> int:
         return follow_run(client, run_id)
     except MissingError:
         raise
-    except AutoFormerError as error:  # a token that has expired, a server that stays away
+    except AutoFormerError as error:  # an expired token, or a server that stays away
         raise AutoFormerError(f"{error}; {state[0]}") from None
 
 

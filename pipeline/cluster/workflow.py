@@ -1,4 +1,4 @@
-"""The tasks of a run as Argo records them: attempts, cached results, and why a task failed.
+"""The tasks of a run in Argo's records: attempts, cached results, and reasons of failures.
 
 KFP's API v2beta1 gives a failed task neither a reason nor a pod, and links no task to its executor. The Argo workflow,
 which its API v1beta1 hands out, has all of it (seen on KFP 2.17.0 with Argo 4.0.8).
@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-_TASK = re.compile(r"[^.]+\.root\(\d+\)\.([^.()]+)")  # the whole name of a task's node
+_TASK = re.compile(r"[^.]+\.root\(\d+\)\.([^.()]+)")  # full name of a task's node
 _FAILED = ("Failed", "Error")
 _FIRST_PULL = "ErrImagePull"  # alternates with ImagePullBackOff, which says the same
 _LONGEST_PREFIX = 241  # of a pod's name, before its hash
@@ -20,11 +20,11 @@ class Failure(NamedTuple):
     task: str
     message: str  # Argo's, on one line
     attempts: int
-    pod: str | None  # of the last attempt; None where no pod was made
+    pod: str | None  # pod of the last attempt; None if there was none
 
 
 class Workflow:
-    """The Argo workflow of a run, as the parsed JSON of its manifest."""
+    """The Argo workflow of a run: the parsed JSON of its manifest."""
 
     def __init__(self, manifest: Mapping[str, Any]) -> None:
         self.name = str(manifest["metadata"]["name"])
@@ -39,11 +39,11 @@ class Workflow:
         return any(node["phase"] == "Skipped" for node in executors)
 
     def attempts(self, task: str) -> int:
-        """How many pods a task has had."""
+        """The number of pods that a task has had."""
         return len(self._pods(task))
 
     def pending(self, task: str) -> str:
-        """Why the newest pod of a task waits, as for cores or a missing secret; empty where it runs or starts."""
+        """Why the newest pod of a task waits, for example for cores or a secret; empty if it runs or starts."""
         pods = self._pods(task)
         newest = pods[-1] if pods else {}
         message = " ".join(str(newest.get("message", "")).split()) if newest.get("phase") == "Pending" else ""
@@ -55,7 +55,7 @@ class Workflow:
         return [self._pod_name(node) for node in self._pods(task) if node["phase"] in _FAILED]
 
     def failure(self) -> Failure | None:
-        """Which task failed, and why; None where no task did."""
+        """The task that failed first, and why; None if no task failed."""
         failed = [node for node in self._nodes if node["phase"] in _FAILED and _TASK.fullmatch(node["name"])]
         if not failed:
             return None
@@ -72,11 +72,11 @@ class Workflow:
 
     @property
     def message(self) -> str:
-        """Of the run as a whole, on one line."""
+        """Argo's message about the whole run, on one line."""
         return " ".join(str(self._message).split())[:300]
 
     def _below(self, task: str) -> list[Mapping[str, Any]]:
-        """The nodes that Argo made for a task, in the order of their start."""
+        """Argo's nodes of a task, ordered by their start."""
         tops = [node["name"] for node in self._nodes if node["displayName"] == task and _TASK.fullmatch(node["name"])]
         return [node for node in self._nodes if any(node["name"].startswith(f"{top}(") for top in tops)]
 
@@ -84,6 +84,6 @@ class Workflow:
         return [node for node in self._below(task) if node["type"] == "Pod"]
 
     def _pod_name(self, node: Mapping[str, Any]) -> str:
-        """As Argo's `GeneratePodName` forms it; an id ends in the hash of the node's name."""
+        """The pod name, as in Argo's `GeneratePodName`; a node id ends in the hash of the node's name."""
         prefix = f"{self.name}-{node['templateName']}"[:_LONGEST_PREFIX]
         return f"{prefix}-{node['id'].rpartition('-')[2]}"

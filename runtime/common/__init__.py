@@ -1,1 +1,1 @@
-"""Configuration, console, exit codes, processes, work folders and locks. Knows no service."""
+"""Configuration, console, exit codes, processes, work folders and locks. Independent of the services."""

@@ -1,4 +1,4 @@
-"""Several budgets in one run: their labels, and where a step's folder has the files of each.
+"""Several budgets in one run: their labels, and their files in a step's folder.
 
 A budget is a maximum of parameters. Its label, such as `0.1m`, names its files, metrics and registered model. A run
 without `search_subnet.budgets` has the one label "", and its files are in the step's folder itself.
@@ -20,12 +20,12 @@ PathKind = TypeVar("PathKind", bound=PurePath)
 
 
 def budget_params(budget: float) -> int:
-    """The parameters of a budget in millions, as `Limits` rounds them."""
+    """The maximum number of parameters of a budget, rounded as in `Limits`."""
     return round(budget * UNITS["params_m"])
 
 
 def label_of(budget: float) -> str:
-    """The shortest text of the budget's parameters in millions, and an m: two budgets with one label are one budget."""
+    """The shortest text of the budget in millions, and an m. Budgets with equal labels are equal."""
     return f"{budget_params(budget) / UNITS['params_m']:.6f}".rstrip("0").rstrip(".") + "m"
 
 
@@ -48,7 +48,7 @@ def check_budgets(budgets: Sequence[float], limits: Limits) -> None:
 
 
 def check_labels(budgets: Sequence[float], model_name: str, longest: int) -> None:
-    """Raise `ValueError` where the name of a budget's registered model is too long."""
+    """Raise `ValueError` if the name of a budget's registered model is too long."""
     for budget in budgets:
         name = model_of(model_name, label_of(budget))
         if len(name) > longest:
@@ -56,22 +56,22 @@ def check_labels(budgets: Sequence[float], model_name: str, longest: int) -> Non
 
 
 def model_of(model_name: str, label: str) -> str:
-    """The registered model of a budget."""
+    """The name of a budget's registered model."""
     return f"{model_name}-{label}" if label else model_name
 
 
 def step_title(step: str, label: str) -> str:
-    """A step and the budget that it works on, for its lines."""
+    """The name of a step and of its current budget, for printed lines."""
     return f"{step} {label}".rstrip()
 
 
 def folder_of(step_folder: PathKind, label: str) -> PathKind:
-    """Where a step's folder has the files of one budget."""
+    """The folder of one budget's files in a step's folder."""
     return step_folder / FOLDER / label if label else step_folder
 
 
 def prefix_of(label: str) -> str:
-    """Stands before the names of a budget's metrics."""
+    """The prefix of a budget's metric names."""
     return f"{label}/" if label else ""
 
 
@@ -81,10 +81,10 @@ def ascending(labels: Iterable[str]) -> list[str]:
 
 
 def read_chosen(search: Path, space: SearchSpace | None = None) -> dict[str, NamedSubnet]:
-    """Label -> the subnet that the search chose for it, smallest budget first.
+    """Label -> subnet that the search chose for it, smallest budget first.
 
     Raises:
-        AutoFormerError: there is no chosen subnet, or it is not of the space.
+        AutoFormerError: there is no chosen subnet, or it is not in the space.
     """
     folder = existing(search, "search_subnet") / FOLDER
     files = {file.stem: file for file in folder.glob("*m.yaml")}
@@ -101,7 +101,7 @@ def read_chosen(search: Path, space: SearchSpace | None = None) -> dict[str, Nam
 
 
 def merge_metrics(by_label: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The metrics of all budgets: those of the largest, then each with its label before its name."""
+    """The metrics of all budgets: those of the largest, then those of each with its prefix."""
     largest = list(by_label)[-1]
     merged = dict(by_label[largest])
     for label, metrics in by_label.items():
@@ -110,6 +110,6 @@ def merge_metrics(by_label: Mapping[str, Mapping[str, float]]) -> dict[str, floa
 
 
 def metrics_of(merged: Mapping[str, float], label: str) -> dict[str, float]:
-    """The metrics of one budget, from what `merge_metrics` returns."""
+    """The metrics of one budget, from the result of `merge_metrics`."""
     prefix = prefix_of(label)
     return {name.removeprefix(prefix): value for name, value in merged.items() if name.startswith(prefix)}

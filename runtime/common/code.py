@@ -1,4 +1,4 @@
-"""Hashes of the code that decides a result, for work folders, cache keys, compiled packages and dvc.yaml.
+"""Hashes of the code of a step, for work folders, cache keys, compiled packages and dvc.yaml.
 
 A step's key covers the library, the shared code with its services, the step's own folder, and the versions of the
 packages that compute. tests/test_architecture.py checks that the imports of each step lie inside. An edit of a shared
@@ -15,12 +15,12 @@ from autoformer.named import CONFIGS
 from runtime.common.config import ROOT
 
 SHARED = ("autoformer", "runtime")  # folders of code that every step may run
-PACKAGES = ("numpy", "pillow", "pyarrow", "timm", "torch", "torchvision")  # those that compute
-NAMED = ("presets", "spaces", "subnets")  # folders of configs/ with the files that a run form names
+PACKAGES = ("numpy", "pillow", "pyarrow", "timm", "torch", "torchvision")  # packages that affect results
+NAMED = ("presets", "spaces", "subnets")  # folders of configs/ with files that a run form can name
 
 
 def step_folders(step: str) -> tuple[str, ...]:
-    """The folders of all code that a step may run, below the checkout; its stage of dvc.yaml depends on them."""
+    """The folders of all code that a step may run, relative to the checkout; its stage in dvc.yaml depends on them."""
     return (*SHARED, f"components/{step}")
 
 
@@ -40,9 +40,9 @@ def _installed_version(package: str) -> str | None:
 
 @cache
 def package_code() -> str:
-    """Hash of all code that any step may run, and of the presets, spaces and subnets that a run form names.
+    """Hash of all code that any step may run, and of the presets, spaces and subnets that a run form can name.
 
-    A compiled package holds it, and images of other code refuse to run the package.
+    A compiled package contains it, and images with other code refuse the package.
     """
     named = [file for kind in NAMED for file in (CONFIGS / kind).glob("*.yaml")]
     code = [file for folder in (*SHARED, "components") for file in code_files(ROOT / folder)]
@@ -50,7 +50,7 @@ def package_code() -> str:
 
 
 def code_files(path: Path) -> Iterator[Path]:
-    """The file itself, or all files of a folder: modules, and others such as a report's style sheet.
+    """The file itself, or all files of a folder: modules, and others such as the report's style sheet.
 
     Python's caches and hidden files are left out.
     """
@@ -67,5 +67,5 @@ def hash_files(files: Mapping[str, Path]) -> str:
 
 
 def _name(file: Path) -> str:
-    """The same in a checkout and in an installed package, whose configs/ lies inside of autoformer/."""
+    """A file's name, equal in a checkout and in an installed package, which has configs/ inside of autoformer/."""
     return f"configs/{file.relative_to(CONFIGS)}" if file.is_relative_to(CONFIGS) else str(file.relative_to(ROOT))

@@ -33,7 +33,7 @@ ROOT = CONFIGS.parent
 
 
 def checkout() -> Path:
-    """The folder for what outlives a run: the checkout, also of a copy that `dvc exp run --temp` or `--queue` works in.
+    """The folder for lasting files: the checkout, also for a copy in which `dvc exp run --temp` or `--queue` works.
 
     DVC deletes that copy when the experiment ends.
     """
@@ -50,13 +50,13 @@ _STEP_OF: dict[type[Frozen], str] = dict(zip(Section.__constraints__, STEPS, str
 class Config(Frozen):
     """The configuration of a whole run, or of one step: the shared keys and one section."""
 
-    name: str = Field(min_length=1, max_length=200, description="of the run in MLflow")
-    seed: int = Field(ge=0, lt=2**63, description="of all random draws")
+    name: str = Field(min_length=1, max_length=200, description="name of the run in MLflow")
+    seed: int = Field(ge=0, lt=2**63, description="seed of all random draws")
     threads: int | None = Field(None, gt=0, le=4096, description="CPU threads of torch; null for one per core")
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="auto, cpu, cuda, cuda:N or mps; auto takes a GPU where there is one",
+        description="auto, cpu, cuda, cuda:N or mps; auto uses a GPU if there is one",
     )
     dataset: str = Field(min_length=1, description="a folder of data/")
     space: SearchSpace = Field(description="the search space; its images must match the data set")
@@ -79,7 +79,7 @@ class Config(Frozen):
         return self
 
     def section(self, kind: type[Section]) -> Section:
-        """The section of one step. Raises `AutoFormerError` where this configuration does not have it."""
+        """The section of one step. Raises `AutoFormerError` if it is missing."""
         step = _STEP_OF[kind]
         section: Section | None = getattr(self, step)
         if section is None:
@@ -87,7 +87,7 @@ class Config(Frozen):
         return section
 
     def for_step(self, step: str) -> dict[str, Any]:
-        """The shared keys and the section of one step, which decide that step's result, as plain data."""
+        """The shared keys and the section of one step as plain data; they decide the step's result."""
         keys = {"name", "seed", "threads", "device", "dataset", "space", step}
         return self.model_dump(mode="json", include=keys)
 
@@ -121,7 +121,7 @@ def load_config(source: str, overrides: Sequence[str] = (), steps: Sequence[str]
 
 
 def _name_files(data: dict[str, Any]) -> None:
-    """Add the hash of a checkpoint or table to its path: a changed file is another configuration."""
+    """Add hashes beside the paths of checkpoints and tables, so a changed file is another configuration."""
     for step, key, path in (
         ("train_supernet", "adopt", "checkpoint"), ("train_supernet", "distillation", "checkpoint"),
         ("retrain_subnet", "distillation", "checkpoint"), ("search_subnet", "latency", "table"),
@@ -158,5 +158,5 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
 
 
 def preset_path(source: str) -> Path:
-    """The file of a preset's name, or `source` itself where it is a path."""
+    """The file of a preset, or `source` itself if it is a path."""
     return named_file("presets", source, "no preset '{}' in configs/presets; {}")

@@ -22,20 +22,20 @@ from runtime.common.records import Failure
 from runtime.common.redaction import hide
 from runtime.common.stopping import Stopped, stoppable
 
-LINE_SECONDS = 60  # between two lines of progress without a terminal
+LINE_SECONDS = 60  # between two progress lines without a terminal
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of a command, whose output may hold any letter: what stdout cannot encode is shown as `?`.
+    """The argument parser of a command. Characters that stdout cannot encode are shown as `?`.
 
-    It raises an error of the command line as a one-line `AutoFormerError`.
+    An error in the arguments raises a one-line `AutoFormerError`.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        # torch and MLflow leave millions of objects, and Python would look through them as it ends: 1 to 2 s of a step
+        # without it, Python scans the millions of objects of torch and MLflow at exit: 1 to 2 s of a step
         atexit.register(gc.freeze)
-        if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes such letters by itself
+        if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes such characters by itself
             sys.stdout.reconfigure(errors="replace")
 
     def error(self, message: str) -> NoReturn:
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """A whole number above 0, as an argument's type."""
+    """Argument type: a whole number above 0."""
     if not (text.isascii() and text.isdecimal()) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"'{text}': expected a number above 0")
     return int(text)
@@ -60,10 +60,10 @@ def run_command(
     """Parse the arguments of a command and do its work; return the exit code. An error is one line on stderr.
 
     Args:
-        who: the command's name in that line.
+        who: the command's name in error lines.
         work: returns the exit code, or None for 0.
-        on_signal: called when a signal comes, before the work is interrupted.
-        after: ends the line where a signal has come.
+        on_signal: called after a signal, before the work is interrupted.
+        after: end of the line that reports a signal.
     """
     try:
         arguments = parser.parse_args(argv)
@@ -103,7 +103,7 @@ def visible(text: str) -> str:
 
 
 def error_line(error: AutoFormerError | OSError) -> str:
-    """The line for bad input or a faulty disk; any other `OSError` is a bug, and raised again."""
+    """The line for bad input or a disk error; raises any other `OSError` again, which is a bug."""
     explained = unwritable(error) if isinstance(error, OSError) else error
     if explained is None:
         raise error
@@ -111,9 +111,9 @@ def error_line(error: AutoFormerError | OSError) -> str:
 
 
 def report_failure(step: str, message: str, code: int) -> int:
-    """Print why a step ends, on stderr, and write it for the runner; return the exit code.
+    """Print on stderr why a step ends, and write it to the runner's file; return the exit code.
 
-    One of several ranks prints nothing: it writes to a file for the process that started the ranks.
+    A rank of several prints nothing, and writes to a file for the process that started the ranks.
     """
     folder = os.environ.get(processes.REPORT_FOLDER)
     if folder and processes.is_rank():
@@ -123,13 +123,13 @@ def report_failure(step: str, message: str, code: int) -> int:
     note_failure(step, message, code)
     pod = os.environ.get("AUTOFORMER_TERMINATION")
     if pod:
-        with contextlib.suppress(OSError):  # Kubernetes has made the file, and reads it when the container has ended
+        with contextlib.suppress(OSError):  # Kubernetes made the file, and reads it after the container has ended
             Path(pod).write_text(message, encoding="utf-8")
     return code
 
 
 def note_failure(step: str, message: str, code: int) -> None:
-    """Write for the runner why a step ends: KFP's and DVC's exit codes state no more than that one has failed."""
+    """Write the reason why a step ends to the runner's file: exit codes of KFP and DVC only report a failure."""
     file = os.environ.get("AUTOFORMER_FAILURE")
     if file and not processes.is_rank():
         _write_failure(Path(file), step, message, code)
@@ -141,11 +141,11 @@ def forget_failure() -> None:
             Path(file).unlink(missing_ok=True)
 
 
-def repeat_failure(who: str, file: Path, other: int = 1) -> int:
-    """Print the failed step's line once more, and return its exit code; `other` where it has written none."""
+def repeat_failure(who: str, file: Path) -> int:
+    """Print the failed step's line again, and return its exit code; 1 if the step wrote none."""
     if not file.exists():
         print_line(f"{who}: a step failed; its messages are above", sys.stderr)
-        return other
+        return 1
     failure = read_json_as(Failure, file)
     print_line(f"{failure.step}: {failure.message}", sys.stderr)
     return failure.code
@@ -157,7 +157,7 @@ def _write_failure(file: Path, step: str, message: str, code: int) -> None:
 
 
 def print_line(line: str, file: TextIO | None = None) -> None:
-    """Print a line to stdout, from rank 0 only, or to `file`. A reader that is gone does not end the work."""
+    """Print a line to stdout, or to `file`, on rank 0 only. A closed pipe does not end the work."""
     if file is None and not processes.is_rank_zero():
         return
     file = file or sys.stdout
@@ -168,16 +168,16 @@ def print_line(line: str, file: TextIO | None = None) -> None:
 
 
 def existing(path: Path, made_by: str) -> Path:
-    """`path`. Raises `AutoFormerError`, which names the step that makes it, where it is missing."""
+    """`path` itself. If it is missing, raises `AutoFormerError` naming the step that makes it."""
     if not path.exists():
         raise AutoFormerError(f"{path}: no such file or folder; it is made by {made_by}")
     return path
 
 
 class Progress:
-    """A bar with rate and time left where there is a terminal, else one line a minute.
+    """A progress bar with rate and remaining time in a terminal, else one line a minute.
 
-    KFP's local runner pipes the output of a step; it names its terminal in `AUTOFORMER_TTY`, for the bar.
+    KFP's local runner pipes the output of a step, so `make run` passes its terminal in `AUTOFORMER_TTY`.
     """
 
     def __init__(self, what: str, total: int, unit: str, initial: int = 0) -> None:
@@ -214,7 +214,7 @@ class Progress:
             self._print_progress(note)
 
     def print_above(self, line: str) -> None:
-        """Print a line of its own to stdout. The bar is drawn again, below it, at the next update."""
+        """Print a line above the bar, which is redrawn at the next update."""
         self._bar.clear()
         print_line(line)
 
@@ -238,5 +238,5 @@ def _open_terminal() -> Any:
 
 
 def _columns(terminal: Any) -> int | None:
-    """80 for a terminal that does not report its width, as under `script`; None for one that does."""
+    """80 for a terminal that does not report its width, as under `script`; else None."""
     return None if terminal is None or os.get_terminal_size(terminal.fileno()).columns else 80

@@ -1,4 +1,4 @@
-"""Ctrl-C while a program imports its modules, before any of its own code can handle signals."""
+"""Handle Ctrl-C while a program still imports its modules."""
 
 import os
 import sys
@@ -6,9 +6,9 @@ from types import TracebackType
 
 
 def report_early_stop() -> None:
-    """End in one line and exit code 130 on a Ctrl-C that nothing handles; packages of programs call it when imported.
+    """End an unhandled Ctrl-C with one line and exit code 130. Packages of programs call it when they are imported.
 
-    Only where Python starts a program, `python -m`: it names that program `-m` until its package is imported.
+    It applies only to `python -m`, where `sys.argv[0]` is `-m` until the program's package is imported.
     """
     if sys.argv[:1] == ["-m"]:
         sys.excepthook = _in_one_line

@@ -1,4 +1,4 @@
-"""Git and DVC in any checkout: an archive of the sources has no .git, and Git itself may not be installed."""
+"""Git and DVC in any checkout, also without .git, as in a source archive, and without Git itself."""
 
 import getpass
 import os
@@ -13,9 +13,9 @@ _WITHOUT_GIT = CONFIGS / "dvc-without-git"  # a folder with a `config` of DVC
 
 
 def git(*arguments: str) -> str | None:
-    """The output of a Git command in the checkout; None if it fails, or there is no Git.
+    """The output of a Git command in the checkout; None if it fails or Git is missing.
 
-    A checkout of another user is trusted: its code runs anyway.
+    A checkout of another user is trusted, since its code runs anyway.
     """
     command = ["git", "-c", f"safe.directory={ROOT}", *arguments]
     others = _REPOSITORY if (ROOT / ".git").exists() else ()
@@ -30,7 +30,7 @@ def git(*arguments: str) -> str | None:
 
 
 def dvc_environment() -> dict[str, str]:
-    """Environment variables with which DVC works here: it wants a Git repository, and a name of the user."""
+    """Environment variables that DVC needs if there is no Git repository or no user name."""
     variables = {}
     if not any((folder / ".git").exists() for folder in (ROOT, *ROOT.parents)):
         variables["DVC_SYSTEM_CONFIG_DIR"] = str(_WITHOUT_GIT)

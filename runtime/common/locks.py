@@ -1,4 +1,4 @@
-"""One process at a time at a path: a lock file beside the path names its holder."""
+"""Lock a path for one process at a time: a lock file beside the path names the holder."""
 
 import contextlib
 import math
@@ -16,12 +16,12 @@ _held: set[IO[bytes]] = set()
 
 
 def hold_lock(path: Path, what: str) -> AbstractContextManager[None]:
-    """Hold the lock of `path`, which need not exist; the lock is a file beside it, deleted at the end.
+    """Hold the lock of `path`, which need not exist. The lock file is beside it, and deleted at the end.
 
-    It holds among the processes of one machine, and of several where the file system shares locks (NFS 4 does).
+    It works between processes of one machine, and of several if the file system shares locks, as NFS 4 does.
 
     Args:
-        what: the kind of path, for the error message.
+        what: kind of the path, for the error message.
 
     Raises:
         AutoFormerError: another process holds the lock; the message names that process.
@@ -31,7 +31,7 @@ def hold_lock(path: Path, what: str) -> AbstractContextManager[None]:
 
 
 def wait_for_lock(path: Path) -> AbstractContextManager[None]:
-    """The same, but wait while another process holds the lock: for a download that all processes of a machine use."""
+    """`hold_lock`, but wait while another process holds the lock. For downloads that several processes use."""
     return _holding(path, None)
 
 
@@ -45,12 +45,12 @@ def _holding(path: Path, what: str | None) -> Iterator[None]:
         yield
     finally:
         _held.discard(file)
-        name.unlink(missing_ok=True)  # before the release, so that nobody waits for a file without a name
+        name.unlink(missing_ok=True)  # before the release, so that no process waits for a deleted file
         file.close()
 
 
 def _locked(name: Path, path: Path, what: str | None) -> IO[bytes]:
-    """The lock file, held; waits where `what` is None."""
+    """The locked file; waits for the lock if `what` is None."""
     while True:
         file = name.open("a+b", buffering=0)
         if not lock(file, wait_seconds=math.inf if what is None else 0):
@@ -61,18 +61,18 @@ def _locked(name: Path, path: Path, what: str | None) -> IO[bytes]:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(name.stat(), os.fstat(file.fileno())):
                 break
-        file.close()  # its holder has just removed it
+        file.close()  # the former holder has just removed it
     try:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-    except OSError as error:  # which does not name the file
+    except OSError as error:  # lacks the file's name
         name.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from None
     return file
 
 
 def _close_in_child() -> None:
-    """A forked child, such as a loader's worker, must not hold its parent's lock after the parent was killed."""
+    """Close inherited locks: a forked child, such as a loader's worker, must not outlive its parent's lock."""
     for file in _held:
         os.close(file.fileno())
     _held.clear()

@@ -1,6 +1,6 @@
 """Overrides: `section.key=value` changes one value of a configuration.
 
-One text may hold several, as a person or KFP's run form gives them: `--set "seed=1 name='my run'"`.
+One text may contain several, as in KFP's run form or on the command line: `--set "seed=1 name='my run'"`.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from autoformer.reading import parse_yaml
 
 
 class Override(NamedTuple):
-    path: tuple[str, ...]  # the sections, then the key
+    path: tuple[str, ...]  # sections, then key
     value: Any
 
     @property
@@ -24,7 +24,7 @@ class Override(NamedTuple):
 
 
 def parse(text: str) -> Override:
-    """Parse `section.key=value`; the value is YAML. Raises `AutoFormerError`, as all functions here do."""
+    """Parse `section.key=value`; the value is YAML. Raises `AutoFormerError`, like all functions here."""
     key, equals, value = text.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
@@ -33,7 +33,7 @@ def parse(text: str) -> Override:
 
 
 def apply(data: dict[str, Any], overrides: Iterable[str], convert: Callable[[Any], Any] = lambda value: value) -> None:
-    """Write overrides into the plain data of a configuration, in order, each value as `convert` returns it.
+    """Apply overrides to the plain data of a configuration, in order. `convert` changes each value before.
 
     A section is copied before it changes: by a YAML alias, two sections of a file may be one object. A named search
     space becomes its content when one of its keys is set.
@@ -52,7 +52,7 @@ def apply(data: dict[str, Any], overrides: Iterable[str], convert: Callable[[Any
 
 
 def split(text: str, option: str = "--set") -> list[str]:
-    """The overrides of one text, with spaces between them, as a shell splits words."""
+    """Split a text into overrides, at spaces, with the quoting rules of a shell."""
     try:
         return shlex.split(text)
     except ValueError as error:
@@ -65,12 +65,12 @@ def join(overrides: Iterable[str]) -> str:
 
 
 def add_option(parser: argparse.ArgumentParser, metavar: str = "SECTION.KEY=VALUE", help: str | None = None) -> None:
-    """Add `--set`, which may be given several times, each with several overrides; `overrides` is the list of all."""
+    """Add the repeatable option `--set` with one or more overrides; `overrides` is the list of all."""
     parser.add_argument("--set", action=SplitOption, default=[], metavar=metavar, dest="overrides", help=help)
 
 
 class SplitOption(argparse.Action):
-    """An option that may be given several times, each with several words."""
+    """A repeatable option, each time with one or more words."""
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""This process among the ranks of its step and on its machine, from the environment that torchrun sets."""
+"""Rank, threads and GPUs of this process, from the environment that torchrun sets."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from autoformer.cores import cores, is_limited
 from autoformer.errors import AutoFormerError
 
-REPORT_FOLDER = "AUTOFORMER_RANKS"  # environment variable: the folder where ranks report to the process above them
-DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, that of Windows' subsystem, AMD's
+REPORT_FOLDER = "AUTOFORMER_RANKS"  # environment variable: folder in which ranks report to their parent process
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA, of WSL, of AMD
 
 
 def is_rank() -> bool:
@@ -16,17 +16,17 @@ def is_rank() -> bool:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process prints and writes for all: rank 0, or a single process."""
+    """Whether this process prints and writes for all ranks: rank 0, or a single process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def ranks_on_machine() -> int:
-    """How many ranks share this machine's cores, including this one."""
+    """The number of ranks on this machine, including this one."""
     return number_in_environment("LOCAL_WORLD_SIZE", 1)
 
 
 def set_threads(threads: int | None) -> None:
-    """Set the CPU threads of torch in this process; None leaves torch's own number, within a CPU quota."""
+    """Set torch's CPU threads in this process; None keeps torch's default, within the CPU quota."""
     if threads is None and is_limited():
         threads = threads_of_rank()
     if threads is not None:
@@ -36,13 +36,13 @@ def set_threads(threads: int | None) -> None:
 
 
 def threads_of_rank() -> int:
-    """CPU threads of one of several ranks: OMP_NUM_THREADS, or an equal share of this machine's cores."""
+    """CPU threads of one of several ranks: OMP_NUM_THREADS, or an equal share of the cores."""
     text = os.environ.get("OMP_NUM_THREADS", "")
     return int(text) if text.isdecimal() and int(text) > 0 else max(1, cores() // ranks_on_machine())
 
 
 def gpus() -> int:
-    """GPUs of this machine. Without a driver torch is not imported, so that bad input is reported at once."""
+    """The number of GPUs. Does not import torch if there is no driver, so bad input is reported at once."""
     if not any(Path(driver).exists() for driver in DRIVERS):
         return 0
     import torch

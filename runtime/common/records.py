@@ -1,4 +1,4 @@
-"""The JSON files that one step or process writes and another reads, as models. The cards are in `autoformer`."""
+"""Models of the JSON files that one step or process writes and another reads. The cards are in `autoformer`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from autoformer.space import SubnetField
 
 
 class Written(BaseModel):
-    """What this project has written, perhaps with more keys by a later version."""
+    """Base of files written by this project; a later version may have added keys."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
@@ -26,7 +26,7 @@ class Provenance(Written):
     test_split: str | None = None
 
     def section(self, step: str) -> Mapping[str, Any]:
-        """A section of the configuration; empty where there is none."""
+        """A section of the configuration; empty if it is missing."""
         section = self.config.get(step)
         return section if isinstance(section, Mapping) else {}
 
@@ -62,7 +62,7 @@ class StepRecord(Written):
 
 
 class Registration(Written):
-    """`registration.json`. With several budgets: of the largest, and of each by its label."""
+    """`registration.json`. With several budgets: the largest, and each by its label."""
 
     reason: str
     model_name: str = ""
@@ -79,7 +79,7 @@ class Failure(Written):
 
 
 class Accumulation(Written):
-    """`…-found.json`: forward passes of one optimiser step."""
+    """`…-found.json`: number of micro-batches of one optimiser step."""
 
     accumulation: int = Field(gt=0)
 
@@ -89,8 +89,8 @@ def read_confusion(path: str | Path) -> Confusion:
 
 
 def read_metrics(path: Path, *required: str) -> dict[str, float]:
-    """`metrics.json`. Raises `AutoFormerError` naming the file if a value is no finite number, or one is missing."""
-    metrics = read_json_as(dict[str, bool | int | FiniteFloat], path)  # a whole number stays one
+    """Read `metrics.json`. Raises `AutoFormerError` naming the file if a value is missing or not finite."""
+    metrics = read_json_as(dict[str, bool | int | FiniteFloat], path)  # integers stay integers
     missing = [name for name in required if name not in metrics]
     if missing:
         raise AutoFormerError(f"{path}: '{missing[0]}' is missing; run the step that makes it again")

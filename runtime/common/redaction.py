@@ -6,7 +6,7 @@ import sys
 import traceback
 from types import TracebackType
 
-# SQLAlchemy's rule: a password ends at the @, whatever else is in it. A number before a slash may be a port, though.
+# SQLAlchemy's rule: a password extends to the @, with any characters. A number before a slash may be a port.
 _PASSWORD = re.compile(r"(?<=://)[^/\s@:]*:(?!\d+(?:[/?#'\",;)\s]|$))[^\s@]*@(?:[^/\s'\"]*@)?")
 _USER = re.compile(r"(?<=://)[^/\s'\"]+@")
 _DATABASE = re.compile(r"(?<=://)[^:/@]*(?::[^@]*)?@(?:[^/?]*@)?", re.DOTALL)
@@ -21,7 +21,7 @@ MIN_SECRET_LENGTH = 8  # variables with such names also hold "false" and "none"
 def hide(text: str) -> str:
     """The text without secrets, for lines, logs and records."""
     for address in {value for value in os.environ.values() if "://" in value}:
-        if address in text:  # as a whole: a password may hold anything, blanks and quotes too
+        if address in text:  # replaced as a whole: a password may contain blanks and quotes
             text = text.replace(address, without_password(address))
     text = _QUERY.sub(r"\1***", _USER.sub("", _PASSWORD.sub("", text)))
     secrets = {v for name, v in os.environ.items() if _SECRET_NAME.search(name) and len(v) >= MIN_SECRET_LENGTH}
@@ -31,12 +31,12 @@ def hide(text: str) -> str:
 
 
 def without_password(uri: str) -> str:
-    """One address without user name, password and query, for records and messages; of sqlite with the query.
+    """An address without user name, password and query (sqlite's query is kept), for records and messages.
 
-    A database's address is read by SQLAlchemy's rule.
+    Database addresses are parsed by SQLAlchemy's rule.
     """
     scheme = uri.partition("://")[0].lower()
-    if scheme.startswith("sqlite"):  # its query is part of a file's name
+    if scheme.startswith("sqlite"):  # the query is part of the file name
         return _QUERY.sub(r"\1***", uri)
     if scheme in ("http", "https", "s3", "ssh", "git"):
         uri = _USER.sub("", _PASSWORD.sub("", uri))
@@ -46,7 +46,7 @@ def without_password(uri: str) -> str:
 
 
 def hide_in_tracebacks() -> None:
-    """Print uncaught errors without secrets: libraries put addresses into their error messages."""
+    """Print uncaught errors without secrets: error messages of libraries may contain addresses."""
     sys.excepthook = _print
 
 

@@ -1,7 +1,7 @@
-"""Retries after pauses.
+"""Retries with growing pauses.
 
-The jitter comes from the system's generator: a draw from Python's own would change what augmentation draws from it,
-and with that the result of a training.
+The jitter comes from the system's generator: draws from Python's generator would change the augmentation, and so the
+result of a training.
 """
 
 import math
@@ -21,10 +21,10 @@ def retry(
     pauses: Iterator[float],
     report: Callable[[Failure, int], None] = lambda error, failures: None,
 ) -> Answer:
-    """The result of `call`; where it raises a `failure`, call it again after the next pause.
+    """The result of `call`, which is repeated after the next pause if it raises a `failure`.
 
     Args:
-        pauses: in seconds; see `doubling` and `within`. The last failure is raised where no pause is left.
+        pauses: seconds; see `doubling` and `within`. When they are used up, the last failure is raised.
         report: called before each pause, with the failure and the number of failures so far.
     """
     failures = 0
@@ -41,7 +41,7 @@ def retry(
 
 
 def doubling(first: float, jitter: tuple[float, float], longest: float = math.inf) -> Iterator[float]:
-    """Pauses in seconds, each twice the one before up to `longest`, times a factor drawn from the range `jitter`."""
+    """Pauses in seconds that double up to `longest`, each times a random factor from the range `jitter`."""
     pause = first
     while True:
         yield pause * _system.uniform(*jitter)
@@ -49,7 +49,7 @@ def doubling(first: float, jitter: tuple[float, float], longest: float = math.in
 
 
 def within(seconds: float, pauses: Iterable[float]) -> Iterator[float]:
-    """The pauses until so many seconds after this call; the last is cut to end there."""
+    """The pauses that end within `seconds` of this call; the last one is shortened."""
     end = time.monotonic() + seconds
 
     def cut() -> Iterator[float]:

@@ -1,12 +1,12 @@
-"""The names of the searches, for every place that shows one."""
+"""Display names of the search methods."""
 
 from collections.abc import Mapping
 
-FRONT_SIZE = "front_candidates"  # a metric of method front alone
+FRONT_SIZE = "front_candidates"  # a metric that only method front has
 
 
 def method_of(searched: Mapping[str, float]) -> str:
-    """The search that ran before random search, by the metrics of the step."""
+    """The search method of a step, from its metrics."""
     return "NSGA-II" if FRONT_SIZE in searched else "evolution"
 
 

@@ -1,7 +1,7 @@
-"""What an accuracy on the search split is worth, for every place that shows one."""
+"""The note on accuracies on the search split, for every display of one."""
 
 RANKS_ONLY = "Accuracy on the search split ranks subnets; it is no estimate of test accuracy."
-# Data set, by its name or its folder in data/ -> what was measured with models that nothing selected
+# Name or data/ folder of a data set -> measured difference to test accuracy, for models without selection
 _MEASURED = {"fashion-mnist": "Here it is 1.1 to 1.7 points above it, even for models that nothing selected."}
 
 

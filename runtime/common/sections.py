@@ -1,4 +1,4 @@
-"""The sections of a configuration: one for each step, with the keys that it knows."""
+"""The sections of a configuration, one for each step, and their keys."""
 
 import re
 import sys
@@ -22,16 +22,16 @@ LONGEST_MODEL_NAME = 250
 
 class PrepareData(Frozen):
     search_images: int | None = Field(
-        None, gt=0, description="held out to score candidates, the same number per class; null for a percentage"
+        None, gt=0, description="images held out to score candidates, equally many of each class; null for a percentage"
     )
     search_percent: float = Field(
-        15.0, gt=0, lt=50, description="of each class, held out to score candidates, where your images have no val"
+        15.0, gt=0, lt=50, description="images of each class held out to score candidates, if your images have no val"
     )
     test_percent: float = Field(
-        15.0, gt=0, lt=50, description="of each class, held out for the final test, where your images have no test"
+        15.0, gt=0, lt=50, description="images of each class held out for the final test, if your images have no test"
     )
     max_unreadable_percent: float = Field(
-        5.0, ge=0, le=100, description="of your images; with more unreadable ones the run does not begin"
+        5.0, ge=0, le=100, description="maximum share of unreadable images; above it the run does not start"
     )
     background: int = Field(
         128, ge=0, le=255, description="grey level behind transparent pixels of images: 0 black, 255 white"
@@ -39,8 +39,8 @@ class PrepareData(Frozen):
     white_level: float | None = Field(
         None,
         gt=0,
-        description="value that is white in images of more than 8 bits; null: of a data set of your own the least of "
-        "255, 1023, 4095, 16383 and 65535 that no 16-bit image exceeds, else 65535; images of 32 bits are refused",
+        description="white of images with more than 8 bits. null: for your own images the smallest of 255, 1023, 4095, "
+        "16383 and 65535 that no 16-bit image exceeds, for other data sets 65535; images of 32 bits are refused",
     )
 
     @property
@@ -52,9 +52,11 @@ class TrainingSection(Recipe):
     checkpoint_steps: int = Field(500, gt=0, description="optimiser steps between two checkpoints")
     log_steps: int = Field(50, gt=0, description="optimiser steps between two rows of the history")
     score_steps: int = Field(500, gt=0, description="optimiser steps between two evaluations on the search split")
-    score_images: int = Field(2000, gt=0, description="search images in such an evaluation")
-    max_rollbacks: int = Field(3, ge=0, description="returns to the last checkpoint after a loss that is not finite")
-    rollback_factor: float = Field(0.5, gt=0, lt=1, description="factor of the learning rates after each such return")
+    score_images: int = Field(2000, gt=0, description="search images per evaluation")
+    max_rollbacks: int = Field(
+        3, ge=0, description="maximum number of returns to the last checkpoint after NaN or infinity"
+    )
+    rollback_factor: float = Field(0.5, gt=0, lt=1, description="factor of the learning rates after each return")
 
     @model_validator(mode="after")
     def _whole_rows(self) -> Self:
@@ -64,7 +66,7 @@ class TrainingSection(Recipe):
         return self
 
     def recipe(self) -> Recipe:
-        """The keys that decide the weights."""
+        """The keys that decide the trained weights."""
         return Recipe.model_validate(self.model_dump(include=set(Recipe.model_fields)))
 
 
@@ -75,24 +77,24 @@ def _warn_of_old_name(line: str) -> None:
 
 
 class Adopted(Frozen):
-    """A supernet that exists already, in the layout of the official code or of this one."""
+    """An existing supernet, in the layout of the official code or of this one."""
 
     checkpoint: str = Field(
         min_length=1, description="a .pth or .safetensors file as the steps see it, or s3://bucket/file"
     )
     sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="of the checkpoint; filled in when a run is resolved"
+        None, pattern=r"^[0-9a-f]{64}$", description="hash of the checkpoint; filled in when a run is resolved"
     )
 
 
 class TrainSupernet(TrainingSection):
     adopt: Adopted | None = Field(
-        None, description="take this supernet of the same space, and train none; null to train one"
+        None, description="use this supernet of the same space instead of training one; null to train"
     )
     sampling: Sampling = Field(
         "uniform",
-        description="subnets of a step: one, every choice uniform; sandwich: the largest, which teaches the smallest "
-        "and some random ones; uniform_params: one, uniform in its number of parameters",
+        description="subnets of a step. uniform: one, every choice uniform; sandwich: the largest, which teaches the "
+        "smallest and some random ones; uniform_params: one, uniform in its number of parameters",
     )
     sandwich_random: int = Field(
         2, ge=0, description="random subnets of a sandwich; each costs as much as one uniform step"
@@ -101,8 +103,8 @@ class TrainSupernet(TrainingSection):
         TEACHER_WEIGHT,
         gt=0,
         le=1,
-        description="of the largest subnet's outputs in what the others of a sandwich learn; the rest is that of the "
-        "labels; 1 as BigNAS, which suits long trainings",
+        description="weight of the largest subnet's outputs in the loss of the other subnets of a sandwich; the labels "
+        "have the rest; 1 as in BigNAS, for long trainings",
     )
 
     @field_validator("sampling", mode="before")
@@ -114,27 +116,27 @@ class TrainSupernet(TrainingSection):
         return value
 
     def sampler(self, space: SearchSpace, seed: int) -> SubnetSampler:
-        """What each step trains."""
+        """The function from a step to its subnets."""
         return make_sampler(self.sampling, space, seed, self.sandwich_random, self.sandwich_teacher_weight)
 
 
 class MeasuredLatency(Frozen):
-    """A table of latencies, made by `make latency` on the device that the subnet is for."""
+    """A latency table, made by `make latency` on the target device."""
 
     table: str = Field(min_length=1, description="a JSON file as the steps see it, or s3://bucket/file")
     sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="of the table; filled in when a run is resolved"
+        None, pattern=r"^[0-9a-f]{64}$", description="hash of the table; filled in when a run is resolved"
     )
 
 
 class EarlierSearch(Frozen):
-    """An earlier search of the same supernet and search split, or a folder that `make score` has written."""
+    """An earlier search of the same supernet and search split, or the output folder of `make score`."""
 
     search: str = Field(
         min_length=1, description="a folder with candidates.csv, as the steps see it, or s3://bucket/folder"
     )
     sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="of its candidates.csv; filled in when a run is resolved"
+        None, pattern=r"^[0-9a-f]{64}$", description="hash of its candidates.csv; filled in when a run is resolved"
     )
 
     @property
@@ -153,18 +155,18 @@ class SearchSubnet(EvolutionSettings):
     )
     batch_size: int = Field(500, gt=0, description="images in a forward pass; changes scores by rounding only")
     precision: Precision = Field(
-        "auto", description="of the forward pass; auto is bfloat16 or float16 on a GPU, float32 on a CPU"
+        "auto", description="precision of the forward pass; auto: bfloat16 or float16 on a GPU, float32 on a CPU"
     )
     racing: Racing | None = Field(
         Racing(),
-        description="stop hopeless candidates early; null scores each on all search images, as method front does",
+        description="stop clearly worse candidates early; null scores each on all search images, as method front does",
     )
     limits: Limits = Limits()
     latency: MeasuredLatency | None = Field(
         None, description="a table that predicts the latency of each candidate; null for none"
     )
     warm_start: EarlierSearch | None = Field(
-        None, description="an earlier search whose scores are known from the start; its best enter generation 0"
+        None, description="an earlier search whose scores are reused; its best candidates enter generation 0"
     )
     budgets: tuple[float, ...] | None = Field(
         None,
@@ -255,20 +257,20 @@ class EvaluateSubnet(Frozen):
 
 
 class RegisterModel(Frozen):
-    """The names keep to MLflow's rules, which it applies only after the training."""
+    """Names are checked by MLflow's rules here; MLflow itself would check them only after the training."""
 
     model_name: str = Field(
         min_length=1,
         max_length=LONGEST_MODEL_NAME,
-        description="in MLflow's registry; with search_subnet.budgets, -0.1m and so on is appended",
+        description="name in MLflow's registry; with search_subnet.budgets, -0.1m and so on is appended",
     )
     alias: str = Field(
         "champion",
         min_length=1,
         max_length=255,
-        description="of the version to use; moves to each version that is registered",
+        description="alias of the version to use; moves to each new version",
     )
-    min_top1_percent: float = Field(ge=0, le=100, description="test accuracy below which nothing is registered")
+    min_top1_percent: float = Field(ge=0, le=100, description="minimum test accuracy of a registered model")
 
     @field_validator("model_name")
     @classmethod

@@ -1,11 +1,11 @@
-"""Signals that stop a step: SIGTERM, SIGINT and SIGHUP raise `Stopped` once, at a moment that does no harm.
+"""Signals that stop a step: SIGTERM, SIGINT and SIGHUP raise `Stopped` once, at a safe moment.
 
 Outside of `delay_signals` a signal raises `Stopped` at once, so that unfinished folders are removed and the MLflow run
-ends. Inside of it the signal waits until the block ends, or until the block asks. Later signals are ignored: a terminal
-and a runner both send one, and the second must not interrupt the clean-up that the first has begun.
+ends. Inside, the signal waits until the block ends or polls. Later signals are ignored: a terminal and a runner may
+both send one, and the second must not interrupt the clean-up after the first.
 
-Python drops an exception that is raised in a finaliser or a weakref callback, and some libraries drop any. So a timer
-raises `Stopped` again until it is handled somewhere, and work that ends without it raises it at the end of `stoppable`.
+Python drops an exception that is raised in a finaliser or a weakref callback, and some libraries drop any exception. So
+a timer raises `Stopped` again until it is handled. If the work ends without it, `stoppable` raises it at its end.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ RAISE_AGAIN_SECONDS = 0.5
 
 
 class Stopped(SystemExit):
-    """A signal stops the process. The exit code is 128 and the signal's number, as in shells."""
+    """A signal stops the process. The exit code is 128 plus the signal's number, as in shells."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.signal = signal.Signals(number).name
-        self.note = ""  # progress so far: " at step 12 of 40"
+        self.note = ""  # progress so far, such as " at step 12 of 40"
 
     def __str__(self) -> str:
         return f"stopped by {self.signal}{self.note}"
@@ -37,17 +37,17 @@ class Stopped(SystemExit):
 class _State:
     received: int | None = None  # the signal
     received_at = 0.0  # seconds of the monotonic clock
-    delays = 0  # blocks of `delay_signals` that are entered
+    delays = 0  # number of entered `delay_signals` blocks
     listening = False
-    delivered = False  # an exception has reached the end of `stoppable` after the signal
+    delivered = False  # whether an exception has reached the end of `stoppable` after the signal
     on_signal: Callable[[], None] | None = None
 
 
 @contextlib.contextmanager
 def stoppable(on_signal: Callable[[], None] | None = None) -> Iterator[None]:
-    """While entered, a signal raises `Stopped` in the main thread; a signal that was ignored before stays so.
+    """A context in which a signal raises `Stopped` in the main thread; signals ignored before stay ignored.
 
-    After a signal the handlers stay in place, so that a second one cannot end the process during its clean-up.
+    After a signal the handlers stay, so that a second signal cannot end the process during its clean-up.
 
     Args:
         on_signal: called before `Stopped` is raised.
@@ -78,7 +78,7 @@ def stoppable(on_signal: Callable[[], None] | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def delay_signals() -> Iterator[Callable[[], bool]]:
-    """While entered, a signal waits; the yielded function returns whether one has come. Leaving raises `Stopped`."""
+    """A context that delays signals to its end. The yielded function returns whether a signal has come."""
     _State.delays += 1
     try:
         yield lambda: _State.received is not None
@@ -93,12 +93,12 @@ def received_signal() -> int | None:
 
 
 def seconds_since_signal() -> float | None:
-    """Seconds since a signal came, if one has: who stops a process kills it after a while."""
+    """Seconds since the signal, or None: whoever sent it may soon kill the process."""
     return None if _State.received is None else time.monotonic() - _State.received_at
 
 
 def receive_signal(number: int) -> None:
-    """Treat the signal of another process as received here; call it inside of `delay_signals`."""
+    """Treat another process's signal as received here; call it inside of `delay_signals`."""
     if _State.received is None:
         _State.received_at, _State.received = time.monotonic(), number
 
@@ -119,7 +119,7 @@ def _raise(number: int) -> NoReturn:
 
 
 def _raise_again(number: int, frame: FrameType | None) -> None:
-    """Raise `Stopped` again, unless the clean-up for it is at work: then it is the exception being handled."""
+    """Raise `Stopped` again, unless its clean-up is running, during which it is the exception being handled."""
     handled = sys.exception()
     while handled is not None and not isinstance(handled, Stopped):
         handled = handled.__context__
@@ -128,7 +128,7 @@ def _raise_again(number: int, frame: FrameType | None) -> None:
 
 
 def _reset_in_child() -> None:
-    """A forked child, such as a loader's worker, ends by SIGTERM, and leaves Ctrl-C to its parent."""
+    """Reset signals in a forked child, such as a loader's worker: SIGTERM ends it, Ctrl-C is left to its parent."""
     if _State.listening:
         _State.listening = False
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""CSV tables with stated columns; a cell is empty where a row has no value."""
+"""CSV tables with named columns; a missing value is an empty cell."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from autoformer.reading import read_bytes
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write the whole file or nothing. Floats read back as the same numbers."""
+    """Write a table, whole or not at all. Floats are restored exactly by reading."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
@@ -22,9 +22,9 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
 
 
 def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The rows of a table, as text. Raises `AutoFormerError`, which names the file, where it is missing or damaged.
+    """The rows of a table as text. Raises `AutoFormerError` naming the file if it is missing or damaged.
 
-    `columns`: that it must have.
+    `columns`: required columns.
     """
     try:
         text = read_bytes(path, BOUNDS.csv_bytes).decode("utf-8-sig")  # spreadsheets write a BOM

@@ -1,8 +1,8 @@
 """The work folder of a step, its key, and the provenance of its result.
 
-Checkpoints lie in `work/<step>/<key>/`, outside the folders of DVC and of KFP: DVC deletes a stage's outputs before it
+Checkpoints are in `work/<step>/<key>/`, outside the folders of DVC and KFP: DVC deletes a stage's outputs before it
 runs the stage again, and kfp.local makes a new folder each time. The key is a hash of everything that decides the
-result, so that a step that was killed finds its own checkpoints, and no others.
+result, so a restarted step finds its own checkpoints and no others.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ def work_root() -> Path:
 
 
 def known_hashes() -> HashCache:
-    """The checksums of large archives, which every step compares with the card."""
+    """The cached checksums of large archives, which every step compares with the card."""
     return HashCache(work_root() / "checksums.jsonl")
 
 
 def work_key(provenance: Mapping[str, Any]) -> str:
-    """The name of a work folder: equal work has equal provenance."""
+    """The key of a work folder: a hash of the provenance."""
     return hash_value(dict(provenance))[:16]
 
 
@@ -43,7 +43,7 @@ class Workspace:
     Args:
         step: the step's name.
         config: the configuration.
-        inputs: name -> file or folder that the step reads; their content is part of the key.
+        inputs: name -> file or folder that the step reads; its content is part of the key.
     """
 
     def __init__(self, step: str, config: Config, inputs: Mapping[str, Path]) -> None:
@@ -66,7 +66,7 @@ class Workspace:
 
 
 class Record:
-    """`run.json`: clocks, run ids and rates. They differ between two equal runs, and so stand apart from the result."""
+    """`run.json`: times, run ids and rates, which differ between equal runs and so are not in the result."""
 
     def __init__(self, path: Path, step: str) -> None:
         self.path = path
@@ -75,7 +75,7 @@ class Record:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self.path.parent):  # fails now, not hours later, where it cannot be written
+        with tempfile.TemporaryFile(dir=self.path.parent):  # fails now instead of after hours if it cannot be written
             return self
 
     def __exit__(

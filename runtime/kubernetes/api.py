@@ -1,4 +1,4 @@
-"""The Kubernetes API as far as a launcher needs it: repeated while it does not answer, one line where it refuses."""
+"""The part of the Kubernetes API that a launcher needs, with retries during outages and one line per refusal."""
 
 import contextlib
 import json
@@ -14,11 +14,11 @@ from runtime.common.exit_codes import LOST, JobFailed
 from runtime.common.retrying import doubling, retry, within
 from runtime.kubernetes.job import CONTAINER, GROUP, PLURAL, POD_INDEX, POD_JOB, VERSION
 
-RETRIED = (408, 410, 429, 500, 502, 503, 504)  # statuses that may pass
+RETRIED = (408, 410, 429, 500, 502, 503, 504)  # temporary statuses
 NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 MANIFESTS = "pipeline/manifests/training"
 TIMEOUT_SECONDS = (10, 30)  # to connect, and between two parts of the answer
-LAST_SECONDS = (0.4, 0.5)  # the same for a process that is about to be killed
+LAST_SECONDS = (0.4, 0.5)  # the same, shortly before this process is killed
 TRAINJOBS = f"{PLURAL}.{GROUP}"
 _WITH_PODS = {"propagationPolicy": "Foreground"}
 Object = dict[str, Any]
@@ -28,9 +28,9 @@ class Patience(NamedTuple):
     """Intervals and time limits of a launcher."""
 
     poll_seconds: float = 10.0  # between two requests for a job's state
-    pause_seconds: float = 0.5  # before the first repetition of a request; doubled up to poll_seconds, with jitter
-    outage_seconds: float = 900.0  # that the API may be away
-    silent_seconds: float = 60.0  # without a line of the log, after which it is requested again
+    pause_seconds: float = 0.5  # before the first retry of a request; doubled up to poll_seconds, with jitter
+    outage_seconds: float = 900.0  # maximum outage of the API
+    silent_seconds: float = 60.0  # without a log line, after which the log is requested again
     drain_seconds: float = 20.0  # for the last lines of a log, and for the deletion of a job
 
 
@@ -38,7 +38,7 @@ PATIENCE = Patience()
 
 
 class RefusedError(Exception):
-    """The API refuses a request, and will do so again."""
+    """The API refuses a request; a retry is useless."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -57,17 +57,17 @@ class KubernetesApi:
 
         api_client = client.ApiClient(configuration)
         self._jobs, self._core = client.CustomObjectsApi(api_client), client.CoreV1Api(api_client)
-        # Of its own for `delete_at_once`: a signal may come while locks of the other client are held.
+        # A separate client for `delete_at_once`: a signal may come while the other one holds its locks.
         self._last_jobs = client.CustomObjectsApi(client.ApiClient(configuration))
         self.namespace, self._patience = namespace, patience
         self._kind = (GROUP, VERSION, namespace, PLURAL)
 
     @classmethod
     def connect(cls, patience: Patience, namespace: str = "") -> "KubernetesApi":
-        """The cluster of this pod, or that of `KUBECONFIG`; without a namespace, in that of the pod or the context.
+        """Connect to the cluster of this pod, or of `KUBECONFIG`; by default in the namespace of pod or context.
 
         Raises:
-            AutoFormerError: there is neither, or no namespace.
+            AutoFormerError: there is no cluster, or no namespace.
         """
         from kubernetes import client, config
 
@@ -81,15 +81,15 @@ class KubernetesApi:
             raise AutoFormerError(
                 f"no cluster to launch a job in ({error}); run it in a pod, or set KUBECONFIG"
             ) from None
-        configuration.retries = False  # `_request` repeats requests, and reports it
+        configuration.retries = False  # `_request` retries, and reports it
         return cls(configuration, namespace or _namespace(), patience)
 
     def create(self, manifest: Object) -> Object | None:
-        """Create a job; None where one of its name exists."""
+        """Create a job; None if one of its name exists."""
         return self._request("create", self._jobs.create_namespaced_custom_object, *self._kind, manifest, none_for=409)
 
     def get(self, name: str) -> Object | None:
-        """A job; None where there is none of that name."""
+        """The job of that name; None if there is none."""
         return self._request("get", self._jobs.get_namespaced_custom_object, *self._kind, name, none_for=404)
 
     def jobs(self, labels: Mapping[str, str]) -> list[Object]:
@@ -99,16 +99,16 @@ class KubernetesApi:
         return list(self._request("list", call, *self._kind, label_selector=selector)["items"])
 
     def patch(self, name: str, change: Object) -> None:
-        """Merge `change` into a job, where it still exists."""
+        """Merge `change` into a job, if it still exists."""
         self._request("patch", self._jobs.patch_namespaced_custom_object, *self._kind, name, change, none_for=404)
 
     def delete(self, name: str) -> None:
-        """Delete a job with its pods, where it still exists."""
+        """Delete a job with its pods, if it still exists."""
         call = self._jobs.delete_namespaced_custom_object
         self._request("delete", call, *self._kind, name, body=_WITH_PODS, none_for=404)
 
     def delete_at_once(self, name: str) -> None:
-        """Request a job's deletion once, within a second, whatever the answer. For a signal's handler."""
+        """Request a job's deletion once, within a second, and ignore the answer. For signal handlers."""
         with contextlib.suppress(OSError, RefusedError), _translate_errors():
             call = self._last_jobs.delete_namespaced_custom_object
             call(*self._kind, name, body=_WITH_PODS, _preload_content=False, _request_timeout=LAST_SECONDS)
@@ -120,21 +120,21 @@ class KubernetesApi:
         return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
     def events(self, about: str) -> list[str]:
-        """The events about the object of that name, a line each, oldest first."""
+        """The events about the object of that name, one line each, oldest first."""
         call, selector = self._core.list_namespaced_event, f"involvedObject.name={about}"
         events = self._request("list", call, self.namespace, field_selector=selector, resource="events")["items"]
         events.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime")))
         return [f"{event.get('type')} {event.get('reason')}: {event.get('message')}" for event in events]
 
     def log(self, pod: str, follow: bool = False, container: str = CONTAINER, **options: int | None) -> Iterator[str]:
-        """The lines of a pod's log, each after its time.
+        """The lines of a pod's log, each with its time in front.
 
         Args:
-            follow: yield lines as they are written, except one without an end of line.
+            follow: yield lines as they are written, without an unfinished last line.
             options: `since_seconds`, `tail_lines`.
 
         Raises:
-            RefusedError: 404 where the pod does not exist.
+            RefusedError: 404 if the pod does not exist.
             OSError: the connection broke, or no line has come for `silent_seconds`.
         """
         from kubernetes.watch import Watch
@@ -150,14 +150,14 @@ class KubernetesApi:
                 yield from filter(None, text.split("\n"))
 
     def hurry(self) -> None:
-        """From now on wait for an API that is away only as long as a process that is being stopped may take."""
+        """Shorten the maximum outage from now on: this process is being stopped."""
         self._patience = self._patience._replace(outage_seconds=self._patience.drain_seconds)
 
     def _request(
         self, verb: str, call: Callable[..., Any], *arguments: Any,
         resource: str = TRAINJOBS, none_for: int | None = None, **options: Any,
     ) -> Any:  # fmt: skip
-        """The parsed answer to a request, or None where its status is `none_for`.
+        """The parsed answer to a request, or None if its status is `none_for`.
 
         Raises:
             AutoFormerError: the API refuses it.
@@ -172,7 +172,7 @@ class KubernetesApi:
 
         def report(error: OSError, failures: int) -> None:
             nonlocal reported
-            if failures == 2:  # a single failure is not worth a line
+            if failures == 2:  # do not report a single failure
                 print_line(f"the Kubernetes API does not answer ({error}); asking again", sys.stderr)
                 reported = True
 
@@ -208,13 +208,13 @@ class KubernetesApi:
 
 
 def index_of(pod: Object) -> int:
-    """The machine of the job that a pod is, from 0."""
+    """The index of a pod's machine in the job, from 0."""
     marks = {**pod["metadata"].get("annotations", {}), **pod["metadata"].get("labels", {})}
     return int(marks.get(POD_INDEX, 0))
 
 
 def container_state(pod: Object) -> Object:
-    """The state of a pod's container: {"running" | "waiting" | "terminated": …}, empty where there is none."""
+    """The state of a pod's container: {"running" | "waiting" | "terminated": …}, empty if unknown."""
     for status in pod.get("status", {}).get("containerStatuses") or []:
         if status["name"] == CONTAINER:
             return dict(status.get("state") or {})
@@ -223,7 +223,7 @@ def container_state(pod: Object) -> Object:
 
 @contextlib.contextmanager
 def _translate_errors() -> Iterator[None]:
-    """Raise `RefusedError` for a refusal, and `OSError` with a short message for what may pass."""
+    """Raise `RefusedError` for a refusal, and `OSError` with a short message for a temporary failure."""
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
 
@@ -239,7 +239,7 @@ def _translate_errors() -> Iterator[None]:
 
 
 def _message(error: Any) -> str:
-    """The message of the Status that the API refuses with."""
+    """The message in the API's Status object."""
     try:
         return str(json.loads(error.body)["message"])
     except (ValueError, TypeError, KeyError):

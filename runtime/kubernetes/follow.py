@@ -1,4 +1,4 @@
-"""Follow a job to its end, and explain a bad one."""
+"""Follow a job to its end, and explain a failure."""
 
 import contextlib
 import re
@@ -16,23 +16,23 @@ from runtime.kubernetes.job import REPLICATED
 from runtime.kubernetes.log import LogThread
 
 DEADLINE = 124
-TAIL_LINES = 30  # of a failed pod's log
+TAIL_LINES = 30  # printed from a failed pod's log
 SHOWN_EVENTS = 10
-MISSING_POLLS = 3  # in which pods are missing, before the events are read for the reason
-_SECONDARY = (LOST, *(128 + number for number in SIGNALS))  # codes of machines that ended because another one did
+MISSING_POLLS = 3  # polls with missing pods, after which the events are read
+_SECONDARY = (LOST, *(128 + number for number in SIGNALS))  # exit codes caused by the end of another machine
 
 
 def condition(job: Object, kind: str) -> Object | None:
-    """The condition of that kind, where it holds."""
+    """The job's condition of that kind, if it is true."""
     conditions = job.get("status", {}).get("conditions") or []
     return next((each for each in conditions if each["type"] == kind and each["status"] == "True"), None)
 
 
 def follow_job(api: KubernetesApi, name: str, step: str, patience: Patience) -> None:
-    """Wait until a job is complete; print the log of its first machine, and what it waits for.
+    """Wait until a job is complete. Prints the log of its first machine, and the reasons of waits.
 
     Raises:
-        JobFailed: why it did not complete, with the exit code of the container that failed first.
+        JobFailed: the reason, and the exit code of the container that failed first.
     """
     log, report = LogThread(api, name, patience), _Report(api, step, name)
     log.start()
@@ -57,14 +57,14 @@ def follow_job(api: KubernetesApi, name: str, step: str, patience: Patience) -> 
 
 
 class _Report:
-    """Prints what a job waits for, each reason once."""
+    """Prints why a job waits, each reason once."""
 
     def __init__(self, api: KubernetesApi, step: str, name: str) -> None:
         self._api, self._step, self._name = api, step, name
         self._suspended = False
         self._printed: set[str] = set()  # reasons
         self._first: str | None = None  # uid of machine 0's pod
-        self._missing = 0  # polls in a row in which pods were missing
+        self._missing = 0  # consecutive polls with missing pods
 
     def update(self, job: Object, pods: list[Object]) -> None:
         suspended = condition(job, "Suspended") is not None
@@ -85,16 +85,16 @@ class _Report:
         self._explain_missing(job["spec"]["trainer"]["numNodes"], len({index_of(pod) for pod in pods}))
 
     def _explain_missing(self, machines: int, count: int) -> None:
-        """Print the events of TrainJob and JobSet where no quota or policy lets their pods be created."""
+        """Print the events of TrainJob and JobSet, if their pods are missing: a quota or policy may forbid them."""
         self._missing = self._missing + 1 if count < machines and not self._suspended else 0
         if self._missing < MISSING_POLLS:
             return
         if self._missing == MISSING_POLLS:
             self._say(f"the job {self._name} has {count} of {machines} pods; waiting")
         for owner in (self._name, f"{self._name}-{REPLICATED}-0"):  # the JobSet has the TrainJob's name
-            with contextlib.suppress(AutoFormerError):  # without permission for events the job is followed all the same
+            with contextlib.suppress(AutoFormerError):  # events need a permission that following the job does not
                 for line in self._api.events(owner):
-                    # Each attempt names another pod.
+                    # Each attempt has another pod name.
                     reason = re.sub(rf"({re.escape(owner)}-\d+)-[a-z0-9]{{5}}\b", r"\1", line)
                     self._say_once(reason, f"{owner}: {line}")
 
@@ -108,7 +108,7 @@ class _Report:
 
 
 def _waiting_reason(pod: Object) -> str | None:
-    """Why a pod does not start: no machine for it, no image, a missing secret or volume."""
+    """Why a pod does not start: no free machine, no image, a missing secret or volume."""
     for each in pod.get("status", {}).get("conditions") or []:
         if each["type"] == "PodScheduled" and each["status"] == "False":
             return f"{each.get('reason', '')}: {each.get('message', '')}".strip(": ") or None
@@ -123,7 +123,7 @@ def _waiting_reason(pod: Object) -> str | None:
 
 
 class _End(NamedTuple):
-    """How a machine's container failed. `why`: its last words, or the reason that Kubernetes gives."""
+    """The end of a machine's container. `why`: the step's error line, or Kubernetes' reason."""
 
     pod: Object
     code: int
@@ -139,7 +139,7 @@ def _failure(api: KubernetesApi, job: Object, failed: Object, pods: list[Object]
             "deadline_seconds; the same command goes on from the last checkpoint",
             DEADLINE,
         )
-    # Bad input before all else, then what failed by itself, then what ended because of it; the earliest of a kind.
+    # Bad input first, then primary failures, then secondary ones; the earliest of each kind.
     ends = [end for end in map(_end, pods) if end is not None]
     first = min(ends, key=lambda end: (end.code != BAD_INPUT, end.code in _SECONDARY, end.at), default=None)
     if first is None:
@@ -148,14 +148,14 @@ def _failure(api: KubernetesApi, job: Object, failed: Object, pods: list[Object]
         return JobFailed(f"the job {name} failed ({reason}); none of its pods is left to say more", 1)
     pod = first.pod["metadata"]["name"]
     _print_errors([f"last lines of {pod}:"])
-    with contextlib.suppress(OSError, RefusedError):  # the pod may be gone with its machine
+    with contextlib.suppress(OSError, RefusedError):  # the pod may have been lost with its machine
         _print_errors(f"  {line.partition(' ')[2]}" for line in api.log(pod, tail_lines=TAIL_LINES))
     _print_errors(_events(api, pod))
     return JobFailed(f"machine {index_of(first.pod)} of {machines}: {first.why}", first.code)
 
 
 def _end(pod: Object) -> _End | None:
-    """None where a pod has not failed."""
+    """The failure of a pod; None if it has not failed."""
     status = pod.get("status", {})
     ended = container_state(pod).get("terminated")
     if ended and ended.get("exitCode"):

@@ -1,4 +1,4 @@
-"""The `TrainJob` of a step: settings, step and arguments -> manifest. Pure."""
+"""The manifest of a step's `TrainJob`, a pure function of settings, step and arguments."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,26 +8,26 @@ from runtime.kubernetes.settings import JobSettings
 
 SHARED_STEPS = ("train_supernet", "search_subnet", "retrain_subnet")  # the steps that several machines can share
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
-MANAGER = "autoformer/launcher"  # of our patch of the runtime; other managers, as Kueue, have theirs
+MANAGER = "autoformer/launcher"  # of our runtime patch; other managers, such as Kueue, have their own
 CONTAINER, REPLICATED = "node", "node"  # Trainer's names
 RUN, STEP, ATTEMPT = "autoformer/run", "autoformer/step", "autoformer/attempt"
 POD_JOB, POD_INDEX = "jobset.sigs.k8s.io/jobset-name", "batch.kubernetes.io/job-completion-index"
 
 
 class Launch(NamedTuple):
-    """A step to launch, and the pod that launches it."""
+    """A step to launch, and its launching pod."""
 
     step: str
     argv: Sequence[str]
-    run: str = "by-hand"  # id of the KFP run, or a word of the user
-    pod: str = ""  # empty by hand, as is its uid
+    run: str = "by-hand"  # id of the KFP run, or any name
+    pod: str = ""  # empty for a manual launch, like its uid
     pod_uid: str = ""
-    inputs: str = ""  # hash of what the step reads besides configuration and data
+    inputs: str = ""  # hash of the step's inputs other than configuration and data
 
     def work(self, settings: JobSettings) -> str:
         """The first ten letters of a hash of run, step, image, machines, configuration, data and inputs.
 
-        The paths of inputs are left out: KFP changes them when it retries a task.
+        Paths of inputs are not included: KFP changes them when it retries a task.
         """
         values = dict(zip(self.argv[::2], self.argv[1::2], strict=False))
         arguments = {name: values.get(name) for name in ("--config", "--data")}
@@ -35,16 +35,16 @@ class Launch(NamedTuple):
         return hash_value([self.run, self.step, *machines, arguments, self.inputs])[:10]
 
     def name(self, settings: JobSettings, attempt: int) -> str:
-        """A DNS label that begins with a letter, short enough for the names of the job's pods."""
+        """The job's name: a DNS label that begins with a letter, short enough for the pod names."""
         return f"{self.step.replace('_', '-')}-{self.work(settings)}-{attempt}"
 
     def labels(self, settings: JobSettings) -> dict[str, str]:
-        """The labels that all attempts at the same work carry."""
+        """The labels of all attempts at the same work."""
         return {RUN: label(self.run), STEP: self.step, "autoformer/work": self.work(settings)}
 
 
 def label(text: str) -> str:
-    """A text as the value of a label, or its hash where a label does not allow it."""
+    """A text as the value of a label, or its hash if it is not allowed there."""
     plain = text.replace("-", "").replace("_", "").replace(".", "")
     ends = text[:1].isalnum() and text[-1:].isalnum()
     return text if plain.isalnum() and plain.isascii() and ends and len(text) <= 63 else hash_value(text)[:16]
@@ -63,10 +63,10 @@ def manifest(
     Args:
         launch: the step, and the launching pod.
         settings: the machines.
-        attempt: from 1; each has a name of its own.
+        attempt: number from 1, part of the job's name.
         folder: the root of the job's `runtime.kubernetes.job_folder.JobFolder`.
-        arguments: of the step, with paths in that folder.
-        environment: variables that the step inherits of the launching pod; those of the settings override them.
+        arguments: arguments of the step, with paths in that folder.
+        environment: variables inherited from the launching pod; those of the settings override them.
     """
     name = launch.name(settings, attempt)
     labels = {
@@ -100,7 +100,7 @@ def manifest(
 
 
 def owners(launch: Launch) -> list[dict[str, Any]]:
-    """The owner reference by which a job is deleted with its launching pod. It does not block the pod's deletion."""
+    """The owner reference with which a job is deleted together with its launching pod, without blocking that."""
     return [{"apiVersion": "v1", "kind": "Pod", "name": launch.pod, "uid": launch.pod_uid, "blockOwnerDeletion": False}]
 
 
@@ -123,7 +123,7 @@ def _variables(settings: JobSettings, environment: Mapping[str, str]) -> list[di
 
 
 def _runtime_patch(settings: JobSettings, labels: Mapping[str, str]) -> dict[str, Any]:
-    """The part of the runtime that each job sets: nodes, volumes, identity, and the size of /dev/shm."""
+    """The job's patch of the runtime: nodes, volumes, identity, and the size of /dev/shm."""
     claims = list(dict.fromkeys((volume.claim, volume.read_only) for volume in settings.volumes))
     names = {claim: f"volume-{number}" for number, claim in enumerate(claims)}
     volumes = [
@@ -152,5 +152,5 @@ def _runtime_patch(settings: JobSettings, labels: Mapping[str, str]) -> dict[str
 
 
 def _present(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is not set."""
+    """The mapping without empty values."""
     return {name: value for name, value in values.items() if value}

@@ -1,9 +1,9 @@
 """The folder with the files of a job on several machines.
 
-KFP hands a step's files to the launcher's pod, where the job's pods do not see them. So the launcher copies what the
-step reads, some megabytes and the supernet, to `<folder>/inputs/<name>`, and what it writes from
-`<folder>/outputs/<name>`. The folder lies on a volume that several machines mount, or in the store. The data themselves
-are never copied: `--data` is a path or a URI that means the same everywhere.
+KFP passes a step's files to the launcher's pod, where the job's pods cannot read them. So the launcher copies the
+step's inputs, some megabytes and the supernet, to `<folder>/inputs/<name>`, and its outputs from
+`<folder>/outputs/<name>`. The folder is on a volume that several machines mount, or in the store. The data set is never
+copied: `--data` is a path or a URI that is valid everywhere.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ SAME_EVERYWHERE = ("--config", "--set", "--data")
 
 
 class JobFolder(NamedTuple):
-    """The folder of one job. Its parts `inputs`, `outputs` and `closed` are there whole or not at all."""
+    """The folder of one job. Its parts `inputs`, `outputs` and `closed` exist completely or not at all."""
 
     root: str  # a path, or s3://bucket/folder
 
     @classmethod
     def of_job(cls, settings: JobSettings, job: str) -> Self:
-        """In the store where there is one, else on the volume that all pods mount.
+        """The folder in the store if there is one, else on the volume that all pods mount.
 
         Raises:
-            AutoFormerError: there is neither, or the volume is not mounted here.
+            AutoFormerError: there is no store and no volume, or the volume is not mounted here.
         """
         store = os.environ.get("AUTOFORMER_STORE")
         if store:
@@ -58,7 +58,7 @@ class JobFolder(NamedTuple):
     # --- for the launcher ---
 
     def put_inputs(self, argv: Sequence[str]) -> list[str]:
-        """Copy what the step reads; returns the arguments for the job's pods."""
+        """Copy the step's inputs; return the arguments for the job's pods."""
         arguments: list[str] = []
         with self._put("inputs") as folder:
             folder.mkdir()
@@ -72,7 +72,7 @@ class JobFolder(NamedTuple):
         return arguments
 
     def mark_closed(self) -> None:
-        """Record that the job is over: a launcher that no longer finds the job uses its name no second time."""
+        """Record that the job has ended, so that a launcher that no longer finds it does not reuse its name."""
         with self._put("closed") as folder:
             folder.mkdir()
 
@@ -83,7 +83,7 @@ class JobFolder(NamedTuple):
         return Path(self.root, "closed").exists()
 
     def has_outputs(self, argv: Sequence[str]) -> bool:
-        """Whether all outputs of the step are there."""
+        """Whether all outputs of the step exist."""
         if self.in_store:
             return storage.exists(f"{self.root}/outputs/{MANIFEST}")
         return all(Path(self.root, "outputs", name).exists() for name, _ in _outputs(argv))
@@ -99,7 +99,7 @@ class JobFolder(NamedTuple):
 
     @contextlib.contextmanager
     def local_arguments(self, arguments: Sequence[str]) -> Iterator[tuple[list[str], Callable[[], object]]]:
-        """The step's arguments with paths of this machine, and a function that sends its outputs to the folder."""
+        """The step's arguments with local paths, and a function that uploads its outputs to the folder."""
         if not self.in_store:
             yield list(arguments), lambda: None
             return
@@ -114,7 +114,7 @@ class JobFolder(NamedTuple):
 
     @contextlib.contextmanager
     def _put(self, name: str) -> Iterator[Path]:
-        """A path for the caller to make a folder at, which then becomes a part."""
+        """Yield a path at which the caller creates a folder, which then becomes a part."""
         if not self.in_store:
             with replacing(Path(self.root, name)) as temporary:
                 yield temporary
@@ -125,7 +125,7 @@ class JobFolder(NamedTuple):
 
     @contextlib.contextmanager
     def _get(self, name: str) -> Iterator[Path]:
-        """A part as a local folder, to read."""
+        """Yield a part as a local folder, for reading."""
         if not self.in_store:
             yield Path(self.root, name)
             return
@@ -149,18 +149,18 @@ def pairs(argv: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def inputs_hash(argv: Sequence[str]) -> str:
-    """A hash of the content of all that the step reads besides configuration and data."""
+    """A hash of the content of the step's inputs other than configuration and data."""
     inputs = {name: value for name, value in pairs(argv) if name not in (*SAME_EVERYWHERE, *OUTPUTS)}
     return hash_value({name: hash_path(Path(value)) for name, value in inputs.items()})
 
 
 def _file_name(name: str, value: str) -> str:
-    """The name of a file or folder in its part; the suffix stays."""
+    """The name of a file or folder in its part; the suffix is kept."""
     return name.removeprefix("--") + Path(value).suffix
 
 
 def _outputs(argv: Sequence[str]) -> list[tuple[str, Path]]:
-    """The step's outputs: the name in the folder, and the path of the argument."""
+    """The step's outputs: name in the folder, and path in the arguments."""
     return [(_file_name(name, value), Path(value)) for name, value in pairs(argv) if name in OUTPUTS]
 
 

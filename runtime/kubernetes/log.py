@@ -1,4 +1,4 @@
-"""The log of a job's first machine, line by line, over connections that break and pods that are started again."""
+"""The log of a job's first machine, line by line, across broken connections and restarted pods."""
 
 import math
 import re
@@ -10,31 +10,31 @@ from datetime import UTC, datetime
 from runtime.common.console import print_line
 from runtime.kubernetes.api import MANIFESTS, KubernetesApi, Object, Patience, RefusedError, container_state, index_of
 
-SKEW_SECONDS = 300  # that the clocks of two machines may differ
+SKEW_SECONDS = 300  # maximum difference between the clocks of two machines
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
 class Position:
-    """How far one pod's log is read, so that a new connection continues where the former one broke.
+    """The position in one pod's log, from which a new connection continues.
 
-    Several lines may have the same time: those of the last one are counted.
+    Several lines may have the same time, so those with the last time are counted.
     """
 
     def __init__(self) -> None:
         self.last = ""  # time of the last line
-        self.count = 0  # lines of that time
+        self.count = 0  # lines with that time
         self.finished = False
 
     @property
     def since_seconds(self) -> int | None:
-        """How far back to read again: the API compares with the clock of the pod's machine."""
+        """Seconds to read again, with a margin for clock differences: the API uses the clock of the pod's machine."""
         if not self.last:
             return None
         age = datetime.now(UTC) - datetime.fromisoformat(self.last)
         return max(0, math.ceil(age.total_seconds())) + SKEW_SECONDS
 
     def new_lines(self, lines: Iterator[str]) -> Iterator[str]:
-        """Those lines of a connection that no earlier one has read, without their times."""
+        """The lines of a connection that were not read before, without their times."""
         last, count = self.last, self.count
         for line in lines:
             time, _, text = line.partition(" ")
@@ -73,7 +73,7 @@ class LogThread(threading.Thread):
         self._stopping.set()
 
     def end(self) -> None:
-        """Print what is left, once the containers have ended, within `drain_seconds`."""
+        """Print the rest after the containers have ended, within `drain_seconds`."""
         self._ending.set()
         if self.is_alive():
             self.join(self._patience.drain_seconds)
@@ -92,9 +92,9 @@ class LogThread(threading.Thread):
                 self._ending.wait(pause if self._lines > lines else poll)
 
     def _read(self, pod: Object, ending: bool) -> bool:
-        """Print new lines; returns whether the container has ended and its log is read to its end.
+        """Print new lines; return whether the container has ended and its log is complete.
 
-        A connection that breaks is no reason to end.
+        A broken connection is not an error.
         """
         name, ended = pod["metadata"]["name"], ending or "terminated" in container_state(pod)
         position = self._positions.setdefault(pod["metadata"].get("uid", name), Position())
@@ -109,7 +109,7 @@ class LogThread(threading.Thread):
             if refused.status == 403 and not self._is_forbidden:
                 self._is_forbidden = True
                 print_line(f"the log of {name} may not be read; apply {MANIFESTS}: {refused}", sys.stderr)
-            position.finished = ended and refused.status in (403, 404)  # 404: the pod is gone, and its log with it
+            position.finished = ended and refused.status in (403, 404)  # 404: the pod is deleted
         except OSError:
             pass
         else:

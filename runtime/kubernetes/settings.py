@@ -1,7 +1,7 @@
-"""The settings of a TrainJob, as `AUTOFORMER_JOB` holds them in JSON, and what a cluster's settings share with them.
+"""The settings of a TrainJob, passed as JSON in `AUTOFORMER_JOB`, and the parts shared with a cluster's settings.
 
-`pipeline.cluster.settings` writes the variable into the environment of each task with more than one machine; the task's
-pod then launches a TrainJob instead of the step. It holds names of secrets, and no secret.
+`pipeline.cluster.settings` sets the variable for each task with more than one machine; the task's pod then launches a
+TrainJob instead of the step. It contains names of secrets, but no secrets.
 """
 
 import os
@@ -35,7 +35,7 @@ def _not_reserved(name: str) -> str:
 
 
 def as_text(value: Any) -> Any:
-    """A number of YAML as the text that an environment variable needs."""
+    """A YAML number as text, for an environment variable."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -54,18 +54,20 @@ GpuType = Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", descrip
 class Volume(Frozen):
     claim: Name = Field(description="a PersistentVolumeClaim; of access mode ReadWriteMany where several pods write")
     mount: Path = Field(description="its path in the pods")
-    read_only: bool = Field(False, description="in the pods of jobs; KFP mounts all claims writable")
+    read_only: bool = Field(False, description="read-only in the pods of jobs; KFP mounts all claims writable")
 
 
 class Toleration(Frozen):
-    key: str | None = Field(None, description="of the taint; null with operator Exists for any")
-    operator: Literal["Exists", "Equal"] = Field("Equal", description="whether the value counts")
-    value: str | None = Field(None, description="of the taint, with operator Equal")
+    key: str | None = Field(None, description="key of the taint; null with operator Exists for any taint")
+    operator: Literal["Exists", "Equal"] = Field("Equal", description="Equal compares the value, Exists does not")
+    value: str | None = Field(None, description="value of the taint, for operator Equal")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(None, description="null for any")
-    toleration_seconds: int | None = Field(None, ge=0, description="that a pod stays after NoExecute; null for ever")
+    toleration_seconds: int | None = Field(
+        None, ge=0, description="time that a pod stays after NoExecute; null for ever"
+    )
 
     def manifest(self) -> dict[str, Any]:
-        """In the form of Kubernetes."""
+        """The toleration as Kubernetes expects it."""
         values = self.model_dump(exclude_none=True)
         seconds = values.pop("toleration_seconds", None)
         return values if seconds is None else values | {"tolerationSeconds": seconds}
@@ -79,13 +81,15 @@ class Placement(Frozen):
 
 
 class EveryPod(Frozen):
-    """The settings of all pods of a run, those of tasks and those of jobs."""
+    """The settings of all pods of a run, of tasks and of jobs."""
 
-    service_account: Name | None = Field(None, description="of the pods; null for KFP's own")
+    service_account: Name | None = Field(None, description="service account of the pods; null for KFP's own")
     runtime: Name = Field("autoformer-training", description="the TrainingRuntime of jobs of several machines")
-    run_as_user: int | None = Field(None, gt=0, description="of the pods; null for the image's, which is not root")
-    run_as_group: int | None = Field(None, gt=0, description="of the pods, for volumes that belong to one")
-    labels: dict[LabelKey, Label] = Field({}, description="of every pod, beside our own")
+    run_as_user: int | None = Field(
+        None, gt=0, description="user id of the pods; null for the image's, which is not root"
+    )
+    run_as_group: int | None = Field(None, gt=0, description="group id of the pods, for volumes that belong to a group")
+    labels: dict[LabelKey, Label] = Field({}, description="labels of every pod, besides our own")
     env: dict[Variable, Text] = Field(
         {}, description="variables of every pod, nothing secret: where S3, MLflow and the store of large files are"
     )
@@ -94,9 +98,9 @@ class EveryPod(Frozen):
 
 class SecretVariable(Frozen):
     secret: Name = Field(description="name of the secret")
-    key: str = Field(min_length=1, description="in the secret")
+    key: str = Field(min_length=1, description="key in the secret")
     env: Variable = Field(description="variable that gets its value")
-    optional: bool = Field(False, description="whether a pod starts where the secret is not there")
+    optional: bool = Field(False, description="start pods even if the secret is missing")
 
 
 class JobSettings(EveryPod, Placement):
@@ -104,13 +108,13 @@ class JobSettings(EveryPod, Placement):
 
     nodes: int = Field(ge=1, description="machines")
     gpus: int = Field(ge=0, description="GPUs of each machine, one process each; 0 for one process on its CPUs")
-    image: str = Field(min_length=1, description="of the steps, by digest")
-    deadline_seconds: int = Field(86_400, gt=0, lt=2**31, description="after which the job is ended")
-    cpu: Quantity | None = Field(None, description="cores of each machine that are requested")
-    memory: Quantity | None = Field(None, description="of each machine, request and limit")
+    image: str = Field(min_length=1, description="image of the steps, by digest")
+    deadline_seconds: int = Field(86_400, gt=0, lt=2**31, description="time limit of the job")
+    cpu: Quantity | None = Field(None, description="requested cores of each machine")
+    memory: Quantity | None = Field(None, description="memory of each machine, request and limit")
     gpu_type: GpuType = "nvidia.com/gpu"
     secret_env: tuple[SecretVariable, ...] = Field((), description="variables that come from secrets")
-    shm: Quantity = Field("16Gi", description="shared memory of each machine, /dev/shm, of its memory")
+    shm: Quantity = Field("16Gi", description="size of /dev/shm on each machine, part of its memory")
     pull_secrets: tuple[Name, ...] = Field((), description="secrets with which nodes fetch the image")
     shared: Path | None = Field(
         None, description="folder on a volume that all see; null for the first volume that is not read-only"
@@ -129,7 +133,7 @@ class JobSettings(EveryPod, Placement):
 
     @property
     def processes(self) -> int:
-        """On each machine."""
+        """Processes on each machine."""
         return max(1, self.gpus)
 
     @classmethod
@@ -142,11 +146,11 @@ class JobSettings(EveryPod, Placement):
         return validated(cls, data, VARIABLE)
 
     def to_json(self) -> str:
-        """One line, the same for the same settings, without defaults."""
+        """The settings as one line of canonical JSON, without defaults."""
         return canonical_json(self.model_dump(mode="json", exclude_defaults=True))
 
 
 def job_settings(environment: Mapping[str, str] = os.environ) -> JobSettings | None:
-    """The settings of this task's job, or None where its step runs in the task's own pod."""
+    """The settings of this task's job; None if the step runs in the task's own pod."""
     text = environment.get(VARIABLE)
     return JobSettings.parse(text) if text else None

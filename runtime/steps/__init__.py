@@ -1,1 +1,1 @@
-"""The frame of a step: its command line, ranks, inputs and training loop, and its job on several machines."""
+"""Everything around a step: command line, ranks, inputs, training loop, and jobs on several machines."""

@@ -1,8 +1,8 @@
-"""The checkpoints of a training, in its work folder.
+"""The three checkpoints of a training, in its work folder.
 
-- The regular checkpoint is written every `checkpoint_steps` steps, and only where losses and weights are finite. A
-  rollback returns to it, so that the result does not depend on interruptions.
-- The beginning is what a rollback returns to until there is a regular checkpoint.
+- The regular checkpoint is written every `checkpoint_steps` steps, if losses and weights are finite. A rollback returns
+  to it, so the result does not depend on interruptions.
+- The beginning is the target of rollbacks before the first regular checkpoint.
 - The interrupted checkpoint is written when a signal stops the step, also between two rows of the history. It is read
   first, and deleted with the next regular one.
 
@@ -29,7 +29,7 @@ _REMEDY = "delete it to start again"
 
 
 class Checkpoints:
-    """The files of one training. `name`: of the files, without ending."""
+    """The files of one training. `name`: file name without suffix."""
 
     def __init__(self, opened: StepContext, name: str, world: World) -> None:
         self._mirror, self._world = opened.mirror, world
@@ -38,17 +38,17 @@ class Checkpoints:
         self._interrupted = opened.workspace.file(f"{name}-interrupted.pt")
 
     def newest(self) -> Path | None:
-        """This machine's checkpoint to resume from; None where there is none."""
+        """This machine's checkpoint to resume from; None if there is none."""
         return next((file for file in (self._interrupted, self._regular) if file.exists()), None)
 
     def newest_of_all(self) -> Path | None:
-        """Rank 0's newest checkpoint, copied to this machine. Every rank calls it."""
+        """Rank 0's newest checkpoint, copied to this machine. Collective: every rank must call it."""
         newest = self.newest()
         name = self._world.broadcast(None if newest is None else newest.name)
         return None if name is None else self._copied(name)
 
     def to_roll_back_to(self) -> Path:
-        """Rank 0's checkpoint for a rollback, copied to this machine. Every rank calls it."""
+        """Rank 0's checkpoint for a rollback, copied to this machine. Collective: every rank must call it."""
         file = self._regular if self._regular.exists() else self._beginning
         return self._copied(self._world.broadcast(file.name))
 
@@ -59,7 +59,7 @@ class Checkpoints:
         self._mirror.request_upload()
 
     def save_beginning(self, state: Callable[[], State]) -> None:
-        """Save the beginning, unless an earlier try has."""
+        """Save the beginning, unless it exists."""
         if not self._beginning.exists():
             self._save(self._beginning, state())
 
@@ -73,14 +73,14 @@ class Checkpoints:
         with replacing(file) as temporary, temporary.open("wb") as opened:
             try:
                 torch.save(state, opened)
-            except RuntimeError as error:  # torch's error is about the file's form; its cause is the disk's
+            except RuntimeError as error:  # torch reports a bad file; the cause is the disk error
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         self._mirror.request_upload()
 
 
 def load(file: Path, restore: Callable[[State], None]) -> None:
-    """Read a checkpoint and pass it to `restore`. Raises `AutoFormerError` where either finds it damaged."""
-    state = read_torch(file, _REMEDY)  # on the CPU, or a GPU would hold all of it twice
+    """Read a checkpoint and pass it to `restore`. Raises `AutoFormerError` if it is damaged."""
+    state = read_torch(file, _REMEDY)  # on the CPU: a GPU would hold the state twice
     try:
         restore(state)
     except Exception as error:  # torch raises many kinds for a state of another shape

@@ -20,12 +20,12 @@ from runtime.common.stopping import Stopped, stoppable
 from runtime.steps.rank_launch import check_batch_split, launch, processes
 from runtime.storage.artifacts import local_copy
 
-SHELLS = ("sh", "dash", "bash", "zsh", "fish")  # one may stand between a runner and its step
-GRACE_SECONDS = 30.0  # for a checkpoint and the end of the MLflow run, after which a step without a runner ends
+SHELLS = ("sh", "dash", "bash", "zsh", "fish")  # a shell may be between a runner and its step
+GRACE_SECONDS = 30.0  # after the runner's end, for a checkpoint and the end of the MLflow run
 
 
 def step_parser(step: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the two arguments that every step has."""
+    """A parser with the arguments that every step has: `--config` and `--set`."""
     parser = Parser(prog=f"python -m components.{step}", description=description)
     parser.add_argument("--config", required=True, help="a preset's name, a params file, or the same as JSON text")
     add_option(parser)
@@ -42,7 +42,7 @@ def run_step(
     """Parse, validate and run; return the exit code, one of `runtime.common.exit_codes`.
 
     Args:
-        shared: `body` works inside of `process_group`, and runs in as many processes as there are GPUs.
+        shared: `body` supports several ranks (`process_group`), and runs in one process per GPU.
     """
     argv = sys.argv[1:] if argv is None else argv
     hide_in_tracebacks()
@@ -65,7 +65,7 @@ def run_step(
 
 
 def exit_code(step: str, work: Callable[[], None]) -> int:
-    """Do the work and return the exit code. Any end but 0 is one line on stderr; a bug raises."""
+    """Do the work and return the exit code. Failures are one line on stderr; a bug raises."""
     note_failure(step, "was killed, as where memory runs out; the same command goes on", KILLED)  # until it ends
     try:
         work()
@@ -85,7 +85,7 @@ def exit_code(step: str, work: Callable[[], None]) -> int:
 
 
 def _end_with_runner() -> None:
-    """Stop this step when the process of its runner is gone: a runner that is killed cannot stop its steps."""
+    """Stop this step when its runner's process has ended: a killed runner cannot stop its steps."""
     runner = _runner()
     if runner is None:
         return
@@ -102,14 +102,14 @@ def _end_with_runner() -> None:
 
 
 def _runner() -> int | None:
-    """The process that `AUTOFORMER_RUNNER_PID` names, or the parent of a stage that `dvc repro` started by hand."""
+    """The process in `AUTOFORMER_RUNNER_PID`, or the parent of a stage of a manual `dvc repro`."""
     if named := os.environ.get("AUTOFORMER_RUNNER_PID"):
         return int(named)
     if "DVC_STAGE" not in os.environ:
         return None
     import psutil
 
-    parent = os.getppid()  # `dvc`, or the shell in which it has started the stage
+    parent = os.getppid()  # `dvc`, or the shell in which it started the stage
     with contextlib.suppress(psutil.NoSuchProcess):
         if psutil.Process(parent).name() in SHELLS:
             return int(psutil.Process(parent).ppid())

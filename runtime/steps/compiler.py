@@ -9,7 +9,7 @@ COMPILERS = ("g++", "clang++", "c++")
 
 
 def require_compiler() -> None:
-    """Raise `AutoFormerError` without a C++ compiler: torch reports that after minutes, in a hundred lines."""
+    """Raise `AutoFormerError` if there is no C++ compiler, which torch would report after minutes."""
     named = os.environ.get("CXX")
     wanted = (named,) if named else COMPILERS
     if not any(shutil.which(name) for name in wanted):

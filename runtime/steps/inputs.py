@@ -1,4 +1,4 @@
-"""The inputs of steps: their arguments, their checks, which import nothing heavy, and the images of a split."""
+"""The inputs of steps: arguments, cheap checks without heavy imports, and the images of a split."""
 
 import argparse
 import math
@@ -29,7 +29,7 @@ MADE_BY = {
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
-    """`--data`, `--card` and an argument for each split that the step may read."""
+    """Add `--data`, `--card` and an argument for each split that the step reads."""
     parser.add_argument("--data", required=True, help=DATA)
     parser.add_argument("--card", type=Path, required=True, help="the data set's card, made by prepare_data")
     for split in splits:
@@ -38,7 +38,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
 
 
 def add_folder_arguments(parser: argparse.ArgumentParser, *made: str) -> None:
-    """An argument for each folder of an earlier step: `--supernet`, `--search`, `--retrain`, `--evaluation`."""
+    """Add an argument for each folder of an earlier step: `--supernet`, `--search`, `--retrain`, `--evaluation`."""
     for name in made:
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder made by {MADE_BY[name]}")
     parser.set_defaults(made=made)  # `run_step` downloads their large files from the store
@@ -50,7 +50,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_data(arguments: argparse.Namespace, config: Config, *splits: str) -> tuple[DatasetCard, list[DecodedSplit]]:
-    """The card and the images of each split. Raises `AutoFormerError` where they do not suit the search space."""
+    """The card and the images of each split. Raises `AutoFormerError` if they do not match the search space."""
     card, data = _read_card(arguments, config), open_data(arguments.data)
     return card, [_decoded(_manifest(arguments, split), data, card, config, split) for split in splits]
 
@@ -79,7 +79,7 @@ def _encoded(path: Path, data: Data, card: DatasetCard, split: str) -> EncodedSp
 
 
 def check_space(card: DatasetCard, space: SearchSpace) -> None:
-    """Raise `AutoFormerError` unless the images of `card` suit the models of `space`."""
+    """Raise `AutoFormerError` unless the models of `space` can take the images of `card`."""
     if card.encoding == "image" and (card.image_size or math.inf) < resized_side(space.image_size):
         raise AutoFormerError(
             f"space: image_size = {space.image_size} in '{space.name}', but '{card.name}' is packed for smaller "
@@ -100,9 +100,9 @@ def check_space(card: DatasetCard, space: SearchSpace) -> None:
 def read_train_images(
     arguments: argparse.Namespace, config: Config, card: DatasetCard, recipe: Recipe, step: str, split: str = "train"
 ) -> DecodedSplit | EncodedSplit:
-    """The training images: pixels in memory, or files to decode where the recipe augments images one by one.
+    """The training images: pixels in memory, or encoded files if the recipe augments images one by one.
 
-    `split`: train or train_full. Raises `AutoFormerError` where the images do not fill one optimiser step.
+    `split`: train or train_full. Raises `AutoFormerError` if there are fewer images than one optimiser step takes.
     """
     path, data = _manifest(arguments, split), open_data(arguments.data)
     images: DecodedSplit | EncodedSplit
@@ -119,7 +119,7 @@ def read_train_images(
 def read_images_to_evaluate(
     arguments: argparse.Namespace, config: Config, split: str, decoded_mb: int
 ) -> tuple[DatasetCard, DecodedSplit | EncodedSplit]:
-    """The card and the images of a split: pixels in memory where they fit into `decoded_mb`, else files to decode."""
+    """The card and the images of a split: pixels in memory if they fit into `decoded_mb`, else encoded files."""
     card = _read_card(arguments, config)
     path, data = _manifest(arguments, split), open_data(arguments.data)
     needed = card.counts.get(split, 0) * card.channels * config.space.image_size**2
@@ -129,7 +129,7 @@ def read_images_to_evaluate(
 
 
 def check_batch(recipe: Recipe, images: int, step: str) -> None:
-    """Raise `AutoFormerError` unless so many training images fill one optimiser step."""
+    """Raise `AutoFormerError` if there are fewer training images than one optimiser step takes."""
     if recipe.batch_size > images:
         raise AutoFormerError(
             f"{step}.batch_size = {recipe.batch_size}: an optimiser step takes {recipe.batch_size} images, "
@@ -138,7 +138,7 @@ def check_batch(recipe: Recipe, images: int, step: str) -> None:
 
 
 def read_supernet(folder: Path, config: Config, weights: Literal["ema", "raw"]) -> SupernetCard:
-    """The card of a supernet. Raises `AutoFormerError` unless it has the configured space and those weights."""
+    """The card of a supernet. Raises `AutoFormerError` if it has another space, or lacks those weights."""
     card = read_supernet_card(existing(folder, "train_supernet"))
     if card.space != config.space:
         raise AutoFormerError(

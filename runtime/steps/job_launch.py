@@ -1,10 +1,9 @@
-"""A step as a job on several machines: launched, followed, cancelled with its launcher; its results are fetched.
+"""Launch a step as a job on several machines, follow it, fetch its results, and cancel it with the launcher.
 
 By hand: `AUTOFORMER_JOB=… python -m runtime.steps.job_launch <step> <arguments>`.
 
-The launcher keeps no state of its own. The name of a job holds run, step, image and attempt. So a launcher that was
-killed, or one that KFP starts again, finds the running job and follows it. A job that has failed is deleted, and the
-next attempt resumes from the last checkpoint.
+The launcher has no state. A job's name is made of run, step, image and attempt, so a restarted launcher finds the
+running job and follows it. A failed job is deleted, and the next attempt resumes from the last checkpoint.
 """
 
 import os
@@ -26,7 +25,7 @@ from runtime.kubernetes.settings import VARIABLE, JobSettings, job_settings
 from runtime.steps.command import exit_code
 from runtime.steps.rank_launch import check_batch_split
 
-# The variables that a job's pods inherit from the launching pod; none of them is secret.
+# Variables that a job's pods inherit from the launching pod; none is secret.
 PASSED = (
     "AUTOFORMER_PARENT_RUN_ID", "AUTOFORMER_STORE", "AUTOFORMER_TRACKING", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3", "AWS_REGION", "KFP_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME",
@@ -35,10 +34,10 @@ PASSED = (
 
 
 def launch(step: str, argv: Sequence[str], settings: JobSettings, patience: Patience = PATIENCE) -> int:
-    """Do a step on the machines of `settings`, with the arguments of its command line.
+    """Run a step on the machines of `settings`, with its command-line arguments.
 
     Returns:
-        The exit code of `python -m components.<step>`; the same line is on stderr.
+        The exit code of `python -m components.<step>`, with the same line on stderr.
     """
     launcher: _Launcher | None = None
 
@@ -66,10 +65,10 @@ def launch(step: str, argv: Sequence[str], settings: JobSettings, patience: Pati
 
 
 def _checked(step: str, argv: Sequence[str], settings: JobSettings) -> list[str]:
-    """The arguments with the configuration as JSON, after the checks that need no machine.
+    """The arguments with the configuration as JSON, after all checks that need no other machine.
 
     Raises:
-        AutoFormerError: the step is not shared, or these machines cannot share its configuration.
+        AutoFormerError: several machines cannot run the step, or not with this configuration.
     """
     if step not in SHARED_STEPS:
         raise AutoFormerError(f"one process does this step; a job on several machines is for {', '.join(SHARED_STEPS)}")
@@ -85,10 +84,10 @@ def _checked(step: str, argv: Sequence[str], settings: JobSettings) -> list[str]
 
 
 def _inherited(settings: JobSettings) -> dict[str, str]:
-    """The environment of the job's pods, with a work folder on the volume that all of them mount.
+    """The environment of the job's pods, with a work folder on the volume that all pods mount.
 
     Raises:
-        AutoFormerError: an address holds a password, which must not stand in a job's manifest.
+        AutoFormerError: an address contains a password, which must not be in a job's manifest.
     """
     secret = {variable.env for variable in settings.secret_env}
     inherited = {name: os.environ[name] for name in PASSED if os.environ.get(name) and name not in secret}
@@ -110,13 +109,13 @@ class _Launcher:
     ) -> None:
         self.cluster, self.launched, self.settings = cluster, launched, settings
         self.environment, self.patience = environment, patience
-        self._to_cancel: str | None = None  # the job that ends with this process
+        self._to_cancel: str | None = None  # the job to delete when this process is stopped
 
     def run(self) -> None:
         name = self._running() or self._new()
         with self._cancelled_with_us(name):
             follow_job(self.cluster, name, self.launched.step, self.patience)
-        self._to_cancel = None  # the finished job stays, for a launcher that has to fetch its results again
+        self._to_cancel = None  # the finished job is kept, in case its results must be fetched again
         with delay_signals():
             self._job_folder(name).fetch_outputs(self.launched.argv)
 
@@ -138,7 +137,7 @@ class _Launcher:
         return name
 
     def _take_over(self, name: str) -> None:
-        """Make this pod the job's owner: Kubernetes deletes a job together with its owner."""
+        """Make this pod the job's owner, with which Kubernetes deletes the job."""
         print_line(f"{self.launched.step}: goes on with the job {name}")
         if self.launched.pod_uid:
             self.cluster.patch(name, {"metadata": {"ownerReferences": owners(self.launched)}})
@@ -156,7 +155,7 @@ class _Launcher:
         job = manifest(self.launched, self.settings, attempt, folder.root, arguments, self.environment)
         with self._cancelled_with_us(name), delay_signals():
             if self.cluster.create(job) is None:
-                self._take_over(name)  # an earlier request had created it, and lost its answer
+                self._take_over(name)  # an earlier request created it, and its answer was lost
             else:
                 machines = f"{self.settings.nodes} machines with {self.settings.gpus} GPUs each"
                 print_line(f"{self.launched.step}: launched the job {name} on {machines}")
@@ -165,8 +164,8 @@ class _Launcher:
     def _remove(self, names: Sequence[str]) -> None:
         """Delete jobs that have ended, and wait until they are gone: two jobs must not write the same checkpoints.
 
-        Not their JobSets, which Trainer would create again. Each folder is marked first, for a launcher that comes in
-        between and finds no job to count from.
+        JobSets are not deleted, since Trainer would create them again. Each folder is marked as closed first, so that a
+        launcher that starts in between does not reuse the job's name.
         """
         for name in names:
             self._job_folder(name).mark_closed()
@@ -178,7 +177,7 @@ class _Launcher:
                 time.sleep(self.patience.poll_seconds)
 
     def cancel_at_once(self) -> None:
-        """Delete the job when a signal comes: this pod may be killed a second later, while it waits for an answer."""
+        """Delete the job after a signal, immediately, because this pod may be killed a second later."""
         if self._to_cancel is not None:
             self.cluster.delete_at_once(self._to_cancel)
 

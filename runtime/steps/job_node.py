@@ -1,8 +1,8 @@
 """The command of a job's pods: `python -m runtime.steps.job_node --job … --place … <step> <arguments>`.
 
-On each machine it fetches the inputs of the step, starts one rank per GPU, and waits for them. The only rank of a
-machine is this process itself. Rank 0 writes the results; the first machine uploads them, unless all machines share
-their folder.
+On each machine it fetches the inputs of the step, starts one rank per GPU, and waits for them. If a machine has only
+one rank, this process is the rank. Rank 0 writes the results; the first machine uploads them, unless all machines share
+the folder.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def _run(machine: Machine, step: str, arguments: Sequence[str]) -> None:
         return
     with as_only_rank_of(machine):
         code = importlib.import_module(f"components.{step}.step").main(arguments)
-    if code:  # the step has printed why
+    if code:  # the step has printed the reason
         raise SystemExit(code)
 
 

@@ -1,4 +1,4 @@
-"""Shared by the bodies of the KFP components. Imports neither torch nor kfp, which an image may lack."""
+"""Code shared by the bodies of the KFP components. Imports neither torch nor kfp, which an image may lack."""
 
 import importlib
 import os
@@ -25,10 +25,10 @@ CODE = "AUTOFORMER_STEP_CODE"
 
 
 def call(step: str, arguments: Sequence[str]) -> None:
-    """Run a step as its command line does, and fail the task with the step's exit code.
+    """Run a step like its command line, and fail the task with the step's exit code.
 
-    With `AUTOFORMER_JOB` in the environment, the step runs on several machines, and this process follows it. The step
-    itself is then not imported, since a light image lacks its packages.
+    If `AUTOFORMER_JOB` is set, the step runs on several machines, and this process follows the job. It does not import
+    the step then, since the light image lacks its packages.
     """
     try:
         _check_code(step)
@@ -44,7 +44,7 @@ def call(step: str, arguments: Sequence[str]) -> None:
 
 
 def _check_code(step: str) -> None:
-    """Raise `AutoFormerError` where the code differs from that in the run's cache keys: KFP would keep its result."""
+    """Raise `AutoFormerError` if the code differs from that in the run's cache keys: KFP would cache a wrong result."""
     expected = _expected_code().get(step)
     if expected is not None and expected != step_code(step):
         raise AutoFormerError(
@@ -62,7 +62,7 @@ def _expected_code() -> dict[str, str]:
 def log_metrics(artifact: Any, file: str | Path) -> None:
     """Show the numbers of a step's `metrics.json` as a table of scalars in the KFP UI.
 
-    The file becomes the artifact's content: kfp.local caches no task with an output that has metadata but no file.
+    The file becomes the artifact's content: kfp.local does not cache tasks with metadata but no file.
     """
     for name, value in read_metrics(Path(file)).items():
         artifact.log_metric(name, value)
@@ -70,7 +70,7 @@ def log_metrics(artifact: Any, file: str | Path) -> None:
 
 
 def log_uri(artifact: Any) -> None:
-    """Show the address of a step's large files in the KFP UI, where the store has them.
+    """Show the address of a step's large files in the KFP UI, if they are in the store.
 
     Not under `uri`: the UI shows that name for KFP's own copy, which has the small files alone.
     """

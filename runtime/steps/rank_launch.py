@@ -3,12 +3,12 @@
 `run_step` starts as many processes as there are GPUs (or `AUTOFORMER_PROCESSES`), after it has checked arguments and
 configuration. A process that torchrun has started joins the others instead (`runtime.steps.rendezvous`).
 
-One line reports a failure, once, from the process that started the ranks: a rank writes its message and exit code (see
+The process that started the ranks reports a failure in one line: a rank writes its message and exit code (see
 `runtime.common.exit_codes`) to a file below `AUTOFORMER_RANKS`, and prints nothing. Torch's agent ends the other ranks.
-With `AUTOFORMER_MAX_RESTARTS=n` all ranks start again, at most n times, from the last checkpoint; bad input is not
-tried twice. Each of several machines starts its own ranks, which meet at the first machine (`Machine`); whoever
-restarts the machines has to restart all of them. The work folder and the output are on rank 0's machine; the others
-receive copies of the checkpoints.
+With `AUTOFORMER_MAX_RESTARTS=n` all ranks restart, at most n times, from the last checkpoint, but not after bad input.
+Each of several machines starts its own ranks, which meet at the first machine (`Machine`). After a failure all machines
+must be restarted together. The work folder and the output are on rank 0's machine; the others receive copies of the
+checkpoints.
 """
 
 import contextlib
@@ -36,13 +36,13 @@ from runtime.steps.rendezvous import is_lost
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-GRACE_SECONDS = 30  # for a checkpoint, after which a stopped rank is killed
-MEETING_SECONDS = 900  # a machine waits for the others, which may still pull their image
+GRACE_SECONDS = 30  # for a checkpoint; then a stopped rank is killed
+MEETING_SECONDS = 900  # a machine's wait for the others, which may still pull their image
 _STOP_CODES = tuple(code for number in SIGNALS for code in (128 + number, -number))
 
 
 def processes(config: Config) -> int:
-    """How many processes a step has: torchrun's, `AUTOFORMER_PROCESSES`, or one per GPU that `device` allows.
+    """The number of processes of a step: torchrun's, `AUTOFORMER_PROCESSES`, or one per GPU that `device` allows.
 
     Raises:
         AutoFormerError: not a number, or more processes than GPUs.
@@ -67,7 +67,7 @@ def processes(config: Config) -> int:
 
 
 def check_batch_split(step: str, config: Config, count: int) -> None:
-    """Raise `AutoFormerError` unless `count` ranks can take equal shares of an optimiser step."""
+    """Raise `AutoFormerError` unless `count` ranks can share an optimiser step equally."""
     section = getattr(config, step)
     if not isinstance(section, TrainingSection):
         return
@@ -82,9 +82,9 @@ def check_batch_split(step: str, config: Config, count: int) -> None:
 
 
 class Machine(NamedTuple):
-    """One of several machines that do a step together: its number from 0, their count, and where they meet.
+    """One of several machines that run a step together: its number from 0, their count, and the meeting address.
 
-    `processes`: per machine. `job`: the same name on all of them, and another for each job.
+    `processes`: per machine. `job`: a name that only the machines of one job share.
     """
 
     number: int
@@ -96,7 +96,7 @@ class Machine(NamedTuple):
 
     @classmethod
     def of_environment(cls, job: str) -> Self:
-        """This machine, from the variables that Kubeflow's Trainer sets for torchrun."""
+        """This machine, from the environment that Kubeflow Trainer sets for torchrun."""
         names = ("NODE_RANK", "NNODES", "NPROC_PER_NODE", "MASTER_PORT")
         number, machines, processes, port = (number_in_environment(f"PET_{name}", -1) for name in names)
         address = os.environ.get("PET_MASTER_ADDR")
@@ -111,7 +111,7 @@ class Machine(NamedTuple):
 def launch(step: str, argv: Sequence[str], count: int) -> None:
     """Run `python -m components.<step>` with these arguments in `count` processes of this machine, and wait for them.
 
-    Signals are passed on to them, and each has `GRACE_SECONDS` to end. They also end when this process is gone.
+    Signals are forwarded to them, and each has `GRACE_SECONDS` to end. They also end if this process ends.
 
     Raises:
         JobFailed: the message and exit code of the first failure.
@@ -128,7 +128,7 @@ def launch(step: str, argv: Sequence[str], count: int) -> None:
 
 
 def launch_on(machine: Machine, step: str, argv: Sequence[str]) -> None:
-    """As `launch`, for the processes of one of several machines, without restarts. The other machines do the same."""
+    """`launch` for the processes of one of several machines, without restarts. Every machine calls it."""
     try:
         _launch_once(step, argv, machine.processes, machine)
     except RuntimeError as error:
@@ -140,7 +140,7 @@ def launch_on(machine: Machine, step: str, argv: Sequence[str]) -> None:
 
 
 def as_only_rank_of(machine: Machine) -> contextlib.AbstractContextManager[None]:
-    """While entered, this process is the one rank of its machine."""
+    """A context in which this process is the only rank of its machine."""
     return _environment(
         {
             "RANK": str(machine.number),
@@ -171,12 +171,12 @@ def _launch_once(step: str, argv: Sequence[str], count: int, machine: Machine | 
 
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # the failure has its own line
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are reported in our own line
     with tempfile.TemporaryDirectory(prefix="autoformer-ranks-") as folder:
         settings = LaunchConfig(
             **_meeting(machine),
             nproc_per_node=count,
-            max_restarts=0,  # `launch` knows which failures are worth a restart
+            max_restarts=0,  # `launch` decides which failures justify a restart
             logs_specs=DefaultLogsSpecs(log_dir=folder),
             shutdown_timeout=GRACE_SECONDS,
         )
@@ -184,7 +184,7 @@ def _launch_once(step: str, argv: Sequence[str], count: int, machine: Machine | 
         reports.mkdir()
         variables = {
             "OMP_NUM_THREADS": str(max(1, cores() // count)),
-            # a container's own name need not resolve
+            # a container's host name may not resolve
             **({"GLOO_SOCKET_IFNAME": "lo"} if machine is None and sys.platform == "linux" else {}),
             **os.environ,
             REPORT_FOLDER: str(reports),
@@ -203,7 +203,7 @@ def _launch_once(step: str, argv: Sequence[str], count: int, machine: Machine | 
 
 
 def _meeting(machine: Machine | None) -> dict[str, Any]:
-    """How ranks find each other: on this machine, or at the first of several, each with its given number."""
+    """The rendezvous of the ranks: on this machine, or at the first of several machines, with fixed numbers."""
     if machine is None:
         here = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost"}
         return {"min_nodes": 1, "max_nodes": 1, "run_id": uuid.uuid4().hex, **here}
@@ -218,9 +218,9 @@ def _meeting(machine: Machine | None) -> dict[str, Any]:
 
 
 def _failure(failures: "Mapping[int, ProcessFailure]", reports: Sequence[Failure], count: int) -> JobFailed:
-    """Why the job has ended: bad input that a rank reports, else the first rank that was killed, else one that failed.
+    """Why the job has ended: bad input reported by a rank, else the first rank that was killed, else one that failed.
 
-    Ranks that were stopped because of another have reported so, or were killed later.
+    Ranks that were stopped because of another have reported that, or were killed later.
     """
     for code in (BAD_INPUT, UNAVAILABLE):
         if failed := _reported([report for report in reports if report.code == code]):
@@ -243,13 +243,13 @@ def _failure(failures: "Mapping[int, ProcessFailure]", reports: Sequence[Failure
 
 
 def _reported(reports: Sequence[Failure]) -> JobFailed | None:
-    """The first report of a cause: a lost connection is a consequence."""
+    """The first report of a cause; a lost connection is a consequence."""
     causes = (report for report in reports if report.code != LOST)
     return next((JobFailed(report.message, report.code) for report in causes), None)
 
 
 def _wait_for_children() -> None:
-    """Finish the agent's wait, which a second signal may have interrupted; a further signal must not."""
+    """Finish the agent's wait after a second signal has interrupted it; ignore further signals."""
     import psutil
 
     for number in SIGNALS:
@@ -261,5 +261,5 @@ def _wait_for_children() -> None:
 
 
 def read_reports(folder: Path) -> list[Failure]:
-    """The reports of the ranks that have written one, in the order of the ranks."""
+    """The reports that ranks have written, in rank order."""
     return [read_json_as(Failure, file) for file in sorted(folder.glob("*.json"), key=lambda file: int(file.stem))]

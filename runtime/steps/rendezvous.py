@@ -33,19 +33,19 @@ from runtime.common.processes import (
 )
 from runtime.common.stopping import Stopped, received_signal
 
-TIMEOUT = timedelta(minutes=30)  # of a collective: longer than rank 0 scores or writes while others wait
-_CHUNK_BYTES = 2**26  # of a file that rank 0 broadcasts
+TIMEOUT = timedelta(minutes=30)  # of a collective: longer than rank 0 ever scores or writes
+_CHUNK_BYTES = 2**26  # of a broadcast file
 _LOST_MESSAGES = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe")
 
 
 @contextlib.contextmanager
 def process_group(config: Config) -> Iterator[World]:
-    """Join the ranks of this job: NCCL between GPUs, gloo between CPUs. `SINGLE_PROCESS` without torchrun.
+    """Join the process group of this step: NCCL between GPUs, gloo between CPUs. `SINGLE_PROCESS` without torchrun.
 
     Raises:
         AutoFormerError: there is no GPU for this rank, or it does not find the others.
-        JobFailed: another rank is gone, or the network between. Raised after a second, so that the rank that failed
-            first ends first; the process that started the ranks reports which it was.
+        JobFailed: another rank has ended, or the network failed. Raised after a second, so that the rank that failed
+            first ends first, and is the one that is reported.
     """
     if not is_rank():
         yield SINGLE_PROCESS
@@ -60,14 +60,14 @@ def process_group(config: Config) -> Iterator[World]:
     set_threads(threads_of_rank())
     try:
         store, rank, count = next(distributed.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
-        # torchrun keeps its store when it restarts ranks, with the addresses of the former ones
+        # after a restart of the ranks, torchrun's store still has the addresses of the former ones
         start = f"start {number_in_environment('TORCHELASTIC_RESTART_COUNT', 0)}"
         store = distributed.PrefixStore(start, store)  # type: ignore[attr-defined]
         distributed.init_process_group(_backend(config), store=store, rank=rank, world_size=count, timeout=TIMEOUT)
     except AutoFormerError:
         raise
     except (ValueError, RuntimeError) as error:
-        if is_lost(error):  # the fault of a machine that was lost meanwhile, not of this one's input
+        if is_lost(error):  # caused by the loss of another machine, not by input
             raise lost from None
         reason = " ".join(str(error).split()[:20])
         raise AutoFormerError(f"rank {world.rank} of {world.size} does not find the others ({reason})") from None
@@ -83,7 +83,7 @@ def process_group(config: Config) -> Iterator[World]:
 
 
 def _backend(config: Config) -> str:
-    """The backend of collectives. Those on Python objects use gloo in either case: no GPU waits for them."""
+    """The backend of collectives. Python objects always use gloo, for which no GPU waits."""
     import torch
 
     local_rank, available = number_in_environment("LOCAL_RANK", 0), gpus()
@@ -94,7 +94,7 @@ def _backend(config: Config) -> str:
             f"device = {config.device}: rank {local_rank} of this machine, which has {available} GPUs, needs one of "
             "its own; set device to cuda or cpu, or start fewer processes"
         )
-    torch.cuda.set_device(local_rank)  # from here on "cuda" is this one
+    torch.cuda.set_device(local_rank)  # "cuda" now means this GPU
     return "cpu:gloo,cuda:nccl"
 
 
@@ -106,7 +106,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def copy_to_all_machines(world: World, file: Path) -> Path:
-    """Copy rank 0's file to the same path on every machine that lacks it; return the path. Every rank calls it."""
+    """Copy rank 0's file to the same path on every machine that lacks it; return the path. Collective."""
     if ranks_on_machine() == world.size:
         return file
     wanted = world.broadcast(hash_file(file) if world.is_rank_zero else "")

@@ -1,4 +1,4 @@
-"""The beginning and end of a step that has checked its input: locks, work folder, record and MLflow run."""
+"""Start and end of a step after its input checks: locks, work folder, record and MLflow run."""
 
 import argparse
 import contextlib
@@ -37,17 +37,17 @@ def open_step(
     world: World = SINGLE_PROCESS,
     has_checkpoints: bool = False,
 ) -> Iterator[StepContext]:
-    """Open a step's work folder, record and MLflow run; delete the work folder once the step has succeeded.
+    """Open a step's work folder, record and MLflow run; delete the work folder after success.
 
-    Of several ranks only rank 0 holds the locks, writes the record and logs.
+    Only rank 0 holds the locks, writes the record and logs.
 
     Args:
-        arguments: of the command line, with `out`, `record` and a path for each of `inputs`.
-        inputs: names of the arguments that the step reads; their content is part of the work folder's key.
-        has_checkpoints: mirror the work folder in the store, where there is one.
+        arguments: the command line's, with `out`, `record` and a path for each of `inputs`.
+        inputs: names of arguments whose files the step reads; their content is part of the work folder's key.
+        has_checkpoints: mirror the work folder in the store, if there is one.
 
     Raises:
-        AutoFormerError: another process does the same work, or publishes to the same place.
+        AutoFormerError: another process does the same work, or writes the same output.
         OSError: the work folder, the output or the record cannot be written.
     """
     workspace = Workspace(step, config, {name: getattr(arguments, name) for name in inputs})
@@ -61,7 +61,7 @@ def open_step(
         with (
             record,
             mirrored(step, workspace.folder) if has_checkpoints else contextlib.nullcontext(NO_MIRROR) as mirror,
-            # the run ends before the wait for the last checkpoint: a stopped step may not have the time for both
+            # end the run before waiting for the last upload: a stopped step may not have time for both
             tracking.step_run(step, config, record.values, workspace.provenance) as tracked,
         ):
             yield StepContext(arguments, config, workspace, record, tracked, world, mirror)

@@ -1,12 +1,12 @@
 """The training loop of the two training steps: history, checkpoints, rollbacks and stops.
 
-A loss or weight that is NaN or infinite sends training back to the last regular checkpoint, or to the beginning. From
-there on the learning rates are `rollback_factor` times what they were. After `max_rollbacks` of these the step ends.
-With float16 the gradient scaler skips such a step; training goes back only where no step of a row has a finite loss.
+After a NaN or infinite loss or weight, training returns to the last regular checkpoint, or to the beginning (a
+rollback), and multiplies its learning rates by `rollback_factor`. After `max_rollbacks` rollbacks the step ends. With
+float16 the gradient scaler skips such a step; a rollback follows only if no step of a row has a finite loss.
 
-Several ranks train in step. Each keeps the losses of its shard on its device; one all-reduce per row adds them, so
-that all ranks decide alike. Rank 0 alone scores, writes and logs, while the others continue to the next collective.
-Whether a signal has come is an all-reduce at each step, through gloo, beside the GPUs; its result is read one step
+Several ranks train in lockstep. Each keeps the losses of its shard on its device, and one all-reduce per row adds them,
+so all ranks decide alike. Rank 0 scores, writes and logs, while the others continue to the next collective. At each
+step a gloo all-reduce, which runs beside the GPUs, exchanges whether a signal has come; its result is read one step
 later. So all ranks stop at the same step, and no GPU waits.
 """
 
@@ -35,12 +35,12 @@ from runtime.steps.training_setup import Training, out_of_memory, resolved_setti
 
 Row = dict[str, float | int]
 Rollback = dict[str, Any]  # step, reason, subnet, back_to_step, learning_rate_scale: a row of rollbacks.json
-BATCH_SIZE = 500  # images per forward pass of a score
-ACCURACY = "_top1_percent"  # ends the names of a row's scores
+BATCH_SIZE = 500  # images per forward pass when scoring
+ACCURACY = "_top1_percent"  # suffix of the scores in a row
 
 
 class SearchSplitAccuracy:
-    """Top-1 accuracy, in percent, on the first images of the search split, the same ones every time."""
+    """Top-1 accuracy in percent on the first images of the search split, always the same ones."""
 
     def __init__(self, split: DecodedSplit, card: DatasetCard, device: torch.device, images: int | None = None) -> None:
         self.pixels, self.labels = torch.from_numpy(split.pixels[:images]), torch.from_numpy(split.labels[:images])
@@ -59,9 +59,9 @@ class TrainingResult(NamedTuple):
 
 
 class TrainingNames(NamedTuple):
-    checkpoint: str  # file in the work folder, without ending
-    what: str  # before the lines that are printed
-    prefix: str = ""  # of the metrics
+    checkpoint: str  # file name in the work folder, without suffix
+    what: str  # prefix of printed lines
+    prefix: str = ""  # of metric names
 
 
 Score = Callable[[torch.nn.Module], Row]
@@ -70,7 +70,7 @@ Score = Callable[[torch.nn.Module], Row]
 def train(
     opened: StepContext, training: Training, trainer: Trainer, score: Score, names: TrainingNames
 ) -> TrainingResult:
-    """Train to the end, from the checkpoint where there is one.
+    """Train to the end, from the checkpoint if there is one.
 
     Args:
         opened: its work folder holds the checkpoints; its record gets the settings, the step that training was resumed
@@ -81,7 +81,7 @@ def train(
     Raises:
         AutoFormerError: a checkpoint is damaged or cannot be written, losses are not finite in spite of rollbacks, or
             the memory has run out.
-        Stopped: after a checkpoint.
+        Stopped: after a signal, with a checkpoint written.
     """
     loop = _Loop(opened, training, trainer, score, names)
     settings = resolved_settings(trainer)
@@ -100,7 +100,7 @@ def train(
     start = time.monotonic()
     images, total = trainer.images_per_step, trainer.total_steps * trainer.images_per_step
     with Progress(names.what, total, "images", first * images) as progress, contextlib.closing(trainer.images):
-        # other ranks than 0 stop only where all ranks do
+        # other ranks than 0 stop only when all ranks do
         with contextlib.nullcontext() if trainer.world.is_rank_zero else delay_signals():
             fits = loop.run(lambda note: progress.update(trainer.step * images, note), progress.print_above)
     if not fits:
@@ -117,7 +117,7 @@ def scores_text(row: Row) -> str:
 
 
 class _StopRequest:
-    """Whether all ranks shall stop, to be called once per step: the highest signal that any rank had a step ago."""
+    """The signal that stops all ranks: the highest that any rank had a step ago. Called once per step."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -159,7 +159,7 @@ class _Loop:
         checkpoint = self.checkpoints.newest_of_all()
         if checkpoint is not None:
             load(checkpoint, self._restore)
-            for row in self.history:  # MLflow may lack the last rows, if it was away when the step was killed
+            for row in self.history:  # MLflow may lack the last rows if it was unavailable when the step was killed
                 self.opened.tracked.row(row, self.names.prefix)
         elif self.world.is_rank_zero:
             self.checkpoints.save_beginning(self._state)
@@ -167,7 +167,7 @@ class _Loop:
         return self.trainer.step
 
     def run(self, report: Callable[[str], None], announce: Callable[[str], None]) -> bool:
-        """Train to the end; `report` each row, and `announce` each score. False where the memory has run out."""
+        """Train to the end; `report` each row, and `announce` each score. False if memory has run out."""
         try:
             while self.trainer.step < self.trainer.total_steps or len(self.losses):
                 row = self.next_row()
@@ -186,11 +186,11 @@ class _Loop:
                 ) from None
             if not is_out_of_memory(error):
                 raise
-            return False  # the error holds memory, which the caller needs free
+            return False  # the error would keep memory that the caller needs
         return True
 
     def next_row(self) -> Row | None:
-        """Train up to the next row of the history; None where training has gone back instead."""
+        """Train up to the next row of the history; None after a rollback."""
         with delay_signals():
             missing = self.section.log_steps - len(self.losses)
             last = min(self.trainer.step + missing, self.trainer.total_steps)
@@ -200,7 +200,7 @@ class _Loop:
                 self.steps_taken += 1
             if shards:
                 self.losses = torch.cat([self.losses, self.world.all_reduce(torch.stack(shards))])
-        if stopping:  # on other ranks than 0, whose signals are delayed
+        if stopping:  # only other ranks than 0 get here, whose signals are delayed
             raise Stopped(received_signal() or signal.SIGTERM)
         losses = self.losses.cpu()
         fault = self._not_finite(losses, check_weights=self._is_due(self.section.checkpoint_steps))
@@ -218,7 +218,7 @@ class _Loop:
         return row
 
     def stop(self) -> int:
-        """Save a checkpoint, unless something is not finite; return the step that the same command resumes from."""
+        """Save a checkpoint, unless a value is not finite; return the step from which the same command resumes."""
         if self._not_finite(self.losses.cpu(), check_weights=True) is None:
             if self.world.is_rank_zero:
                 self.checkpoints.save_interrupted(self._state())
@@ -247,7 +247,7 @@ class _Loop:
         return self.trainer.step % every == 0 or self.trainer.step == self.trainer.total_steps
 
     def _not_finite(self, losses: Tensor, check_weights: bool) -> tuple[int, str] | None:
-        """The first step, from 0, with a value that is NaN or infinite, and a message about it; None without one."""
+        """The first step, counted from 0, with a NaN or infinite value, and a message; None if all are finite."""
         infinite = (~losses.isfinite()).nonzero().flatten().tolist()
         if infinite and not (self.trainer.scaler.is_enabled() and len(infinite) < len(losses)):
             first = infinite[0]

@@ -1,4 +1,4 @@
-"""The trainer of a training: its teacher, its loader, and an accumulation that fits the memory."""
+"""Set up a trainer: teacher, loader, and an accumulation that fits into memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,13 +36,13 @@ class Training:
 
     Attributes:
         step: the step that `section` configures.
-        section: the recipe, and when to save, log and score.
+        section: the recipe, and the intervals of checkpoints, rows and scores.
         model: a supernet, or a single subnet.
         subnet: the model's spec; of a supernet its largest.
         sampler: the subnets that each step trains.
         images: the train split.
-        seed: of order, augmentation and stochastic depth.
-        accumulation_file: remembers the number of forward passes that fit, for a resumed run.
+        seed: seed of order, augmentation and stochastic depth.
+        accumulation_file: stores the number of micro-batches that fit, for resumed runs.
         world: this rank; each rank does `accumulation` micro-batches per step.
     """
 
@@ -75,7 +75,7 @@ def supernet_training(
     accumulation_file: Path,
     world: World = SINGLE_PROCESS,
 ) -> Training:
-    """The training of the configured supernet, with new weights. Raises `AutoFormerError` without the device."""
+    """The training of the configured supernet, with new weights. Raises `AutoFormerError` if the device is missing."""
     section, space = config.section(TrainSupernet), config.space
     torch.manual_seed(config.seed)
     supernet = Supernet(space, drop_path=section.drop_path)
@@ -100,7 +100,7 @@ def make_trainer(training: Training) -> Trainer:
     """Move the model to its device, resolve "auto", and make the trainer.
 
     Raises:
-        AutoFormerError: the teacher does not fit the data, or the memory not even one image.
+        AutoFormerError: the teacher does not match the data, or not even one image fits into memory.
     """
     model, space, card, seed = training.model, training.space, training.card, training.seed
     device, world, recipe = training.device, training.world, training.section.recipe()
@@ -118,7 +118,7 @@ def make_trainer(training: Training) -> Trainer:
 
 
 def _common_passes(training: Training, teacher: Teacher | None) -> int:
-    """Forward passes per rank and step: the remembered number, else the largest that any rank needs."""
+    """Micro-batches per rank and step: the stored number, else the largest that any rank needs."""
     world, file = training.world, training.accumulation_file
     remembered = _remembered(file) if world.is_rank_zero and file.exists() else None
     remembered = world.broadcast(remembered)
@@ -135,7 +135,7 @@ def _remembered(file: Path) -> int:
 
 
 def _passes_that_fit(training: Training, teacher: Teacher | None) -> int:
-    """The fewest forward passes for this rank's share of a step. On a CPU one, without a trial."""
+    """The smallest number of micro-batches for this rank's share of a step; 1 on a CPU, without a trial."""
     if training.device.type == "cpu":
         return 1
     section, weights = training.section, training.model.parameters()
@@ -149,7 +149,7 @@ def _passes_that_fit(training: Training, teacher: Teacher | None) -> int:
 
 
 def _trial(training: Training, teacher: Teacher | None) -> Callable[[int], None]:
-    """A function that uses the memory of the largest forward and backward pass of so many images."""
+    """A function that allocates the memory of the largest forward and backward pass of so many images."""
     device, space = training.device, training.space
     precision = find_precision(training.section.precision, device)
     weights = [weight for weight in training.model.parameters() if weight.requires_grad]
@@ -160,7 +160,7 @@ def _trial(training: Training, teacher: Teacher | None) -> Callable[[int], None]
             if teacher is not None:
                 teacher(batch)
             loss = training.largest(batch).float().sum()
-        torch.autograd.grad(loss, weights, allow_unused=True)  # not backward(), which would start DDP's all-reduce
+        torch.autograd.grad(loss, weights, allow_unused=True)  # backward() would start DDP's all-reduce
 
     return run
 
@@ -177,7 +177,7 @@ def _memory(device: torch.device) -> str:
 def out_of_memory(training: Training, trainer: Trainer) -> AutoFormerError:
     """The error for an optimiser step that ran out of memory, with the accumulation that fits.
 
-    With `accumulation: auto` it is written to `training.accumulation_file`, for the same command to resume with.
+    With `accumulation: auto` it is also stored in `training.accumulation_file`, from which the same command resumes.
     """
     section = training.section
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -189,7 +189,9 @@ def out_of_memory(training: Training, trainer: Trainer) -> AutoFormerError:
         return _too_large(trainer.device)
     passes = more * trainer.micro_batches // trainer.world.size
     if section.accumulation == "auto":
-        write_json(training.accumulation_file, {"accumulation": passes})  # by any rank: the others may be gone
+        write_json(
+            training.accumulation_file, {"accumulation": passes}
+        )  # written by any rank, since others may have ended
         answer = f"the same command goes on with accumulation {passes}"
     else:
         answer = (
@@ -206,12 +208,12 @@ def out_of_memory(training: Training, trainer: Trainer) -> AutoFormerError:
 
 
 def draws_by_micro_batch(recipe: Recipe) -> bool:
-    """Whether another number of micro-batches is another training, beyond the rounding of a sum."""
+    """Whether the number of micro-batches changes the training by more than rounding."""
     return bool(recipe.drop_path or recipe.augmentation.erase_probability or recipe.augmentation.mixes)
 
 
 def resolved_settings(trainer: Trainer) -> dict[str, str | int | float]:
-    """The values that "auto" stood for, and the decay of the averaged weights at the end of its warm-up."""
+    """The values that replaced "auto", and the final decay of the averaged weights."""
     settings: dict[str, str | int | float] = {
         "device": str(trainer.device),
         "precision": trainer.precision,

@@ -1,4 +1,4 @@
-"""Resources of the image loader: worker processes, and memory for decoded images. They change no result."""
+"""Resources of the image loader: worker processes, and memory for decoded images. Neither changes a result."""
 
 import os
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ MAX_WORKERS = 16
 
 
 def worker_count(device: "torch.device") -> int:
-    """Processes that decode and augment: `AUTOFORMER_WORKERS`, else the cores that training leaves free."""
+    """Number of processes that decode and augment: `AUTOFORMER_WORKERS`, else the cores that training leaves free."""
     text = os.environ.get("AUTOFORMER_WORKERS")
     if text is not None:
         if not text.isdecimal():
@@ -25,5 +25,5 @@ def worker_count(device: "torch.device") -> int:
 
 
 def cache_bytes() -> int:
-    """This rank's share of `AUTOFORMER_CACHE_GB`, the memory for decoded training images; 0 by default."""
+    """Bytes for decoded training images: this rank's share of `AUTOFORMER_CACHE_GB`; 0 by default."""
     return gigabytes_in_environment("AUTOFORMER_CACHE_GB", 0) // ranks_on_machine()

@@ -1,12 +1,12 @@
-"""S3: data, artifacts and checkpoints. The only package that imports boto3, and it does so inside functions.
+"""S3: data, artifacts and checkpoints. Only this package imports boto3, inside functions.
 
-`AUTOFORMER_STORE`, `s3://bucket/folder`, is the place for what a run makes; without it everything stays in files.
+`AUTOFORMER_STORE`, `s3://bucket/folder`, is the store for a run's output; without it everything stays in files.
 
 | Module | |
 |---|---|
-| `client`, `errors`, `objects` | addresses, connection, errors in one line each; objects |
-| `uploads`, `downloads`, `folders` | files and folders to S3 and back: whole or not at all, verified, resumable |
-| `data`, `archives`, `cache` | data folders, archives that are read by ranges, their cache on the local disk |
+| `client`, `errors`, `objects` | addresses, connection, one-line errors; objects |
+| `uploads`, `downloads`, `folders` | transfer of files and folders: whole or not at all, verified, resumable |
+| `data`, `archives`, `cache` | data folders, archives read by ranges, their cache on the local disk |
 | `artifacts`, `mirror` | weights and work in progress of the steps |
 """
 

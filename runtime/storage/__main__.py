@@ -1,4 +1,4 @@
-"""`python -m runtime.storage FROM TO`: a folder to S3, or from there; whole and checked."""
+"""`python -m runtime.storage FROM TO`: upload or download a folder, whole and verified."""
 
 from collections.abc import Sequence
 from pathlib import Path

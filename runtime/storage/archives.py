@@ -1,12 +1,12 @@
 """Archives in a folder of S3, read by ranges: at random by training, from beginning to end by an index.
 
-Cached pieces (see `cache`) are read from the local disk. A process of its own stages archives while a model trains:
+Cached pieces (see `cache`) are read from the local disk. A separate process stages archives while a model trains:
 
     python -m runtime.storage.archives s3://bucket/folder train.tar …
 
 It ends when all pieces are cached, the cache is full, another process writes, or its parent ends.
 
-Each request names the ETag of the listing, so that everything read is of one version of an archive.
+Each request names the ETag of the listing, so all reads get the same version of an archive.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from runtime.storage.client import S3Uri, pipelined, read_object, request_thread
 from runtime.storage.errors import ChangedError, MissingError
 from runtime.storage.objects import Entry, list_objects
 
-RUNNING: list[subprocess.Popen[bytes]] = []  # staging processes of this one
+RUNNING: list[subprocess.Popen[bytes]] = []  # staging processes that this process started
 
 
 class S3Archives:
@@ -37,7 +37,7 @@ class S3Archives:
     listing travels with the pickle; each process has its own connections and threads.
     """
 
-    _in_flight: tuple[int, dict[ByteRange, AsyncResult[bytes]]] = 0, {}  # process, and its requests
+    _in_flight: tuple[int, dict[ByteRange, AsyncResult[bytes]]] = 0, {}  # process id, and its requests
 
     def __init__(self, folder: str) -> None:
         self.uri = S3Uri.parse(folder)
@@ -53,12 +53,12 @@ class S3Archives:
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
-        """The folder's objects by name. Raises `StorageError` where it cannot be listed."""
+        """The folder's objects by name. Raises `StorageError` if it cannot be listed."""
         return {entry.name: entry for entry in list_objects(self.uri) if "/" not in entry.name}
 
     @cached_property
     def cache(self) -> PieceCache | None:
-        """None where no tar is there, or `AUTOFORMER_STAGING_GB` is 0."""
+        """The local cache; None if there is no tar, or `AUTOFORMER_STAGING_GB` is 0."""
         tars = [entry for name, entry in self.entries.items() if name.endswith(".tar")]
         return PieceCache(str(self.uri), tars) if tars and staging_bytes() else None
 
@@ -72,9 +72,9 @@ class S3Archives:
         return self.entry(archive).bytes
 
     def __call__(self, archive: str, offset: int, size: int, /) -> bytes:
-        """Fewer bytes than `size` where the archive ends before them."""
+        """The bytes of a range; fewer than `size` at the end of the archive."""
         place = ByteRange(archive, offset, size)
-        process, requests = self._in_flight  # which a forked process inherits, but nobody answers there
+        process, requests = self._in_flight  # a forked process inherits these, but gets no answers
         result = requests.get(place) if process == os.getpid() else None
         return result.get() if result else self._read(place)
 
@@ -103,13 +103,13 @@ class S3Archives:
             ) from None
 
     def pieces(self, archive: str) -> Iterator[bytes]:
-        """An archive from beginning to end, pipelined, and cached as far as there is space."""
+        """The pieces of an archive in order, pipelined, and cached while there is space."""
         if self.cache:
             self.cache.acquire()
         return pipelined(self.piece, pieces_of(archive, self.size_of(archive)))
 
     def piece(self, piece: ByteRange) -> bytes:
-        """A piece from the cache, or from S3 and then cached."""
+        """A piece from the cache, else from S3, which is then cached."""
         is_cached, content = self.cache and self.cache.has(*piece), self._read(piece)
         if self.cache and not is_cached:
             self.cache.write(piece, content)
@@ -117,7 +117,7 @@ class S3Archives:
 
 
 class S3Archive:
-    """One archive, with those methods of `Path` that readers of archives use."""
+    """One archive, with the methods of `Path` that readers of archives use."""
 
     def __init__(self, archives: S3Archives, name: str) -> None:
         self._archives, self.name = archives, name
@@ -140,7 +140,7 @@ class S3Archive:
         return self._archives.entry(self.name)._replace(name=str(self))
 
     def open(self, mode: str = "rb", buffering: int = -1) -> io.BufferedReader:
-        """To be read from beginning to end. Raises `MissingError`."""
+        """Open the archive for one read from beginning to end. Raises `MissingError`."""
         assert mode == "rb", "archives are read"
         return io.BufferedReader(_PieceStream(self._archives.pieces(self.name)), max(buffering, 1 << 16))
 
@@ -171,14 +171,14 @@ class _PieceStream(io.RawIOBase):
 
 
 def start_staging(archives: S3Archives, names: Sequence[str]) -> None:
-    """Start a process that caches the pieces of some archives. Reads use each as soon as it is cached."""
+    """Start a process that caches the pieces of some archives; reads use each cached piece."""
     if archives.cache and archives.cache.missing(names):
         command = [sys.executable, "-m", "runtime.storage.archives", str(archives.uri), *names]
         RUNNING.append(subprocess.Popen(command, stdin=subprocess.PIPE))  # the end of its stdin ends it
 
 
 def stage(archives: S3Archives, names: Sequence[str]) -> None:
-    """Cache the missing pieces of some archives, as far as there is space, unless another process does so."""
+    """Cache the missing pieces of some archives while there is space, unless another process does."""
     cache = archives.cache
     if cache and cache.acquire():
         with contextlib.suppress(AutoFormerError), contextlib.closing(cache):  # readers of the images report errors

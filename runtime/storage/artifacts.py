@@ -1,4 +1,4 @@
-"""Large files of a step's output in the store: the folder that KFP moves has a small file in their place.
+"""Move large files of a step's output to the store; the folder that KFP copies has a small file instead.
 
     output folder                      with AUTOFORMER_STORE
     supernet.json, metrics.json, …     the same
@@ -27,7 +27,7 @@ from runtime.storage.uploads import upload
 
 POINTER = "stored.json"
 _SHA256 = r"^[0-9a-f]{64}$"
-LARGE = ".safetensors"  # suffix of the files that go to the store
+LARGE = ".safetensors"  # suffix of files that are moved to the store
 
 
 class _Pointer(Manifest):
@@ -38,7 +38,7 @@ class _Pointer(Manifest):
 
 
 def store_uri() -> S3Uri | None:
-    """The store, `AUTOFORMER_STORE`; without it everything stays in files. Raises `AutoFormerError`."""
+    """The address in `AUTOFORMER_STORE`, or None. Raises `AutoFormerError`."""
     text = os.environ.get("AUTOFORMER_STORE")
     if not text:
         return None
@@ -71,10 +71,10 @@ def publish(folder: Path, step: str) -> None:
 
 
 def local_copy(folder: Path) -> Path:
-    """The folder itself or, where some of its files are in the store, a complete copy, one per machine.
+    """The folder itself or, if some of its files are in the store, a complete copy, one per machine.
 
     Raises:
-        AutoFormerError: the store has lost a file, or cannot be reached.
+        AutoFormerError: a file is missing in the store, or the store cannot be reached.
     """
     pointer = folder / POINTER
     if not pointer.is_file():

@@ -1,7 +1,7 @@
 """Cache of S3 data on the local disk, limited by `AUTOFORMER_STAGING_GB`, shared by the processes of a machine.
 
     <AUTOFORMER_STAGING>/<key>/   one S3 folder in one state: its names, sizes and ETags
-      used                        locked by each process that reads; modified when the last one began to
+      used                        locked by each reading process; modified when a process begins to read
       content, have               archives one after another in a sparse file, and one byte per piece: 1 if cached
       files/…                     or the files of a data folder
 
@@ -36,7 +36,7 @@ def staging_root() -> Path:
 
 
 def staging_bytes() -> int:
-    """Limit of the cache: `AUTOFORMER_STAGING_GB`. No result depends on it."""
+    """The size limit of the cache: `AUTOFORMER_STAGING_GB`. No result depends on it."""
     return gigabytes_in_environment("AUTOFORMER_STAGING_GB", STAGING_GB)
 
 
@@ -49,7 +49,7 @@ def _disk_bytes(folder: Path) -> int:
 
 
 class CacheFolder:
-    """A folder of the cache, created if missing, and not evicted as long as this object lives."""
+    """A folder of the cache, created if missing, and not evicted while this object exists."""
 
     def __init__(self, key: str) -> None:
         self.path = staging_root() / key
@@ -65,7 +65,7 @@ def _eviction_lock() -> contextlib.AbstractContextManager[None]:
 
 
 def free_space(wanted: int) -> int:
-    """Evict folders that no process reads until `wanted` bytes are free; return how many are."""
+    """Evict unused folders until `wanted` bytes are free; return the number of free bytes."""
 
     def last_used(folder: Path) -> float:
         used = folder / _USED
@@ -94,7 +94,7 @@ class PieceCache(CacheFolder):
 
     def __init__(self, uri: str, archives: Sequence[Entry]) -> None:
         super().__init__(hash_value(["archives", uri, archives])[:16])
-        self._spans: dict[str, tuple[int, int]] = {}  # first piece and bytes of each archive
+        self._spans: dict[str, tuple[int, int]] = {}  # archive -> first piece, bytes
         first = 0
         for entry in archives:
             self._spans[entry.name] = first, entry.bytes
@@ -106,7 +106,7 @@ class PieceCache(CacheFolder):
         )
 
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # of an `__init__` that failed
+        with contextlib.suppress(AttributeError):  # after a failed `__init__`
             os.close(self._content)
             os.close(self._have)
 
@@ -116,7 +116,7 @@ class PieceCache(CacheFolder):
         return [piece for name in names for piece in pieces_of(name, self._spans[name][1]) if not self.has(*piece)]
 
     def _numbers(self, archive: str, offset: int, size: int) -> range:
-        """The pieces in which a range lies; none where it is not within an archive of this cache."""
+        """The pieces that contain a range; none if it is not inside an archive of this cache."""
         first, end = self._spans.get(archive, (0, 0))
         if size <= 0 or offset + size > end:
             return range(0)
@@ -127,13 +127,13 @@ class PieceCache(CacheFolder):
         return bool(numbers) and os.pread(self._have, len(numbers), numbers.start) == b"\1" * len(numbers)
 
     def read(self, archive: str, offset: int, size: int) -> bytes | None:
-        """Content of a range, or None where it is not cached."""
+        """The bytes of a range; None if it is not cached."""
         if not self.has(archive, offset, size):
             return None
         return os.pread(self._content, size, self._spans[archive][0] * PIECE + offset)
 
     def acquire(self) -> bool:
-        """Become the one process of this machine that writes pieces, until `close`; False where another one is."""
+        """Become this machine's only writer of pieces, until `close`; False if there is another one."""
         file = (staging_root() / "writer").open("ab")
         if not lock(file, wait_seconds=0):
             file.close()
@@ -148,7 +148,7 @@ class PieceCache(CacheFolder):
             self._writer.close()
 
     def write(self, piece: ByteRange, content: bytes) -> None:
-        """Add a piece of a tar, which then survives a power failure, if this process may write and there is space."""
+        """Store a piece durably, if this process is the writer and there is space."""
         numbers = self._numbers(*piece)
         with self._lock:
             self.is_full |= len(content) > self._space
@@ -166,6 +166,6 @@ class PieceCache(CacheFolder):
             self.is_full = True
 
     def invalidate(self, archive: str, offset: int, size: int) -> None:
-        """Remove the pieces in which a range lies."""
+        """Remove the pieces that contain a range."""
         numbers = self._numbers(archive, offset, size)
         os.pwrite(self._have, bytes(len(numbers)), numbers.start)

@@ -1,4 +1,4 @@
-"""S3 addresses, the boto3 client that the AWS environment configures, and its requests."""
+"""S3 addresses, the boto3 client configured by the AWS environment, and requests."""
 
 import os
 import random
@@ -14,9 +14,9 @@ from runtime.storage.errors import TransferError, storage_errors, with_retries
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 SCHEME = "s3://"
-ATTEMPTS = 6  # per request, after pauses that double and have jitter
-THREADS = 16  # requests of a process in flight
-PREFETCH = 8  # parts or ranges of one object in flight, each held in memory
+ATTEMPTS = 6  # per request, with doubling pauses and jitter
+THREADS = 16  # concurrent requests of a process
+PREFETCH = 8  # concurrent parts or ranges of one object, each in memory
 
 
 class S3Uri(NamedTuple):
@@ -27,7 +27,7 @@ class S3Uri(NamedTuple):
 
     @classmethod
     def parse(cls, uri: "S3Uri | str") -> "S3Uri":
-        """Raises `AutoFormerError` where a text names no bucket."""
+        """Parse an address. Raises `AutoFormerError` if it has no bucket."""
         if isinstance(uri, S3Uri):
             return uri
         bucket, _, key = uri.removeprefix(SCHEME).partition("/")
@@ -43,19 +43,19 @@ class S3Uri(NamedTuple):
 
 
 def is_uri(text: object) -> bool:
-    """Whether a text is an S3 address and not a path."""
+    """Whether a text is an S3 address, not a path."""
     return str(text).startswith(SCHEME)
 
 
 def connect() -> Any:
-    """The boto3 client of this process and endpoint; threads may share it, processes may not.
+    """The boto3 client of this process and endpoint. Threads may share it, processes may not.
 
     Credentials, region and endpoint come from the AWS environment (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`,
     `AWS_ENDPOINT_URL_S3`, web identities, …). boto3 addresses a custom endpoint by path, `endpoint/bucket/key`, unless
     the AWS setting `addressing_style` is `virtual`.
 
     Raises:
-        AutoFormerError: the endpoint is no URL.
+        AutoFormerError: the endpoint is not a URL.
     """
     return _connect(os.getpid(), os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
 
@@ -69,13 +69,13 @@ def _connect(process: int, endpoint: str | None) -> Any:
     retries: Any = {} if "AWS_MAX_ATTEMPTS" in os.environ else {"total_max_attempts": ATTEMPTS}
     retries["mode"] = "standard"
     config = Config(connect_timeout=10, read_timeout=60, retries=retries, max_pool_connections=32)  # seconds
-    # Jitter comes from the system's generator. boto3's default is Python's own, which timm's augmentations use too: a
-    # retry of a background upload would change the next image.
+    # The jitter comes from the system's generator. boto3 would use Python's, as timm's augmentations do, so a retry of
+    # a background upload would change the next image.
     backoff = standard.ExponentialBackoff
     backoff.__init__ = partialmethod(backoff.__init__, random=random.SystemRandom().random)
     try:
         return boto3.session.Session().client("s3", config=config)
-    except ValueError:  # its text holds the endpoint, which may contain a password
+    except ValueError:  # its text contains the endpoint, which may include a password
         raise AutoFormerError("AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: expected http://host:port") from None
 
 
@@ -90,7 +90,7 @@ def request(uri: S3Uri, operation: str, **arguments: Any) -> Any:
 
 
 def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str = "") -> bytes:
-    """The content of an object, or `size` bytes from `offset`, provided that it has that ETag.
+    """The content of an object, or `size` bytes from `offset`, if the object has this ETag.
 
     Raises:
         ChangedError: it has another ETag.
@@ -125,7 +125,7 @@ def request_pages(uri: S3Uri, operation: str, field: str, **arguments: Any) -> l
 
 
 def request_threads() -> ThreadPool:
-    """Threads of this process for requests. They are daemons: its end does not wait for a silent server."""
+    """The thread pool of this process for requests. Daemon threads: exit does not wait for a silent server."""
     return _request_threads(os.getpid())
 
 
@@ -146,6 +146,6 @@ def pipelined(call: Callable[[Item], Result], items: Iterable[Item], window: int
         while in_flight:
             yield in_flight.popleft().get()
     except Exception:
-        for result in in_flight:  # none is in flight when the caller tries again
+        for result in in_flight:  # finish all before the caller tries again
             result.wait()
         raise

@@ -1,7 +1,7 @@
 """Data folders on disk and in S3.
 
-`open_data` downloads a small data folder whole. From a larger one it downloads all but the plain tars, of which ranges
-can be read, and writes a `source.yaml` that names their S3 folder.
+`open_data` downloads a small data folder whole. From a larger one it downloads everything except uncompressed tars,
+which are read by ranges, and writes a `source.yaml` that names their S3 folder.
 """
 
 import os
@@ -26,7 +26,7 @@ from runtime.storage.errors import MissingError
 from runtime.storage.folders import transfer
 from runtime.storage.objects import Entry, hash_listing, list_files
 
-WHOLE_GB = 4.0  # limit of a data folder that is downloaded whole
+WHOLE_GB = 4.0  # maximum size of a data folder that is downloaded whole
 _IN_USE: list[CacheFolder] = []  # folders that this process reads
 
 ArchiveFolder = Path | S3Archives
@@ -34,7 +34,7 @@ ArchiveFile = Path | S3Archive
 
 
 class NoFolderError(AutoFormerError):
-    """This machine lacks a folder of data or of archives."""
+    """A folder of data or of archives does not exist on this machine."""
 
     def __init__(self, folder: Path, remedy: str) -> None:
         super().__init__(f"{folder}: no such folder; {remedy}")
@@ -47,7 +47,7 @@ def find_archives(data: Path) -> ArchiveFolder:
 
 
 def remote_archives(data: Path) -> S3Archives | None:
-    """The archives of a data folder whose `source.yaml` names a folder in S3, else None."""
+    """The archives of a data folder if its `source.yaml` names a folder in S3, else None."""
     source = _read_source(data)
     return S3Archives(source.location) if source and isinstance(source.location, str) else None
 
@@ -57,20 +57,20 @@ def _read_source(data: Path) -> Source | None:
 
 
 def state_of(archive: ArchiveFile) -> FileState | Entry:
-    """What changes when the archive does, without reading it."""
+    """Metadata that changes with the archive, without reading it."""
     return FileState.of(archive) if isinstance(archive, Path) else archive.state
 
 
 def size_of(archive: ArchiveFile) -> int:
-    """Bytes."""
+    """Size of an archive in bytes."""
     return archive.stat().st_size if isinstance(archive, Path) else archive.size
 
 
 def hash_data(place: str | Path) -> str:
-    """Hash of a data set, for cache keys and lineage. Any changed image changes it.
+    """Hash of a data set, for cache keys and lineage. It changes with any image.
 
-    It covers the content of a folder's files, or the names, sizes and ETags of S3's objects; and likewise the archives
-    that a `source.yaml` locates elsewhere, where those on disk count as in `_hash_archives`.
+    It covers the content of a folder's files, or the names, sizes and ETags of S3's objects. Archives that a
+    `source.yaml` locates elsewhere are included; those on disk as in `_hash_archives`.
 
     Raises:
         NoFolderError: this machine has no such folder.
@@ -94,10 +94,10 @@ def hash_data(place: str | Path) -> str:
 
 
 def _hash_archives(folder: Path, published: Collection[str]) -> str:
-    """Hash of a folder's archives by names, sizes and modification times, because reading ImageNet takes minutes.
+    """Hash of a folder's archives by names, sizes and modification times, since reading ImageNet takes minutes.
 
-    Where `source.yaml` lists published archives with their md5, only those count, and without their times: prepare_data
-    refuses others, and a copy on another disk is the same data.
+    If `source.yaml` lists published archives with their md5, only these count, without times: prepare_data refuses
+    others, and a copy on another disk is the same data.
     """
     if not folder.is_dir():
         raise NoFolderError(folder, f"a {SOURCE} says that the archives lie there; mend it, or put them there")
@@ -110,7 +110,7 @@ def _hash_archives(folder: Path, published: Collection[str]) -> str:
 
 
 class Data(NamedTuple):
-    """A data folder on disk, and its archives where they lie in S3."""
+    """A data folder on disk, and its archives if they are in S3."""
 
     folder: Path
     remote: S3Archives | None
@@ -120,7 +120,7 @@ def open_data(place: str | Path) -> Data:
     """Open a data folder on disk or in S3.
 
     Raises:
-        AutoFormerError: it does not exist, cannot be downloaded, or exceeds the limit of the disk.
+        AutoFormerError: it does not exist, cannot be downloaded, or exceeds the disk limit.
     """
     folder = _open_remote(S3Uri.parse(str(place))) if is_uri(place) else Path(place)
     if not folder.exists():
@@ -129,7 +129,7 @@ def open_data(place: str | Path) -> Data:
 
 
 def _open_remote(uri: S3Uri) -> Path:
-    """The local folder of a data folder in S3. It has the same name, from which a data set may take its own."""
+    """The local folder of a data folder in S3. It has the same name, which may become the data set's name."""
     objects = list_files(uri)
     if not objects:
         raise MissingError(f"{uri}: holds nothing; upload the data there, or name another place")

@@ -1,8 +1,8 @@
-"""Download of objects: ranges in parallel, into a partial file that replaces the target at the end.
+"""Download objects: ranges in parallel, into a partial file that replaces the target at the end.
 
-An interrupted download resumes where its partial file ends. All ranges are of one object, whose ETag is part of the
-partial file's name. At the end the content's checksum is compared with the one that the caller, the object's writer or
-S3 states.
+An interrupted download resumes at the end of its partial file. All ranges are of one version of the object, whose ETag
+is part of the partial file's name. At the end the checksum is compared with that of the caller, of the object's
+writer, or of S3.
 """
 
 import glob
@@ -17,14 +17,14 @@ from runtime.storage.errors import ChangedError
 from runtime.storage.objects import ObjectInfo, base64_of, head
 
 RANGE_BYTES = 16 * 2**20
-TRIES = 3  # of a whole object that changes or arrives damaged
+TRIES = 3  # for an object that changes or arrives damaged
 
 
 def download(uri: S3Uri | str, path: Path, sha256: str | None = None) -> None:
-    """Download an object to a file, which appears whole.
+    """Download an object to a file, whole or not at all.
 
     Args:
-        sha256: hexadecimal, of the expected content; by default the one that the object's writer or S3 states.
+        sha256: hexadecimal hash of the expected content; by default from the object's writer or S3.
 
     Raises:
         StorageError: `path` is unchanged.
@@ -45,7 +45,7 @@ def download(uri: S3Uri | str, path: Path, sha256: str | None = None) -> None:
                 partial.unlink()
                 if attempt == TRIES:
                     raise
-            except OSError as error:  # a failed write does not name its file
+            except OSError as error:  # the error of a write lacks the file name
                 raise OSError(error.errno, error.strerror, str(path)) from None
             else:
                 partial.replace(path)
@@ -67,7 +67,7 @@ def _fetch_missing(uri: S3Uri, info: ObjectInfo, partial: Path) -> None:
 
 def _verify(uri: S3Uri, info: ObjectInfo, partial: Path, sha256: str | None) -> None:
     expected = sha256 or info.sha256 or info.crc32
-    if expected is None:  # each range had the requested length; nothing else is known
+    if expected is None:  # no checksum is known; each range had the requested length
         return
     actual = hash_file(partial) if sha256 or info.sha256 else _crc32(partial)
     if actual != expected:

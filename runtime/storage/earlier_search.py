@@ -25,14 +25,14 @@ _MADE_OF = {"supernet": "supernet", "search_split": "search split", "card": "dat
 def earlier_scores(
     config: Config, inputs: Mapping[str, Path] | None = None, split_images: int | None = None
 ) -> list[ScoredCandidate]:
-    """The complete scores that `search_subnet.warm_start` names, each subnet once; none where it names nothing.
+    """The complete scores for `search_subnet.warm_start`, each subnet once; empty if it is not set.
 
     Args:
-        inputs: the card, search split and supernet of this search; None before they are there, and then unchecked.
-        split_images: of the search split; None where it is unknown.
+        inputs: card, search split and supernet of this search, to check; None while they do not exist.
+        split_images: size of the search split; None if unknown.
 
     Raises:
-        AutoFormerError: the search is damaged, has changed, or scored something else; the line names what differs.
+        AutoFormerError: the search is damaged, has changed, or differs; the message names the difference.
     """
     section = config.section(SearchSubnet)
     named = section.warm_start
@@ -61,7 +61,7 @@ def earlier_scores(
 def _check_same(
     config: Config, earlier: Provenance, inputs: Mapping[str, Path] | None, split_images: int | None
 ) -> None:
-    """Raise `AutoFormerError` where the earlier search scored other subnets, weights or images."""
+    """Raise `AutoFormerError` if the earlier search has another space, other weights or other images."""
     section, theirs = config.section(SearchSubnet), earlier.section("search_subnet")
     where = f"search_subnet.warm_start.search = {section.warm_start.search if section.warm_start else ''}"
     space = validated(SearchSpace, earlier.config.get("space"), f"{where}, {_PROVENANCE}")
@@ -69,12 +69,12 @@ def _check_same(
         (key, theirs.get(key), getattr(section, key)) for key in ("weights", "precision")
     ]
     counts = theirs.get("images") or split_images, section.images or split_images
-    if None not in counts:  # before the split is there, all of it may be as many
+    if None not in counts:  # None: all images of a split of unknown size
         pairs.append(("number of images", *counts))
     for key, path in (inputs or {}).items():
         pairs.append((_MADE_OF[key], earlier.inputs.get(key, "none")[:12], hash_path(path)[:12]))
     different = [f"{what} ({there}, here {here})" for what, there, here in pairs if there != here]
-    if space != config.space:  # perhaps of the same name
+    if space != config.space:  # the names may be equal
         different.insert(0, f"space ('{space.name}', here '{config.space.name}')")
     if different:
         raise AutoFormerError(f"{where}: its scores cannot be taken over; they differ in {', '.join(different)}")

@@ -1,7 +1,7 @@
-"""Errors of S3, each as one line that names the remedy and holds no secret.
+"""Errors of S3, each as one line with the remedy and without secrets.
 
-boto3 repeats a request that the server refused for lack of capacity or that reached no server (`client.ATTEMPTS`).
-`with_retries` repeats what boto3 does not: a response body that breaks off, and bytes that arrive damaged.
+boto3 retries requests that the server refused for lack of capacity, or that reached no server (`client.ATTEMPTS`).
+`with_retries` covers the rest: truncated response bodies and damaged bytes.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from autoformer.errors import AutoFormerError, UnavailableError
 from runtime.common.retrying import doubling, retry
 
 T = TypeVar("T")
-TRIES = 5  # of a transfer that breaks off
-PAUSE_SECONDS = 1.0  # after the first try; it doubles
+TRIES = 5  # of an interrupted transfer
+PAUSE_SECONDS = 1.0  # after the first try; doubles
 
 _PERMISSIONS = {
     "HeadObject": "s3:GetObject", "CreateMultipartUpload": "s3:PutObject", "UploadPart": "s3:PutObject",
@@ -48,20 +48,20 @@ class ChangedError(StorageError):
 
 
 class UploadEndedError(StorageError):
-    """Another process has completed or aborted the multipart upload."""
+    """Another process completed or aborted the multipart upload."""
 
 
 class TransferError(StorageError, UnavailableError):
-    """Bytes did not arrive, or arrived damaged; worth another try at once."""
+    """Bytes were lost or damaged; an immediate retry may help."""
 
 
 class UnreachableError(StorageError, UnavailableError):
-    """The server did not answer, or has no capacity."""
+    """The server did not answer, or had no capacity."""
 
 
 @contextlib.contextmanager
 def storage_errors(uri: object) -> Iterator[None]:
-    """Translate what boto3 raises about an address to a `StorageError`."""
+    """Translate boto3's errors about an address to `StorageError`s."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -73,12 +73,12 @@ def storage_errors(uri: object) -> Iterator[None]:
 
 
 def with_retries(request: Callable[[], T]) -> T:
-    """Call `request` until it raises no `TransferError`, at most `TRIES` times."""
+    """Call `request` until it raises no `TransferError`, at most `TRIES` times; return its result."""
     return retry(request, TransferError, islice(doubling(PAUSE_SECONDS, jitter=(0.5, 1.0)), TRIES - 1))
 
 
 def _from_client(error: Exception, uri: str) -> StorageError:
-    """Of an error for which there is no response."""
+    """The `StorageError` for an error without a response."""
     import botocore.exceptions as aws
 
     name, text = type(error).__name__, " ".join(str(error).split())[:200]

@@ -1,4 +1,4 @@
-"""Folders in S3 that exist whole or not at all: a manifest with every file is written last and read first."""
+"""Folders in S3 that exist whole or not at all: a manifest of all files is written last and read first."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -19,13 +19,13 @@ from runtime.storage.errors import MissingError, StorageError
 from runtime.storage.objects import Entry, delete, write_object
 
 MANIFEST = "_manifest.json"
-PARALLEL = 8  # small files in flight
+PARALLEL = 8  # concurrent transfers of small files
 
 
 class File(NamedTuple):
     """A file of a folder."""
 
-    name: str  # below the folder, with slashes
+    name: str  # relative path, with slashes
     bytes: int
     sha256: str
 
@@ -54,17 +54,17 @@ Sized = TypeVar("Sized", File, Entry)
 
 
 def upload_folder(folder: Path, uri: S3Uri | str) -> list[File]:
-    """Upload a folder and return its files, sorted by name. Files that S3 has already are skipped.
+    """Upload a folder and return its files, sorted by name. Files that S3 already has are skipped.
 
     Raises:
-        StorageError: the folder in S3 is missing, or as it was before.
+        StorageError: the folder in S3 is missing or unchanged.
     """
     uri = S3Uri.parse(uri)
     files = sorted(File.of(folder, path) for path in folder.rglob("*") if path.is_file())
     try:
         if read_manifest(uri)[0] == files:
             return files
-        delete(uri / MANIFEST)  # of the content that is about to be replaced
+        delete(uri / MANIFEST)  # the manifest of the old content
     except MissingError:
         pass
     transfer(files, lambda file: uploads.upload(folder / file.name, uri / file.name))
@@ -73,10 +73,10 @@ def upload_folder(folder: Path, uri: S3Uri | str) -> list[File]:
 
 
 def download_folder(uri: S3Uri | str, folder: Path) -> None:
-    """Download a folder, each file verified, and replace `folder` by it. An interrupted download resumes.
+    """Download a folder, verify each file, and replace `folder` by it. An interrupted download resumes.
 
     Raises:
-        MissingError: there is no such folder, or not all of it.
+        MissingError: the folder does not exist, or is incomplete.
         StorageError: `folder` is unchanged.
     """
     uri = S3Uri.parse(uri)
@@ -85,7 +85,7 @@ def download_folder(uri: S3Uri | str, folder: Path) -> None:
 
 
 def partial_folder(folder: Path) -> Path:
-    """Where the files of a folder lie until all are there."""
+    """The temporary folder of an incomplete download."""
     return folder.with_name(f".{folder.name}.part")
 
 
@@ -95,10 +95,10 @@ def download_files(
     folder: Path,
     complete: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Download files into a folder that appears by one rename. The caller holds the lock of `folder`.
+    """Download files into a folder that is created by one rename. The caller holds the lock of `folder`.
 
     Args:
-        complete: adds what else belongs into the folder, before the rename.
+        complete: adds other files to the folder before the rename.
     """
     partial = partial_folder(folder)
     partial.mkdir(parents=True, exist_ok=True)
@@ -110,14 +110,14 @@ def download_files(
 
     transfer(files, fetch)
     for path in set(partial.rglob("*")) - {partial / file.name for file in files}:
-        if path.is_file():  # of a download that was killed
+        if path.is_file():  # left by a killed download
             path.unlink()
     complete(partial)
     put_in_place(partial, folder)
 
 
 def transfer(files: Iterable[Sized], move: Callable[[Sized], object]) -> None:
-    """Call `move` for each file: small ones in parallel, large ones, whose parts are parallel, one by one."""
+    """Call `move` for each file: small ones in parallel, large ones one by one, since their parts are parallel."""
     with ThreadPoolExecutor(PARALLEL) as pool:
         list(pool.map(move, (file for file in files if file.bytes <= uploads.PART_BYTES)))
     for file in files:
@@ -126,13 +126,13 @@ def transfer(files: Iterable[Sized], move: Callable[[Sized], object]) -> None:
 
 
 def write_manifest(uri: S3Uri, files: Iterable[File], **values: int) -> None:
-    """Write the list of a folder's files, with which the folder begins to exist."""
+    """Write the list of a folder's files, which completes the folder."""
     manifest = values | {"files": [file._asdict() for file in files]}
     write_object((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode(), uri / MANIFEST)
 
 
 def read_manifest(uri: S3Uri) -> tuple[list[File], int]:
-    """A folder's files and its `newest_ns`, 0 by default. Raises `MissingError` where it is not there, or not whole."""
+    """A folder's files and its `newest_ns` (default 0). Raises `MissingError` if it is missing or incomplete."""
     try:
         text = read_object(uri / MANIFEST)
     except MissingError:

@@ -1,15 +1,16 @@
-"""A step's work folder in the store, so that the step can resume on another machine.
+"""Mirror a step's work folder to the store, so that the step can resume on another machine.
 
     <store>/work/<step>/<key>/checkpoint.pt.<hash>   each file, its name followed by a hash of its content
                               _manifest.json         the files of the last complete round
                               _opened.json           the process that last began or resumed the work
 
-Rounds run in the background while the step works. A round uploads the files that have changed, writes the manifest, and
-deletes what the manifest does not list; so the store always has the folder in one state. If the step is faster than the
-network, intermediate states are skipped. A round also uploads again what a lifecycle rule or another run has deleted.
+Rounds run in the background while the step works. A round uploads the changed files, writes the manifest, and deletes
+files that are not in the manifest, so the store always has a consistent state of the folder. If the step is faster than
+the network, intermediate states are skipped. A round also uploads files again that a lifecycle rule or another run has
+deleted.
 
-An unreachable store stops no training: it is reported in one line and tried again. A step with a local work folder
-resumes from that; a step without one fails rather than begin anew.
+An unreachable store does not stop training: it is reported in one line and retried. A step resumes from a local work
+folder; without one it fails instead of starting over.
 """
 
 import contextlib
@@ -38,10 +39,10 @@ from runtime.storage.uploads import HashedFile, upload
 
 EVERY_SECONDS = 30.0  # between two rounds
 AGAIN_SECONDS = 60.0  # after a round that failed
-LAST_SECONDS = 10.0  # limit of the last round, if the one before failed
-STOPPED_SECONDS = 20.0  # limit of the wait for the last round after a signal; a rank is killed after GRACE_SECONDS
+LAST_SECONDS = 10.0  # limit of the last round if the previous round failed
+STOPPED_SECONDS = 20.0  # limit of the last round after a signal; ranks are killed after GRACE_SECONDS
 OPENED = "_opened.json"
-REPLACED_WHOLE = ".pt"  # suffix of files that are replaced, never written to: a hard link keeps their content
+REPLACED_WHOLE = ".pt"  # suffix of files that are only replaced, so a hard link keeps their content
 _SNAPSHOT = ".sending"
 
 
@@ -49,9 +50,9 @@ class Mirror:
     """Keeps a copy of a work folder in the store.
 
     Args:
-        step: its name, for reports.
+        step: the step's name, for messages.
         folder: the work folder.
-        uri: of the copy; without it all methods do nothing.
+        uri: address of the copy; without it all methods do nothing.
     """
 
     def __init__(self, step: str = "", folder: Path = Path(), uri: S3Uri | None = None) -> None:
@@ -60,7 +61,7 @@ class Mirror:
         self._uploaded: dict[str, tuple[FileState, File]] = {}
         self._condition = threading.Condition()
         self._is_due = self._is_ending = self._is_given_up = False
-        self._problem: str | None = None  # of the last round
+        self._problem: str | None = None  # failure of the last round
         host = os.environ.get("KFP_POD_NAME") or socket.gethostname()
         self._owner = "/".join(filter(None, [os.environ.get("KFP_RUN_ID"), host, uuid.uuid4().hex[:8]]))
         self._is_signed = False
@@ -71,7 +72,7 @@ class Mirror:
         """Download the copy if it is newer than the work folder.
 
         Raises:
-            StorageError: the store cannot be read or written, or is unreachable and the work folder is empty.
+            StorageError: the store cannot be read or written, or it is unreachable and the work folder is empty.
         """
         if self._is_off:
             return
@@ -95,7 +96,7 @@ class Mirror:
             self._thread.start()
 
     def flush(self) -> None:
-        """Wait until the store has the folder as it is, or until the time after a signal is over; report a failure."""
+        """Wait until the store has the current state, or until the time limit after a signal; report a failure."""
         try:
             self._end()
         except Stopped:  # the signal came during the wait
@@ -109,7 +110,7 @@ class Mirror:
                 self._report(f"{self._problem}; the last checkpoint is in {self.folder} alone")
 
     def clear(self) -> None:
-        """Delete the copy, once the result is published, unless another process has opened it since."""
+        """Delete the copy after the result is published, unless another process has opened it since."""
         if self._is_off:
             return
         with self._condition:
@@ -129,7 +130,7 @@ class Mirror:
             try:
                 folders.download_files(files, lambda file: self.uri / _key(file), self.folder)
                 return
-            except MissingError as error:  # perhaps another process, which is ending, has just uploaded a newer state
+            except MissingError as error:  # another process may just have uploaded a newer state as it ended
                 incomplete, problem = files, str(error)
         if incomplete:
             shutil.rmtree(folders.partial_folder(self.folder), ignore_errors=True)
@@ -144,7 +145,7 @@ class Mirror:
         return files if newest_ns > max((path.stat().st_mtime_ns for path in self._files()), default=0) else []
 
     def _sign(self) -> None:
-        """Write who works here. It also shows at the beginning, not after hours, whether the store can be written."""
+        """Record this process as the owner. Fails at the start, not after hours, if the store is not writable."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         line = json.dumps({"owner": self._owner, "process": os.getpid(), "time": now})
         write_object(f"{line}\n".encode(), self.uri / OPENED)
@@ -162,7 +163,7 @@ class Mirror:
         return owner if owner != self._owner else None
 
     def _end(self) -> None:
-        """Let the last round run, and wait for it."""
+        """Run the last round, and wait for it."""
         with self._condition:
             self._is_ending = True
             self._condition.notify()
@@ -182,7 +183,7 @@ class Mirror:
             self._has_ended.set()
 
     def _run_round(self) -> bool:
-        """Wait for a request, serve it, and pause; False where no further round follows."""
+        """Wait for a request, run a round, and pause; False after the last round."""
         with self._condition:
             self._condition.wait_for(lambda: self._is_due or self._is_ending)
             if not self._is_due:
@@ -191,9 +192,9 @@ class Mirror:
         problem = None
         try:
             self._upload()
-        except Exception as error:  # whatever it is, the step continues
+        except Exception as error:  # any failure: the step continues
             problem = str(error) if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"
-        if self._is_given_up:  # `flush` has reported that
+        if self._is_given_up:  # `flush` has reported it
             return False
         if problem and not self._problem:
             self._report(f"{problem}; the work goes on, and its checkpoints are sent later")
@@ -214,7 +215,7 @@ class Mirror:
             stored = None
         uploaded = {}
         for path in self._files():
-            with contextlib.suppress(FileNotFoundError):  # it has just been removed
+            with contextlib.suppress(FileNotFoundError):  # just removed
                 state, former = FileState.of(path), self._uploaded.get(path.name)
                 is_stored = former and former[0] == state and (stored is None or _key(former[1]) in stored)
                 uploaded[path.name] = former if former and is_stored else (state, self._upload_file(path))
@@ -261,7 +262,7 @@ def _key(file: File) -> str:
 
 def _copy_or_link(path: Path, snapshot: Path) -> None:
     if path.suffix == REPLACED_WHOLE:
-        with contextlib.suppress(OSError):  # a file system without hard links; a missing file is one for `copyfile` too
+        with contextlib.suppress(OSError):  # no hard links here; `copyfile` reports a missing file
             snapshot.hardlink_to(path)
             return
     shutil.copyfile(path, snapshot)
@@ -269,9 +270,9 @@ def _copy_or_link(path: Path, snapshot: Path) -> None:
 
 @contextlib.contextmanager
 def mirrored(step: str, folder: Path) -> Iterator[Mirror]:
-    """The mirror of a work folder, restored; without AUTOFORMER_STORE, one that does nothing.
+    """The restored mirror of a work folder; without AUTOFORMER_STORE, a mirror that does nothing.
 
-    If the block fails, its exit waits for the last checkpoint; so enter it before what must end in any case.
+    If the block fails, its exit waits for the last upload. So enter it before contexts that must end quickly.
 
     Raises:
         StorageError: before any work.

@@ -1,4 +1,4 @@
-"""Files that a configuration names by path or S3 address, with the hash of their content."""
+"""Files named in a configuration by path or S3 address, with the hash of their content."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,13 +13,13 @@ from runtime.storage.downloads import download
 
 
 def verified_file(named: str, sha256: str | None, folder: Path, key: str) -> Path:
-    """The file as one of this machine, with the content that was resolved; an S3 object is downloaded into `folder`.
+    """The local path of a file with the expected content; an S3 object is downloaded into `folder`.
 
     Args:
-        key: of the configuration that names it.
+        key: configuration key that names the file.
 
     Raises:
-        AutoFormerError: it is missing, or has changed.
+        AutoFormerError: the file is missing or has changed.
     """
     file = Path(named)
     if is_uri(named):
@@ -33,7 +33,7 @@ def verified_file(named: str, sha256: str | None, folder: Path, key: str) -> Pat
 
 
 def latency_table(named: MeasuredLatency | None, space: SearchSpace) -> LatencyTable | None:
-    """The table of a search. Raises `AutoFormerError` if it is damaged, or does not cover the space."""
+    """The latency table of a search. Raises `AutoFormerError` if it is damaged, or does not cover the space."""
     if named is None:
         return None
     with TemporaryDirectory() as folder:

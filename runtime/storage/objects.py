@@ -16,9 +16,9 @@ class ObjectInfo(NamedTuple):
 
     bytes: int
     etag: str
-    sha256: str | None  # hexadecimal, of the content: from the writer, else from S3; None where neither states it
-    checksum: str | None  # base64, by S3: sha256 of the content or, after a multipart upload, of its parts' sha256
-    crc32: str | None  # base64, of the content, by S3
+    sha256: str | None  # of the content, hexadecimal: from the writer, else from S3; None if unknown
+    checksum: str | None  # S3's, base64: sha256 of the content or, after a multipart upload, of the parts' sha256
+    crc32: str | None  # S3's, base64, of the content
 
 
 class Entry(NamedTuple):
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 
 def head(uri: S3Uri) -> ObjectInfo:
-    """Raises `MissingError`, or another `StorageError`."""
+    """Size and checksums of an object. Raises `MissingError`, or another `StorageError`."""
     try:
         response = request(uri, "head_object", ChecksumMode="ENABLED")
     except StorageError as error:
@@ -51,7 +51,7 @@ def head(uri: S3Uri) -> ObjectInfo:
 
 
 def exists(uri: S3Uri | str) -> bool:
-    """Raises `StorageError` where S3 does not answer."""
+    """Whether an object exists. Raises `StorageError` if S3 does not answer."""
     try:
         head(S3Uri.parse(uri))
     except MissingError:
@@ -64,7 +64,7 @@ def base64_of(digest: bytes) -> str:
 
 
 def sha256_arguments(checksum: str) -> dict[str, str]:
-    """Arguments of a request whose body has a base64 sha256, which S3 then verifies."""
+    """Request arguments with the body's base64 sha256, which S3 verifies."""
     return {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": checksum}
 
 
@@ -76,26 +76,26 @@ def write_object(content: bytes, uri: S3Uri) -> None:
 
 
 def list_objects(uri: S3Uri | str) -> list[Entry]:
-    """The objects below a folder, sorted by name; none where there is no such folder."""
+    """The objects below a folder, sorted by name; empty if there is no such folder."""
     uri = S3Uri.parse(uri)
     prefix = f"{uri.key}/" if uri.key else ""
     items = request_pages(uri, "list_objects_v2", "Contents", Prefix=prefix)
     entries = (Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"]) for item in items)
-    return sorted(entry for entry in entries if entry.name)  # consoles mark a folder by an object of its name
+    return sorted(entry for entry in entries if entry.name)  # consoles mark a folder by an object with its name
 
 
 def list_files(uri: S3Uri | str) -> list[Entry]:
-    """The objects below a folder, without the empty ones, `train/`, by which consoles and tools mark subfolders."""
+    """The objects below a folder, without empty ones such as `train/`, with which tools mark subfolders."""
     return [entry for entry in list_objects(uri) if not entry.name.endswith("/")]
 
 
 def hash_listing(uri: S3Uri | str) -> str:
     """Hash of the names, sizes and ETags of a folder's files, or of one object's size and ETag.
 
-    An object that is written again with the same content keeps its ETag, unless its parts have another size.
+    An object rewritten with the same content keeps its ETag, unless its parts have another size.
 
     Raises:
-        StorageError: nothing of that name exists, or it cannot be listed.
+        StorageError: it does not exist, or cannot be listed.
     """
     uri = S3Uri.parse(uri)
     entries = list_files(uri)
@@ -128,7 +128,7 @@ def list_uploads(uri: S3Uri, prefix: str) -> list[tuple[str, str]]:
 
 
 def abort_upload(uri: S3Uri, upload_id: str) -> None:
-    """Abort a multipart upload, which frees its parts."""
+    """Abort a multipart upload and free its parts."""
     with contextlib.suppress(UploadEndedError, DeniedError):
         request(uri, "abort_multipart_upload", UploadId=upload_id)
 

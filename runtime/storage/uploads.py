@@ -1,7 +1,7 @@
-"""Upload of files: parts in parallel, each verified by S3 against its sha256.
+"""Upload files: parts in parallel, each verified by S3 against its sha256.
 
-An interrupted upload resumes: S3 lists the parts that it has, and only the others are sent. An incomplete upload of
-other content under the same name is aborted.
+An interrupted upload resumes: S3 lists its parts, and only the missing ones are sent. An incomplete upload of other
+content under the same name is aborted.
 """
 
 import hashlib
@@ -13,8 +13,8 @@ from runtime.storage.client import PREFETCH, S3Uri, pipelined, request, request_
 from runtime.storage.errors import DeniedError, MissingError, StorageError, TransferError, UploadEndedError
 from runtime.storage.objects import abort_upload, base64_of, delete, head, list_uploads, sha256_arguments, write_object
 
-TRIES = 5  # of an upload that another process ends
-PART_BYTES = 16 * 2**20  # more where a file would have too many parts
+TRIES = 5  # if another process ends the upload
+PART_BYTES = 16 * 2**20  # larger if a file would have too many parts
 MAX_PARTS = 10_000
 
 
@@ -26,7 +26,7 @@ class HashedFile(NamedTuple):
     part_bytes: int
     sha256: str  # hexadecimal
     part_checksums: list[str]  # base64 sha256 of each part
-    checksum: str  # base64, as S3 computes it: sha256 of a single part, else of the sha256 of all parts
+    checksum: str  # base64, as in S3: sha256 of a single part, else of the sha256 of all parts
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -42,13 +42,13 @@ class HashedFile(NamedTuple):
         return cls(path, size, part_bytes, whole.hexdigest(), checksums, base64_of(of_parts.digest()))
 
     def part(self, number: int) -> bytes:
-        """Content of a part, counted from 1."""
+        """The content of a part, numbered from 1."""
         with self.path.open("rb") as file:
             return os.pread(file.fileno(), self.part_bytes, (number - 1) * self.part_bytes)
 
 
 def upload(file: Path | HashedFile, uri: S3Uri | str) -> str:
-    """Upload a file, unless S3 has the same content there, and return its sha256.
+    """Upload a file, unless S3 already has the same content; return its sha256.
 
     Raises:
         StorageError: the object of that name is unchanged.
@@ -68,13 +68,13 @@ def upload(file: Path | HashedFile, uri: S3Uri | str) -> str:
             continue
         if _is_stored(file, uri, if_denied=True):
             return file.sha256
-        delete(uri)  # the resumed upload was of other content whose first parts are the same
+        delete(uri)  # the resumed upload had other content with equal first parts
         failure = TransferError(f"{uri}: S3 has other content than was sent, in every try; let one alone write there")
     raise failure
 
 
 def _is_stored(file: HashedFile, uri: S3Uri, if_denied: bool) -> bool:
-    """Whether S3 has the file's content; `if_denied` where the credentials do not permit to read."""
+    """Whether S3 has the file's content; `if_denied` if the credentials cannot read."""
     try:
         info = head(uri)
     except MissingError:
@@ -102,7 +102,7 @@ def _upload_parts(file: HashedFile, uri: S3Uri) -> None:
 
 
 def _begin_or_resume(file: HashedFile, uri: S3Uri) -> tuple[str, dict[int, str]]:
-    """Id of an upload of this file, and the ETags of the parts that it has, by number."""
+    """The id of an upload of this file, and the ETags of its parts by number."""
     try:
         incomplete = [upload_id for key, upload_id in list_uploads(uri, uri.key) if key == uri.key]
     except DeniedError:  # permission to write does not include permission to list
@@ -120,7 +120,7 @@ def _begin_or_resume(file: HashedFile, uri: S3Uri) -> tuple[str, dict[int, str]]
 
 
 def _stored_parts(file: HashedFile, uri: S3Uri, upload_id: str) -> dict[int, str]:
-    """ETags of the parts that S3 has, by number; none where one of them is of other content."""
+    """Part number -> ETag in S3; empty if one of the parts has other content."""
     try:
         parts = request_pages(uri, "list_parts", "Parts", Key=uri.key, UploadId=upload_id)
     except (DeniedError, UploadEndedError):
@@ -134,10 +134,10 @@ def _is_same(file: HashedFile, part: Any) -> bool:
         return False
     if "ChecksumSHA256" in part:
         return bool(part["ChecksumSHA256"] == file.part_checksums[number - 1])
-    md5 = hashlib.md5(file.part(number), usedforsecurity=False).hexdigest()  # of servers that list no sha256
+    md5 = hashlib.md5(file.part(number), usedforsecurity=False).hexdigest()  # for servers that list no sha256
     return bool(part["ETag"].strip('"') == md5)
 
 
 def part_size(size: int) -> int:
-    """Bytes of each part of a file of `size` bytes."""
+    """Bytes per part for a file of `size` bytes."""
     return max(PART_BYTES, -(-size // MAX_PARTS))

@@ -1,6 +1,6 @@
-"""MLflow: runs, metrics, artifacts, models. The only package that imports it, and then inside functions.
+"""MLflow: runs, metrics, artifacts, models. Only this package imports mlflow, inside functions.
 
-Every call goes through `MlflowClient` with an explicit run id: no global run is active.
+Every call uses `MlflowClient` with an explicit run id; there is no global active run.
 """
 
 from runtime.tracking.history import PipelineRun, find_run_id, list_pipeline_runs, read_pipeline_run

@@ -1,4 +1,4 @@
-"""`python -m runtime.tracking FILE…`: send the undelivered messages of a step to MLflow, and delete the file."""
+"""`python -m runtime.tracking FILE…`: send the undelivered messages of steps to MLflow, and delete the files."""
 
 import argparse
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def resend(file: Path) -> None:
     """Send the messages of a backlog file, in order, and delete it.
 
     Raises:
-        AutoFormerError: MLflow does not answer, or has refused some messages, which stay in the file.
+        AutoFormerError: MLflow does not answer, or refused some messages; these stay in the file.
     """
     waiting = read_operations(file)
     refused: list[Operation] = []
@@ -36,7 +36,7 @@ def resend(file: Path) -> None:
     while waiting:
         try:
             send(waiting[0])
-        except Exception as error:  # MLflow, SQLAlchemy, requests and the file system each raise kinds of their own
+        except Exception as error:  # MLflow, SQLAlchemy, requests and the file system raise different errors
             if not is_refusal(error):
                 write_json(file, [*waiting, *refused])
                 raise AutoFormerError(

@@ -1,4 +1,4 @@
-"""Pipeline runs, read from the store: their inputs, their results, and the code that made them."""
+"""Pipeline runs, read from MLflow: inputs, results, and code versions."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 MAX_LISTED = 1000
 MIN_PREFIX = 4  # characters of a run id
-# Inputs of steps that are data, not results of earlier steps.
+# Inputs of steps that are data, not outputs of earlier steps.
 DATA = ("card", "train_split", "train_full_split", "search_split", "test_split")
 
 
 class PipelineRun(NamedTuple):
-    """A pipeline run, in a list without what its steps logged. All but `scores` is text, as MLflow keeps it."""
+    """A pipeline run. All fields except `scores` are text, as in MLflow. In lists, values of its steps are missing."""
 
     run_id: str
     name: str
@@ -46,10 +46,10 @@ def list_pipeline_runs(limit: int = MAX_LISTED) -> list[PipelineRun]:
 
 
 def find_run_id(name: str) -> str | None:
-    """The pipeline run with this id, with a unique id that begins so, or above the run of a step or candidate.
+    """The id of a pipeline run, from its id, a unique prefix of it, or the id of a step's or candidate's run.
 
     Raises:
-        AutoFormerError: several ids begin so.
+        AutoFormerError: the prefix is not unique.
     """
     ids = [run.run_id for run in list_pipeline_runs()]
     if name in ids:
@@ -78,16 +78,16 @@ def _pipeline_run_above(client: "MlflowClient", run_id: str) -> str | None:
 
 
 def read_pipeline_run(run_id: str) -> PipelineRun:
-    """A pipeline run with what its steps logged.
+    """A pipeline run with the values that its steps logged.
 
-    A step that KFP took from its cache has no run. The card of the data set, an input of the steps that always run,
-    decides the splits: those that no step of this run has logged are the ones that other runs logged beside that card.
+    A cached step has no run in this pipeline run. Its splits then come from other runs with the same card, which is an
+    input of a step that always runs.
     """
     with translate_errors(tracking_uri()):
         client = connect()
         parent = client.get_run(run_id)
         nested = f"tags.`{PARENT}` = '{run_id}'"
-        # oldest first: the latest run of a step counts
+        # oldest first, so the latest run of a step wins
         runs = client.search_runs([parent.info.experiment_id], nested, order_by=["attributes.start_time ASC"])
         card = _data(parent, runs).get("card")
         same = f"dataset.digest = '{card}'"
@@ -127,7 +127,7 @@ def _data(parent: "Run", steps: "list[Run]") -> dict[str, str]:
 
 
 def _splits(steps: "list[Run]") -> dict[str, str]:
-    """The card and the splits among the inputs that steps have logged, name -> hash."""
+    """Name -> hash of the card and the splits among the logged inputs."""
     datasets = (logged.dataset for run in steps for logged in run.inputs.dataset_inputs)
     named = ((dataset.name.rpartition("/")[2], dataset.digest) for dataset in datasets)
     return {name.replace("_", " "): digest for name, digest in named if name in DATA}

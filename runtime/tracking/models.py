@@ -1,4 +1,4 @@
-"""Models in MLflow: logged with everything that serving needs, and registered as versions under an alias."""
+"""Log models to MLflow with everything that serving needs, and register versions under an alias."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ class ModelVersion(NamedTuple):
 
 
 def aliased_version(name: str, alias: str) -> ModelVersion | None:
-    """The version that has the alias; None where there is none yet."""
+    """The version with the alias; None if there is none yet."""
     from mlflow.exceptions import MlflowException
 
     client = connect()
@@ -52,7 +52,7 @@ def aliased_version(name: str, alias: str) -> ModelVersion | None:
 
 
 def version_with_tag(name: str, tag: str, value: str) -> ModelVersion | None:
-    """The newest version of a model that has the tag; None where there is none."""
+    """The newest version of a model with the tag; None if there is none."""
     matching = f"name = '{name}' and tags.`{tag}` = '{value}'"
     with translate_errors(tracking_uri()):
         versions = connect().search_model_versions(matching, max_results=1, order_by=["version_number DESC"])
@@ -62,9 +62,8 @@ def version_with_tag(name: str, tag: str, value: str) -> ModelVersion | None:
 def log_model(run_id: str, name: str, model: Path, program: Path, card: Path, tags: Mapping[str, str]) -> str:
     """Log a subnet to a run, ready to be served; return its MLflow address.
 
-    The logged model holds the folder as it is (safetensors, spec, preprocessing, class names), the exported program,
-    the code that serves it, and a signature. `mlflow.pyfunc.log_model` would start a run of its own, with system
-    metrics.
+    The logged model contains the unchanged folder (safetensors, spec, preprocessing, class names), the exported
+    program, the serving code, and a signature. `mlflow.pyfunc.log_model` would start its own run with system metrics.
 
     Args:
         model: folder of `autoformer.checkpoint.save_subnet`.
@@ -75,9 +74,9 @@ def log_model(run_id: str, name: str, model: Path, program: Path, card: Path, ta
     import mlflow
     from mlflow.models import Model
 
-    name = name.replace(".", "_")  # MLflow allows a point in the name of a registered model, and in no other
+    name = name.replace(".", "_")  # MLflow allows dots in names of registered models, but not of logged models
 
-    # stderr would show MLflow's advice on type hints and input examples; errors are exceptions
+    # hide MLflow's advice on type hints and input examples; errors are exceptions
     with translate_errors(tracking_uri()), contextlib.redirect_stderr(io.StringIO()):
         experiment = client.get_run(run_id).info.experiment_id
         logged = client.create_logged_model(experiment, name=name, source_run_id=run_id, tags=dict(tags))
@@ -103,7 +102,7 @@ def _signature() -> "ModelSignature":
 
     inputs = [
         ColSpec(DataType.string, "image", required=False),  # base64 of a PNG or JPEG file
-        # two or three nested lists, or JSON of them: MLflow passes lists on, and reads no CSV with a type for any value
+        # nested lists, or their JSON: MLflow passes lists through, but cannot read a CSV if the type is `AnyType`
         ColSpec(DataType.string, "pixels", required=False),
     ]
     outputs = [
@@ -118,7 +117,7 @@ def _signature() -> "ModelSignature":
 
 @contextlib.contextmanager
 def registration_lock() -> Iterator[None]:
-    """Held by one process of this machine at a time; the others wait."""
+    """Lock for one registering process of this machine; others wait."""
     with locked(tracking_uri(), "registration", wait_seconds=math.inf):
         yield
 
@@ -132,12 +131,12 @@ def register(
     description: str,
     replaces: str | None = None,
 ) -> str | None:
-    """Make a version of a logged model, and move the alias to it; return the version.
+    """Create a version of a logged model, and move the alias to it; return the version.
 
-    A refused alias leaves no version.
+    If the alias is refused, the version is deleted again.
 
     Args:
-        replaces: the version that has the alias. Where another has it by now, nothing changes, and None is returned.
+        replaces: expected version with the alias. If another version has it, nothing changes, and None is returned.
     """
     from mlflow.exceptions import MlflowException
 
@@ -160,7 +159,7 @@ def register(
         try:
             client.set_registered_model_alias(name, alias, version)
         except Exception as error:
-            if is_refusal(error):  # after an outage the step is repeated, and finds the version
+            if is_refusal(error):  # after an outage the repeated step finds the version
                 client.delete_model_version(name, version)
             raise
     return version
@@ -175,7 +174,7 @@ def _newest_model(alias: str) -> str | None:
     """The registered model whose version with the alias is the newest.
 
     Raises:
-        AutoFormerError: that version is of one of several budgets, so it is not clear which model is meant.
+        AutoFormerError: that version belongs to one of several budgets, so the choice is ambiguous.
     """
     with translate_errors(tracking_uri()):
         names = [model.name for model in connect().search_registered_models() if alias in model.aliases]
@@ -196,10 +195,10 @@ def _params(version: "Version") -> int:
 
 
 def model_folder(name: str | None, alias: str) -> Path:
-    """Download the registered model that has the alias; the folder is as `autoformer.checkpoint.load_subnet` reads it.
+    """Download the registered model with the alias; return the folder, for `autoformer.checkpoint.load_subnet`.
 
     Args:
-        name: of the registered model; None for the one that was registered last.
+        name: name of the registered model; None for the last registered one.
 
     Raises:
         AutoFormerError: nothing is registered under that name and alias.

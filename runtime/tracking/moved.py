@@ -1,4 +1,4 @@
-"""A sqlite store whose folder was moved, renamed or copied: MLflow keeps the absolute addresses of artifacts in it."""
+"""Repair a moved or copied sqlite store, in which MLflow keeps absolute addresses of artifacts."""
 
 import contextlib
 import sqlite3
@@ -16,12 +16,12 @@ _COLUMNS = (
 
 
 def follow(file: Path) -> Path | None:
-    """Let the addresses in a database name the artifacts that lie beside it.
+    """Change the artifact addresses in a database to the artifacts beside it.
 
-    Nothing changes where there are none, as beside a database that was copied alone.
+    Nothing changes if there are none, for example if only the database was copied.
 
     Returns:
-        The folder that the addresses named before; None where they were right.
+        The folder in the former addresses; None if they were right.
     """
     here = file.absolute().parent / FOLDER
     if not file.exists() or not here.is_dir():
@@ -29,7 +29,7 @@ def follow(file: Path) -> Path | None:
     with contextlib.closing(sqlite3.connect(file, timeout=60)) as database, database:
         try:
             rows = database.execute("SELECT artifact_location FROM experiments").fetchall()
-        except sqlite3.OperationalError:  # a new file: it has no tables yet
+        except sqlite3.OperationalError:  # a new file without tables
             return None
         before = None
         places = {Path(unquote(location.removeprefix("file://"))) for (location,) in rows}
@@ -47,7 +47,7 @@ def follow(file: Path) -> Path | None:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    """Whether both paths are one folder, as through a link."""
+    """Whether both paths are the same folder, for example through a link."""
     try:
         return one.samefile(other)
     except OSError:

@@ -1,6 +1,6 @@
-"""One function for each kind of message to MLflow.
+"""Operations: messages to MLflow as plain data, with one function for each kind.
 
-An operation is plain data, which a file can hold. Sending it twice changes nothing, so a lost answer does no harm.
+Operations are idempotent, so a lost answer does no harm.
 """
 
 import json
@@ -16,8 +16,8 @@ from runtime.common.records import Written
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Operation = dict[str, Any]  # as `_Operation`, and the values that `_SENDERS[kind]` reads
-UPLOADS = ("artifact", "table", "dict")  # to the artifact store, which may be away by itself
+Operation = dict[str, Any]  # the fields of `_Operation`, and those that `_SENDERS[kind]` reads
+UPLOADS = ("artifact", "table", "dict")  # to the artifact store, which may fail separately
 PARENT = "mlflow.parentRunId"
 MAX_PARAM_CHARACTERS = 6000  # MLflow's limits
 MAX_DIGEST_CHARACTERS = 36
@@ -38,7 +38,7 @@ def read_operations(file: Path) -> list[Operation]:
 
 
 def sender(client: "MlflowClient") -> Callable[[Operation], None]:
-    """A function that sends one operation, and raises where that fails."""
+    """A function that sends one operation, and raises if that fails."""
     return lambda operation: _SENDERS[operation["kind"]](client, operation)
 
 
@@ -63,7 +63,7 @@ def _send_dict(client: "MlflowClient", operation: Operation) -> None:
 
 
 def _send_table(client: "MlflowClient", operation: Operation) -> None:
-    """The file and the tag of MLflow's `log_table`, which would append to a table that is already there."""
+    """Log a table like MLflow's `log_table`, which would append to an existing table."""
     run_id, name = operation["run_id"], operation["name"]
     client.log_text(run_id, json.dumps({"columns": operation["columns"], "data": operation["data"]}), name)
     logged = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
@@ -82,7 +82,7 @@ def _send_dataset(client: "MlflowClient", operation: Operation) -> None:
 
 
 def _send_children(client: "MlflowClient", operation: Operation) -> None:
-    """Child runs by name; a child that has finished stays as it is."""
+    """Create child runs by name; finished children are not changed."""
     parent = operation["run_id"]
     experiment = client.get_run(parent).info.experiment_id
     existing = client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}'", max_results=1000)
@@ -104,7 +104,7 @@ def _send_status(client: "MlflowClient", operation: Operation) -> None:
 
 
 def _send_close(client: "MlflowClient", operation: Operation) -> None:
-    """End a pipeline run, and the runs of its steps that were killed before they ended them."""
+    """End a pipeline run, and those runs of its steps that killed steps left open."""
     run_id = operation["run_id"]
     experiment = client.get_run(run_id).info.experiment_id
     running = f"tags.`{PARENT}` = '{run_id}' and attributes.status = 'RUNNING'"

@@ -1,10 +1,10 @@
-"""The queue of a step's messages to MLflow: a store that is away stops no training and loses nothing.
+"""The queue of a step's messages to MLflow: an outage of the store neither stops training nor loses messages.
 
-A thread sends them, so that a server that hangs, or a slow upload, delays neither the training nor the other ranks.
-The thread draws no random numbers (see `store.ENVIRONMENT`), so that it changes no result.
+A thread sends them, so a hanging server or a slow upload delays neither the training nor the other ranks. The thread
+draws no random numbers (see `store.ENVIRONMENT`), so it changes no result.
 
-MLflow's asynchronous logging does not replace it: its queue drops what it could not send, holds no files, and lives in
-memory alone.
+MLflow's asynchronous logging is no replacement: its queue drops messages that it cannot send, does not accept files,
+and is only in memory.
 """
 
 import sys
@@ -21,16 +21,16 @@ from runtime.tracking.store import is_refusal, reason
 
 RETRY_SECONDS = 15.0  # between two attempts while the step works
 FINAL_RETRY_SECONDS = 1.0  # and when it ends
-BUSY_SECONDS = 5.0  # minimum time for one operation at the end, as long as the store has not failed
-NOTICE_SECONDS = 3.0  # of waiting at the end, before a line explains it
+BUSY_SECONDS = 5.0  # minimum time for one operation at the end, unless the store has failed
+NOTICE_SECONDS = 3.0  # of waiting at the end, after which a line explains it
 
 
 class Outbox:
-    """Operations in order, sent when the store takes them. An upload that fails lets later operations pass.
+    """Operations, sent in order when the store accepts them. Later operations overtake a failed upload.
 
     Args:
-        send: sends one operation; raises where that failed.
-        backlog: file for operations that are undelivered at the end. Those of an earlier try are sent first.
+        send: sends one operation; raises if that fails.
+        backlog: file for undelivered operations at the end. Those of an earlier attempt are sent first.
     """
 
     def __init__(self, send: Callable[[Operation], None], backlog: Path) -> None:
@@ -57,7 +57,7 @@ class Outbox:
                 self._waiting.append(operation)
 
     def flush(self, wait_seconds: float = 0.0) -> None:
-        """Start to send the queue, and wait up to `wait_seconds` until it is empty. Never raises."""
+        """Start to send the queue, and wait up to `wait_seconds` until it is empty. Does not raise."""
         with self._changed:
             if self._is_empty():
                 return
@@ -69,14 +69,14 @@ class Outbox:
             self._changed.wait_for(self._is_empty, wait_seconds)
 
     def close(self, patience_seconds: float) -> None:
-        """Send the rest, until the store has accepted nothing for `patience_seconds`; write the backlog file."""
+        """Send the rest, until the store accepts nothing for `patience_seconds`; then write the backlog file."""
         try:
             self.flush()
             with self._changed:
                 self._closing = True
                 self._changed.notify_all()
                 self._wait(patience_seconds)
-        finally:  # also where a signal interrupts the wait
+        finally:  # also if a signal interrupts the wait
             with self._changed:
                 self._closed = True
                 self._changed.notify_all()
@@ -115,11 +115,11 @@ class Outbox:
             error: Exception | None = None
             try:
                 self._send(operation)
-            except Exception as raised:  # of any kind: the step goes on
+            except Exception as raised:  # any failure: the step continues
                 error = raised
             with self._changed:
                 self._sending = None
-                if self._closed:  # the backlog file holds the operation
+                if self._closed:  # the operation is in the backlog file
                     return
                 self._settle(operation, error)
                 self._changed.notify_all()
@@ -134,7 +134,7 @@ class Outbox:
             return self._sending
 
     def _settle(self, operation: Operation, error: Exception | None) -> None:
-        """Take an operation from its queue, or leave it there and pause. The caller holds the lock."""
+        """Remove a sent operation from its queue, or leave it there and pause. The caller holds the lock."""
         queue = self._waiting if self._waiting and self._waiting[0] is operation else self._failed_uploads
         if error is not None and not is_refusal(error):
             self._report_away(operation, error)
@@ -169,7 +169,7 @@ class Outbox:
 
 
 def read_backlog(backlog: Path) -> list[Operation]:
-    """The undelivered operations of an earlier try of the same run, without those about how that try ended."""
+    """The undelivered operations of an earlier attempt at the same run, without those about its end."""
     if not backlog.is_file():
         return []
     return [
@@ -180,6 +180,6 @@ def read_backlog(backlog: Path) -> list[Operation]:
 
 
 def last_steps(backlog: Path) -> dict[str, int]:
-    """Metric -> the last step of it that the backlog file holds."""
+    """Metric -> its last step in the backlog file."""
     points = [point for operation in read_backlog(backlog) for point in operation.get("metrics", ())]
     return {point[0]: point[3] for point in points}

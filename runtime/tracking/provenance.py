@@ -28,7 +28,7 @@ def provenance_tags() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """`GIT_COMMIT`, which an image sets, else the commit of the checkout, with "-dirty" where tracked files differ."""
+    """`GIT_COMMIT`, which images set, else the commit of the checkout, with "-dirty" if tracked files differ."""
     if commit := os.environ.get("GIT_COMMIT"):
         return commit
     head = git("rev-parse", "HEAD") if (ROOT / ".git").exists() else None
@@ -38,7 +38,7 @@ def git_commit() -> str:
 
 
 def dvc_revision() -> str:
-    """The data's md5 in data.dvc; "unknown" without that file, as in an image."""
+    """The data's md5 in data.dvc; "unknown" without that file, for example in an image."""
     try:
         return str(read_yaml(ROOT / "data.dvc")["outs"][0]["md5"])
     except (AutoFormerError, KeyError, IndexError, TypeError):
@@ -46,7 +46,7 @@ def dvc_revision() -> str:
 
 
 def user() -> str:
-    """The name of the user, or the number: a container may run under one that has no name."""
+    """The name of the user, or the number if it has no name, as in a container."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

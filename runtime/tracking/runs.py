@@ -1,4 +1,4 @@
-"""The runs of a pipeline: a parent, and a nested run for each step. Resumed work resumes its run."""
+"""The MLflow runs of a pipeline: a parent, and a nested run for each step. Resumed work resumes its run."""
 
 import contextlib
 import os
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-KILLED_PATIENCE_SECONDS = 5.0  # a process that got a signal is soon killed
+KILLED_PATIENCE_SECONDS = 5.0  # after a signal, since the process may soon be killed
 
 
 def open_pipeline_run(config: Config, tags: Mapping[str, str] | None = None) -> str:
-    """Start the parent run of a pipeline run, or resume one of the same config and data that did not finish.
+    """Start the parent run of a pipeline run, or resume an unfinished one with the same config and data.
 
     The caller passes the id to its steps as `AUTOFORMER_PARENT_RUN_ID`, and calls `close_pipeline_run`.
     """
-    patience_seconds()  # refuses a bad value before anything runs
+    patience_seconds()  # raises for a bad value before anything runs
 
     def open_run() -> str:
         with translate_errors(tracking_uri()):
@@ -51,12 +51,12 @@ def open_pipeline_run(config: Config, tags: Mapping[str, str] | None = None) -> 
                 _describe(sender(connect()), run_id, config, {})
         return run_id
 
-    # a server that does not answer to the runner may be a wrong address; a file that is locked is the right one
+    # an unresponsive server may be a wrong address, so fail now; a locked file is certainly the right one
     return open_run() if sqlite_file(tracking_uri()) is None else retry_while_away(open_run)
 
 
 def close_pipeline_run(run_id: str, status: Status) -> None:
-    """End a parent run, and the runs of its steps that were killed. Waits for a server as a step does."""
+    """End a parent run, and the runs of its killed steps. Waits for a server like a step."""
     outbox = _outbox(run_id)
     outbox.put({"kind": "close", "run_id": run_id, "status": status, "time": milliseconds()})
     outbox.close(_patience_of(status))
@@ -68,19 +68,18 @@ def step_run(
 ) -> Iterator[StepLogger]:
     """The MLflow run of a step. It ends with the block: FINISHED, FAILED, or KILLED by a signal.
 
-    KFP's own run (`MLFLOW_RUN_ID`) is used where there is one, and left for KFP to end. Else the run is nested in
+    If KFP has created a run (`MLFLOW_RUN_ID`), it is used, and KFP ends it. Otherwise the run is nested in
     `AUTOFORMER_PARENT_RUN_ID`, else in the parent of the KFP run (`KFP_RUN_ID`), else in that of this config and data.
-    A run of the same step and config that did not finish is resumed, and so is a finished one of the same work: its
-    step was killed before its own end, or is repeated. Ranks other than 0 log nothing, nor does a step under
-    `AUTOFORMER_TRACKING=off`.
+    An unfinished run of the same step and config is resumed. So is a finished one of the same work, whose step was
+    killed before its end, or is repeated. Only rank 0 logs, and nothing is logged under `AUTOFORMER_TRACKING=off`.
 
     Args:
         record: receives the run ids and the address of the store.
         provenance: of the workspace; its `inputs` (name -> content hash) become the run's data lineage.
 
     Raises:
-        AutoFormerError: the store refuses, or has not answered in time. A step does not begin without its run: the
-            address could be wrong, and days of work would be logged nowhere.
+        AutoFormerError: the store refuses, or has not answered in time. A step does not start without its run, since
+            the address could be wrong, and days of work would not be logged.
     """
     if os.environ.get("RANK", "0") != "0" or os.environ.get("AUTOFORMER_TRACKING") == "off":
         yield StepLogger("", None)
@@ -114,9 +113,9 @@ def step_run(
 
 
 def _describe(put: Callable[[Operation], None], run_id: str, config: Config, inputs: Mapping[str, str]) -> None:
-    """Log the configuration, as far as it is known, to a pipeline run.
+    """Log the known part of the configuration to a pipeline run.
 
-    On a cluster a step has its own section of the configuration; register_model, which always runs, has all of it.
+    On a cluster a step has only its own section; register_model, which always runs, has all sections.
     """
     put({"kind": "params", "run_id": run_id, "params": _config_params(config, STEPS)})
     if all(getattr(config, step) is not None for step in STEPS):
@@ -126,7 +125,7 @@ def _describe(put: Callable[[Operation], None], run_id: str, config: Config, inp
 
 
 def _config_params(config: Config, steps: Sequence[str]) -> dict[str, object]:
-    """The configuration of some steps as flat parameters, `cfg/<section>.<key>`."""
+    """The configuration of some steps as flat parameters `cfg/<section>.<key>`."""
     data = config.model_dump(mode="json", include={"name", "seed", "threads", "dataset", *steps}, exclude_none=True)
     return {"cfg/space": config.space.name, **{f"cfg/{key}": value for key, value in _flat(data)}}
 
@@ -144,7 +143,7 @@ def _outbox(run_id: str) -> Outbox:
 
 
 def _backlog(run_id: str) -> Path:
-    """The file for a run's undelivered messages; outside the folders that DVC and KFP own."""
+    """The file for a run's undelivered messages, outside the folders of DVC and KFP."""
     return work_root() / "tracking" / f"{run_id}.json"
 
 
@@ -155,8 +154,8 @@ def _patience_of(status: Status) -> float:
 class _Begun(NamedTuple):
     run_id: str
     parent_id: str | None
-    owned: tuple[str, ...]  # runs that the step ends, in this order
-    logged: dict[str, int]  # metric -> last step that the run holds
+    owned: tuple[str, ...]  # runs that the step ends, in order
+    logged: dict[str, int]  # metric -> last step in the run
 
 
 def _begin(step: str, config: Config, tags: Mapping[str, str]) -> _Begun:
@@ -182,7 +181,7 @@ def _last_steps(run: "Run") -> dict[str, int]:
 
 
 def _parent_without_runner(config: Config) -> str:
-    """The pipeline run that no runner of ours has opened: KFP's on a cluster, else that of `dvc repro`."""
+    """The parent run if no runner of ours has opened one: for a KFP run on a cluster, else for `dvc repro`."""
     if kfp_run := os.environ.get("KFP_RUN_ID"):
         return _pipeline_run(config, "kfp", kfp_run, {"runner": "kfp"}, again=True)[0]
     return _pipeline_run(config, "dvc", _config_and_data(config), {}, again=True)[0]
@@ -193,7 +192,7 @@ def _config_and_data(config: Config) -> str:
 
 
 def _pipeline_run(config: Config, opened_by: str, key: str, tags: Mapping[str, str], again: bool) -> tuple[str, bool]:
-    """The parent run with this key, and whether it is new. `again`: accept one that has finished, or is at work."""
+    """The parent run with this key, and whether it is new. `again`: accept a finished or active one."""
     client = connect()
     tags = {"stage": "pipeline", "pipeline": key, "opened_by": opened_by, **_own_tags(), **tags}
     same = f"tags.pipeline = '{key}' and tags.opened_by = '{opened_by}'"
@@ -212,7 +211,7 @@ def _resume_or_create(
     tags: Mapping[str, str],
     may_be_at_work: bool = False,
 ) -> "tuple[str, Run | None]":
-    """The newest run that the first filter with one finds, set to RUNNING, and as it was; else a new one, and None."""
+    """The newest run of the first filter with a match, set to RUNNING, and its former state; else a new run, None."""
     newest = ["attributes.start_time DESC"]
     with locked(tracking_uri()):
         runs = (
@@ -230,7 +229,7 @@ def _resume_or_create(
 
 
 def _at_work(run: "Run") -> bool:
-    """Whether another living process of this machine works on the run."""
+    """Whether another process of this machine works on the run."""
     host, _, process = run.data.tags.get("owner", "").rpartition(":")
     if run.info.status != "RUNNING" or host != socket.gethostname() or process == str(os.getpid()):
         return False

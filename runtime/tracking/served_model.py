@@ -1,7 +1,7 @@
-"""The model that `mlflow models serve` runs: images in, class names and probabilities out.
+"""The model for `mlflow models serve`: images in, class names and probabilities out.
 
 MLflow copies this file into the logged model and executes it there ("models from code"), with the model's own copy of
-the package `autoformer` on the path. So a version answers as it did on the day it was registered.
+the package `autoformer` on the path. So the answers of a version never change.
 """
 
 import base64
@@ -21,23 +21,23 @@ from autoformer.images.pixels import image_size, open_image
 from autoformer.predict import image_from_pixels, probabilities, ranked
 from autoformer.reading import parse_json
 
-BATCH = 8  # images in a forward pass: memory of activations, and time beyond the deadline
+BATCH = 8  # images per forward pass: limits memory, and time beyond the deadline
 TOP = 5
-_NUMBER_BYTES = 25  # of memory for a number of `pixels`
+_NUMBER_BYTES = 25  # memory of a number in `pixels`
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
-    """A row has `image` (base64 of a PNG or JPEG file) or `pixels` (height x width, or height x width x 3; or as JSON).
+    """A row has `image` (base64 of a PNG or JPEG file) or `pixels` (height x width or height x width x 3, or JSON).
 
-    Base64 may be a data URL, have line breaks, the alphabet of URLs, and no padding, as common tools write it.
+    Base64 may be a data URL, have line breaks or the URL alphabet, and lack padding.
     """
 
     def load_context(self, context: Any) -> None:
         self.model, self.card = load_subnet(Path(context.artifacts["model"]))
 
-    # no type hints: MLflow would read them as a second signature
+    # no type hints: MLflow would derive a second signature from them
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """A row for each image: `class`, `probability`, and lists of the `top` classes with their probabilities."""
+        """A row for each image: `class`, `probability`, and lists of the `top` classes and their probabilities."""
         top = (params or {}).get("top")
         top = TOP if top is None else int(top)
         if top < 1:
@@ -57,7 +57,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
 
 class _Request:
-    """Decodes the images of one request, until they have taken too much together."""
+    """Decodes the images of one request, within limits for the whole request."""
 
     def __init__(self, images: int = 1) -> None:
         self._images, self._begun, self._characters, self._pixels = images, 0, 0, 0
@@ -123,7 +123,7 @@ def _values(row: Any) -> Any:
 
 
 def _from_base64(text: str) -> bytes:
-    """Also of a data URL, with line breaks, in the alphabet of URLs, or without padding."""
+    """Decode base64, also in a data URL, with line breaks, in the URL alphabet, or without padding."""
     if text.lstrip()[:5].lower() == "data:":
         text = unquote(text.partition(",")[2])
     plain = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
@@ -136,7 +136,7 @@ def _from_base64(text: str) -> bytes:
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a row has no such value: pandas reads an empty cell of a CSV as NaN."""
+    """Whether a value is missing: pandas reads an empty CSV cell as NaN."""
     return value is None or (isinstance(value, float) and value != value)
 
 

@@ -15,10 +15,10 @@ from runtime.tracking.outbox import Outbox
 from runtime.tracking.provenance import user
 
 FLUSH_SECONDS = 5.0
-FRONT, OBJECTIVES = "front", "objectives"  # tags: of a candidate, whether it is on the front; of a search, which front
-BUDGET, FAMILY = "budget", "model_family"  # tags: a budget's label; the model name that budgets share
-ARCH = "arch"  # the tag that holds a subnet in one line
-# Figure of a step -> its name in a pipeline run, and its unit there. Names are those of a candidate's metrics.
+FRONT, OBJECTIVES = "front", "objectives"  # tags: whether a candidate is on the front; the objectives of a search
+BUDGET, FAMILY = "budget", "model_family"  # tags: a budget's label; the model name shared by all budgets
+ARCH = "arch"  # tag: a subnet in one line
+# Metric of a step -> its name and unit in a pipeline run. The names are those of a candidate's metrics.
 _HEADLINE: dict[str, tuple[str, float]] = {
     "chosen_top1_percent": ("val/top1", 1),
     "params": ("cost/params_m", 1e6),
@@ -36,13 +36,13 @@ _HEADLINE: dict[str, tuple[str, float]] = {
 
 
 class StepLogger:
-    """Logs to the run of a step. No method raises or waits when the store is away.
+    """Logs to the run of a step. No method raises or waits during an outage of the store.
 
     Args:
-        run_id: MLflow's; empty where nothing is logged.
-        outbox: the queue of messages; None where nothing is logged.
-        logged: metric -> last step that the run already holds, where work is resumed.
-        parent_id: the pipeline run of the step; None where there is none, as under KFP's own run.
+        run_id: MLflow's id; empty if nothing is logged.
+        outbox: the queue of messages; None if nothing is logged.
+        logged: metric -> last step that a resumed run already has.
+        parent_id: the pipeline run of the step; None if there is none, as under KFP's own run.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class StepLogger:
         self._flush_at = time.monotonic() + FLUSH_SECONDS
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log numbers, in batches every few seconds. A resumed run gets no point twice."""
+        """Log numbers, sent in batches every few seconds. A resumed run gets no point twice."""
         now = milliseconds()
         points = [[key, float(value), now, step] for key, value in values.items() if step > self._logged.get(key, -1)]
         if points:
@@ -64,27 +64,27 @@ class StepLogger:
             self.flush()
 
     def row(self, row: Mapping[str, float], prefix: str = "") -> None:
-        """Log a row of a history: its column `step` is the step, the other columns are metrics."""
+        """Log a row of a history: the column `step` is the step, other columns are metrics."""
         self.metrics({f"{prefix}{key}": value for key, value in row.items() if key != "step"}, int(row["step"]))
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Log values that never change within a run."""
+        """Log parameters, which never change within a run."""
         self._put("params", params={key: str(value) for key, value in values.items()})
 
     def subnet(self, spec: SubnetSpec) -> None:
-        """Log the step's subnet, as `arch/…` parameters, and as one line for a table's column."""
+        """Log the step's subnet, as `arch/…` parameters and as a one-line tag for tables."""
         self.params(arch_params(spec))
         self.tags({ARCH: shape_text(spec)})
 
     def headline(self, figures: Mapping[str, float], spec: SubnetSpec, label: str = "") -> None:
         """Log results to the pipeline run, for a table of pipeline runs.
 
-        Metrics and a tag, not parameters, which never change: a pipeline run that is resumed after an edit of the code
-        may end in another subnet.
+        They are metrics and a tag, not parameters, which cannot change: a run resumed after an edit of the code may
+        choose another subnet.
 
         Args:
-            figures: by their names in evaluation/metrics.json or search/metrics.json; others are left out.
-            label: of a budget; stands before the names.
+            figures: metrics of evaluation/metrics.json or search/metrics.json; unknown names are ignored.
+            label: label of a budget, a prefix of the names.
         """
         if self._parent_id and self._outbox:
             now, prefix = milliseconds(), prefix_of(label)
@@ -96,12 +96,12 @@ class StepLogger:
         self._put("tags", tags=dict(values))
 
     def artifact(self, path: Path) -> None:
-        """Log a file, or the content of a folder. It must stay there until the step ends: the store may be away."""
+        """Log a file, or the content of a folder. It must exist until the step ends: uploads may be delayed."""
         self._put("artifact", path=str(path.absolute()))
         self.flush()
 
     def table(self, file: Path) -> None:
-        """Log a CSV file as it is, and as a table for MLflow's pages. A second one replaces the first."""
+        """Log a CSV file unchanged, and as a table for MLflow's pages. A second one replaces the first."""
         rows = read_table(file)
         columns = list(rows[0]) if rows else []
         data = [[_number(row[column]) for column in columns] for row in rows]
@@ -121,13 +121,13 @@ class StepLogger:
     def child_runs(self, children: Sequence[Mapping[str, Any]]) -> None:
         """Log finished child runs, each with its `name`, `params`, `metrics` and `tags`.
 
-        For some tens: a store takes 5 to 9 runs a second. A name that has its run keeps it.
+        For some tens of runs, at 5 to 9 a second. An existing run of the same name is kept.
         """
         self._put("children", children=[*children], user=user(), time=milliseconds())
         self.flush()
 
     def flush(self, wait_seconds: float = 0.0) -> None:
-        """Send the queue in the background; wait up to `wait_seconds` for its delivery."""
+        """Send the queue in the background; wait up to `wait_seconds` for the delivery."""
         if self._outbox is not None:
             self._outbox.flush(wait_seconds)
         self._flush_at = time.monotonic() + FLUSH_SECONDS
@@ -138,7 +138,7 @@ class StepLogger:
 
 
 def arch_params(spec: SubnetSpec) -> dict[str, str | float]:
-    """A subnet as flat parameters. Heads and ratios by block are text; their means can be plotted."""
+    """A subnet as flat parameters: heads and ratios per block as text, and their means, which can be plotted."""
     return {
         **{f"arch/{column}": cell for column, cell in to_cells(spec).items()},
         "arch/mean_num_heads": round(sum(spec.num_heads) / spec.depth, 3),

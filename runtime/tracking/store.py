@@ -1,6 +1,6 @@
-"""The MLflow store: its address, its client, its lock, and how its errors read.
+"""The MLflow store: address, client, lock, and errors.
 
-MLflow is imported inside functions, because the import takes seconds.
+MLflow is imported inside functions, since the import takes seconds.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 EXPERIMENT = "autoformer"
 LOCK_SECONDS = 120
-PATIENCE_SECONDS = 300.0  # covers a server that restarts or moves to another machine
-FILE_PATIENCE_SECONDS = 60.0  # with a sqlite file that another process writes to
+PATIENCE_SECONDS = 300.0  # enough for a server to restart or move to another machine
+FILE_PATIENCE_SECONDS = 60.0  # for a sqlite file that another process writes
 POLL_SECONDS = 5.0
 REASON_CHARACTERS = 200
 _FOLDER_NAME = 60  # letters of at most four bytes; a name of a file has 255
 # MLflow's own defaults are 7 retries of 120 s each, after a pause that the server may choose. Its jitter comes from
-# Python's global generator, as augmentation does: requests of another thread would change the result of a training.
+# Python's global generator, like augmentation, so requests of another thread would change the result of a training.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
@@ -54,7 +54,7 @@ def tracking_uri() -> str:
     """`MLFLOW_TRACKING_URI`, or the sqlite file at the root of the checkout.
 
     Raises:
-        AutoFormerError: the path of that file is no part of an address.
+        AutoFormerError: the path of that file cannot be part of an address.
     """
     if named := os.environ.get("MLFLOW_TRACKING_URI"):
         return named
@@ -75,11 +75,11 @@ def sqlite_file(uri: str) -> Path | None:
     """The database file of a sqlite address; None for any other."""
     if not uri.startswith("sqlite:///"):
         return None
-    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))  # as SQLAlchemy reads it
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))  # as in SQLAlchemy
 
 
 def sqlite_uri(file: Path) -> str:
-    """The reverse of `sqlite_file`."""
+    """The inverse of `sqlite_file`."""
     return f"sqlite:///{quote(str(file.absolute()), safe='/ #@:+,=')}"
 
 
@@ -90,7 +90,7 @@ def connect() -> "MlflowClient":
 
 @cache
 def initialise(uri: str) -> "MlflowClient":
-    """A client of the store at `uri`, which is created where it does not exist. Waits for a locked sqlite file.
+    """A client of the store at `uri`, which is created if it does not exist. Waits for a locked sqlite file.
 
     Raises:
         AutoFormerError: the store does not answer, within about 20 seconds; a file stays locked.
@@ -101,13 +101,13 @@ def initialise(uri: str) -> "MlflowClient":
 
 
 def _initialise(uri: str) -> "MlflowClient":
-    """Create the store at `uri` where it does not exist, and return a client of it.
+    """Create the store at `uri` if it does not exist, and return a client.
 
-    The lock protects a fresh sqlite file, which two processes that create its tables at once would break.
+    The lock protects a new sqlite file: two processes that create its tables at once would break it.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the address may hold a password
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the address may contain a password
     import mlflow
 
     mlflow.set_tracking_uri(uri)
@@ -127,7 +127,7 @@ def _initialise(uri: str) -> "MlflowClient":
 
 
 def _check_database(file: Path) -> None:
-    """Refuse what SQLite cannot open: MLflow would try for minutes, and print a line for each try."""
+    """Refuse a file that SQLite cannot open: MLflow would retry for minutes, with a line for each attempt."""
     if file.exists():
         check_regular(file)
     if file.is_dir() or (file.exists() and not os.access(file, os.R_OK | os.W_OK)):
@@ -137,7 +137,7 @@ def _check_database(file: Path) -> None:
 
 @contextlib.contextmanager
 def _short_timeout() -> Iterator[None]:
-    """The first requests are small, and need not have the time that an upload has."""
+    """A shorter timeout for the first requests, which are small."""
     usual = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = min(usual, _FIRST_REQUEST_SECONDS, key=float)
     try:
@@ -159,16 +159,16 @@ class NoAnswerError(AutoFormerError):
 
 @contextlib.contextmanager
 def translate_errors(uri: str) -> Iterator[None]:
-    """Turn errors of the store into one `AutoFormerError`: `NoAnswerError` where trying again may help."""
+    """Translate errors of the store to an `AutoFormerError`, or a `NoAnswerError` if a retry may help."""
     try:
         yield
     except AutoFormerError:
         raise
-    except Exception as error:  # MLflow, SQLAlchemy, requests and the file system each raise kinds of their own
+    except Exception as error:  # MLflow, SQLAlchemy, requests and the file system raise different errors
         from mlflow.exceptions import MlflowException
 
         no_answer = NoAnswerError(uri, _without_user(reason(error), uri))
-        # waiting does not help a step that begins without a password
+        # waiting does not help if the password is missing
         unauthorised = isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)
         may_answer = uri.startswith("http") or "database is locked" in str(error)
         if may_answer and not is_refusal(error) and not unauthorised:
@@ -177,14 +177,14 @@ def translate_errors(uri: str) -> Iterator[None]:
 
 
 def _without_user(text: str, uri: str) -> str:
-    """Libraries split an address at the first sign that they know, and quote the rest: half a password and the host."""
+    """Remove the credentials from an address in a library's message, which may quote half a password and the host."""
     _, at, rest = uri.rpartition("@")
     host = rest.partition("/")[0]
     return re.sub(rf"[^\s'\"]*@{re.escape(host)}", host, text) if at else text
 
 
 def patience_seconds() -> float:
-    """How long a step waits for a store that does not answer, before its work and after it."""
+    """Seconds that a step waits for an unresponsive store, before its work and after it."""
     text = os.environ.get("AUTOFORMER_TRACKING_PATIENCE", "")
     if not text:
         return PATIENCE_SECONDS if tracking_uri().startswith("http") else FILE_PATIENCE_SECONDS
@@ -195,7 +195,7 @@ def patience_seconds() -> float:
 
 
 def retry_while_away(call: Callable[[], Answer]) -> Answer:
-    """The result of `call`, which is called again for `patience_seconds` while the server does not answer."""
+    """The result of `call`, which is retried for `patience_seconds` while the server does not answer."""
     seconds = patience_seconds()
 
     def report(error: NoAnswerError, failures: int) -> None:
@@ -206,7 +206,7 @@ def retry_while_away(call: Callable[[], Answer]) -> Answer:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the store, or the disk, has refused the request: trying again is useless."""
+    """Whether the store or the disk refused the request, so a retry is useless."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
@@ -217,7 +217,7 @@ def is_refusal(error: Exception) -> bool:
             "BAD_REQUEST",
             "INVALID_STATE",
         )
-    response = getattr(error, "response", None)  # of requests, which uploads use
+    response = getattr(error, "response", None)  # set by requests, which uploads use
     if getattr(response, "status_code", None) in (400, 404, 413):
         return True
     return isinstance(error, FileNotFoundError | TypeError | KeyError | ImportError)
@@ -225,7 +225,7 @@ def is_refusal(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def locked(uri: str, purpose: str = "", wait_seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """Hold the lock of a store, or its lock for one purpose, among the processes of this machine."""
+    """Hold the lock of a store, or its lock for one purpose, between the processes of this machine."""
     database, suffix = sqlite_file(uri), f".{purpose}.lock" if purpose else ".lock"
     if database:
         path = database.with_name(database.name + suffix)
@@ -239,7 +239,7 @@ def locked(uri: str, purpose: str = "", wait_seconds: float = LOCK_SECONDS) -> I
 
 
 def _lock_file(path: Path) -> IO[bytes]:
-    """Anybody may put a link into the folder for temporary files; it is not followed."""
+    """The open lock file. Links are not followed: any user may create one in the folder for temporary files."""
     try:
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "ab")
     except OSError as error:
@@ -249,9 +249,9 @@ def _lock_file(path: Path) -> IO[bytes]:
 
 
 def experiment_id(client: "MlflowClient") -> str:
-    """The experiment of our runs: KFP's, else `MLFLOW_EXPERIMENT_NAME`, else "autoformer"; created where it is missing.
+    """The id of the experiment: KFP's, else `MLFLOW_EXPERIMENT_NAME`, else "autoformer"; created if missing.
 
-    Artifacts lie beside a sqlite file, whatever folder the step was started in; a server has its own place for them.
+    With a sqlite file, artifacts are beside it, whatever the working directory; a server has its own location.
     """
     from mlflow.exceptions import MlflowException
 
@@ -265,7 +265,7 @@ def experiment_id(client: "MlflowClient") -> str:
         if experiment is None:
             try:
                 return str(client.create_experiment(name, artifact_location=artifacts))
-            except MlflowException:  # a step on another machine may have created it meanwhile
+            except MlflowException:  # another machine may just have created it
                 experiment = client.get_experiment_by_name(name)
                 if experiment is None:
                     raise
@@ -277,8 +277,8 @@ def experiment_id(client: "MlflowClient") -> str:
 
 
 def reason(error: BaseException) -> str:
-    """An error in at most 200 characters of one line, without secrets."""
-    if str(error).startswith("API request to http"):  # MLflow's wrapper repeats the request before it states the cause
+    """An error as one line of at most 200 characters, without secrets."""
+    if str(error).startswith("API request to http"):  # MLflow's wrapper quotes the request before the cause
         while (cause := error.__cause__ or error.__context__) is not None:
             error = cause
     text = hide(" ".join(str(error).split())) or type(error).__name__

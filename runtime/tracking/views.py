@@ -1,8 +1,8 @@
-"""Saved views of the experiment for MLflow's pages: columns, order and charts.
+"""Saved views of the experiment in MLflow's pages: columns, order and charts.
 
-A browser keeps a user's choice of columns; a new browser shows source, models and data sets, and no figures. The store
-can keep a saved view: an experiment tag, listed under "Views", with an address of its own. The format of the tag is
-that of MLflow 3.17's pages; tests/test_browser_mlflow.py opens them.
+MLflow keeps a user's choice of columns in the browser; a new browser shows source, models and data sets, but no
+metrics. A saved view is an experiment tag, listed under "Views", with its own address. The tag has the format of MLflow
+3.17's pages; tests/test_browser_mlflow.py opens them.
 """
 
 import json
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PIPELINE_RUNS, CANDIDATES, FRONT_VIEW, BUDGETS = "pipeline-runs", "candidates", "front", "budgets"
-MAX_COMPARED = 20  # runs in one address, which a terminal has to show
-_KIND = "workflowType=machine_learning"  # without it the pages open their other half, for language models
-_METRICS = {"accuracy": "val/top1", "loss": "val/loss"}  # objective -> metric; a cost has its name below cost/
+MAX_COMPARED = 20  # runs in one address, which is printed to a terminal
+_KIND = "workflowType=machine_learning"  # otherwise the pages open the part for language models
+_METRICS = {"accuracy": "val/top1", "loss": "val/loss"}  # objective -> metric; costs are below cost/
 _COSTS = ["cost/params_m", "cost/macs_g"]
-_FIXED_COLUMNS = {"attributes.`Run Name`": 210, "runDateAndNestInfo": 150, "duration": 90}  # width in pixels
+_FIXED_COLUMNS = {"attributes.`Run Name`": 210, "runDateAndNestInfo": 150, "duration": 90}  # widths in pixels
 _RUN_COLUMNS = {
     "metrics.`test_top1_percent`": 140,
     "metrics.`val/top1`": 90,
@@ -66,18 +66,18 @@ _BUDGET_RUNS = "tags.stage = 'budget'"
 
 
 class Page(NamedTuple):
-    """A page worth opening: its content, and its address after that of the server."""
+    """A page: a description of its content, and its address relative to the server."""
 
     shows: str
     path: str
 
 
 def save_views(client: "MlflowClient") -> list[Page]:
-    """Write the saved views into the experiment, and return the pages worth opening. Safe to repeat."""
+    """Write the saved views into the experiment, and return the pages. Idempotent."""
     experiment = experiment_id(client)
     tags = client.get_experiment(experiment).tags
     wanted = {"mlflow.experimentKind": "custom_model_development", "mlflow.experiment.primaryMetric.name": "val/top1"}
-    if tags.get("mlflow.note.content", _OLD_NOTE) == _OLD_NOTE:  # a person's own text stays
+    if tags.get("mlflow.note.content", _OLD_NOTE) == _OLD_NOTE:  # keep a description written by a user
         wanted["mlflow.note.content"] = _NOTE
     state = _table(_RUN_COLUMNS, "attributes.`Created`", "") | {"orderByKey": "attributes.start_time"}
     wanted |= _view(PIPELINE_RUNS, "Pipeline runs", state)
@@ -89,7 +89,7 @@ def save_views(client: "MlflowClient") -> list[Page]:
         wanted |= _view(FRONT_VIEW, "Pareto front of the latest search", _front(searches[0], objectives))
     budgets = _budgets_of_latest(client, experiment)
     if budgets:
-        # by another column than the time, which would fold the runs into their parent
+        # not sorted by time, which would fold the runs into their parent
         state = _table(_BUDGET_COLUMNS, "tags.`model_name`", _BUDGET_RUNS) | {"orderByAsc": True}
         wanted |= _view(BUDGETS, "Budgets side by side", state)
     for key, value in wanted.items():
@@ -137,12 +137,12 @@ def _run_ids(client: "MlflowClient", experiment: str, matching: str, order_by: s
 
 
 def _budgets_of_latest(client: "MlflowClient", experiment: str) -> list[str]:
-    """The runs of the budgets of the latest pipeline run that has several, smallest first."""
+    """The runs of the budgets of the latest pipeline run with several budgets, smallest first."""
     newest = client.search_runs([experiment], _BUDGET_RUNS, order_by=["attributes.start_time DESC"], max_results=1)
     if not newest:
         return []
     same = f"{_BUDGET_RUNS} and tags.`{PARENT}` = '{newest[0].data.tags[PARENT]}'"
-    return _run_ids(client, experiment, same, "attributes.start_time ASC", MAX_COMPARED)  # as they were made
+    return _run_ids(client, experiment, same, "attributes.start_time ASC", MAX_COMPARED)  # in order of creation
 
 
 def _children(search: str) -> str:
@@ -150,7 +150,7 @@ def _children(search: str) -> str:
 
 
 def _objectives(client: "MlflowClient", searches: list[str]) -> list[str]:
-    """Of the front of the latest search, costs first; empty where its runs do not name one."""
+    """The objectives of the latest search's front, costs first; empty if its runs do not name them."""
     tag = client.get_run(searches[0]).data.tags.get(OBJECTIVES, "") if searches else ""
     return costs_first(tag.split(", ")) if tag else []
 
@@ -161,7 +161,7 @@ def _view(key: str, name: str, state: dict[str, Any]) -> dict[str, str]:
 
 
 def _candidates(search: str) -> dict[str, Any]:
-    """A table, parallel coordinates from architecture over cost to accuracy, which colours the lines, and a scatter."""
+    """The candidates view: a table, parallel coordinates from architecture over cost to score, and a scatter plot."""
     parallel = {
         "type": "PARALLEL",
         "uuid": "parallel-coordinates",
@@ -175,7 +175,7 @@ def _candidates(search: str) -> dict[str, Any]:
 
 
 def _front(search: str, objectives: list[str]) -> dict[str, Any]:
-    """A table of the front, and a scatter of its score against each of its costs."""
+    """The front view: a table, and a scatter plot of the score against each cost."""
     *costs, score = objectives
     columns = {f"metrics.`{_metric(name)}`": 120 for name in objectives} | _CANDIDATE_COLUMNS
     matching = f"{_children(search)} and tags.{FRONT} = 'True'"
@@ -214,6 +214,6 @@ def _table(columns: dict[str, int], order_by: str, matching: str) -> dict[str, A
         "orderByKey": order_by,
         "orderByAsc": False,
         "selectedColumns": list(columns),
-        "columnOrder": [*_FIXED_COLUMNS, *columns],  # widths count for columns that are named here
+        "columnOrder": [*_FIXED_COLUMNS, *columns],  # widths apply only to columns in this list
         "columnWidths": _FIXED_COLUMNS | columns,
     }

@@ -16,10 +16,15 @@ from runtime.common.config import ROOT
 
 TRAINING = "train_supernet"
 LONG = (f"--set={TRAINING}.epochs=3",)  # 1,266 steps, with a checkpoint every 20: time to be killed after one
-SIGNAL = f"""import os, pathlib, signal
-for folder in pathlib.Path("/proc").glob("[0-9]*"):
-    if b"components.{TRAINING}" in (folder / "cmdline").read_bytes().split(b"\\0"):
-        os.kill(int(folder.name), signal.SIGSIGNAL)
+SIGNAL = """import os, pathlib, signal, sys
+steps = [
+    int(folder.name)
+    for folder in pathlib.Path("/proc").glob("[0-9]*")
+    if {b"python3", b"kfp.dsl.executor_main"} <= set((folder / "cmdline").read_bytes().split(b"\\0"))
+]
+for step in steps:
+    os.kill(step, signal.SIGSIGNAL)
+sys.exit(0 if steps else "no process of a step is here")
 """
 CACHED = set(TASKS) - {"resolve-config", "register-model"}  # data and registry may have changed
 
