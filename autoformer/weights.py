@@ -22,10 +22,21 @@ from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
 from autoformer.files import check_regular
 
-WRAPPINGS = ("state_dict_ema", "model_ema", "state_dict", "model")  # the first one that is there: timm's order
+# The first one that is there: timm's order; then the tutorials of PyTorch, and DeepSpeed.
+WRAPPINGS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "module")
 _AS_WEIGHTS = "save its state dict as safetensors"
 _NESTED = 8  # levels of wrapping
-_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel, DataParallel and averaged models; of torch.compile
+_PREFIX = "module."  # of DistributedDataParallel, DataParallel and averaged models
+_INNER = re.compile(
+    r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)  # torch.compile, FSDP: around parts, too
+_NOT_WEIGHTS = (
+    (rb"\x1f\x8b", "a gzip file: unpack it first"),
+    (rb"version https://git-lfs", "a pointer of Git LFS: fetch the file with `git lfs pull`"),
+    (rb"\s*(<!doctype|<html)", "a web page, as of a download that asks first: download the file with a browser"),
+    (rb"\s*[{\[]", "a text in JSON, not the weights that it may name"),
+    (rb"\Z", "an empty file: download it again"),
+)
 
 
 def _plain_dict(*_: Any) -> dict[Any, Any]:
@@ -54,10 +65,24 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises `AutoFormerError` naming the class, key or prefix that is not supported.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
+    if _are_safetensors(path):
         return unwrapped(read_safetensors(path, _AS_WEIGHTS), path)
     with torch.serialization.safe_globals(_HARMLESS):
         return unwrapped(read_torch(path, _AS_WEIGHTS), path)
+
+
+def _are_safetensors(path: Path) -> bool:
+    """By content: files get other names. Raises `AutoFormerError` for what holds no weights, but stands for them."""
+    with _one_line(path, _AS_WEIGHTS):
+        check_regular(path)
+        with path.open("rb") as file:
+            start = file.read(64)
+    for form, what in _NOT_WEIGHTS:
+        if re.match(form, start, re.IGNORECASE):
+            raise AutoFormerError(f"{path}: not a checkpoint but {what}")
+    if path.suffix == ".safetensors":
+        return not start.startswith((b"PK", b"\x80"))  # torch's files
+    return start[8:9] == b"{"  # behind the size of the header
 
 
 def read_safetensors(path: Path, remedy: str) -> dict[str, Tensor]:
@@ -83,7 +108,8 @@ def read_torch(path: Path, remedy: str) -> Any:
                 if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                     raise ValueError("it is compressed, which torch never does")
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # a path that ends in .safetensors would be read as such
+                return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             if names := _refused_classes(path, error):
                 raise AutoFormerError(
@@ -108,8 +134,8 @@ def _one_line(path: Path, remedy: str) -> Iterator[None]:
 def unwrapped(content: Any, where: str | Path = "checkpoint") -> dict[str, Tensor]:
     """The weights in a training script's dictionary, with the parameter names of the plain model.
 
-    The first key of `WRAPPINGS` that exists is used: averaged weights before raw ones. The prefixes `module.` and
-    `_orig_mod.` are removed.
+    The first key of `WRAPPINGS` that exists is used: averaged weights before raw ones. The prefixes `module.`,
+    `_orig_mod.` and those of FSDP are removed.
     """
     keys: list[str] = []
     while isinstance(content, Mapping) and len(keys) < _NESTED:  # a pickle may contain itself
@@ -154,9 +180,9 @@ def _has_plain_numbers(tensor: Tensor) -> bool:
 
 
 def _bare(name: str) -> str:
-    name = name.replace("_orig_mod.", "")  # parts of a model are compiled, too
-    while name.startswith(_PREFIXES):
-        name = name.partition(".")[2]
+    name = _INNER.sub("", name)
+    while name.startswith(_PREFIX):
+        name = name.removeprefix(_PREFIX)
     return name
 
 

@@ -53,7 +53,11 @@ def predictions(paths: Sequence[Path], model_name: str | None, alias: str) -> li
     model, card = load_subnet(folder)
     lines = []
     for path in paths:  # one decoded image in memory at a time
-        best = predict(model, card, open_image(path, side))[:TOP]
+        image = open_image(path, side)
+        try:
+            best = predict(model, card, image)[:TOP]
+        except AutoFormerError as error:
+            raise AutoFormerError(f"{path}: {error}") from None
         lines.append(
             f"{visible(str(path))}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best)
         )

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any
 from autoformer.errors import AutoFormerError
 from autoformer.reading import read_json_as
 from commands.own_images import DATASETS, describe_pack, propose_run, relative_path
+from components.prepare_data.pack_card import read_pack
+from components.register_model.gate import CLASSES, hash_classes
 from components.resolve_config.step import resolve
 from pipeline.containers import Containers, mounted_paths
 from pipeline.kfp_output import KfpOutput
 from pipeline.step_processes import StepProcesses
 from pipeline.summary import summary
 from runtime import tracking
-from runtime.common.budgets import folder_of, model_of, read_chosen
+from runtime.common.budgets import folder_of, label_of, model_of, read_chosen
 from runtime.common.code import step_code
 from runtime.common.config import ROOT, STEPS, Config
 from runtime.common.console import Parser, repeat_failure, run_command
@@ -34,7 +36,7 @@ from runtime.common.locks import hold_lock
 from runtime.common.overrides import add_option, join
 from runtime.common.records import StepRecord
 from runtime.common.redaction import hide_in_tracebacks
-from runtime.common.sections import RegisterModel
+from runtime.common.sections import RegisterModel, SearchSubnet
 from runtime.common.stopping import Stopped
 from runtime.steps.kfp_edge import CODE
 from runtime.storage import is_uri
@@ -91,6 +93,9 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
     containers = Containers(steps) if arguments.runner == "docker" else None
     data_hash = hash_data(data)
     tags = {"data_hash": data_hash, "runner": "kfp.local, docker" if containers else "kfp.local"}
+    if arguments.source is not None:
+        for note in other_classes(config, read_pack(Path(data)).classes):
+            print(note, flush=True)
     run_id = tracking.open_pipeline_run(config, tags)
     failure = ROOT / "runs" / f".failure-{os.getpid()}.json"
     _prepare_environment(run_id, failure)
@@ -116,6 +121,20 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
         failure.unlink(missing_ok=True)
         tracking.close_pipeline_run(run_id, status)
     return 0
+
+
+def other_classes(config: Config, classes: Sequence[str]) -> list[str]:
+    """A line for each registered model whose place this run's model will not take: one name for two data sets."""
+    section, search = config.section(RegisterModel), config.section(SearchSubnet)
+    notes = []
+    for name in [model_of(section.model_name, label_of(each)) for each in search.budgets or ()] or [section.model_name]:
+        champion = tracking.aliased_version(name, section.alias)
+        if champion and champion.tags.get(CLASSES, hash_classes(classes)) != hash_classes(classes):
+            notes.append(
+                f"registry: {name}@{section.alias} tells other classes apart, so this run's model will not take its "
+                "place; give it a name of its own: register_model.model_name"
+            )
+    return notes
 
 
 def _adoption(arguments: argparse.Namespace) -> list[str]:

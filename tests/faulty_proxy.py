@@ -22,6 +22,7 @@ Kind = Literal["answer", "reset", "reset in the body", "cut off", "shortened", "
 STATUS = {
     "InternalError": 500, "ServiceUnavailable": 503, "SlowDown": 503, "ExpiredToken": 400, "AccessDenied": 403,
     "InvalidAccessKeyId": 403, "NoSuchBucket": 404, "BadDigest": 400, "NoSuchUpload": 404, "NotImplemented": 501,
+    "PreconditionFailed": 412,
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 from user_images import class_folders, noise, write_images
 
 from autoformer.errors import AutoFormerError
@@ -122,3 +123,82 @@ def test_classes_that_a_split_of_the_source_lacks_are_named(split_name: str, tmp
     shutil.rmtree(tmp_path / "src" / split_name / "b", ignore_errors=True)
     notes = read_pack(pack(tmp_path / "src", tmp_path, 10, 3, 0.0, lambda what, done, total: None)).notes
     assert [note for note in notes if f"1 of 3 classes have no image in {split_name}: b; what" in note]
+
+
+def scenes(count: int, seed: int = 5) -> list[Image.Image]:
+    """Pictures with large and small shapes, as photographs have."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize(
+            (240, 200), Image.Resampling.BICUBIC
+        )
+        fine = Image.fromarray(rng.integers(0, 256, (50, 60, 3), dtype=np.uint8)).resize((240, 200))
+        found.append(Image.blend(coarse, fine, 0.2))
+    return found
+
+
+WAYS = {
+    "JPEG": lambda image, file: image.save(file.with_suffix(".jpg"), quality=80),
+    "WebP": lambda image, file: image.save(file.with_suffix(".webp"), quality=80),
+    "half the size": lambda image, file: image.resize((120, 100)).save(file),
+    "turned by EXIF": lambda image, file: image.rotate(90, expand=True).save(file.with_suffix(".jpg"), exif=turned()),
+}
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_images_in_another_format_size_or_quality_are_reported_as_copies_that_look_alike(
+    way: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "src"
+    for number, image in enumerate(scenes(16)):
+        folder = root / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{number:02d}.png")
+        if number < 4:
+            WAYS[way](image, folder / f"{number:02d}-again.png")
+    (near,) = [note for note in pack_notes(root, tmp_path) if "like another" in note]
+    name = {"half the size": "00-again.png", "WebP": "00-again.webp"}.get(way, "00-again.jpg")
+    assert near.startswith("4 images look like another in another format, size or quality, such as a/")
+    assert f"a/{name}" in near and "a/00.png" in near and "keep one of each" in near and "another class" not in near
+
+
+def test_a_copy_that_looks_alike_in_another_class_is_counted(tmp_path: Path) -> None:
+    root = tmp_path / "src"
+    for number, image in enumerate(scenes(12)):
+        (root / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        image.save(root / "ab"[number % 2] / f"{number}.png")
+    scenes(1)[0].save(root / "b" / "other.jpg", quality=90)
+    (near,) = [note for note in pack_notes(root, tmp_path) if "like another" in note]
+    assert near.startswith("1 image looks like another") and ", 1 of them in another class: " in near
+
+
+@pytest.mark.parametrize("kind", ["drawings", "one scene", "photographs"])
+def test_different_images_of_one_kind_are_no_copies(kind: str, tmp_path: Path) -> None:
+    """Thin drawings, many pictures of nearly one look, and photographs."""
+    root = tmp_path / "src"
+    rng, still = np.random.default_rng(0), scenes(1)[0]
+    for number, scene in enumerate(scenes(40, seed=9)):
+        folder = root / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        image = scene
+        if kind == "drawings":
+            image = Image.new("RGB", (240, 200), "white")
+            at = rng.integers(20, 180, 4).tolist()
+            ImageDraw.Draw(image).line(at, fill="black", width=6)
+        elif kind == "one scene":  # of a fixed camera: each with another object in it
+            image = still.copy()
+            x, y = rng.integers(0, 150, 2).tolist()
+            ImageDraw.Draw(image).ellipse((x, y, x + 70, y + 50), fill=tuple(rng.integers(0, 256, 3).tolist()))
+        image.save(folder / f"{number}.png")
+    assert [note for note in pack_notes(root, tmp_path) if "like another" in note] == []
+
+
+def pack_notes(root: Path, place: Path) -> tuple[str, ...]:
+    return read_pack(pack(root, place / "packs", 73, 3, 0, lambda what, done, total: None)).notes

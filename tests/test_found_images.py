@@ -32,6 +32,7 @@ USERS = ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/2.jpg")
         "System Volume Information", "lost+found", "FOUND.000", "__MACOSX", ".Trash-1000", ".Trashes", ".AppleDouble",
         ".Spotlight-V100", ".thumbnails", "Network Trash Folder", "__pycache__", ".ipynb_checkpoints", ".git",
         "node_modules", "_vti_cnf", "Lightroom Previews.lrdata", "~snapshot", "RECYCLER",
+        "Photos Library.photoslibrary",
     ],
 )  # fmt: skip
 def test_a_folder_of_a_system_or_tool_is_neither_a_class_nor_of_one(folder: str, tmp_path: Path) -> None:
@@ -67,6 +68,8 @@ def test_a_file_of_a_system_is_not_counted(file: str, tmp_path: Path) -> None:
         ("cat/_thumb/1.jpg", "1 image in names of a system or tool left out: _thumb 1"),
         ("cat/1-150x150.jpg", "1 image left out, smaller copies by their names: 1-150x150.jpg"),
         ("cat/1_thumb.png", "1 image left out, smaller copies by their names: 1_thumb.png"),
+        ("cat/thumb_1.png", "1 image left out, smaller copies by their names: thumb_1.png"),
+        ("cat/TN-1.jpg", "1 image left out, smaller copies by their names: TN-1.jpg"),
     ],
 )
 def test_smaller_copies_that_tools_make_are_no_images_of_their_own(file: str, note: str, tmp_path: Path) -> None:

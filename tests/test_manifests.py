@@ -159,6 +159,16 @@ def test_servers_are_probed_three_ways() -> None:
         assert probed <= {*names, None}
 
 
+def test_postgres_is_ready_once_its_database_is_there() -> None:
+    """pg_isready passes on a server whose first start was interrupted: it is up, for ever without a database."""
+    (postgres,) = (each for name, each in containers(OBJECTS) if name == "autoformer-postgres/postgres")
+    (name,) = (each["value"] for each in postgres["env"] if each["name"] == "POSTGRES_DB")
+    for kind in ("startup", "readiness"):
+        command = postgres[f"{kind}Probe"]["exec"]["command"]
+        assert command[0] == "psql" and {"--host=127.0.0.1", f"--dbname={name}"} <= set(command)
+    assert postgres["livenessProbe"]["exec"]["command"][0] == "pg_isready"
+
+
 def test_services_policies_and_claims_find_their_pods() -> None:
     objects = OURS["mlflow"].objects
     labels = [each["spec"]["template"]["metadata"]["labels"] for each in objects if each["kind"] in PODS]
@@ -206,6 +216,17 @@ def test_kfp_is_made_to_try_failed_steps_again() -> None:
     }
 
 
+def test_kfps_storage_has_volumes_for_ten_buckets_and_asks_for_the_memory_that_it_takes() -> None:
+    """Seen on SeaweedFS 4.34: seven volumes a bucket, seven of its own; Go keeps its memory below GOMEMLIMIT."""
+    patches = [each["patch"] for each in OURS["kfp"].content["patches"] if each["target"]["name"] == "seaweedfs"]
+    arguments, pod = (yaml.safe_load(each) for each in patches)
+    values = dict(each["value"].removeprefix("-").split("=") for each in arguments)
+    assert int(values["volume.max"]) >= 7 * (10 + 1)
+    (container,) = pod["spec"]["template"]["spec"]["containers"]
+    assert container["env"] == [{"name": "GOMEMLIMIT", "value": "768MiB"}]
+    assert container["resources"]["requests"] == {"memory": "1Gi"}
+
+
 def mlflow_server() -> list[str]:
     (command,) = (each["command"] for name, each in containers(OURS["mlflow"].objects) if name == "mlflow/mlflow")
     return list(command)
@@ -245,6 +266,17 @@ def test_the_job_makes_its_bucket_once(s3: S3Server, monkeypatch: Any, capsys: p
         exec(job["command"][2], {})
         assert told in capsys.readouterr().out
     assert "made-by-the-job" in [each["Name"] for each in connect().list_buckets()["Buckets"]]
+
+
+def test_the_job_ends_with_one_line_where_s3_is_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    (job,) = (each for name, each in containers(OURS["mlflow"].objects) if name == "autoformer-bucket/bucket")
+    for name, value in {
+        "BUCKET": "autoformer", "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1",
+        "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=r"^autoformer: Could not connect to the endpoint URL: .*127\.0\.0\.1:9"):
+        exec(job["command"][2], {})
 
 
 @pytest.mark.parametrize("name", ["gpu", "multi-node", "standalone"])

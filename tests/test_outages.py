@@ -305,3 +305,19 @@ def test_a_model_is_registered_once_though_the_first_try_fails(
     assert client().get_run(record["mlflow_run_id"]).info.status == "FINISHED"
     assert any(name.endswith("model.safetensors") for name in away.objects())
     assert not leaks(tmp_path, away.root) and not any(has_secret(content) for content in away.objects().values())
+
+
+def test_files_come_through_the_server_whose_s3_its_clients_cannot_reach(away: Away, tmp_path: Path) -> None:
+    """MLflow's client asks a server with an S3 for addresses there, unless it is configured not to."""
+    from mlflow.artifacts import download_artifacts
+
+    (tmp_path / "card.json").write_text("{}")
+    record: dict[str, Any] = {}
+    with tracking.step_run("prepare_data", load_config("smoke", ["seed=6"]), record) as run:
+        run.artifact(tmp_path / "card.json")
+    came = download_artifacts(
+        run_id=record["mlflow_run_id"], artifact_path="card.json", dst_path=str(tmp_path / "came")
+    )
+    assert Path(came).read_text() == "{}"
+    requests = (away.root / "server.log").read_text()
+    assert "mlflow-artifacts/artifacts/" in requests and "mlflow-artifacts/presigned/" not in requests

@@ -164,7 +164,9 @@ def test_errors_of_the_command_are_one_line(
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     Image.fromarray(GREY).save(good)
     bad.write_text("no picture")
+    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "float.tif")
     for arguments, message in (
+        (["--model", str(subnet_folder), str(tmp_path / "float.tif")], "float.tif: the image has floating-point"),
         (["missing.png"], "missing.png: no such image"),
         ([str(tmp_path)], "a folder, not an image"),
         (["--model", str(subnet_folder), str(bad)], "bad.png: not an image"),

@@ -111,6 +111,12 @@ def test_a_hash_stands_for_what_a_folder_holds(s3: S3Server, tmp_path: Path) -> 
         hash_listing(f"{uri}/none")
 
 
+def test_a_bucket_without_objects_is_named(s3: S3Server) -> None:
+    connect().create_bucket(Bucket="empty")
+    with pytest.raises(MissingError, match="s3://empty: the bucket is empty, or the name of an object is missing"):
+        hash_listing("s3://empty")
+
+
 def test_a_whole_bucket_is_never_emptied(s3: S3Server) -> None:
     with pytest.raises(StorageError, match="a whole bucket is never emptied"):
         delete_folder(f"s3://{s3.bucket}")

@@ -13,8 +13,8 @@ from autoformer.errors import AutoFormerError
 from runtime.storage import client, connect, download_folder, downloads, exists, upload_folder, uploads
 from runtime.storage.client import S3Uri
 from runtime.storage.downloads import download
-from runtime.storage.errors import StorageError
-from runtime.storage.objects import list_objects, list_uploads
+from runtime.storage.errors import MissingError, StorageError
+from runtime.storage.objects import head, list_objects, list_uploads
 from runtime.storage.uploads import upload
 
 PART, RANGE = 2**16, 2**15
@@ -223,6 +223,20 @@ def test_an_object_that_changes_midway_is_fetched_as_one(faulty: FaultyProxy, ur
     faulty.before = change
     download(uri, tmp_path / "came")
     assert (tmp_path / "came").read_bytes() == new
+
+
+def test_an_object_that_is_gone_is_missing_though_its_server_answers_that_it_has_changed(
+    faulty: FaultyProxy, uri: str, tmp_path: Path
+) -> None:
+    """SeaweedFS 4.34 answers 412 to a request with If-Match for an object that it does not have, S3 and moto 404."""
+    upload(write(tmp_path / "file", content()), uri)
+    parsed = S3Uri.parse(uri)
+    etag = head(parsed).etag
+    connect().delete_object(Bucket=parsed.bucket, Key=parsed.key)
+    faulty.faults = [Fault("answer", "GET", "PreconditionFailed", times=1)]
+    with pytest.raises(MissingError, match="there is no such object"):
+        client.read_object(parsed, 1, 5, etag)
+    assert faulty.faults[0].times == 0
 
 
 def test_wrong_content_is_refused(faulty: FaultyProxy, uri: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Weights in everyday wrappings: one rule for official checkpoints, timm's path and teachers, and no code is run."""
 
 import argparse
+import gzip
 import os
 import types
 from collections import Counter, OrderedDict, defaultdict
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import autoformer.timm_models  # noqa: F401
@@ -36,6 +38,14 @@ WRAPPED: dict[str, Any] = {
     "module._orig_mod.": prefixed("module._orig_mod."),
     "_orig_mod.module.": prefixed("_orig_mod.module."),
     "a compiled part": {name.replace("head.", "head._orig_mod."): tensor for name, tensor in STATE.items()},
+    "parts sharded and recomputed": {
+        "model_state_dict": {
+            f"_fsdp_wrapped_module.{name}".replace("head.", "head._checkpoint_wrapped_module."): tensor
+            for name, tensor in STATE.items()
+        },
+        "optimizer_state_dict": {},
+    },
+    "DeepSpeed": {"module": prefixed("module."), "dp_world_size": 1},
     "AveragedModel": {"n_averaged": torch.tensor(3), **prefixed("module.")},
     "state_dict": {"state_dict": STATE, "epoch": 3, "arch": "x"},
     "model, state_dict": {"model": {"state_dict": STATE}},
@@ -60,6 +70,30 @@ def test_weights_load_out_of_the_dictionaries_that_training_scripts_save(
     read = read_weights(tmp_path / "x.pth")
     assert read.keys() == STATE.keys()
     assert all(torch.equal(read[name], STATE[name]) for name in STATE)
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.bin", "x", "x.safetensors"])
+def test_the_kind_of_a_file_of_weights_is_known_by_its_content(name: str, tmp_path: Path) -> None:
+    for save in (lambda file: save_file(STATE, file), lambda file: torch.save(STATE, file)):
+        save(tmp_path / name)
+        read = read_weights(tmp_path / name)
+        assert all(torch.equal(read[key], STATE[key]) for key in STATE)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (gzip.compress(b"weights"), "a gzip file: unpack it first"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of Git LFS: .*git lfs pull"),
+        (b"<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "a web page, as of a download that asks"),
+        (b'{"metadata": {}, "weight_map": {}}', "a text in JSON, not the weights"),
+        (b"", "an empty file: download it again"),
+    ],
+)
+def test_what_stands_in_place_of_weights_is_named(content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(AutoFormerError, match=rf"x\.pth: not a checkpoint but {says}"):
+        read_weights(tmp_path / "x.pth")
 
 
 class Config:

@@ -10,6 +10,7 @@ from PIL import Image
 from autoformer.errors import AutoFormerError
 from autoformer.images.pixel_rule import PixelRule
 from autoformer.images.pixels import fit, is_transparent, open_whole
+from components.prepare_data.near_copies import look_of
 from components.prepare_data.png import encode_png
 
 _ROUNDING = 2  # of 255: maximum difference of pixels of one colour after resizing
@@ -22,6 +23,7 @@ class Encoded(NamedTuple):
     plain: bool  # the image has one colour
     transparent: bool
     frames: bool  # whether the file has further frames or pages
+    look: int  # as `near_copies.look_of`
 
 
 class _Fitted(NamedTuple):
@@ -48,7 +50,9 @@ def _fitted(path: Path, shorter_side: int, channels: int, rule: PixelRule) -> _F
 def _encoded(fitted: _Fitted) -> Encoded:
     content = encode_png(fitted.image)
     sha256 = hashlib.sha256(content).hexdigest()
-    return Encoded(content, sha256, fitted.size, _is_plain(fitted.image), fitted.transparent, fitted.frames)
+    plain = _is_plain(fitted.image)
+    look = 0 if plain else look_of(fitted.image)
+    return Encoded(content, sha256, fitted.size, plain, fitted.transparent, fitted.frames, look)
 
 
 def _is_plain(image: Image.Image) -> bool:

@@ -35,11 +35,17 @@ _SYSTEM = frozenset(
         "_gsdata_", "thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "zbthumbnail.info", "icon\r",
     ]
 )  # fmt: skip
-_SYSTEM_FORM = re.compile(r"\.|found\.\d{3}$|@syno|synophoto_|synoindex_|.*\.lr(data|cat)$", re.IGNORECASE)
+_SYSTEM_FORM = re.compile(
+    r"\.|found\.\d{3}$|@syno|synophoto_|synoindex_|.*\.(lrdata|lrcat|photoslibrary|aplibrary)$", re.IGNORECASE
+)
 _THUMBNAILS = re.compile(
     r"(_+(thumb|thumbnail)s?|(thumb|thumbnail)s)_*", re.IGNORECASE
 )  # ignored below a class; may itself be a class
-_SMALLER = re.compile(r"(.+?)(-\d+x\d+|[-_.]thumb(nail)?)", re.IGNORECASE)  # of a.jpg: a-150x150.jpg, a_thumb.jpg
+# Of a.jpg: a-150x150.jpg, a_thumb.jpg; thumb_a.jpg, tn_a.jpg
+_SMALLER = (
+    re.compile(r"(.+?)(-\d+x\d+|[-_.]thumb(nail)?)", re.IGNORECASE),
+    re.compile(r"(?:thumb(?:nail)?|tn)[-_.](.+)", re.IGNORECASE),
+)
 _LISTED = 3
 
 
@@ -171,8 +177,8 @@ def files_below(folder: Path | str, left_out: LeftOut | None = None) -> Iterator
 
 def _is_smaller(name: str, stems: set[str]) -> bool:
     """Whether this is the name of a smaller copy of an image in the same folder."""
-    form = _SMALLER.fullmatch(os.path.splitext(name)[0])  # noqa: PTH122
-    return form is not None and form[1] in stems
+    stem = os.path.splitext(name)[0]  # noqa: PTH122
+    return any((found := form.fullmatch(stem)) is not None and found[1] in stems for form in _SMALLER)
 
 
 def _count(item: Path | os.DirEntry[str], name: str, left_out: LeftOut) -> None:

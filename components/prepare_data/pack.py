@@ -23,6 +23,7 @@ from autoformer.images.pixels import DEFAULT
 from autoformer.reading import read_json_as
 from components.prepare_data.encoding import encode_files
 from components.prepare_data.listing import images_text, some
+from components.prepare_data.near_copies import near_copies
 from components.prepare_data.oddities import oddities
 from components.prepare_data.pack_card import CARD, FORMAT, INDEX, UNREADABLE, PackCard, read_pack
 from components.prepare_data.sources import Source, SourceImage, discover
@@ -49,7 +50,8 @@ class _Shard(Frozen):
     sizes: tuple[tuple[int, int], ...]
     plain: tuple[str, ...]
     transparent: int
-    frames: tuple[str, ...] = ()
+    frames: tuple[str, ...]
+    looks: tuple[int, ...]
 
 
 def slug(text: str) -> str:
@@ -180,7 +182,7 @@ class _Packing(NamedTuple):
         refused: list[dict[str, str]] = []
         sizes: list[tuple[int, int]] = []
         plain: list[str] = []
-        transparent, frames = 0, list[str]()
+        transparent, frames, looks = 0, list[str](), list[int]()
         for number, start in enumerate(range(0, total, SHARD_IMAGES)):
             index = self.work / f"images-{number:05d}.json"
             if not index.exists():
@@ -193,6 +195,7 @@ class _Packing(NamedTuple):
             plain += shard.plain
             transparent += shard.transparent
             frames += shard.frames
+            looks += shard.looks
             self.watch("packing", packed, total)
             check_unreadable(self.source, self.max_percent, len(refused), packed, self.report, refused)
         counts = Counter(row["label"] for row in rows)
@@ -227,12 +230,12 @@ class _Packing(NamedTuple):
             ignored=self.source.ignored,
             archives=archives,
             pixels=self.rule,
-            notes=(*self.source.notes, *changed, *oddities(rows, plain)),
+            notes=(*self.source.notes, *changed, *oddities(rows, plain), *near_copies(rows, looks, self.work)),
         )
 
     def _write_shard(self, index: Path, start: int) -> None:
         """Write the tar whose first image is number `start`, then its index."""
-        rows, refused, sizes, plain, transparent, frames = [], [], [], [], 0, []
+        rows, refused, sizes, plain, transparent, frames, looks = [], [], [], [], 0, [], []
         archive = index.with_suffix(".tar")
         with replacing(archive) as temporary, temporary.open("wb") as file:
             tar = Tar(file)
@@ -254,6 +257,7 @@ class _Packing(NamedTuple):
                 plain += [name] if encoded.plain else []
                 transparent += encoded.transparent
                 frames += [name] if encoded.frames else []
+                looks.append(encoded.look)
             sha256 = tar.end()
         found = {
             "sha256": sha256,
@@ -263,5 +267,6 @@ class _Packing(NamedTuple):
             "plain": plain,
             "transparent": transparent,
             "frames": frames,
+            "looks": looks,
         }
         write_text(index, canonical_json(found))

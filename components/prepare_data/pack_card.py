@@ -11,7 +11,8 @@ from autoformer.images.pixel_rule import ON_BLACK, PixelRule
 from autoformer.reading import read_json
 from runtime.common.tables import read_table
 
-FORMAT = 3  # 1 rounded the longer side, 2 had black behind transparent pixels; both can still be read
+# 1 rounded the longer side, 2 had black behind transparent pixels, 3 misread some colour keys; all can still be read
+FORMAT = 4
 CARD = "dataset.json"
 INDEX = "index.csv"
 UNREADABLE = "unreadable.csv"
@@ -20,7 +21,7 @@ UNREADABLE = "unreadable.csv"
 class PackCard(Frozen):
     """A pack's content. `hash` covers every input file's bytes, label and split, and the packing settings."""
 
-    format: Literal[1, 2, 3] = 3
+    format: Literal[1, 2, 3, 4] = 4
     name: str
     hash: str
     layout: str

@@ -11,12 +11,11 @@ import jinja2
 import yaml
 
 from autoformer.cards import SubnetCard
-from autoformer.files import hash_value
 from autoformer.images.card import DatasetCard
 from autoformer.latency import LatencyTable
 from autoformer.recipe import Augmentation, Recipe
 from autoformer.subnet_text import heads_text, ratios_text
-from components.register_model.gate import TOP1, Decision, Measured
+from components.register_model.gate import TOP1, Decision, Measured, hash_classes
 from components.register_model.latency import Latency
 from runtime.common.budgets import folder_of
 from runtime.common.records import Confusion, Provenance, Rollback
@@ -49,8 +48,8 @@ class Facts(NamedTuple):
 
     @property
     def measured(self) -> Measured:
-        classes = hash_value(sorted(self.data.classes))  # models may order classes differently
-        return Measured(self.weights, self.data.split_hashes.get("test"), float(self.metrics[TOP1]), classes)
+        top1, classes = float(self.metrics[TOP1]), hash_classes(self.data.classes)
+        return Measured(self.weights, self.data.split_hashes.get("test"), top1, classes)
 
 
 def render(facts: Facts, decision: Decision, latency: Latency | None) -> str:

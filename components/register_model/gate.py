@@ -1,8 +1,10 @@
 """The rule that decides whether a model is registered."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+from autoformer.files import hash_value
 
 Outcome = Literal["registered", "unchanged", "refused"]
 # names of tags of a model version
@@ -26,6 +28,11 @@ class Measured:
         except (KeyError, ValueError):
             top1_percent = None
         return cls(tags.get(WEIGHTS), tags.get(TEST_SPLIT), top1_percent, tags.get(CLASSES))
+
+
+def hash_classes(names: Iterable[str]) -> str:
+    """Of a model's classes; their order is the model's own matter."""
+    return hash_value(sorted(names))
 
 
 class Decision(NamedTuple):

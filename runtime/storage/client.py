@@ -9,7 +9,7 @@ from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import Any, NamedTuple, Self, TypeVar
 
 from autoformer.errors import AutoFormerError
-from runtime.storage.errors import TransferError, storage_errors, with_retries
+from runtime.storage.errors import ChangedError, TransferError, storage_errors, with_retries
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -94,6 +94,7 @@ def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str 
 
     Raises:
         ChangedError: it has another ETag.
+        MissingError: it does not exist.
         StorageError: it cannot be read.
     """
     import botocore.exceptions
@@ -110,6 +111,9 @@ def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str 
             raise TransferError(
                 f"{uri}: what S3 sends breaks off ({type(error).__name__}) in every try; try again later"
             ) from None
+        except ChangedError:
+            request(uri, "head_object")  # SeaweedFS answers 412 instead of 404, too
+            raise
         if size is not None and len(content) != size:
             raise TransferError(f"{uri}: {len(content)} bytes come where {size} were asked for, in every try")
         return content

@@ -31,6 +31,8 @@ class Entry(NamedTuple):
 
 def head(uri: S3Uri) -> ObjectInfo:
     """Size and checksums of an object. Raises `MissingError`, or another `StorageError`."""
+    if not uri.key:
+        raise MissingError(f"{uri}: the bucket is empty, or the name of an object is missing after it")
     try:
         response = request(uri, "head_object", ChecksumMode="ENABLED")
     except StorageError as error:
