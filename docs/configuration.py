@@ -48,6 +48,7 @@ ENVIRONMENT = {
     "KFP_HOST": "the KFP server of `make submit` without HOST",
     "KFP_TOKEN": "the token for that server; a file is safer",
     "KFP_TOKEN_FILE": "the file with that token; by default the path at which KFP projects one into a pod",
+    "KF_PIPELINES_SA_TOKEN_PATH": "the same; set in a pod by the way of KFP's documentation",
     "KF_PIPELINES_UI_ENDPOINT": "the address of the UI, if not HOST; KFP's SDK reads it too",
     "DOCKER_HOST": "the Docker daemon of `make images` and `make run RUNNER=docker`; this machine's by default",
     "GIT_COMMIT": "the commit of the code where there is no git, as in an image",

@@ -31,6 +31,7 @@ from werkzeug.wrappers import Request, Response
 
 V2 = "/apis/v2beta1"
 JSON = "application/json"
+_FILTERED = ("display_name", "recurring_run_id")
 _KINDS = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": (int, float), "BOOLEAN": bool}
 _MODELS = api.ApiClient()  # reads and writes the models; asks nobody
 # The backend's codes of gRPC, as its gateway turns them into those of HTTP.
@@ -75,6 +76,7 @@ class KfpServer:
         self.has_v1_runs = self.has_ui = True
         self.faults: list[Fault] = []
         self.terminated: list[str] = []
+        self.without_workflow: list[str] = []  # runs
         self._lock = threading.RLock()
         self._polls = 0
         self._look: Answers | None = None
@@ -96,6 +98,7 @@ class KfpServer:
             ("POST", f"{V2}/runs/<run_id>:terminate"): self._terminate_run,
             ("GET", f"{V2}/recurringruns"): self._list_recurring,
             ("POST", f"{V2}/recurringruns"): self._create_recurring,
+            ("POST", f"{V2}/recurringruns/<recurring_run_id>:disable"): self._disable_recurring,
             ("DELETE", f"{V2}/recurringruns/<recurring_run_id>"): self._delete_recurring,
         }
         self._routes = Map([Rule(path, methods=[method], endpoint=call) for (method, path), call in rules.items()])
@@ -216,7 +219,8 @@ class KfpServer:
         return body
 
     def _list_runs(self, request: Request) -> Any:
-        runs = [each for each in self.runs.values() if each.experiment_id == request.args.get("experiment_id")]
+        parent = request.args.get("experiment_id")
+        runs = [each for each in self.runs.values() if parent in (None, each.experiment_id)]
         return {"runs": _filtered(request, runs)}
 
     def _create_run(self, request: Request) -> Any:
@@ -276,9 +280,18 @@ class KfpServer:
         self.recurring[body.recurring_run_id] = body
         return body
 
+    def _disable_recurring(self, request: Request, recurring_run_id: str) -> Any:
+        if recurring_run_id not in self.recurring:
+            raise RefusedError(404, f"Job {recurring_run_id} not found")
+        self.recurring[recurring_run_id].mode = "DISABLE"
+        return {}
+
     def _delete_recurring(self, request: Request, recurring_run_id: str) -> Any:
+        """Kubernetes then deletes the workflows of its runs, whose state in KFP stays as it was."""
         if self.recurring.pop(recurring_run_id, None) is None:
             raise RefusedError(404, f"Job {recurring_run_id} not found")
+        of_it = [run.run_id for run in self.runs.values() if run.recurring_run_id == recurring_run_id]
+        self.without_workflow += of_it
         return {}
 
     # The backend's checks
@@ -370,9 +383,10 @@ def _filtered(request: Request, items: Any) -> list[Any]:
     if "filter" not in args:
         return list(items)
     wanted = json.loads(args["filter"])["predicates"]
-    if any(each["operation"] not in (1, "EQUALS") or each["key"] != "display_name" for each in wanted):
+    if any(each["operation"] not in (1, "EQUALS") or each["key"] not in _FILTERED for each in wanted):
         raise RefusedError(400, "Invalid filter")
-    return [item for item in items if all(item.display_name == each["stringValue"] for each in wanted)]
+    values = {each["key"]: each.get("stringValue") or each["string_value"] for each in wanted}
+    return [item for item in items if all(getattr(item, key) == value for key, value in values.items())]
 
 
 def _id() -> str:

@@ -9,7 +9,8 @@ from kfp_answers import NAMES, answers
 from kfp_api_server import V2, KfpServer
 from werkzeug.test import Client
 
-from pipeline.cluster.pod_log import reason, without_launcher
+from pipeline.cluster.kfp_client import KfpClient
+from pipeline.cluster.pod_log import last_lines, reason, without_launcher
 from pipeline.cluster.workflow import Workflow
 
 MESSAGES = {  # recording -> task, attempts, message
@@ -82,6 +83,20 @@ def test_a_run_that_succeeded_has_no_failure(name: str) -> None:
 )
 def test_the_reason_is_the_line_before_the_steps_own_exit_code(log: list[str], expected: str) -> None:
     assert reason(log, "prepare-data") == expected
+
+
+ARGOS = [
+    'time=2026-11-27T22:12:35.750Z level=INFO msg="sub-process exited" argo=true error="exit status 1"',
+    "Error: exit status 1",
+]  # after the launcher's last line, as recorded
+
+
+def test_lines_of_argo_after_the_launchers_hide_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = ["prepare_data: no such folder", "F1127 22:12:35.381106      15 main.go:59] failed: exit status 2", *ARGOS]
+    monkeypatch.setattr("pipeline.cluster.kfp_client.KfpClient.log", lambda *_: log)
+    lines = last_lines(KfpClient.__new__(KfpClient), "run", "pod", "team-a")
+    assert reason(lines, "prepare-data") == "no such folder"
+    assert without_launcher(lines) == log[:1]
 
 
 def test_lines_of_kfps_launcher_are_no_part_of_a_steps_log() -> None:

@@ -374,3 +374,19 @@ def test_kustomize_makes_the_same_of_them(copy: Path) -> None:
     assert {each["metadata"]["namespace"] for each in made} == {"kubeflow"}
     for each in made:
         kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which has kustomize in it, is not here")
+def test_the_documented_overlay_lets_a_teams_own_account_launch_jobs(copy: Path) -> None:
+    """A subject whose namespace stayed `kubeflow` would bind the account of another team, without a word."""
+    (overlay,) = re.findall(
+        r"^```\n(apiVersion: kustomize.+?)^```", (ROOT / "docs/cluster.md").read_text(), re.M | re.S
+    )
+    (copy / "team-a").mkdir()
+    (copy / "team-a" / "kustomization.yaml").write_text(overlay)
+    command = ["kubectl", "kustomize", str(copy / "team-a")]
+    made = list(yaml.safe_load_all(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    assert {each["kind"] for each in made} == {"Role", "RoleBinding", "TrainingRuntime"}
+    assert {each["metadata"]["namespace"] for each in made} == {"team-a"}
+    (binding,) = (each for each in made if each["kind"] == "RoleBinding")
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "default-editor", "namespace": "team-a"}]

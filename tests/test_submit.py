@@ -41,7 +41,14 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture
 def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KfpServer]:
     """A server of one user, that wants no token; the client pauses for no time."""
-    for name in ("KFP_TOKEN", "KFP_TOKEN_FILE", "KFP_HOST", "KF_PIPELINES_UI_ENDPOINT", "SSL_CERT_FILE"):
+    for name in (
+        "KFP_TOKEN",
+        "KFP_TOKEN_FILE",
+        "KF_PIPELINES_SA_TOKEN_PATH",
+        "KFP_HOST",
+        "KF_PIPELINES_UI_ENDPOINT",
+        "SSL_CERT_FILE",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name in ("no_proxy", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -222,6 +229,9 @@ def test_a_token_comes_from_the_environment_or_a_file(kfp: KfpServer, monkeypatc
     monkeypatch.setenv("KFP_TOKEN_FILE", str(tmp_path / "token"))
     assert run(kfp, *DATA) == 0
     monkeypatch.delenv("KFP_TOKEN_FILE")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
+    assert run(kfp, *DATA) == 0
+    monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH")
     monkeypatch.setattr(kfp_access, "TOKEN_FILE", str(tmp_path / "token"))
     assert run(kfp, *DATA) == 0
     assert set(kfp.authorizations) == {f"Bearer {SECRET}"}
@@ -590,10 +600,22 @@ def test_a_further_attempt_is_reported_with_the_reason_of_the_one_before(
     assert "fail: runs, attempt 3 (the attempt before: s3://autoformer/data/nothing-1: no such folder)" in lines
 
 
-def test_a_pod_that_no_machine_can_take_is_reported_once(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
+NOT_ENOUGH = "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu"
+PENDING = {  # of recorded workflows -> what is printed
+    f"{NOT_ENOUGH}. no new claims to deallocate, preemption: …": NOT_ENOUGH,
+    'CreateContainerConfigError: secret "autoformer-s3" not found': None,
+    'ImagePullBackOff: Back-off pulling image "registry.lab.com/x": ErrImagePull: not found': None,
+    "ContainerCreating": "",
+    "PodInitializing": "",
+    "ErrImagePull: failed to resolve image": "",
+}
+
+
+@pytest.mark.parametrize("message", PENDING)
+def test_a_pod_that_cannot_start_is_reported_once(kfp: KfpServer, capsys: Capture, monkeypatch: Any,
+                                                  message: str) -> None:  # fmt: skip
     """As on a node of 2 cores that is asked for 2: the task counts as running, and nothing else says so."""
     waiting = copy.deepcopy(answers("succeeded").at(train_supernet_starts()))
-    message = "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: …"
     nodes = waiting.workflow["status"]["nodes"]
     newest = max((node for node in nodes.values() if node["type"] == "Pod"), key=lambda node: node["startedAt"])
     (top,) = (node["name"] for node in nodes.values() if node["displayName"] == "train-supernet")
@@ -601,9 +623,9 @@ def test_a_pod_that_no_machine_can_take_is_reported_once(kfp: KfpServer, capsys:
     kfp.story = [*GOOD[:2], waiting, waiting, answers("succeeded")]
     monkeypatch.setattr(follow_run, "PENDING_SECONDS", 0.0)
     assert run(kfp, "--wait", *DATA) == 0
-    lines = capsys.readouterr().out.splitlines()
-    expected = "train-supernet: its pod waits: Unschedulable: 0/1 nodes are available: 1 Insufficient cpu"
-    assert lines.count(expected) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if "its pod waits" in line]
+    expected = message if PENDING[message] is None else PENDING[message]
+    assert lines == ([f"train-supernet: its pod waits: {expected}"] if expected else [])
 
 
 KUBECTL = """\
@@ -729,6 +751,26 @@ def test_a_recurring_run_is_ended(kfp: KfpServer, capsys: Capture) -> None:
     assert "no recurring run 'demo' in the experiment 'autoformer'; there is 'smoke': PRESET names" in line
     assert run(kfp, "--every", "never", "--preset", "smoke") == 0
     assert run(kfp, "--every", "6h", *DATA) == 0 and run(kfp, "--every", "never") == 0
+    assert kfp.recurring == {}
+
+
+@pytest.mark.parametrize("state", ["RUNNING", None])  # none at all in a run's first seconds
+@pytest.mark.parametrize("every", ["never", "1h"])
+def test_the_end_of_a_recurring_run_stops_none_of_its_runs(kfp: KfpServer, capsys: Capture, every: str,
+                                                           state: str | None) -> None:  # fmt: skip
+    """As on KFP 2.17.0: a deletion takes the workflow of a run at work along, which stays RUNNING in KFP's list."""
+    assert run(kfp, "--every", "6h", *DATA) == 0
+    (first,) = kfp.recurring
+    assert run(kfp, *DATA) == 0
+    (at_work,) = kfp.runs.values()
+    at_work.recurring_run_id, at_work.state = first, state
+    capsys.readouterr()
+    assert run(kfp, "--every", every, *DATA) == 0
+    assert kfp.recurring[first].mode == "DISABLE" and kfp.without_workflow == []
+    line = f"recurring run 'demo', {first}: paused; its run {at_work.run_id} goes on, which a deletion would stop: "
+    assert line + "EVERY=never once it has ended\n" in capsys.readouterr().out
+    at_work.state = "SUCCEEDED"
+    assert run(kfp, "--every", "never", *DATA) == 0
     assert kfp.recurring == {}
 
 

@@ -390,6 +390,24 @@ def test_no_permission_names_the_manifest(desk: Desk, capsys: pytest.CaptureFixt
     )
 
 
+def test_a_log_or_events_that_may_not_be_read_hide_no_failure(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    def fail() -> None:
+        first, _ = desk.server.start()
+        first.end(2, "/data/tiny: no such folder")
+        desk.server.faults += [Fault("GET", path, 403) for path in ("/log", "/log", "/events")]
+        desk.server.fail()
+
+    desk.server.script = [lambda: desk.server.faults.append(Fault("GET", "/log", 403)), fail]
+    assert desk.launch() == 2
+    errors = capsys.readouterr().err.splitlines()
+    job = desk.server.job["metadata"]["name"]
+    assert len([line for line in errors if line.startswith(f"the log of {job}-node-0-0-")]) == 1
+    assert any(line.startswith("not allowed to list events in namespace kubeflow-tests") for line in errors)
+    assert errors[-1].endswith("machine 0 of 2: /data/tiny: no such folder")
+
+
 def test_other_refusals_are_one_line_each(
     desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ import time
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster.kfp_access import NoAnswerError
+from pipeline.cluster.kfp_access import ENDED, NoAnswerError
 from pipeline.cluster.pod_log import CONTAINER, last_lines, reason, without_launcher
 from pipeline.cluster.workflow import Workflow
 from runtime.common.config import STEPS
@@ -21,7 +21,6 @@ PENDING_SECONDS = 30.0  # between two requests for the reason why a pod waits
 SHOWN_LINES = 15  # printed from a failed task's log
 OUTAGE_SECONDS = 900.0  # maximum outage of the server, which the run itself does not need
 TASKS = tuple(step.replace("_", "-") for step in ("resolve_config", *STEPS))  # in the order of the DAG
-ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _WORDS = {
     "PENDING": "waits",
     "RUNNING": "runs",

@@ -1,5 +1,7 @@
-"""The address and the token of a KFP server, and its errors."""
+"""The address and the token of a KFP server, its errors and their reasons."""
 
+import contextlib
+import json
 import os
 import re
 from pathlib import Path
@@ -8,6 +10,16 @@ from urllib.parse import urlsplit
 from autoformer.errors import AutoFormerError
 
 OLDEST = (2, 17)  # version of the KFP SDK that compiles our package
+ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")  # states of runs and tasks
+LONGEST_MESSAGE = 300  # of the server, in characters
+# KFP wraps an error many times: its reason is the last of them.
+_DENIED = re.compile(
+    r"User '(?P<user>[^']+)' is not authorized .*Namespace:(?P<namespace>[^,]*),Verb:(?P<verb>\w+),"
+    r"Group:(?P<group>[^,]*),.*Resource:(?P<resource>[^,]*),"
+)
+_REJECTED = re.compile(r"Review\.Status\.Authenticated is false\. Error \[?(.+?)\]?: Failed to authenticate token")
+_ANONYMOUS = "there is no user identity header"
+TOKEN_PATH = "KF_PIPELINES_SA_TOKEN_PATH"  # the variable that KFP's SDK reads
 TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"  # where KFP's documentation projects one into a pod
 
 
@@ -39,7 +51,7 @@ def address(host: str) -> str:
 
 def token() -> str | None:
     """The bearer token: from `KFP_TOKEN`, the file that `KFP_TOKEN_FILE` names, or the pod's projected token."""
-    text, named = os.environ.get("KFP_TOKEN"), os.environ.get("KFP_TOKEN_FILE")
+    text, named = os.environ.get("KFP_TOKEN"), os.environ.get("KFP_TOKEN_FILE") or os.environ.get(TOKEN_PATH)
     source = "KFP_TOKEN"
     if not text:
         file = Path(named or TOKEN_FILE)
@@ -54,3 +66,30 @@ def token() -> str | None:
     if not re.fullmatch(r"[\x21-\x7e]+", text):  # the message omits the text, which may be a secret
         raise AutoFormerError(f"{source}: not a token: empty, or with characters that no header takes")
     return text
+
+
+def server_message(body: str | None, reason: str | None) -> str:
+    """A refusal's message on one line, without the token; of an authorization error the last reason alone.
+
+    Args:
+        body: of the answer.
+        reason: of its status line, for a body that holds no message.
+    """
+    text = str(body or "")
+    with contextlib.suppress(ValueError, AttributeError):
+        status = json.loads(text)
+        text = str(status.get("error_message") or status.get("message") or status.get("error") or text)
+    if not text or text.lstrip().startswith("<"):
+        text = str(reason or "no reason given")
+    text = " ".join(text.split())
+    denied, rejected = _DENIED.search(text), _REJECTED.search(text)
+    if denied:
+        text = "{user} may not {verb} {resource}.{group} in the namespace '{namespace}'".format(**denied.groupdict())
+    elif rejected:
+        text = rejected[1]
+    elif _ANONYMOUS in text:
+        text = _ANONYMOUS
+    with contextlib.suppress(AutoFormerError):
+        text = text.replace(token() or "\0", "…")
+    half = LONGEST_MESSAGE // 2
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: half - 1]}…{text[-half:]}"

@@ -19,13 +19,23 @@ from kfp import Client
 from urllib3 import exceptions
 
 from autoformer.errors import AutoFormerError
-from pipeline.cluster.kfp_access import OLDEST, MissingError, NoAnswerError, TakenError, address, token
+from pipeline.cluster.kfp_access import (
+    ENDED,
+    OLDEST,
+    MissingError,
+    NoAnswerError,
+    TakenError,
+    address,
+    server_message,
+    token,
+)
 from pipeline.cluster.workflow import Workflow
 
 TIMEOUT_SECONDS = (10, 60)  # to connect, and between two parts of the answer
 RETRIES = 3  # for requests that create nothing
 RETRY_SECONDS = 0.3  # before the first retry; doubled for each later one
 KEPT_LINES = 200  # of a pod's log
+_REFUSED_UPLOAD = "Failed to create a pipeline version"  # with 400, for any reason
 _FORWARD = "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80"
 Answer = TypeVar("Answer")
 
@@ -173,10 +183,21 @@ class KfpClient(Client):
         answer = self.list_recurring_runs(page_size=100, experiment_id=parent.experiment_id) if parent else None
         return sorted({str(run.display_name) for run in (answer and answer.recurring_runs) or []})
 
-    def end_recurring(self, recurring_run_id: str) -> None:
-        """Delete a recurring run; the runs that it has started stay."""
+    def end_recurring(self, recurring_run_id: str) -> str | None:
+        """Delete a recurring run, or pause it where a run of it is at work, whose id is returned.
+
+        A deletion would stop that run: Kubernetes deletes its workflow, too, and KFP lists it as running for ever.
+        """
         with contextlib.suppress(MissingError):
+            self.disable_recurring_run(recurring_run_id)  # first: no further run starts
+            wanted = {"operation": "EQUALS", "key": "recurring_run_id", "string_value": recurring_run_id}
+            newest = {"page_size": 10, "sort_by": "created_at desc", "filter": json.dumps({"predicates": [wanted]})}
+            runs = self.list_runs(**newest).runs or []
+            at_work = [str(run.run_id) for run in runs if run.state not in ENDED]  # at first it has no state
+            if at_work:
+                return at_work[0]
             self.delete_recurring_run(recurring_run_id)
+        return None
 
     def page(self, run_id: str) -> str:
         """The address of a run in the UI."""
@@ -235,18 +256,21 @@ class KfpClient(Client):
         return AutoFormerError(f"{self.host}: the answer is not one of KFP's API v2beta1")
 
     def _refusal(self, error: api.ApiException) -> AutoFormerError:
-        status, message = error.status, _message(error)
+        status, message = error.status, server_message(error.body, error.reason)
         where = f" in the namespace '{self.namespace}'" if self.namespace else ""
         if status in (401, 403) and self._api.configuration.refresh_api_key_hook is None:
             advice = "put one into KFP_TOKEN, or the path of one into KFP_TOKEN_FILE"
             return AutoFormerError(f"{self.host} wants a token ({status}); {advice}: {message}")
         if status == 401:
             advice = "it may have expired, or be for another server"
-            return AutoFormerError(f"{self.host} refuses the token{where} (401); {advice}: {message}")
+            return AutoFormerError(f"{self.host} refuses the token (401); {advice}: {message}")
         if status == 403:
             return AutoFormerError(f"{self.host} does not let this token do that{where} (403): {message}")
         if status == 404:
             return MissingError(f"{self.host}: {message}")
+        if status == 400 and message == _REFUSED_UPLOAD:
+            why = "KFP gives no reason; this token may lack the permission to create pipelineversions"
+            return AutoFormerError(f"{self.host} refuses the package{where} (400); {why}, else its log has it")
         if status == 409:
             return TakenError(f"{self.host}: {message}")
         kind = NoAnswerError if (status or 0) >= 500 or status == 429 else AutoFormerError
@@ -281,17 +305,3 @@ def _create(attempt: Callable[[], Answer]) -> Answer:
             return attempt()
         except (NoAnswerError, TakenError):
             return attempt()
-
-
-def _message(error: api.ApiException) -> str:
-    """The server's message on one line of at most 300 characters, without the token."""
-    text = str(error.body or "")
-    with contextlib.suppress(ValueError, AttributeError):
-        status = json.loads(text)
-        text = str(status.get("error_message") or status.get("message") or status.get("error") or text)
-    if not text or text.lstrip().startswith("<"):
-        text = str(error.reason or "no reason given")
-    text = " ".join(text.split())
-    with contextlib.suppress(AutoFormerError):
-        text = text.replace(token() or "\0", "…")
-    return text if len(text) <= 300 else f"{text[:299]}…"

@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 CONTAINER = "main"  # Argo's name of a task's container
 TAIL_LINES = 200
 _STATUS = re.compile(r"exit status (\d+)\b")  # KFP's launcher ends with this line; the pod's own code is always 1
+_ARGO = re.compile(
+    r"time=\S+ level=\w+ msg=.* argo=true |Error: exit status \d+$"
+)  # after the last line of the launcher
 _LAUNCHER = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ |\[KFP Executor ")  # of KFP, not of the step
 
 
 def last_lines(client: "KfpClient", run_id: str, pod: str, namespace: str) -> list[str]:
     """The last lines of a pod's log; empty if neither KFP nor Kubernetes has it."""
     lines = client.log(run_id, pod, namespace) or _by_kubernetes(pod, namespace)
-    return [line.rstrip() for line in lines]
+    return [line.rstrip() for line in lines if not _ARGO.match(line)]
 
 
 def reason(lines: Sequence[str], task: str) -> str:

@@ -46,6 +46,7 @@ _VOLUMES = ("shm", "scratch", "temporary", "kfp-launcher", "gcs-scratch", "s3-sc
             "dot-local-scratch", "dot-cache-scratch", "dot-config-scratch", "var-run-argo",
             "tmp-dir-argo", "ca-bundle")  # fmt: skip
 _MOUNTS = ("/gcs", "/s3", "/minio", "/.local", "/.cache", "/.config", "/kfp-launcher", "/var/run/argo")
+_OF_THE_IMAGE = ("/app", "/opt/venv", "/bin", "/dev", "/etc", "/lib", "/proc", "/sys", "/usr", "/var/run/secrets")
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 _EXAMPLE = re.compile(r"(^|/)example-|\.example\.|0{64}")
 
@@ -165,6 +166,10 @@ class Cluster(EveryPod):
 
     @model_validator(mode="after")
     def _check_mounts(self) -> Self:
+        for mount in (self.scratch.mount, *(volume.mount for volume in self.volumes)):
+            hidden = [each for each in _OF_THE_IMAGE if Path(each).is_relative_to(mount)]
+            if hidden:
+                raise ValueError(f"the mount {mount} would hide {hidden[0]}, which pods need")
         taken = {"/dev/shm": "shared memory", "/tmp": "temporary files", self.scratch.mount: "scratch"}
         for volume in self.volumes:
             if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", volume.claim) or volume.claim in _VOLUMES:

@@ -184,10 +184,9 @@ def _schedule(client: "KfpClient", arguments: argparse.Namespace, start: dict[st
     name = _title(arguments)
     former = client.recurring(name, arguments.experiment)
     made = client.create_recurring_run(job_name=name, max_concurrency=1, no_catchup=True, **start).recurring_run_id
-    for each in former:
-        client.end_recurring(each)
     instead = f", in place of {', '.join(former)}" if former else ""
     print_line(f"recurring run '{name}', {made}: EVERY={shlex.quote(arguments.every)}{instead}")
+    _end(client, name, former)
     return 0
 
 
@@ -198,10 +197,19 @@ def _end_recurring(client: "KfpClient", arguments: argparse.Namespace) -> int:
         there = ", ".join(f"'{each}'" for each in client.recurring_names(arguments.experiment))
         known = f"there is {there}: PRESET names the one to end" if there else "there is none"
         raise AutoFormerError(f"no recurring run '{name}' in the experiment '{arguments.experiment}'; {known}")
-    for each in former:
-        client.end_recurring(each)
-        print_line(f"recurring run '{name}', {each}: ended; the runs that it has started stay")
+    _end(client, name, former)
     return 0
+
+
+def _end(client: "KfpClient", name: str, recurring: Sequence[str]) -> None:
+    for each in recurring:
+        at_work = client.end_recurring(each)
+        state = (
+            f"paused; its run {at_work} goes on, which a deletion would stop: EVERY=never once it has ended"
+            if at_work
+            else "ended; the runs that it has started stay"
+        )
+        print_line(f"recurring run '{name}', {each}: {state}")
 
 
 def _follow(client: "KfpClient", run_id: str, state: list[str]) -> int:

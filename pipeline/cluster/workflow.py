@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 _TASK = re.compile(r"[^.]+\.root\(\d+\)\.([^.()]+)")  # full name of a task's node
 _FAILED = ("Failed", "Error")
+_FIRST_PULL = "ErrImagePull"  # alternates with ImagePullBackOff, which says the same
 _LONGEST_PREFIX = 241  # of a pod's name, before its hash
 
 
@@ -42,11 +43,12 @@ class Workflow:
         return len(self._pods(task))
 
     def pending(self, task: str) -> str:
-        """Why the newest pod of a task waits, for example for cores; empty if it runs, or the reason is unknown."""
+        """Why the newest pod of a task waits, for example for cores or a secret; empty if it runs or starts."""
         pods = self._pods(task)
         newest = pods[-1] if pods else {}
         message = " ".join(str(newest.get("message", "")).split()) if newest.get("phase") == "Pending" else ""
-        return message.partition(". ")[0][:300] if "Unschedulable" in message or "Back-off" in message else ""
+        reason, colon, _ = message.partition(": ")  # without a text of its own it passes, as ContainerCreating
+        return message.partition(". ")[0][:300] if colon and reason != _FIRST_PULL else ""
 
     def failed_pods(self, task: str) -> list[str]:
         """The names of the pods of a task's failed attempts, oldest first."""

@@ -171,7 +171,10 @@ def _end(pod: Object) -> _End | None:
 
 
 def _events(api: KubernetesApi, about: str) -> list[str]:
-    lines = api.events(about)
+    try:
+        lines = api.events(about)
+    except AutoFormerError as error:  # the job's own failure counts
+        return [str(error)]
     return [f"events of {about}:", *(f"  {line}" for line in lines[-SHOWN_EVENTS:])] if lines else []
 
 

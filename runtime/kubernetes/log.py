@@ -2,12 +2,13 @@
 
 import math
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from runtime.common.console import print_line
-from runtime.kubernetes.api import KubernetesApi, Object, Patience, RefusedError, container_state, index_of
+from runtime.kubernetes.api import MANIFESTS, KubernetesApi, Object, Patience, RefusedError, container_state, index_of
 
 SKEW_SECONDS = 300  # maximum difference between the clocks of two machines
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
@@ -57,6 +58,7 @@ class LogThread(threading.Thread):
         self._positions: dict[str, Position] = {}  # by uid of the pod
         self._pod: Object | None = None
         self._lines = 0  # read so far
+        self._is_forbidden = False
 
     def set_pods(self, pods: list[Object]) -> None:
         """Read the newest pod of machine 0 that has started."""
@@ -104,7 +106,10 @@ class LogThread(threading.Thread):
                 self._lines += 1
                 print_line(line)
         except RefusedError as refused:
-            position.finished = ended and refused.status == 404  # the pod is deleted, with its log
+            if refused.status == 403 and not self._is_forbidden:
+                self._is_forbidden = True
+                print_line(f"the log of {name} may not be read; apply {MANIFESTS}: {refused}", sys.stderr)
+            position.finished = ended and refused.status in (403, 404)  # 404: the pod is deleted
         except OSError:
             pass
         else:

@@ -5,6 +5,7 @@ TrainJob instead of the step. It contains names of secrets, but no secrets.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
@@ -22,9 +23,9 @@ RESERVED = "PET_"  # Trainer sets these for torchrun, and refuses a job that doe
 
 def _absolute(path: str) -> str:
     pure = PurePosixPath(path)
-    if not pure.is_absolute() or ".." in pure.parts or str(pure) == "/":
-        raise ValueError("expected an absolute path below /")
-    return str(pure)
+    if not re.fullmatch(r"/+[^/:\x00-\x1f][^:\x00-\x1f]*", path) or ".." in pure.parts or not pure.parts[1:]:
+        raise ValueError("expected an absolute path below /, without a colon")  # as Kubernetes has it
+    return str(PurePosixPath("/", *pure.parts[1:]))
 
 
 def _not_reserved(name: str) -> str:
