@@ -83,7 +83,7 @@ def test_the_kind_of_a_file_of_weights_is_known_by_its_content(name: str, tmp_pa
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (gzip.compress(b"weights"), "a gzip file: unpack it first"),
+        (gzip.compress(b"weights", mtime=0), "a gzip file: unpack it first"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of Git LFS: .*git lfs pull"),
         (b"<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "a web page, as of a download that asks"),
         (b'{"metadata": {}, "weight_map": {}}', "a text in JSON, not the weights"),
