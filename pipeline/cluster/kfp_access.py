@@ -1,13 +1,13 @@
 """The address and the token of a KFP server, its errors and their reasons."""
 
 import contextlib
-import json
 import os
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from autoformer.errors import AutoFormerError
+from autoformer.reading import parse_json
 
 OLDEST = (2, 17)  # version of the KFP SDK that compiles our package
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")  # states of runs and tasks
@@ -76,8 +76,8 @@ def server_message(body: str | None, reason: str | None) -> str:
         reason: of its status line, for a body that holds no message.
     """
     text = str(body or "")
-    with contextlib.suppress(ValueError, AttributeError):
-        status = json.loads(text)
+    with contextlib.suppress(ValueError, AttributeError, RecursionError):
+        status = parse_json(text)
         text = str(status.get("error_message") or status.get("message") or status.get("error") or text)
     if not text or text.lstrip().startswith("<"):
         text = str(reason or "no reason given")
