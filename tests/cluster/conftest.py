@@ -17,6 +17,7 @@ from autoformer.errors import AutoFormerError
 from pipeline.cluster.kfp_client import KfpClient
 from pipeline.cluster.settings import Cluster, cluster_path, load_cluster
 from runtime.common.config import ROOT
+from runtime.kubernetes.job import POD_JOB, RUN
 
 EXPERIMENT = "autoformer-test-cluster"
 LIMIT_SECONDS = 1800.0  # of one run; a slow node takes 5 minutes for the smoke preset
@@ -90,6 +91,26 @@ class OnCluster:
         selector = f"pipeline/runid={run_id},app.kubernetes.io/component={step}"
         found = json.loads(self.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
         return [pod["metadata"]["name"] for pod in found if pod["status"].get("phase") == "Running"]
+
+    def jobs(self, run_id: str) -> list[str]:
+        """The names of a run's TrainJobs."""
+        names = "jsonpath={.items[*].metadata.name}"
+        return self.kubectl("get", "trainjobs", "-l", f"{RUN}={run_id}", "-o", names).split()
+
+    def wait_for_job(self, run_id: str, step: str) -> tuple[str, str]:
+        """The running launcher's pod of a step, and its job, once all machines of the job are at work."""
+        end = time.monotonic() + LIMIT_SECONDS
+        while time.monotonic() < end:
+            launchers, jobs = self.pods(run_id, step), self.jobs(run_id)
+            if launchers and jobs:
+                machines = self.kubectl(
+                    "get", "pods", "-l", f"{POD_JOB}={jobs[0]}", "-o", "jsonpath={.items[*].status.phase}"
+                )
+                if machines.split() and set(machines.split()) == {"Running"}:
+                    time.sleep(30)
+                    return launchers[0], jobs[0]
+            time.sleep(1)
+        raise TimeoutError(f"{step}: no job at work after {LIMIT_SECONDS:.0f} s")
 
     def wait_for_checkpoint(self, run_id: str, step: str) -> str:
         """The running pod of a step, once it has written a checkpoint and had the time to copy it to the store."""

@@ -103,8 +103,7 @@ def test_a_lost_step_resumes_to_the_same_result(pods: OnCluster, undisturbed: st
     if fault == "pod deleted":
         pods.kubectl("delete", "pod", pod, "--wait=false")
     else:
-        name = {"process killed": "KILL", "process stopped": "TERM"}[fault]
-        pods.kubectl("exec", pod, "-c", "main", "--", "python", "-c", SIGNAL.replace("SIGNAL", name))
+        send(pods, pod, {"process killed": "KILL", "process stopped": "TERM"}[fault])
     pods.trained(submitted)
     workflow = pods.client.workflow(submitted.run_id)
     assert workflow is not None and workflow.attempts("train-supernet") == 2
@@ -113,13 +112,33 @@ def test_a_lost_step_resumes_to_the_same_result(pods: OnCluster, undisturbed: st
     seen.append(undisturbed)
 
 
-def test_a_step_runs_on_two_machines(pods: OnCluster) -> None:
+def send(cluster: OnCluster, pod: str, signal: str) -> None:
+    """Send a signal to the step's process in a pod."""
+    cluster.kubectl("exec", pod, "-c", "main", "--", "python", "-c", SIGNAL.replace("SIGNAL", signal))
+
+
+@pytest.fixture
+def two_machines(pods: OnCluster) -> str:
+    """Settings that train on two machines."""
     if "trainjobs" not in pods.kubectl("api-resources", "--api-group=trainer.kubeflow.org", check=False):
         pytest.skip("no Kubeflow Trainer there: pipeline/manifests/platform/controllers")
     if not pods.kubectl("get", "trainingruntimes", "-o", "name", check=False):
         pytest.skip("no runtime of our jobs there: pipeline/manifests/training")
-    settings = pods.changed("two-machines", train_supernet={"nodes": 2})
-    pods.trained(pods.submit("--fresh", cluster=settings, wait=False))
+    return pods.changed("two-machines", train_supernet={"nodes": 2})
+
+
+def test_a_step_runs_on_two_machines(pods: OnCluster, two_machines: str) -> None:
+    pods.trained(pods.submit("--fresh", cluster=two_machines, wait=False))
+
+
+def test_a_killed_launcher_finds_its_job_again(pods: OnCluster, two_machines: str) -> None:
+    submitted = pods.submit("--fresh", *LONG, cluster=two_machines, wait=False)
+    pod, job = pods.wait_for_job(submitted.run_id, TRAINING)
+    send(pods, pod, "KILL")
+    pods.trained(submitted)
+    workflow = pods.client.workflow(submitted.run_id)
+    assert workflow is not None and workflow.attempts("train-supernet") == 2
+    assert pods.jobs(submitted.run_id) == [job]
 
 
 def test_training_runs_on_a_gpu(pods: OnCluster) -> None:
