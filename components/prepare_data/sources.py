@@ -185,7 +185,7 @@ def _check_names(source: Source, path: Path) -> None:
     for image in source.images:
         for name in (image.label, source.name_of(image)):
             if has_controls(name):
-                raise AutoFormerError(f"{path}: '{name}' is not in UTF-8, or has control characters; rename it")
+                raise AutoFormerError(f"{path}: {name!a} has control characters or is not in UTF-8; rename it")
 
 
 def _check(source: Source, path: Path) -> None:
