@@ -16,16 +16,27 @@ from runtime.common.config import ROOT
 
 TRAINING = "train_supernet"
 LONG = (f"--set={TRAINING}.epochs=3",)  # 1,266 steps, with a checkpoint every 20: time to be killed after one
-SIGNAL = """import os, pathlib, signal, sys
+STEPS = """import os, pathlib, signal, sys
 steps = [
     int(folder.name)
     for folder in pathlib.Path("/proc").glob("[0-9]*")
     if {b"python3", b"kfp.dsl.executor_main"} <= set((folder / "cmdline").read_bytes().split(b"\\0"))
 ]
-for step in steps:
-    os.kill(step, signal.SIGSIGNAL)
-sys.exit(0 if steps else "no process of a step is here")
+if not steps:
+    sys.exit(print("no process of a step is here"))
 """
+KILL, STOP = (f"{STEPS}[os.kill(step, signal.{name}) for step in steps]" for name in ("SIGKILL", "SIGTERM"))
+EXHAUST = (
+    STEPS
+    + """
+for step in steps:  # the kernel's first choice
+    pathlib.Path(f"/proc/{step}/oom_score_adj").write_text("1000")
+taken = []
+while all(pathlib.Path(f"/proc/{step}").exists() for step in steps):
+    taken.append(b"x" * 2**26)
+"""
+)
+FAULTS = {"process killed": KILL, "process stopped": STOP, "memory exhausted": EXHAUST}
 CACHED = set(TASKS) - {"resolve-config", "register-model"}  # data and registry may have changed
 
 
@@ -96,25 +107,20 @@ def undisturbed(pods: OnCluster) -> str:
     return results[0]
 
 
-@pytest.mark.parametrize("fault", ["pod deleted", "process killed", "process stopped"])
+@pytest.mark.parametrize("fault", ["pod deleted", *FAULTS])
 def test_a_lost_step_resumes_to_the_same_result(pods: OnCluster, undisturbed: str, fault: str, seen: list[str]) -> None:
     submitted = pods.submit("--fresh", *LONG, wait=False)
     pod = pods.wait_for_checkpoint(submitted.run_id, TRAINING)
     if fault == "pod deleted":
         pods.kubectl("delete", "pod", pod, "--wait=false")
     else:
-        send(pods, pod, {"process killed": "KILL", "process stopped": "TERM"}[fault])
+        pods.run(pod, FAULTS[fault])
     pods.trained(submitted)
     workflow = pods.client.workflow(submitted.run_id)
     assert workflow is not None and workflow.attempts("train-supernet") == 2
     assert f"{TRAINING}: resumed from step " in logs(pods, submitted)
     assert result_of(pods, submitted) == undisturbed
     seen.append(undisturbed)
-
-
-def send(cluster: OnCluster, pod: str, signal: str) -> None:
-    """Send a signal to the step's process in a pod."""
-    cluster.kubectl("exec", pod, "-c", "main", "--", "python", "-c", SIGNAL.replace("SIGNAL", signal))
 
 
 @pytest.fixture
@@ -134,7 +140,7 @@ def test_a_step_runs_on_two_machines(pods: OnCluster, two_machines: str) -> None
 def test_a_killed_launcher_finds_its_job_again(pods: OnCluster, two_machines: str) -> None:
     submitted = pods.submit("--fresh", *LONG, cluster=two_machines, wait=False)
     pod, job = pods.wait_for_job(submitted.run_id, TRAINING)
-    send(pods, pod, "KILL")
+    pods.run(pod, KILL)
     pods.trained(submitted)
     workflow = pods.client.workflow(submitted.run_id)
     assert workflow is not None and workflow.attempts("train-supernet") == 2
