@@ -18,6 +18,7 @@ from pipeline.cluster.kfp_client import KfpClient
 from pipeline.cluster.settings import Cluster, cluster_path, load_cluster
 from runtime.common.config import ROOT
 from runtime.kubernetes.job import POD_JOB, RUN
+from runtime.storage.mirror import EVERY_SECONDS
 
 EXPERIMENT = "autoformer-test-cluster"
 LIMIT_SECONDS = 1800.0  # of one run; a slow node takes 5 minutes for the smoke preset
@@ -119,12 +120,12 @@ class OnCluster:
 
     def wait_for_checkpoint(self, run_id: str, step: str) -> str:
         """The running pod of a step, once it has written a checkpoint and had the time to copy it to the store."""
-        find = ("find", self.settings.scratch.mount, "-name", "checkpoint*")
+        find = ("find", self.settings.scratch.mount, "-name", "checkpoint.pt")
         end = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < end:
             for pod in self.pods(run_id, step):
                 if self.kubectl("exec", pod, "-c", "main", "--", *find, check=False).strip():
-                    time.sleep(30)
+                    time.sleep(EVERY_SECONDS + 10)
                     return pod
             time.sleep(1)
         raise TimeoutError(f"{step}: no checkpoint after {LIMIT_SECONDS:.0f} s")
