@@ -97,7 +97,7 @@ class LeftOut:
     def notes(self) -> list[str]:
         notes = []
         if self.system:
-            counted = some([f"{name} {count:,}" for name, count in self.system.most_common()])
+            counted = _counted(self.system)
             notes.append(f"{images_text(self.system.total())} in names of a system or tool left out: {counted}")
         if self.smaller:
             notes.append(
@@ -118,7 +118,7 @@ class LeftOut:
     def others(self) -> list[str]:
         notes = []
         if self.formats:
-            counted = some([f"{name} {count:,}" for name, count in self.formats.most_common()])
+            counted = _counted(self.formats)
             notes.append(f"files of formats that are not read left out: {counted}; convert them to JPEG or PNG")
         if self.unsuffixed:
             notes.append(
@@ -214,6 +214,10 @@ def _below(folder: Path, root: Path) -> str:
 
 def images_text(count: int) -> str:
     return f"{count:,} image{'s' * (count != 1)}"
+
+
+def _counted(counts: Counter[str]) -> str:
+    return some([f"{name} {count:,}" for name, count in counts.most_common()])
 
 
 def some(names: Sequence[str], most: int = _LISTED) -> str:

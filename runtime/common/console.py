@@ -87,8 +87,13 @@ def _has_lost_its_reader(file: TextIO) -> bool:
     ends.register(file, 0)
     if not any(event & (select.POLLERR | select.POLLHUP) for _, event in ends.poll(0)):
         return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    _discard(file)
     return True
+
+
+def _discard(file: TextIO) -> None:
+    """Let what is written to `file` from now on lead nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def report_error(who: str, error: AutoFormerError | OSError) -> int:
@@ -159,7 +164,7 @@ def print_line(line: str, file: TextIO | None = None) -> None:
     try:
         print("\n".join(map(printable, line.split("\n"))), file=file, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+        _discard(file)
 
 
 def existing(path: Path, made_by: str) -> Path:
