@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from autoformer.errors import AutoFormerError
@@ -57,10 +58,8 @@ def _encoded(fitted: _Fitted) -> Encoded:
 
 def _is_plain(image: Image.Image) -> bool:
     """Whether the image has one colour."""
-    corner, middle = (
-        image.crop((x, y, x + 1, y + 1)).tobytes() for x, y in ((0, 0), (image.width // 2, image.height // 2))
-    )
-    if any(abs(one - other) > _ROUNDING for one, other in zip(corner, middle, strict=True)):
+    corner, middle = (np.array(image.getpixel(at)) for at in ((0, 0), (image.width // 2, image.height // 2)))
+    if np.abs(corner - middle).max() > _ROUNDING:
         return False  # decides for most images, at a tenth of the cost
     extrema = [image.getchannel(band).getextrema() for band in image.getbands()]
     return all(highest - lowest <= _ROUNDING for lowest, highest in extrema)  # type: ignore[operator]
