@@ -43,6 +43,11 @@ def checkout() -> Path:
     return ROOT
 
 
+def lasting(path: Path) -> Path:
+    """A path; if it is relative and DVC works in a copy, then in the checkout instead."""
+    return path if checkout() == ROOT else checkout() / path
+
+
 Section = TypeVar("Section", PrepareData, TrainSupernet, SearchSubnet, RetrainSubnet, EvaluateSubnet, RegisterModel)
 _STEP_OF: dict[type[Frozen], str] = dict(zip(Section.__constraints__, STEPS, strict=True))
 

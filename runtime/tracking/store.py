@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote
 from autoformer.errors import AutoFormerError
 from autoformer.files import check_regular
 from autoformer.locks import lock
-from runtime.common.config import checkout
+from runtime.common.config import checkout, lasting
 from runtime.common.console import print_line
 from runtime.common.redaction import hide, without_password
 from runtime.common.retrying import retry, within
@@ -62,6 +62,8 @@ def tracking_uri() -> str:
         AutoFormerError: the path of that file cannot be part of an address.
     """
     if named := os.environ.get("MLFLOW_TRACKING_URI"):
+        if (file := sqlite_file(named)) and lasting(file) != file:
+            return f"sqlite:///{checkout()}/{named.removeprefix('sqlite:///')}"
         return named
     root = checkout()
     if set(str(root)) & set("%?") or set(str(root)) >= set("'\""):  # MLflow would write beside it, or write wrong SQL
@@ -184,9 +186,8 @@ def translate_errors(uri: str) -> Iterator[None]:
 
 def _without_user(text: str, uri: str) -> str:
     """Remove the credentials from an address in a library's message, which may quote half a password and the host."""
-    _, at, rest = uri.rpartition("@")
-    host = rest.partition("/")[0]
-    return re.sub(rf"[^\s'\"]*@{re.escape(host)}", host, text) if at else text
+    host = uri.rpartition("@")[2].partition("/")[0]
+    return re.sub(rf"[^\s'\"]*@{re.escape(host)}", host, text) if "@" in uri else text
 
 
 def patience_seconds() -> float:
@@ -232,9 +233,8 @@ def is_refusal(error: Exception) -> bool:
             "INVALID_STATE",
         )
     response = getattr(error, "response", None)  # set by requests, which uploads use
-    if getattr(response, "status_code", None) in (400, 404, 413):
-        return True
-    return isinstance(error, FileNotFoundError | TypeError | KeyError | ImportError)
+    refused = getattr(response, "status_code", None) in (400, 404, 413)
+    return refused or isinstance(error, FileNotFoundError | TypeError | KeyError | ImportError)
 
 
 @contextlib.contextmanager
