@@ -38,6 +38,7 @@ from runtime import tracking
 
 NAME = "fashion-mnist"
 CANDIDATE = Measured("new", "split", 88.0)
+AT_73 = Measured("new", "a", 88.0, None, "files", "73")
 
 
 @pytest.mark.parametrize(
@@ -58,8 +59,15 @@ CANDIDATE = Measured("new", "split", 88.0)
         (Measured("new", "a", 99.0, "cats"), 80.0, Measured("old", None, None, "cars"), "refused", "other classes"),
         (Measured("new", "a", 99.0, "cats"), 80.0, Measured("old", "b", 50.0, "cats"), "registered", "another test"),
         (Measured("new", "split", float("nan")), 80.0, None, "refused", "below min_top1_percent"),
+        (AT_73, 80.0, Measured("old", "b", 89.0, None, "files", "256"), "refused",
+         "88.00 % is below the champion's 89.00 % on the same images, packed at 256 instead of 73 pixels"),
+        (AT_73, 80.0, Measured("old", "b", 87.0, None, "files", None), "registered",
+         "the champion has 87.00 % on the same images, packed at unknown instead of 73 pixels"),
+        (AT_73, 80.0, Measured("old", "b", 89.0, None, "files", "73"), "refused", "same images, packed otherwise"),
+        (AT_73, 80.0, Measured("old", "b", 99.0, None, "others", "73"), "registered", "another test split"),
+        (AT_73, 80.0, Measured("old", "b", 99.0), "registered", "whether of the same images is not recorded"),
     ],
-)
+)  # fmt: skip
 def test_the_gate(candidate: Measured, minimum: float, champion: Measured | None, outcome: str, says: str) -> None:
     decision = decide(candidate, minimum, champion)
     assert decision.outcome == outcome
@@ -71,6 +79,7 @@ def test_a_version_that_a_person_registered_may_have_no_tags() -> None:
     assert Measured.from_tags({"test_top1_percent": "n/a"}).top1_percent is None
     tags = {"test_top1_percent": "88.25", "test_split": "s", "weights": "w"}
     assert Measured.from_tags(tags) == Measured("w", "s", 88.25)
+    assert Measured.from_tags(AT_73.tags) == AT_73
 
 
 def write_supernet(folder: Path) -> None:
