@@ -79,5 +79,6 @@ def _read_index(index: Path, card: PackCard) -> tuple[Split, np.ndarray, np.ndar
     except (KeyError, ValueError, OverflowError) as error:
         raise AutoFormerError(f"{index}: not the index of a pack ({error}); pack the images again") from None
     originals = [row.get("original", "") for row in table]
-    known = np.array(originals, dtype=CHECKSUM) if all(map(str.isascii, originals)) and all(originals) else None
-    return rows, np.array([row["split"] for row in table]), known
+    recorded = all(original.isascii() and original for original in originals)
+    splits = np.array([row["split"] for row in table])
+    return rows, splits, np.array(originals, dtype=CHECKSUM) if recorded else None
