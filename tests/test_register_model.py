@@ -107,7 +107,7 @@ class Made:
         card = {
             "name": "fashion-mnist", "classes": CLASSES, "image_size": 28, "channels": 1, "encoding": "raw",
             "mean": MEAN, "std": STD, "counts": {"test": 4}, "licence": "MIT", "source": "a test", "archives": {},
-            "split_hashes": {"test": "5" * 64},
+            "split_hashes": {"test": "5" * 64}, "test_originals": "0" * 64,
         }  # fmt: skip
         write_json(root / "card.json", card)
         write_json(
@@ -269,6 +269,23 @@ def test_a_worse_model_is_not_registered(champion: Path, tmp_path: Path) -> None
     assert (code, decided["decision"], decided["version"]) == (0, "refused", "1")
     assert decided["reason"] == "test accuracy 87.90 % is below the champion's 88.00 %"
     assert versions() == ["1"] and holder().version == "1"
+
+
+@pytest.mark.parametrize(
+    ("originals", "outcome", "says"),
+    [("0", "refused", "88.00 % on the same images, packed at 28 instead of 20 pixels"), ("1", "registered", "another")],
+)
+def test_a_worse_model_of_another_packing_is_refused_where_the_test_images_are_the_champions(
+    originals: str, outcome: str, says: str, champion: Path, tmp_path: Path
+) -> None:
+    made = Made(tmp_path / "worse", seed=1, top1_percent=87.9)
+    card = {"split_hashes": {"test": "6" * 64}, "test_originals": originals * 64, "image_size": 20}
+    write_json(made.root / "card.json", read_json(made.root / "card.json") | card)
+    tested = read_json(made.root / "evaluation" / "provenance.json") | {"test_split": "6" * 64}
+    write_json(made.root / "evaluation" / "provenance.json", tested)
+    _, decided, _ = made.register()
+    assert decided["decision"] == outcome and says in decided["reason"]
+    assert holder().version == ("1" if outcome == "refused" else "2")
 
 
 def _registers_meanwhile(top1_percent: float) -> None:
