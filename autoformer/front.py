@@ -86,14 +86,8 @@ class FrontSearch(Evolution):
     `ask` returns only legal candidates. If `tell` gets a candidate outside the limits, it ranks after all legal ones.
     """
 
-    def __init__(
-        self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random,
-        table: LatencyTable | None = None, known: Sequence[ScoredCandidate] = (),
-    ) -> None:  # fmt: skip
-        super().__init__(space, limits, settings, rng, table, known)
-        self.limits = limits
-        self.survivors: list[ScoredCandidate] = []  # best first
-        self._places: dict[SubnetSpec, tuple[int, float]] = {}  # survivor -> rank, minus the crowding distance
+    survivors: Sequence[ScoredCandidate] = ()  # best first
+    _places: Mapping[SubnetSpec, tuple[int, float]]  # survivor -> rank, minus the crowding distance
 
     def tell(self, scored: Sequence[ScoredCandidate]) -> None:
         super().tell(scored)
@@ -117,7 +111,7 @@ class FrontSearch(Evolution):
         places = self._places_of(scored)
         return sorted(places, key=lambda index: (places[index], index))
 
-    def _parents(self) -> list[ScoredCandidate]:
+    def _parents(self) -> Sequence[ScoredCandidate]:
         return self.survivors
 
     def _pick(self, parents: Sequence[ScoredCandidate]) -> ScoredCandidate:
