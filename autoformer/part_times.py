@@ -69,8 +69,8 @@ def measure_table(
 
     sums = table(1.0, 0.0)
     fit = table(*_fit([(sums.predict(spec), ms[spec]) for spec in fitted]))
-    check = [CheckedSubnet(subnet=spec, predicted_ms=fit.predict(spec), measured_ms=ms[spec]) for spec in checked]
-    return fit.model_copy(update={"check": tuple(check)})
+    compared = [CheckedSubnet(subnet=spec, predicted_ms=fit.predict(spec), measured_ms=ms[spec]) for spec in checked]
+    return fit.model_copy(update={"check": tuple(compared)})
 
 
 def _blocks(space: SearchSpace) -> list[tuple[int, int, float]]:

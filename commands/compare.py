@@ -38,15 +38,8 @@ SCORES = {
     "cost/macs_g": ("MACs, G", ".4g", ""),
     "cost/latency_ms": ("predicted latency", ".4g", " ms"),
 }
+Row = tuple[str, str, str, str]  # a quantity, its value in the first and in the second run, the difference
 _ARCHITECTURE = {"depth": "depth", "embed_dim": "width", "num_heads": "heads", "mlp_ratio": "MLP ratios"}
-
-
-class Row(NamedTuple):
-    """One row of the comparison: a quantity and its value in both runs."""
-
-    name: str
-    values: tuple[str, str]  # of the first and the second run
-    difference: str = ""
 
 
 class Interval(NamedTuple):
@@ -120,11 +113,11 @@ def _find_by_folder(folder: Path) -> str:
 
 def report(first: tracking.PipelineRun, second: tracking.PipelineRun) -> str:
     """The comparison as text. Equal values are counted, not shown."""
-    head = [
-        Row("run", (first.run_id[:12], second.run_id[:12])),
-        Row("preset", (first.name, second.name)),
-        Row("started", (_time(first.started), _time(second.started))),
-        Row("state", (first.status.lower(), second.status.lower())),
+    rows: list[Row] = [
+        ("run", first.run_id[:12], second.run_id[:12], ""),
+        ("preset", first.name, second.name, ""),
+        ("started", _time(first.started), _time(second.started), ""),
+        ("state", first.status.lower(), second.status.lower(), ""),
     ]
     sections = {
         "parameters": _differences(first.params, second.params),
@@ -133,10 +126,9 @@ def report(first: tracking.PipelineRun, second: tracking.PipelineRun) -> str:
         "architecture": _differences(_architecture(first), _architecture(second)),
         "scores": _scores(first, second),
     }
-    rows = [(row.name, *row.values, row.difference) for row in head]
     for title, (different, equal) in sections.items():
-        rows += [("",) * 4, (_title(title, len(different), equal), "", "", "")]
-        rows += [(f"  {row.name}", *row.values, row.difference) for row in different]
+        rows += [("", "", "", ""), (_title(title, len(different), equal), "", "", "")]
+        rows += [(f"  {name}", before, after, difference) for name, before, after, difference in different]
     return "\n".join([*_aligned(rows), *_remarks(first, second)])
 
 
@@ -152,9 +144,9 @@ def _differences(
     """A row for each differing value, and the number of equal values."""
     pairs = {name: (first.get(name), second.get(name)) for name in [*first, *second]}
     different = [
-        Row(name, (_shortened(pair[0], longest), _shortened(pair[1], longest)), _number_difference(*pair))
-        for name, pair in pairs.items()
-        if pair[0] != pair[1]
+        (name, _shortened(before, longest), _shortened(after, longest), _number_difference(before, after))
+        for name, (before, after) in pairs.items()
+        if before != after
     ]
     return different, len(pairs) - len(different)
 
@@ -182,7 +174,7 @@ def _architecture(run: tracking.PipelineRun) -> dict[str, str]:
 
 def _scores(first: tracking.PipelineRun, second: tracking.PipelineRun) -> tuple[list[Row], int]:
     """`_differences` for the scores of the run and of each budget; test accuracy always has a row, even if equal."""
-    rows, equal = [], 0
+    rows, equal = list[Row](), 0
     for label in ("", *_budgets(first, second)):
         different, same = _scores_of(first, second, label)
         rows += different
@@ -196,7 +188,7 @@ def _budgets(*runs: tracking.PipelineRun) -> list[str]:
 
 
 def _scores_of(first: tracking.PipelineRun, second: tracking.PipelineRun, label: str) -> tuple[list[Row], int]:
-    rows, equal, prefix = [], 0, prefix_of(label)
+    rows, equal, prefix = list[Row](), 0, prefix_of(label)
     for key, (name, form, unit) in SCORES.items():
         pair = (first.scores.get(prefix + key), second.scores.get(prefix + key))
         if pair == (None, None):
@@ -213,7 +205,7 @@ def _scores_of(first: tracking.PipelineRun, second: tracking.PipelineRun, label:
             if intervals[0] and intervals[1] and _same_test_images(first, second):
                 low, high = difference_interval(intervals[0], intervals[1])
                 difference += f" ({low:+.2f} to {high:+.2f})"
-        rows.append(Row(f"{label}: {name}" if label else name, (texts[0], texts[1]), difference))
+        rows.append((f"{label}: {name}" if label else name, texts[0], texts[1], difference))
     return rows, equal
 
 

@@ -44,7 +44,7 @@ from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
 from runtime.storage.earlier_search import earlier_scores
 from runtime.storage.named_files import latency_table
-from runtime.tracking import OBJECTIVES, StepLogger
+from runtime.tracking.step_logger import OBJECTIVES, StepLogger, child_run
 
 STEP = "search_subnet"
 FRONT = "front.csv"  # with method front
@@ -233,7 +233,7 @@ def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult], se
     front = front_of([one for result in results.values() for one in result.candidates], objectives)
     tracked.tags({"method": method_of(results[largest].metrics), OBJECTIVES: ", ".join(objectives)})
     logged, on_front = _best_and_front(results), {one.candidate.spec for one in front}
-    tracked.children(logged, [*chosen.values()], on_front)
+    tracked.child_runs([child_run(one, [*chosen.values()], on_front) for one in logged])
     if missing := len(on_front - {one.candidate.spec for one in logged}):
         print(
             f"{STEP}: MLflow gets runs of {len(logged)} candidates, without {missing} of the {len(on_front)} on the "

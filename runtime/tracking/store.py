@@ -6,7 +6,6 @@ MLflow is imported inside functions, since the import takes seconds.
 import contextlib
 import errno
 import hashlib
-import math
 import os
 import re
 import sys
@@ -23,6 +22,7 @@ from autoformer.files import check_regular
 from autoformer.locks import lock
 from runtime.common.config import checkout
 from runtime.common.console import print_line
+from runtime.common.processes import number_of
 from runtime.common.redaction import hide, without_password
 from runtime.common.retrying import retry, within
 from runtime.tracking.moved import FOLDER, follow
@@ -199,13 +199,8 @@ def patience_seconds() -> float:
 
 def seconds_of(name: str, text: str) -> float:
     """The value of an environment variable. Raises `AutoFormerError`."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not abs(seconds) <= _MOST_SECONDS:
-        raise AutoFormerError(f"{name}={text[:40]}: expected a number of seconds")
-    return max(0.0, seconds)
+    refusal = f"{name}={text[:40]}: expected a number of seconds"
+    return max(0.0, number_of(text, -_MOST_SECONDS, _MOST_SECONDS, refusal))
 
 
 def retry_while_away(call: Callable[[], Answer]) -> Answer:
