@@ -9,7 +9,8 @@ from autoformer.frozen import Frozen
 
 # Accepted by timm's rand_augment_transform, which ignores most unknown words.
 _RAND_AUGMENT = r"rand(-(m\d+(\.\d+)?|n\d+|p\d+(\.\d+)?|mstd(\d+(\.\d+)?|inf)|mmax\d+|inc[01]))*"
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["auto", Dtype]
 OptimizerName = Literal["adamw", "nadamw", "lamb", "lion", "muon", "muon_whole"]
 
 

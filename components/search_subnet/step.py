@@ -39,7 +39,7 @@ from runtime.common.sections import SearchSubnet
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
 from runtime.steps import inputs
-from runtime.steps.command import run_step, step_parser
+from runtime.steps.command import run_step
 from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
 from runtime.storage.earlier_search import earlier_scores
@@ -60,11 +60,8 @@ class _Start(NamedTuple):
 
 
 def parser() -> argparse.ArgumentParser:
-    result = step_parser(STEP, "Search the supernet for the best subnet under limits, on the search split.")
-    inputs.add_data_arguments(result, "search")
-    inputs.add_folder_arguments(result, "supernet")
-    inputs.add_output_arguments(result)
-    return result
+    description = "Search the supernet for the best subnet under limits, on the search split."
+    return inputs.input_parser(STEP, description, ["search"], "supernet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
