@@ -70,6 +70,14 @@ def parse_json(content: bytes | str) -> Any:
     return value
 
 
+def parse_json_text(text: str, where: str) -> Any:
+    """`parse_json`. Raises `AutoFormerError` naming `where`."""
+    try:
+        return parse_json(text)
+    except (ValueError, RecursionError) as error:
+        raise AutoFormerError(f"{where}: not readable as JSON: {in_short(error)}") from None
+
+
 def _items(value: Any) -> Iterator[Any]:
     below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return (item for item in below if isinstance(item, dict | list))

@@ -17,6 +17,7 @@ from runtime.common.config import ROOT
 from runtime.common.console import Parser, run_command
 from runtime.common.overrides import SplitOption
 from runtime.common.records import StepRecord
+from runtime.common.tables import aligned
 
 LISTED_RUNS = 10
 LONGEST_VALUE = 44  # characters
@@ -80,7 +81,7 @@ def listing() -> str:
         if labels:
             top1 = ", ".join(f"{label} {run.scores[prefix_of(label) + TOP1]:.2f} %" for label in labels)
         rows.append((run.run_id[:12], run.name, _time(run.started), run.status.lower(), top1))
-    return "\n".join([*_aligned(rows), "", 'make compare RUNS="a b" shows what differs between two of them.'])
+    return "\n".join([*aligned(rows, 3), "", 'make compare RUNS="a b" shows what differs between two of them.'])
 
 
 def find(name: str) -> str:
@@ -129,7 +130,7 @@ def report(first: tracking.PipelineRun, second: tracking.PipelineRun) -> str:
     for title, (different, equal) in sections.items():
         rows += [("", "", "", ""), (_title(title, len(different), equal), "", "", "")]
         rows += [(f"  {name}", before, after, difference) for name, before, after, difference in different]
-    return "\n".join([*_aligned(rows), *_remarks(first, second)])
+    return "\n".join([*aligned(rows, 3), *_remarks(first, second)])
 
 
 def _title(title: str, different: int, equal: int) -> str:
@@ -246,13 +247,6 @@ def _remarks(first: tracking.PipelineRun, second: tracking.PipelineRun) -> list[
 
 def _time(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M")
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as their widest cell, except the cells of titles (rows with one cell)."""
-    cells = [row for row in rows if any(row[1:])]
-    widths = [max((len(row[column]) for row in cells), default=0) + 3 for column in range(len(rows[0]))]
-    return ["".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 if __name__ == "__main__":
