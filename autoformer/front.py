@@ -12,7 +12,7 @@ from random import Random
 from autoformer.candidates import ScoredCandidate
 from autoformer.latency import LatencyTable
 from autoformer.limits import UNITS, Limits
-from autoformer.pareto import crowding_distances, sort_into_fronts, whole_front
+from autoformer.pareto import crowding_distances, pareto_front, sort_into_fronts, whole_front
 from autoformer.search import Evolution, EvolutionSettings
 from autoformer.space import SearchSpace, SubnetSpec
 
@@ -69,6 +69,12 @@ def front_of(scored: Sequence[ScoredCandidate], objectives: Sequence[str]) -> li
     by_spec = {one.candidate.spec: one for one in reversed(scored) if one.complete}
     complete = [one for one in scored if by_spec.get(one.candidate.spec) is one]
     return [complete[index] for index in whole_front([costs_of(one, objectives) for one in complete])]
+
+
+def first_front(scored: Sequence[ScoredCandidate], objectives: Sequence[str]) -> list[ScoredCandidate]:
+    """`front_of`, but only the first of candidates with equal objectives."""
+    complete = [one for one in scored if one.complete]
+    return [complete[index] for index in pareto_front([costs_of(one, objectives) for one in complete])]
 
 
 def violation(limits: Limits, counts: Mapping[str, float]) -> float:

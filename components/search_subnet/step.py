@@ -16,12 +16,11 @@ import yaml
 from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
-from autoformer.front import front_of, make_search
+from autoformer.front import first_front, front_of, make_search
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.latency import FILE as LATENCY_FILE
 from autoformer.latency import LatencyTable
-from autoformer.pareto import pareto_front
 from autoformer.racing import ScoringResult
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution
@@ -259,9 +258,7 @@ def _best_and_front(results: Mapping[str, SearchResult]) -> list[ScoredCandidate
             by_spec.setdefault(result.chosen.candidate.spec, result.chosen)
     for result in results.values():
         complete = [scored for scored in result.candidates if scored.complete]
-        costs = [(scored.candidate.params, -scored.top1_percent) for scored in complete]
-        best = sorted(range(len(costs)), key=lambda index: (costs[index][1], costs[index][0]))[:10]
-        front = result.front or [complete[index] for index in pareto_front(costs)]
-        for scored in [*(complete[index] for index in best), *front]:
+        best = sorted(complete, key=lambda scored: (-scored.top1_percent, scored.candidate.params))[:10]
+        for scored in [*best, *(result.front or first_front(complete, ("accuracy", "params_m")))]:
             by_spec.setdefault(scored.candidate.spec, scored)
     return list(by_spec.values())[:50]
