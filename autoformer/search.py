@@ -76,10 +76,6 @@ class EvolutionSettings(Frozen):
             raise ValueError(
                 f"mutations {self.mutations} + crossovers {self.crossovers} are more than population {self.population}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _predicts_what_it_ranks(self) -> Self:
         if self.predictor and self.method == "front":
             raise ValueError("a predictor ranks by objective alone; set predictor=null, or method=evolution")
         return self

@@ -15,9 +15,8 @@ from typing import NamedTuple
 
 from docs import configuration
 from docs.configuration import CLUSTERS, ENVIRONMENT, ON_A_CLUSTER
-from runtime.common.config import STEPS
+from runtime.common.config import ROOT, STEPS
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "THIRD_PARTY_NOTICES.md", *sorted((ROOT / "docs").glob("*.md")))
 SOURCES = ("autoformer", "runtime", "components", "commands", "pipeline")
 QUOTES = "text"  # a fenced block of this kind quotes messages, with … where a message has a value
