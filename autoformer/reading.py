@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError, validated
+from autoformer.errors import AutoFormerError, shortened, validated
 from autoformer.files import check_regular
 
 Kind = TypeVar("Kind")
@@ -194,7 +194,7 @@ def _not_yaml(where: str, error: Exception) -> AutoFormerError:
     return AutoFormerError(f"{where}: not readable as YAML: {in_short(error)}")
 
 
-def in_short(error: BaseException, most: int = 300) -> str:
+def in_short(error: BaseException) -> str:
     """A library's error message as one printable line, or the error's class name."""
     text = "".join(c for c in " ".join(str(error).split()) if c.isprintable()) or type(error).__name__
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return shortened(text, 300)

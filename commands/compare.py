@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, shortened
 from autoformer.reading import read_json_as
 from autoformer.subnet_text import by_block
 from runtime import tracking
@@ -145,7 +145,7 @@ def _differences(
     """A row for each differing value, and the number of equal values."""
     pairs = {name: (first.get(name), second.get(name)) for name in [*first, *second]}
     different = [
-        (name, _shortened(before, longest), _shortened(after, longest), _number_difference(before, after))
+        (name, _shown(before, longest), _shown(after, longest), _number_difference(before, after))
         for name, (before, after) in pairs.items()
         if before != after
     ]
@@ -161,11 +161,8 @@ def _number_difference(first: str | None, second: str | None) -> str:
     return f"{difference:+g}" if math.isfinite(difference) and " " not in f"{first}{second}" else ""
 
 
-def _shortened(value: str | None, longest: int) -> str:
-    if value is None:
-        return NOT_RECORDED
-    text = " ".join(value.split())
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+def _shown(value: str | None, longest: int) -> str:
+    return NOT_RECORDED if value is None else shortened(" ".join(value.split()), longest)
 
 
 def _architecture(run: tracking.PipelineRun) -> dict[str, str]:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from autoformer.candidates import ScoredCandidate
+from autoformer.errors import shortened
 from autoformer.evaluation import Scores
 from components.evaluate_subnet.charts import (
     Frame,
@@ -194,7 +195,7 @@ def confusion(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> Markup:
             place = {"x": f"{number((column + 0.5) * step)}%", "y": side * (row + 0.5), "dy": "0.35em"}
             parts.append(element("text", str(images), class_="count", text_anchor="middle", **place))
     for index, name in enumerate(classes):
-        label = name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…"
+        label = shortened(name, LONGEST_LABEL)
         y = side * (index + 0.5)
         parts.append(element("text", label, class_="tick", x=0, dx=-8, y=y, dy="0.35em", text_anchor="end"))
         turned = element("text", label, class_="tick", transform="rotate(-90)", dx=8, dy="0.35em")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, shortened
 from autoformer.files import check_regular
 from autoformer.locks import lock
 from runtime.common.config import checkout
@@ -290,5 +290,4 @@ def reason(error: BaseException) -> str:
     if str(error).startswith("API request to http"):  # MLflow's wrapper quotes the request before the cause
         while (cause := error.__cause__ or error.__context__) is not None:
             error = cause
-    text = hide(" ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= REASON_CHARACTERS else text[: REASON_CHARACTERS - 1] + "…"
+    return shortened(hide(" ".join(str(error).split())) or type(error).__name__, REASON_CHARACTERS)
