@@ -6,7 +6,6 @@ MLflow is imported inside functions, since the import takes seconds.
 import contextlib
 import errno
 import hashlib
-import math
 import os
 import re
 import sys
@@ -18,11 +17,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, shortened
 from autoformer.files import check_regular
 from autoformer.locks import lock
 from runtime.common.config import checkout, lasting
 from runtime.common.console import print_line
+from runtime.common.processes import number_of
 from runtime.common.redaction import hide, without_password
 from runtime.common.retrying import retry, within
 from runtime.tracking.moved import FOLDER, follow
@@ -200,13 +200,8 @@ def patience_seconds() -> float:
 
 def seconds_of(name: str, text: str) -> float:
     """The value of an environment variable. Raises `AutoFormerError`."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not abs(seconds) <= _MOST_SECONDS:
-        raise AutoFormerError(f"{name}={text[:40]}: expected a number of seconds")
-    return max(0.0, seconds)
+    refusal = f"{name}={text[:40]}: expected a number of seconds"
+    return max(0.0, number_of(text, -_MOST_SECONDS, _MOST_SECONDS, refusal))
 
 
 def retry_while_away(call: Callable[[], Answer]) -> Answer:
@@ -295,5 +290,4 @@ def reason(error: BaseException) -> str:
     if str(error).startswith("API request to http"):  # MLflow's wrapper quotes the request before the cause
         while (cause := error.__cause__ or error.__context__) is not None:
             error = cause
-    text = hide(" ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= REASON_CHARACTERS else text[: REASON_CHARACTERS - 1] + "…"
+    return shortened(hide(" ".join(str(error).split())) or type(error).__name__, REASON_CHARACTERS)
