@@ -1,4 +1,4 @@
-"""Cost of each step: images through a model, and MACs. Counted, not timed: equal runs give equal reports. Torch-free.
+"""Cost of each step: images through a model, and MACs. Counted, not timed: equal runs give equal reports.
 
 A step whose inputs of the count are not recorded has no count.
 """
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from autoformer.complexity import count_macs
+from autoformer.sampling import PARAM_BINS, Sampling
 from components.evaluate_subnet.measure import Evaluation, Measured
 from components.evaluate_subnet.results import Point, Results
 from components.evaluate_subnet.sections import repeated
@@ -15,7 +16,8 @@ from runtime.common.sections import RetrainSubnet, TrainingSection, TrainSuperne
 # MACs of a training image, as a multiple of its forward pass. The backward pass computes two products as large as each
 # of the forward pass: the gradients of its inputs and of its weights.
 TRAINING_FACTOR = 3
-MOST_STEPS = 4096  # steps that the mean MACs of a supernet's subnets are taken over
+# Steps that the mean MACs of a supernet's subnets are taken over. `uniform_params` takes milliseconds for each.
+MOST_STEPS: dict[Sampling, int] = {"uniform": 4096, "sandwich": 4096, "uniform_params": 8 * PARAM_BINS}
 _Section = TypeVar("_Section", bound=TrainingSection)
 
 
@@ -48,21 +50,22 @@ def _supernet(results: Results) -> Cost:
     if section is None:
         return Cost(label)
     if section.adopt is not None:
-        return Cost(label, "this run adopted an existing supernet, whose training is not counted", 0, 0)
+        return Cost(label, "this run adopted an existing supernet; its training has no cost here", 0, 0)
     steps, note = _length(results, results.supernet_curves, section.batch_size, "train")
     seed = results.provenance["train_supernet"]["config"].get("seed")
     if not steps or not isinstance(seed, int):
         return Cost(label)
     sampler = section.sampler(space, seed)
-    drawn = [sampler(step) for step in range(min(steps, MOST_STEPS))]
+    drawn = [sampler(step) for step in range(min(steps, MOST_STEPS[section.sampling]))]
     subnets = [one.subnet or space.largest for passes in drawn for one in passes]
     images = steps * section.batch_size * len(drawn[0])
     macs = TRAINING_FACTOR * images * sum(count_macs(space, subnet) for subnet in subnets) // len(subnets)
-    if len(drawn[0]) > 1:
-        note += f" × {len(drawn[0])} subnets"
+    times = f" × {len(drawn[0])} subnets" if len(drawn[0]) > 1 else ""
     some = "all" if len(drawn) == steps else f"the first {len(drawn):,} of"
-    note += f"; mean MACs of the subnets that sampling {section.sampling} draws, seed {seed}, {some} {steps:,} steps"
-    return Cost(label, note, images, macs)
+    which = (
+        f"mean MACs of the subnets that the sampler ({section.sampling}, seed {seed}) drew in {some} {steps:,} steps"
+    )
+    return Cost(label, f"{note}{times}; {which}", images, macs)
 
 
 def _search(results: Results) -> Cost:
@@ -71,7 +74,10 @@ def _search(results: Results) -> Cost:
         return Cost("Search")
     images = sum(seen.values())
     macs = sum(count * count_macs(results.space, subnet) for subnet, count in seen.items())
-    return Cost("Search", f"{len(seen):,} subnets, {images / len(seen):,.0f} images each on average", images, macs)
+    note = (
+        f"{len(seen):,} subnets × {images / len(seen):,.0f} images on average; of two races of a subnet, the longer one"
+    )
+    return Cost("Search", note, images, macs)
 
 
 def _retraining(results: Results, budget: str) -> list[Cost]:
@@ -88,9 +94,9 @@ def _retraining(results: Results, budget: str) -> list[Cost]:
         steps, note = _length(results, curves, own.batch_size, section.split) if section and own else (0, "")
         if own and steps:
             images = steps * own.batch_size
-            found.append(Cost(f"{label}: {name}", note, images, TRAINING_FACTOR * images * macs))
+            found.append(Cost(f"{label} ({name})", note, images, TRAINING_FACTOR * images * macs))
         else:
-            found.append(Cost(f"{label}: {name}"))
+            found.append(Cost(f"{label} ({name})"))
     return found or [Cost(label, "nothing was trained", 0, 0)]
 
 

@@ -170,10 +170,11 @@ def _scored(table: Path, columns: Sequence[str]) -> list[ScoredCandidate]:
 def _images_seen(
     candidates: Sequence[ScoredCandidate], finalists: Path, metrics: Mapping[str, float]
 ) -> dict[SubnetSpec, int] | None:
-    """Images that scored each subnet: no search scores a subnet twice on an image, so its row with the most images.
+    """Images that scored each subnet: the most of its rows, since scores are stored and no image is scored twice.
 
-    Scores of an earlier search (a warm start) cost nothing, but only the seeds of generation 0 are marked. If others
-    were drawn again, or if there are no finalists, the images are not recorded: None.
+    Two races of a subnet that both stop may differ in some images; these are not recorded. Scores of an earlier search
+    (a warm start) cost nothing, but only the seeds of generation 0 are marked: None if others were drawn again. None
+    without finalists, too.
     """
     seen: dict[SubnetSpec, int] = {}
 
