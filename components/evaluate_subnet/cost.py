@@ -75,7 +75,7 @@ def _search(results: Results) -> Cost:
     images = sum(seen.values())
     macs = sum(count * count_macs(results.space, subnet) for subnet, count in seen.items())
     note = (
-        f"{len(seen):,} subnets × {images / len(seen):,.0f} images on average; of two races of a subnet, the longer one"
+        f"{len(seen):,} subnets × {images / len(seen):,.0f} images on average; the longer of two races counts"
     )
     return Cost("Search", note, images, macs)
 
