@@ -25,6 +25,7 @@ from runtime.common.config import checkout
 from runtime.common.console import print_line
 from runtime.common.redaction import hide, without_password
 from runtime.common.retrying import retry, within
+from runtime.tracking.bounded import bound_answers, endless_answer
 from runtime.tracking.moved import FOLDER, follow
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def _initialise(uri: str) -> "MlflowClient":
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the address may contain a password
     import mlflow
 
+    bound_answers()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     file = sqlite_file(uri)
@@ -172,6 +174,9 @@ def translate_errors(uri: str) -> Iterator[None]:
         raise
     except Exception as error:  # MLflow, SQLAlchemy, requests and the file system raise different errors
         from mlflow.exceptions import MlflowException
+
+        if endless := endless_answer(error):
+            raise AutoFormerError(f"MLflow at {endless}") from error
 
         no_answer = NoAnswerError(uri, _without_user(reason(error), uri))
         # waiting does not help if the password is missing
