@@ -13,14 +13,17 @@ from urllib.parse import urlsplit
 
 from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
+from autoformer.reading import in_short
 from runtime.common.answers import EndlessAnswerError, SlowAnswerError, whole
 from runtime.common.console import print_line
+from runtime.common.redaction import hide
 from runtime.storage.errors import ChangedError, StorageError, TransferError, storage_errors, with_retries
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 SCHEME = "s3://"
 ATTEMPTS = 6  # per request, with doubling pauses and jitter
+MOST_ATTEMPTS = 100
 THREADS = 16  # concurrent requests of a process
 _NOTICE_SECONDS = 15.0  # between two lines about a long listing
 PREFETCH = 8  # concurrent parts or ranges of one object, each in memory
@@ -73,8 +76,7 @@ def _connect(process: int, endpoint: str | None) -> Any:
     from botocore.config import Config
     from botocore.retries import standard
 
-    retries: Any = {} if "AWS_MAX_ATTEMPTS" in os.environ else {"total_max_attempts": ATTEMPTS}
-    retries["mode"] = "standard"
+    retries: Any = {"mode": "standard", "total_max_attempts": _attempts()}
     config = Config(connect_timeout=10, read_timeout=60, retries=retries, max_pool_connections=32)  # seconds
     # The jitter comes from the system's generator. boto3 would use Python's, as timm's augmentations do, so a retry of
     # a background upload would change the next image.
@@ -82,10 +84,29 @@ def _connect(process: int, endpoint: str | None) -> Any:
     backoff.__init__ = partialmethod(backoff.__init__, random=random.SystemRandom().random)
     try:
         client = boto3.session.Session().client("s3", config=config)
-    except ValueError:  # its text contains the endpoint, which may include a password
-        raise AutoFormerError("AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: expected http://host:port") from None
+    except ValueError as error:
+        raise AutoFormerError(_odd_setting(str(error), endpoint)) from None
     client.meta.events.register("before-send.s3", partial(_send, client._endpoint.http_session.send))
     return client
+
+
+def _attempts() -> int:
+    text = os.environ.get("AWS_MAX_ATTEMPTS") or str(ATTEMPTS)
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_ATTEMPTS):
+        raise AutoFormerError(f"AWS_MAX_ATTEMPTS={text[:40]}: expected a number of tries from 1 to {MOST_ATTEMPTS}")
+    return int(text)
+
+
+def _odd_setting(error: str, endpoint: str | None) -> str:
+    """The variable that boto3 refuses; its text may contain the endpoint, with a password."""
+    from botocore.utils import is_valid_endpoint_url
+
+    named = [name for name, value in os.environ.items() if name.startswith("AWS_") and repr(value) in error]
+    if named and "ENDPOINT" not in named[0]:
+        return f"{named[0]}: boto3 cannot use its value"
+    if endpoint is None or (urlsplit(endpoint).scheme in ("http", "https") and is_valid_endpoint_url(endpoint)):
+        return f"the AWS configuration cannot be used: {hide(in_short(ValueError(error)))}"
+    return "AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: expected http://host:port"
 
 
 def _send(send: Callable[[Any], Any], request: Any, **_: Any) -> Any:

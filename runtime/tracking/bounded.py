@@ -1,11 +1,12 @@
-"""Answers of an MLflow server, with limits of size, time and count; MLflow sets none."""
+"""Answers of an MLflow server, with limits of size, time and count, of which MLflow sets none; requests never sent."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, UnavailableError
 from runtime.common.answers import EndlessAnswerError, close_unread, pieces
 from runtime.common.redaction import without_password
 
@@ -37,6 +38,13 @@ def endless_answer(error: BaseException | None) -> EndlessAnswerError | None:
     while error is not None and not isinstance(error, EndlessAnswerError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def is_odd_setting(error: BaseException) -> bool:
+    """Whether a request was never sent: an address, a variable or a header that requests or MLflow refuse."""
+    is_parsing = isinstance(error, json.JSONDecodeError | UnicodeDecodeError | UnavailableError)  # of an answer
+    no_file = type(error) is OSError and error.errno is None  # of certificates
+    return no_file or (isinstance(error, ValueError) and not is_parsing)
 
 
 def check_listing(uri: str) -> None:

@@ -25,7 +25,7 @@ from runtime.common.config import checkout
 from runtime.common.console import print_line
 from runtime.common.redaction import hide, without_password
 from runtime.common.retrying import retry, within
-from runtime.tracking.bounded import bound_answers, endless_answer
+from runtime.tracking.bounded import bound_answers, endless_answer, is_odd_setting
 from runtime.tracking.moved import FOLDER, follow
 
 if TYPE_CHECKING:
@@ -114,8 +114,10 @@ def _initialise(uri: str) -> "MlflowClient":
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the address may contain a password
-    import mlflow
-
+    try:
+        import mlflow
+    except ValueError as error:  # it reads some of its variables at once
+        raise AutoFormerError(f"MLflow cannot be used ({reason(error)}); correct the variable MLFLOW_…") from None
     bound_answers()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
@@ -228,6 +230,8 @@ def is_refusal(error: Exception) -> bool:
     """Whether the store or the disk refused the request, so a retry is useless."""
     from mlflow.exceptions import MlflowException
 
+    if is_odd_setting(_root(error)):
+        return True
     if isinstance(error, MlflowException):
         return error.error_code in (
             "INVALID_PARAMETER_VALUE",
@@ -297,8 +301,14 @@ def experiment_id(client: "MlflowClient") -> str:
 
 def reason(error: BaseException) -> str:
     """An error as one line of at most 200 characters, without secrets."""
-    if str(error).startswith("API request to http"):  # MLflow's wrapper quotes the request before the cause
-        while (cause := error.__cause__ or error.__context__) is not None:
-            error = cause
+    error = _root(error)
     text = hide(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= REASON_CHARACTERS else text[: REASON_CHARACTERS - 1] + "…"
+
+
+def _root(error: BaseException) -> BaseException:
+    """The cause that MLflow's wrapper hides behind a quote of the request."""
+    if str(error).startswith(("API request to http", "Invalid url: ")):
+        while (cause := error.__cause__ or error.__context__) is not None:
+            error = cause
+    return error
