@@ -24,6 +24,7 @@ class Bounds(Frozen):
     names_bytes: int = Field(16 * MB, description="size of a `classes.txt`")
     classes: int = Field(100_000, description="classes of a data set; class numbers are below it")
     members: int = Field(10_000_000, description="files in one tar")
+    tar_header_bytes: int = Field(1 * MB, description="size of the header of a file in a tar")
     image_file_bytes: int = Field(256 * MB, description="size of an image file, also inside a tar")
     image_bytes: int = Field(
         448 * MB, description="memory to decode one image: about 50 million pixels of PNG, 94 million of JPEG"
