@@ -1,19 +1,28 @@
 """The transformer block of an extracted subnet.
 
-Dimensions: B images, N tokens, E embedding width.
+Dimensions: B images, N tokens, E embedding width, H heads, d head_dim.
 """
+
+from typing import Final
 
 import torch
 import torch.fx
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, use_fused_attn
+from timm.layers.attention import maybe_add_mask, resolve_self_attn_mask
 from torch import Tensor, nn
 
 from autoformer.attention import PositionBuffers, RelativePosition2D, attend, attend_with_position
+from autoformer.plain_attention import relative_scores, relative_values
 from autoformer.space import stretched_reach
 
 LAYER_NORM_EPS = 1e-5
 
-torch.fx.wrap("attend_with_position")  # one node in a graph of torch.fx, which keeps the fast form
+# each is one node in a graph of torch.fx; the first keeps the fast form
+torch.fx.wrap("attend_with_position")
+torch.fx.wrap("relative_scores")
+torch.fx.wrap("relative_values")
+torch.fx.wrap("maybe_add_mask")
+torch.fx.wrap("resolve_self_attn_mask")
 
 
 def _after_loading(attention: "Attention", _: object) -> None:
@@ -22,7 +31,13 @@ def _after_loading(attention: "Attention", _: object) -> None:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with 2-D relative position. Its width is heads * head_dim, independent of `dim`."""
+    """Multi-head attention with 2-D relative position. Its width is heads * head_dim, independent of `dim`.
+
+    As in timm, `fused_attn = False` computes the attention weights (B, H, N, N), which are then the output of
+    `attn_drop`: for attention maps.
+    """
+
+    fused_attn: Final[bool]
 
     def __init__(
         self, dim: int, num_heads: int, head_dim: int, grid: tuple[int, int], max_relative_position: int | None
@@ -30,6 +45,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.head_dim = num_heads, head_dim
         self.qkv = nn.Linear(dim, 3 * num_heads * head_dim)  # rows ordered [head][q, k, v][channel]
+        self.fused_attn = use_fused_attn()
+        self.attn_drop = nn.Dropout(0.0)
         self.proj = nn.Linear(num_heads * head_dim, dim)
         self.rel_pos_k = self.rel_pos_v = self.position = None
         if max_relative_position is not None:
@@ -75,13 +92,29 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(B, N, E) -> (B, N, E). `grid`: rows and columns of patches; by default those of `set_grid`."""
         qkv = self.qkv(x).unflatten(-1, (self.num_heads, 3, self.head_dim))
-        if self.rel_pos_k is None or self.rel_pos_v is None or self.position is None:
+        if not self.fused_attn:
+            out = self._attend_in_steps(qkv, attn_mask, is_causal, self.grid if grid is None else grid)
+        elif self.rel_pos_k is None or self.rel_pos_v is None or self.position is None:
             out = attend(qkv, attn_mask, is_causal)
         else:
             grid = self.grid if grid is None else grid
             tables = self.rel_pos_k(), self.rel_pos_v()
             out = attend_with_position(qkv, tables[0], tables[1], self.position(), grid, attn_mask, is_causal)
         return self.proj(out.flatten(2))
+
+    def _attend_in_steps(self, qkv: Tensor, attn_mask: Tensor | None, is_causal: bool, grid: tuple[int, int]) -> Tensor:
+        """(B, N, H, 3, d) -> (B, N, H, d)."""
+        q, k, v = qkv.transpose(1, 2).unbind(dim=3)  # (B, H, N, d)
+        scores = q @ k.transpose(-2, -1)
+        if self.rel_pos_k is not None:
+            scores = scores + relative_scores(q, self.rel_pos_k(), grid)
+        scores = scores * self.head_dim**-0.5
+        scores = maybe_add_mask(scores, resolve_self_attn_mask(qkv.shape[1], scores, attn_mask, is_causal))
+        weights = self.attn_drop(scores.softmax(dim=-1))
+        out = weights @ v
+        if self.rel_pos_v is not None:
+            out = out + relative_values(weights, self.rel_pos_v(), grid)
+        return out.transpose(1, 2)
 
 
 class Block(nn.Module):

@@ -1,13 +1,12 @@
 """Device, precision, and batch sizes that fit into memory."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from autoformer.errors import AutoFormerError
-from autoformer.recipe import Precision
+from autoformer.recipe import Dtype, Precision
 
 _OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
 
@@ -24,7 +23,7 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def find_precision(wanted: Precision, device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
+def find_precision(wanted: Precision, device: torch.device) -> Dtype:
     """The precision of the forward pass; "auto": bfloat16 or float16 on a GPU, float32 on a CPU."""
     if wanted != "auto":
         return wanted
@@ -33,7 +32,7 @@ def find_precision(wanted: Precision, device: torch.device) -> Literal["float32"
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
-def autocast(device: torch.device, precision: Literal["float32", "bfloat16", "float16"]) -> torch.autocast:
+def autocast(device: torch.device, precision: Dtype) -> torch.autocast:
     """Mixed precision for the forward pass; a no-op for "float32"."""
     return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
 

@@ -23,12 +23,17 @@ def has_controls(name: str) -> bool:
     return _CONTROL.search(name.replace("\n", " ")) is not None
 
 
+def shortened(text: str, most: int) -> str:
+    """The text with at most `most` characters, the last one an ellipsis if some are left out."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 class AutoFormerError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do."""
 
     def __init__(self, message: str) -> None:
         line = printable(" ".join(message.splitlines()))  # of paths and of libraries' messages
-        super().__init__(line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 1] + "…")
+        super().__init__(shortened(line, _MOST_CHARACTERS))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Support pickling: subclasses take other arguments than `args`."""
@@ -102,10 +107,9 @@ def _first_problem(model: Any, error: ValidationError) -> str:
 
 def _short(value: Any) -> str:
     try:
-        text = repr(value)
+        return shortened(repr(value), 80)
     except (ValueError, RecursionError):  # Python prints no integer of more than 4300 digits
         return "a value that is too long to show"
-    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _keys_at(model: Any, path: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from random import Random
 from autoformer.candidates import ScoredCandidate
 from autoformer.latency import LatencyTable
 from autoformer.limits import UNITS, Limits
-from autoformer.pareto import crowding_distances, sort_into_fronts, whole_front
+from autoformer.pareto import crowding_distances, pareto_front, sort_into_fronts, whole_front
 from autoformer.search import Evolution, EvolutionSettings
 from autoformer.space import SearchSpace, SubnetSpec
 
@@ -71,6 +71,12 @@ def front_of(scored: Sequence[ScoredCandidate], objectives: Sequence[str]) -> li
     return [complete[index] for index in whole_front([costs_of(one, objectives) for one in complete])]
 
 
+def first_front(scored: Sequence[ScoredCandidate], objectives: Sequence[str]) -> list[ScoredCandidate]:
+    """`front_of`, but only the first of candidates with equal objectives."""
+    complete = [one for one in scored if one.complete]
+    return [complete[index] for index in pareto_front([costs_of(one, objectives) for one in complete])]
+
+
 def violation(limits: Limits, counts: Mapping[str, float]) -> float:
     """How far a subnet is outside the limits: the relative excess, summed over the costs; 0 for a legal one."""
     total = 0.0
@@ -86,14 +92,8 @@ class FrontSearch(Evolution):
     `ask` returns only legal candidates. If `tell` gets a candidate outside the limits, it ranks after all legal ones.
     """
 
-    def __init__(
-        self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random,
-        table: LatencyTable | None = None, known: Sequence[ScoredCandidate] = (),
-    ) -> None:  # fmt: skip
-        super().__init__(space, limits, settings, rng, table, known)
-        self.limits = limits
-        self.survivors: list[ScoredCandidate] = []  # best first
-        self._places: dict[SubnetSpec, tuple[int, float]] = {}  # survivor -> rank, minus the crowding distance
+    survivors: Sequence[ScoredCandidate] = ()  # best first
+    _places: Mapping[SubnetSpec, tuple[int, float]]  # survivor -> rank, minus the crowding distance
 
     def tell(self, scored: Sequence[ScoredCandidate]) -> None:
         super().tell(scored)
@@ -117,7 +117,7 @@ class FrontSearch(Evolution):
         places = self._places_of(scored)
         return sorted(places, key=lambda index: (places[index], index))
 
-    def _parents(self) -> list[ScoredCandidate]:
+    def _parents(self) -> Sequence[ScoredCandidate]:
         return self.survivors
 
     def _pick(self, parents: Sequence[ScoredCandidate]) -> ScoredCandidate:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
 from autoformer.reading import read_json_as
+from autoformer.recipe import Dtype
 from autoformer.space import SearchSpace, SubnetField, SubnetSpec
 
 Clock = Literal["processor time", "wall time", "CUDA events"]
@@ -52,7 +53,7 @@ class LatencyTable(Frozen):
     device: str = Field(min_length=1)  # name of the processor
     threads: int | None = Field(gt=0)  # CPU threads; None on a GPU
     batch_size: int = Field(gt=0)
-    precision: Literal["float32", "bfloat16", "float16"]
+    precision: Dtype
     clock: Clock
     torch: str
     rounds: int = Field(gt=0)  # each round measured every part

@@ -7,18 +7,19 @@ subnet, so all parts are multiplied by one factor. The factor and the constant a
 Letters in shapes: B images, C channels, S pixels on a side, N tokens, E embedding width.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from statistics import median
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from autoformer.errors import AutoFormerError, validated
-from autoformer.latency import AT_REST, BlockTime, CheckedSubnet, LatencyTable, WidthTime
+from autoformer.latency import AT_REST, CheckedSubnet, LatencyTable
 from autoformer.randomness import derived_rng
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.vit import AutoFormer
@@ -29,16 +30,6 @@ WARM_UP_PASSES, TIMED_PASSES = 2, 5  # per part and round
 Work = Callable[[], object]
 Timer = Callable[[Work], float]
 """Runs the work once, and returns its milliseconds."""
-Part = TypeVar("Part", WidthTime, BlockTime)
-
-
-class Times(NamedTuple):
-    """Medians in milliseconds."""
-
-    embedding: tuple[WidthTime, ...]
-    blocks: tuple[BlockTime, ...]
-    head: tuple[WidthTime, ...]
-    subnets: dict[SubnetSpec, float]
 
 
 def measure_table(
@@ -56,26 +47,35 @@ def measure_table(
     anchors = list(dict.fromkeys([space.smallest, space.middle, space.largest]))
     drawn = _random_subnets(space, FITTED + check, seed, anchors)
     fitted, checked = [*anchors, *drawn[:FITTED]], drawn[FITTED:]
-    times = _measure(space, [*fitted, *checked], images, timer, rounds, seed, watch)
+    ms = _measure(space, [*fitted, *checked], images, timer, rounds, seed, watch)
 
-    def table(factor: float, constant: float, checks: Sequence[SubnetSpec] = ()) -> LatencyTable:
-        def scaled(parts: Iterable[Part]) -> tuple[Part, ...]:
-            return tuple(part.model_copy(update={"ms": part.ms * factor}) for part in parts)
-
+    def table(factor: float, constant: float) -> LatencyTable:
         fields = conditions | {
             "batch_size": len(images), "precision": str(images.dtype).removeprefix("torch."), "rounds": rounds,
-            "space": space, "constant_ms": constant, "embedding": scaled(times.embedding),
-            "blocks": scaled(times.blocks), "head": scaled(times.head),
+            "space": space, "constant_ms": constant,
         }  # fmt: skip
-        made = validated(LatencyTable, fields, "latency", AT_REST)
-        compared = (
-            CheckedSubnet(subnet=spec, predicted_ms=made.predict(spec), measured_ms=times.subnets[spec])
-            for spec in checks
-        )
-        return made.model_copy(update={"check": tuple(compared)})
+        for part in ("embedding", "head"):
+            fields[part] = [{"embed_dim": width, "ms": ms[part, width] * factor} for width in space.choices.embed_dim]
+        fields["blocks"] = [
+            {
+                "embed_dim": width,
+                "num_heads": heads,
+                "mlp_ratio": ratio,
+                "ms": ms["block", width, heads, ratio] * factor,
+            }
+            for width, heads, ratio in _blocks(space)
+        ]
+        return validated(LatencyTable, fields, "latency", AT_REST)
 
     sums = table(1.0, 0.0)
-    return table(*_fit([(sums.predict(spec), times.subnets[spec]) for spec in fitted]), checked)
+    fit = table(*_fit([(sums.predict(spec), ms[spec]) for spec in fitted]))
+    compared = [CheckedSubnet(subnet=spec, predicted_ms=fit.predict(spec), measured_ms=ms[spec]) for spec in checked]
+    return fit.model_copy(update={"check": tuple(compared)})
+
+
+def _blocks(space: SearchSpace) -> list[tuple[int, int, float]]:
+    """Width, heads and MLP ratio of every different block."""
+    return [*product(space.choices.embed_dim, space.choices.num_heads, space.choices.mlp_ratio)]
 
 
 def _fit(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -104,8 +104,11 @@ def _random_subnets(space: SearchSpace, count: int, seed: int, others: Sequence[
 def _measure(
     space: SearchSpace, subnets: Sequence[SubnetSpec], images: Tensor, timer: Timer, rounds: int, seed: int,
     watch: Callable[[int], None],
-) -> Times:  # fmt: skip
-    """`images`: (B, C, S, S)."""
+) -> dict[Any, float]:  # fmt: skip
+    """Milliseconds by `("embedding", width)`, `("head", width)`, `("block", width, heads, ratio)`, and subnet.
+
+    `images`: (B, C, S, S).
+    """
     depth = min(STACK, space.choices.depth[-1])
     work: dict[Any, Work] = {}
     for width in space.choices.embed_dim:
@@ -114,22 +117,13 @@ def _measure(
         tokens = _embed(ends, images)
         work["embedding", width] = partial(_embed, ends, images)
         work["head", width] = partial(_classify, ends, tokens)
-        for heads in space.choices.num_heads:
-            for ratio in space.choices.mlp_ratio:
-                stack = _model(space, SubnetSpec(depth, width, (heads,) * depth, (ratio,) * depth), images).blocks
-                work["block", width, heads, ratio] = partial(stack, tokens)
+        for heads, ratio in product(space.choices.num_heads, space.choices.mlp_ratio):
+            stack = _model(space, SubnetSpec(depth, width, (heads,) * depth, (ratio,) * depth), images).blocks
+            work["block", width, heads, ratio] = partial(stack, tokens)
     for spec in subnets:
         work[spec] = partial(_model(space, spec, images), images)
     ms = _medians(work, timer, rounds, seed, watch)
-    return Times(
-        tuple(WidthTime(embed_dim=key[1], ms=value) for key, value in _of("embedding", ms)),
-        tuple(
-            BlockTime(embed_dim=key[1], num_heads=key[2], mlp_ratio=key[3], ms=value / depth)
-            for key, value in _of("block", ms)
-        ),
-        tuple(WidthTime(embed_dim=key[1], ms=value) for key, value in _of("head", ms)),
-        {spec: ms[spec] for spec in subnets},
-    )
+    return ms | {("block", *block): ms["block", *block] / depth for block in _blocks(space)}
 
 
 def _embed(model: Any, images: Tensor) -> Tensor:
@@ -139,10 +133,6 @@ def _embed(model: Any, images: Tensor) -> Tensor:
 
 def _classify(model: Any, tokens: Tensor) -> Tensor:
     return model.forward_head(model.norm(tokens))
-
-
-def _of(part: str, ms: dict[Any, float]) -> list[tuple[tuple[Any, ...], float]]:
-    return [(key, value) for key, value in ms.items() if isinstance(key, tuple) and key[0] == part]
 
 
 def _model(space: SearchSpace, spec: SubnetSpec, images: Tensor) -> Any:

@@ -3,7 +3,8 @@
 Terms and extended heads are those of `autoformer.attention`. Instead of a window in the products with all offsets, a
 query is multiplied with the vectors of its own row and column.
 
-Dimensions: B images, N tokens, H heads, d head_dim, r rows and c columns of patches, W = r + c position features.
+Dimensions: B images, N tokens, P = r * c patches in r rows and c columns, H heads, d head_dim, W = r + c position
+features.
 """
 
 import torch
@@ -48,6 +49,28 @@ def attend_plainly(
     relative = torch.einsum("byxhr,yrd->byxhd", weights[..., :rows], by_row - class_token)
     relative = relative + torch.einsum("byxhc,xcd->byxhd", weights[..., rows:], by_column)
     return out + class_token + F.pad(relative.flatten(1, 2), [0, 0, 0, 0, 1, 0])
+
+
+def relative_scores(q: Tensor, on_keys: tuple[Tensor, Tensor], grid: tuple[int, int]) -> Tensor:
+    """The relative term of the scores before scaling. (B, H, N, d) -> (B, H, N, N)."""
+    by_row, by_column, class_token = _by_query(on_keys, grid[0], grid[1], q.dtype)
+    queries = q[:, :, 1:].unflatten(2, [grid[0], grid[1]])  # (B, H, r, c, d)
+    on_rows = torch.einsum("bhyxd,yrd->bhyxr", queries, by_row)
+    on_columns = torch.einsum("bhyxd,xcd->bhyxc", queries, by_column)
+    on_patches = (on_rows.unsqueeze(5) + on_columns.unsqueeze(4)).flatten(4, 5).flatten(2, 3)  # (B, H, P, P)
+    on_class = torch.matmul(q, class_token).unsqueeze(3)  # (B, H, N, 1)
+    of_class = on_class[:, :, :1].expand(-1, -1, -1, on_patches.shape[3])
+    return torch.cat([on_class, torch.cat([of_class, on_patches], dim=2)], dim=3)
+
+
+def relative_values(weights: Tensor, on_values: tuple[Tensor, Tensor], grid: tuple[int, int]) -> Tensor:
+    """The relative term of the output. Attention weights (B, H, N, N) -> (B, H, N, d)."""
+    by_row, by_column, class_token = _by_query(on_values, grid[0], grid[1], weights.dtype)
+    on_patches = weights[:, :, 1:, 1:].unflatten(3, [grid[0], grid[1]]).unflatten(2, [grid[0], grid[1]])
+    relative = torch.einsum("bhyxr,yrd->bhyxd", on_patches.sum(5), by_row)
+    relative = relative + torch.einsum("bhyxc,xcd->bhyxd", on_patches.sum(4), by_column)
+    of_patches = relative.flatten(2, 3) + weights[:, :, 1:, :1] * class_token
+    return torch.cat([weights[:, :, :1].sum(3, keepdim=True) * class_token, of_patches], dim=2)
 
 
 def _by_query(

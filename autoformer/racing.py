@@ -175,13 +175,6 @@ def _leave_one_out(complete: Floats, counts: npt.NDArray[np.int64]) -> Floats:
     return (correct + 0.5) / (images + 1)
 
 
-class Round(NamedTuple):
-    """Entrants to score, and the images to score them on (m,)."""
-
-    entrants: list[int]
-    images: Indices
-
-
 class Race:
     """The race of one generation. Iterate over `rounds`, and `record` the results of each round.
 
@@ -209,14 +202,14 @@ class Race:
         self.answered = dict.fromkeys(self.live, 0)  # number of scored images
         self._values: dict[int, list[Floats]] = {entrant: [] for entrant in self.live}
 
-    def rounds(self) -> Iterator[Round]:
-        """Rounds until all entrants are stopped or complete."""
+    def rounds(self) -> Iterator[tuple[list[int], Indices]]:
+        """Entrants to score, and the images to score them on (m,), until all entrants are stopped or complete."""
         everything, entrants = np.arange(self.images), self.live
         needed = len(entrants)
         if self.racing is not None:
             needed = max(self.keep - len(self.scores), _MIN_COMPLETE - len(self.complete), 0)
         if first := entrants[:needed]:
-            yield Round(first, everything)
+            yield first, everything
             self.complete += [self._values[entrant][0] for entrant in first]
             self.scores += [self.estimates[entrant].score for entrant in first]
         self.live = entrants[needed:]
@@ -228,7 +221,7 @@ class Race:
         for size in self.racing.rounds(self.images):
             if not self.live:
                 return
-            yield Round(list(self.live), order[start:size])
+            yield list(self.live), order[start:size]
             if size < self.images:
                 self._stop(strata, order[:size])
             start = size

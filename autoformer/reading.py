@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError, validated
+from autoformer.errors import AutoFormerError, shortened, validated
 from autoformer.files import check_regular
 
 Kind = TypeVar("Kind")
@@ -68,6 +68,14 @@ def parse_json(content: bytes | str) -> Any:
         if values > BOUNDS.json_values:
             raise ValueError(f"more than {BOUNDS.json_values} values")
     return value
+
+
+def parse_json_text(text: str, where: str) -> Any:
+    """`parse_json`. Raises `AutoFormerError` naming `where`."""
+    try:
+        return parse_json(text)
+    except (ValueError, RecursionError) as error:
+        raise AutoFormerError(f"{where}: not readable as JSON: {in_short(error)}") from None
 
 
 def _items(value: Any) -> Iterator[Any]:
@@ -186,7 +194,7 @@ def _not_yaml(where: str, error: Exception) -> AutoFormerError:
     return AutoFormerError(f"{where}: not readable as YAML: {in_short(error)}")
 
 
-def in_short(error: BaseException, most: int = 300) -> str:
+def in_short(error: BaseException) -> str:
     """A library's error message as one printable line, or the error's class name."""
     text = "".join(c for c in " ".join(str(error).split()) if c.isprintable()) or type(error).__name__
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return shortened(text, 300)

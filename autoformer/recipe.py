@@ -1,15 +1,19 @@
 """The training recipe, shared by the training loop and the configuration. Torch-free."""
 
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from autoformer.frozen import Frozen
+from autoformer.frozen import Frozen, sha256_of
 
 # Accepted by timm's rand_augment_transform, which ignores most unknown words.
 _RAND_AUGMENT = r"rand(-(m\d+(\.\d+)?|n\d+|p\d+(\.\d+)?|mstd(\d+(\.\d+)?|inf)|mmax\d+|inc[01]))*"
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Precision = Annotated[
+    Literal["auto", Dtype],
+    Field(description="precision of the forward pass; auto: bfloat16 or float16 on a GPU, float32 on a CPU"),
+]
 OptimizerName = Literal["adamw", "nadamw", "lamb", "lion", "muon", "muon_whole"]
 
 
@@ -85,9 +89,7 @@ class Distillation(Frozen):
     checkpoint: str = Field(
         min_length=1, description="the teacher's weights: safetensors, or a .pth file with tensors only"
     )
-    sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="hash of the checkpoint; filled in when a run is resolved"
-    )
+    sha256: str | None = sha256_of("the checkpoint")
     kind: Literal["hard", "soft"] = Field(
         "hard", description="learn the teacher's class (hard) or its probabilities (soft)"
     )
@@ -134,9 +136,7 @@ class Recipe(Frozen):
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="decay of the averaged weights, after timm's warm-up; null for none"
     )
-    precision: Precision = Field(
-        "auto", description="precision of the forward pass; auto: bfloat16 or float16 on a GPU, float32 on a CPU"
-    )
+    precision: Precision = "auto"
     activation_checkpointing: bool = Field(
         False, description="keep only each block's input and recompute the rest: less memory, slower steps"
     )

@@ -5,7 +5,6 @@ Dimensions: N images of the split, m images of a task, B images of a batch, C ch
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from autoformer.images.batches import Normalisation
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.racing import ScoringResult, ScoringTask
+from autoformer.recipe import Dtype
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
 
@@ -46,7 +46,7 @@ class SubnetScorer:
         images: DecodedSplit,
         card: DatasetCard,
         batch_size: int,
-        precision: Literal["float32", "bfloat16", "float16"] = "float32",
+        precision: Dtype = "float32",
     ) -> None:
         self.supernet, self.batch_size, self.precision = supernet, batch_size, precision
         self.device = supernet.cls_token.device

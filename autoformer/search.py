@@ -76,10 +76,6 @@ class EvolutionSettings(Frozen):
             raise ValueError(
                 f"mutations {self.mutations} + crossovers {self.crossovers} are more than population {self.population}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _predicts_what_it_ranks(self) -> Self:
         if self.predictor and self.method == "front":
             raise ValueError("a predictor ranks by objective alone; set predictor=null, or method=evolution")
         return self
@@ -212,7 +208,8 @@ class Evolution:
         self, space: SearchSpace, limits: Limits, settings: EvolutionSettings, rng: Random,
         table: LatencyTable | None = None, known: Sequence[ScoredCandidate] = (),
     ) -> None:  # fmt: skip
-        self.space, self.settings, self.rng, self.table, self.known = space, settings, rng, table, known
+        self.space, self.limits, self.settings, self.rng = space, limits, settings, rng
+        self.table, self.known = table, known
         self.generation = 0
         self.scored: list[ScoredCandidate] = []
         self._pool = _Pool(space, limits, settings.tries, rng, table)
@@ -275,7 +272,7 @@ class Evolution:
         order = sorted(range(len(drawn)), key=lambda place: -predicted[place])
         return self._pool.keep(drawn, order[: self.settings.mutations + self.settings.crossovers])
 
-    def _parents(self) -> list[ScoredCandidate]:
+    def _parents(self) -> Sequence[ScoredCandidate]:
         return self.best(self.settings.parents)
 
     def _pick(self, parents: Sequence[ScoredCandidate]) -> ScoredCandidate:

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, m
 from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError, validated
 from autoformer.frozen import Frozen
-from autoformer.reading import in_short, parse_json, read_yaml
+from autoformer.reading import parse_json_text, read_yaml
 
 Offsets = Literal["keep", "stretch"]  # of relative positions at another image size; see `AutoFormer.set_input_size`
 MOST = 2**16  # of a width, a side or a number of heads; `BOUNDS` limits their product
@@ -74,11 +74,7 @@ class SubnetSpec:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        try:
-            data = parse_json(text)
-        except (ValueError, RecursionError) as error:
-            raise AutoFormerError(f"subnet: not readable as JSON: {in_short(error)}") from None
-        return cls.from_dict(data)
+        return cls.from_dict(parse_json_text(text, "subnet"))
 
     def values(self) -> list[tuple[str, float]]:
         """Pairs of field and value, one for each block in `num_heads` and `mlp_ratio`."""

@@ -31,14 +31,14 @@ from autoformer.sampling import whole_model
 from autoformer.space import SubnetSpec
 from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
+from benchmarks.demo import DATA
 from benchmarks.rows import Row, measured, table
 from components.prepare_data import fashion_mnist
 from components.prepare_data.splitting import split
-from runtime.common.config import ROOT, Config, load_config
+from runtime.common.config import Config, load_config
 from runtime.common.console import Parser, positive, run_command
 from runtime.common.sections import PrepareData, TrainSupernet
 
-DATA = ROOT / "data" / "fashion-mnist"
 BATCHES = 20  # minimum optimiser steps of a training
 # recipe of the plain models: AdamW, cosine to zero, no augmentation
 ANCHOR: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 2e-3, "clip_grad": None, "init_gain": None}

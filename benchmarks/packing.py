@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from autoformer.cores import cores
 from benchmarks.loader import Shape, make_images
-from benchmarks.rows import Row, interleaved, measured, ratio
+from benchmarks.rows import Row, elapsed, interleaved, measured, ratio
 from components.prepare_data.pack import pack
 
 MAX_RATIO = 1.3
@@ -76,13 +76,6 @@ def pack_anew(source: Path, shorter_side: int) -> None:
         pack(source, Path(packs), shorter_side, CHANNELS, MAX_UNREADABLE, lambda *_: None)
 
 
-def processor_seconds(run: Callable[[], object]) -> float:
-    """Of all threads."""
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
 def measure(quick: bool = False, cases: Sequence[Case] = CASES) -> dict[str, Any]:
     """`quick`: a few images, one round."""
     rows, seconds = [], {}
@@ -94,7 +87,8 @@ def measure(quick: bool = False, cases: Sequence[Case] = CASES) -> dict[str, Any
                 "pack": partial(pack_anew, source, case.shorter_side),
                 "Pillow": partial(decode_and_resize, files, case.shorter_side),
             }
-            seconds[case.name] = taken = interleaved(runs, 1 if quick else 5, processor_seconds)
+            of_all_threads = partial(elapsed, clock=time.process_time)
+            seconds[case.name] = taken = interleaved(runs, 1 if quick else 5, of_all_threads)
         value = ratio(taken["pack"], taken["Pillow"])
         rows.append(Row(f"{case.name}: processor time / Pillow's decoding and resizing", value, "x", MAX_RATIO))
     return measured(rows, seconds=seconds)

@@ -16,7 +16,6 @@ import torch
 from torch import distributed
 
 from autoformer.distributed import SINGLE_PROCESS, World
-from autoformer.images.split_images import DecodedSplit
 from autoformer.images.training_loader import training_loader
 from autoformer.named import load_space
 from autoformer.recipe import Recipe
@@ -24,6 +23,7 @@ from autoformer.sampling import uniform
 from autoformer.space import SearchSpace
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
+from benchmarks.gpu.throughput import random_images
 from benchmarks.rows import Row, interleaved, measured, ratio
 
 SPACE = "autoformer-tiny"
@@ -78,10 +78,8 @@ def time_ranks(rendezvous: str, images: int, steps: int, rounds: int, rank: int)
 
 def make_trainer(world: World, space: SearchSpace, images: int) -> Trainer:
     """A trainer of a step of `images`, of all ranks together, on random pixels."""
-    side = space.image_size
-    pixels = torch.randint(0, 256, (2 * images, space.in_channels, side, side), dtype=torch.uint8)
-    split = DecodedSplit(pixels.numpy(), torch.randint(0, space.num_classes, (2 * images,)).numpy(), [])
     recipe = Recipe(epochs=1e6, batch_size=images, learning_rate=1e-3, clip_grad=1.0)
     half = (0.5,) * space.in_channels
-    source = training_loader(split, recipe, 0, side, half, world.size, world=world)
+    split = random_images(space, 2 * images)
+    source = training_loader(split, recipe, 0, space.image_size, half, world.size, world=world)
     return Trainer(Supernet(space), uniform(space, 0), source, space.num_classes, half, half, recipe, 0)

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, shortened
 from autoformer.reading import read_json_as
 from autoformer.subnet_text import by_block
 from runtime import tracking
@@ -17,6 +17,7 @@ from runtime.common.config import ROOT
 from runtime.common.console import Parser, run_command
 from runtime.common.overrides import SplitOption
 from runtime.common.records import StepRecord
+from runtime.common.tables import aligned
 
 LISTED_RUNS = 10
 LONGEST_VALUE = 44  # characters
@@ -38,15 +39,8 @@ SCORES = {
     "cost/macs_g": ("MACs, G", ".4g", ""),
     "cost/latency_ms": ("predicted latency", ".4g", " ms"),
 }
+Row = tuple[str, str, str, str]  # a quantity, its value in the first and in the second run, the difference
 _ARCHITECTURE = {"depth": "depth", "embed_dim": "width", "num_heads": "heads", "mlp_ratio": "MLP ratios"}
-
-
-class Row(NamedTuple):
-    """One row of the comparison: a quantity and its value in both runs."""
-
-    name: str
-    values: tuple[str, str]  # of the first and the second run
-    difference: str = ""
 
 
 class Interval(NamedTuple):
@@ -87,7 +81,7 @@ def listing() -> str:
         if labels:
             top1 = ", ".join(f"{label} {run.scores[prefix_of(label) + TOP1]:.2f} %" for label in labels)
         rows.append((run.run_id[:12], run.name, _time(run.started), run.status.lower(), top1))
-    return "\n".join([*_aligned(rows), "", 'make compare RUNS="a b" shows what differs between two of them.'])
+    return "\n".join([*aligned(rows, 3), "", 'make compare RUNS="a b" shows what differs between two of them.'])
 
 
 def find(name: str) -> str:
@@ -120,11 +114,11 @@ def _find_by_folder(folder: Path) -> str:
 
 def report(first: tracking.PipelineRun, second: tracking.PipelineRun) -> str:
     """The comparison as text. Equal values are counted, not shown."""
-    head = [
-        Row("run", (first.run_id[:12], second.run_id[:12])),
-        Row("preset", (first.name, second.name)),
-        Row("started", (_time(first.started), _time(second.started))),
-        Row("state", (first.status.lower(), second.status.lower())),
+    rows: list[Row] = [
+        ("run", first.run_id[:12], second.run_id[:12], ""),
+        ("preset", first.name, second.name, ""),
+        ("started", _time(first.started), _time(second.started), ""),
+        ("state", first.status.lower(), second.status.lower(), ""),
     ]
     sections = {
         "parameters": _differences(first.params, second.params),
@@ -133,11 +127,10 @@ def report(first: tracking.PipelineRun, second: tracking.PipelineRun) -> str:
         "architecture": _differences(_architecture(first), _architecture(second)),
         "scores": _scores(first, second),
     }
-    rows = [(row.name, *row.values, row.difference) for row in head]
     for title, (different, equal) in sections.items():
-        rows += [("",) * 4, (_title(title, len(different), equal), "", "", "")]
-        rows += [(f"  {row.name}", *row.values, row.difference) for row in different]
-    return "\n".join([*_aligned(rows), *_remarks(first, second)])
+        rows += [("", "", "", ""), (_title(title, len(different), equal), "", "", "")]
+        rows += [(f"  {name}", before, after, difference) for name, before, after, difference in different]
+    return "\n".join([*aligned(rows, 3), *_remarks(first, second)])
 
 
 def _title(title: str, different: int, equal: int) -> str:
@@ -152,9 +145,9 @@ def _differences(
     """A row for each differing value, and the number of equal values."""
     pairs = {name: (first.get(name), second.get(name)) for name in [*first, *second]}
     different = [
-        Row(name, (_shortened(pair[0], longest), _shortened(pair[1], longest)), _number_difference(*pair))
-        for name, pair in pairs.items()
-        if pair[0] != pair[1]
+        (name, _shown(before, longest), _shown(after, longest), _number_difference(before, after))
+        for name, (before, after) in pairs.items()
+        if before != after
     ]
     return different, len(pairs) - len(different)
 
@@ -168,11 +161,8 @@ def _number_difference(first: str | None, second: str | None) -> str:
     return f"{difference:+g}" if math.isfinite(difference) and " " not in f"{first}{second}" else ""
 
 
-def _shortened(value: str | None, longest: int) -> str:
-    if value is None:
-        return NOT_RECORDED
-    text = " ".join(value.split())
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+def _shown(value: str | None, longest: int) -> str:
+    return NOT_RECORDED if value is None else shortened(" ".join(value.split()), longest)
 
 
 def _architecture(run: tracking.PipelineRun) -> dict[str, str]:
@@ -182,7 +172,7 @@ def _architecture(run: tracking.PipelineRun) -> dict[str, str]:
 
 def _scores(first: tracking.PipelineRun, second: tracking.PipelineRun) -> tuple[list[Row], int]:
     """`_differences` for the scores of the run and of each budget; test accuracy always has a row, even if equal."""
-    rows, equal = [], 0
+    rows, equal = list[Row](), 0
     for label in ("", *_budgets(first, second)):
         different, same = _scores_of(first, second, label)
         rows += different
@@ -196,7 +186,7 @@ def _budgets(*runs: tracking.PipelineRun) -> list[str]:
 
 
 def _scores_of(first: tracking.PipelineRun, second: tracking.PipelineRun, label: str) -> tuple[list[Row], int]:
-    rows, equal, prefix = [], 0, prefix_of(label)
+    rows, equal, prefix = list[Row](), 0, prefix_of(label)
     for key, (name, form, unit) in SCORES.items():
         pair = (first.scores.get(prefix + key), second.scores.get(prefix + key))
         if pair == (None, None):
@@ -213,7 +203,7 @@ def _scores_of(first: tracking.PipelineRun, second: tracking.PipelineRun, label:
             if intervals[0] and intervals[1] and _same_test_images(first, second):
                 low, high = difference_interval(intervals[0], intervals[1])
                 difference += f" ({low:+.2f} to {high:+.2f})"
-        rows.append(Row(f"{label}: {name}" if label else name, (texts[0], texts[1]), difference))
+        rows.append((f"{label}: {name}" if label else name, texts[0], texts[1], difference))
     return rows, equal
 
 
@@ -254,13 +244,6 @@ def _remarks(first: tracking.PipelineRun, second: tracking.PipelineRun) -> list[
 
 def _time(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M")
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as their widest cell, except the cells of titles (rows with one cell)."""
-    cells = [row for row in rows if any(row[1:])]
-    widths = [max((len(row[column]) for row in cells), default=0) + 3 for column in range(len(rows[0]))]
-    return ["".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 if __name__ == "__main__":

@@ -138,17 +138,10 @@ def copy_verified(archives: Path, data: Path, published: Mapping[str, str]) -> l
     total = sum((archives / name).stat().st_size for name in published)
     copied: list[str] = []
     with Progress("verifying", total, "bytes") as progress:
-        done = 0
-
-        def advance(size: int) -> None:
-            nonlocal done
-            done += size
-            progress.update(done)
-
         for name, expected in published.items():
             target = UNCOMPRESSED.get(name, name)
             with replacing(data / target) as temporary, temporary.open("wb") as out:
-                checksum = _copy(archives / name, out, name in UNCOMPRESSED, advance)
+                checksum = _copy(archives / name, out, name in UNCOMPRESSED, progress.advance)
                 if checksum != expected:
                     raise AutoFormerError(
                         f"{archives / name}: md5 is {checksum}, not {expected} as published; download it again"

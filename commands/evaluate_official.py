@@ -20,6 +20,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import check_writable, hash_file, write_json
 from autoformer.images.split_files import Split, hash_split
 from autoformer.named import load_space, load_subnet
+from autoformer.recipe import Dtype
 from autoformer.space import Offsets, SearchSpace
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
 from components.prepare_data.readers import read_to_test
@@ -48,9 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=positive, default=256, help="images of a forward pass (%(default)s)")
     parser.add_argument("--limit", type=positive, help="so many images, evenly spread over all (default: all)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
-    parser.add_argument(
-        "--precision", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)"
-    )
+    parser.add_argument("--precision", choices=get_args(Dtype), default="float32", help="(%(default)s)")
     parser.add_argument("--out", type=Path, help="JSON file to write all figures to")
 
     def work(arguments: argparse.Namespace) -> None:

@@ -9,12 +9,13 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import check_writable, write_json
 from autoformer.latency import AT_REST, Clock, LatencyTable
 from autoformer.named import load_space
+from autoformer.recipe import Dtype
 from autoformer.space import SearchSpace
 from autoformer.subnet_text import shape_text
 from components.register_model.latency import cpu_name
@@ -38,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
     parser.add_argument("--batch", type=positive, default=1, help="images of a forward pass (%(default)s)")
     parser.add_argument("--threads", type=positive, help="of the CPU (default: torch's own number)")
-    parser.add_argument(
-        "--precision", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)"
-    )
+    parser.add_argument("--precision", choices=get_args(Dtype), default="float32", help="(%(default)s)")
     parser.add_argument("--rounds", type=positive, default=20, help="measurements of each part (%(default)s)")
     parser.add_argument(
         "--check", type=int, default=20, help="whole random subnets to compare the predictions with (%(default)s)"

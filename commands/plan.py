@@ -11,7 +11,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,15 +40,6 @@ _MAX_STEPS = 30
 _NOISE_IMAGES = 2048
 
 
-class SplitSizes(NamedTuple):
-    """Number of images in each split."""
-
-    train: int
-    search: int
-    test: int
-    train_full: int
-
-
 class Stage(NamedTuple):
     """One step of the pipeline."""
 
@@ -60,7 +51,7 @@ class Stage(NamedTuple):
 
 class Plan(NamedTuple):
     device: str
-    images: SplitSizes
+    counts: Mapping[str, int]  # split -> images, as on the card of a data set
     stages: list[Stage]
     memory_gb: float
     step_seconds: float  # start and end of a step's process
@@ -105,36 +96,35 @@ def make_plan(config: Config, data: Path, step_seconds: float = STEP_SECONDS) ->
 
     set_threads(config.threads)
     device = find_device(config.device)
-    card, sample, images = read_sample(config, data)
+    card, sample, counts = read_sample(config, data)
     training, scoring = _measure(config, card, sample)
     search, retrain = config.section(SearchSubnet), config.section(RetrainSubnet)
-    scored = min(search.images or images.search, images.search)
-    train_images = getattr(images, retrain.split)
+    scored = min(search.images or counts["search"], counts["search"])
     budgets = len(search.budgets or [None])
     most = search.most_candidates * budgets
     candidates = f"{most:,} candidates on {'at most ' if search.racing else ''}{scored:,} images"
     candidates += "" if search.limits == Limits() else f", {search.limits}"
     candidates += f", {budgets} budgets" if search.budgets else ""
     stages = [
-        Stage("prepare_data", images=images.train_full + images.test, images_per_second=PREPARED_PER_SECOND),
-        _training_stage("train_supernet", [config.section(TrainSupernet)], images.train, training),
+        Stage("prepare_data", images=counts["train_full"] + counts["test"], images_per_second=PREPARED_PER_SECOND),
+        _training_stage("train_supernet", [config.section(TrainSupernet)], counts["train"], training),
         Stage("search_subnet", candidates, most * scored, scoring),
-        _repeated(budgets, _training_stage("retrain_subnet", _trainings(config), train_images, training)),
-        Stage("evaluate_subnet", f"{images.test:,} images", 3 * budgets * images.test, scoring),
+        _repeated(budgets, _training_stage("retrain_subnet", _trainings(config), counts[retrain.split], training)),
+        Stage("evaluate_subnet", f"{counts['test']:,} images", 3 * budgets * counts["test"], scoring),
         Stage("register_model"),
     ]
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**30
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 + _decoded_bytes(config, card, images) / 2**30
-    return Plan(str(device), images, stages, peak, step_seconds)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 + _decoded_bytes(config, card, counts) / 2**30
+    return Plan(str(device), counts, stages, peak, step_seconds)
 
 
-def _decoded_bytes(config: Config, card: DatasetCard, images: SplitSizes) -> int:
+def _decoded_bytes(config: Config, card: DatasetCard, counts: Mapping[str, int]) -> int:
     """Bytes of decoded images in the largest step, besides those of the measurement."""
     by_image = card.encoding == "image" and config.section(TrainSupernet).augmentation.by_image
-    trained = 0 if by_image else max(images.train, getattr(images, config.section(RetrainSubnet).split))
-    return max(images.search + trained, images.test) * card.channels * config.space.image_size**2
+    trained = 0 if by_image else max(counts["train"], counts[config.section(RetrainSubnet).split])
+    return max(counts["search"] + trained, counts["test"]) * card.channels * config.space.image_size**2
 
 
 def _trainings(config: Config) -> list[TrainingSection]:
@@ -163,8 +153,8 @@ def _repeated(budgets: int, stage: Stage) -> Stage:
     return stage._replace(work=f"for {budgets} budgets each: {stage.work}", images=stage.images * budgets)
 
 
-def read_sample(config: Config, data: Path) -> tuple[DatasetCard, DecodedSplit | EncodedSplit, SplitSizes]:
-    """The data set's card, training images to measure with, and the size of each split."""
+def read_sample(config: Config, data: Path) -> tuple[DatasetCard, DecodedSplit | EncodedSplit, Mapping[str, int]]:
+    """The data set's card, training images to measure with, and the number of images of each split."""
     section, training, space = config.section(PrepareData), config.section(TrainSupernet), config.space
     is_imagenet = imagenet.is_mine(existing(data, "`make data`"))
     if is_imagenet:  # reading all of it takes hours
@@ -178,25 +168,25 @@ def read_sample(config: Config, data: Path) -> tuple[DatasetCard, DecodedSplit |
     card = describe(delivered, splits, (half, half))
     check_space(card, space)
     train = splits.rows["train"]
-    sizes = _imagenet_sizes(section) if is_imagenet else SplitSizes(*(card.counts[name] for name in SplitSizes._fields))
+    counts = _imagenet_counts(section) if is_imagenet else card.counts
     if card.encoding == "raw":
-        return card, _noise(card, min(len(train.labels), _NOISE_IMAGES)), sizes
+        return card, _noise(card, min(len(train.labels), _NOISE_IMAGES)), counts
     encoded = EncodedSplit(
         EncodedImages(data, train, card.channels, card.upright, card.files, remote_archives(data), card.pixels),
         train.labels.astype(np.int64),
     )
     if training.augmentation.by_image:
-        return card, encoded, sizes
+        return card, encoded, counts
     few = range(min(len(train.labels), 8 * training.batch_size))
     decoded = [model_pixels(encoded.pictures.image(index), card.channels, space.image_size) for index in few]
-    return card, DecodedSplit(np.stack(decoded), encoded.labels[: len(few)], []), sizes
+    return card, DecodedSplit(np.stack(decoded), encoded.labels[: len(few)], []), counts
 
 
-def _imagenet_sizes(section: PrepareData) -> SplitSizes:
+def _imagenet_counts(section: PrepareData) -> dict[str, int]:
     """From the published numbers; the few images that are in two splits are ignored."""
     full = imagenet.PUBLISHED.train_images
     search = section.search_images or round(full * section.search_percent / 100)
-    return SplitSizes(full - search, search, imagenet.PUBLISHED.val_images, full)
+    return {"train": full - search, "search": search, "test": imagenet.PUBLISHED.val_images, "train_full": full}
 
 
 def _noise(card: DatasetCard, images: int) -> DecodedSplit:
@@ -249,8 +239,8 @@ def _rate(work: Callable[[], object], images: int, warm_up: int = 2) -> float:
 def plan_table(plan: Plan) -> str:
     """The plan as a table."""
     lines = [
-        f"plan, on {plan.device}: {plan.images.train:,} images to train, {plan.images.search:,} to search, "
-        f"{plan.images.test:,} to test",
+        f"plan, on {plan.device}: {plan.counts['train']:,} images to train, {plan.counts['search']:,} to search, "
+        f"{plan.counts['test']:,} to test",
         f"  {'step':<18}{'work':<48}{'images':>12}{'images/s':>10}{'time':>10}",
     ]
     for stage in plan.stages:

@@ -1,6 +1,5 @@
 """Record the content of data/ in data.dvc: `python -m commands.record_data`, the last line of `make data`."""
 
-import argparse
 import os
 import subprocess
 import sys
@@ -15,11 +14,7 @@ from runtime.common.git import dvc_environment
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m commands.record_data", description="Record the content of data/ in data.dvc.")
     parser.add_argument("--force", action="store_true", help="even if it differs from what data.dvc records")
-
-    def work(arguments: argparse.Namespace) -> None:
-        record(arguments.force)
-
-    return run_command("data", parser, work, argv, after="")
+    return run_command("data", parser, lambda arguments: record(arguments.force), argv, after="")
 
 
 def record(force: bool) -> None:

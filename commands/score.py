@@ -184,9 +184,8 @@ def score(
         file = work / "scores.jsonl"
         cache = ScoreCache(file, len(images.labels), lambda tasks: zip(tasks, run_tasks(tasks), strict=True))
         with Progress(COMMAND, len(listed), "subnets") as bar:
-            done = iter(range(1, len(listed) + 1))
             specs = [one.spec for one in listed]
-            results = cache.score(specs, np.arange(count), lambda: bar.update(next(done)))
+            results = cache.score(specs, np.arange(count), bar.advance)
         file.unlink()
     scored = [
         ScoredCandidate.measured(Candidate.counted(config.space, table, number, spec, "listed"), result)

@@ -1,6 +1,5 @@
 """Serve MLflow's pages on this machine, and print the addresses worth opening: `python -m commands.ui`."""
 
-import argparse
 import os
 import socket
 import sys
@@ -19,11 +18,7 @@ HOST = "127.0.0.1"
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m commands.ui", description="Open MLflow's pages.")
     parser.add_argument("--port", type=int, default=5000, help="of the server on this machine (default: 5000)")
-
-    def work(arguments: argparse.Namespace) -> None:
-        serve(arguments.port)
-
-    return run_command("ui", parser, work, argv, after="")
+    return run_command("ui", parser, lambda arguments: serve(arguments.port), argv, after="")
 
 
 def serve(port: int) -> None:

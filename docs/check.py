@@ -15,9 +15,8 @@ from typing import NamedTuple
 
 from docs import configuration
 from docs.configuration import CLUSTERS, ENVIRONMENT, ON_A_CLUSTER
-from runtime.common.config import STEPS
+from runtime.common.config import ROOT, STEPS
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "THIRD_PARTY_NOTICES.md", *sorted((ROOT / "docs").glob("*.md")))
 SOURCES = ("autoformer", "runtime", "components", "commands", "pipeline")
 QUOTES = "text"  # a fenced block of this kind quotes messages, with … where a message has a value
@@ -27,12 +26,7 @@ _LINK = re.compile(r"!?\[[^\]]*\]\(\s*([^)\s]+)\s*\)")
 _HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
 
 
-class Problem(NamedTuple):
-    location: str  # file:line
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.location}: {self.message}"
+Problem = str  # file:line: message
 
 
 class Page(NamedTuple):
@@ -45,7 +39,7 @@ class Page(NamedTuple):
 
     def problem(self, position: int, message: str) -> Problem:
         name = self.path.relative_to(ROOT) if self.path.is_relative_to(ROOT) else self.path
-        return Problem(f"{name}:{self.text.count(chr(10), 0, position) + 1}", message)
+        return f"{name}:{self.text.count(chr(10), 0, position) + 1}: {message}"
 
     @property
     def code(self) -> Iterator[tuple[int, str]]:
@@ -237,10 +231,10 @@ def examples(page: Page) -> Iterator[Problem]:
 def generated() -> Iterator[Problem]:
     """The page of the configuration is up to date with the models, and they describe every key."""
     for key in configuration.undescribed():
-        yield Problem("docs/configuration.md", f"a key has no meaning, give its Field a description: {key}")
+        yield f"docs/configuration.md: a key has no meaning, give its Field a description: {key}"
     page = configuration.PAGE
     if not page.exists() or page.read_text(encoding="utf-8") != configuration.page():
-        yield Problem("docs/configuration.md", "not up to date with the models; run `make docs`")
+        yield "docs/configuration.md: not up to date with the models; run `make docs`"
 
 
 def main() -> int:

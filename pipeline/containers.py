@@ -15,7 +15,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.images.source import archive_folder
 from pipeline.images import PROXIES, connect, images_of_checkout
 from pipeline.step_processes import StepProcesses
-from runtime.common.config import ROOT, Config
+from runtime.common.config import FILE_KEYS, ROOT, Config
 from runtime.common.stopping import Stopped
 from runtime.common.workspace import work_root
 from runtime.storage import is_uri
@@ -62,18 +62,11 @@ def mounted_paths(config: Config, data: str, preset: str) -> list[MountedPath]:
         read += [Path(data)] if remote_archives(Path(data)) else [Path(data), archive_folder(Path(data)).absolute()]
     if preset.endswith((".yaml", ".yml")):
         read.append(Path(preset))
-    for section in (config.train_supernet, config.retrain_subnet):
-        if section is not None and section.distillation is not None:
-            read.append(Path(section.distillation.checkpoint))
-    adopted = config.train_supernet.adopt if config.train_supernet else None
-    if adopted is not None and not is_uri(adopted.checkpoint):
-        read.append(Path(adopted.checkpoint).parent)  # with its supernet.json
-    latency = config.search_subnet.latency if config.search_subnet else None
-    if latency is not None and not is_uri(latency.table):
-        read.append(Path(latency.table))
-    earlier = config.search_subnet.warm_start if config.search_subnet else None
-    if earlier is not None and not is_uri(earlier.search):
-        read.append(Path(earlier.search))
+    for step, key, path in FILE_KEYS:
+        named = getattr(getattr(config, step), key, None)
+        if named is not None and not is_uri(getattr(named, path)):
+            file = Path(getattr(named, path))
+            read.append(file.parent if key == "adopt" else file)  # with its supernet.json
     real = {folder.resolve(): folder for folder in written}
     outermost = [folder for path, folder in real.items() if not any(parent in real for parent in path.parents)]
     for folder in outermost:

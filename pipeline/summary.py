@@ -15,6 +15,7 @@ from runtime.common.config import Config
 from runtime.common.records import Registration, StepRecord, read_metrics
 from runtime.common.search_names import found_by, method_of
 from runtime.common.search_split import search_split_note
+from runtime.common.tables import aligned
 
 _REQUIRED = {
     "search": ("chosen_top1_percent",),
@@ -118,9 +119,7 @@ def _side_by_side(config: Config, found: Mapping[str, _Found], registration: Reg
                 f"{mine.model_name} version {mine.version}" if mine.version else "nothing",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-    return [f"  {line}".rstrip() for line in lines]
+    return [f"  {line}" for line in aligned(cells, 2)]
 
 
 def _budget_rows(

@@ -186,6 +186,20 @@ def test_an_experiment_in_a_copy_that_dvc_deletes_uses_the_checkouts_store_and_w
     assert work_root() == tmp_path / "work"
 
 
+@pytest.mark.parametrize(
+    ("named", "meant"),
+    [("sqlite:///mlflow.db", "sqlite:///{}/mlflow.db"), ("sqlite:////a/b.db?timeout=9", "sqlite:////a/b.db?timeout=9")],
+)
+def test_an_experiment_in_a_copy_that_dvc_deletes_reads_relative_addresses_as_those_of_the_checkout(
+    named: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", named)
+    monkeypatch.setenv("AUTOFORMER_WORK", "fast/work")
+    assert (tracking.tracking_uri(), work_root()) == (named, Path("fast/work"))
+    monkeypatch.setattr(config, "ROOT", tmp_path / ".dvc" / "tmp" / "exps" / "standalone" / "tmpa1")
+    assert (tracking.tracking_uri(), work_root()) == (meant.format(tmp_path), tmp_path / "fast" / "work")
+
+
 @pytest.mark.parametrize("name", ["why?", "100%", "\"both\" and 'both'", "latin-1 \udce9"])
 def test_a_checkout_whose_path_no_address_can_hold_is_refused_before_anything_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

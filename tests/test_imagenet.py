@@ -20,7 +20,7 @@ from autoformer.images.source import SourceArchive, read_source
 from autoformer.images.split_images import load_images, read_rows
 from benchmarks.index import devkit
 from commands import deliver
-from commands.plan import SplitSizes, read_sample
+from commands.plan import read_sample
 from components.prepare_data import imagenet
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
 from components.prepare_data.imagenet import DEVKIT, PUBLISHED, TRAIN, VAL, Published
@@ -342,7 +342,7 @@ def test_a_plan_looks_at_a_few_images_only(tmp_path: Path) -> None:
     deliver.link_imagenet(sparse_archives(tmp_path), tmp_path / "data")
     settings = ["dataset=imagenet-1k", "space.num_classes=1000", "prepare_data.search_images=10000"]
     card, images, counts = read_sample(load_config("photos", settings), tmp_path / "data")
-    assert counts == SplitSizes(1_271_167, 10_000, 50_000, 1_281_167)
+    assert counts == {"train": 1_271_167, "search": 10_000, "test": 50_000, "train_full": 1_281_167}
     assert isinstance(images, EncodedSplit) and len(card.classes) == 1000
     first = next(iter(train_files()[next(iter(CLASSES))].values()))
     assert images.pictures.read(0) == first and len(images.labels) == 15

@@ -18,7 +18,7 @@ from autoformer.images.split_files import read_split
 from autoformer.images.split_images import load_images
 from commands import own_images
 from commands.own_images import add_dataset, propose_recipe, propose_run, propose_space, training_images
-from commands.plan import Plan, SplitSizes, Stage, make_plan, plan_table
+from commands.plan import Plan, Stage, make_plan, plan_table
 from components.prepare_data.pack_card import PackCard, read_pack
 from components.prepare_data.step import main as prepare_data
 from runtime.common.config import Config, load_config
@@ -286,7 +286,7 @@ def test_the_plan_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.Mon
 
     def stages(*settings: str) -> dict[str, float]:
         plan = make_plan(load_config(proposal.preset, [*proposal.overrides, *settings]), proposal.data)
-        assert plan.images == SplitSizes(50, 20, 12, 70)
+        assert plan.counts == {"train": 50, "search": 20, "test": 12, "train_full": 70}
         assert plan.hours == pytest.approx(sum(plan.hours_of(stage) for stage in plan.stages)) and plan.memory_gb > 0
         assert all(plan.hours_of(each) * 3600 >= each.images / each.images_per_second for each in plan.stages)
         assert "50 images to train, 20 to search, 12 to test" in plan_table(plan)
@@ -310,7 +310,7 @@ def test_the_plan_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_plan_counts_what_each_step_takes_to_start_and_to_end() -> None:
     """An hour of images in the only stage with work, and 180 s for each of two processes."""
     stages = [Stage("prepare_data"), Stage("train_supernet", "", 7200, 2.0)]
-    plan = Plan("cpu", SplitSizes(1, 1, 1, 2), stages, 1.0, 180.0)
+    plan = Plan("cpu", {"train": 1, "search": 1, "test": 1}, stages, 1.0, 180.0)
     assert [plan.hours_of(stage) for stage in stages] == [180 / 3600, 1 + 180 / 3600]
     assert plan.hours == pytest.approx(1.1) and "in all about 1.1 h" in plan_table(plan)
 

@@ -23,12 +23,16 @@ from s3_server import S3Server
 from user_images import class_folders, noise, write_images
 
 from autoformer.errors import AutoFormerError
+from autoformer.images.split_files import hash_split
 from components.prepare_data import pack as packing
 from components.prepare_data.pack import pack, slug, title_of
 from components.prepare_data.pack_card import read_pack, unreadable_of
 from components.prepare_data.png import _stored, encode_png
+from components.prepare_data.readers import read_delivered
+from components.prepare_data.splitting import split
 from components.prepare_data.tar_writer import Tar
 from runtime.common.config import ROOT
+from runtime.common.sections import PrepareData
 from runtime.common.tables import read_table
 
 
@@ -366,3 +370,20 @@ def test_stored_bytes_are_a_zlib_stream_of_them(size: int) -> None:
     content = bytes(range(256)) * (size // 256 + 1)
     stream = b"".join(_stored(b"\x00", memoryview(content)[:size]))
     assert zlib.decompress(stream) == b"\x00" + content[:size]
+
+
+def test_the_same_images_packed_at_two_sizes_are_known_to_be_the_same_test_images(tmp_path: Path) -> None:
+    """What the champion's gate compares by; copies within a class are drawn as one at either size."""
+    source = class_folders(tmp_path / "src", 12, 9)
+    shutil.copy(source / "a" / "001.png", source / "a" / "copy.png")
+
+    def found(side: int) -> tuple[str | None, str]:
+        splits = split(read_delivered(packed(source, tmp_path / f"packs-{side}", side), "mine"), PrepareData(), 0)
+        test = splits.rows["test"]
+        return splits.originals, hash_split(test.checksums, test.labels)
+
+    (originals, rows), (again, other_rows) = found(8), found(11)
+    assert originals == again is not None and rows != other_rows
+    noise(77).save(source / "a" / "000.png")
+    write_images(source / "b", 9, seed=5)
+    assert found(11)[0] != originals

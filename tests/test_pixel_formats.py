@@ -14,7 +14,7 @@ from test_pixel_rule import packed_of, pixels_of
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.pixel_rule import PixelRule
-from autoformer.images.pixels import brightest, is_transparent, open_image, to_channels
+from autoformer.images.pixels import DEFAULT, brightest, is_transparent, open_image, to_channels
 from components.prepare_data.pack_card import read_pack, unreadable_of
 from components.prepare_data.sources import discover
 
@@ -188,3 +188,54 @@ def test_files_of_another_format_under_a_name_of_this_one_are_listed_with_their_
     folder = packed_of(root, tmp_path, percent=50)
     assert read_pack(folder).counts == {"a": 2, "b": 2}  # by content, not by name
     assert [row["reason"] for row in unreadable_of(folder)] == ["an empty file; copy or download it again"]
+
+
+COLOURS = np.array([[[220, 30, 40], [30, 180, 60]], [[40, 60, 210], [240, 220, 50]]], np.uint8)
+COLOUR_MAP = tuple(COLOURS.reshape(4, 3).T.ravel().tolist())
+
+
+def square_tiff(values: np.ndarray, photometric: int, bits: tuple[int, ...], colour_map: tuple[int, ...] = ()) -> bytes:
+    """A TIFF file of 2 x 2 pixels, uncompressed, without tags that a reader might do without."""
+    tags = {256: (2,), 257: (2,), 258: bits, 259: (1,), 262: (photometric,), 277: (len(bits),), 279: (values.nbytes,)}
+    tags |= {273: (0,)} | ({320: colour_map} if colour_map else {})
+    start = 8 + 2 + 12 * len(tags) + 4
+    further = b"".join(struct.pack(f"<{len(v)}H", *v) for _, v in sorted(tags.items()) if len(v) > 2)
+    tags[273] = (start + len(further),)
+    directory, at = b"", start
+    for tag, numbers in sorted(tags.items()):
+        packed = struct.pack(f"<{len(numbers)}H", *numbers)
+        directory += struct.pack("<HHI", tag, 3, len(numbers))
+        directory += packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", at)
+        at += len(packed) if len(packed) > 4 else 0
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    return head + directory + b"\0" * 4 + further + values.tobytes()
+
+
+def bitmap(alpha: int) -> bytes:
+    """A Windows bitmap whose header names a mask for alpha."""
+    rows = np.dstack([COLOURS[::-1, :, ::-1], np.full((2, 2), alpha, np.uint8)]).tobytes()
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 56, 2, 2, 1, 32, 3, len(rows), 0, 0, 0, 0) + masks
+    return b"BM" + struct.pack("<IHHI", 70 + len(rows), 0, 0, 70) + header + rows
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (bitmap(0), COLOURS),
+        (bitmap(255), COLOURS),
+        (square_tiff(np.dstack([COLOURS, np.zeros((2, 2), np.uint8)]), 2, (8,) * 4), COLOURS),
+        (square_tiff(np.array([[0, 1], [2, 3]], np.uint8), 3, (8,), COLOUR_MAP), COLOURS),
+    ],
+    ids=["BMP, alpha unset", "BMP, opaque", "TIFF, fourth channel unset", "TIFF, colour map of 8 bits"],
+)  # fmt: skip
+def test_what_old_tools_leave_unset_in_a_file_does_not_take_its_colours(content: bytes, wanted: np.ndarray) -> None:
+    assert np.array_equal(np.asarray(to_channels(open_image(content), 3)), wanted)
+
+
+def test_a_transparent_pixel_of_a_bitmap_stays_transparent_where_another_is_not() -> None:
+    half = bytearray(bitmap(0))
+    half[-1] = 255  # the alpha of the upper right
+    found = np.asarray(to_channels(open_image(bytes(half)), 3))
+    assert found[0, 1].tolist() == COLOURS[0, 1].tolist()
+    assert (found[1] == DEFAULT.background).all()

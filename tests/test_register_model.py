@@ -38,6 +38,7 @@ from runtime import tracking
 
 NAME = "fashion-mnist"
 CANDIDATE = Measured("new", "split", 88.0)
+AT_73 = Measured("new", "a", 88.0, None, "files", "73")
 
 
 @pytest.mark.parametrize(
@@ -58,8 +59,15 @@ CANDIDATE = Measured("new", "split", 88.0)
         (Measured("new", "a", 99.0, "cats"), 80.0, Measured("old", None, None, "cars"), "refused", "other classes"),
         (Measured("new", "a", 99.0, "cats"), 80.0, Measured("old", "b", 50.0, "cats"), "registered", "another test"),
         (Measured("new", "split", float("nan")), 80.0, None, "refused", "below min_top1_percent"),
+        (AT_73, 80.0, Measured("old", "b", 89.0, None, "files", "256"), "refused",
+         "88.00 % is below the champion's 89.00 % on the same images, packed at 256 instead of 73 pixels"),
+        (AT_73, 80.0, Measured("old", "b", 87.0, None, "files", None), "registered",
+         "the champion has 87.00 % on the same images, packed at unknown instead of 73 pixels"),
+        (AT_73, 80.0, Measured("old", "b", 89.0, None, "files", "73"), "refused", "same images, packed otherwise"),
+        (AT_73, 80.0, Measured("old", "b", 99.0, None, "others", "73"), "registered", "another test split"),
+        (AT_73, 80.0, Measured("old", "b", 99.0), "registered", "whether of the same images is not recorded"),
     ],
-)
+)  # fmt: skip
 def test_the_gate(candidate: Measured, minimum: float, champion: Measured | None, outcome: str, says: str) -> None:
     decision = decide(candidate, minimum, champion)
     assert decision.outcome == outcome
@@ -71,6 +79,7 @@ def test_a_version_that_a_person_registered_may_have_no_tags() -> None:
     assert Measured.from_tags({"test_top1_percent": "n/a"}).top1_percent is None
     tags = {"test_top1_percent": "88.25", "test_split": "s", "weights": "w"}
     assert Measured.from_tags(tags) == Measured("w", "s", 88.25)
+    assert Measured.from_tags(AT_73.tags) == AT_73
 
 
 def write_supernet(folder: Path) -> None:
@@ -98,7 +107,7 @@ class Made:
         card = {
             "name": "fashion-mnist", "classes": CLASSES, "image_size": 28, "channels": 1, "encoding": "raw",
             "mean": MEAN, "std": STD, "counts": {"test": 4}, "licence": "MIT", "source": "a test", "archives": {},
-            "split_hashes": {"test": "5" * 64},
+            "split_hashes": {"test": "5" * 64}, "test_originals": "0" * 64,
         }  # fmt: skip
         write_json(root / "card.json", card)
         write_json(
@@ -260,6 +269,23 @@ def test_a_worse_model_is_not_registered(champion: Path, tmp_path: Path) -> None
     assert (code, decided["decision"], decided["version"]) == (0, "refused", "1")
     assert decided["reason"] == "test accuracy 87.90 % is below the champion's 88.00 %"
     assert versions() == ["1"] and holder().version == "1"
+
+
+@pytest.mark.parametrize(
+    ("originals", "outcome", "says"),
+    [("0", "refused", "88.00 % on the same images, packed at 28 instead of 20 pixels"), ("1", "registered", "another")],
+)
+def test_a_worse_model_of_another_packing_is_refused_where_the_test_images_are_the_champions(
+    originals: str, outcome: str, says: str, champion: Path, tmp_path: Path
+) -> None:
+    made = Made(tmp_path / "worse", seed=1, top1_percent=87.9)
+    card = {"split_hashes": {"test": "6" * 64}, "test_originals": originals * 64, "image_size": 20}
+    write_json(made.root / "card.json", read_json(made.root / "card.json") | card)
+    tested = read_json(made.root / "evaluation" / "provenance.json") | {"test_split": "6" * 64}
+    write_json(made.root / "evaluation" / "provenance.json", tested)
+    _, decided, _ = made.register()
+    assert decided["decision"] == outcome and says in decided["reason"]
+    assert holder().version == ("1" if outcome == "refused" else "2")
 
 
 def _registers_meanwhile(top1_percent: float) -> None:

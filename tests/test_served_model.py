@@ -10,7 +10,8 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
-from mlflow.pyfunc.scoring_server import parse_csv_input
+from fastapi.testclient import TestClient
+from mlflow.pyfunc.scoring_server import init, parse_csv_input
 from PIL import Image
 from tracking_fixtures import save_random_subnet
 
@@ -46,6 +47,84 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
     model = ServedModel()
     model.load_context(SimpleNamespace(artifacts={"model": str(folder)}))
     return model
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
+    """MLflow's server of the logged model, without a socket."""
+    folder = tmp_path_factory.mktemp("logged")
+    save_random_subnet(folder / "model", 0)
+    mlflow.pyfunc.save_model(
+        folder / "logged", python_model=str(models._CODE), artifacts={"model": str(folder / "model")},
+        pip_requirements=["mlflow"], signature=models._signature(),
+    )  # fmt: skip
+    return TestClient(init(mlflow.pyfunc.load_model(str(folder / "logged"))), raise_server_exceptions=False)
+
+
+def posted(server: TestClient, body: Any) -> tuple[int, Any]:
+    """The status, and the classes of each image or the message."""
+    response = server.post("/invocations", json=body)
+    found = response.json()
+    if response.status_code != 200:
+        return response.status_code, found["message"]
+    return 200, [row["classes"] for row in found["predictions"]]
+
+
+URL, B64, DARK = f"data:image/png;base64,{PLAIN}", {"b64": PLAIN}, (PIXELS // 9).tolist()
+TWO_IMAGES = {
+    "records": {"dataframe_records": [{"image": PLAIN}, {"pixels": DARK}]},
+    "records, nested": {"dataframe_records": [{"image": B64}, {"pixels": DARK}]},
+    "split": {"dataframe_split": {"columns": ["image", "pixels"], "data": [[PLAIN, None], [None, DARK]]}},
+    "split, nested": {"dataframe_split": {"columns": ["image", "pixels"], "data": [[B64, None], [None, DARK]]}},
+    "inputs by row": {"inputs": [{"image": B64}, {"pixels": DARK}]},
+    "inputs, image by name": {"inputs": [B64, {"pixels": DARK}]},
+}
+THE_SAME_TWICE = {
+    "inputs": {"inputs": {"image": [PLAIN, PLAIN]}},
+    "inputs, nested": {"inputs": {"image": [B64, B64]}},
+    "inputs, nested, by row": {"inputs": [{"image": B64}, {"image": {"b64": base64.encodebytes(png()).decode()}}]},
+    "instances": {"instances": [{"image": PLAIN}, {"image": PLAIN}]},
+    "instances, nested": {"signature_name": "serving_default", "instances": [{"image": B64}, {"image": B64}]},
+    "instances of one input": {"instances": [B64, B64]},
+    "instances, data URLs": {"instances": [{"image": URL}, {"image": URL}]},
+    "instances, nested data URLs": {"instances": [{"image": {"b64": URL}}, {"image": {"b64": URL}}]},
+    "instances, pixels": {"instances": [{"pixels": PIXELS.tolist()}, {"pixels": PIXELS.tolist()}]},
+}
+
+
+@pytest.mark.parametrize("form", [*TWO_IMAGES, *THE_SAME_TWICE])
+def test_every_form_of_a_request_answers_for_each_image_in_order(form: str, server: TestClient) -> None:
+    bright, dark = (posted(server, {"inputs": {"pixels": [one]}})[1][0] for one in (PIXELS.tolist(), DARK))
+    assert bright != dark
+    wanted = [bright, dark] if form in TWO_IMAGES else [bright, bright]
+    assert posted(server, (TWO_IMAGES | THE_SAME_TWICE)[form]) == (200, wanted)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"instances": [{"image": PLAIN}, {"pixels": DARK}]}, "a row has `image` and `pixels`; send one for each"),
+        ({"dataframe_records": [{"image": PLAIN, "b64": PLAIN}]}, "a row has `image` and `b64`; send one"),
+        ({"dataframe_records": [{"image": {"base64": PLAIN}}]}, "image: expected the base64 text of a file, found"),
+        ({"instances": [{"image": {"b64": "no base64!"}}]}, "image: not base64"),
+        ({"instances": [{"image": {"b64": 7}}]}, "image: not base64"),
+        ({"dataframe_records": [{"image": {"b64": 7}}]}, "image: expected the base64 text of a file, found int"),
+        ({"instances": [{"photo": B64}]}, 'a row has neither `image` (base64 of a file) nor `pixels`; send {"inst'),
+        ({"inputs": [PLAIN]}, "a row has neither `image`"),
+    ],
+)
+def test_a_refused_request_gets_the_reason_alone_and_not_the_request(
+    body: Any, message: str, server: TestClient
+) -> None:
+    status, found = posted(server, body)
+    assert status == 400 and found.startswith(message) and len(found) < 150 and "\n" not in found
+
+
+def test_bytes_of_a_file_and_of_its_base64_are_one_image(served: ServedModel) -> None:
+    import pandas as pd
+
+    raw, encoded = (answer(served, pd.DataFrame({"image": [given]})) for given in (png(), PLAIN.encode()))
+    assert raw == encoded
 
 
 def answer(served: ServedModel, table: Any, **params: int) -> list[Any]:

@@ -72,7 +72,7 @@ def test_a_step_logs_everything_to_its_run(
         run.subnet(config.space.smallest)
         run.table(table)
         run.artifact(table)
-        run.children([CANDIDATE, OTHER], [SPEC])
+        run.child_runs([child_run(one, [SPEC]) for one in (CANDIDATE, OTHER)])
     tracking.close_pipeline_run(parent, "FINISHED")
 
     logged = client().get_run(record["mlflow_run_id"])
@@ -133,7 +133,7 @@ def test_a_step_that_failed_resumes_its_own_run(
     ):
         run.metrics({"loss": 3.0}, 1)
         run.metrics({"loss": 2.0}, 2)
-        run.children([CANDIDATE], [SPEC])
+        run.child_runs([child_run(one, [SPEC]) for one in (CANDIDATE,)])
         raise AutoFormerError("the loss is nan")
     failed = client().get_run(records[0]["mlflow_run_id"])
     assert (failed.info.status, failed.data.tags["error"]) == ("FAILED", "the loss is nan")
@@ -142,7 +142,7 @@ def test_a_step_that_failed_resumes_its_own_run(
         assert client().get_run(run.run_id).info.status == "RUNNING"
         run.metrics({"loss": 2.0}, 2)  # again: the checkpoint was older than the last point
         run.metrics({"loss": 1.0}, 3)
-        run.children([CANDIDATE], [SPEC])
+        run.child_runs([child_run(one, [SPEC]) for one in (CANDIDATE,)])
     assert records[1] == records[0]
     finished = client().get_run(records[1]["mlflow_run_id"])
     assert finished.info.status == "FINISHED" and "error" not in finished.data.tags
@@ -287,7 +287,7 @@ def test_nothing_is_tracked_on_other_ranks_or_when_switched_off(
     monkeypatch.setenv(variable, value)
     with tracking.step_run("train_supernet", config, {}) as run:
         run.metrics({"loss": 1.0})
-        run.children([CANDIDATE], [SPEC])
+        run.child_runs([child_run(one, [SPEC]) for one in (CANDIDATE,)])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -47,6 +47,9 @@ class DatasetCard(Frozen):
     upright: bool = Field(True, description="whether an image is turned as its camera noted")
     notes: tuple[str, ...] = Field((), description="what a reader of the card should know, a sentence each")
     split_hashes: dict[str, str] = Field(description="split -> hash_split of its rows")
+    test_originals: str | None = Field(
+        None, description="hash_split of the test images before packing, equal at any size; null if not recorded"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

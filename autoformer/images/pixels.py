@@ -31,6 +31,7 @@ OPAQUE = 255
 _BITS = "bits"  # in `Image.info`: bits of a colour channel in the file; Pillow keeps the upper 8 of 16
 _SAMPLE_FORMAT, _SIGNED = 339, 2  # a TIFF's tag, and its value
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_COLOUR_MAP, _EXTRA_SAMPLES = 320, 338
 _SMALLEST_WITH_MARGIN = 48
 _STRIP_PIXELS = 2**20
 _MOST_WHOLE = 2**24  # pixels of a transparent image that is reduced before it is made opaque
@@ -96,6 +97,10 @@ def _decode(image: Image.Image, shorter_side: int | None, upright: bool) -> Imag
         raise AutoFormerError("the image has signed pixels, of unknown range; save it with 8 bits a channel")
     deep = any(";16" in mode for mode in raw) and not image.mode.startswith("I")
     image.load()
+    if (
+        image.mode == "P" and max(tags.get(_COLOUR_MAP, (OPAQUE + 1,))) <= OPAQUE
+    ):  # of 8 bits, not 16, as old tools write
+        image.putpalette(np.reshape(tags[_COLOUR_MAP], (3, -1)).T.ravel().tolist())
     if deep:
         image.info[_BITS] = 16
     if "transparency" in image.info and image.format == "PNG":
@@ -103,6 +108,10 @@ def _decode(image: Image.Image, shorter_side: int | None, upright: bool) -> Imag
     if image.mode == "I" and image.format == "PPM":  # Pillow scales it from the file's range to 16 bits
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
     turned = turned_upright(image) if upright else image
+    if image.mode == "RGBA" and (image.format == "BMP" or (tags and _EXTRA_SAMPLES not in tags)):
+        _, most = turned.getchannel("A").getextrema()
+        if most == 0:  # padding: many tools leave it unset
+            return turned.convert("RGB")
     if turned.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits alone
         return Image.fromarray(WHITE_16_BIT - np.asarray(turned).astype(np.uint16))
     return turned

@@ -91,9 +91,9 @@ class Frame(NamedTuple):
         return round(self.height * (1 - self.y(value)), 2)
 
 
-def plot(frame: Frame, *content: str, description: str, css: str = "") -> Markup:
+def plot(height: int, *content: str, description: str, css: str = "") -> Markup:
     """A whole chart. `description`: for screen readers."""
-    drawing = element("svg", *content, height=frame.height, role="img", aria_label=description)
+    drawing = element("svg", *content, height=height, role="img", aria_label=description)
     return element("div", drawing, class_=f"plot {css}".strip())
 
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from autoformer.candidates import ScoredCandidate
+from autoformer.errors import shortened
 from autoformer.evaluation import Scores
 from components.evaluate_subnet.charts import (
     Frame,
@@ -56,7 +57,7 @@ def comparison(rows: Sequence[tuple[str, str, Scores]]) -> Markup:
         parts.append(element("line", class_=f"interval {css}", x1=low, x2=high, y1=middle, y2=middle))
         parts.append(element("circle", class_=f"fill {css}", cx=frame.left(scores.top1_percent), cy=middle, r=5))
     description = "; ".join(f"{label}: {scores.top1_percent:.2f} %" for label, _, scores in rows)
-    return plot(frame, *parts, description=description, css="flush")
+    return plot(frame.height, *parts, description=description, css="flush")
 
 
 def curves(series: Sequence[Series], x_title: str, y_title: str, steps: bool = False, digits: int = 1) -> Markup:
@@ -74,7 +75,7 @@ def curves(series: Sequence[Series], x_title: str, y_title: str, steps: bool = F
     labels = [(f"{label} {points[-1][1]:.{digits}f}", points[-1][1], css) for label, css, points in series]
     description = f"{y_title} over {x_title}: " + "; ".join(label for label, _, _ in labels)
     parts = (axes(frame, x_title, y_title), *lines, end_labels(frame, labels))
-    return plot(frame, *parts, description=description, css="labelled")
+    return plot(CURVE_HEIGHT, *parts, description=description, css="labelled")
 
 
 class Axis(NamedTuple):
@@ -119,12 +120,11 @@ def scatter(
     named = _labels_apart(frame, [(costs[index], scores[index], text) for index, text in labels.items()])
     titles = axes(frame, x.title, y.title)
     description = f"{len(candidates)} candidates: {y.title} against {x.title}"
-    return plot(frame, titles, steps, *marks, *named, description=description, css="scatter")
+    return plot(SCATTER_HEIGHT, titles, steps, *marks, *named, description=description, css="scatter")
 
 
 def parallel(columns: Sequence[tuple[Axis, Scale]], chosen: Collection[int]) -> Markup:
     """Parallel coordinates: a line for each candidate, worst first, shaded by rank; those in `chosen` are last."""
-    frame = Frame(scale([0, 1]), scale([0, 1]), PARALLEL_HEIGHT)
     order = list(columns[0][0].values)
     places = [100 * number / (len(columns) - 1) for number in range(len(columns))]
     lines, parts = [], []
@@ -145,7 +145,7 @@ def parallel(columns: Sequence[tuple[Axis, Scale]], chosen: Collection[int]) -> 
             label = scaled.label(tick)
             parts.append(element("text", label, class_="tick halo", x=x, dx=-5, y=y, dy="0.35em", text_anchor="end"))
     description = f"{len(order)} candidates, from {columns[0][0].title} to {columns[-1][0].title}"
-    return plot(frame, drawn, *parts, description=description, css="parallel")
+    return plot(PARALLEL_HEIGHT, drawn, *parts, description=description, css="parallel")
 
 
 def against_diagonal(points: Sequence[tuple[float, float, str]], x_title: str, y_title: str) -> Markup:
@@ -158,7 +158,8 @@ def against_diagonal(points: Sequence[tuple[float, float, str]], x_title: str, y
         for x, y, tip in points
     ]
     description = f"{len(points)} points: {y_title} against {x_title}"
-    return plot(frame, axes(frame, x_title, y_title), line(frame, ends, "front"), *marks, description=description)
+    parts = (axes(frame, x_title, y_title), line(frame, ends, "front"), *marks)
+    return plot(CURVE_HEIGHT, *parts, description=description)
 
 
 def _labels_apart(frame: Frame, labels: Sequence[tuple[float, float, str]]) -> list[Markup]:
@@ -194,14 +195,13 @@ def confusion(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> Markup:
             place = {"x": f"{number((column + 0.5) * step)}%", "y": side * (row + 0.5), "dy": "0.35em"}
             parts.append(element("text", str(images), class_="count", text_anchor="middle", **place))
     for index, name in enumerate(classes):
-        label = name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…"
+        label = shortened(name, LONGEST_LABEL)
         y = side * (index + 0.5)
         parts.append(element("text", label, class_="tick", x=0, dx=-8, y=y, dy="0.35em", text_anchor="end"))
         turned = element("text", label, class_="tick", transform="rotate(-90)", dx=8, dy="0.35em")
         parts.append(element("svg", turned, x=f"{number((index + 0.5) * step)}%", y=0, overflow="visible"))
-    frame = Frame(scale([0, 1]), scale([0, 1]), side * count)
     description = "confusion matrix, actual classes in rows, predicted in columns"
-    drawing = plot(frame, *parts, description=description, css="confusion")
+    drawing = plot(side * count, *parts, description=description, css="confusion")
     width = f"max-width: {CONFUSION_MARGIN + 2 * side * count}px"  # keeps the cells of a small matrix nearly square
     return element("div", drawing, style=width)
 

@@ -16,6 +16,7 @@ from components.evaluate_subnet.effects import effects
 from components.evaluate_subnet.measure import Evaluation, Measured
 from components.evaluate_subnet.results import Results
 from components.evaluate_subnet.search_sections import candidates, latency_check, search_progress
+from runtime.common.overrides import dotted
 from runtime.common.search_names import found_by
 from runtime.common.search_split import search_split_note
 
@@ -48,7 +49,7 @@ def render(
                 for label, one in ({label: one.results for label, one in budgets.items()} or {"": results}).items()
             ],
             "configurations": {
-                step: flat(text) for step, text in ({"evaluate_subnet": config} | results.provenance).items()
+                step: flat(values) for step, values in ({"evaluate_subnet": config} | results.provenance).items()
             },
         }
     )
@@ -119,12 +120,6 @@ def _budgets(environment: jinja2.Environment, budgets: Mapping[str, Measured]) -
     return sections.side_by_side(budgets) | {"chapters": chapters}
 
 
-def flat(value: Any, path: str = "") -> dict[str, str]:
+def flat(values: Mapping[str, Any]) -> dict[str, str]:
     """Nested values as one mapping of dotted names to text."""
-    if isinstance(value, Mapping):
-        return {
-            name: text
-            for key, below in value.items()
-            for name, text in flat(below, f"{path}.{key}" if path else str(key)).items()
-        }
-    return {path: value if isinstance(value, str) else json.dumps(value)}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in dotted(values)}

@@ -16,8 +16,8 @@ from runtime.common.console import Progress
 from runtime.common.processes import set_threads
 from runtime.common.sections import EvaluateSubnet
 from runtime.common.tables import write_table
-from runtime.steps.command import run_step, step_parser
-from runtime.steps.inputs import add_data_arguments, add_folder_arguments, add_output_arguments
+from runtime.steps.command import run_step
+from runtime.steps.inputs import input_parser
 from runtime.steps.step_context import open_step
 
 if TYPE_CHECKING:
@@ -28,13 +28,8 @@ FOLDERS = ("supernet", "search", "retrain")
 
 
 def parser() -> argparse.ArgumentParser:
-    result = step_parser(
-        STEP, "Evaluate the retrained subnet on the test split, which no other step reads, and report."
-    )
-    add_data_arguments(result, "test")
-    add_folder_arguments(result, *FOLDERS)
-    add_output_arguments(result)
-    return result
+    description = "Evaluate the retrained subnet on the test split, which no other step reads, and report."
+    return input_parser(STEP, description, ["test"], *FOLDERS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

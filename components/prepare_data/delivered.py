@@ -29,6 +29,7 @@ class Delivered(NamedTuple):
     files: bool = False  # each image is a separate file, verified by its row's checksum
     upright: bool = True  # apply the EXIF orientation
     notes: tuple[str, ...] = ()
+    originals: np.ndarray | None = None  # S64, sha256 of each image before packing; None if not recorded
     pixels: PixelRule | None = None  # of a pack, whose images are already converted; None for the configured rule
 
 

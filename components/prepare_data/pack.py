@@ -36,7 +36,7 @@ from runtime.common.tables import write_table
 
 SHARD_IMAGES = 4000  # readers keep each tar open: a million images need 250 files
 NAME_LENGTH = 40
-COLUMNS = ("archive", "offset", "size", "label", "checksum", "split", "source")
+COLUMNS = ("archive", "offset", "size", "label", "checksum", "split", "source", "original")  # sha256 of the source
 
 Watch = Callable[[str, int, int], None]  # (activity, images done, total images)
 
@@ -99,11 +99,11 @@ def pack(
     source = discover(path)
     title = title_of(path)
     refuse_by_names(source, packs / f"{title}-{UNREADABLE}", max_unreadable_percent)
-    digest = _hash(source, shorter_side, channels, rule, watch)
+    digest, originals = _hash(source, shorter_side, channels, rule, watch)
     folder = packs / f"{title}-{digest[:8]}"
     work = packs / f".{folder.name}.packing"
     report = packs / f"{folder.name}-{UNREADABLE}"
-    packing = _Packing(source, work, report, shorter_side, channels, max_unreadable_percent, watch, rule)
+    packing = _Packing(source, work, report, shorter_side, channels, max_unreadable_percent, watch, rule, originals)
     with hold_lock(work, "packing"):
         if (folder / CARD).exists() and read_pack(folder).hash == digest:
             check_unreadable(
@@ -122,13 +122,14 @@ def pack(
     return folder
 
 
-def _hash(source: Source, shorter_side: int, channels: int, rule: PixelRule, watch: Watch) -> str:
-    """Hash of the bytes, label and split of every file, and of the packing settings."""
-    entries = []
+def _hash(source: Source, shorter_side: int, channels: int, rule: PixelRule, watch: Watch) -> tuple[str, list[str]]:
+    """Hash of the bytes, label and split of every file, and of the packing settings; and the hash of each file."""
+    entries = list[list[str]]()
     for image, digest in zip(source.images, in_order(_hash_files, source.images), strict=True):
         entries.append([source.name_of(image), image.label, image.split, digest])
         watch("reading", len(entries), len(source.images))
-    return hash_value([FORMAT, shorter_side, channels, rule.model_dump(mode="json"), entries])
+    settings = [FORMAT, shorter_side, channels, rule.model_dump(mode="json")]
+    return hash_value([*settings, entries]), [digest for *_, digest in entries]
 
 
 def _hash_files(images: Sequence[SourceImage]) -> list[str]:
@@ -153,6 +154,7 @@ class _Packing(NamedTuple):
     max_percent: float
     watch: Watch
     rule: PixelRule
+    originals: list[str]  # sha256 of each file of `source`
     notes: tuple[str, ...] = ()
 
     def with_white_level(self) -> "_Packing":
@@ -251,7 +253,8 @@ class _Packing(NamedTuple):
                 content = encoded.content
                 offset = tar.add(f"{number:08d}.png", content)
                 tar.add(f"{number:08d}.cls", str(classes.index(image.label)).encode())
-                values = (archive.name, offset, len(content), image.label, encoded.sha256, image.split, name)
+                place, original = (archive.name, offset, len(content)), self.originals[number]
+                values = (*place, image.label, encoded.sha256, image.split, name, original)
                 rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
                 sizes.append(encoded.size)
                 plain += [name] if encoded.plain else []

@@ -7,7 +7,7 @@ import numpy as np
 
 from autoformer.errors import AutoFormerError
 from autoformer.images.archives import PREFETCH_IMAGES, EncodedImages
-from autoformer.images.split_files import Split
+from autoformer.images.split_files import CHECKSUM, Split
 from autoformer.images.split_images import check_archive, check_places
 from components.prepare_data.delivered import Delivered, make_rows
 from components.prepare_data.pack_card import CARD, INDEX, PackCard, read_pack
@@ -31,7 +31,7 @@ def read(data: Path) -> Delivered:
     if remote is None:
         for name, checksum in card.archives.items():
             check_archive(data / name, checksum)
-    rows, splits = _read_index(index, card)
+    rows, splits, originals = _read_index(index, card)
     check_places(rows, index, data, remote)
     encoded = EncodedImages(data, rows, card.channels, reader=remote)
     for number, checksum in enumerate(rows.checksums.tolist()):  # the archives are unchanged, the index may not be
@@ -51,12 +51,13 @@ def read(data: Path) -> Delivered:
         licence=f"not stated: {_OWN}",
         source=f"{_OWN} ({card.layout}), hash {card.hash}",
         notes=(*card.notes, *unreadable),
+        originals=originals,
         pixels=card.pixels,
     )
 
 
-def _read_index(index: Path, card: PackCard) -> tuple[Split, np.ndarray]:
-    """The rows of the index, and the split of each."""
+def _read_index(index: Path, card: PackCard) -> tuple[Split, np.ndarray, np.ndarray | None]:
+    """The rows of the index, the split of each, and its original's checksum, which older packs lack."""
     table = read_table(index)
     if len(table) != sum(card.counts.values()):
         raise AutoFormerError(f"{index}: {len(table)} rows, but {CARD} counts {sum(card.counts.values())}")
@@ -77,4 +78,7 @@ def _read_index(index: Path, card: PackCard) -> tuple[Split, np.ndarray]:
         )
     except (KeyError, ValueError, OverflowError) as error:
         raise AutoFormerError(f"{index}: not the index of a pack ({error}); pack the images again") from None
-    return rows, np.array([row["split"] for row in table])
+    originals = [row.get("original", "") for row in table]
+    recorded = all(original.isascii() and original for original in originals)
+    splits = np.array([row["split"] for row in table])
+    return rows, splits, np.array(originals, dtype=CHECKSUM) if recorded else None

@@ -25,6 +25,7 @@ class Splits(NamedTuple):
     rows: dict[str, Split]
     notes: tuple[str, ...]  # sentences on images left out and on contradictory labels
     counted: tuple[str, ...] = ()  # counts of repeated images, also if 0
+    originals: str | None = None  # as in `DatasetCard`
 
 
 def split(delivered: Delivered, section: PrepareData, seed: int) -> Splits:
@@ -59,7 +60,10 @@ def split(delivered: Delivered, section: PrepareData, seed: int) -> Splits:
             further = (f"{held.copies} copies of images of search were left out: each is there once",)
             counted, notes = (*counted, *further), (*notes, *further)
     parts["train_full"] = np.sort(np.concatenate([parts["train"], parts["search"]]))  # in the delivered order
-    return Splits({name: rows.take(part) for name, part in parts.items()}, notes, counted)
+    originals = None
+    if delivered.originals is not None:
+        originals = hash_split(delivered.originals[parts["test"]], rows.labels[parts["test"]])
+    return Splits({name: rows.take(part) for name, part in parts.items()}, notes, counted, originals)
 
 
 def _check_search_images(delivered: Delivered, val: np.ndarray, test: np.ndarray) -> None:
@@ -117,4 +121,5 @@ def describe(delivered: Delivered, splits: Splits, normalisation: Statistics) ->
         upright=delivered.upright,
         notes=(*delivered.notes, *splits.notes),
         split_hashes={name: hash_split(split.checksums, split.labels) for name, split in splits.rows.items()},
+        test_originals=splits.originals,
     )

@@ -49,7 +49,9 @@ class Facts(NamedTuple):
     @property
     def measured(self) -> Measured:
         top1, classes = float(self.metrics[TOP1]), hash_classes(self.data.classes)
-        return Measured(self.weights, self.data.split_hashes.get("test"), top1, classes)
+        side = None if self.data.image_size is None else str(self.data.image_size)
+        split = self.data.split_hashes.get("test")
+        return Measured(self.weights, split, top1, classes, self.data.test_originals, side)
 
 
 def render(facts: Facts, decision: Decision, latency: Latency | None) -> str:

@@ -9,16 +9,19 @@ from autoformer.files import hash_value
 Outcome = Literal["registered", "unchanged", "refused"]
 # names of tags of a model version
 TOP1, TEST_SPLIT, WEIGHTS, CLASSES = "test_top1_percent", "test_split", "weights", "classes"
+ORIGINALS, SIDE = "test_originals", "test_shorter_side"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's test result; unknown values are None. Weights, test split and class names are hashes."""
+    """A model's test result; unknown values are None. Weights, test split, classes and originals are hashes."""
 
     weights: str | None
     test_split: str | None
     top1_percent: float | None
     classes: str | None = None
+    originals: str | None = None  # the test images before packing
+    side: str | None = None  # pixels of the shorter side of the packed test images
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> "Measured":
@@ -27,7 +30,21 @@ class Measured:
             top1_percent = float(tags[TOP1])
         except (KeyError, ValueError):
             top1_percent = None
-        return cls(tags.get(WEIGHTS), tags.get(TEST_SPLIT), top1_percent, tags.get(CLASSES))
+        return cls(
+            tags.get(WEIGHTS),
+            tags.get(TEST_SPLIT),
+            top1_percent,
+            tags.get(CLASSES),
+            tags.get(ORIGINALS),
+            tags.get(SIDE),
+        )
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The inverse of `from_tags`."""
+        values = (self.weights, self.test_split, self.top1_percent, self.classes, self.originals, self.side)
+        names = (WEIGHTS, TEST_SPLIT, TOP1, CLASSES, ORIGINALS, SIDE)
+        return {name: str(value) for name, value in zip(names, values, strict=True) if value is not None}
 
 
 def hash_classes(names: Iterable[str]) -> str:
@@ -43,6 +60,7 @@ class Decision(NamedTuple):
 def decide(challenger: Measured, min_top1_percent: float, champion: Measured | None) -> Decision:
     """Register a model that reaches the minimum and, on the same test images, is not worse than the champion.
 
+    The same images packed at another size are the same test images; the reason names both sizes.
     A champion of other classes is never replaced, because its users expect its classes.
     """
     top1 = challenger.top1_percent
@@ -59,12 +77,24 @@ def decide(challenger: Measured, min_top1_percent: float, champion: Measured | N
         )
     if champion.test_split is None or champion.top1_percent is None:
         return Decision("registered", f"{reached}; not compared: the champion does not say how it was tested")
-    if champion.test_split != challenger.test_split:
-        return Decision("registered", f"{reached}; not compared: the champion was tested on another test split")
     theirs = _percent(champion.top1_percent)
+    if champion.test_split != challenger.test_split:
+        unknown = champion.originals is None or challenger.originals is None
+        if unknown or champion.originals != challenger.originals:
+            why = "; whether of the same images is not recorded" if unknown else ""
+            return Decision(
+                "registered", f"{reached}; not compared: the champion was tested on another test split{why}"
+            )
+        theirs += f" on the same images, packed {_sizes(champion.side, challenger.side)}"
     if top1 < champion.top1_percent:
         return Decision("refused", f"test accuracy {_percent(top1)} is below the champion's {theirs}")
     return Decision("registered", f"{reached}; the champion has {theirs}")
+
+
+def _sizes(champion: str | None, challenger: str | None) -> str:
+    if champion == challenger:
+        return "otherwise"
+    return f"at {champion or 'unknown'} instead of {challenger or 'unknown'} pixels"
 
 
 def _percent(value: float | None) -> str:

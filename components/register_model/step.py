@@ -15,7 +15,7 @@ from autoformer.reading import as_kind, read_json_as
 from autoformer.space import NamedSubnet
 from components.register_model.card import FILE as CARD_FILE
 from components.register_model.card import Facts, description, render, render_all
-from components.register_model.gate import CLASSES, TEST_SPLIT, TOP1, WEIGHTS, Decision, Measured, decide
+from components.register_model.gate import TEST_SPLIT, TOP1, WEIGHTS, Decision, Measured, decide
 from components.register_model.latency import Latency, measure
 from runtime import tracking
 from runtime.common.budgets import folder_of, merge_metrics, metrics_of, model_of, prefix_of, read_chosen
@@ -230,10 +230,7 @@ def register(
     """
     name, alias = facts.section.model_name, facts.section.alias
     tags = {
-        TOP1: str(facts.measured.top1_percent),
-        TEST_SPLIT: str(facts.measured.test_split),
-        WEIGHTS: facts.weights,
-        CLASSES: str(facts.measured.classes),
+        **facts.measured.tags,
         "params": f"{facts.metrics['params']:.0f}",
         "macs": f"{facts.metrics['macs']:.0f}",
         "spec": facts.model.subnet.to_json(),
@@ -248,7 +245,7 @@ def register(
             if decision.outcome != "registered":
                 return decision, rival
             unnamed = tracking.version_with_tag(name, WEIGHTS, facts.weights)
-            if unnamed and unnamed.tags.get(TEST_SPLIT) == tags[TEST_SPLIT]:
+            if unnamed and unnamed.tags.get(TEST_SPLIT) == facts.measured.test_split:
                 tracking.move_alias(name, alias, unnamed.version)
                 return decision, unnamed.version
             card = render(facts, decision, latency)

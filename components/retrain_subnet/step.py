@@ -29,7 +29,7 @@ from runtime.common.records import Provenance
 from runtime.common.sections import RetrainSubnet, TrainSupernet
 from runtime.common.tables import write_table
 from runtime.steps import inputs
-from runtime.steps.command import run_step, step_parser
+from runtime.steps.command import run_step
 from runtime.steps.compiler import require_compiler
 from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
@@ -50,11 +50,8 @@ _BEST = {
 
 
 def parser() -> argparse.ArgumentParser:
-    result = step_parser(STEP, "Retrain the subnet that the search has chosen.")
-    inputs.add_data_arguments(result, "train", "train_full", "search")
-    inputs.add_folder_arguments(result, "supernet", "search")
-    inputs.add_output_arguments(result)
-    return result
+    splits = ["train", "train_full", "search"]
+    return inputs.input_parser(STEP, "Retrain the subnet that the search has chosen.", splits, "supernet", "search")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,8 +8,8 @@ Letters in shapes: N images of the search, m images of a task.
 
 import base64
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -141,15 +141,8 @@ def _losses(text: str, count: int) -> Losses:
 
 
 def _remove_unfinished_line(file: Path) -> None:
-    with file.open("rb+") as opened:
-        end = opened.seek(0, os.SEEK_END)
-        kept = end
-        while kept:
-            start = max(0, kept - 2**16)
-            opened.seek(start)
-            newline = opened.read(kept - start).rfind(b"\n")
-            kept = start + newline + 1
-            if newline >= 0:
-                break
-        if kept < end:
-            opened.truncate(kept)
+    if file.stat().st_size:  # an empty file cannot be mapped
+        with file.open("rb+") as opened:
+            with mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
+                end = content.rfind(b"\n") + 1
+            opened.truncate(end)

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from autoformer.candidates import ScoredCandidate
-from autoformer.front import costs_first, costs_of, front_of, in_words, value_text
-from autoformer.pareto import pareto_front
+from autoformer.front import costs_first, first_front, front_of, in_words, value_text
 from autoformer.racing import Objective
 
 FRONT = 5  # candidates of the front in a line
@@ -22,8 +21,7 @@ def standing(
         front, shown = front_of(scored, objectives), costs_first(objectives)
         title = f"front of {len(front)} candidate{'s' if len(front) > 1 else ''}, {in_words(objectives)}"
     else:
-        complete = [one for one in scored if one.complete]
-        front = [complete[i] for i in pareto_front([costs_of(one, (objective, "params_m")) for one in complete])]
+        front = first_front(scored, (objective, "params_m"))
         title, shown = "front, parameters and accuracy", ["params_m", "accuracy"]
     last = len(front) - 1
     some = [front[index] for index in sorted({last * place // (FRONT - 1) for place in range(FRONT)})]

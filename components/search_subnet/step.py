@@ -16,12 +16,11 @@ import yaml
 from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
-from autoformer.front import front_of, make_search
+from autoformer.front import first_front, front_of, make_search
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.latency import FILE as LATENCY_FILE
 from autoformer.latency import LatencyTable
-from autoformer.pareto import pareto_front
 from autoformer.racing import ScoringResult
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution
@@ -39,12 +38,12 @@ from runtime.common.sections import SearchSubnet
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
 from runtime.steps import inputs
-from runtime.steps.command import run_step, step_parser
+from runtime.steps.command import run_step
 from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
 from runtime.storage.earlier_search import earlier_scores
 from runtime.storage.named_files import latency_table
-from runtime.tracking import OBJECTIVES, StepLogger
+from runtime.tracking.step_logger import OBJECTIVES, StepLogger, child_run
 
 STEP = "search_subnet"
 FRONT = "front.csv"  # with method front
@@ -60,11 +59,8 @@ class _Start(NamedTuple):
 
 
 def parser() -> argparse.ArgumentParser:
-    result = step_parser(STEP, "Search the supernet for the best subnet under limits, on the search split.")
-    inputs.add_data_arguments(result, "search")
-    inputs.add_folder_arguments(result, "supernet")
-    inputs.add_output_arguments(result)
-    return result
+    description = "Search the supernet for the best subnet under limits, on the search split."
+    return inputs.input_parser(STEP, description, ["search"], "supernet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -233,7 +229,7 @@ def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult], se
     front = front_of([one for result in results.values() for one in result.candidates], objectives)
     tracked.tags({"method": method_of(results[largest].metrics), OBJECTIVES: ", ".join(objectives)})
     logged, on_front = _best_and_front(results), {one.candidate.spec for one in front}
-    tracked.children(logged, [*chosen.values()], on_front)
+    tracked.child_runs([child_run(one, [*chosen.values()], on_front) for one in logged])
     if missing := len(on_front - {one.candidate.spec for one in logged}):
         print(
             f"{STEP}: MLflow gets runs of {len(logged)} candidates, without {missing} of the {len(on_front)} on the "
@@ -262,9 +258,7 @@ def _best_and_front(results: Mapping[str, SearchResult]) -> list[ScoredCandidate
             by_spec.setdefault(result.chosen.candidate.spec, result.chosen)
     for result in results.values():
         complete = [scored for scored in result.candidates if scored.complete]
-        costs = [(scored.candidate.params, -scored.top1_percent) for scored in complete]
-        best = sorted(range(len(costs)), key=lambda index: (costs[index][1], costs[index][0]))[:10]
-        front = result.front or [complete[index] for index in pareto_front(costs)]
-        for scored in [*(complete[index] for index in best), *front]:
+        best = sorted(complete, key=lambda scored: (-scored.top1_percent, scored.candidate.params))[:10]
+        for scored in [*best, *(result.front or first_front(complete, ("accuracy", "params_m")))]:
             by_spec.setdefault(scored.candidate.spec, scored)
     return list(by_spec.values())[:50]

@@ -16,7 +16,7 @@ from runtime.common.processes import set_threads
 from runtime.common.sections import Adopted, TrainSupernet
 from runtime.common.tables import write_table
 from runtime.steps import inputs
-from runtime.steps.command import run_step, step_parser
+from runtime.steps.command import run_step
 from runtime.steps.rendezvous import process_group
 from runtime.steps.step_context import StepContext, open_step
 from runtime.storage.artifacts import publish
@@ -32,10 +32,7 @@ HISTORY = ("step", "epoch", "learning_rate", "train_loss", *(f"{name}_top1_perce
 
 
 def parser() -> argparse.ArgumentParser:
-    result = step_parser(STEP, "Train the weight-entangled supernet on the train split.")
-    inputs.add_data_arguments(result, "train", "search")
-    inputs.add_output_arguments(result)
-    return result
+    return inputs.input_parser(STEP, "Train the weight-entangled supernet on the train split.", ["train", "search"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

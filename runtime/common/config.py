@@ -14,7 +14,7 @@ from autoformer.errors import AutoFormerError, validated
 from autoformer.files import canonical_json, hash_file, hash_value
 from autoformer.frozen import Frozen
 from autoformer.named import CONFIGS, load_space, named_file
-from autoformer.reading import in_short, parse_json, read_yaml
+from autoformer.reading import parse_json_text, read_yaml
 from autoformer.space import SearchSpace
 from runtime.common.budgets import check_labels
 from runtime.common.overrides import apply
@@ -30,6 +30,11 @@ from runtime.common.sections import (
 
 STEPS = ("prepare_data", "train_supernet", "search_subnet", "retrain_subnet", "evaluate_subnet", "register_model")
 ROOT = CONFIGS.parent
+FILE_KEYS = (
+    ("train_supernet", "adopt", "checkpoint"), ("train_supernet", "distillation", "checkpoint"),
+    ("retrain_subnet", "distillation", "checkpoint"), ("search_subnet", "latency", "table"),
+    ("search_subnet", "warm_start", "search"),
+)  # step, section, and its key that names a file or folder  # fmt: skip
 
 
 def checkout() -> Path:
@@ -41,6 +46,11 @@ def checkout() -> Path:
         if folder.name == "exps" and folder.parent.name == "tmp" and folder.parent.parent.name == ".dvc":
             return folder.parent.parent.parent
     return ROOT
+
+
+def lasting(path: Path) -> Path:
+    """A path; if it is relative and DVC works in a copy, then in the checkout instead."""
+    return path if checkout() == ROOT else checkout() / path
 
 
 Section = TypeVar("Section", PrepareData, TrainSupernet, SearchSubnet, RetrainSubnet, EvaluateSubnet, RegisterModel)
@@ -122,11 +132,7 @@ def load_config(source: str, overrides: Sequence[str] = (), steps: Sequence[str]
 
 def _name_files(data: dict[str, Any]) -> None:
     """Add hashes beside the paths of checkpoints and tables, so a changed file is another configuration."""
-    for step, key, path in (
-        ("train_supernet", "adopt", "checkpoint"), ("train_supernet", "distillation", "checkpoint"),
-        ("retrain_subnet", "distillation", "checkpoint"), ("search_subnet", "latency", "table"),
-        ("search_subnet", "warm_start", "search"),
-    ):  # fmt: skip
+    for step, key, path in FILE_KEYS:
         section = data.get(step)
         named = section.get(key) if isinstance(section, dict) else None
         if not isinstance(section, dict) or not isinstance(named, dict):
@@ -146,10 +152,7 @@ def _name_files(data: dict[str, Any]) -> None:
 
 def _read(source: str) -> tuple[dict[str, Any], str]:
     if source.lstrip().startswith("{"):
-        try:
-            return parse_json(source), "--config"
-        except (ValueError, RecursionError) as error:
-            raise AutoFormerError(f"--config: not readable as JSON: {in_short(error)}") from None
+        return parse_json_text(source, "--config"), "--config"
     path = preset_path(source)
     data = read_yaml(path)
     if not isinstance(data, dict):

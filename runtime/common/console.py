@@ -213,6 +213,10 @@ class Progress:
             self._line_at = time.monotonic()
             self._print_progress(note)
 
+    def advance(self, by: int = 1) -> None:
+        """Show so much more of the total."""
+        self.update(self._done + by)
+
     def print_above(self, line: str) -> None:
         """Print a line above the bar, which is redrawn at the next update."""
         self._bar.clear()

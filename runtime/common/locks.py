@@ -15,28 +15,19 @@ from autoformer.locks import lock
 _held: set[IO[bytes]] = set()
 
 
-def hold_lock(path: Path, what: str) -> AbstractContextManager[None]:
+@contextlib.contextmanager
+def hold_lock(path: Path, what: str | None) -> Iterator[None]:
     """Hold the lock of `path`, which need not exist. The lock file is beside it, and deleted at the end.
 
     It works between processes of one machine, and of several if the file system shares locks, as NFS 4 does.
 
     Args:
-        what: kind of the path, for the error message.
+        what: kind of the path, for the error message; None to wait while another process holds the lock.
 
     Raises:
         AutoFormerError: another process holds the lock; the message names that process.
         OSError: the folder cannot be written to.
     """
-    return _holding(path, what)
-
-
-def wait_for_lock(path: Path) -> AbstractContextManager[None]:
-    """`hold_lock`, but wait while another process holds the lock. For downloads that several processes use."""
-    return _holding(path, None)
-
-
-@contextlib.contextmanager
-def _holding(path: Path, what: str | None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.parent / f".{path.name}.lock"
     file = _locked(name, path, what)
@@ -47,6 +38,11 @@ def _holding(path: Path, what: str | None) -> Iterator[None]:
         _held.discard(file)
         name.unlink(missing_ok=True)  # before the release, so that no process waits for a deleted file
         file.close()
+
+
+def wait_for_lock(path: Path) -> AbstractContextManager[None]:
+    """`hold_lock`, but wait while another process holds the lock. For downloads that several processes use."""
+    return hold_lock(path, None)
 
 
 def _locked(name: Path, path: Path, what: str | None) -> IO[bytes]:

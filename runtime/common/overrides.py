@@ -5,7 +5,7 @@ One text may contain several, as in KFP's run form or on the command line: `--se
 
 import argparse
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoformer.errors import AutoFormerError
@@ -49,6 +49,15 @@ def apply(data: dict[str, Any], overrides: Iterable[str], convert: Callable[[Any
             section[part] = below = below.copy()
             section = below
         section[override.path[-1]] = convert(override.value)
+
+
+def dotted(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted key and the value of everything in nested mappings."""
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def split(text: str, option: str = "--set") -> list[str]:

@@ -1,5 +1,6 @@
 """Rank, threads and GPUs of this process, from the environment that torchrun sets."""
 
+import math
 import os
 import re
 from pathlib import Path
@@ -67,10 +68,15 @@ def number_in_environment(name: str, default: int, most: int = 2**31 - 1) -> int
 def gigabytes_in_environment(name: str, default: float) -> int:
     """Gigabytes from the environment, in bytes."""
     text = os.environ.get(name, str(default))
+    return int(1e9 * number_of(text, 0, 1e298, f"{name} = {text[:40]}: expected gigabytes, 0 or more"))
+
+
+def number_of(text: str, least: float, most: float, refusal: str) -> float:
+    """The number in a text. Raises `AutoFormerError` with the message `refusal` if it is none, or out of range."""
     try:
-        count = float(text) * 1e9
+        number = float(text)
     except ValueError:
-        count = -1.0
-    if not 0 <= count < float("inf"):
-        raise AutoFormerError(f"{name} = {text[:40]}: expected gigabytes, 0 or more")
-    return int(count)
+        number = math.nan
+    if not least <= number <= most:
+        raise AutoFormerError(refusal)
+    return number

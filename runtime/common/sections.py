@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from autoformer.frozen import Frozen
+from autoformer.frozen import Frozen, sha256_of
 from autoformer.images.pixel_rule import PixelRule
 from autoformer.limits import Limits
 from autoformer.racing import Racing
@@ -82,9 +82,7 @@ class Adopted(Frozen):
     checkpoint: str = Field(
         min_length=1, description="a .pth or .safetensors file as the steps see it, or s3://bucket/file"
     )
-    sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="hash of the checkpoint; filled in when a run is resolved"
-    )
+    sha256: str | None = sha256_of("the checkpoint")
 
 
 class TrainSupernet(TrainingSection):
@@ -124,9 +122,7 @@ class MeasuredLatency(Frozen):
     """A latency table, made by `make latency` on the target device."""
 
     table: str = Field(min_length=1, description="a JSON file as the steps see it, or s3://bucket/file")
-    sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="hash of the table; filled in when a run is resolved"
-    )
+    sha256: str | None = sha256_of("the table")
 
 
 class EarlierSearch(Frozen):
@@ -135,9 +131,7 @@ class EarlierSearch(Frozen):
     search: str = Field(
         min_length=1, description="a folder with candidates.csv, as the steps see it, or s3://bucket/folder"
     )
-    sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="hash of its candidates.csv; filled in when a run is resolved"
-    )
+    sha256: str | None = sha256_of("its candidates.csv")
 
     @property
     def table(self) -> str:
@@ -154,9 +148,7 @@ class SearchSubnet(EvolutionSettings):
         10, gt=0, description="best candidates of both searches, scored on all search images before the choice"
     )
     batch_size: int = Field(500, gt=0, description="images in a forward pass; changes scores by rounding only")
-    precision: Precision = Field(
-        "auto", description="precision of the forward pass; auto: bfloat16 or float16 on a GPU, float32 on a CPU"
-    )
+    precision: Precision = "auto"
     racing: Racing | None = Field(
         Racing(),
         description="stop clearly worse candidates early; null scores each on all search images, as method front does",

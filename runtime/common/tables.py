@@ -1,4 +1,4 @@
-"""CSV tables with named columns; a missing value is an empty cell."""
+"""CSV tables with named columns; a missing value is an empty cell. Tables as text."""
 
 import csv
 import io
@@ -20,6 +20,13 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def aligned(rows: Sequence[Sequence[str]], gap: int) -> list[str]:
+    """Lines with `gap` blanks between columns. A title, a row with only its first cell, does not widen its column."""
+    columns = zip(*(row for row in rows if any(row[1:])), strict=True)
+    widths = [max(map(len, column)) + gap for column in columns]
+    return ["".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:

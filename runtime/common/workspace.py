@@ -19,12 +19,12 @@ from typing import Any, Self
 from autoformer.errors import AutoFormerError
 from autoformer.files import HashCache, hash_path, hash_value, write_json
 from runtime.common.code import step_code
-from runtime.common.config import Config, checkout
+from runtime.common.config import Config, checkout, lasting
 
 
 def work_root() -> Path:
     """The folder of all work in progress."""
-    return Path(os.environ.get("AUTOFORMER_WORK", checkout() / "work"))
+    return lasting(Path(os.environ.get("AUTOFORMER_WORK", checkout() / "work")))
 
 
 def known_hashes() -> HashCache:

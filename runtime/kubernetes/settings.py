@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
-from autoformer.errors import AutoFormerError, validated
+from autoformer.errors import validated
 from autoformer.files import canonical_json
 from autoformer.frozen import Frozen
-from autoformer.reading import in_short, parse_json
+from autoformer.reading import parse_json_text
 
 VARIABLE = "AUTOFORMER_JOB"
 RESERVED = "PET_"  # Trainer sets these for torchrun, and refuses a job that does
@@ -139,11 +139,7 @@ class JobSettings(EveryPod, Placement):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read the text of `to_json`. Raises `AutoFormerError` naming the key."""
-        try:
-            data: Any = parse_json(text)
-        except (ValueError, RecursionError) as error:
-            raise AutoFormerError(f"{VARIABLE}: not readable as JSON: {in_short(error)}") from None
-        return validated(cls, data, VARIABLE)
+        return validated(cls, parse_json_text(text, VARIABLE), VARIABLE)
 
     def to_json(self) -> str:
         """The settings as one line of canonical JSON, without defaults."""

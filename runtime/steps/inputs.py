@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from autoformer.space import SearchSpace
 from runtime.common.config import Config
 from runtime.common.console import existing
 from runtime.common.workspace import known_hashes
+from runtime.steps.command import step_parser
 from runtime.storage.archives import start_staging
 from runtime.storage.data import Data, open_data
 
@@ -28,13 +30,21 @@ MADE_BY = {
 }
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
-    """Add `--data`, `--card` and an argument for each split that the step reads."""
+def input_parser(step: str, description: str, splits: Sequence[str], *made: str) -> argparse.ArgumentParser:
+    """The parser of a step that reads images.
+
+    It has `--data`, `--card`, an argument for each split and each folder of an earlier step, `--out` and `--record`.
+    """
+    parser = step_parser(step, description)
     parser.add_argument("--data", required=True, help=DATA)
     parser.add_argument("--card", type=Path, required=True, help="the data set's card, made by prepare_data")
     for split in splits:
         help_text = f"manifest of the {split} split, made by prepare_data"
         parser.add_argument(f"--{split.replace('_', '-')}-split", type=Path, required=True, help=help_text)
+    add_folder_arguments(parser, *made)
+    parser.add_argument("--out", type=Path, required=True, help="where the result appears, whole, at the end")
+    parser.add_argument("--record", type=Path, required=True, help="JSON file for clocks, rates and run ids")
+    return parser
 
 
 def add_folder_arguments(parser: argparse.ArgumentParser, *made: str) -> None:
@@ -42,11 +52,6 @@ def add_folder_arguments(parser: argparse.ArgumentParser, *made: str) -> None:
     for name in made:
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder made by {MADE_BY[name]}")
     parser.set_defaults(made=made)  # `run_step` downloads their large files from the store
-
-
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="where the result appears, whole, at the end")
-    parser.add_argument("--record", type=Path, required=True, help="JSON file for clocks, rates and run ids")
 
 
 def read_data(arguments: argparse.Namespace, config: Config, *splits: str) -> tuple[DatasetCard, list[DecodedSplit]]:

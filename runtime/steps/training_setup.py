@@ -120,7 +120,9 @@ def make_trainer(training: Training) -> Trainer:
 def _common_passes(training: Training, teacher: Teacher | None) -> int:
     """Micro-batches per rank and step: the stored number, else the largest that any rank needs."""
     world, file = training.world, training.accumulation_file
-    remembered = _remembered(file) if world.is_rank_zero and file.exists() else None
+    remembered = None
+    if world.is_rank_zero and file.exists():
+        remembered = read_json_as(Accumulation, file, "delete it to measure the memory again").accumulation
     remembered = world.broadcast(remembered)
     if remembered is not None and training.section.batch_size % (remembered * world.size) == 0:
         return remembered
@@ -128,10 +130,6 @@ def _common_passes(training: Training, teacher: Teacher | None) -> int:
     if world.is_rank_zero:
         write_json(file, {"accumulation": passes})
     return passes
-
-
-def _remembered(file: Path) -> int:
-    return read_json_as(Accumulation, file, "delete it to measure the memory again").accumulation
 
 
 def _passes_that_fit(training: Training, teacher: Teacher | None) -> int:

@@ -103,6 +103,7 @@ def _signature() -> "ModelSignature":
 
     inputs = [
         ColSpec(DataType.string, "image", required=False),  # base64 of a PNG or JPEG file
+        ColSpec(DataType.string, "b64", required=False),  # the same
         # nested lists, or their JSON: MLflow passes lists through, but cannot read a CSV if the type is `AnyType`
         ColSpec(DataType.string, "pixels", required=False),
     ]

@@ -11,6 +11,7 @@ import psutil
 
 from autoformer.files import hash_value
 from runtime.common.config import STEPS, Config
+from runtime.common.overrides import dotted
 from runtime.common.redaction import without_password
 from runtime.common.workspace import work_key, work_root
 from runtime.tracking.operations import PARENT, Operation, sender
@@ -127,15 +128,7 @@ def _describe(put: Callable[[Operation], None], run_id: str, config: Config, inp
 def _config_params(config: Config, steps: Sequence[str]) -> dict[str, object]:
     """The configuration of some steps as flat parameters `cfg/<section>.<key>`."""
     data = config.model_dump(mode="json", include={"name", "seed", "threads", "dataset", *steps}, exclude_none=True)
-    return {"cfg/space": config.space.name, **{f"cfg/{key}": value for key, value in _flat(data)}}
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return {"cfg/space": config.space.name, **{f"cfg/{key}": value for key, value in dotted(data)}}
 
 
 def _outbox(run_id: str) -> Outbox:

@@ -5,6 +5,8 @@ the package `autoformer` on the path. So the answers of a version never change.
 """
 
 import base64
+import contextlib
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,15 @@ from autoformer.reading import parse_json
 BATCH = 8  # images per forward pass: limits memory, and time beyond the deadline
 TOP = 5
 _NUMBER_BYTES = 25  # memory of a number in `pixels`
+# MLflow turns an object in `inputs` or `instances` into its Python text
+_NESTED = re.compile(r"""\s*\{\s*(['"])b64\1\s*:\s*(['"])([^'"]*)\2\s*\}\s*""")
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
     """A row has `image` (base64 of a PNG or JPEG file) or `pixels` (height x width or height x width x 3, or JSON).
 
-    Base64 may be a data URL, have line breaks or the URL alphabet, and lack padding.
+    Base64 may be a data URL, have line breaks or the URL alphabet, and lack padding. `b64`, as clients of TensorFlow
+    Serving write it, is another name for `image`, and `{"b64": text}` for its text.
     """
 
     def load_context(self, context: Any) -> None:
@@ -67,22 +72,33 @@ class _Request:
         if time.monotonic() > self._deadline:
             raise _refusal(f"the request takes longer than {BOUNDS.served_seconds:g} s; send fewer or smaller images")
         self._begun += 1
-        image, pixels = (None if _is_missing(row.get(name)) else row[name] for name in ("image", "pixels"))
+        found = {name: row[name] for name in ("image", "b64", "pixels") if not _is_missing(row.get(name))}
         try:
-            if isinstance(image, str | bytes):
-                return self._decode(image)
-            if image is not None:
-                raise AutoFormerError(f"image: expected the base64 text of a file, found {type(image).__name__}")
-            if pixels is not None:
-                return self._from_pixels(pixels)
-            raise AutoFormerError("a row has neither `image` (base64 of a file) nor `pixels`")
+            if len(found) > 1:
+                raise AutoFormerError(
+                    f"a row has {' and '.join(f'`{name}`' for name in found)}; send one for each image, and all images "
+                    "of `instances` in one form"
+                )
+            if "pixels" in found:
+                return self._from_pixels(found["pixels"])
+            for name, given in found.items():
+                image = _unwrapped(given)
+                if isinstance(image, str | bytes):
+                    return self._decode(image)
+                raise AutoFormerError(f"{name}: expected the base64 text of a file, found {type(image).__name__}")
+            raise AutoFormerError(
+                'a row has neither `image` (base64 of a file) nor `pixels`; send {"instances": [{"image": "…"}]}'
+            )
         except ValueError as error:
             where = f"row {self._begun} of {self._images}: " if self._images > 1 else ""
             raise _refusal(f"{where}{error}") from None
 
     def _decode(self, image: str | bytes) -> Image.Image:
         self._count_text(image)
-        content = image if isinstance(image, bytes) else _from_base64(image)
+        content = _from_base64(image) if isinstance(image, str) else image
+        if content.isascii():  # as where a client sends base64 as bytes
+            with contextlib.suppress(AutoFormerError):
+                content = _from_base64(content.decode())
         width, height = image_size(content)
         self._count(width * height)
         return open_image(content, most_bytes=BOUNDS.served_image_bytes)
@@ -118,6 +134,15 @@ class _Request:
             )
 
 
+def _unwrapped(image: Any) -> Any:
+    """The text in `{"b64": text}`, or what there is otherwise."""
+    if isinstance(image, dict) and image.keys() == {"b64"}:
+        return image["b64"]
+    if isinstance(image, str) and (nested := _NESTED.fullmatch(image)):
+        return re.sub(r"\\[rn]", "", nested[3])
+    return image
+
+
 def _values(row: Any) -> Any:
     return row if hasattr(row, "__len__") else (row,)
 
@@ -140,9 +165,21 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
+class _Refusal(mlflow.exceptions.MlflowException):
+    """The server answers 400, not 500, with the reason alone: MLflow would put the whole request before it."""
+
+    @property
+    def message(self) -> str:
+        return self._reason
+
+    @message.setter
+    def message(self, text: str) -> None:
+        self._reason = text.rpartition(". \nError: ")[2]
+
+
 def _refusal(reason: str) -> Exception:
-    error: Exception = mlflow.exceptions.MlflowException.invalid_parameter_value(reason)
-    return error  # the server answers 400, not 500
+    error: Exception = _Refusal.invalid_parameter_value(reason)
+    return error
 
 
 mlflow.models.set_model(ServedModel())

@@ -112,14 +112,8 @@ class StepLogger:
         """Log an input of the step, for MLflow's lineage. MLflow keeps 36 characters of `digest`."""
         self._put("dataset", name=name, digest=digest, context=context)
 
-    def children(
-        self, candidates: Sequence[ScoredCandidate], chosen: Collection[SubnetSpec], front: Collection[SubnetSpec] = ()
-    ) -> None:
-        """Log a finished child run for each candidate; tags mark chosen subnets and those on the Pareto front."""
-        self.child_runs([child_run(outcome, chosen, front) for outcome in candidates])
-
     def child_runs(self, children: Sequence[Mapping[str, Any]]) -> None:
-        """Log finished child runs, each with its `name`, `params`, `metrics` and `tags`.
+        """Log finished child runs, each with its `name`, `params`, `metrics` and `tags`; see `child_run`, `budget_run`.
 
         For some tens of runs, at 5 to 9 a second. An existing run of the same name is kept.
         """
@@ -149,7 +143,7 @@ def arch_params(spec: SubnetSpec) -> dict[str, str | float]:
 def child_run(
     outcome: ScoredCandidate, chosen: Collection[SubnetSpec], front: Collection[SubnetSpec] = ()
 ) -> dict[str, Any]:
-    """The name, parameters, metrics and tags of a candidate's run."""
+    """The name, parameters, metrics and tags of a candidate's run; tags mark chosen subnets and the Pareto front."""
     row, spec = outcome.to_row(), outcome.candidate.spec
     metrics = {
         "val/top1": outcome.top1_percent,

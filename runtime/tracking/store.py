@@ -6,7 +6,6 @@ MLflow is imported inside functions, since the import takes seconds.
 import contextlib
 import errno
 import hashlib
-import math
 import os
 import re
 import sys
@@ -18,11 +17,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, shortened
 from autoformer.files import check_regular
 from autoformer.locks import lock
-from runtime.common.config import checkout
+from runtime.common.config import checkout, lasting
 from runtime.common.console import print_line
+from runtime.common.processes import number_of
 from runtime.common.redaction import hide, without_password
 from runtime.common.retrying import retry, within
 from runtime.tracking.bounded import bound_answers, endless_answer, is_odd_setting
@@ -63,6 +63,8 @@ def tracking_uri() -> str:
         AutoFormerError: the path of that file cannot be part of an address.
     """
     if named := os.environ.get("MLFLOW_TRACKING_URI"):
+        if (file := sqlite_file(named)) and lasting(file) != file:
+            return f"sqlite:///{checkout()}/{named.removeprefix('sqlite:///')}"
         return named
     root = checkout()
     if set(str(root)) & set("%?") or set(str(root)) >= set("'\""):  # MLflow would write beside it, or write wrong SQL
@@ -191,9 +193,8 @@ def translate_errors(uri: str) -> Iterator[None]:
 
 def _without_user(text: str, uri: str) -> str:
     """Remove the credentials from an address in a library's message, which may quote half a password and the host."""
-    _, at, rest = uri.rpartition("@")
-    host = rest.partition("/")[0]
-    return re.sub(rf"[^\s'\"]*@{re.escape(host)}", host, text) if at else text
+    host = uri.rpartition("@")[2].partition("/")[0]
+    return re.sub(rf"[^\s'\"]*@{re.escape(host)}", host, text) if "@" in uri else text
 
 
 def patience_seconds() -> float:
@@ -206,13 +207,8 @@ def patience_seconds() -> float:
 
 def seconds_of(name: str, text: str) -> float:
     """The value of an environment variable. Raises `AutoFormerError`."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not abs(seconds) <= _MOST_SECONDS:
-        raise AutoFormerError(f"{name}={text[:40]}: expected a number of seconds")
-    return max(0.0, seconds)
+    refusal = f"{name}={text[:40]}: expected a number of seconds"
+    return max(0.0, number_of(text, -_MOST_SECONDS, _MOST_SECONDS, refusal))
 
 
 def retry_while_away(call: Callable[[], Answer]) -> Answer:
@@ -241,9 +237,8 @@ def is_refusal(error: Exception) -> bool:
             "INVALID_STATE",
         )
     response = getattr(error, "response", None)  # set by requests, which uploads use
-    if getattr(response, "status_code", None) in (400, 404, 413):
-        return True
-    return isinstance(error, FileNotFoundError | TypeError | KeyError | ImportError)
+    refused = getattr(response, "status_code", None) in (400, 404, 413)
+    return refused or isinstance(error, FileNotFoundError | TypeError | KeyError | ImportError)
 
 
 @contextlib.contextmanager
@@ -301,9 +296,7 @@ def experiment_id(client: "MlflowClient") -> str:
 
 def reason(error: BaseException) -> str:
     """An error as one line of at most 200 characters, without secrets."""
-    error = _root(error)
-    text = hide(" ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= REASON_CHARACTERS else text[: REASON_CHARACTERS - 1] + "…"
+    return shortened(hide(" ".join(str(_root(error)).split())) or type(_root(error)).__name__, REASON_CHARACTERS)
 
 
 def _root(error: BaseException) -> BaseException:

@@ -127,7 +127,7 @@ class OnCluster:
                 if self.kubectl("exec", pod, "-c", "main", "--", *find, check=False).strip():
                     time.sleep(EVERY_SECONDS + 10)
                     return pod
-            time.sleep(1)
+            time.sleep(3)
         raise TimeoutError(f"{step}: no checkpoint after {LIMIT_SECONDS:.0f} s")
 
 

@@ -27,13 +27,20 @@ if not steps:
 """
 KILL, STOP = (f"{STEPS}[os.kill(step, signal.{name}) for step in steps]" for name in ("SIGKILL", "SIGTERM"))
 EXHAUST = (
-    STEPS
+    STEPS.replace("sys", "sys, time", 1)
     + """
-for step in steps:  # the kernel's first choice
+def at_work():
+    return all(pathlib.Path(f"/proc/{step}").exists() for step in steps)
+
+for step in steps:  # the kernel ends first what is largest and offers itself
     pathlib.Path(f"/proc/{step}/oom_score_adj").write_text("1000")
-taken = []
-while all(pathlib.Path(f"/proc/{step}").exists() for step in steps):
-    taken.append(b"x" * 2**26)
+while at_work():
+    if os.fork() == 0:
+        taken = b"x" * 2**26
+        while at_work():
+            time.sleep(0.1)
+        os._exit(0)
+    time.sleep(0.1)
 """
 )
 FAULTS = {"process killed": KILL, "process stopped": STOP, "memory exhausted": EXHAUST}
