@@ -40,6 +40,14 @@ def endless_answer(error: BaseException | None) -> EndlessAnswerError | None:
     return error
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """The cause that MLflow's wrapper hides behind a quote of the request."""
+    if str(error).startswith(("API request to http", "Invalid url: ")):
+        while (cause := error.__cause__ or error.__context__) is not None:
+            error = cause
+    return error
+
+
 def is_odd_setting(error: BaseException) -> bool:
     """Whether a request was never sent: an address, a variable or a header that requests or MLflow refuse."""
     is_parsing = isinstance(error, json.JSONDecodeError | UnicodeDecodeError | UnavailableError)  # of an answer

@@ -25,7 +25,7 @@ from runtime.common.console import print_line
 from runtime.common.processes import number_of
 from runtime.common.redaction import hide, without_password
 from runtime.common.retrying import retry, within
-from runtime.tracking.bounded import bound_answers, endless_answer, is_odd_setting
+from runtime.tracking.bounded import bound_answers, endless_answer, is_odd_setting, root_cause
 from runtime.tracking.moved import FOLDER, follow
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def is_refusal(error: Exception) -> bool:
     """Whether the store or the disk refused the request, so a retry is useless."""
     from mlflow.exceptions import MlflowException
 
-    if is_odd_setting(_root(error)):
+    if is_odd_setting(root_cause(error)):
         return True
     if isinstance(error, MlflowException):
         return error.error_code in (
@@ -296,12 +296,6 @@ def experiment_id(client: "MlflowClient") -> str:
 
 def reason(error: BaseException) -> str:
     """An error as one line of at most 200 characters, without secrets."""
-    return shortened(hide(" ".join(str(_root(error)).split())) or type(_root(error)).__name__, REASON_CHARACTERS)
-
-
-def _root(error: BaseException) -> BaseException:
-    """The cause that MLflow's wrapper hides behind a quote of the request."""
-    if str(error).startswith(("API request to http", "Invalid url: ")):
-        while (cause := error.__cause__ or error.__context__) is not None:
-            error = cause
-    return error
+    return shortened(
+        hide(" ".join(str(root_cause(error)).split())) or type(root_cause(error)).__name__, REASON_CHARACTERS
+    )
