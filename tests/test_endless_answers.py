@@ -206,9 +206,11 @@ def test_a_folder_of_artifacts_that_lists_itself_is_refused(
         handler.end_headers()
         yield text
 
+    import mlflow
+
     monkeypatch.setattr("runtime.tracking.bounded.BOUNDS", BOUNDS.model_copy(update={"model_files": 20}))
     with answering(answer) as server:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+        mlflow.set_tracking_uri(server.address)
         with pytest.raises(AutoFormerError, match="lists more than 20 files of this model"):
             check_listing("mlflow-artifacts:/models/m/artifacts")
         assert server.count < 15
