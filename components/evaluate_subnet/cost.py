@@ -74,9 +74,7 @@ def _search(results: Results) -> Cost:
         return Cost("Search")
     images = sum(seen.values())
     macs = sum(count * count_macs(results.space, subnet) for subnet, count in seen.items())
-    note = (
-        f"{len(seen):,} subnets × {images / len(seen):,.0f} images on average; the longer of two races counts"
-    )
+    note = f"{len(seen):,} subnets × {images / len(seen):,.0f} images on average; the longer of two races counts"
     return Cost("Search", note, images, macs)
 
 
