@@ -1,6 +1,7 @@
 """The report's cost by step, against tables by hand and the images that real searches have scored."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny import TinyData
 
 from autoformer.candidates import COLUMNS, Candidate, Origin, ScoredCandidate
 from autoformer.complexity import count_macs
+from autoformer.errors import AutoFormerError
 from autoformer.evaluation import score
 from autoformer.named import load_space
 from autoformer.sampling import make_sampler
@@ -215,3 +217,20 @@ def test_the_page_has_the_numbers_beside_the_bars_and_names_what_is_not_recorded
     assert "Supernet training not recorded" in text and "Search not recorded" in text
     assert "Evaluation 800 images" in text and "100.0 % 400 test images with each of 2 sets of weights" in text
     assert "3 times its forward pass" in text and "MLflow" in text and "make run" in text
+
+
+def test_bars_are_as_long_as_their_macs(tmp_path: Path) -> None:
+    page = render(*counted(searched(tmp_path, *DRAWN)), CONFIG)
+    text = text_of(page)
+    assert "Cost by step: supernet training takes 51 % of 676 k counted MACs" in text
+    assert "Supernet training 48 images · 342 k MACs · 50.5 %" in text
+    assert "Retraining (reference from scratch) 40 images · 196 k MACs · 29.0 %" in text
+    bars = re.findall(r'<rect class="fill a" width="([\d.]+)%"', page.partition("Cost by step")[2])
+    assert [float(bar) for bar in bars] == [round(100 * macs / 341_568, 2) for _, _, macs in BY_HAND]
+
+
+def test_a_damaged_table_of_finalists_is_one_line(tmp_path: Path) -> None:
+    table = searched(tmp_path, *DRAWN) / "finalists.csv"
+    table.write_text(table.read_text().replace("50.0,", "half,"))
+    with pytest.raises(AutoFormerError, match="finalists.csv: candidate 0: .*half.*; run search_subnet again"):
+        read_search(tmp_path, ONE)
