@@ -232,5 +232,5 @@ def test_bars_are_as_long_as_their_macs(tmp_path: Path) -> None:
 def test_a_damaged_table_of_finalists_is_one_line(tmp_path: Path) -> None:
     table = searched(tmp_path, *DRAWN) / "finalists.csv"
     table.write_text(table.read_text().replace("50.0,", "half,"))
-    with pytest.raises(AutoFormerError, match="finalists.csv: candidate 0: .*half.*; run search_subnet again"):
+    with pytest.raises(AutoFormerError, match=r"finalists.csv: candidate 0: .*half.*; run search_subnet again"):
         read_search(tmp_path, ONE)
