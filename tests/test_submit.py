@@ -405,11 +405,34 @@ def test_a_server_that_stays_away(kfp: KfpServer, capsys: Capture) -> None:
         (["--every", "0 3 * *", *DATA], "minute, hour, day, month, weekday"),
         (["--every", "6h", "--wait", *DATA], "a recurring run has no end to wait for"),
         (["--hst", "x"], "unrecognized arguments: --hst"),
+        (["--experiment", " ", *DATA], "EXPERIMENT is empty"),
+        (["--data-hash", "abc", *DATA], "DATA_HASH=abc: expected a sha256"),
+        (["--run", "a", "--terminate", "b"], "RUN and TERMINATE: one of them at a time"),
+        (["--run", "a", "--every", "6h", *DATA], "RUN and EVERY: one of them at a time"),
+        (["--run", ""], "RUN=: not the id of a run"),
+        (["--run", "../../x"], "RUN=../../x: not the id of a run"),
+        (["--terminate", "my run"], "TERMINATE=my run: not the id of a run"),
     ],
 )
 def test_bad_input_asks_nobody(arguments: list[str], message: str, kfp: KfpServer, capsys: Capture) -> None:
     assert message in refused(kfp, capsys, *arguments)
     assert kfp.requests == []
+
+
+def test_a_slash_at_the_end_of_the_data_makes_no_other_task_for_the_cache(kfp: KfpServer) -> None:
+    for data in ("s3://bucket/images", "s3://bucket/images/", "s3://bucket//images"):
+        assert run(kfp, "--preset", "smoke", "--data", data) == 0
+    data = [each.runtime_config.parameters["data"] for each in kfp.runs.values()]
+    assert data == ["s3://bucket/images"] * 3
+
+
+def test_a_run_that_has_ended_is_not_terminated(kfp: KfpServer, capsys: Capture) -> None:
+    assert run(kfp, "--preset", "smoke", *DATA) == 0
+    (run_id,) = kfp.runs
+    kfp.runs[run_id].state = "FAILED"
+    capsys.readouterr()
+    assert f"the run {run_id} has ended already: failed" in refused(kfp, capsys, "--terminate", run_id)
+    assert kfp.terminated == []
 
 
 @pytest.mark.parametrize(
@@ -694,6 +717,7 @@ def test_a_run_is_followed_again_and_ended(kfp: KfpServer, capsys: Capture) -> N
     kfp.story = GOOD
     assert run(kfp, "--run", run_id) == 0
     assert "register-model: done, " in capsys.readouterr().out
+    kfp.story = GOOD[-2:-1]
     assert run(kfp, "--terminate", run_id) == 0 and kfp.terminated == [run_id]
     assert "Run gone not found" in refused(kfp, capsys, "--run", "gone")
     assert "Run gone not found" in refused(kfp, capsys, "--terminate", "gone")
@@ -779,6 +803,9 @@ def test_the_end_of_a_recurring_run_stops_none_of_its_runs(kfp: KfpServer, capsy
     [
         ("0 3 * * 1", {"cron_expression": "0 0 3 * * 1"}),
         ("*/15 0-6,22 1 JAN-mar mon", {"cron_expression": "0 */15 0-6,22 1 JAN-mar mon"}),
+        ("0 3 29 2 *", {"cron_expression": "0 0 3 29 2 *"}),
+        ("0 3 31 4/1 *", {"cron_expression": "0 0 3 31 4/1 *"}),
+        ("0 3 31 2 1", {"cron_expression": "0 0 3 31 2 1"}),
         ("90m", {"interval_second": 5400}),
         ("2d", {"interval_second": 172800}),
     ],
@@ -800,6 +827,14 @@ def test_triggers(every: str, expected: dict[str, Any]) -> None:
         ("0 3 * * x", "'x' is no day"),
         ("0 0 3 * * 1", "minute, hour, day, month, weekday"),
         ("0h", "an interval of nothing"),
+        ("367d", "more than 366 days"),
+        ("99999999999999d", "more than 366 days"),
+        ("\u0663h", "EVERY=6h"),
+        ("*/\u0663 * * * *", "is no minute"),
+        ("*/ * * * *", "'*/' is no minute"),
+        ("0 3 31 2 *", "month '2' never has a day 31"),
+        ("0 3 31 4-6/2,SEP *", "month '4-6/2,SEP' never has a day 31"),
+        ("0 3 30/1 feb *", "month 'feb' never has a day 30"),
         ("weekly", "EVERY=6h"),
         ("", "EVERY=never"),
     ],

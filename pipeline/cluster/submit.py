@@ -6,6 +6,7 @@ succeeded, else 1 with a line about the failed task. EVERY=… creates a recurri
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -34,6 +35,9 @@ from runtime.storage import S3Uri, is_uri
 
 if TYPE_CHECKING:
     from pipeline.cluster.kfp_client import KfpClient
+
+_EXAMPLE_ID = "9e368fea-8b78-4dea-8775-0786f7ea180c, for example"
+_OMIT = "leave it out, and each run computes it"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,7 +78,7 @@ def _run(arguments: argparse.Namespace, state: list[str]) -> int:
     if arguments.run:
         return _follow(_connect(arguments, cluster), arguments.run, state)
     if arguments.terminate:
-        _connect(arguments, cluster).terminate_run(arguments.terminate)
+        _connect(arguments, cluster).terminate(arguments.terminate)
         print_line(f"run {arguments.terminate}: termination requested")
         return 0
     if arguments.every == schedules.NEVER:
@@ -119,6 +123,9 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if not arguments.host:
         raise AutoFormerError("HOST is missing: the address of KFP's UI, as in HOST=http://127.0.0.1:8080")
     address(arguments.host)
+    _check_run(arguments)
+    if not arguments.experiment.strip():
+        raise AutoFormerError("EXPERIMENT is empty: the name of an experiment in KFP, or leave it out")
     if arguments.run or arguments.terminate or arguments.every == schedules.NEVER:
         return
     if arguments.every is not None:
@@ -126,14 +133,29 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if not arguments.data:
         raise AutoFormerError("DATA is missing: s3://bucket/folder, or the folder of a volume that the steps see")
     if is_uri(arguments.data):
-        S3Uri.parse(arguments.data)
+        arguments.data = str(S3Uri.parse(arguments.data))  # without a slash at its end: KFP's cache compares texts
     elif not arguments.data.startswith("/"):
         raise AutoFormerError(
             f"DATA={arguments.data}: the steps run elsewhere, and know no folder of this machine; "
             "give s3://bucket/folder, or the whole path on a volume that they mount"
         )
+    if not re.fullmatch(r"([0-9a-f]{64})?", arguments.data_hash):
+        raise AutoFormerError(f"DATA_HASH={arguments.data_hash}: expected a sha256 of 64 hexadecimal digits; {_OMIT}")
     if arguments.every and arguments.wait:
         raise AutoFormerError("EVERY and WAIT: a recurring run has no end to wait for; leave one of them out")
+
+
+def _check_run(arguments: argparse.Namespace) -> None:
+    """Check RUN, TERMINATE and EVERY, of which one excludes the others."""
+    named = {"RUN": arguments.run, "TERMINATE": arguments.terminate, "EVERY": arguments.every}
+    wanted = [name for name, value in named.items() if value is not None]
+    if len(wanted) > 1:
+        raise AutoFormerError(f"{' and '.join(wanted)}: one of them at a time")
+    for name in {"RUN", "TERMINATE"} & set(wanted):
+        if not re.fullmatch(r"[0-9A-Za-z-]+", named[name]):
+            raise AutoFormerError(
+                f"{name}={named[name]}: not the id of a run, which `make submit` prints: {_EXAMPLE_ID}"
+            )
 
 
 def _check_cluster(cluster: Cluster | None, arguments: argparse.Namespace) -> None:

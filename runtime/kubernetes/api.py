@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from autoformer.errors import AutoFormerError
 from runtime.common.console import print_line
 from runtime.common.exit_codes import LOST, JobFailed
@@ -80,6 +82,11 @@ class KubernetesApi:
         except (config.ConfigException, OSError) as error:
             raise AutoFormerError(
                 f"no cluster to launch a job in ({error}); run it in a pod, or set KUBECONFIG"
+            ) from None
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
+            file = os.environ.get("KUBECONFIG", "~/.kube/config")
+            raise AutoFormerError(
+                f"{file}: not a configuration of kubectl ({type(error).__name__}); correct it, or set KUBECONFIG"
             ) from None
         configuration.retries = False  # `_request` retries, and reports it
         return cls(configuration, namespace or _namespace(), patience)
