@@ -25,7 +25,7 @@ from started import started
 from werkzeug.serving import generate_adhoc_ssl_pair
 
 from autoformer.errors import AutoFormerError
-from pipeline.cluster import first_run, follow_run, kfp_access, kfp_client, schedules, submit
+from pipeline.cluster import first_run, follow_run, kfp_access, kfp_client, schedules, submit, workflow_watch
 from pipeline.cluster.compile import write_package
 from pipeline.cluster.settings import Cluster
 from pipeline.cluster.workflow import Workflow
@@ -525,6 +525,14 @@ def test_a_failed_run_ends_with_task_reason_pod_and_log(by: str, kfp: KfpServer,
     ]
 
 
+def write_kubeconfig(port: int) -> None:
+    cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "another"}}
+    user = {"name": "u", "user": {}}
+    content = {"clusters": [cluster], "contexts": [context], "users": [user], "current-context": "c"}
+    Path(os.environ["KUBECONFIG"]).write_text(yaml.safe_dump(content))
+
+
 def test_a_log_comes_from_kubernetes_where_kfp_has_none(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
     kfp.story = [FAILED]
     asked: list[tuple[str, str]] = []
@@ -543,16 +551,120 @@ def test_a_log_comes_from_kubernetes_where_kfp_has_none(kfp: KfpServer, capsys: 
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cluster) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        config = Path(os.environ["KUBECONFIG"])
-        cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
-        context = {"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "another"}}
-        user = {"name": "u", "user": {}}
-        content = {"clusters": [cluster], "contexts": [context], "users": [user], "current-context": "c"}
-        config.write_text(yaml.safe_dump(content))
+        write_kubeconfig(server.server_port)
         assert run(kfp, "--wait", *DATA) == 1
         server.shutdown()
     assert asked == [(f"/api/v1/namespaces/kubeflow/pods/{POD}/log", "main")]
     assert "resolve-config failed: s3://autoformer/data/nothing: no such folder; " in capsys.readouterr().err
+
+
+class Workflows(http.server.BaseHTTPRequestHandler):
+    """The workflows of a Kubernetes API server 1.36, without their content."""
+
+    present: dict[str, str]  # name -> run
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        name = urlsplit(self.path).path.partition("/workflows")[2].lstrip("/")
+        self.asked.append(name)
+        objects = [{"kind": "PartialObjectMetadata", "metadata": {"name": each, "labels": {"pipeline/runid": run}}}
+                   for each, run in self.present.items()]  # fmt: skip
+        found = [each for each in objects if each["metadata"]["name"] == name]
+        gone = {"kind": "Status", "message": f'workflows.argoproj.io "{name}" not found', "code": 404}
+        answer = {"kind": "PartialObjectMetadataList", "items": objects or None} if not name else [*found, gone][0]
+        text = json.dumps(answer).encode()
+        self.send_response(404 if answer is gone else 200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def workflows() -> Iterator[type[Workflows]]:
+    """The Kubernetes of KUBECONFIG, which is asked without a pause."""
+
+    class Own(Workflows):
+        present, asked = {}, []
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Own) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        write_kubeconfig(server.server_port)
+        yield Own
+        server.shutdown()
+
+
+RUNNING = GOOD[1]
+WORKFLOW = str(RUNNING.workflow["metadata"]["name"])
+
+
+@pytest.mark.parametrize("seen_there", [True, False])
+def test_a_workflow_that_was_deleted_in_kubernetes_ends_the_following(
+    kfp: KfpServer, capsys: Capture, monkeypatch: Any, workflows: type[Workflows], seen_there: bool
+) -> None:
+    """It is known by an earlier look, or by another workflow, whose run KFP has."""
+    monkeypatch.setattr(workflow_watch, "QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(follow_run, "PENDING_SECONDS", 0.0)
+    kfp.story = [RUNNING]
+    assert run(kfp, *DATA) == 0
+    (run_id,) = kfp.runs
+    if seen_there:
+        workflows.present[WORKFLOW] = run_id
+        has_workflow = workflow_watch.KubernetesApi.has_workflow
+
+        def once(api: Any, name: str) -> bool:
+            found = has_workflow(api, name)
+            workflows.present.clear()
+            return found
+
+        monkeypatch.setattr(workflow_watch.KubernetesApi, "has_workflow", once)
+    else:
+        workflows.present["another"] = run_id
+    capsys.readouterr()
+    line = refused(kfp, capsys, "--run", run_id)
+    assert f"Kubernetes has no workflow '{WORKFLOW}' in the namespace 'kubeflow' any more: it was deleted" in line
+    assert workflows.asked.count(WORKFLOW) == (3 if seen_there else 2)
+
+
+@pytest.mark.parametrize("others", [{}, {"another": "run-of-another-kfp"}])
+def test_a_kubernetes_that_is_not_kfps_own_ends_nothing(
+    kfp: KfpServer, capsys: Capture, monkeypatch: Any, workflows: type[Workflows], others: dict[str, str]
+) -> None:
+    monkeypatch.setattr(workflow_watch, "QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(follow_run, "PENDING_SECONDS", 0.0)
+    kfp.story = [RUNNING] * 6 + GOOD
+    workflows.present |= others
+    assert run(kfp, "--wait", *DATA) == 0
+    assert workflows.asked.count(WORKFLOW) >= 5
+
+
+def test_a_kubernetes_that_is_not_there_is_not_asked_again(kfp: KfpServer, monkeypatch: Any) -> None:
+    monkeypatch.setattr(workflow_watch, "QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(follow_run, "PENDING_SECONDS", 0.0)
+    asked: list[Any] = []
+    connect = workflow_watch.KubernetesApi.connect
+    monkeypatch.setattr(workflow_watch.KubernetesApi, "connect", lambda *args: asked.append(args) or connect(*args))
+    kfp.story = [RUNNING] * 4 + GOOD
+    assert run(kfp, "--wait", *DATA) == 0
+    assert len(asked) == 1
+
+
+def test_a_namespace_that_a_server_of_one_team_does_not_use_is_reported(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.story = GOOD
+    assert run(kfp, "--wait", "--namespace", "team-a", *DATA) == 0
+    note = "the run is in the namespace 'kubeflow', the only one of this server, not in 'team-a'\n"
+    assert capsys.readouterr().out.count(note) == 1
+    assert run(kfp, "--wait", "--namespace", "kubeflow", *DATA) == 0
+    assert "the only one" not in capsys.readouterr().out
+
+
+def test_a_run_whose_first_pod_kubernetes_refuses_ends_with_its_reason(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.story = [answers("no_service_account")]
+    assert run(kfp, "--wait", *DATA) == 1
+    line = capsys.readouterr().err
+    assert "submit: the run failed: pods " in line and 'serviceaccount "nosuch" not found; http' in line
+    assert "kubectl" not in line and line.count("\n") == 1
 
 
 def test_without_a_log_the_command_that_prints_it_is_given(kfp: KfpServer, capsys: Capture) -> None:

@@ -22,6 +22,7 @@ MANIFESTS = "pipeline/manifests/training"
 TIMEOUT_SECONDS = (10, 30)  # to connect, and between two parts of the answer
 LAST_SECONDS = (0.4, 0.5)  # the same, shortly before this process is killed
 TRAINJOBS = f"{PLURAL}.{GROUP}"
+WORKFLOWS = "workflows.argoproj.io"
 _WITH_PODS = {"propagationPolicy": "Foreground"}
 Object = dict[str, Any]
 
@@ -155,6 +156,26 @@ class KubernetesApi:
             else:
                 text = call(pod, self.namespace, _preload_content=False, **arguments).data.decode(errors="replace")
                 yield from filter(None, text.split("\n"))
+
+    def has_workflow(self, name: str) -> bool:
+        """Whether the namespace has the Argo workflow of that name."""
+        call = self._workflows
+        return self._request("get", call, f"/{name}", resource=WORKFLOWS, none_for=404) is not None
+
+    def labels_of_workflows(self, label: str) -> list[str]:
+        """The values of a label of some of the namespace's Argo workflows."""
+        options = {"query_params": [("labelSelector", label), ("limit", 5)], "resource": WORKFLOWS}
+        found = self._request("list", self._workflows, "", **options)["items"] or []  # null if there is none
+        return [each["metadata"]["labels"][label] for each in found]
+
+    def _workflows(self, name: str, **options: Any) -> Any:
+        """A request for workflows, without their content, which can have a megabyte."""
+        path = f"/apis/argoproj.io/v1alpha1/namespaces/{self.namespace}/workflows{name}"
+        kind = "PartialObjectMetadata" if name else "PartialObjectMetadataList"
+        accept = {"Accept": f"application/json;as={kind};g=meta.k8s.io;v=v1"}
+        return self._core.api_client.call_api(
+            path, "GET", header_params=accept, auth_settings=["BearerToken"], _return_http_data_only=True, **options
+        )
 
     def hurry(self) -> None:
         """Shorten the maximum outage from now on: this process is being stopped."""
