@@ -46,10 +46,10 @@ class WorkflowWatch:
             self._is_first = False
             self._note_namespace(workflow)
         if self._is_reachable and time.monotonic() - self._news_at > QUIET_SECONDS and self._is_deleted(workflow):
+            where = f"'{workflow.name}' in the namespace '{workflow.namespace}'"
             raise MissingError(
-                f"Kubernetes has no workflow '{workflow.name}' in the namespace '{workflow.namespace}' any more: it "
-                "was deleted, and KFP reports its run as running for ever; start another one, which takes what was done "
-                "from the cache"
+                f"Kubernetes has no workflow {where} any more: it was deleted, and KFP reports its run as running for "
+                "ever; start another run, which takes what was done from the cache"
             )
 
     def _note_namespace(self, workflow: Workflow) -> None:
