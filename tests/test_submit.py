@@ -488,6 +488,14 @@ def test_a_run_is_followed_to_its_end(kfp: KfpServer, capsys: Capture) -> None:
     assert lines[-1].startswith("the run succeeded: http")
 
 
+def test_a_run_of_another_pipeline_is_not_taken_for_one_of_this(kfp: KfpServer, capsys: Capture) -> None:
+    assert run(kfp, *DATA) == 0
+    (run_id,) = kfp.runs
+    kfp.runs[run_id].state = "SUCCEEDED"
+    assert run(kfp, "--run", run_id) == 0
+    assert "the run succeeded, with no task of this pipeline: " in capsys.readouterr().out
+
+
 def test_a_task_whose_end_comes_after_that_of_the_run_is_reported(kfp: KfpServer, capsys: Capture) -> None:
     """As KFP 2.17 answers for some seconds: the run has succeeded, its last task still runs."""
     late = copy.deepcopy(answers("succeeded"))
@@ -794,6 +802,30 @@ def test_a_first_run_finds_its_own_ways_into_the_cluster(
     script.write_text("#!/bin/sh\necho 'The connection to the server was refused' >&2; exit 1\n")
     assert first_run.main(["--cluster", a_cluster(tmp_path)]) == 2
     assert "connection to the server was refused; is the platform there?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cluster", "standalone"], "CLUSTER=standalone: still the example's: images.training"),
+        (["--cluster", "mine", "--preset", "smokee"], "did you mean 'smoke'?"),
+        (["--cluster", "mine"], "the secret 'autoformer-s3' in 'mine' has no secret_key"),
+    ],
+)
+def test_a_first_run_uploads_nothing_where_settings_or_keys_are_wrong(
+    arguments: list[str], message: str, kfp: KfpServer, capsys: Capture, tmp_path: Path, monkeypatch: Any
+) -> None:
+    script = tmp_path / "kubectl"
+    without = KUBECTL.replace('"secret_key"', '"another"')
+    assert without != KUBECTL
+    script.write_text(re.sub("UI|S3", kfp.host.rpartition(":")[2], without))
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(first_run, "upload_folder", None)
+    mine = a_cluster(tmp_path)
+    assert first_run.main([mine if word == "mine" else word for word in arguments]) == 2
+    line = capsys.readouterr().err
+    assert message in line and line.count("\n") == 1
 
 
 def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:

@@ -74,7 +74,8 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
         polls_late += run.state in ENDED  # KFP records the end of the last task after the end of the run
         time.sleep(POLL_SECONDS)
     if run.state == "SUCCEEDED":
-        print_line(f"the run succeeded: {client.page(run_id)}")
+        foreign = "" if tasks else ", with no task of this pipeline"
+        print_line(f"the run succeeded{foreign}: {client.page(run_id)}")
         return 0
     print_line(f"submit: {_failure(run, workflow, is_terminated, client)}", sys.stderr)
     return 1

@@ -164,13 +164,18 @@ def _check_cluster(cluster: Cluster | None, arguments: argparse.Namespace) -> No
             raise AutoFormerError("CLUSTER is missing: a file of configs/cluster/, which names images and machines; "
                                   "or IMAGE=repository@sha256:… for any cluster")  # fmt: skip
         return
-    examples = cluster.placeholders()
-    if examples:
-        raise AutoFormerError(f"CLUSTER={arguments.cluster}: still the example's: {', '.join(examples)}")
+    check_filled_in(cluster, arguments.cluster)
     mounts = [volume.mount for volume in cluster.volumes]
     if not is_uri(arguments.data) and not any(Path(arguments.data).is_relative_to(mount) for mount in mounts):
         known = f"they are at {', '.join(mounts)}" if mounts else "it has none"
         raise AutoFormerError(f"DATA={arguments.data}: on no volume of CLUSTER={arguments.cluster}; {known}")
+
+
+def check_filled_in(cluster: Cluster, source: str) -> None:
+    """Raise `AutoFormerError` if settings still have values of the example."""
+    examples = cluster.placeholders()
+    if examples:
+        raise AutoFormerError(f"CLUSTER={source}: still the example's: {', '.join(examples)}")
 
 
 def _parameters(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
