@@ -435,6 +435,22 @@ def test_a_run_that_has_ended_is_not_terminated(kfp: KfpServer, capsys: Capture)
     assert kfp.terminated == []
 
 
+def test_a_run_whose_workflow_was_deleted_cannot_be_terminated(kfp: KfpServer, capsys: Capture) -> None:
+    """The message is that of KFP 2.17.0."""
+    assert run(kfp, *DATA) == 0
+    (run_id,) = kfp.runs
+    message = (
+        f"Failed to terminate a run: InternalServerError: Failed to terminate run {run_id} due to error terminating "
+        "its workflow: Failed to terminate workflow autoformer-sq4tp due to patching error: Failed to terminate workflow "
+        "autoformer-sq4tp due to patching error after multiple retries: Failed to terminate workflow autoformer-sq4tp "
+        'due to patching error: workflows.argoproj.io "autoformer-sq4tp" not found'
+    )
+    kfp.fail("POST", f"{V2}/runs/.*", status(500, json.dumps({"message": message})))
+    capsys.readouterr()
+    line = refused(kfp, capsys, "--terminate", run_id)
+    assert f"the run {run_id} cannot be ended: Kubernetes has no workflow of it any more" in line
+
+
 @pytest.mark.parametrize(
     ("host", "message"),
     [

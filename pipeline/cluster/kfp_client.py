@@ -149,13 +149,6 @@ class KfpClient(Client):
 
         return str(_create(lambda: find() or self.run_pipeline(job_name=name, **arguments)).run_id)
 
-    def terminate(self, run_id: str) -> None:
-        """Request the end of a run. Raises `AutoFormerError` if it has ended."""
-        run = self.get_run(run_id)
-        if run.state in ENDED:
-            raise AutoFormerError(f"{self.host}: the run {run_id} has ended already: {run.state.lower()}")
-        self.terminate_run(run_id)
-
     def workflow(self, run_id: str) -> Workflow | None:
         """The Argo workflow of a run; None if it has none yet, or the server does not return it."""
         try:

@@ -24,7 +24,7 @@ from components.resolve_config.step import resolve
 from pipeline.cluster import schedules
 from pipeline.cluster.compile import PIPELINE, write_package
 from pipeline.cluster.follow_run import follow_run
-from pipeline.cluster.kfp_access import OLDEST, MissingError, address
+from pipeline.cluster.kfp_access import ENDED, OLDEST, MissingError, address
 from pipeline.cluster.settings import Cluster, load_cluster
 from runtime.common.code import package_code
 from runtime.common.config import Config
@@ -78,9 +78,7 @@ def _run(arguments: argparse.Namespace, state: list[str]) -> int:
     if arguments.run:
         return _follow(_connect(arguments, cluster), arguments.run, state)
     if arguments.terminate:
-        _connect(arguments, cluster).terminate(arguments.terminate)
-        print_line(f"run {arguments.terminate}: termination requested")
-        return 0
+        return _terminate(_connect(arguments, cluster), arguments.terminate)
     if arguments.every == schedules.NEVER:
         return _end_recurring(_connect(arguments, cluster), arguments)
     _check_cluster(cluster, arguments)
@@ -237,6 +235,21 @@ def _end(client: "KfpClient", name: str, recurring: Sequence[str]) -> None:
             else "ended; the runs that it has started stay"
         )
         print_line(f"recurring run '{name}', {each}: {state}")
+
+
+def _terminate(client: "KfpClient", run_id: str) -> int:
+    state = client.get_run(run_id).state
+    if state in ENDED:
+        raise AutoFormerError(f"{client.host}: the run {run_id} has ended already: {state.lower()}")
+    try:
+        client.terminate_run(run_id)
+    except AutoFormerError as error:
+        if not re.search(r'workflows\.argoproj\.io "[^"]*" not found', str(error)):
+            raise
+        what = "Kubernetes has no workflow of it any more, and KFP reports it as running for ever"
+        raise AutoFormerError(f"{client.host}: the run {run_id} cannot be ended: {what}; archive it in KFP") from None
+    print_line(f"run {run_id}: termination requested")
+    return 0
 
 
 def _follow(client: "KfpClient", run_id: str, state: list[str]) -> int:
