@@ -24,6 +24,7 @@ class Bounds(Frozen):
     names_bytes: int = Field(16 * MB, description="size of a `classes.txt`")
     classes: int = Field(100_000, description="classes of a data set; class numbers are below it")
     members: int = Field(10_000_000, description="files in one tar")
+    tar_header_bytes: int = Field(1 * MB, description="size of the header of a file in a tar")
     image_file_bytes: int = Field(256 * MB, description="size of an image file, also inside a tar")
     image_bytes: int = Field(
         448 * MB, description="memory to decode one image: about 50 million pixels of PNG, 94 million of JPEG"
@@ -43,6 +44,13 @@ class Bounds(Frozen):
     params: int = Field(1_000_000_000, description="parameters of a supernet")
     patches: int = Field(10_000, description="patches of an image")
     split_rows: int = Field(100_000_000, description="rows of a split file")
+    answer_bytes: int = Field(16 * MB, description="size of one answer of a server, unpacked")
+    answer_seconds: float = Field(60.0, description="time for one answer of a server, besides that for its bytes")
+    answer_rate: int = Field(16 * KB, description="bytes a second, the least of a larger answer")
+    log_bytes: int = Field(256 * MB, description="size of a pod's log, as KFP returns it")
+    listed_pages: int = Field(2000, description="pages of a listing in S3, of 1000 objects each")
+    model_files: int = Field(1000, description="files and folders of a registered model")
+    model_bytes: int = Field(16_384 * MB, description="size of a file of a registered model")
     served_rows: int = Field(1024, description="images in one request to a served model")
     served_image_bytes: int = Field(
         160 * MB, description="memory for one image in a request: about 18 million pixels of PNG, 33 million of JPEG"

@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -77,6 +78,20 @@ def replacing(path: Path) -> Iterator[Path]:
         else:
             with contextlib.suppress(NotADirectoryError):  # the parent is a file; the error above reports it
                 temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise `AutoFormerError` if a file cannot be made at `path`, before the work whose result it is to hold."""
+    try:
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno in _ADVICE:
+            raise UnwritableError(str(path), error.errno) from None
+        raise AutoFormerError(f"{path}: no file can be made there ({error.strerror}); {_CHOOSE}") from None
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from autoformer.files import write_json
+from autoformer.files import check_writable, write_json
 from benchmarks.gpu.machine import describe, lines
 from benchmarks.rows import table
 from runtime.common.config import ROOT
@@ -92,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for part in arguments.parts:
         if part not in PARTS:
             parser.error(f"no part '{part}'; there are {', '.join(PARTS)}")
+    check_writable(arguments.out / "bench.json")
     described = machine()
     print("\n".join([f"{described['cpu']}, commit {described['commit']}", *lines(described)]))
     if arguments.quick:

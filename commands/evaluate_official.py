@@ -17,7 +17,7 @@ import numpy as np
 
 from autoformer.complexity import count_params
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_file, write_json
+from autoformer.files import check_writable, hash_file, write_json
 from autoformer.images.split_files import Split, hash_split
 from autoformer.named import load_space, load_subnet
 from autoformer.recipe import Dtype
@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="JSON file to write all figures to")
 
     def work(arguments: argparse.Namespace) -> None:
+        if arguments.out:
+            check_writable(arguments.out)
         figures = evaluate(arguments)
         for line in summary(figures):
             print_line(line)

@@ -18,6 +18,7 @@ from pathlib import Path
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, replacing
 from components.prepare_data.fashion_mnist import ARCHIVES, NAME
+from runtime.common.answers import whole
 from runtime.common.console import Parser, run_command
 
 PACKAGE = "dataset-fashion-mnist"
@@ -162,7 +163,7 @@ def _download(folder: Path, names: Sequence[str]) -> Path:
         for mirror in MIRRORS:
             try:
                 with urllib.request.urlopen(f"{mirror}/{name}", timeout=30) as answer:
-                    content = answer.read(_MOST_BYTES)
+                    content = whole(answer.read1, mirror, _MOST_BYTES)
             except (OSError, ValueError) as error:
                 problems.append(f"{mirror}: {getattr(error, 'reason', error)}")
                 continue

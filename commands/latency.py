@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import write_json
+from autoformer.files import check_writable, write_json
 from autoformer.latency import AT_REST, Clock, LatencyTable
 from autoformer.named import load_space
 from autoformer.recipe import Dtype
@@ -60,6 +60,7 @@ def _space(arguments: argparse.Namespace) -> SearchSpace:
         raise AutoFormerError(f"--check {arguments.check}: expected a whole number, 0 or more")
     if arguments.out.is_dir() or not arguments.out.absolute().parent.is_dir():
         raise AutoFormerError(f"--out {arguments.out}: expected a file in a folder that exists")
+    check_writable(arguments.out)
     space = load_space(arguments.space)
     return space.model_copy(update={"num_classes": arguments.classes}) if arguments.classes else space
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError, validated
-from autoformer.files import hash_path, hash_value, replacing, write_json
+from autoformer.files import check_writable, hash_path, hash_value, replacing, write_json
 from autoformer.latency import FILE as LATENCY_FILE
 from autoformer.latency import LatencyTable, read_latency_table
 from autoformer.reading import read_json_as, read_yaml_list
@@ -99,6 +99,7 @@ def _check_out(out: Path) -> None:
     """Refuse to replace anything but the output of an earlier `make score`."""
     if out.exists() and not (out.is_dir() and {file.name for file in out.iterdir()} <= {TABLE, PROVENANCE}):
         raise AutoFormerError(f"--out {out}: is there, and holds other things than scores; name another folder")
+    check_writable(out / TABLE)
 
 
 def read_subnets(path: Path, space: SearchSpace) -> list[Listed]:

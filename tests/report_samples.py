@@ -13,6 +13,7 @@ from latencies import table_of
 from photographs import CLASSES as PHOTOGRAPHS
 from photographs import sample_photograph
 from PIL import Image
+from run_steps import SECTIONS
 
 from autoformer.evaluation import confusion_matrix, paired_difference, score
 from autoformer.images.card import DatasetCard
@@ -151,8 +152,9 @@ def _results(card: DatasetCard, space: Any, subnet: NamedSubnet, folder: Path) -
         retrain_curves={"train_loss": loss, "search_top1_percent": rising(88, 0.9)},
         scratch_curves={"train_loss": loss, "search_top1_percent": rising(86, 0.3)},
         provenance={
-            "train_supernet": {"seed": 3, "code": "0123456789abcdef", "inputs": {"card": "c" * 64}},
-            "retrain_subnet": {"seed": 3, "code": "0123456789abcdef", "inputs": {"card": "c" * 64}},
+            step: {"seed": 3, "code": "0123456789abcdef", "inputs": {"card": "c" * 64}}
+            | {"config": {"seed": 3, step: SECTIONS[step]}}
+            for step in ("train_supernet", "retrain_subnet")
         },
     )  # fmt: skip
 

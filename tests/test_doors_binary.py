@@ -264,3 +264,11 @@ def test_a_split_file_of_another_kind_or_size(tmp_path: Path) -> None:
 def test_a_table_of_more_columns_than_any(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(",".join("c" for _ in range(1000)) + "\n1\n2\n")
     line_of(lambda: read_table(tmp_path / "a.csv"), "a.csv", "columns")
+
+
+def test_a_tar_of_cifar_with_a_header_of_any_size_takes_no_memory(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("././@PaxHeader")
+    header.type, header.size = tarfile.XHDTYPE, 8 * 2**20
+    content = header.tobuf() + b"a" * header.size
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(gzip.compress(content, 1))
+    line_of(lambda: cifar.read(tmp_path), "cifar-10-python.tar.gz", "a header of 8388608 bytes")

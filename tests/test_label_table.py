@@ -1,5 +1,6 @@
 """CSV files as spreadsheets, Windows and people write them: the same rows, or a line number as an editor counts."""
 
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pytest
 
 from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
+from components.prepare_data import label_table
 from components.prepare_data.label_table import read_label_table
+from components.prepare_data.sources import _read_csv
 from runtime.common.tables import read_table
 
 PLAIN = "path,label\nimg/a.png,cat\nimg/b.png,dog\n"
@@ -115,3 +118,21 @@ def test_a_csv_of_more_rows_than_memory_is_one_line(end: str, folder: Path, monk
         (folder / "labels.csv").write_text(PLAIN + "img/b.png,dog", newline=end)
         with pytest.raises(AutoFormerError, match=r"labels\.csv: .*more than 2 rows"):
             read(folder / "labels.csv")
+
+
+def test_a_table_of_many_images_takes_less_than_1000_bytes_an_image(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 20_000
+    # Reading reserves as much as a CSV may have, though it touches no more than this one has.
+    monkeypatch.setattr(label_table, "BOUNDS", BOUNDS.model_copy(update={"csv_bytes": 2**20}))
+    for number in range(count):
+        (folder / f"{number}.png").touch()
+    lines = (f"{number}.png,class number {number % 100}\n" for number in range(count))
+    (folder / "many.csv").write_text("path,label\n" + "".join(lines), encoding="utf-8")
+    tracemalloc.start()
+    try:
+        assert len(_read_csv(folder / "many.csv").images) == count
+        assert tracemalloc.get_traced_memory()[1] < 1000 * count
+    finally:
+        tracemalloc.stop()

@@ -21,6 +21,7 @@ from autoformer.named import load_space
 from autoformer.part_times import measure_table
 from autoformer.search import Evolution, EvolutionSettings, random_baseline
 from autoformer.space import SearchSpace, SubnetSpec
+from commands import evaluate_official, score
 from commands import latency as command
 
 SPACE = small_space()
@@ -183,6 +184,7 @@ def test_the_command_writes_a_table_that_names_its_device(
         ({"--device": "cuda:77"}, "cuda:77"),
         ({"--out": "nowhere/table.json"}, "nowhere"),
         ({"--out": "."}, "--out .: expected a file"),
+        ({"--out": "/proc/table.json"}, "/proc/table.json: no file can be made there"),
         ({"--check": "-1"}, "--check"),
         ({"--rounds": "0"}, "expected a number above 0"),
         ({"--batch": "two"}, "expected a number above 0"),
@@ -198,6 +200,19 @@ def test_bad_arguments_are_one_line_before_anything_is_measured(
         assert ended.code == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "table.json").exists()
+
+
+@pytest.mark.parametrize("main", [score.main, evaluate_official.main])
+def test_an_output_that_cannot_be_written_is_found_before_the_work(
+    main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    required = {
+        score.main: {"--subnets": str(tmp_path / "none.yaml")},
+        evaluate_official.main: {"--checkpoint": "none.pth", "--subnet": "autoformer-tiny", "--data": "none"},
+    }[main]
+    arguments = required | {"--out": "/proc/result"}
+    assert main([part for pair in arguments.items() for part in pair]) == 2
+    assert "/proc/result" in capsys.readouterr().err
 
 
 def test_a_prediction_that_is_too_far_off_is_reported() -> None:

@@ -317,6 +317,8 @@ def test_images_become_png_of_their_own_pixels() -> None:
         (312_345, "312 k"),
         (999_900, "1.00 M"),
         (12_340_000_000, "12.3 G"),
+        (4_800_000_000_000, "4.80 T"),
+        (2_530_000_000_000_000_000, "2.53 E"),
     ],
 )
 def test_amounts(count: int, text: str) -> None:

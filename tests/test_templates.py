@@ -11,7 +11,8 @@ from runtime.common import code
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = (
-    "budgets", "candidates", "chapter", "latency", "macros", "report", "searches", "subnet", "training", "weights",
+    "budgets", "candidates", "chapter", "cost", "latency", "macros", "report", "searches", "subnet", "training",
+    "weights",
 )  # fmt: skip
 FILES = [
     *(("evaluate_subnet", f"{part}.html.j2") for part in PARTS),

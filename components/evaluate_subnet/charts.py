@@ -35,8 +35,8 @@ def number(value: float) -> str:
 
 
 def amount(count: float) -> str:
-    """Three significant digits with k, M or G, and a no-break space: "312 k", "9.84 M"."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    """Three significant digits with a unit from k to E, and a no-break space: "312 k", "9.84 M"."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size * 0.9995:
             figure = count / size
             return f"{figure:.{2 if figure < 9.995 else 1 if figure < 99.95 else 0}f}\u00a0{unit}"

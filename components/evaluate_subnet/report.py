@@ -12,6 +12,7 @@ from autoformer.complexity import count_macs, count_params
 from autoformer.evaluation import ECE_BINS
 from components.evaluate_subnet import sections
 from components.evaluate_subnet.charts import amount, number
+from components.evaluate_subnet.cost import costs
 from components.evaluate_subnet.effects import effects
 from components.evaluate_subnet.measure import Evaluation, Measured
 from components.evaluate_subnet.results import Results
@@ -44,6 +45,7 @@ def render(
             "candidates": candidates(results, sections.chosen_labels(budgets)),
             "latency": latency_check(results.search.table),
             "effects": effects(results),
+            "cost": costs(results, evaluation, budgets),
             "origins": [
                 {"label": label, "subnet": one.subnet, "mode": one.mode}
                 for label, one in ({label: one.results for label, one in budgets.items()} or {"": results}).items()

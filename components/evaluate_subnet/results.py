@@ -44,7 +44,8 @@ class Search(NamedTuple):
     metrics: dict[str, float]
     images: int | None  # search images of a complete score; None if unknown
     table: LatencyTable | None = None  # the latency table of the search
-    objectives: tuple[str, ...] = ()  # of method front; empty for evolution; empty for evolution
+    objectives: tuple[str, ...] = ()  # of method front; empty for evolution
+    images_seen: Mapping[SubnetSpec, int] | None = None  # images that scored each subnet; None if not recorded
 
     @property
     def method(self) -> str:
@@ -126,17 +127,13 @@ def read_searches(folder: Path, chosen: Mapping[str, SubnetSpec], images: int | 
         AutoFormerError: a table is damaged or does not contain a chosen subnet.
     """
     table = existing(folder / "candidates.csv", "search_subnet")
-    candidates = []
     latencies = table_of_search(folder)
-    for row in _rows(table, (*COLUMNS, LATENCY) if latencies else COLUMNS):
-        try:
-            candidates.append(ScoredCandidate.from_row(row))
-        except ValueError as error:
-            raise AutoFormerError(f"{table}: candidate {row['id']}: {error}; run search_subnet again") from None
+    candidates = _scored(table, (*COLUMNS, LATENCY) if latencies else COLUMNS)
+    metrics = read_metrics(existing(folder / "metrics.json", "search_subnet"))
+    images_seen = _images_seen(candidates, folder / "finalists.csv", metrics)
     if "" not in chosen:
         candidates = _each_once(candidates)
     places = {label: _place(candidates, spec, table) for label, spec in chosen.items()}
-    metrics = read_metrics(existing(folder / "metrics.json", "search_subnet"))
     provenance, objectives = folder / "provenance.json", tuple[str, ...]()
     if provenance.exists():
         section = read_json_as(Provenance, provenance).section("search_subnet")
@@ -154,9 +151,45 @@ def read_searches(folder: Path, chosen: Mapping[str, SubnetSpec], images: int | 
             images=images,
             table=latencies,
             objectives=objectives,
+            images_seen=images_seen,
         )
         for label, place in places.items()
     }
+
+
+def _scored(table: Path, columns: Sequence[str]) -> list[ScoredCandidate]:
+    candidates = []
+    for row in _rows(table, columns):
+        try:
+            candidates.append(ScoredCandidate.from_row(row))
+        except ValueError as error:
+            raise AutoFormerError(f"{table}: candidate {row['id']}: {error}; run search_subnet again") from None
+    return candidates
+
+
+def _images_seen(
+    candidates: Sequence[ScoredCandidate], finalists: Path, metrics: Mapping[str, float]
+) -> dict[SubnetSpec, int] | None:
+    """Images that scored each subnet: the most of its rows, since scores are stored and no image is scored twice.
+
+    Two races of a subnet that both stop may differ in some images; these are not recorded. Scores of an earlier search
+    (a warm start) cost nothing, but only the seeds of generation 0 are marked: None if others were drawn again. None
+    without finalists, too.
+    """
+    seen: dict[SubnetSpec, int] = {}
+
+    def add(rows: Sequence[ScoredCandidate]) -> None:
+        for one in rows:
+            seen[one.candidate.spec] = max(seen.get(one.candidate.spec, 0), one.images)
+
+    add([one for one in candidates if one.candidate.origin != "earlier"])
+    counted = sum(metrics.get(name, 0) for name in ("images_scored", "random_images_scored"))
+    if any(one.candidate.origin == "earlier" for one in candidates) and sum(seen.values()) != counted:
+        return None
+    if not finalists.exists():
+        return None
+    add(_scored(finalists, COLUMNS))
+    return seen
 
 
 def _place(candidates: Sequence[ScoredCandidate], chosen: SubnetSpec, table: Path) -> int:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
 from autoformer.images.split_files import Split, image_checksums
@@ -78,13 +79,22 @@ def read(data: Path) -> Delivered:
     )
 
 
+class _Headers(io.BytesIO):
+    """The bytes of a tar for `tarfile`, which would copy and parse a header of any size."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= BOUNDS.tar_header_bytes:
+            raise tarfile.ReadError(f"a header of {size} bytes at byte {self.tell()}")
+        return super().read(size)
+
+
 class _Archive:
     """The decompressed bytes of an archive, and the offsets of its members."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.content = file, read_archive(file)
         try:
-            with tarfile.open(fileobj=io.BytesIO(self.content), mode="r:") as tar:
+            with tarfile.open(fileobj=_Headers(self.content), mode="r:") as tar:
                 self._members = {i.name: slice(i.offset_data, i.offset_data + i.size) for i in tar if i.isfile()}
         except Exception as error:  # tarfile raises many kinds for a damaged header
             raise self.error(f"not readable as a tar ({in_short(error)})") from None

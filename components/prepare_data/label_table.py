@@ -4,7 +4,8 @@ import codecs
 import csv
 import os
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -26,7 +27,7 @@ _SEPARATORS = ",;\t|"
 
 
 class Row(NamedTuple):
-    where: str  # file and line, for messages
+    line: int  # of the CSV, for messages
     path: Path
     label: str
     split: str  # "" for none
@@ -52,14 +53,18 @@ def read_label_table(file: Path) -> Table:
     Raises `AutoFormerError`, with the line number, if a row is malformed or its path leads out of the folder.
     """
     text = _decode(file)
-    lines = _lines(text, _separator(text), file)
-    _, header = next(lines, (1, []))
-    rows = list(islice(lines, BOUNDS.csv_rows + 1))
-    if len(rows) > BOUNDS.csv_rows:
-        raise AutoFormerError(f"{file}: more than {BOUNDS.csv_rows:,} rows")
-    columns = _columns(file, header, [cells for _, cells in rows])
-    finder = _Finder(file.parent.resolve())
-    found = [_read_row(f"{file}, line {line}", cells, len(header), columns, finder) for line, cells in rows]
+    separator = _separator(text)
+
+    def rows() -> Iterator[tuple[int, list[str]]]:  # read twice rather than held: a million lists take half a GB
+        return islice(_lines(text, separator, file), 1, None)
+
+    _, header = next(_lines(text, separator, file), (1, []))
+    columns = _columns(file, header, (cells for _, cells in rows()))
+    finder, found = _Finder(file.parent.resolve()), []
+    for line, cells in rows():
+        found.append(Row(line, *_read_row(f"{file}, line {line}", cells, len(header), columns, finder)))
+        if len(found) > BOUNDS.csv_rows:
+            raise AutoFormerError(f"{file}: more than {BOUNDS.csv_rows:,} rows")
     used = {columns.path, columns.label, columns.split}
     unused = [name.strip() for number, name in enumerate(header) if number not in used and name.strip()]
     count = "1 file found under another spelling of its path"
@@ -92,7 +97,7 @@ def _separator(text: str) -> str:
     stated = re.match(r"sep=(.)\r?\n", text)  # written by Excel
     if stated:
         return stated[1]
-    first = re.sub(r'"[^"]*"', "", next((line for line in text.splitlines() if line.strip()), ""))
+    first = re.sub(r'"[^"]*"', "", next((line for line in lines_of(text) if line.strip()), ""))
     return max(_SEPARATORS, key=first.count)
 
 
@@ -112,7 +117,7 @@ def _lines(text: str, separator: str, file: Path) -> Iterator[tuple[int, list[st
             yield line, cells
 
 
-def _columns(file: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> _Columns:
+def _columns(file: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> _Columns:
     if len(header) > BOUNDS.csv_columns:
         raise AutoFormerError(f"{file}: {len(header)} columns, more than {BOUNDS.csv_columns}; keep path and label")
     names = [re.sub(r"[\s-]+", "_", name.strip().lower()) for name in header]
@@ -133,8 +138,10 @@ def _columns(file: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -
     return _Columns(path, label, split)
 
 
-def _read_row(where: str, cells: Sequence[str], width: int, columns: _Columns, finder: "_Finder") -> Row:
-    """The image that a row names. It must be inside the CSV's folder, also after links are resolved."""
+def _read_row(
+    where: str, cells: Sequence[str], width: int, columns: _Columns, finder: "_Finder"
+) -> tuple[Path, str, str]:
+    """Path, label and split of an image. It must be inside the CSV's folder, also after links are resolved."""
     if any(map(str.strip, cells[width:])):
         raise AutoFormerError(f"{where}: {len(cells)} cells, but the first line has {width}; quote a cell with commas")
     path, label, split = ("" if at is None or at >= len(cells) else cells[at].strip() for at in columns)
@@ -147,7 +154,7 @@ def _read_row(where: str, cells: Sequence[str], width: int, columns: _Columns, f
         raise AutoFormerError(f"{where}: no label")
     if split and split.lower() not in SPLIT_OF:
         raise AutoFormerError(f"{where}: split '{split.lower()}' is none of train, val, test")
-    return Row(where, file, label, SPLIT_OF.get(split.lower(), ""))
+    return file, sys.intern(label), SPLIT_OF.get(split.lower(), "")
 
 
 def _is_inside(file: Path, root: Path) -> bool:

@@ -143,19 +143,21 @@ def _are_splits(root: Path, below: list[Path]) -> bool:
 
 def _read_csv(file: Path) -> Source:
     table = read_label_table(file)
-    first: dict[Path, str] = {}
-    for row in table.rows:
-        if row.path in first:
-            name = row.path.relative_to(file.parent.resolve())
-            raise AutoFormerError(f"{row.where}: names {name} twice; an image has one label and one split")
-        first[row.path] = row.where
     root, left_out = file.parent.resolve(), LeftOut()
     named: dict[Path, set[str]] = {}
-    for path in first:
-        named.setdefault(path.parent, set()).add(path.name)
+    for row in table.rows:
+        names = named.setdefault(row.path.parent, set())
+        if row.path.name in names:
+            name = row.path.relative_to(root)
+            raise AutoFormerError(f"{file}, line {row.line}: names {name} twice; an image has one label and one split")
+        names.add(row.path.name)
     for folder, names in sorted(named.items()):
         left_out.add_unnamed(folder, root, names)
-    images = sorted(SourceImage(row.path, row.label, row.split) for row in table.rows)
+    images = []
+    while table.rows:  # a million rows and as many images would be in memory together
+        row = table.rows.pop()
+        images.append(SourceImage(row.path, row.label, row.split))
+    images.sort()
     layout = f"CSV with the columns {table.columns}"
     return Source(root, layout, images, 0, (*table.notes, *left_out.notes()))
 

@@ -15,7 +15,6 @@ from autoformer.reading import in_short
 from runtime.storage.data import ArchiveFile, size_of
 
 CHUNK_BYTES = 4 << 20  # read at once
-_MOST_HEADER = 1 << 20  # bytes
 _BAD_NUMBERS = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)  # raised for bad headers
 _QUEUED_CHUNKS = 4  # maximum chunks waiting for a hash
 
@@ -103,7 +102,7 @@ class _Part:
             pass
 
     def read(self, size: int) -> bytes:
-        if size > _MOST_HEADER:
+        if size > BOUNDS.tar_header_bytes:
             raise tarfile.ReadError(f"a header of {size} bytes at byte {self._stream.position}")
         self.last = self._stream.read(min(size, self._end - self._stream.position))
         return self.last

@@ -1,13 +1,17 @@
 """The address and the token of a KFP server, its errors and their reasons."""
 
 import contextlib
+import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from autoformer.errors import AutoFormerError
 from autoformer.reading import parse_json
+from runtime.common.answers import SlowAnswerError, whole
 
 OLDEST = (2, 17)  # version of the KFP SDK that compiles our package
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")  # states of runs and tasks
@@ -93,3 +97,34 @@ def server_message(body: str | None, reason: str | None) -> str:
         text = text.replace(token() or "\0", "…")
     half = LONGEST_MESSAGE // 2
     return text if len(text) <= LONGEST_MESSAGE else f"{text[: half - 1]}…{text[-half:]}"
+
+
+def bounded(send: Callable[..., Any], host: str, retries: int) -> Callable[..., Any]:
+    """`urllib3.PoolManager.request` with limits of size and time for an answer that it reads, which urllib3 lacks.
+
+    Args:
+        retries: of a GET whose answer breaks off.
+    """
+    import urllib3
+
+    def request(method: str, url: str, preload_content: bool = True, **options: Any) -> Any:
+        tries_left = retries if method == "GET" else 0
+        while True:
+            response = send(method, url, preload_content=False, **options)
+            if not preload_content:
+                return response
+            try:
+                body = whole(response.read1, host)
+            except urllib3.exceptions.ProtocolError:
+                tries_left -= 1
+                if tries_left < 0:
+                    raise
+                continue
+            except SlowAnswerError as error:
+                raise NoAnswerError(str(error)) from None
+            finally:
+                response.close()
+            names = {"status": response.status, "reason": response.reason, "headers": response.headers}
+            return urllib3.HTTPResponse(io.BytesIO(body), **names, decode_content=False)
+
+    return request

@@ -1,7 +1,6 @@
 """`kfp.Client` with time limits and retries, with one line for each error, and without hidden files or logins."""
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -18,6 +17,7 @@ import urllib3
 from kfp import Client
 from urllib3 import exceptions
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
 from pipeline.cluster.kfp_access import (
     ENDED,
@@ -26,15 +26,18 @@ from pipeline.cluster.kfp_access import (
     NoAnswerError,
     TakenError,
     address,
+    bounded,
     server_message,
     token,
 )
 from pipeline.cluster.workflow import Workflow
+from runtime.common.answers import close_unread, pieces
 
 TIMEOUT_SECONDS = (10, 60)  # to connect, and between two parts of the answer
 RETRIES = 3  # for requests that create nothing
 RETRY_SECONDS = 0.3  # before the first retry; doubled for each later one
 KEPT_LINES = 200  # of a pod's log
+LOG_PIECES = 1024  # of its end; a piece may be a line only
 _REFUSED_UPLOAD = "Failed to create a pipeline version"  # with 400, for any reason
 _FORWARD = "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80"
 Answer = TypeVar("Answer")
@@ -62,6 +65,9 @@ class KfpClient(Client):
             super().__init__(self.host)
         self._api = self.runs.api_client
         self._call, self._api.call_api = self._api.call_api, self._checked_call  # for all methods
+        close_unread()
+        pool = self._api.rest_client.pool_manager
+        pool.request = bounded(pool.request, self.host, RETRIES)
         try:
             health = self.healthzs.healthz_service_get_healthz()
         except MissingError:
@@ -166,9 +172,9 @@ class KfpClient(Client):
                 response = self._call(path, "GET", query_params=query, auth_settings=["Bearer"],
                                       _return_http_data_only=True, _preload_content=False,
                                       _request_timeout=TIMEOUT_SECONDS)  # fmt: skip
-                response.auto_close = False  # the text wrapper reads after the last byte
                 if "html" not in response.headers.get("Content-Type", ""):  # the UI's answer to an unknown path
-                    return list(deque(io.TextIOWrapper(response, errors="replace"), KEPT_LINES))
+                    last = deque(pieces(response.read1, self.host, BOUNDS.log_bytes), LOG_PIECES)
+                    return b"".join(last).decode(errors="replace").splitlines(keepends=True)[-KEPT_LINES:]
         return []
 
     def recurring(self, name: str, experiment: str) -> list[str]:

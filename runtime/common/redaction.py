@@ -25,6 +25,7 @@ def hide(text: str) -> str:
             text = text.replace(address, without_password(address))
     text = _QUERY.sub(r"\1***", _USER.sub("", _PASSWORD.sub("", text)))
     secrets = {v for name, v in os.environ.items() if _SECRET_NAME.search(name) and len(v) >= MIN_SECRET_LENGTH}
+    secrets |= {repr(secret)[1:-1] for secret in secrets}  # as libraries quote one with a line break
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text

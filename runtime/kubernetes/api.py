@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from autoformer.errors import AutoFormerError
+from runtime.common.answers import whole
 from runtime.common.console import print_line
 from runtime.common.exit_codes import LOST, JobFailed
 from runtime.common.retrying import doubling, retry, within
@@ -196,7 +197,7 @@ class KubernetesApi:
         def attempt() -> Any:
             with _translate_errors():
                 answer = call(*arguments, **options, _preload_content=False, _request_timeout=TIMEOUT_SECONDS)
-                return json.loads(answer.data)
+                return json.loads(whole(answer.read1, "the Kubernetes API"))
 
         def report(error: OSError, failures: int) -> None:
             nonlocal reported

@@ -2,21 +2,30 @@
 
 import os
 import random
+import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partialmethod
+from functools import cache, partial, partialmethod
 from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import Any, NamedTuple, Self, TypeVar
+from urllib.parse import urlsplit
 
 from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
+from autoformer.reading import in_short
+from runtime.common.answers import EndlessAnswerError, SlowAnswerError, whole
+from runtime.common.console import print_line
+from runtime.common.redaction import hide
 from runtime.storage.errors import ChangedError, StorageError, TransferError, storage_errors, with_retries
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 SCHEME = "s3://"
 ATTEMPTS = 6  # per request, with doubling pauses and jitter
+MOST_ATTEMPTS = 100
 THREADS = 16  # concurrent requests of a process
+_NOTICE_SECONDS = 15.0  # between two lines about a long listing
 PREFETCH = 8  # concurrent parts or ranges of one object, each in memory
 
 
@@ -67,17 +76,56 @@ def _connect(process: int, endpoint: str | None) -> Any:
     from botocore.config import Config
     from botocore.retries import standard
 
-    retries: Any = {} if "AWS_MAX_ATTEMPTS" in os.environ else {"total_max_attempts": ATTEMPTS}
-    retries["mode"] = "standard"
+    retries: Any = {"mode": "standard", "total_max_attempts": _attempts()}
     config = Config(connect_timeout=10, read_timeout=60, retries=retries, max_pool_connections=32)  # seconds
     # The jitter comes from the system's generator. boto3 would use Python's, as timm's augmentations do, so a retry of
     # a background upload would change the next image.
     backoff = standard.ExponentialBackoff
     backoff.__init__ = partialmethod(backoff.__init__, random=random.SystemRandom().random)
     try:
-        return boto3.session.Session().client("s3", config=config)
-    except ValueError:  # its text contains the endpoint, which may include a password
-        raise AutoFormerError("AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: expected http://host:port") from None
+        client = boto3.session.Session().client("s3", config=config)
+    except ValueError as error:
+        raise AutoFormerError(_odd_setting(str(error), endpoint)) from None
+    client.meta.events.register("before-send.s3", partial(_send, client._endpoint.http_session.send))
+    return client
+
+
+def _attempts() -> int:
+    text = os.environ.get("AWS_MAX_ATTEMPTS") or str(ATTEMPTS)
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_ATTEMPTS):
+        raise AutoFormerError(f"AWS_MAX_ATTEMPTS={text[:40]}: expected a number of tries from 1 to {MOST_ATTEMPTS}")
+    return int(text)
+
+
+def _odd_setting(error: str, endpoint: str | None) -> str:
+    """The variable that boto3 refuses; its text may contain the endpoint, with a password."""
+    from botocore.utils import is_valid_endpoint_url
+
+    named = [name for name, value in os.environ.items() if name.startswith("AWS_") and repr(value) in error]
+    if named and "ENDPOINT" not in named[0]:
+        return f"{named[0]}: boto3 cannot use its value"
+    if endpoint is None or (urlsplit(endpoint).scheme in ("http", "https") and is_valid_endpoint_url(endpoint)):
+        return f"the AWS configuration cannot be used: {hide(in_short(ValueError(error)))}"
+    return "AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: expected http://host:port"
+
+
+def _send(send: Callable[[Any], Any], request: Any, **_: Any) -> Any:
+    """The answer to a request. All but an object is read here: boto3 would read it to its end, whatever the size."""
+    from botocore.exceptions import HTTPClientError
+    from urllib3.exceptions import HTTPError
+
+    is_object, request.stream_output = request.stream_output, True
+    answer, url = send(request), urlsplit(request.url)
+    if is_object and answer.status_code < 300:
+        read, read1 = answer.raw.read, answer.raw.read1
+        # What has arrived, so that `read_object` sees how slow it is.
+        answer.raw.read = lambda size=None: read() if size is None else read1(size)
+        return answer
+    try:
+        answer._content = whole(answer.raw.read1, f"S3 at {url.scheme}://{url.netloc}")
+    except HTTPError as error:
+        raise HTTPClientError(error=error, endpoint_url=request.url) from None
+    return answer
 
 
 def request(uri: S3Uri, operation: str, **arguments: Any) -> Any:
@@ -101,23 +149,25 @@ def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str 
     import botocore.exceptions
     import urllib3.exceptions
 
-    broken = (botocore.exceptions.BotoCoreError, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
+    broken = (
+        botocore.exceptions.BotoCoreError, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError, SlowAnswerError
+    )  # fmt: skip
     most = BOUNDS.json_bytes if size is None else size
     condition = {"Range": f"bytes={offset}-{offset + size - 1}", "IfMatch": etag} if size else {}
 
     def read() -> bytes:
         try:
             with request(uri, "get_object", **condition)["Body"] as body:
-                content = bytes(body.read(most + 1))
+                content = whole(body.read, str(uri), most)
         except broken as error:
             raise TransferError(
                 f"{uri}: what S3 sends breaks off ({type(error).__name__}) in every try; try again later"
             ) from None
+        except EndlessAnswerError:
+            raise StorageError(f"{uri}: larger than {most} bytes, the most for an object of this kind") from None
         except ChangedError:
             request(uri, "head_object")  # SeaweedFS answers 412 instead of 404, too
             raise
-        if len(content) > most:
-            raise StorageError(f"{uri}: larger than {most} bytes, the most for an object of this kind")
         if size is not None and len(content) != size:
             raise TransferError(f"{uri}: {len(content)} bytes come where {size} were asked for, in every try")
         return content
@@ -125,11 +175,22 @@ def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str 
     return with_retries(read)
 
 
-def request_pages(uri: S3Uri, operation: str, field: str, **arguments: Any) -> list[Any]:
-    """The items of all pages of a listing in the bucket of `uri`. Raises `StorageError`."""
+def request_pages(uri: S3Uri, operation: str, field: str, **arguments: Any) -> Iterator[Any]:
+    """The items of all pages of a listing in the bucket of `uri`, page by page. Raises `StorageError`."""
+    count, before, reported = 0, None, time.monotonic()
     with storage_errors(uri):
-        pages = connect().get_paginator(operation).paginate(Bucket=uri.bucket, **arguments)
-        return [item for page in pages for item in page.get(field, [])]
+        for number, page in enumerate(connect().get_paginator(operation).paginate(Bucket=uri.bucket, **arguments)):
+            items = page.get(field, [])
+            if number == BOUNDS.listed_pages or (items and items[:1] == before):
+                raise StorageError(
+                    f"{uri}: S3 lists without an end, or more than {BOUNDS.listed_pages} pages; name a smaller folder, "
+                    "and check AWS_ENDPOINT_URL_S3"
+                )
+            count, before = count + len(items), items[:1]
+            if time.monotonic() - reported > _NOTICE_SECONDS:
+                reported = time.monotonic()
+                print_line(f"{uri}: {count} objects listed so far", sys.stderr)
+            yield from items
 
 
 def request_threads() -> ThreadPool:

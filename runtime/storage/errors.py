@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from autoformer.errors import AutoFormerError, UnavailableError
 from autoformer.reading import in_short
+from runtime.common.redaction import hide
 from runtime.common.retrying import doubling, retry
 
 T = TypeVar("T")
@@ -71,6 +72,10 @@ def storage_errors(uri: object) -> Iterator[None]:
         raise _from_response(error.response, error.operation_name, str(uri)) from None
     except BotoCoreError as error:
         raise _from_client(error, str(uri)) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise StorageError(f"{uri}: a file of the AWS configuration cannot be read: {in_short(error)}") from None
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
         if isinstance(error, AutoFormerError):
             raise
@@ -97,6 +102,19 @@ def _from_client(error: Exception, uri: str) -> StorageError:
         return StorageError(f"{uri}: the AWS credentials cannot be had ({name}); sign in again")
     if isinstance(error, aws.ProfileNotFound | aws.ConfigParseError | aws.NoRegionError):
         return StorageError(f"{uri}: the AWS configuration cannot be used: {text}")
+    if isinstance(error, aws.SSLError):
+        return UnreachableError(
+            f"{uri}: TLS fails; AWS_CA_BUNDLE names the file with the certificate of the server's authority, and "
+            "AWS_ENDPOINT_URL_S3=http://… is for a server without TLS"
+        )
+    cause = getattr(error, "kwargs", {}).get("error")
+    if isinstance(error, aws.ProxyConnectionError):
+        return UnreachableError(f"{uri}: the proxy of HTTP_PROXY or HTTPS_PROXY cannot be reached; check them")
+    if isinstance(cause, ValueError):  # its text may contain a token
+        return StorageError(
+            f"{uri}: the request cannot be sent ({type(cause).__name__}); check HTTP_PROXY and HTTPS_PROXY, and AWS_ "
+            "variables for line breaks"
+        )
     if isinstance(error, aws.HTTPClientError | aws.ConnectionError):
         url = urlsplit(getattr(error, "kwargs", {}).get("endpoint_url") or "")
         server = f" at {url.scheme}://{url.netloc.rpartition('@')[2]}" if url.netloc else ""  # without its password
@@ -104,7 +122,7 @@ def _from_client(error: Exception, uri: str) -> StorageError:
             f"{uri}: S3{server} cannot be reached ({name}); check AWS_ENDPOINT_URL_S3 and the network, then give the "
             "same command again"
         )
-    return StorageError(f"{uri}: {text}")
+    return StorageError(f"{uri}: {hide(text)}")
 
 
 def _from_response(response: Any, operation: str, uri: str) -> StorageError:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from autoformer.errors import UnavailableError
 from autoformer.files import hash_value
 from runtime.storage.client import PREFETCH, S3Uri, pipelined, request, request_pages
-from runtime.storage.errors import DeniedError, MissingError, StorageError, UploadEndedError
+from runtime.storage.errors import DeniedError, MissingError, StorageError, UploadEndedError, storage_errors
 
 
 class ObjectInfo(NamedTuple):
@@ -39,17 +39,18 @@ def head(uri: S3Uri) -> ObjectInfo:
         if not isinstance(error, UnavailableError):  # HEAD's response has no body with a reason
             request(uri, "get_object", Range="bytes=0-0")["Body"].close()
         raise
-    checksum = response.get("ChecksumSHA256")
-    is_multipart = "-" in str(response["ETag"])
-    is_of_content = response.get("ChecksumType", "COMPOSITE" if is_multipart else "FULL_OBJECT") == "FULL_OBJECT"
-    computed = base64.b64decode(checksum).hex() if checksum and is_of_content else None
-    return ObjectInfo(
-        bytes=int(response["ContentLength"]),
-        etag=str(response["ETag"]),
-        sha256=response.get("Metadata", {}).get("sha256", computed),
-        checksum=checksum and checksum.partition("-")[0],  # the number of parts follows
-        crc32=response.get("ChecksumCRC32") if is_of_content else None,
-    )
+    with storage_errors(uri):
+        checksum = response.get("ChecksumSHA256")
+        is_multipart = "-" in str(response["ETag"])
+        is_of_content = response.get("ChecksumType", "COMPOSITE" if is_multipart else "FULL_OBJECT") == "FULL_OBJECT"
+        computed = base64.b64decode(checksum).hex() if checksum and is_of_content else None
+        return ObjectInfo(
+            bytes=int(response["ContentLength"]),
+            etag=str(response["ETag"]),
+            sha256=response.get("Metadata", {}).get("sha256", computed),
+            checksum=checksum and checksum.partition("-")[0],  # the number of parts follows
+            crc32=response.get("ChecksumCRC32") if is_of_content else None,
+        )
 
 
 def exists(uri: S3Uri | str) -> bool:
@@ -82,8 +83,9 @@ def list_objects(uri: S3Uri | str) -> list[Entry]:
     uri = S3Uri.parse(uri)
     prefix = f"{uri.key}/" if uri.key else ""
     items = request_pages(uri, "list_objects_v2", "Contents", Prefix=prefix)
-    entries = (Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"]) for item in items)
-    return sorted(entry for entry in entries if entry.name)  # consoles mark a folder by an object with its name
+    with storage_errors(uri):
+        entries = (Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"]) for item in items)
+        return sorted(entry for entry in entries if entry.name)  # consoles mark a folder by an object with its name
 
 
 def list_files(uri: S3Uri | str) -> list[Entry]:
@@ -126,7 +128,8 @@ def delete_folder(uri: S3Uri | str) -> None:
 def list_uploads(uri: S3Uri, prefix: str) -> list[tuple[str, str]]:
     """Key and id of each incomplete multipart upload whose key begins with `prefix`."""
     items = request_pages(uri, "list_multipart_uploads", "Uploads", Prefix=prefix)
-    return [(item["Key"], item["UploadId"]) for item in items]
+    with storage_errors(uri):
+        return [(item["Key"], item["UploadId"]) for item in items]
 
 
 def abort_upload(uri: S3Uri, upload_id: str) -> None:

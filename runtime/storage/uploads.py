@@ -122,7 +122,7 @@ def _begin_or_resume(file: HashedFile, uri: S3Uri) -> tuple[str, dict[int, str]]
 def _stored_parts(file: HashedFile, uri: S3Uri, upload_id: str) -> dict[int, str]:
     """Part number -> ETag in S3; empty if one of the parts has other content."""
     try:
-        parts = request_pages(uri, "list_parts", "Parts", Key=uri.key, UploadId=upload_id)
+        parts = list(request_pages(uri, "list_parts", "Parts", Key=uri.key, UploadId=upload_id))
     except (DeniedError, UploadEndedError):
         return {}
     return {part["PartNumber"]: part["ETag"] for part in parts} if all(_is_same(file, part) for part in parts) else {}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import autoformer
 from autoformer.errors import AutoFormerError
 from runtime.common.redaction import without_password
+from runtime.tracking.bounded import check_listing
 from runtime.tracking.step_logger import FAMILY
 from runtime.tracking.store import (
     connect,
@@ -221,8 +222,10 @@ def model_folder(name: str | None, alias: str) -> Path:
         raise AutoFormerError(f"no {what} with the alias '{alias}' is registered; there are: {', '.join(there)}")
     from mlflow.artifacts import download_artifacts
 
+    model = f"models:/{name}/{registered.version}"
     with translate_errors(tracking_uri()):
-        logged = Path(download_artifacts(f"models:/{name}/{registered.version}"))
+        check_listing(model)
+        logged = Path(download_artifacts(model))
     cards = list(logged.glob("artifacts/*/model.json"))
     if not cards:
         raise AutoFormerError(

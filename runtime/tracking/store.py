@@ -25,6 +25,7 @@ from runtime.common.console import print_line
 from runtime.common.processes import number_of
 from runtime.common.redaction import hide, without_password
 from runtime.common.retrying import retry, within
+from runtime.tracking.bounded import bound_answers, endless_answer, is_odd_setting, root_cause
 from runtime.tracking.moved import FOLDER, follow
 
 if TYPE_CHECKING:
@@ -115,8 +116,11 @@ def _initialise(uri: str) -> "MlflowClient":
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the address may contain a password
-    import mlflow
-
+    try:
+        import mlflow
+    except ValueError as error:  # it reads some of its variables at once
+        raise AutoFormerError(f"MLflow cannot be used ({reason(error)}); correct the variable MLFLOW_…") from None
+    bound_answers()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     file = sqlite_file(uri)
@@ -175,6 +179,9 @@ def translate_errors(uri: str) -> Iterator[None]:
     except Exception as error:  # MLflow, SQLAlchemy, requests and the file system raise different errors
         from mlflow.exceptions import MlflowException
 
+        if endless := endless_answer(error):
+            raise AutoFormerError(f"MLflow at {endless}") from error
+
         no_answer = NoAnswerError(uri, _without_user(reason(error), uri))
         # waiting does not help if the password is missing
         unauthorised = isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)
@@ -219,6 +226,8 @@ def is_refusal(error: Exception) -> bool:
     """Whether the store or the disk refused the request, so a retry is useless."""
     from mlflow.exceptions import MlflowException
 
+    if is_odd_setting(root_cause(error)):
+        return True
     if isinstance(error, MlflowException):
         return error.error_code in (
             "INVALID_PARAMETER_VALUE",
@@ -287,7 +296,6 @@ def experiment_id(client: "MlflowClient") -> str:
 
 def reason(error: BaseException) -> str:
     """An error as one line of at most 200 characters, without secrets."""
-    if str(error).startswith("API request to http"):  # MLflow's wrapper quotes the request before the cause
-        while (cause := error.__cause__ or error.__context__) is not None:
-            error = cause
-    return shortened(hide(" ".join(str(error).split())) or type(error).__name__, REASON_CHARACTERS)
+    return shortened(
+        hide(" ".join(str(root_cause(error)).split())) or type(root_cause(error)).__name__, REASON_CHARACTERS
+    )
