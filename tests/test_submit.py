@@ -441,8 +441,8 @@ def test_a_run_whose_workflow_was_deleted_cannot_be_terminated(kfp: KfpServer, c
     (run_id,) = kfp.runs
     message = (
         f"Failed to terminate a run: InternalServerError: Failed to terminate run {run_id} due to error terminating "
-        "its workflow: Failed to terminate workflow autoformer-sq4tp due to patching error: Failed to terminate workflow "
-        "autoformer-sq4tp due to patching error after multiple retries: Failed to terminate workflow autoformer-sq4tp "
+        "its workflow: Failed to terminate workflow autoformer-sq4tp due to patching error: Failed to terminate "
+        "workflow autoformer-sq4tp due to patching error after multiple retries: Failed to terminate workflow autoformer-sq4tp "
         'due to patching error: workflows.argoproj.io "autoformer-sq4tp" not found'
     )
     kfp.fail("POST", f"{V2}/runs/.*", status(500, json.dumps({"message": message})))

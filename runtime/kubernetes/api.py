@@ -165,8 +165,9 @@ class KubernetesApi:
 
     def labels_of_workflows(self, label: str) -> list[str]:
         """The values of a label of some of the namespace's Argo workflows."""
-        options = {"query_params": [("labelSelector", label), ("limit", 5)], "resource": WORKFLOWS}
-        found = self._request("list", self._workflows, "", **options)["items"] or []  # null if there is none
+        some = [("labelSelector", label), ("limit", 5)]
+        answer = self._request("list", self._workflows, "", resource=WORKFLOWS, query_params=some)
+        found = answer["items"] or []  # null if there is none
         return [each["metadata"]["labels"][label] for each in found]
 
     def _workflows(self, name: str, **options: Any) -> Any:
