@@ -432,6 +432,9 @@ def test_a_run_that_has_ended_is_not_terminated(kfp: KfpServer, capsys: Capture)
     kfp.runs[run_id].state = "FAILED"
     capsys.readouterr()
     assert f"the run {run_id} has ended already: failed" in refused(kfp, capsys, "--terminate", run_id)
+    kfp.runs[run_id].state = "CANCELING"  # KFP would refuse another request
+    assert run(kfp, "--terminate", run_id) == 0
+    assert capsys.readouterr().out == f"run {run_id}: is being terminated already\n"
     assert kfp.terminated == []
 
 
@@ -442,8 +445,8 @@ def test_a_run_whose_workflow_was_deleted_cannot_be_terminated(kfp: KfpServer, c
     message = (
         f"Failed to terminate a run: InternalServerError: Failed to terminate run {run_id} due to error terminating "
         "its workflow: Failed to terminate workflow autoformer-sq4tp due to patching error: Failed to terminate "
-        "workflow autoformer-sq4tp due to patching error after multiple retries: Failed to terminate workflow autoformer-sq4tp "
-        'due to patching error: workflows.argoproj.io "autoformer-sq4tp" not found'
+        "workflow autoformer-sq4tp due to patching error after multiple retries: Failed to terminate workflow "
+        'autoformer-sq4tp due to patching error: workflows.argoproj.io "autoformer-sq4tp" not found'
     )
     kfp.fail("POST", f"{V2}/runs/.*", status(500, json.dumps({"message": message})))
     capsys.readouterr()

@@ -241,6 +241,9 @@ def _terminate(client: "KfpClient", run_id: str) -> int:
     state = client.get_run(run_id).state
     if state in ENDED:
         raise AutoFormerError(f"{client.host}: the run {run_id} has ended already: {state.lower()}")
+    if state == "CANCELING":
+        print_line(f"run {run_id}: is being terminated already")
+        return 0
     try:
         client.terminate_run(run_id)
     except AutoFormerError as error:
