@@ -406,6 +406,7 @@ def test_a_server_that_stays_away(kfp: KfpServer, capsys: Capture) -> None:
         (["--every", "6h", "--wait", *DATA], "a recurring run has no end to wait for"),
         (["--hst", "x"], "unrecognized arguments: --hst"),
         (["--experiment", " ", *DATA], "EXPERIMENT is empty"),
+        (["--experiment", "é" * 129, *DATA], "EXPERIMENT: 129 characters; KFP takes 128"),
         (["--data-hash", "abc", *DATA], "DATA_HASH=abc: expected a sha256"),
         (["--run", "a", "--terminate", "b"], "RUN and TERMINATE: one of them at a time"),
         (["--run", "a", "--every", "6h", *DATA], "RUN and EVERY: one of them at a time"),
@@ -422,8 +423,10 @@ def test_bad_input_asks_nobody(arguments: list[str], message: str, kfp: KfpServe
 def test_a_slash_at_the_end_of_the_data_makes_no_other_task_for_the_cache(kfp: KfpServer) -> None:
     for data in ("s3://bucket/images", "s3://bucket/images/", "s3://bucket//images"):
         assert run(kfp, "--preset", "smoke", "--data", data) == 0
-    data = [each.runtime_config.parameters["data"] for each in kfp.runs.values()]
-    assert data == ["s3://bucket/images"] * 3
+    for data in ("/data/images", "/data/images//"):
+        assert run(kfp, "--preset", "smoke", "--data", data) == 0
+    found = [each.runtime_config.parameters["data"] for each in kfp.runs.values()]
+    assert found == ["s3://bucket/images"] * 3 + ["/data/images"] * 2
 
 
 def test_a_run_that_has_ended_is_not_terminated(kfp: KfpServer, capsys: Capture) -> None:

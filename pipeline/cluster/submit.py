@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.kfp_client import KfpClient
 
 _EXAMPLE_ID = "9e368fea-8b78-4dea-8775-0786f7ea180c, for example"
+_LONGEST_NAME = 128  # of an experiment
 _OMIT = "leave it out, and each run computes it"
 
 
@@ -124,23 +125,32 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     _check_run(arguments)
     if not arguments.experiment.strip():
         raise AutoFormerError("EXPERIMENT is empty: the name of an experiment in KFP, or leave it out")
+    if len(arguments.experiment) > _LONGEST_NAME:
+        raise AutoFormerError(f"EXPERIMENT: {len(arguments.experiment)} characters; KFP takes {_LONGEST_NAME}")
     if arguments.run or arguments.terminate or arguments.every == schedules.NEVER:
         return
     if arguments.every is not None:
         schedules.trigger(arguments.every)
+    _check_data(arguments)
+    if arguments.every and arguments.wait:
+        raise AutoFormerError("EVERY and WAIT: a recurring run has no end to wait for; leave one of them out")
+
+
+def _check_data(arguments: argparse.Namespace) -> None:
+    """Check DATA and DATA_HASH, and remove a slash at the end of DATA: KFP's cache compares texts."""
     if not arguments.data:
         raise AutoFormerError("DATA is missing: s3://bucket/folder, or the folder of a volume that the steps see")
     if is_uri(arguments.data):
-        arguments.data = str(S3Uri.parse(arguments.data))  # without a slash at its end: KFP's cache compares texts
-    elif not arguments.data.startswith("/"):
+        arguments.data = str(S3Uri.parse(arguments.data))
+    elif arguments.data.startswith("/"):
+        arguments.data = arguments.data.rstrip("/") or "/"
+    else:
         raise AutoFormerError(
             f"DATA={arguments.data}: the steps run elsewhere, and know no folder of this machine; "
             "give s3://bucket/folder, or the whole path on a volume that they mount"
         )
     if not re.fullmatch(r"([0-9a-f]{64})?", arguments.data_hash):
         raise AutoFormerError(f"DATA_HASH={arguments.data_hash}: expected a sha256 of 64 hexadecimal digits; {_OMIT}")
-    if arguments.every and arguments.wait:
-        raise AutoFormerError("EVERY and WAIT: a recurring run has no end to wait for; leave one of them out")
 
 
 def _check_run(arguments: argparse.Namespace) -> None:
