@@ -53,6 +53,9 @@ endif
 ifneq ($(call wanted,first-run),)
   $(call need,CLUSTER,make first-run CLUSTER=mine)
 endif
+ifneq ($(call wanted,submit),)
+  $(foreach name,RUN TERMINATE EVERY,$(if $(filter command,$(origin $(name))),$(call need,$(name),make submit HOST=http://127.0.0.1:8080 $(name)=…)))
+endif
 ifneq ($(call wanted,test-cluster),)
   CLUSTER_TEST := make test-cluster HOST=http://127.0.0.1:8080 CLUSTER=mine DATA=s3://autoformer/data/fashion-mnist
   $(foreach name,HOST CLUSTER DATA,$(call need,$(name),$(CLUSTER_TEST)))

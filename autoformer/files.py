@@ -55,9 +55,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         UnwritableError: the disk is full, or the path cannot be written to.
+        AutoFormerError: the path is a pipe or a device, such as /dev/null, which a rename would remove.
     """
     temporary = path.parent / f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:4]}.tmp"
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise AutoFormerError(f"{path}: a pipe or a device; name a file to write")
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         yield temporary

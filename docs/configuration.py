@@ -19,7 +19,7 @@ from pipeline.cluster.settings import ON_GPUS, Cluster, Pod, Step
 from runtime.common.config import STEPS, Config
 from runtime.common.sections import TrainingSection
 from runtime.kubernetes.job import SHARED_STEPS
-from runtime.kubernetes.settings import Name
+from runtime.kubernetes.settings import Name, Namespace
 
 PAGE = Path(__file__).with_suffix(".md")
 
@@ -109,7 +109,10 @@ of [autoformer/bounds.py](../autoformer/bounds.py), not keys; a change there run
 }
 
 
-_PATTERNS = {get_args(Name)[1].pattern: "a name of Kubernetes"}  # in words
+_PATTERNS = {  # in words
+    get_args(Name)[1].pattern: "a name of Kubernetes",
+    get_args(Namespace)[1].pattern: "a name of Kubernetes without dots, of at most 63 characters",
+}
 
 
 class Row(NamedTuple):

@@ -342,6 +342,10 @@ def test_compiling_says_on_what_and_what_is_still_an_example(
         ("steps.train_supernet.nodes=0", ["steps.train_supernet.nodes = 0", "greater than or equal to 1"]),
         ("steps.train_supernet.gpus=some", ["steps.train_supernet.gpus = 'some'", "integer"]),
         ("steps.train_supernet.memory=16GB", ["memory = '16GB'", "16Gi"]),
+        ("steps.train_supernet.memory=4", ["memory = 4:", "16Gi"]),
+        ("steps.train_supernet.shm=0", ["shm = 0:", "16Gi"]),
+        ("steps.train_supernet.memory=99999999999999999999Ti", ["memory = '99999999999999999999Ti'", "16Gi"]),
+        ("steps.train_supernet.cpu=99999999999999999999", ["cpu = 99999999999999999999", "500m"]),
         ("steps.train_supernet.memory=64 Gi", ["memory = '64 Gi'", "16Gi"]),
         ("steps.train_supernet.cpu='four'", ["cpu = 'four'", "500m"]),
         ("steps.train_supernet.shm=256Gi", ["shm = 256Gi leaves nothing of memory = 256Gi"]),
@@ -351,6 +355,16 @@ def test_compiling_says_on_what_and_what_is_still_an_example(
         ("steps.train_supernet.tolerations=[{keys: x}]", ["unknown key 'steps.train_supernet.tolerations.0.keys'"]),
         ("steps.train_supernet.node_selector={gpu: true}", ["node_selector.gpu = True", "string"]),
         ("namespace=Vision Team", ["namespace = 'Vision Team'"]),
+        ("namespace=vision.team", ["namespace = 'vision.team'"]),
+        (f"namespace={'a' * 64}", ["namespace = 'aaa", "63 characters"]),
+        ("keep_seconds=86401", ["keep_seconds = 86401", "less than or equal to 86400"]),
+        ("images.training=x:y:z", ["images.training = 'x:y:z'", "repository@sha256"]),
+        (f"images.training=registry//x@sha256:{'1' * 64}", ["images.training = 'registry//x", "repository@sha256"]),
+        ("env.AUTOFORMER_STORE=gs://bucket/store", ["env.AUTOFORMER_STORE = 'gs://bucket/store'", "as s3://"]),
+        ("env.AUTOFORMER_STORE=/shared/store", ["env.AUTOFORMER_STORE = '/shared/store'", "as s3://"]),
+        ("env.AUTOFORMER_STORE=s3://", ["env.AUTOFORMER_STORE = 's3://'", "as s3://"]),
+        ("env.AWS_ENDPOINT_URL=seaweedfs:8333", ["env.AWS_ENDPOINT_URL = 'seaweedfs:8333'", "as http://"]),
+        ("env.MLFLOW_TRACKING_URI=mlflow", ["env.MLFLOW_TRACKING_URI = 'mlflow'", "as http://"]),
         ("volumes=[{claim: a, mount: data}]", ["volumes.0.mount = 'data'", "absolute path"]),
         ("volumes=[{claim: a, mount: /x}, {claim: b, mount: /x}]", ["'b' is mounted at /x, where 'a' is"]),
         ("volumes=[{claim: a, mount: /tmp}]", ["'a' is mounted at /tmp, where temporary files is"]),
@@ -445,6 +459,9 @@ def test_tags_pass_where_the_file_lets_them() -> None:
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     for source, message in (
         ("gpus", "no cluster 'gpus' in configs/cluster; did you mean 'gpu'?"),
+        ("/nowhere", "in configs/cluster; one of: gpu,"),
+        ("configs/cluster/none", "in configs/cluster; one of: gpu,"),
+        ("gpu.yaml", "gpu.yaml: no such file; did you mean 'gpu', that of configs/cluster?"),
         (str(tmp_path / "mine.yaml"), "mine.yaml: no such file"),
     ):
         with pytest.raises(AutoFormerError, match=re.escape(message)):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from autoformer.errors import AutoFormerError
 from autoformer.files import files_below, hash_path, is_leftover, replacing, write_text
 from runtime.storage.data import hash_data
 
@@ -33,6 +34,16 @@ def kill_a_writer(path: Path, kind: str, writer: Callable[[str, str], None] = ki
     process.start()
     process.join(30)
     assert process.exitcode == -signal.SIGKILL
+
+
+def test_a_pipe_or_a_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "link"):
+        with pytest.raises(AutoFormerError, match=f"{name}: a pipe or a device; name a file to write"):
+            write_text(tmp_path / name, "x")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 WRITERS = [killed_writer, killed_writer_in_a_writer]

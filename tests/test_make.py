@@ -125,6 +125,13 @@ def test_images_are_fetched_for_a_parameter_file_of_fashion_mnist(tmp_path: Path
         (["data", "DATA=photos"], "NAME", "make data DATA=photos NAME=flowers"),
         (["data", "ARCHIVES=downloads"], "DATASET", "make data DATASET=cifar-10 ARCHIVES=downloads"),
         (["data", "DATASET=cifar-10", "ARCHIVES="], "ARCHIVES", "make data DATASET=cifar-10 ARCHIVES=downloads"),
+        (
+            ["submit", "CLUSTER=mine", "DATA=s3://a/b", "EVERY="],
+            "EVERY",
+            "make submit HOST=http://127.0.0.1:8080 EVERY=…",
+        ),
+        (["submit", "CLUSTER=mine", "DATA=s3://a/b", "RUN="], "RUN", "make submit HOST=http://127.0.0.1:8080 RUN=…"),
+        (["submit", "TERMINATE="], "TERMINATE", "make submit HOST=http://127.0.0.1:8080 TERMINATE=…"),
         (["run", "DATA="], "DATA", "make run DATA=photos"),  # of a shell's empty variable: not the demo instead
     ],
 )

@@ -25,7 +25,7 @@ from started import started
 from werkzeug.serving import generate_adhoc_ssl_pair
 
 from autoformer.errors import AutoFormerError
-from pipeline.cluster import first_run, follow_run, kfp_access, kfp_client, schedules, submit
+from pipeline.cluster import first_run, follow_run, kfp_access, kfp_client, schedules, submit, workflow_watch
 from pipeline.cluster.compile import write_package
 from pipeline.cluster.settings import Cluster
 from pipeline.cluster.workflow import Workflow
@@ -405,11 +405,56 @@ def test_a_server_that_stays_away(kfp: KfpServer, capsys: Capture) -> None:
         (["--every", "0 3 * *", *DATA], "minute, hour, day, month, weekday"),
         (["--every", "6h", "--wait", *DATA], "a recurring run has no end to wait for"),
         (["--hst", "x"], "unrecognized arguments: --hst"),
+        (["--experiment", " ", *DATA], "EXPERIMENT is empty"),
+        (["--experiment", "é" * 129, *DATA], "EXPERIMENT: 129 characters; KFP takes 128"),
+        (["--data-hash", "abc", *DATA], "DATA_HASH=abc: expected a sha256"),
+        (["--run", "a", "--terminate", "b"], "RUN and TERMINATE: one of them at a time"),
+        (["--run", "a", "--every", "6h", *DATA], "RUN and EVERY: one of them at a time"),
+        (["--run", ""], "RUN=: not the id of a run"),
+        (["--run", "../../x"], "RUN=../../x: not the id of a run"),
+        (["--terminate", "my run"], "TERMINATE=my run: not the id of a run"),
     ],
 )
 def test_bad_input_asks_nobody(arguments: list[str], message: str, kfp: KfpServer, capsys: Capture) -> None:
     assert message in refused(kfp, capsys, *arguments)
     assert kfp.requests == []
+
+
+def test_a_slash_at_the_end_of_the_data_makes_no_other_task_for_the_cache(kfp: KfpServer) -> None:
+    for data in ("s3://bucket/images", "s3://bucket/images/", "s3://bucket//images"):
+        assert run(kfp, "--preset", "smoke", "--data", data) == 0
+    for data in ("/data/images", "/data/images//"):
+        assert run(kfp, "--preset", "smoke", "--data", data) == 0
+    found = [each.runtime_config.parameters["data"] for each in kfp.runs.values()]
+    assert found == ["s3://bucket/images"] * 3 + ["/data/images"] * 2
+
+
+def test_a_run_that_has_ended_is_not_terminated(kfp: KfpServer, capsys: Capture) -> None:
+    assert run(kfp, "--preset", "smoke", *DATA) == 0
+    (run_id,) = kfp.runs
+    kfp.runs[run_id].state = "FAILED"
+    capsys.readouterr()
+    assert f"the run {run_id} has ended already: failed" in refused(kfp, capsys, "--terminate", run_id)
+    kfp.runs[run_id].state = "CANCELING"  # KFP would refuse another request
+    assert run(kfp, "--terminate", run_id) == 0
+    assert capsys.readouterr().out == f"run {run_id}: is being terminated already\n"
+    assert kfp.terminated == []
+
+
+def test_a_run_whose_workflow_was_deleted_cannot_be_terminated(kfp: KfpServer, capsys: Capture) -> None:
+    """The message is that of KFP 2.17.0."""
+    assert run(kfp, *DATA) == 0
+    (run_id,) = kfp.runs
+    message = (
+        f"Failed to terminate a run: InternalServerError: Failed to terminate run {run_id} due to error terminating "
+        "its workflow: Failed to terminate workflow autoformer-sq4tp due to patching error: Failed to terminate "
+        "workflow autoformer-sq4tp due to patching error after multiple retries: Failed to terminate workflow "
+        'autoformer-sq4tp due to patching error: workflows.argoproj.io "autoformer-sq4tp" not found'
+    )
+    kfp.fail("POST", f"{V2}/runs/.*", status(500, json.dumps({"message": message})))
+    capsys.readouterr()
+    line = refused(kfp, capsys, "--terminate", run_id)
+    assert f"the run {run_id} cannot be ended: Kubernetes has no workflow of it any more" in line
 
 
 @pytest.mark.parametrize(
@@ -465,6 +510,14 @@ def test_a_run_is_followed_to_its_end(kfp: KfpServer, capsys: Capture) -> None:
     assert lines[-1].startswith("the run succeeded: http")
 
 
+def test_a_run_of_another_pipeline_is_not_taken_for_one_of_this(kfp: KfpServer, capsys: Capture) -> None:
+    assert run(kfp, *DATA) == 0
+    (run_id,) = kfp.runs
+    kfp.runs[run_id].state = "SUCCEEDED"
+    assert run(kfp, "--run", run_id) == 0
+    assert "the run succeeded, with no task of this pipeline: " in capsys.readouterr().out
+
+
 def test_a_task_whose_end_comes_after_that_of_the_run_is_reported(kfp: KfpServer, capsys: Capture) -> None:
     """As KFP 2.17 answers for some seconds: the run has succeeded, its last task still runs."""
     late = copy.deepcopy(answers("succeeded"))
@@ -502,6 +555,14 @@ def test_a_failed_run_ends_with_task_reason_pod_and_log(by: str, kfp: KfpServer,
     ]
 
 
+def write_kubeconfig(port: int) -> None:
+    cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "another"}}
+    user = {"name": "u", "user": {}}
+    content = {"clusters": [cluster], "contexts": [context], "users": [user], "current-context": "c"}
+    Path(os.environ["KUBECONFIG"]).write_text(yaml.safe_dump(content))
+
+
 def test_a_log_comes_from_kubernetes_where_kfp_has_none(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
     kfp.story = [FAILED]
     asked: list[tuple[str, str]] = []
@@ -520,16 +581,120 @@ def test_a_log_comes_from_kubernetes_where_kfp_has_none(kfp: KfpServer, capsys: 
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cluster) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        config = Path(os.environ["KUBECONFIG"])
-        cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
-        context = {"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "another"}}
-        user = {"name": "u", "user": {}}
-        content = {"clusters": [cluster], "contexts": [context], "users": [user], "current-context": "c"}
-        config.write_text(yaml.safe_dump(content))
+        write_kubeconfig(server.server_port)
         assert run(kfp, "--wait", *DATA) == 1
         server.shutdown()
     assert asked == [(f"/api/v1/namespaces/kubeflow/pods/{POD}/log", "main")]
     assert "resolve-config failed: s3://autoformer/data/nothing: no such folder; " in capsys.readouterr().err
+
+
+class Workflows(http.server.BaseHTTPRequestHandler):
+    """The workflows of a Kubernetes API server 1.36, without their content."""
+
+    present: dict[str, str]  # name -> run
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        name = urlsplit(self.path).path.partition("/workflows")[2].lstrip("/")
+        self.asked.append(name)
+        objects = [{"kind": "PartialObjectMetadata", "metadata": {"name": each, "labels": {"pipeline/runid": run}}}
+                   for each, run in self.present.items()]  # fmt: skip
+        found = [each for each in objects if each["metadata"]["name"] == name]
+        gone = {"kind": "Status", "message": f'workflows.argoproj.io "{name}" not found', "code": 404}
+        answer = {"kind": "PartialObjectMetadataList", "items": objects or None} if not name else [*found, gone][0]
+        text = json.dumps(answer).encode()
+        self.send_response(404 if answer is gone else 200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def workflows() -> Iterator[type[Workflows]]:
+    """The Kubernetes of KUBECONFIG, which is asked without a pause."""
+
+    class Own(Workflows):
+        present, asked = {}, []
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Own) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        write_kubeconfig(server.server_port)
+        yield Own
+        server.shutdown()
+
+
+RUNNING = GOOD[1]
+WORKFLOW = str(RUNNING.workflow["metadata"]["name"])
+
+
+@pytest.mark.parametrize("seen_there", [True, False])
+def test_a_workflow_that_was_deleted_in_kubernetes_ends_the_following(
+    kfp: KfpServer, capsys: Capture, monkeypatch: Any, workflows: type[Workflows], seen_there: bool
+) -> None:
+    """It is known by an earlier look, or by another workflow, whose run KFP has."""
+    monkeypatch.setattr(workflow_watch, "QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(follow_run, "PENDING_SECONDS", 0.0)
+    kfp.story = [RUNNING]
+    assert run(kfp, *DATA) == 0
+    (run_id,) = kfp.runs
+    if seen_there:
+        workflows.present[WORKFLOW] = run_id
+        has_workflow = workflow_watch.KubernetesApi.has_workflow
+
+        def once(api: Any, name: str) -> bool:
+            found = has_workflow(api, name)
+            workflows.present.clear()
+            return found
+
+        monkeypatch.setattr(workflow_watch.KubernetesApi, "has_workflow", once)
+    else:
+        workflows.present["another"] = run_id
+    capsys.readouterr()
+    line = refused(kfp, capsys, "--run", run_id)
+    assert f"Kubernetes has no workflow '{WORKFLOW}' in the namespace 'kubeflow' any more: it was deleted" in line
+    assert workflows.asked.count(WORKFLOW) == (3 if seen_there else 2)
+
+
+@pytest.mark.parametrize("others", [{}, {"another": "run-of-another-kfp"}])
+def test_a_kubernetes_that_is_not_kfps_own_ends_nothing(
+    kfp: KfpServer, capsys: Capture, monkeypatch: Any, workflows: type[Workflows], others: dict[str, str]
+) -> None:
+    monkeypatch.setattr(workflow_watch, "QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(follow_run, "PENDING_SECONDS", 0.0)
+    kfp.story = [RUNNING] * 6 + GOOD
+    workflows.present |= others
+    assert run(kfp, "--wait", *DATA) == 0
+    assert workflows.asked.count(WORKFLOW) >= 5
+
+
+def test_a_kubernetes_that_is_not_there_is_not_asked_again(kfp: KfpServer, monkeypatch: Any) -> None:
+    monkeypatch.setattr(workflow_watch, "QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(follow_run, "PENDING_SECONDS", 0.0)
+    asked: list[Any] = []
+    connect = workflow_watch.KubernetesApi.connect
+    monkeypatch.setattr(workflow_watch.KubernetesApi, "connect", lambda *args: asked.append(args) or connect(*args))
+    kfp.story = [RUNNING] * 4 + GOOD
+    assert run(kfp, "--wait", *DATA) == 0
+    assert len(asked) == 1
+
+
+def test_a_namespace_that_a_server_of_one_team_does_not_use_is_reported(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.story = GOOD
+    assert run(kfp, "--wait", "--namespace", "team-a", *DATA) == 0
+    note = "the run is in the namespace 'kubeflow', the only one of this server, not in 'team-a'\n"
+    assert capsys.readouterr().out.count(note) == 1
+    assert run(kfp, "--wait", "--namespace", "kubeflow", *DATA) == 0
+    assert "the only one" not in capsys.readouterr().out
+
+
+def test_a_run_whose_first_pod_kubernetes_refuses_ends_with_its_reason(kfp: KfpServer, capsys: Capture) -> None:
+    kfp.story = [answers("no_service_account")]
+    assert run(kfp, "--wait", *DATA) == 1
+    line = capsys.readouterr().err
+    assert "submit: the run failed: pods " in line and 'serviceaccount "nosuch" not found; http' in line
+    assert "kubectl" not in line and line.count("\n") == 1
 
 
 def test_without_a_log_the_command_that_prints_it_is_given(kfp: KfpServer, capsys: Capture) -> None:
@@ -661,6 +826,30 @@ def test_a_first_run_finds_its_own_ways_into_the_cluster(
     assert "connection to the server was refused; is the platform there?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cluster", "standalone"], "CLUSTER=standalone: still the example's: images.training"),
+        (["--cluster", "mine", "--preset", "smokee"], "did you mean 'smoke'?"),
+        (["--cluster", "mine"], "the secret 'autoformer-s3' in 'mine' has no secret_key"),
+    ],
+)
+def test_a_first_run_uploads_nothing_where_settings_or_keys_are_wrong(
+    arguments: list[str], message: str, kfp: KfpServer, capsys: Capture, tmp_path: Path, monkeypatch: Any
+) -> None:
+    script = tmp_path / "kubectl"
+    without = KUBECTL.replace('"secret_key"', '"another"')
+    assert without != KUBECTL
+    script.write_text(re.sub("UI|S3", kfp.host.rpartition(":")[2], without))
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(first_run, "upload_folder", None)
+    mine = a_cluster(tmp_path)
+    assert first_run.main([mine if word == "mine" else word for word in arguments]) == 2
+    line = capsys.readouterr().err
+    assert message in line and line.count("\n") == 1
+
+
 def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
     monkeypatch.setattr(kfp_client, "RETRIES", 0)
     kfp.story = GOOD
@@ -694,6 +883,7 @@ def test_a_run_is_followed_again_and_ended(kfp: KfpServer, capsys: Capture) -> N
     kfp.story = GOOD
     assert run(kfp, "--run", run_id) == 0
     assert "register-model: done, " in capsys.readouterr().out
+    kfp.story = GOOD[-2:-1]
     assert run(kfp, "--terminate", run_id) == 0 and kfp.terminated == [run_id]
     assert "Run gone not found" in refused(kfp, capsys, "--run", "gone")
     assert "Run gone not found" in refused(kfp, capsys, "--terminate", "gone")
@@ -779,6 +969,9 @@ def test_the_end_of_a_recurring_run_stops_none_of_its_runs(kfp: KfpServer, capsy
     [
         ("0 3 * * 1", {"cron_expression": "0 0 3 * * 1"}),
         ("*/15 0-6,22 1 JAN-mar mon", {"cron_expression": "0 */15 0-6,22 1 JAN-mar mon"}),
+        ("0 3 29 2 *", {"cron_expression": "0 0 3 29 2 *"}),
+        ("0 3 31 4/1 *", {"cron_expression": "0 0 3 31 4/1 *"}),
+        ("0 3 31 2 1", {"cron_expression": "0 0 3 31 2 1"}),
         ("90m", {"interval_second": 5400}),
         ("2d", {"interval_second": 172800}),
     ],
@@ -800,6 +993,14 @@ def test_triggers(every: str, expected: dict[str, Any]) -> None:
         ("0 3 * * x", "'x' is no day"),
         ("0 0 3 * * 1", "minute, hour, day, month, weekday"),
         ("0h", "an interval of nothing"),
+        ("367d", "more than 366 days"),
+        ("99999999999999d", "more than 366 days"),
+        ("\u0663h", "EVERY=6h"),
+        ("*/\u0663 * * * *", "is no minute"),
+        ("*/ * * * *", "'*/' is no minute"),
+        ("0 3 31 2 *", "month '2' never has a day 31"),
+        ("0 3 31 4-6/2,SEP *", "month '4-6/2,SEP' never has a day 31"),
+        ("0 3 30/1 feb *", "month 'feb' never has a day 30"),
         ("weekly", "EVERY=6h"),
         ("", "EVERY=never"),
     ],

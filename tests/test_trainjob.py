@@ -423,6 +423,9 @@ def test_other_refusals_are_one_line_each(
     config = Path(os.environ["KUBECONFIG"])
     config.write_text(config.read_text().replace("a-token", "another-token"))
     assert "the cluster does not know who asks to list trainjobs" in line()
+    for content in ("clusters: [", "text", "- 1", "clusters: 3\ncontexts: x\ncurrent-context: y", "\x00"):
+        config.write_text(content)
+        assert "not a configuration of kubectl" in line()
     monkeypatch.setenv("KUBECONFIG", str(desk.own / "none"))
     assert "no cluster to launch a job in" in line()
 

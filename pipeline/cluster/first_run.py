@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 
 from autoformer.errors import AutoFormerError
 from commands.fetch import fetch
+from components.resolve_config.step import resolve
 from pipeline.cluster import submit
 from pipeline.cluster.settings import Cluster, load_cluster
 from runtime.common.config import ROOT
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     cluster = load_cluster(arguments.cluster)
+    submit.check_filled_in(cluster, arguments.cluster)
+    resolve(arguments.preset, ())
     if shutil.which("kubectl") is None:
         raise AutoFormerError("kubectl is not there; install it: https://kubernetes.io/docs/tasks/tools/")
     _kubectl(cluster, "get", "deployment", "ml-pipeline", "-o", "name")
@@ -83,7 +86,11 @@ def forward(cluster: Cluster, service: str, port: int) -> Iterator[str]:
 
 
 def _keys(cluster: Cluster) -> dict[str, str]:
-    secret = json.loads(_kubectl(cluster, "get", "secret", SECRET, "-o", "json"))["data"]
+    secret = json.loads(_kubectl(cluster, "get", "secret", SECRET, "-o", "json")).get("data") or {}
+    missing = [name for name in ("access_key", "secret_key") if name not in secret]
+    if missing:
+        where = f"the secret '{SECRET}' in '{cluster.namespace}'"
+        raise AutoFormerError(f"{where} has no {' and no '.join(missing)}; pipeline/manifests/mlflow makes it")
     access, key = (base64.b64decode(secret[name]).decode() for name in ("access_key", "secret_key"))
     region = cluster.env.get("AWS_DEFAULT_REGION", "us-east-1")
     return {"AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": key, "AWS_DEFAULT_REGION": region}
@@ -93,7 +100,7 @@ def _kubectl(cluster: Cluster, *arguments: str) -> str:
     command = ["kubectl", "-n", cluster.namespace, "--request-timeout=20s", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = " ".join(done.stderr.split())[-300:]
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]
         raise AutoFormerError(f"kubectl {' '.join(arguments[:3])}: {reason}; is the platform there? docs/cluster.md")
     return done.stdout
 

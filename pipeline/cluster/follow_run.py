@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cluster.kfp_access import ENDED, NoAnswerError
 from pipeline.cluster.pod_log import CONTAINER, last_lines, reason, without_launcher
 from pipeline.cluster.workflow import Workflow
+from pipeline.cluster.workflow_watch import WorkflowWatch
 from runtime.common.config import STEPS
 from runtime.common.console import print_line
 from runtime.common.retrying import retry, within
@@ -36,18 +37,22 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
     """Print each change until the run has ended; returns 0 if it succeeded, else 1 after a line about the failed task.
 
     Raises:
+        MissingError: the run, or its workflow in Kubernetes, was deleted.
         AutoFormerError: the server refuses a request, or has not answered for a quarter of an hour.
     """
     printed: dict[str, tuple[str, int]] = {}
     seen: list[tuple[str, str]] = []
     workflow, is_terminated, looked_at, polls_late = None, False, 0.0, 0
     waiting: dict[str, str] = {}
+    watch = WorkflowWatch(client)
     while True:
         run = _get_run(client, run_id)
         tasks = _tasks(run)
         now = sorted((str(part.display_name), str(part.state)) for part in _details(run))
         if now != seen or run.state in ENDED or time.monotonic() - looked_at > PENDING_SECONDS:
+            is_news = now != seen or run.state in ENDED
             seen, workflow, looked_at = now, client.workflow(run_id), time.monotonic()
+            watch.look(workflow, is_news)
         if _was_terminated(run) and not is_terminated:
             is_terminated = True
             print_line(f"the run {_WORDS['CANCELING']}")
@@ -69,7 +74,8 @@ def follow_run(client: "KfpClient", run_id: str) -> int:
         polls_late += run.state in ENDED  # KFP records the end of the last task after the end of the run
         time.sleep(POLL_SECONDS)
     if run.state == "SUCCEEDED":
-        print_line(f"the run succeeded: {client.page(run_id)}")
+        foreign = "" if tasks else ", with no task of this pipeline"
+        print_line(f"the run succeeded{foreign}: {client.page(run_id)}")
         return 0
     print_line(f"submit: {_failure(run, workflow, is_terminated, client)}", sys.stderr)
     return 1
@@ -142,7 +148,8 @@ def _failure(run: Any, workflow: Workflow | None, is_terminated: bool, client: "
         return f"{subject}: {message}; {logs}; {page}"
     attempts = f" in {failed.attempts} attempts" if failed.attempts > 1 else ""
     if failed.pod is None:
-        return f"{failed.task} failed{attempts}: {failed.message or 'no reason given'}; {page}"
+        what = "the run" if failed.task is None else failed.task
+        return f"{what} failed{attempts}: {failed.message or 'no reason given'}; {page}"
     namespace = workflow.namespace or client.pod_namespace
     log = f"kubectl -n {namespace} logs {failed.pod} -c {CONTAINER}"
     lines = last_lines(client, run.run_id, failed.pod, namespace)
@@ -150,8 +157,8 @@ def _failure(run: Any, workflow: Workflow | None, is_terminated: bool, client: "
         print_line(f"the log of {failed.task} ends with ({log}):", sys.stderr)
         for line in (without_launcher(lines) or lines)[-SHOWN_LINES:]:
             print_line(f"  {line}", sys.stderr)
-    parts = [reason(lines, failed.task), failed.message or "no reason given", f"its log: {log}", page]
-    return f"{failed.task} failed{attempts}: {'; '.join(filter(None, parts))}"
+    parts = [reason(lines, failed.task or ""), failed.message or "no reason given", f"its log: {log}", page]
+    return f"{failed.task or 'the run'} failed{attempts}: {'; '.join(filter(None, parts))}"
 
 
 def _error(run: Any) -> str:

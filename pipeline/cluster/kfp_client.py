@@ -59,7 +59,7 @@ class KfpClient(Client):
 
     def __init__(self, host: str, namespace: str = "") -> None:
         self.host, self.namespace = address(host), ""
-        self.pod_namespace = namespace or "kubeflow"
+        self.wanted_namespace, self.pod_namespace = namespace, namespace or "kubeflow"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # "only works with v2.0.0-beta.2 and later"
             super().__init__(self.host)

@@ -19,14 +19,21 @@ def _form(pattern: str, expected: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Cores = Annotated[str, BeforeValidator(as_text), _form(r"[0-9]+(\.[0-9]+)?|[0-9]+m", "cores, as 4, 0.5 or 500m")]
+_PART = r"[a-z0-9]+((\.|__?|-+)[a-z0-9]+)*"  # of an image's name
+Cores = Annotated[
+    str, BeforeValidator(as_text), _form(r"[0-9]{1,5}(\.[0-9]{1,3})?|[0-9]{1,8}m", "cores, as 4, 0.5 or 500m")
+]
 Bytes = Annotated[
     str,
-    _form(r"[1-9][0-9]*([KMGT]i|[MGT])", "a quantity of Kubernetes, as 16Gi (2^30 bytes each) or 16G (10^9)"),
+    BeforeValidator(as_text),
+    _form(r"[1-9][0-9]{0,6}([KMGT]i|[MGT])", "a quantity of Kubernetes, as 16Gi (2^30 bytes each) or 16G (10^9)"),
 ]
 Image = Annotated[
     str,
-    _form(r"[a-z0-9][\w.:/-]*[\w](@sha256:[0-9a-f]{64})?", "repository@sha256:… of 64 hexadecimal digits"),
+    _form(
+        rf"([\w.-]+(:[0-9]+)?/)?{_PART}(/{_PART})*(:\w[\w.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?",
+        "repository@sha256:… of 64 hexadecimal digits",
+    ),
 ]
 
 

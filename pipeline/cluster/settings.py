@@ -25,6 +25,7 @@ from runtime.kubernetes.settings import (
     GpuType,
     JobSettings,
     Name,
+    Namespace,
     Placement,
     SecretVariable,
     Variable,
@@ -47,6 +48,13 @@ _VOLUMES = ("shm", "scratch", "temporary", "kfp-launcher", "gcs-scratch", "s3-sc
             "tmp-dir-argo", "ca-bundle")  # fmt: skip
 _MOUNTS = ("/gcs", "/s3", "/minio", "/.local", "/.cache", "/.config", "/kfp-launcher", "/var/run/argo")
 _OF_THE_IMAGE = ("/app", "/opt/venv", "/bin", "/dev", "/etc", "/lib", "/proc", "/sys", "/usr", "/var/run/secrets")
+# Variables whose wrong form a step would notice late, or never: MLflow takes `mlflow` for a folder of the pod.
+_ADDRESSES = (
+    (STORE, r"s3://[^/]", "s3://autoformer/store"),
+    ("AWS_ENDPOINT_URL", r"https?://[^/]", "http://seaweedfs.kubeflow.svc.cluster.local:8333"),
+    ("AWS_ENDPOINT_URL_S3", r"https?://[^/]", "http://seaweedfs.kubeflow.svc.cluster.local:8333"),
+    ("MLFLOW_TRACKING_URI", r"\w+://|databricks", "http://mlflow.kubeflow.svc.cluster.local:5000"),
+)
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 _EXAMPLE = re.compile(r"(^|/)example-|\.example\.|0{64}")
 
@@ -120,12 +128,12 @@ class Secret(Frozen):
 class Cluster(EveryPod):
     """A cluster that the pipeline runs on."""
 
-    namespace: Name = Field(description="namespace of the runs")
+    namespace: Namespace = Field(description="namespace of the runs")
     deadline_seconds: int | None = Field(None, gt=0, le=10**8, description="time limit of a whole run; null for none")
     keep_seconds: int | None = Field(
         None,
         gt=0,
-        le=10**8,
+        le=86_400,
         description="time until the pods of a finished run are deleted, at most a day; null for KFP's default, an hour",
     )
     secrets: tuple[Secret, ...] = Field((), description="secrets whose values every pod gets as variables")
@@ -194,6 +202,9 @@ class Cluster(EveryPod):
                 raise ValueError(f"the variable {name} is set for each pod; leave it out")
             if names.count(name) > 1:
                 raise ValueError(f"the variable {name} is given more than once, in env or by secrets")
+        for name, form, example in _ADDRESSES:
+            if not re.match(form, value := self.env.get(name) or example):
+                raise ValueError(f"env.{name} = '{value}': expected an address, as {example}")
         return self
 
     def step(self, name: str) -> Step:

@@ -6,6 +6,7 @@ succeeded, else 1 with a line about the failed task. EVERY=… creates a recurri
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from components.resolve_config.step import resolve
 from pipeline.cluster import schedules
 from pipeline.cluster.compile import PIPELINE, write_package
 from pipeline.cluster.follow_run import follow_run
-from pipeline.cluster.kfp_access import OLDEST, MissingError, address
+from pipeline.cluster.kfp_access import ENDED, OLDEST, MissingError, address
 from pipeline.cluster.settings import Cluster, load_cluster
 from runtime.common.code import package_code
 from runtime.common.config import Config
@@ -34,6 +35,10 @@ from runtime.storage import S3Uri, is_uri
 
 if TYPE_CHECKING:
     from pipeline.cluster.kfp_client import KfpClient
+
+_EXAMPLE_ID = "9e368fea-8b78-4dea-8775-0786f7ea180c, for example"
+_LONGEST_NAME = 128  # of an experiment
+_OMIT = "leave it out, and each run computes it"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,9 +79,7 @@ def _run(arguments: argparse.Namespace, state: list[str]) -> int:
     if arguments.run:
         return _follow(_connect(arguments, cluster), arguments.run, state)
     if arguments.terminate:
-        _connect(arguments, cluster).terminate_run(arguments.terminate)
-        print_line(f"run {arguments.terminate}: termination requested")
-        return 0
+        return _terminate(_connect(arguments, cluster), arguments.terminate)
     if arguments.every == schedules.NEVER:
         return _end_recurring(_connect(arguments, cluster), arguments)
     _check_cluster(cluster, arguments)
@@ -119,21 +122,48 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if not arguments.host:
         raise AutoFormerError("HOST is missing: the address of KFP's UI, as in HOST=http://127.0.0.1:8080")
     address(arguments.host)
+    _check_run(arguments)
+    if not arguments.experiment.strip():
+        raise AutoFormerError("EXPERIMENT is empty: the name of an experiment in KFP, or leave it out")
+    if len(arguments.experiment) > _LONGEST_NAME:
+        raise AutoFormerError(f"EXPERIMENT: {len(arguments.experiment)} characters; KFP takes {_LONGEST_NAME}")
     if arguments.run or arguments.terminate or arguments.every == schedules.NEVER:
         return
     if arguments.every is not None:
         schedules.trigger(arguments.every)
+    _check_data(arguments)
+    if arguments.every and arguments.wait:
+        raise AutoFormerError("EVERY and WAIT: a recurring run has no end to wait for; leave one of them out")
+
+
+def _check_data(arguments: argparse.Namespace) -> None:
+    """Check DATA and DATA_HASH, and remove a slash at the end of DATA: KFP's cache compares texts."""
     if not arguments.data:
         raise AutoFormerError("DATA is missing: s3://bucket/folder, or the folder of a volume that the steps see")
     if is_uri(arguments.data):
-        S3Uri.parse(arguments.data)
-    elif not arguments.data.startswith("/"):
+        arguments.data = str(S3Uri.parse(arguments.data))
+    elif arguments.data.startswith("/"):
+        arguments.data = arguments.data.rstrip("/") or "/"
+    else:
         raise AutoFormerError(
             f"DATA={arguments.data}: the steps run elsewhere, and know no folder of this machine; "
             "give s3://bucket/folder, or the whole path on a volume that they mount"
         )
-    if arguments.every and arguments.wait:
-        raise AutoFormerError("EVERY and WAIT: a recurring run has no end to wait for; leave one of them out")
+    if not re.fullmatch(r"([0-9a-f]{64})?", arguments.data_hash):
+        raise AutoFormerError(f"DATA_HASH={arguments.data_hash}: expected a sha256 of 64 hexadecimal digits; {_OMIT}")
+
+
+def _check_run(arguments: argparse.Namespace) -> None:
+    """Check RUN, TERMINATE and EVERY, of which one excludes the others."""
+    named = {"RUN": arguments.run, "TERMINATE": arguments.terminate, "EVERY": arguments.every}
+    wanted = [name for name, value in named.items() if value is not None]
+    if len(wanted) > 1:
+        raise AutoFormerError(f"{' and '.join(wanted)}: one of them at a time")
+    for name in {"RUN", "TERMINATE"} & set(wanted):
+        if not re.fullmatch(r"[0-9A-Za-z-]+", named[name]):
+            raise AutoFormerError(
+                f"{name}={named[name]}: not the id of a run, which `make submit` prints: {_EXAMPLE_ID}"
+            )
 
 
 def _check_cluster(cluster: Cluster | None, arguments: argparse.Namespace) -> None:
@@ -142,13 +172,18 @@ def _check_cluster(cluster: Cluster | None, arguments: argparse.Namespace) -> No
             raise AutoFormerError("CLUSTER is missing: a file of configs/cluster/, which names images and machines; "
                                   "or IMAGE=repository@sha256:… for any cluster")  # fmt: skip
         return
-    examples = cluster.placeholders()
-    if examples:
-        raise AutoFormerError(f"CLUSTER={arguments.cluster}: still the example's: {', '.join(examples)}")
+    check_filled_in(cluster, arguments.cluster)
     mounts = [volume.mount for volume in cluster.volumes]
     if not is_uri(arguments.data) and not any(Path(arguments.data).is_relative_to(mount) for mount in mounts):
         known = f"they are at {', '.join(mounts)}" if mounts else "it has none"
         raise AutoFormerError(f"DATA={arguments.data}: on no volume of CLUSTER={arguments.cluster}; {known}")
+
+
+def check_filled_in(cluster: Cluster, source: str) -> None:
+    """Raise `AutoFormerError` if settings still have values of the example."""
+    examples = cluster.placeholders()
+    if examples:
+        raise AutoFormerError(f"CLUSTER={source}: still the example's: {', '.join(examples)}")
 
 
 def _parameters(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
@@ -210,6 +245,24 @@ def _end(client: "KfpClient", name: str, recurring: Sequence[str]) -> None:
             else "ended; the runs that it has started stay"
         )
         print_line(f"recurring run '{name}', {each}: {state}")
+
+
+def _terminate(client: "KfpClient", run_id: str) -> int:
+    state = client.get_run(run_id).state
+    if state in ENDED:
+        raise AutoFormerError(f"{client.host}: the run {run_id} has ended already: {state.lower()}")
+    if state == "CANCELING":
+        print_line(f"run {run_id}: is being terminated already")
+        return 0
+    try:
+        client.terminate_run(run_id)
+    except AutoFormerError as error:
+        if not re.search(r'workflows\.argoproj\.io "[^"]*" not found', str(error)):
+            raise
+        what = "Kubernetes has no workflow of it any more, and KFP reports it as running for ever"
+        raise AutoFormerError(f"{client.host}: the run {run_id} cannot be ended: {what}; archive it in KFP") from None
+    print_line(f"run {run_id}: termination requested")
+    return 0
 
 
 def _follow(client: "KfpClient", run_id: str, state: list[str]) -> int:

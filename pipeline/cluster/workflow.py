@@ -5,11 +5,12 @@ which its API v1beta1 hands out, has all of it (seen on KFP 2.17.0 with Argo 4.0
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 _TASK = re.compile(r"[^.]+\.root\(\d+\)\.([^.()]+)")  # full name of a task's node
 _FAILED = ("Failed", "Error")
+_NOT_MADE = re.compile(r'pods? "[^"]*" is (forbidden|invalid)', re.IGNORECASE)  # Kubernetes refused the pod
 _FIRST_PULL = "ErrImagePull"  # alternates with ImagePullBackOff, which says the same
 _LONGEST_PREFIX = 241  # of a pod's name, before its hash
 
@@ -17,7 +18,7 @@ _LONGEST_PREFIX = 241  # of a pod's name, before its hash
 class Failure(NamedTuple):
     """The task that failed first."""
 
-    task: str
+    task: str | None  # None if the run failed before its first task
     message: str  # Argo's, on one line
     attempts: int
     pod: str | None  # pod of the last attempt; None if there was none
@@ -58,7 +59,7 @@ class Workflow:
         """The task that failed first, and why; None if no task failed."""
         failed = [node for node in self._nodes if node["phase"] in _FAILED and _TASK.fullmatch(node["name"])]
         if not failed:
-            return None
+            return self._early_failure()
         node = min(failed, key=lambda each: each.get("finishedAt") or "~")
         task = str(node["displayName"])
         below = [each for each in self._below(task) if each["phase"] in _FAILED]
@@ -66,9 +67,21 @@ class Workflow:
         # the executor's own message says why no further attempt was made
         nodes = [*pods[-1:], *(each for each in below if each["type"] == "Retry"), node]
         messages = dict.fromkeys(" ".join(each["message"].split()) for each in nodes if each.get("message"))
-        pod = self._pod_name(pods[-1]) if pods else None
         step = task.removesuffix("-driver")
-        return Failure(step, "; ".join(messages)[:300], max(1, self.attempts(task)), pod)
+        return Failure(step, "; ".join(messages)[:300], max(1, self.attempts(task)), self._newest(pods))
+
+    def _early_failure(self) -> Failure | None:
+        """The failure of the driver of the whole run, before the first task."""
+        pods = [node for node in self._nodes if node["phase"] in _FAILED and node["type"] == "Pod"]
+        if not pods:
+            return None
+        return Failure(None, " ".join(str(pods[-1].get("message", "")).split())[:300], 1, self._newest(pods))
+
+    def _newest(self, pods: Sequence[Mapping[str, Any]]) -> str | None:
+        """The name of the last of these pods; None if there is none, or Kubernetes refused to create it."""
+        if not pods or _NOT_MADE.match(str(pods[-1].get("message", ""))):
+            return None
+        return self._pod_name(pods[-1])
 
     @property
     def message(self) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from autoformer.errors import AutoFormerError
 from runtime.common.answers import whole
 from runtime.common.console import print_line
@@ -21,6 +23,7 @@ MANIFESTS = "pipeline/manifests/training"
 TIMEOUT_SECONDS = (10, 30)  # to connect, and between two parts of the answer
 LAST_SECONDS = (0.4, 0.5)  # the same, shortly before this process is killed
 TRAINJOBS = f"{PLURAL}.{GROUP}"
+WORKFLOWS = "workflows.argoproj.io"
 _WITH_PODS = {"propagationPolicy": "Foreground"}
 Object = dict[str, Any]
 
@@ -81,6 +84,11 @@ class KubernetesApi:
         except (config.ConfigException, OSError) as error:
             raise AutoFormerError(
                 f"no cluster to launch a job in ({error}); run it in a pod, or set KUBECONFIG"
+            ) from None
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
+            file = os.environ.get("KUBECONFIG", "~/.kube/config")
+            raise AutoFormerError(
+                f"{file}: not a configuration of kubectl ({type(error).__name__}); correct it, or set KUBECONFIG"
             ) from None
         configuration.retries = False  # `_request` retries, and reports it
         return cls(configuration, namespace or _namespace(), patience)
@@ -149,6 +157,27 @@ class KubernetesApi:
             else:
                 text = call(pod, self.namespace, _preload_content=False, **arguments).data.decode(errors="replace")
                 yield from filter(None, text.split("\n"))
+
+    def has_workflow(self, name: str) -> bool:
+        """Whether the namespace has the Argo workflow of that name."""
+        call = self._workflows
+        return self._request("get", call, f"/{name}", resource=WORKFLOWS, none_for=404) is not None
+
+    def labels_of_workflows(self, label: str) -> list[str]:
+        """The values of a label of some of the namespace's Argo workflows."""
+        some = [("labelSelector", label), ("limit", 5)]
+        answer = self._request("list", self._workflows, "", resource=WORKFLOWS, query_params=some)
+        found = answer["items"] or []  # null if there is none
+        return [each["metadata"]["labels"][label] for each in found]
+
+    def _workflows(self, name: str, **options: Any) -> Any:
+        """A request for workflows, without their content, which can have a megabyte."""
+        path = f"/apis/argoproj.io/v1alpha1/namespaces/{self.namespace}/workflows{name}"
+        kind = "PartialObjectMetadata" if name else "PartialObjectMetadataList"
+        accept = {"Accept": f"application/json;as={kind};g=meta.k8s.io;v=v1"}
+        return self._core.api_client.call_api(
+            path, "GET", header_params=accept, auth_settings=["BearerToken"], _return_http_data_only=True, **options
+        )
 
     def hurry(self) -> None:
         """Shorten the maximum outage from now on: this process is being stopped."""
