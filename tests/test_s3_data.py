@@ -85,6 +85,18 @@ def test_small_data_come_to_the_disk_and_are_read_as_ever(
     assert contents(data.folder) == contents(folder)
 
 
+@pytest.mark.parametrize("dataset", ["fashion-mnist", "mine"])
+def test_a_wrong_folder_is_named_by_its_address_and_not_by_its_copy(
+    dataset: str, name: str, s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("no images")
+    place = upload(s3, tmp_path / "other", "other")
+    assert step.main(prepare_argv(place, tmp_path / "out", [f"dataset={dataset}"])) == 2
+    printed = capsys.readouterr().err
+    assert place in printed and str(tmp_path / "work") not in printed
+
+
 def test_the_marks_of_folders_are_no_files(name: str, s3: S3Server, tmp_path: Path) -> None:
     """Consoles, and tools that copy folders, make an empty object of each folder."""
     folder = class_folders(tmp_path / "mine" / "train", 8, 8).parent

@@ -26,7 +26,7 @@ from runtime.common.sections import PrepareData
 from runtime.common.workspace import Record
 from runtime.steps.command import run_step, step_parser
 from runtime.steps.inputs import DATA
-from runtime.storage.data import hash_data, open_data
+from runtime.storage.data import errors_name, hash_data, open_data
 
 STEP = "prepare_data"
 SPLITS = {
@@ -78,7 +78,8 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.section(PrepareData)
     record = Record(arguments.record, STEP)  # starts its clock
     data = open_data(arguments.data).folder
-    prepared = prepare(data, read_delivered(data, config.dataset), section, config.seed)
+    with errors_name(arguments.data, data):
+        prepared = prepare(data, read_delivered(data, config.dataset), section, config.seed)
     with hold_lock(arguments.card, "output"), record:
         provenance = {"code": step_code(STEP), "inputs": {"data": hash_data(arguments.data)}}
         with tracking.step_run(STEP, config, record.values, provenance) as tracked:

@@ -4,10 +4,11 @@
 which are read by ranges, and writes a `source.yaml` that names their S3 folder.
 """
 
+import contextlib
 import os
 import posixpath
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
@@ -126,6 +127,16 @@ def open_data(place: str | Path) -> Data:
     if not folder.exists():
         raise AutoFormerError(f"{folder}: no such file or folder; it is made by `make data`")
     return Data(folder, remote_archives(folder))
+
+
+@contextlib.contextmanager
+def errors_name(place: str | Path, folder: Path) -> Iterator[None]:
+    """Let errors name the `place` of the data in S3 instead of the local `folder` that `open_data` made of it."""
+    try:
+        yield
+    except AutoFormerError as error:
+        error.args = (str(error).replace(str(folder), str(place).rstrip("/")),)
+        raise
 
 
 def _open_remote(uri: S3Uri) -> Path:
