@@ -47,7 +47,7 @@ class Bounds(Frozen):
     answer_bytes: int = Field(16 * MB, description="size of one answer of a server, unpacked")
     answer_seconds: float = Field(60.0, description="time for one answer of a server, besides that for its bytes")
     answer_rate: int = Field(16 * KB, description="bytes a second, the least of a larger answer")
-    log_bytes: int = Field(256 * MB, description="size of a pod's log, as KFP returns it")
+    log_bytes: int = Field(256 * MB, description="size of a pod's log, as KFP or Kubernetes returns it")
     listed_pages: int = Field(2000, description="pages of a listing in S3, of 1000 objects each")
     model_files: int = Field(1000, description="files and folders of a registered model")
     model_bytes: int = Field(16_384 * MB, description="size of a file of a registered model")

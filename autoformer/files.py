@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, and cached sha256 hashes of them."""
+"""Atomic writes of files and folders, and sha256 hashes of them."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,6 @@ import shutil
 import socket
 import stat
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,16 +18,17 @@ from typing import Any, NamedTuple, Self
 
 from autoformer.errors import AutoFormerError
 
-_CLOCK_TICK_NS = 2_000_000_000  # the coarsest clock of a file system
 _FREE = "free some space there, and give the same command again"
 _CHOOSE = "choose a place that may be written to, or change its permissions"
+_GONE = "its folder was removed, or takes no files; choose another, and give the same command again"
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
 _UNFINISHED = re.compile(r"\..+\.(tmp|old|part)")
 _ADVICE = {
     errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EFBIG: _FREE, errno.EROFS: _CHOOSE, errno.EACCES: _CHOOSE,
     errno.EPERM: _CHOOSE, errno.ENOTDIR: _CHOOSE, errno.EEXIST: _CHOOSE, errno.EISDIR: _CHOOSE,
-    errno.ENAMETOOLONG: "give a shorter path", errno.ELOOP: "a link that leads to itself; remove it",
-    errno.EIO: "see to the disk",
+    errno.ENAMETOOLONG: "give a shorter path", errno.ELOOP: "a link in the way; remove it",
+    errno.EIO: "see to the disk", errno.EBUSY: "name a place in it",
+    errno.EXDEV: "remove it, or choose another place", errno.ENOENT: _GONE, errno.ESTALE: _GONE,
 }  # fmt: skip
 
 
@@ -41,8 +41,18 @@ class UnwritableError(AutoFormerError):
 
 
 def unwritable(error: OSError) -> UnwritableError | None:
-    """The `UnwritableError` for an error of that kind; None for any other."""
-    return UnwritableError(str(error.filename or "a file"), error.errno) if error.errno in _ADVICE else None
+    """The `UnwritableError` for an error of that kind; None for any other, as a missing input."""
+    if error.errno not in _ADVICE or error.errno == errno.ENOENT:
+        return None
+    return UnwritableError(str(error.filename or "a file"), error.errno)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents. Raises `UnwritableError` for ENOENT, too, as below /proc, and `OSError`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:
+        raise UnwritableError(str(path), errno.ENOENT) from None
 
 
 @contextlib.contextmanager
@@ -51,17 +61,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
     On an error the temporary is removed, and `path` is unchanged. The content is flushed to disk before the rename, so
     a power failure leaves the old or the new version. Temporaries that a killed process of this machine left are
-    removed too.
+    removed too. A link at `path`, symbolic or hard, is replaced: its target and its other names keep their content.
 
     Raises:
         UnwritableError: the disk is full, or the path cannot be written to.
-        AutoFormerError: the path is a pipe or a device, such as /dev/null, which a rename would remove.
+        AutoFormerError: the path is a pipe or a device, such as /dev/null, which a rename would remove; or a file
+            where a folder is written.
     """
     temporary = path.parent / f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:4]}.tmp"
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise AutoFormerError(f"{path}: a pipe or a device; name a file to write")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_replaceable(path)
+        make_folder(path.parent)
         _remove_leftovers(path)
         yield temporary
         put_in_place(temporary, path)
@@ -69,19 +79,39 @@ def replacing(path: Path) -> Iterator[Path]:
         where, number = (
             (error.path, error.number) if isinstance(error, UnwritableError) else (error.filename, error.errno)
         )
-        if number not in _ADVICE or not str(where or path).startswith(str(path.parent)):
+        own = temporary.with_suffix("") if number == errno.ENOENT else path.parent  # else an input is missing
+        if number not in _ADVICE or not str(where or path).startswith(str(own)):
             raise
         raise UnwritableError(str(path), number) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with contextlib.suppress(NotADirectoryError):  # the parent is a file; the error above reports it
-                temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise `AutoFormerError` for a pipe or a device, and for a link into /proc, such as /dev/stdout."""
+    leads_to_proc = path.is_symlink() and path.readlink().is_relative_to("/proc")
+    if leads_to_proc or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise AutoFormerError(f"{path}: a pipe or a device; name a file to write")
+
+
+def check_no_file(path: Path) -> None:
+    """Raise `AutoFormerError` if a file is where a folder is to be written."""
+    if path.is_file() and not path.is_symlink():
+        raise AutoFormerError(f"{path}: a file, where a folder is to be written; name another place")
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a folder or a link, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(NotADirectoryError):  # the parent is a file; another error reports it
+            path.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:
     """Raise `AutoFormerError` if a file cannot be made at `path`, before the work whose result it is to hold."""
+    check_replaceable(path)
     try:
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         if path.is_dir():
@@ -100,7 +130,7 @@ def _remove_leftovers(path: Path) -> None:
     for left in path.parent.iterdir():
         found = temporary.fullmatch(left.name)
         if found and not _is_running(int(found[1])):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+            _remove(left)
 
 
 def _is_running(process: int) -> bool:
@@ -146,18 +176,26 @@ def _flush(path: Path) -> None:
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
-    """Replace a folder, which a plain rename cannot: exchange the two, or move the old one aside first."""
-    if not path.exists():
-        temporary.replace(path)
-    elif not _exchange(temporary, path):
-        aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
+    """Replace a folder or a link, which a plain rename cannot: exchange the two, or move the old one aside first.
+
+    Another process may put its own folder there at any moment: the last one stays, whole.
+    """
+    check_no_file(path)
+    if _exchange(temporary, path):
+        return
+    aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
+    with contextlib.suppress(FileNotFoundError):
         path.replace(aside)
-        try:
-            temporary.replace(path)
-        except BaseException:
+    try:
+        temporary.replace(path)
+    except BaseException as error:
+        if isinstance(error, OSError) and _exchange(temporary, path):
+            return
+        with contextlib.suppress(FileNotFoundError):
             aside.replace(path)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    finally:
+        _remove(aside)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -226,44 +264,3 @@ class FileState(NamedTuple):
         real = path.resolve()
         stat = real.stat()
         return cls(str(real), stat.st_size, stat.st_mtime_ns, stat.st_ino)
-
-
-class HashCache:
-    """sha256 of files, cached by path, size, modification time and inode, as in DVC.
-
-    Small and recently changed files are always read: a second change within one clock tick would not show in the
-    metadata. Processes may share the cache: each appends lines, and damaged lines are ignored.
-
-    Args:
-        place: a file of JSON lines; created if missing.
-        min_bytes: smallest size of a cached file.
-    """
-
-    def __init__(self, place: Path, min_bytes: int = 2**24) -> None:
-        self._place, self._min_bytes = place, min_bytes
-
-    def __call__(self, path: Path) -> str:
-        state = FileState.of(path)
-        if state.size < self._min_bytes:
-            return hash_file(path)
-        return self._load().get(state) or self.remember(state, hash_file(path))
-
-    def remember(self, state: FileState, sha256: str) -> str:
-        """Cache the hash of a file, unless the file has changed since `state` was taken."""
-        settled = time.time_ns() - state.mtime_ns > _CLOCK_TICK_NS
-        if settled and FileState.of(Path(state.path)) == state:
-            line = canonical_json({"file": state, "sha256": sha256}) + "\n"
-            with contextlib.suppress(OSError):  # the file is read again next time
-                self._place.parent.mkdir(parents=True, exist_ok=True)
-                with self._place.open("ab", buffering=0) as file:  # one write, so lines of processes do not mix
-                    file.write(line.encode())
-        return sha256
-
-    def _load(self) -> dict[FileState, str]:
-        hashes = {}
-        if self._place.is_file():
-            for line in self._place.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-                    entry = json.loads(line)
-                    hashes[FileState(*entry["file"])] = str(entry["sha256"])
-        return hashes

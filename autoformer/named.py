@@ -11,7 +11,12 @@ CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.
 
 def load_space(name: str) -> SearchSpace:
     """A search space by its name in `configs/spaces/`, or by a file path."""
-    return SearchSpace.from_yaml(named_file("spaces", name, "no file '{}.yaml' in configs/spaces; {}"))
+    return SearchSpace.from_yaml(file_of_space(name))
+
+
+def file_of_space(name: str) -> Path:
+    """The file of a search space. Raises like `named_file`."""
+    return named_file("spaces", name, "no file '{}.yaml' in configs/spaces; {}")
 
 
 def load_subnet(name: str) -> NamedSubnet:

@@ -24,7 +24,7 @@ from autoformer.recipe import Dtype
 from autoformer.space import Offsets, SearchSpace
 from components.prepare_data.delivered import IMAGENET_STATISTICS, Delivered
 from components.prepare_data.readers import read_to_test
-from runtime.common.console import Parser, Progress, existing, positive, print_line, run_command
+from runtime.common.console import Parser, Progress, check_apart, existing, positive, print_line, run_command
 from runtime.common.processes import set_threads
 from runtime.storage.data import open_data
 
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work(arguments: argparse.Namespace) -> None:
         if arguments.out:
             check_writable(arguments.out)
+            check_apart(arguments.out, arguments.checkpoint, arguments.data, arguments.subnet)
         figures = evaluate(arguments)
         for line in summary(figures):
             print_line(line)

@@ -19,7 +19,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, replacing
 from components.prepare_data.fashion_mnist import ARCHIVES, NAME
 from runtime.common.answers import whole
-from runtime.common.console import Parser, run_command
+from runtime.common.console import Parser, print_line, run_command
 
 PACKAGE = "dataset-fashion-mnist"
 INSTALLED = Path("usr/share/datasets/fashion-mnist")  # below / or an unpacked package
@@ -145,6 +145,7 @@ def _unpack_package(folder: Path, _: Sequence[str]) -> Path:
 
 
 def _call(command: list[str], folder: Path, seconds: float = 300) -> None:
+    print_line(f"fetch: {command[0]} {PACKAGE if 'update' not in command else 'update'}, up to {seconds:.0f} s")
     try:
         done = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=seconds, check=False

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, get_args
 from autoformer.errors import AutoFormerError
 from autoformer.files import check_writable, write_json
 from autoformer.latency import AT_REST, Clock, LatencyTable
-from autoformer.named import load_space
+from autoformer.named import file_of_space, load_space
 from autoformer.recipe import Dtype
 from autoformer.space import SearchSpace
 from autoformer.subnet_text import shape_text
 from components.register_model.latency import cpu_name
-from runtime.common.console import Parser, Progress, positive, print_line, run_command
+from runtime.common.console import Parser, Progress, check_apart, positive, print_line, run_command
 from runtime.common.processes import set_threads
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def _space(arguments: argparse.Namespace) -> SearchSpace:
         raise AutoFormerError(f"--out {arguments.out}: expected a file in a folder that exists")
     check_writable(arguments.out)
     space = load_space(arguments.space)
+    check_apart(arguments.out, file_of_space(arguments.space))
     return space.model_copy(update={"num_classes": arguments.classes}) if arguments.classes else space
 
 

@@ -25,7 +25,7 @@ from autoformer.subnet_text import CELLS, from_cells, shape_text
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.step import STEP, make_scorer, read_inputs
 from runtime.common.config import ROOT, Config, load_config
-from runtime.common.console import Parser, Progress, existing, print_line, run_command
+from runtime.common.console import Parser, Progress, check_apart, existing, print_line, run_command
 from runtime.common.locks import hold_lock
 from runtime.common.overrides import add_option
 from runtime.common.records import Provenance
@@ -76,6 +76,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise AutoFormerError(str(error).replace("--config:", f"{search / PROVENANCE}:", 1)) from None
     listed = read_subnets(arguments.subnets, config.space)
     paths = argparse.Namespace(data=arguments.data or str(ROOT / "data" / config.dataset))
+    check_apart(arguments.out, arguments.subnets, search, paths.data)
     for name in PLACES:
         setattr(paths, name, _find(name, made_by.inputs.get(name, ""), search))
     table_file = search / LATENCY_FILE

@@ -8,15 +8,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import kubernetes.client
 import pytest
 from endless_server import ENDLESS, SLOW, Answer, Handler, answering
 
 import commands.fetch
 from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError, UnavailableError
+from pipeline.cluster import pod_log
 from pipeline.cluster.kfp_access import NoAnswerError
 from pipeline.cluster.kfp_client import KfpClient
 from runtime.common import answers
+from runtime.kubernetes import api as kubernetes_api
+from runtime.kubernetes.api import PATIENCE, KubernetesApi
 from runtime.storage.client import S3Uri, read_object
 from runtime.storage.objects import head, list_objects
 from runtime.tracking.bounded import bound_answers, check_listing
@@ -125,6 +129,19 @@ def test_a_log_without_an_end_is_left_out(answer: Answer, monkeypatch: pytest.Mo
     with answering(answer) as server:
         before, start = peak_mb(), time.monotonic()
         assert KfpClient(server.address).log("run", "pod", "namespace") == []
+        assert peak_mb() - before < MEMORY_MB and time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("answer", [*ENDLESS.values(), *SLOW.values()])
+@pytest.mark.usefixtures("impatient")
+def test_a_log_of_kubernetes_without_an_end_is_left_out(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes_api, "BOUNDS", BOUNDS.model_copy(update={"log_bytes": 16 * 2**20}))
+    with answering(answer) as server:
+        configuration = kubernetes.client.Configuration(host=server.address)
+        api = KubernetesApi(configuration, "namespace", PATIENCE)
+        monkeypatch.setattr(KubernetesApi, "connect", lambda *_: api)
+        before, start = peak_mb(), time.monotonic()
+        assert pod_log._by_kubernetes("pod", "namespace") == []
         assert peak_mb() - before < MEMORY_MB and time.monotonic() - start < 10
 
 

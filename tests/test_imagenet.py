@@ -13,7 +13,8 @@ from imagenet_archives import write_source as write_source_file
 from PIL import Image
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import HashCache, hash_file
+from autoformer.files import hash_file
+from autoformer.hash_cache import HashCache
 from autoformer.images.archives import EncodedImages, EncodedSplit
 from autoformer.images.pixels import model_pixels
 from autoformer.images.source import SourceArchive, read_source

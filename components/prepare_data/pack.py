@@ -31,6 +31,7 @@ from components.prepare_data.tar_writer import Tar
 from components.prepare_data.threads import in_order
 from components.prepare_data.unreadable import check_unreadable, refuse_by_names
 from components.prepare_data.white_level import find_white_level
+from runtime.common.console import check_apart
 from runtime.common.locks import hold_lock
 from runtime.common.tables import write_table
 
@@ -98,6 +99,7 @@ def pack(
     """
     source = discover(path)
     title = title_of(path)
+    check_apart(packs / f"{title}-{UNREADABLE}", path)
     refuse_by_names(source, packs / f"{title}-{UNREADABLE}", max_unreadable_percent)
     digest, originals = _hash(source, shorter_side, channels, rule, watch)
     folder = packs / f"{title}-{digest[:8]}"
@@ -110,8 +112,10 @@ def pack(
                 source, max_unreadable_percent, read_pack(folder).unreadable, len(source.images), folder / UNREADABLE
             )
             return folder
-        if folder.exists():
+        if folder.exists() or folder.is_symlink():
             raise AutoFormerError(f"{folder}: holds something else than these images, packed; remove that folder first")
+        if work.is_symlink():
+            raise AutoFormerError(f"{work}: a link, where the pack is made; remove it")
         work.mkdir(exist_ok=True)
         card = packing.with_white_level().write(title, digest)
         for leftover in (*work.glob("images-*.json"), *work.glob(".*.tmp")):  # the shards' indices; what a kill left

@@ -20,7 +20,7 @@ from components.prepare_data.splitting import describe, split, statistics
 from runtime import tracking
 from runtime.common.code import step_code
 from runtime.common.config import Config
-from runtime.common.console import print_line
+from runtime.common.console import check_apart, print_line
 from runtime.common.locks import hold_lock
 from runtime.common.sections import PrepareData
 from runtime.common.workspace import Record
@@ -77,6 +77,9 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     """Check the delivered files, prepare, write, and print a summary."""
     section = config.section(PrepareData)
     record = Record(arguments.record, STEP)  # starts its clock
+    written = [arguments.card, arguments.record, *(getattr(arguments, f"{name}_split") for name in SPLITS)]
+    for number, path in enumerate(written):
+        check_apart(path, arguments.data, *written[:number])
     data = open_data(arguments.data).folder
     with errors_name(arguments.data, data):
         prepared = prepare(data, read_delivered(data, config.dataset), section, config.seed)

@@ -20,7 +20,7 @@ from components.register_model.latency import Latency, measure
 from runtime import tracking
 from runtime.common.budgets import folder_of, merge_metrics, metrics_of, model_of, prefix_of, read_chosen
 from runtime.common.config import Config
-from runtime.common.console import existing
+from runtime.common.console import check_apart, existing
 from runtime.common.records import Provenance, Rollback, read_confusion, read_metrics
 from runtime.common.sections import RegisterModel
 from runtime.steps.command import run_step, step_parser
@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.section(RegisterModel)
     by_label = {label: read_facts(arguments, section, label, named) for label, named in _chosen(arguments).items()}
     *_, largest = by_label
+    check_apart(arguments.model_card, arguments.out, arguments.record, arguments.card)
     with open_step(STEP, arguments, config, "card", *FOLDERS) as opened:
         tracked = opened.tracked
         tracked.subnet(by_label[largest].model.subnet)

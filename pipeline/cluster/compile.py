@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import hash_value, replacing
+from autoformer.files import check_writable, hash_value, replacing
 from pipeline.cluster.settings import Cluster, load_cluster
 from runtime.common.config import STEPS
-from runtime.common.console import Parser, report_error
+from runtime.common.console import Parser, check_apart, report_error
 from runtime.common.overrides import add_option
 
 OUT = Path("dist/autoformer.yaml")
@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for file in filter(None, (out, manifests)):
             if file.is_dir():
                 raise AutoFormerError(f"{file}: a folder; name the file to write")
+            check_writable(file)
+        check_apart(out, manifests)
         cluster = load_cluster(arguments.cluster, arguments.overrides) if arguments.cluster else None
         print(f"{out}: the pipeline '{PIPELINE}', its steps on the image {write_package(out, cluster)}")
         if manifests:

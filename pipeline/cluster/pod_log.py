@@ -1,6 +1,7 @@
 """The end of a task's log, from KFP or Kubernetes, and the step's error line in it."""
 
 import re
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ def _by_kubernetes(pod: str, namespace: str) -> list[str]:
     """The log from the cluster of this pod, of KUBECONFIG or of ~/.kube/config; empty if it lacks the pod."""
     try:
         api = KubernetesApi.connect(PATIENCE, namespace)
-        return [line.partition(" ")[2] for line in api.log(pod, container=CONTAINER, tail_lines=TAIL_LINES)]
+        last = deque(api.log(pod, container=CONTAINER, tail_lines=TAIL_LINES), TAIL_LINES)  # a server may send more
+        return [line.partition(" ")[2] for line in last]
     except (AutoFormerError, RefusedError, OSError):
         return []

@@ -174,6 +174,21 @@ def existing(path: Path, made_by: str) -> Path:
     return path
 
 
+def check_apart(out: Path, *others: str | Path | None) -> None:
+    """Raise `AutoFormerError` if writing `out` would change an input or another output.
+
+    Args:
+        others: paths that must neither be `out`, nor in it, nor around it. Addresses and None are skipped.
+    """
+    place = out.parent.resolve() / out.name  # a link at `out` is replaced, and its target stays
+    for other in others:
+        if other is None or "://" in str(other):
+            continue
+        real = Path(other).resolve()
+        if place.is_relative_to(real) or real.is_relative_to(place):
+            raise AutoFormerError(f"{out}: writing it would change {other}, which is needed; name another place")
+
+
 class Progress:
     """A progress bar with rate and remaining time in a terminal, else one line a minute.
 

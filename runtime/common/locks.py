@@ -1,6 +1,7 @@
 """Lock a path for one process at a time: a lock file beside the path names the holder."""
 
 import contextlib
+import errno
 import math
 import os
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from autoformer.errors import AutoFormerError
+from autoformer.files import UnwritableError, make_folder
 from autoformer.locks import lock
 
 _held: set[IO[bytes]] = set()
@@ -28,7 +30,7 @@ def hold_lock(path: Path, what: str | None) -> Iterator[None]:
         AutoFormerError: another process holds the lock; the message names that process.
         OSError: the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     name = path.parent / f".{path.name}.lock"
     file = _locked(name, path, what)
     _held.add(file)
@@ -48,7 +50,10 @@ def wait_for_lock(path: Path) -> AbstractContextManager[None]:
 def _locked(name: Path, path: Path, what: str | None) -> IO[bytes]:
     """The locked file; waits for the lock if `what` is None."""
     while True:
-        file = name.open("a+b", buffering=0)
+        try:
+            file = open(name, "a+b", buffering=0, opener=_open)  # noqa: SIM115 as long as the lock
+        except FileNotFoundError:
+            raise UnwritableError(str(path), errno.ENOENT) from None
         if not lock(file, wait_seconds=math.inf if what is None else 0):
             file.seek(0)
             holder = file.read().decode() or "its process is not known"
@@ -65,6 +70,10 @@ def _locked(name: Path, path: Path, what: str | None) -> IO[bytes]:
         name.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from None
     return file
+
+
+def _open(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW, 0o666)  # a link would let the lock empty another file
 
 
 def _close_in_child() -> None:

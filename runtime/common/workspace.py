@@ -8,7 +8,6 @@ result, so a restarted step finds its own checkpoints and no others.
 import contextlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,7 +16,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from autoformer.errors import AutoFormerError
-from autoformer.files import HashCache, hash_path, hash_value, write_json
+from autoformer.files import check_writable, hash_path, hash_value, make_folder, write_json
+from autoformer.hash_cache import HashCache
 from runtime.common.code import step_code
 from runtime.common.config import Config, checkout, lasting
 
@@ -57,7 +57,7 @@ class Workspace:
         self.folder = work_root() / step / work_key(self.provenance)
 
     def file(self, name: str) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         return self.folder / name
 
     def clear(self) -> None:
@@ -74,9 +74,9 @@ class Record:
         self._start = time.monotonic()
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self.path.parent):  # fails now instead of after hours if it cannot be written
-            return self
+        make_folder(self.path.parent)
+        check_writable(self.path)  # now instead of after hours
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
-from runtime.common.answers import whole
+from runtime.common.answers import pieces, whole
 from runtime.common.console import print_line
 from runtime.common.exit_codes import LOST, JobFailed
 from runtime.common.retrying import doubling, retry, within
@@ -21,6 +22,7 @@ RETRIED = (408, 410, 429, 500, 502, 503, 504)  # temporary statuses
 NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 MANIFESTS = "pipeline/manifests/training"
 TIMEOUT_SECONDS = (10, 30)  # to connect, and between two parts of the answer
+LINE_BYTES = 2**20  # kept of a line's end
 LAST_SECONDS = (0.4, 0.5)  # the same, shortly before this process is killed
 TRAINJOBS = f"{PLURAL}.{GROUP}"
 WORKFLOWS = "workflows.argoproj.io"
@@ -144,6 +146,7 @@ class KubernetesApi:
 
         Raises:
             RefusedError: 404 if the pod does not exist.
+            EndlessAnswerError, SlowAnswerError: without `follow`, as of `pieces`.
             OSError: the connection broke, or no line has come for `silent_seconds`.
         """
         from kubernetes.watch import Watch
@@ -155,8 +158,14 @@ class KubernetesApi:
             if follow:
                 yield from Watch().stream(call, pod, self.namespace, **arguments)
             else:
-                text = call(pod, self.namespace, _preload_content=False, **arguments).data.decode(errors="replace")
-                yield from filter(None, text.split("\n"))
+                answer = call(pod, self.namespace, _preload_content=False, **arguments)
+                rest = b""
+                for piece in pieces(answer.read1, "the Kubernetes API", BOUNDS.log_bytes):
+                    *lines, rest = (rest + piece).split(b"\n")
+                    rest = rest[-LINE_BYTES:]
+                    yield from filter(None, (line.decode(errors="replace") for line in lines))
+                if rest:
+                    yield rest.decode(errors="replace")
 
     def has_workflow(self, name: str) -> bool:
         """Whether the namespace has the Argo workflow of that name."""

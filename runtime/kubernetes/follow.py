@@ -148,7 +148,7 @@ def _failure(api: KubernetesApi, job: Object, failed: Object, pods: list[Object]
         return JobFailed(f"the job {name} failed ({reason}); none of its pods is left to say more", 1)
     pod = first.pod["metadata"]["name"]
     _print_errors([f"last lines of {pod}:"])
-    with contextlib.suppress(OSError, RefusedError):  # the pod may have been lost with its machine
+    with contextlib.suppress(OSError, RefusedError, AutoFormerError):  # the pod may have been lost with its machine
         _print_errors(f"  {line.partition(' ')[2]}" for line in api.log(pod, tail_lines=TAIL_LINES))
     _print_errors(_events(api, pod))
     return JobFailed(f"machine {index_of(first.pod)} of {machines}: {first.why}", first.code)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from runtime.common.answers import EndlessAnswerError, SlowAnswerError
 from runtime.common.console import print_line
 from runtime.kubernetes.api import MANIFESTS, KubernetesApi, Object, Patience, RefusedError, container_state, index_of
 
@@ -110,6 +111,9 @@ class LogThread(threading.Thread):
                 self._is_forbidden = True
                 print_line(f"the log of {name} may not be read; apply {MANIFESTS}: {refused}", sys.stderr)
             position.finished = ended and refused.status in (403, 404)  # 404: the pod is deleted
+        except (EndlessAnswerError, SlowAnswerError) as error:  # the work itself does not depend on its log
+            print_line(f"the log of {name} is cut off here: {error}", sys.stderr)
+            position.finished = ended
         except OSError:
             pass
         else:

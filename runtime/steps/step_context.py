@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from autoformer.distributed import SINGLE_PROCESS, World
+from autoformer.files import check_no_file, check_replaceable
 from runtime import tracking
 from runtime.common.config import Config
+from runtime.common.console import check_apart
 from runtime.common.locks import hold_lock
 from runtime.common.workspace import Record, Workspace
 from runtime.storage.mirror import Mirror, mirrored
@@ -50,7 +52,14 @@ def open_step(
         AutoFormerError: another process does the same work, or writes the same output.
         OSError: the work folder, the output or the record cannot be written.
     """
-    workspace = Workspace(step, config, {name: getattr(arguments, name) for name in inputs})
+    read = {name: getattr(arguments, name) for name in inputs}
+    check_replaceable(arguments.out)
+    if has_checkpoints:  # its output is a folder
+        check_no_file(arguments.out)
+    for written in (arguments.out, arguments.record):
+        check_apart(written, getattr(arguments, "data", None), *read.values())
+    check_apart(arguments.record, arguments.out)
+    workspace = Workspace(step, config, read)
     record = Record(arguments.record, step)
     record.values["ranks"] = world.size
     if not world.is_rank_zero:
