@@ -19,7 +19,10 @@ def adopt_random_weights(folder: Path, tiny_data: TinyData) -> None:
     checkpoint = write_checkpoint(folder / "supernet.pth", FORTY, deviation=0.3)
     text = config_of("train_supernet", adopt={"checkpoint": str(checkpoint)})
     config = load_config(text, (), ()).step_json("train_supernet")
-    assert run("train_supernet", arguments("train_supernet", tiny_data, folder, folder / "supernet", config)) == 0
+    with pytest.MonkeyPatch.context() as patch:  # fixtures of a module come before those of a test
+        patch.setenv("AUTOFORMER_WORK", str(folder / "work"))
+        patch.setenv("AUTOFORMER_TRACKING", "off")
+        assert run("train_supernet", arguments("train_supernet", tiny_data, folder, folder / "supernet", config)) == 0
 
 
 @pytest.fixture(scope="module")

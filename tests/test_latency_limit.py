@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from earlier import FORTY, adopt_random_weights
+from earlier import FORTY, adopt_random_weights, untracked  # noqa: F401 a fixture for all tests here
 from evaluation_sample import read_search
 from latencies import table_of, write_latencies
 from run_steps import arguments, config_of, run
