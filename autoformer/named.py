@@ -32,13 +32,13 @@ def named_file(folder: str, name: str, missing: str) -> Path:
     Raises:
         AutoFormerError: no such file. `missing` is the message, with placeholders for the name and the nearest names.
     """
-    known = [file.stem for file in (CONFIGS / folder).glob("*.yaml")]
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
-        if not path.exists() and path.name == name and path.stem in known:
+        if not path.exists() and path.name == name and (CONFIGS / folder / f"{path.stem}.yaml").is_file():
             raise AutoFormerError(f"{name}: no such file; did you mean '{path.stem}', that of configs/{folder}?")
         return path
     path = CONFIGS / folder / f"{name}.yaml"
     if not path.is_file():
+        known = [file.stem for file in path.parent.glob("*.yaml")]
         raise AutoFormerError(missing.format(name, nearest(name, known)))
     return path

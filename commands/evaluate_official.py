@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work(arguments: argparse.Namespace) -> None:
         if arguments.out:
             check_writable(arguments.out)
-            check_apart(arguments.out, arguments.checkpoint, arguments.data, arguments.subnet)
+            check_apart([arguments.out], arguments.checkpoint, arguments.data, arguments.subnet)
         figures = evaluate(arguments)
         for line in summary(figures):
             print_line(line)

@@ -62,7 +62,7 @@ def _space(arguments: argparse.Namespace) -> SearchSpace:
         raise AutoFormerError(f"--out {arguments.out}: expected a file in a folder that exists")
     check_writable(arguments.out)
     space = load_space(arguments.space)
-    check_apart(arguments.out, file_of_space(arguments.space))
+    check_apart([arguments.out], file_of_space(arguments.space))
     return space.model_copy(update={"num_classes": arguments.classes}) if arguments.classes else space
 
 

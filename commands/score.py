@@ -76,7 +76,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise AutoFormerError(str(error).replace("--config:", f"{search / PROVENANCE}:", 1)) from None
     listed = read_subnets(arguments.subnets, config.space)
     paths = argparse.Namespace(data=arguments.data or str(ROOT / "data" / config.dataset))
-    check_apart(arguments.out, arguments.subnets, search, paths.data)
+    check_apart([arguments.out], arguments.subnets, search, paths.data)
     for name in PLACES:
         setattr(paths, name, _find(name, made_by.inputs.get(name, ""), search))
     table_file = search / LATENCY_FILE

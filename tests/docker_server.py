@@ -3,11 +3,12 @@
 import contextlib
 import json
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from background_server import answering_in_background
 
 
 @contextlib.contextmanager
@@ -34,14 +35,8 @@ def docker_server(images: Sequence[dict[str, Any]]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield f"tcp://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with answering_in_background(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
+        yield f"tcp://127.0.0.1:{server.server_port}"
 
 
 def holds(labels: dict[str, str], wanted: str) -> bool:

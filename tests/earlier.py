@@ -14,14 +14,19 @@ FORTY = SearchSpace.model_validate(SPACE)
 STEP = "search_subnet"
 
 
+def untrack(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let steps work in `folder`, and log nothing."""
+    patch.setenv("AUTOFORMER_WORK", str(folder / "work"))
+    patch.setenv("AUTOFORMER_TRACKING", "off")
+
+
 def adopt_random_weights(folder: Path, tiny_data: TinyData) -> None:
     """Make folder/supernet, of random weights."""
     checkpoint = write_checkpoint(folder / "supernet.pth", FORTY, deviation=0.3)
     text = config_of("train_supernet", adopt={"checkpoint": str(checkpoint)})
     config = load_config(text, (), ()).step_json("train_supernet")
     with pytest.MonkeyPatch.context() as patch:  # fixtures of a module come before those of a test
-        patch.setenv("AUTOFORMER_WORK", str(folder / "work"))
-        patch.setenv("AUTOFORMER_TRACKING", "off")
+        untrack(patch, folder)
         assert run("train_supernet", arguments("train_supernet", tiny_data, folder, folder / "supernet", config)) == 0
 
 
@@ -29,15 +34,13 @@ def adopt_random_weights(folder: Path, tiny_data: TinyData) -> None:
 def made(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a supernet of random weights, and its search."""
     folder = tmp_path_factory.mktemp("earlier")
+    adopt_random_weights(folder, tiny_data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUTOFORMER_WORK", str(folder / "work"))
-        patch.setenv("AUTOFORMER_TRACKING", "off")
-        adopt_random_weights(folder, tiny_data)
+        untrack(patch, folder)
         assert run(STEP, arguments(STEP, tiny_data, folder, folder / "search", config_of(STEP, objective="loss"))) == 0
     return folder
 
 
 @pytest.fixture(autouse=True)
 def untracked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("AUTOFORMER_WORK", str(tmp_path / "work"))
-    monkeypatch.setenv("AUTOFORMER_TRACKING", "off")
+    untrack(monkeypatch, tmp_path)

@@ -2,11 +2,12 @@
 
 import contextlib
 import itertools
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from background_server import answering_in_background
 
 MB = 2**20
 
@@ -86,9 +87,5 @@ def answering(answer: Answer, status: int = 200) -> Iterator[_Server]:
     """The server, on a port of its own."""
     server = _Server(("127.0.0.1", 0), Handler)
     server.answer, server.status = answer, status
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
+    with answering_in_background(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()

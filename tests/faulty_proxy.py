@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from background_server import answering_in_background
 from s3_server import S3Server
 
 Kind = Literal["answer", "reset", "reset in the body", "cut off", "shortened", "corrupted", "corrupted on its way"]
@@ -75,13 +76,8 @@ class FaultyProxy:
 
     @contextlib.contextmanager
     def running(self) -> "Iterator[FaultyProxy]":
-        thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
+        with answering_in_background(self._http):
             yield self
-        finally:
-            self._http.shutdown()
-            self._http.server_close()
 
 
 class _Server(ThreadingHTTPServer):

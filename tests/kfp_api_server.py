@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import kfp_server_api as api
 import yaml
+from background_server import answering_in_background
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 from kfp_answers import Answers
@@ -120,12 +121,8 @@ class KfpServer:
         server.daemon_threads = True
         server.log = lambda *_: None  # type: ignore[method-assign]
         self.host = f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        try:
+        with answering_in_background(server):
             yield self
-        finally:
-            server.shutdown()
-            server.server_close()
 
     def _serve(self, environ: dict[str, Any], start_response: Any) -> Any:
         request = Request(environ)

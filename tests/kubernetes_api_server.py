@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
+from background_server import answering_in_background
 from trainer_schema import problems
 
 NAMESPACE = "kubeflow-tests"
@@ -177,14 +178,9 @@ def api_server() -> Iterator[ApiServer]:
     state = ApiServer()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
     state.host = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with answering_in_background(server):
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

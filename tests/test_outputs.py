@@ -181,9 +181,9 @@ def test_no_output_may_be_in_an_input_or_around_it(tmp_path: Path) -> None:
     data = tmp_path / "data"
     for out in (data, data / "scores", tmp_path, tmp_path / "link" / "x", data / "train" / ".." / ".." / "data"):
         with pytest.raises(AutoFormerError, match=f"{out}: writing it would change .*; name another place"):
-            check_apart(out, None, "s3://bucket/data", data)
+            check_apart([out], None, "s3://bucket/data", data)
     for out in (tmp_path / "data-2", tmp_path / "link", tmp_path / "a" / "data"):  # the link alone is replaced
-        check_apart(out, data)
+        check_apart([out], data)
 
 
 def test_an_output_of_a_step_or_command_that_is_its_input_is_refused_before_the_work(

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from background_server import answering_in_background
 from dvc.repo import Repo
 from tiny import TinyData, make_images, read_idx, write_idx
 
@@ -302,10 +302,8 @@ def mirror(fashion_mnist: Path) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with answering_in_background(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 def use_mirrors(monkeypatch: pytest.MonkeyPatch, *mirrors: str) -> None:

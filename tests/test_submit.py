@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import yaml
+from background_server import answering_in_background
 from compiled import on_a_short_stack
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from kfp_answers import Answers, answers
@@ -579,11 +579,9 @@ def test_a_log_comes_from_kubernetes_where_kfp_has_none(kfp: KfpServer, capsys: 
 
         def log_message(self, *_: Any) -> None: ...
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cluster) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with answering_in_background(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cluster)) as server:
         write_kubeconfig(server.server_port)
         assert run(kfp, "--wait", *DATA) == 1
-        server.shutdown()
     assert asked == [(f"/api/v1/namespaces/kubeflow/pods/{POD}/log", "main")]
     assert "resolve-config failed: s3://autoformer/data/nothing: no such folder; " in capsys.readouterr().err
 
@@ -618,11 +616,9 @@ def workflows() -> Iterator[type[Workflows]]:
     class Own(Workflows):
         present, asked = {}, []
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Own) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with answering_in_background(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Own)) as server:
         write_kubeconfig(server.server_port)
         yield Own
-        server.shutdown()
 
 
 RUNNING = GOOD[1]

@@ -97,9 +97,7 @@ def _decode(image: Image.Image, shorter_side: int | None, upright: bool) -> Imag
         raise AutoFormerError("the image has signed pixels, of unknown range; save it with 8 bits a channel")
     deep = any(";16" in mode for mode in raw) and not image.mode.startswith("I")
     image.load()
-    if (
-        image.mode == "P" and max(tags.get(_COLOUR_MAP, (OPAQUE + 1,))) <= OPAQUE
-    ):  # of 8 bits, not 16, as old tools write
+    if image.mode == "P" and max(tags.get(_COLOUR_MAP, [WHITE_16_BIT])) <= OPAQUE:  # of 8 bits, as old tools write
         image.putpalette(np.reshape(tags[_COLOUR_MAP], (3, -1)).T.ravel().tolist())
     if deep:
         image.info[_BITS] = 16

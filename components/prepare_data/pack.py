@@ -99,7 +99,7 @@ def pack(
     """
     source = discover(path)
     title = title_of(path)
-    check_apart(packs / f"{title}-{UNREADABLE}", path)
+    check_apart([packs / f"{title}-{UNREADABLE}"], path)
     refuse_by_names(source, packs / f"{title}-{UNREADABLE}", max_unreadable_percent)
     digest, originals = _hash(source, shorter_side, channels, rule, watch)
     folder = packs / f"{title}-{digest[:8]}"

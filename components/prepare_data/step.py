@@ -78,8 +78,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.section(PrepareData)
     record = Record(arguments.record, STEP)  # starts its clock
     written = [arguments.card, arguments.record, *(getattr(arguments, f"{name}_split") for name in SPLITS)]
-    for number, path in enumerate(written):
-        check_apart(path, arguments.data, *written[:number])
+    check_apart(written, arguments.data)
     data = open_data(arguments.data).folder
     with errors_name(arguments.data, data):
         prepared = prepare(data, read_delivered(data, config.dataset), section, config.seed)

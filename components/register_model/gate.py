@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from autoformer.files import hash_value
 
 Outcome = Literal["registered", "unchanged", "refused"]
 # names of tags of a model version
 TOP1, TEST_SPLIT, WEIGHTS, CLASSES = "test_top1_percent", "test_split", "weights", "classes"
-ORIGINALS, SIDE = "test_originals", "test_shorter_side"
+_TAGS = {
+    "weights": WEIGHTS, "test_split": TEST_SPLIT, "top1_percent": TOP1, "classes": CLASSES,
+    "originals": "test_originals", "side": "test_shorter_side",
+}  # field of `Measured` -> name  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,25 +29,18 @@ class Measured:
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> "Measured":
         """The champion, from the tags of its version; a version registered by hand may have none."""
+        values: dict[str, Any] = {field: tags.get(name) for field, name in _TAGS.items()}
         try:
-            top1_percent = float(tags[TOP1])
+            values["top1_percent"] = float(tags[TOP1])
         except (KeyError, ValueError):
-            top1_percent = None
-        return cls(
-            tags.get(WEIGHTS),
-            tags.get(TEST_SPLIT),
-            top1_percent,
-            tags.get(CLASSES),
-            tags.get(ORIGINALS),
-            tags.get(SIDE),
-        )
+            values["top1_percent"] = None
+        return cls(**values)
 
     @property
     def tags(self) -> dict[str, str]:
         """The inverse of `from_tags`."""
-        values = (self.weights, self.test_split, self.top1_percent, self.classes, self.originals, self.side)
-        names = (WEIGHTS, TEST_SPLIT, TOP1, CLASSES, ORIGINALS, SIDE)
-        return {name: str(value) for name, value in zip(names, values, strict=True) if value is not None}
+        values = ((name, getattr(self, field)) for field, name in _TAGS.items())
+        return {name: str(value) for name, value in values if value is not None}
 
 
 def hash_classes(names: Iterable[str]) -> str:

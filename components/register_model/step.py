@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     section = config.section(RegisterModel)
     by_label = {label: read_facts(arguments, section, label, named) for label, named in _chosen(arguments).items()}
     *_, largest = by_label
-    check_apart(arguments.model_card, arguments.out, arguments.record, arguments.card)
+    check_apart([arguments.model_card], arguments.out, arguments.record, arguments.card)
     with open_step(STEP, arguments, config, "card", *FOLDERS) as opened:
         tracked = opened.tracked
         tracked.subnet(by_label[largest].model.subnet)

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if file.is_dir():
                 raise AutoFormerError(f"{file}: a folder; name the file to write")
             check_writable(file)
-        check_apart(out, manifests)
+        check_apart([out], manifests)
         cluster = load_cluster(arguments.cluster, arguments.overrides) if arguments.cluster else None
         print(f"{out}: the pipeline '{PIPELINE}', its steps on the image {write_package(out, cluster)}")
         if manifests:

@@ -174,19 +174,20 @@ def existing(path: Path, made_by: str) -> Path:
     return path
 
 
-def check_apart(out: Path, *others: str | Path | None) -> None:
-    """Raise `AutoFormerError` if writing `out` would change an input or another output.
+def check_apart(outs: Sequence[Path], *inputs: str | Path | None) -> None:
+    """Raise `AutoFormerError` if writing one of `outs` would change an input or another of them.
 
     Args:
-        others: paths that must neither be `out`, nor in it, nor around it. Addresses and None are skipped.
+        inputs: paths that must neither be an output, nor in it, nor around it. Addresses and None are skipped.
     """
-    place = out.parent.resolve() / out.name  # a link at `out` is replaced, and its target stays
-    for other in others:
-        if other is None or "://" in str(other):
-            continue
-        real = Path(other).resolve()
-        if place.is_relative_to(real) or real.is_relative_to(place):
-            raise AutoFormerError(f"{out}: writing it would change {other}, which is needed; name another place")
+    for number, out in enumerate(outs):
+        place = out.parent.resolve() / out.name  # a link at `out` is replaced, and its target stays
+        for other in (*inputs, *outs[:number]):
+            if other is None or "://" in str(other):
+                continue
+            real = Path(other).resolve()
+            if place.is_relative_to(real) or real.is_relative_to(place):
+                raise AutoFormerError(f"{out}: writing it would change {other}, which is needed; name another place")
 
 
 class Progress:

@@ -56,9 +56,7 @@ def open_step(
     check_replaceable(arguments.out)
     if has_checkpoints:  # its output is a folder
         check_no_file(arguments.out)
-    for written in (arguments.out, arguments.record):
-        check_apart(written, getattr(arguments, "data", None), *read.values())
-    check_apart(arguments.record, arguments.out)
+    check_apart([arguments.out, arguments.record], getattr(arguments, "data", None), *read.values())
     workspace = Workspace(step, config, read)
     record = Record(arguments.record, step)
     record.values["ranks"] = world.size
