@@ -39,6 +39,6 @@ def named_file(folder: str, name: str, missing: str) -> Path:
         return path
     path = CONFIGS / folder / f"{name}.yaml"
     if not path.is_file():
-        known = [file.stem for file in path.parent.glob("*.yaml")]
+        known = [file.stem for file in (CONFIGS / folder).glob("*.yaml")]
         raise AutoFormerError(missing.format(name, nearest(name, known)))
     return path
