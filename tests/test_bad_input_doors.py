@@ -397,6 +397,16 @@ STORES = [
     ("postgresql://me:secret@127.0.0.1/x", ["MLflow at postgresql://127.0.0.1/x cannot be used"]),
     ("postgresql://me:p@ss:secret@127.0.0.1/x", ["MLflow at postgresql://127.0.0.1/x cannot be used"]),
     ("gopher://x", ["MLflow at gopher://x cannot be used"]),
+    *(
+        (uri, [f"MLFLOW_TRACKING_URI={shown}: expected the name of a server, and a port from 1 to 65535"])
+        for uri, shown in (
+            ("http://127.0.0.1:99999", "http://127.0.0.1:99999"),
+            ("http://me:secret@127.0.0.1:abc/x", "http://127.0.0.1:abc/x"),
+            ("https://:5000", "https://:5000"),
+            ("http://[::1", "http://[::1"),
+            ("postgresql://me:p@secret@127.0.0.1:0x1/x", "postgresql://127.0.0.1:0x1/x"),
+        )
+    ),
 ]
 
 

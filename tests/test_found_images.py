@@ -63,6 +63,8 @@ def test_a_file_of_a_system_is_not_counted(file: str, tmp_path: Path) -> None:
     ("file", "note"),
     [
         ("cat/._1.jpg", "1 image in names of a system or tool left out: ._… 1"),
+        ("cat/..png", "1 image in names of a system or tool left out: ..png 1"),
+        ("cat/.jpg", "1 image in names of a system or tool left out: .jpg 1"),
         ("cat/SYNOPHOTO_THUMB_XL.jpg", "1 image in names of a system or tool left out: SYNOPHOTO_THUMB_XL.jpg 1"),
         ("cat/thumbs/1.jpg", "1 image in names of a system or tool left out: thumbs 1"),
         ("cat/_thumb/1.jpg", "1 image in names of a system or tool left out: _thumb 1"),

@@ -1,6 +1,6 @@
 """Places to write to that are links, devices, inputs, folders that vanish, or that two processes write at once."""
 
-import contextlib
+import argparse
 import multiprocessing
 import os
 import shutil
@@ -18,8 +18,10 @@ from autoformer.files import check_writable, replacing, write_text
 from commands import evaluate_official, fetch, latency
 from components.prepare_data.pack import pack
 from pipeline.cluster import compile as cluster_compile
+from runtime.common.config import load_config
 from runtime.common.console import check_apart, error_line
 from runtime.common.locks import hold_lock
+from runtime.steps.step_context import open_step
 
 LINKS: dict[str, Callable[[Path], None]] = {
     "to a file": lambda out: out.symlink_to("other/file"),
@@ -67,6 +69,21 @@ def test_a_link_to_a_device_or_a_stream_is_never_replaced(target: str, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and str((tmp_path / "out").readlink()) == target
 
 
+@pytest.mark.parametrize("out_is_file", [False, True])
+def test_an_output_of_another_kind_is_refused_before_the_work(out_is_file: bool, tmp_path: Path) -> None:
+    """A file where a step writes a folder, or the reverse."""
+    out = tmp_path / "out"
+    if out_is_file:
+        out.mkdir()
+    else:
+        out.write_text("kept")
+    given = argparse.Namespace(out=out, record=tmp_path / "record.json")
+    with pytest.raises(AutoFormerError, match=r"out: (a file, where a folder|is a directory; choose)"):
+        with open_step("evaluate_subnet", given, load_config("smoke"), out_is_file=out_is_file):
+            pytest.fail("the work began")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 VIRTUAL = ["/proc/x", "/proc/x/y", "/sys/x", "/dev/full", "/dev/full/x", "/dev/fd/1"]
 
 
@@ -107,7 +124,7 @@ def test_a_folder_that_closes_to_its_user_refuses_an_output_in_one_line(tmp_path
     def attempt(out: Path) -> None:
         if os.getuid() == 0:
             for parent in (tmp_path, *tmp_path.parents[:3]):
-                with contextlib.suppress(PermissionError):
+                if parent.name.startswith(("test_", "pytest-", "popen-")):  # never the system's own folder
                     parent.chmod(0o755)
             os.setuid(65534)
         for refused in (lambda: write_text(out, "x"), lambda: check_writable(out)):

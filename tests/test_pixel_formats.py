@@ -109,6 +109,17 @@ def test_signed_pixels_are_refused_and_never_wrapped(kind: type[np.signedinteger
         grey(tiff(np.array([-3, 0, 100], kind), sample_format=2), white_level=255)
 
 
+@pytest.mark.parametrize(("compression", "is_read"), [("raw", False), ("packbits", True), ("tiff_lzw", True)])
+def test_an_intact_tiff_that_pillow_cannot_read_is_not_called_damaged(compression: str, is_read: bool) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (16, 12), (200, 100, 50)).convert("YCbCr").save(out, "TIFF", compression=compression)
+    if is_read:
+        assert np.abs(np.array(open_image(out.getvalue()).getpixel((5, 5))) - (200, 100, 50)).max() <= 2
+        return
+    with pytest.raises(AutoFormerError, match=r"a raw YCbCr TIFF file, which is not read; convert it to JPEG or PNG"):
+        open_image(out.getvalue())
+
+
 @pytest.mark.parametrize(("tag", "value"), [(254, 1), (50706, b"\1\4\0\0")])
 def test_the_thumbnail_in_a_raw_file_of_a_camera_is_not_taken_for_the_picture(tag: int, value: Any) -> None:
     """NEF, ARW and DNG are TIFF files that begin with it."""

@@ -11,6 +11,7 @@ from autoformer.errors import AutoFormerError, printable
 
 _FORMATS = "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm pnm jp2 heic heif avif"
 SUFFIXES = frozenset(f".{suffix}" for suffix in _FORMATS.split(" "))
+_SUFFIXES = tuple(SUFFIXES)
 NOT_READ = frozenset({".heic", ".heif"})  # image suffixes of refused formats
 _NOT_CONVERTED = (
     "cr2 cr3 nef nrw arw srf sr2 dng orf rw2 raf pef srw raw 3fr hif jxl psd svg svgz ai eps pdf ico tga exr hdr dcm "
@@ -50,7 +51,7 @@ _LISTED = 3
 
 
 def is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (a million paths are slow to make)
+    return name.lower().endswith(_SUFFIXES)  # not splitext, for which "..png" and ".png" have no suffix
 
 
 def is_system(name: str) -> bool:

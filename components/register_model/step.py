@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     by_label = {label: read_facts(arguments, section, label, named) for label, named in _chosen(arguments).items()}
     *_, largest = by_label
     check_apart([arguments.model_card], arguments.out, arguments.record, arguments.card)
-    with open_step(STEP, arguments, config, "card", *FOLDERS) as opened:
+    with open_step(STEP, arguments, config, "card", *FOLDERS, out_is_file=True) as opened:
         tracked = opened.tracked
         tracked.subnet(by_label[largest].model.subnet)
         tracked.metrics(merge_metrics({label: facts.metrics for label, facts in by_label.items()}))

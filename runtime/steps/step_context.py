@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from autoformer.distributed import SINGLE_PROCESS, World
-from autoformer.files import check_no_file, check_replaceable
+from autoformer.files import check_no_file, check_replaceable, check_writable
 from runtime import tracking
 from runtime.common.config import Config
 from runtime.common.console import check_apart
@@ -38,6 +38,7 @@ def open_step(
     *inputs: str,
     world: World = SINGLE_PROCESS,
     has_checkpoints: bool = False,
+    out_is_file: bool = False,
 ) -> Iterator[StepContext]:
     """Open a step's work folder, record and MLflow run; delete the work folder after success.
 
@@ -47,6 +48,7 @@ def open_step(
         arguments: the command line's, with `out`, `record` and a path for each of `inputs`.
         inputs: names of arguments whose files the step reads; their content is part of the work folder's key.
         has_checkpoints: mirror the work folder in the store, if there is one.
+        out_is_file: the output is a file, not a folder.
 
     Raises:
         AutoFormerError: another process does the same work, or writes the same output.
@@ -54,8 +56,7 @@ def open_step(
     """
     read = {name: getattr(arguments, name) for name in inputs}
     check_replaceable(arguments.out)
-    if has_checkpoints:  # its output is a folder
-        check_no_file(arguments.out)
+    (check_writable if out_is_file else check_no_file)(arguments.out)
     check_apart([arguments.out, arguments.record], getattr(arguments, "data", None), *read.values())
     workspace = Workspace(step, config, read)
     record = Record(arguments.record, step)

@@ -15,7 +15,7 @@ from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from autoformer.errors import AutoFormerError, shortened
 from autoformer.files import check_regular
@@ -125,7 +125,9 @@ def _initialise(uri: str) -> "MlflowClient":
     mlflow.set_registry_uri(uri)
     file = sqlite_file(uri)
     with translate_errors(uri):
-        if file is not None:
+        if file is None:
+            _check_address(without_password(uri))
+        else:
             _check_database(file)
             file.parent.mkdir(parents=True, exist_ok=True)
         with locked(uri), _short_timeout():
@@ -135,6 +137,22 @@ def _initialise(uri: str) -> "MlflowClient":
             client.search_experiments(max_results=1)
             client.search_registered_models(max_results=1)
     return client
+
+
+def _check_address(address: str) -> None:
+    """Refuse a server's address without a host, or with an odd port, which libraries report in words of their own."""
+    scheme, separator, rest = address.partition("://")
+    is_web = scheme.lower() in ("http", "https")
+    try:
+        server = urlsplit(f"//{rest.partition('/')[0]}")
+        sound = server.port != 0 and (bool(server.hostname) or not is_web)
+    except ValueError:
+        sound = False
+    if separator and not sound:
+        raise AutoFormerError(
+            f"MLFLOW_TRACKING_URI={address}: expected the name of a server, and a port from 1 to 65535 if any, as in "
+            "http://127.0.0.1:5000"
+        )
 
 
 def _check_database(file: Path) -> None:
