@@ -73,7 +73,8 @@ def counted(folder: Path, **supernet: Any) -> tuple[Results, Evaluation]:
         },
     )  # fmt: skip
     tested = score(torch.eye(5, 3), torch.tensor([0, 1, 2, 0, 1]))
-    return results, evaluation._replace(scores={"retrained": tested, "inherited": tested, "scratch": tested})
+    scores = {"retrained": tested, "inherited": tested, "scratch": tested}
+    return results, evaluation._replace(scores=scores, weight_sets=3)
 
 
 def example_of(folder: Path) -> tuple[Results, Evaluation]:

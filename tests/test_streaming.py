@@ -137,3 +137,7 @@ def test_evaluate_subnet_gives_the_same_whether_its_images_fit_into_memory(tmp_p
     assert np.array_equal(kept.predicted, streamed.predicted) and len(kept.mistakes) == 3
     for one, other in zip(kept.mistakes, streamed.mistakes, strict=True):
         assert np.array_equal(one.pixels, other.pixels) and one[1:] == other[1:]
+    copied = results._replace(models=models | {"scratch": models["retrained"]})
+    again = measure(copied, images, batch_size=4, mistakes=3)
+    assert again.scores == kept.scores | {"scratch": kept.scores["retrained"]}
+    assert (kept.weight_sets, again.weight_sets) == (2, 2), "equal weights are evaluated once"

@@ -101,9 +101,9 @@ def _retraining(results: Results, budget: str) -> list[Cost]:
 def _evaluation(subnets: Iterable[tuple[Results, Evaluation]]) -> Cost:
     images = macs = models = 0
     for results, evaluation in subnets:
-        for scores in evaluation.scores.values():
-            images, models = images + scores.images, models + 1
-            macs += scores.images * count_macs(results.space, results.subnet.subnet)
+        seen = evaluation.scores["retrained"].images * evaluation.weight_sets
+        images, models = images + seen, models + evaluation.weight_sets
+        macs += seen * count_macs(results.space, results.subnet.subnet)
     return Cost("Evaluation", f"{images // models:,} test images with each of {models} sets of weights", images, macs)
 
 

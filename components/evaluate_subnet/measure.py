@@ -11,6 +11,7 @@ from torch import Tensor
 
 from autoformer.checkpoint import load_subnet
 from autoformer.evaluation import PairedDifference, Scores, confusion_matrix, paired_difference, predict_batches, score
+from autoformer.files import hash_file
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.pixels import model_pixels
 from autoformer.images.split_images import DecodedSplit
@@ -31,6 +32,7 @@ class Mistake(NamedTuple):
 
 class Evaluation(NamedTuple):
     scores: dict[Model, Scores]
+    weight_sets: int  # different ones: the registered model may have the weights of another
     differences: dict[Model, PairedDifference]  # retrained minus each of the others that has other weights
     actual: npt.NDArray[np.int64]  # n
     predicted: npt.NDArray[np.int64]  # n, by the retrained subnet
@@ -54,7 +56,7 @@ def measure(
     device: torch.device | str = "cpu",
     watch: Callable[[int], None] = lambda images: None,
 ) -> Evaluation:
-    """Evaluate every model of `results` on the test images; each image is decoded once for all models.
+    """Evaluate every model of `results` on the test images, equal weights once; each image is decoded once for all.
 
     Args:
         mistakes: number of misclassified images to return, the most confident first.
@@ -67,9 +69,12 @@ def measure(
         batches = torch.split(torch.from_numpy(images.pixels), batch_size)
     else:
         batches = StreamedPixels(images.pictures, to_pixels, batch_size, worker_count(torch.device(device)))
-    models = [load_subnet(folder).model.to(device) for folder in results.models.values()]
-    logits_list = predict_batches(models, batches, card.mean, card.std, device, watch)
-    logits = dict(zip(results.models, logits_list, strict=True))
+    weights = {name: hash_file(folder / "model.safetensors") for name, folder in results.models.items()}
+    folders = {weights[name]: folder for name, folder in results.models.items()}
+    models = [load_subnet(folder).model.to(device) for folder in folders.values()]
+    predictions = predict_batches(models, batches, card.mean, card.std, device, watch)
+    logits_of = dict(zip(folders, predictions, strict=True))
+    logits = {name: logits_of[digest] for name, digest in weights.items()}
     correct = {name: values.argmax(dim=1).eq(labels).numpy() for name, values in logits.items()}
     predicted = logits["retrained"].argmax(dim=1).numpy()
     others = [name for name in logits if name not in ("retrained", results.mode)]
@@ -81,6 +86,7 @@ def measure(
 
     return Evaluation(
         scores={name: score(values, labels) for name, values in logits.items()},
+        weight_sets=len(models),
         differences={name: paired_difference(correct["retrained"], correct[name]) for name in others},
         actual=images.labels,
         predicted=predicted,
