@@ -141,9 +141,10 @@ def _budget_rows(
 
 def _search_scores(searched: Mapping[str, float], retrained: Mapping[str, float]) -> str:
     parts = [f"inherited {retrained['inherited_top1_percent']:.2f} %"]
-    tuned = retrained.get("finetuned_top1_percent", retrained.get("retrained_top1_percent"))
-    if tuned is not None:
-        parts.append(f"retrained {tuned:.2f} %")
+    if "finetuned_top1_percent" in retrained:
+        parts.append(f"fine-tuned {retrained['finetuned_top1_percent']:.2f} %")
+    elif "retrained_top1_percent" in retrained:
+        parts.append(f"retrained {retrained['retrained_top1_percent']:.2f} %")
     if retrained.get("search_split_trained_on"):
         parts.append("then trained on: no score of the retrained subnet")
     if "scratch_top1_percent" in retrained:

@@ -90,7 +90,7 @@ def test_nsga_ii_is_called_by_its_name(is_random: float, found_by: str, tmp_path
 def test_the_weights_of_the_model_are_named_and_a_training_that_lost_is_shown(tmp_path: Path) -> None:
     retrained = RETRAINED | {"retrained_top1_percent": 90.5, "finetuned_top1_percent": 88.75}
     shown = table(tmp_path, SEARCHED, retrained, "inherited")
-    assert shown["search split"].startswith("inherited 90.50 %, retrained 88.75 %")
+    assert shown["search split"].startswith("inherited 90.50 %, fine-tuned 88.75 %")
     assert shown["test split"].endswith(", inherited")
 
 
