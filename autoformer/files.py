@@ -41,7 +41,7 @@ class UnwritableError(AutoFormerError):
 
 
 def unwritable(error: OSError) -> UnwritableError | None:
-    """The `UnwritableError` for an error of that kind; None for any other, as a missing input."""
+    """The `UnwritableError` for an error such as a full disk; None for others, such as a missing input."""
     if error.errno not in _ADVICE or error.errno == errno.ENOENT:
         return None
     return UnwritableError(str(error.filename or "a file"), error.errno)

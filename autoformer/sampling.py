@@ -68,7 +68,7 @@ def sampled_subnet(space: SearchSpace, seed: int, step: int) -> SubnetSpec:
 
 
 def sandwich(space: SearchSpace, seed: int, random: int = 2, teacher_weight: float = TEACHER_WEIGHT) -> SubnetSampler:
-    """The largest subnet, the smallest and `random` random ones. BigNAS has a `teacher_weight` of 1."""
+    """The largest subnet, the smallest and `random` random ones. BigNAS uses a `teacher_weight` of 1."""
 
     def sampler(step: int) -> tuple[SubnetPass, ...]:
         rng = derived_rng("subnet", seed, step)

@@ -44,7 +44,7 @@ class Launch(NamedTuple):
 
 
 def label(text: str) -> str:
-    """A text as the value of a label, or its hash if it is not allowed there."""
+    """The value of a label for a text: the text itself, or its hash if Kubernetes does not allow it."""
     plain = text.replace("-", "").replace("_", "").replace(".", "")
     ends = text[:1].isalnum() and text[-1:].isalnum()
     return text if plain.isalnum() and plain.isascii() and ends and len(text) <= 63 else hash_value(text)[:16]

@@ -85,7 +85,7 @@ class Mirror:
             self._report(f"{error}; the work that is in {self.folder} goes on")
 
     def request_upload(self) -> None:
-        """Start a round soon."""
+        """Let the background thread upload changed files soon, without waiting for it."""
         if self._is_off:
             return
         with self._condition:

@@ -89,7 +89,7 @@ def list_objects(uri: S3Uri | str) -> list[Entry]:
 
 
 def list_files(uri: S3Uri | str) -> list[Entry]:
-    """The objects below a folder, without empty ones such as `train/`, with which tools mark subfolders."""
+    """The objects below a folder, without those such as `train/` by which some tools mark subfolders."""
     return [entry for entry in list_objects(uri) if not entry.name.endswith("/")]
 
 
