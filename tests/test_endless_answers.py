@@ -20,7 +20,7 @@ from pipeline.cluster.kfp_access import NoAnswerError
 from pipeline.cluster.kfp_client import KfpClient
 from runtime.common import answers
 from runtime.kubernetes import api as kubernetes_api
-from runtime.kubernetes.api import PATIENCE, KubernetesApi
+from runtime.kubernetes.api import LINE_BYTES, PATIENCE, KubernetesApi
 from runtime.storage.client import S3Uri, read_object
 from runtime.storage.objects import head, list_objects
 from runtime.tracking.bounded import bound_answers, check_listing
@@ -143,6 +143,19 @@ def test_a_log_of_kubernetes_without_an_end_is_left_out(answer: Answer, monkeypa
         before, start = peak_mb(), time.monotonic()
         assert pod_log._by_kubernetes("pod", "namespace") == []
         assert peak_mb() - before < MEMORY_MB and time.monotonic() - start < 10
+
+
+def test_a_followed_line_without_an_end_keeps_its_end_only() -> None:
+    def answer(handler: Handler) -> Iterator[bytes]:
+        handler.end_headers()
+        return itertools.chain(itertools.repeat(b"x" * 2**20, 400), [b"the end\nnext\nunfinished"])
+
+    with answering(answer) as server:
+        api = KubernetesApi(kubernetes.client.Configuration(host=server.address), "namespace", PATIENCE)
+        before = peak_mb()
+        first, second = api.log("pod", follow=True)
+        assert LINE_BYTES <= len(first) < 1.1 * LINE_BYTES and (first[-8:], second) == ("xthe end", "next")
+        assert peak_mb() - before < MEMORY_MB
 
 
 def page(keys: Callable[[int], list[int]], token: Callable[[int], str]) -> Answer:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import yaml
 
 from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
-from runtime.common.answers import pieces, whole
+from runtime.common.answers import PIECE_BYTES, pieces, whole
 from runtime.common.console import print_line
 from runtime.common.exit_codes import LOST, JobFailed
 from runtime.common.retrying import doubling, retry, within
@@ -149,22 +150,21 @@ class KubernetesApi:
             EndlessAnswerError, SlowAnswerError: without `follow`, as of `pieces`.
             OSError: the connection broke, or no line has come for `silent_seconds`.
         """
-        from kubernetes.watch import Watch
-
-        call = self._core.read_namespaced_pod_log
+        call, rest = self._core.read_namespaced_pod_log, b""
         timeout = (TIMEOUT_SECONDS[0], self._patience.silent_seconds)
         arguments = {"container": container, "timestamps": True, "_request_timeout": timeout, **options}
+        arguments |= {"follow": True} if follow else {}
         with _translate_errors():
-            if follow:
-                yield from Watch().stream(call, pod, self.namespace, **arguments)
-            else:
-                answer = call(pod, self.namespace, _preload_content=False, **arguments)
-                rest = b""
-                for piece in pieces(answer.read1, "the Kubernetes API", BOUNDS.log_bytes):
-                    *lines, rest = (rest + piece).split(b"\n")
+            with contextlib.closing(call(pod, self.namespace, _preload_content=False, **arguments)) as log:
+                if follow:  # as long as the pod runs
+                    parts = iter(partial(log.read1, PIECE_BYTES), b"")
+                else:
+                    parts = pieces(log.read1, "the Kubernetes API", BOUNDS.log_bytes)
+                for part in parts:
+                    *lines, rest = (rest + part).split(b"\n")
                     rest = rest[-LINE_BYTES:]
                     yield from filter(None, (line.decode(errors="replace") for line in lines))
-                if rest:
+                if rest and not follow:
                     yield rest.decode(errors="replace")
 
     def has_workflow(self, name: str) -> bool:
