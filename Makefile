@@ -125,7 +125,7 @@ run: $(if $(value DATA),$(STAMP),$(IMAGES)) ## run the whole pipeline here, thro
 	$(BIN)/python -m pipeline.local $(SETTINGS) $(call option,--source,DATA) $(FLAGS)
 
 .PHONY: adopt
-adopt: $(IMAGES) ## run without training a supernet, on one that exists: CHECKPOINT=file; PRESET and SPACE say of which space
+adopt: $(IMAGES) ## run without training a supernet, on one that exists: CHECKPOINT=file; PRESET and SPACE name its space
 	$(BIN)/python -m pipeline.local $(SETTINGS) --adopt=$(call quote,CHECKPOINT) $(call option,--space,SPACE)
 
 .PHONY: repro
@@ -209,7 +209,7 @@ test-containers: data ## build the images, and run the pipeline in containers: a
 	OMP_NUM_THREADS=1 tests/containers/with-docker.sh $(BIN)/python -m pytest tests/containers/suite.py $(value PYTEST)
 
 .PHONY: test-cluster
-test-cluster: $(STAMP) ## see what holds on a KFP server, with the smoke preset: HOST=… CLUSTER=… DATA=…; optional KUBECONFIG, YES=1 beside other runs
+test-cluster: $(STAMP) ## check a KFP server with the smoke preset: HOST=… CLUSTER=… DATA=…; optional KUBECONFIG, YES=1 beside other runs
 	HOST=$(call quote,HOST) CLUSTER=$(call quote,CLUSTER) DATA=$(call quote,DATA) YES=$(call quote,YES) \
 	  $(BIN)/python -m pytest -rs tests/cluster/suite.py $(value PYTEST)
 

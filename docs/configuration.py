@@ -30,7 +30,7 @@ ENVIRONMENT = {
     "MLFLOW_RUN_ID": "the run that a step logs to and leaves open; KFP's own integration sets it",
     "KFP_RUN_ID": "set on a cluster: the id of the KFP run; its steps share one pipeline run in MLflow",
     "AUTOFORMER_TRACKING_PATIENCE": "seconds for which a step waits for an unavailable MLflow server, before its work "
-    "and after it; 300 by default",
+    "and after it; 300 by default, 60 for a sqlite file",
     "AUTOFORMER_TRACKING": "`off`: steps log nothing; `register_model` still needs MLflow",
     "AUTOFORMER_WORK": "folder of work in progress; `work/` in the repository by default",
     "AUTOFORMER_STORE": "`s3://bucket/folder` for weights and checkpoints; by default they stay in files",
