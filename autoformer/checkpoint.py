@@ -20,7 +20,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json
 from autoformer.supernet import Supernet
 from autoformer.vit import AutoFormer
-from autoformer.weights import read_safetensors
+from autoformer.weights import check_same_kind, read_safetensors
 
 
 class LoadedSupernet(NamedTuple):
@@ -115,6 +115,7 @@ def _load(model: Supernet | AutoFormer, file: Path) -> None:
     if not file.exists():
         raise AutoFormerError(f"{file}: no such file; run the step that makes it")
     tensors = read_safetensors(file, "run the step that makes it again")
+    check_same_kind(tensors, model.state_dict(), file)
     try:
         model.load_state_dict(tensors)
     except (RuntimeError, TypeError, ValueError) as error:
