@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autoformer.cards import SubnetCard, SupernetCard, read_subnet_card, read_supernet_card
 from autoformer.complexity import count_params
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, check_choice
 from autoformer.files import replacing, write_json
 from autoformer.supernet import Supernet
 from autoformer.vit import AutoFormer
@@ -48,6 +48,7 @@ def load_supernet(folder: Path, weights: Literal["ema", "raw"] = "raw", drop_pat
 
     `drop_path`: stochastic depth rate, for further training.
     """
+    check_choice("weights", weights, ("ema", "raw"))
     card = read_supernet_card(folder)
     file = folder / ("ema.safetensors" if weights == "ema" else "weights.safetensors")
     if weights == "ema" and not file.exists():

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -80,6 +80,12 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     )
 
 
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise `AutoFormerError` unless an argument is one of its choices. Python does not check a `Literal`."""
+    if value not in choices:
+        raise AutoFormerError(f"{name} = {short_repr(value)}: expected one of {', '.join(map(repr, choices))}")
+
+
 def _first_problem(model: Any, error: ValidationError) -> str:
     if error.error_count() > _MOST_PROBLEMS:  # each would be an object
         return f"{error.error_count()} keys and values that do not belong there"
@@ -102,10 +108,10 @@ def _first_problem(model: Any, error: ValidationError) -> str:
         message = problem["msg"][:1].lower() + problem["msg"][1:]
     if not name:
         return message
-    return f"{name} = {_short(problem['input'])}: {message}"
+    return f"{name} = {short_repr(problem['input'])}: {message}"
 
 
-def _short(value: Any) -> str:
+def short_repr(value: Any) -> str:
     try:
         return shortened(repr(value), 80)
     except (ValueError, RecursionError):  # Python prints no integer of more than 4300 digits
