@@ -9,6 +9,9 @@ from pydantic import TypeAdapter, ValidationError
 
 _MOST_CHARACTERS = 1000
 _MOST_PROBLEMS = 10_000
+# Pydantic names Python's types, and the classes here.
+_EXPECTED = dict.fromkeys(("model_type", "dict_type"), "expected a mapping of keys to values")
+_EXPECTED |= dict.fromkeys(("tuple_type", "list_type"), "expected a list")
 # A terminal interprets them, turns the text around, or cannot show them: half of a pair, as of a name not in UTF-8.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -105,7 +108,7 @@ def _first_problem(model: Any, error: ValidationError) -> str:
         if name and isinstance(problem["input"], Mapping):  # its keys contradict each other, and the message names them
             return f"{name}: {message}"
     else:
-        message = problem["msg"][:1].lower() + problem["msg"][1:]
+        message = _EXPECTED.get(problem["type"]) or problem["msg"][:1].lower() + problem["msg"][1:]
     if not name:
         return message
     return f"{name} = {short_repr(problem['input'])}: {message}"
