@@ -45,13 +45,14 @@ def load_official(state_dict: Mapping[str, Tensor], space: SearchSpace, where: s
     return supernet
 
 
-def load_any_supernet(path: Path, space: SearchSpace) -> Supernet:
+def load_any_supernet(path: str | Path, space: SearchSpace) -> Supernet:
     """A supernet from a file in the official layout or in this project's layout.
 
     A `supernet.json` beside the file names the bias rule; the default is this project's rule.
 
     Raises like `load_official`.
     """
+    path = Path(path)
     weights = read_weights(path)
     if any(name.startswith("patch_embed_super.") for name in weights):
         return load_official(weights, space, path)
@@ -75,9 +76,9 @@ def _fill(supernet: Supernet, weights: Mapping[str, Tensor], where: str | Path) 
             )
     check_same_kind(weights, expected, where)
     supernet.load_state_dict(weights)
-    if name := first_not_finite(supernet.state_dict()):
+    if bad := first_not_finite(supernet.state_dict()):
         raise AutoFormerError(
-            f"{where}: '{name}' holds NaN or infinity; its training diverged, use an earlier checkpoint"
+            f"{where}: '{bad}' holds NaN or infinity; its training diverged, use an earlier checkpoint"
         )
 
 
