@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 from autoformer.complexity import count_macs, count_params
+from autoformer.errors import AutoFormerError
 from autoformer.latency import LatencyTable
 from autoformer.racing import Objective, ScoringResult
 from autoformer.space import SearchSpace, SubnetSpec
@@ -113,6 +114,16 @@ class ScoredCandidate(NamedTuple):
         )
         loss = _finite("loss", row["loss"]) if row["loss"] else None
         return cls(candidate, _finite("top1_percent", row["top1_percent"]), loss, int(row["images"]))
+
+
+def check_finite(scored: Sequence[ScoredCandidate]) -> None:
+    """Raise `AutoFormerError` for a score of NaN or infinity, which has no rank."""
+    for one in scored:
+        if not math.isfinite(one.top1_percent) or not math.isfinite(one.loss or 0.0):
+            raise AutoFormerError(
+                f"candidate {one.candidate.id}: top1_percent {one.top1_percent}, loss {one.loss}: a score that is not "
+                "finite has no rank; set search_subnet.precision=float32"
+            )
 
 
 def _origin(text: str) -> Origin:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from autoformer.cards import SubnetCard, SupernetCard, read_subnet_card, read_supernet_card
 from autoformer.complexity import count_params
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, check_choice
 from autoformer.files import replacing, write_json
 from autoformer.supernet import Supernet
 from autoformer.vit import AutoFormer
-from autoformer.weights import read_safetensors
+from autoformer.weights import check_same_kind, read_safetensors
 
 
 class LoadedSupernet(NamedTuple):
@@ -33,9 +33,11 @@ class LoadedSubnet(NamedTuple):
     card: SubnetCard
 
 
-def save_supernet(folder: Path, raw: dict[str, Tensor], ema: dict[str, Tensor] | None, card: SupernetCard) -> None:
+def save_supernet(
+    folder: str | Path, raw: dict[str, Tensor], ema: dict[str, Tensor] | None, card: SupernetCard
+) -> None:
     """Write `weights.safetensors`, `ema.safetensors` unless `ema` is None, and `supernet.json`."""
-    with replacing(folder) as temporary:
+    with replacing(Path(folder)) as temporary:
         temporary.mkdir()
         _save(temporary / "weights.safetensors", raw)
         if ema is not None:
@@ -43,11 +45,13 @@ def save_supernet(folder: Path, raw: dict[str, Tensor], ema: dict[str, Tensor] |
         write_json(temporary / "supernet.json", card.model_dump(mode="json"))
 
 
-def load_supernet(folder: Path, weights: Literal["ema", "raw"] = "raw", drop_path: float = 0.0) -> LoadedSupernet:
+def load_supernet(folder: str | Path, weights: Literal["ema", "raw"] = "raw", drop_path: float = 0.0) -> LoadedSupernet:
     """Load a supernet in evaluation mode. Raises `AutoFormerError` naming the damaged or missing file.
 
     `drop_path`: stochastic depth rate, for further training.
     """
+    check_choice("weights", weights, ("ema", "raw"))
+    folder = Path(folder)
     card = read_supernet_card(folder)
     file = folder / ("ema.safetensors" if weights == "ema" else "weights.safetensors")
     if weights == "ema" and not file.exists():
@@ -58,16 +62,17 @@ def load_supernet(folder: Path, weights: Literal["ema", "raw"] = "raw", drop_pat
     return LoadedSupernet(model.eval(), card)
 
 
-def save_subnet(folder: Path, model: AutoFormer, card: SubnetCard) -> None:
+def save_subnet(folder: str | Path, model: AutoFormer, card: SubnetCard) -> None:
     """Write `model.safetensors` and `model.json`."""
-    with replacing(folder) as temporary:
+    with replacing(Path(folder)) as temporary:
         temporary.mkdir()
         _save(temporary / "model.safetensors", model.state_dict())
         write_json(temporary / "model.json", card.model_dump(mode="json"))
 
 
-def load_subnet(folder: Path) -> LoadedSubnet:
+def load_subnet(folder: str | Path) -> LoadedSubnet:
     """Load a subnet in evaluation mode. Raises `AutoFormerError` naming the damaged or missing file."""
+    folder = Path(folder)
     card = read_subnet_card(folder)
     file = folder / "model.safetensors"
     _check_size(file, count_params(card.space, card.subnet))
@@ -115,6 +120,7 @@ def _load(model: Supernet | AutoFormer, file: Path) -> None:
     if not file.exists():
         raise AutoFormerError(f"{file}: no such file; run the step that makes it")
     tensors = read_safetensors(file, "run the step that makes it again")
+    check_same_kind(tensors, model.state_dict(), file)
     try:
         model.load_state_dict(tensors)
     except (RuntimeError, TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ import math
 from itertools import pairwise
 from typing import Literal
 
+from autoformer.errors import check_choice
 from autoformer.space import SearchSpace, SubnetSpec, halved
 
 RelativePosition = Literal["none", "published", "ours"]
@@ -47,6 +48,7 @@ def count_macs(space: SearchSpace, spec: SubnetSpec, relative_position: Relative
             "ours": as `autoformer.attention` executes it. Heads are wider by W features, 2 N^2 W for each head, and
                 queries and outputs are multiplied with the vectors of all L offsets, 2 N L D.
     """
+    check_choice("relative_position", relative_position, tuple(COUNTED_MACS))
     tokens, embed = space.num_patches + 1, spec.embed_dim
     macs = sum(math.prod(product) for product in embedding_products(space, embed)) + embed * space.num_classes
     for block, heads in enumerate(spec.num_heads):

@@ -2,13 +2,16 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 _MOST_CHARACTERS = 1000
 _MOST_PROBLEMS = 10_000
+# Pydantic names Python's types, and the classes here.
+_EXPECTED = dict.fromkeys(("model_type", "dict_type"), "expected a mapping of keys to values")
+_EXPECTED |= dict.fromkeys(("tuple_type", "list_type"), "expected a list")
 # A terminal interprets them, turns the text around, or cannot show them: half of a pair, as of a name not in UTF-8.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -80,6 +83,12 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     )
 
 
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise `AutoFormerError` unless an argument is one of its choices. Python does not check a `Literal`."""
+    if value not in choices:
+        raise AutoFormerError(f"{name} = {short_repr(value)}: expected one of {', '.join(map(repr, choices))}")
+
+
 def _first_problem(model: Any, error: ValidationError) -> str:
     if error.error_count() > _MOST_PROBLEMS:  # each would be an object
         return f"{error.error_count()} keys and values that do not belong there"
@@ -99,13 +108,13 @@ def _first_problem(model: Any, error: ValidationError) -> str:
         if name and isinstance(problem["input"], Mapping):  # its keys contradict each other, and the message names them
             return f"{name}: {message}"
     else:
-        message = problem["msg"][:1].lower() + problem["msg"][1:]
+        message = _EXPECTED.get(problem["type"]) or problem["msg"][:1].lower() + problem["msg"][1:]
     if not name:
         return message
-    return f"{name} = {_short(problem['input'])}: {message}"
+    return f"{name} = {short_repr(problem['input'])}: {message}"
 
 
-def _short(value: Any) -> str:
+def short_repr(value: Any) -> str:
     try:
         return shortened(repr(value), 80)
     except (ValueError, RecursionError):  # Python prints no integer of more than 4300 digits

@@ -13,15 +13,16 @@ EXAMPLE_BATCH = (
 )
 
 
-def export_program(model: AutoFormer, file: Path) -> None:
+def export_program(model: AutoFormer, file: str | Path) -> None:
     """Write the model, in evaluation mode, as an exported program for any batch size.
 
     The program maps normalised images (B, C, S, S) to logits (B, K). It runs on the model's device: position features
     are constants in it.
     """
-    size = model.pretrained_cfg["input_size"]
+    channels = next(model.patch_embed.parameters()).shape[1]  # of its first convolution
+    size = channels, *model.patch_embed.img_size  # of now: `set_input_size` changes no `pretrained_cfg`
     example = torch.zeros(EXAMPLE_BATCH, *size, device=next(model.parameters()).device)
     with torch.no_grad():  # timm's `forward` calls its parameter "x"
         program = torch.export.export(model.eval(), (example,), dynamic_shapes={"x": {0: Dim("batch")}})
-    with replacing(file) as temporary, temporary.open("wb") as stream:
+    with replacing(Path(file)) as temporary, temporary.open("wb") as stream:
         torch.export.save(program, stream)

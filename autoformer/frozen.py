@@ -1,12 +1,22 @@
-"""The base class of validated values: frozen, no unknown keys, no NaN or infinity."""
+"""The base class of validated values: frozen, no unknown keys, no NaN or infinity, no truth value as a number."""
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`off` in YAML is false, which pydantic would silently take as 0."""
+        is_truth = isinstance(value, bool) or (isinstance(value, list | tuple) and any(type(v) is bool for v in value))
+        kind = str(cls.model_fields[str(info.field_name)].annotation) if is_truth else ""
+        if is_truth and "bool" not in kind and "Any" not in kind:
+            raise ValueError("expected no true or false (yes, no, on and off are these in YAML)")
+        return value
 
 
 def sha256_of(what: str) -> Any:

@@ -142,6 +142,6 @@ def table_of_search(folder: Path) -> LatencyTable | None:
     return read_latency_table(folder / FILE) if (folder / FILE).exists() else None
 
 
-def read_latency_table(path: Path) -> LatencyTable:
+def read_latency_table(path: str | Path) -> LatencyTable:
     """Read a latency table. Raises `AutoFormerError` naming the file if it is missing or damaged."""
-    return read_json_as(LatencyTable, path, REMEDY)
+    return read_json_as(LatencyTable, Path(path), REMEDY)

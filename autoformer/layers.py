@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoformer.errors import AutoFormerError
+
 
 class SlicedLinear(nn.Linear):
     """A linear layer that uses the first inputs and outputs of its weight."""
@@ -58,7 +60,9 @@ def initialise(module: nn.Module, gain: float | None = None) -> None:
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """Stochastic depth rate of each block, linear from 0 to `rate`."""
+    """Stochastic depth rate of each block, linear from 0 to `rate`. Raises `AutoFormerError` if that is none."""
+    if not 0 <= rate <= 1:
+        raise AutoFormerError(f"drop_path = {rate}: expected a rate from 0 to 1")
     return [rate * block / max(depth - 1, 1) for block in range(depth)]
 
 

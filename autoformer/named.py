@@ -9,9 +9,9 @@ _PACKAGE = Path(__file__).resolve().parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
 
-def load_space(name: str) -> SearchSpace:
+def load_space(name: str | Path) -> SearchSpace:
     """A search space by its name in `configs/spaces/`, or by a file path."""
-    return SearchSpace.from_yaml(file_of_space(name))
+    return SearchSpace.from_yaml(file_of_space(str(name)))
 
 
 def file_of_space(name: str) -> Path:
@@ -19,9 +19,9 @@ def file_of_space(name: str) -> Path:
     return named_file("spaces", name, "no file '{}.yaml' in configs/spaces; {}")
 
 
-def load_subnet(name: str) -> NamedSubnet:
+def load_subnet(name: str | Path) -> NamedSubnet:
     """A subnet by its name in `configs/subnets/`, or by a file path."""
-    subnet = NamedSubnet.from_yaml(named_file("subnets", name, "no file '{}.yaml' in configs/subnets; {}"))
+    subnet = NamedSubnet.from_yaml(named_file("subnets", str(name), "no file '{}.yaml' in configs/subnets; {}"))
     subnet.check(load_space(subnet.space))
     return subnet
 

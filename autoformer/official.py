@@ -12,10 +12,11 @@ from pathlib import Path
 from torch import Tensor
 
 from autoformer.cards import read_supernet_card
+from autoformer.checkpoint import first_not_finite
 from autoformer.errors import AutoFormerError
 from autoformer.space import SearchSpace
 from autoformer.supernet import Supernet
-from autoformer.weights import read_weights, unwrapped
+from autoformer.weights import check_same_kind, read_weights, unwrapped
 
 _RENAMED = (
     ("patch_embed_super.", "patch_embed."),
@@ -33,45 +34,52 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return read_weights(path)
 
 
-def load_official(state_dict: Mapping[str, Tensor], space: SearchSpace) -> Supernet:
+def load_official(state_dict: Mapping[str, Tensor], space: SearchSpace, where: str | Path = "checkpoint") -> Supernet:
     """A supernet with the weights of an official checkpoint: the official logits for every subnet.
 
-    Raises `AutoFormerError` naming the first tensor that is missing, unknown or of another shape.
+    `where`: the source of the weights, for the message. Raises `AutoFormerError` naming the first tensor that is
+    missing, unknown, of another shape, not floating point or not finite.
     """
     supernet = Supernet(space, bias_rule="official")
-    _fill(supernet, from_official(unwrapped(state_dict) if state_dict else {}, space))
+    _fill(supernet, from_official(unwrapped(state_dict, where) if state_dict else {}, space), where)
     return supernet
 
 
-def load_any_supernet(path: Path, space: SearchSpace) -> Supernet:
+def load_any_supernet(path: str | Path, space: SearchSpace) -> Supernet:
     """A supernet from a file in the official layout or in this project's layout.
 
     A `supernet.json` beside the file names the bias rule; the default is this project's rule.
 
-    Raises `AutoFormerError` naming the first tensor that is missing, unknown or of another shape.
+    Raises like `load_official`.
     """
+    path = Path(path)
     weights = read_weights(path)
     if any(name.startswith("patch_embed_super.") for name in weights):
-        return load_official(weights, space)
+        return load_official(weights, space, path)
     rule = read_supernet_card(path.parent).bias_rule if (path.parent / "supernet.json").is_file() else "aligned"
     supernet = Supernet(space, bias_rule=rule)
-    _fill(supernet, weights)
+    _fill(supernet, weights, path)
     return supernet
 
 
-def _fill(supernet: Supernet, weights: Mapping[str, Tensor]) -> None:
+def _fill(supernet: Supernet, weights: Mapping[str, Tensor], where: str | Path) -> None:
     expected, space = supernet.state_dict(), supernet.space
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights:
-            raise AutoFormerError(f"checkpoint: no tensor for '{name}'; is it a checkpoint of '{space.name}'?")
+            raise AutoFormerError(f"{where}: no tensor for '{name}'; is it a checkpoint of '{space.name}'?")
         if name not in expected:
-            raise AutoFormerError(f"checkpoint: unexpected tensor '{name}'; is it a checkpoint of '{space.name}'?")
+            raise AutoFormerError(f"{where}: unexpected tensor '{name}'; is it a checkpoint of '{space.name}'?")
         if weights[name].shape != expected[name].shape:
             raise AutoFormerError(
-                f"checkpoint: '{name}' has shape {tuple(weights[name].shape)}, '{space.name}' needs "
+                f"{where}: '{name}' has shape {tuple(weights[name].shape)}, '{space.name}' needs "
                 f"{tuple(expected[name].shape)}; is it a checkpoint of another space?"
             )
+    check_same_kind(weights, expected, where)
     supernet.load_state_dict(weights)
+    if bad := first_not_finite(supernet.state_dict()):
+        raise AutoFormerError(
+            f"{where}: '{bad}' holds NaN or infinity; its training diverged, use an earlier checkpoint"
+        )
 
 
 def from_official(tensors: Mapping[str, Tensor], space: SearchSpace) -> dict[str, Tensor]:
@@ -80,8 +88,8 @@ def from_official(tensors: Mapping[str, Tensor], space: SearchSpace) -> dict[str
     for name, tensor in tensors.items():
         for official, own in _RENAMED:
             name = name.replace(official, own)
-        if name.endswith("attn.qkv.weight"):
-            heads = tensor.shape[0] // (3 * space.head_dim)
+        if name.endswith("attn.qkv.weight") and tensor.ndim == 2 and tensor.shape[0] % (3 * space.head_dim) == 0:
+            heads = tensor.shape[0] // (3 * space.head_dim)  # of another space: left as it is, for `_fill` to name
             tensor = tensor.view(heads, space.head_dim, 3, -1).transpose(1, 2).reshape(tensor.shape)  # (3D, E)
         ours[name] = tensor
     return ours

@@ -57,7 +57,7 @@ def as_kind(kind: type[Kind], value: Any, where: str, remedy: str = _AGAIN) -> K
 
 def parse_json(content: bytes | str) -> Any:
     """Parse JSON text of bounded depth. Raises `ValueError`, `RecursionError`."""
-    value = json.loads(content)
+    value = json.loads(content, object_pairs_hook=_unique)
     level: list[Any] = [[value]]
     depth, values = -1, 0
     while level := [item for parent in level for item in _items(parent)]:
@@ -68,6 +68,16 @@ def parse_json(content: bytes | str) -> Any:
         if values > BOUNDS.json_values:
             raise ValueError(f"more than {BOUNDS.json_values} values")
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping, whose keys differ: of equal ones, Python would silently use the last."""
+    mapping: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in mapping:
+            raise ValueError(f"the key '{shortened(key, 80)}' is there twice")
+        mapping[key] = value
+    return mapping
 
 
 def parse_json_text(text: str, where: str) -> Any:

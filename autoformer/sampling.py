@@ -13,9 +13,10 @@ A sampler is a function of the step, made from a space and a seed. It has no sta
 
 from collections.abc import Callable
 from random import Random
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from autoformer.complexity import count_params
+from autoformer.errors import check_choice
 from autoformer.limits import Limits, move_towards
 from autoformer.randomness import derived_rng
 from autoformer.space import SearchSpace, SubnetSpec
@@ -44,6 +45,7 @@ def make_sampler(
     sandwich_random: int = 2,
     sandwich_teacher_weight: float = TEACHER_WEIGHT,
 ) -> SubnetSampler:
+    check_choice("sampling", kind, get_args(Sampling))
     match kind:
         case "uniform":
             return uniform(space, seed)

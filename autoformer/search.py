@@ -15,7 +15,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from autoformer.candidates import Candidate, Origin, ScoredCandidate
+from autoformer.candidates import Candidate, Origin, ScoredCandidate, check_finite
 from autoformer.complexity import COUNTED_MACS
 from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
@@ -215,13 +215,15 @@ class Evolution:
         self._pool = _Pool(space, limits, settings.tries, rng, table)
 
     def ask(self) -> list[Candidate]:
-        """The candidates of the next generation; none at the end. Raises `AutoFormerError` if generation 0 is empty."""
+        """The candidates of the next generation; none at the end. Raises `AutoFormerError` if none can be drawn."""
         settings = self.settings
         if self.generation > settings.generations:
             return []
         if self.generation == 0:
             return self._seeds() or self._pool.random_or_error(settings.population, "initial")
         parents, draws = self._parents(), settings.predictor or 1
+        if not parents:
+            raise AutoFormerError("no complete score to breed from; give `tell` those of the candidates of `ask`")
         candidates = self._offspring(draws * settings.mutations, lambda: self._mutant(parents))
         if len(parents) > 1:
             candidates += self._offspring(draws * settings.crossovers, lambda: self._child(parents))
@@ -230,7 +232,8 @@ class Evolution:
         return candidates + self._pool.random(settings.population - len(candidates), "fill", self.generation)
 
     def tell(self, scored: Sequence[ScoredCandidate]) -> None:
-        """Record the scores of all candidates of the last `ask`."""
+        """Record the scores of all candidates of the last `ask`. Raises `AutoFormerError` for NaN or infinity."""
+        check_finite(scored)
         self.scored += scored
         self.generation += 1
 

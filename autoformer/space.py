@@ -5,18 +5,18 @@ size of the supernet. A `SubnetSpec` is one point of it.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError, validated
+from autoformer.errors import AutoFormerError, check_choice, short_repr, validated
 from autoformer.frozen import Frozen
 from autoformer.reading import parse_json_text, read_yaml
 
@@ -49,6 +49,10 @@ class SubnetSpec:
                 raise AutoFormerError(
                     f"subnet: {name} has {len(values)} entries for depth {self.depth}; give one a block"
                 )
+        if int(self.embed_dim * min(self.mlp_ratio)) < 1:
+            raise AutoFormerError(
+                f"subnet: mlp_ratio = {min(self.mlp_ratio):g} of embed_dim {self.embed_dim} is an MLP without channels"
+            )
 
     def hidden_dim(self, block: int) -> int:
         """Width of the MLP of a block, truncated as in the official code."""
@@ -91,10 +95,10 @@ SubnetField = Annotated[SubnetSpec, BeforeValidator(_to_spec), PlainSerializer(S
 
 
 def _positive(name: str, value: Any, kind: type) -> Any:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or kind(value) != value or value <= 0:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)  # numpy's and pandas' too
+    if not is_number or not 0 < value <= MOST or kind(value) != value:
         expected = "number" if kind is float else "integer"
-        raise AutoFormerError(f"subnet: {name} = {value!r}: expected a positive {expected}")
+        raise AutoFormerError(f"subnet: {name} = {short_repr(value)}: expected a positive {expected}, {MOST:,} at most")
     return kind(value)
 
 
@@ -161,6 +165,9 @@ class SearchSpace(Frozen):
                     f"choices.{field} has {max(choices)}, but supernet.{field} is {getattr(self.supernet, field)}; "
                     "raise the supernet's or drop the choice"
                 )
+        width, ratio = self.choices.embed_dim[0], self.choices.mlp_ratio[0]
+        if int(width * ratio) < 1:
+            raise ValueError(f"choices.mlp_ratio has {ratio:g}: at embed_dim {width} an MLP without channels")
         if self.num_patches > BOUNDS.patches:
             raise ValueError(f"{self.num_patches:,} patches in an image, {BOUNDS.patches:,} at most")
         if (weights := self._weights()) > BOUNDS.params:
@@ -223,6 +230,7 @@ class SearchSpace(Frozen):
 
         Raises `AutoFormerError` if the patches do not divide that size.
         """
+        check_choice("offsets", offsets, get_args(Offsets))
         reach = self.max_relative_position
         if offsets == "stretch" and image_size != self.image_size:
             reach = stretched_reach(reach, self.grid, image_size // self.patch_size)

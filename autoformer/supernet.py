@@ -4,7 +4,7 @@ Dimensions: B images, N tokens, E embedding width, D = heads * head_dim, H heads
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from timm.layers import drop_path
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from autoformer.attention import Position, PositionBuffers, RelativePosition2D, attend, attend_with_position
 from autoformer.blocks import LAYER_NORM_EPS
+from autoformer.errors import AutoFormerError, check_choice
 from autoformer.layers import (
     SlicedLayerNorm,
     SlicedLinear,
@@ -134,7 +135,9 @@ class Supernet(nn.Module):
 
     def __init__(self, space: SearchSpace, drop_path: float = 0.0, bias_rule: BiasRule = "aligned") -> None:
         super().__init__()
+        check_choice("bias_rule", bias_rule, get_args(BiasRule))
         self.space, self.bias_rule = space, bias_rule
+        self.image_shape = (space.in_channels, space.image_size, space.image_size)
         self.grad_checkpointing = False
         embed_dim, depth = space.supernet.embed_dim, space.supernet.depth
         self.patch_embed = SupernetPatchEmbed(space)
@@ -148,7 +151,17 @@ class Supernet(nn.Module):
         initialise(self)
 
     def forward(self, images: Tensor, spec: SubnetSpec) -> Tensor:
-        """Images (B, C, S, S) -> logits (B, K) of the subnet `spec`, which must fit (`SearchSpace.check_fits`)."""
+        """Images (B, C, S, S) -> logits (B, K) of the subnet `spec`.
+
+        Raises `AutoFormerError` if the subnet does not fit (`SearchSpace.check_fits`), or for images of another shape:
+        slices would silently be those of another subnet.
+        """
+        self.space.check_fits(spec)
+        if images.shape[1:] != self.image_shape:
+            raise AutoFormerError(
+                f"supernet: images of shape {tuple(images.shape)}, but '{self.space.name}' takes (B, "
+                f"{', '.join(map(str, self.image_shape))})"
+            )
         x = self.patch_embed(images, spec.embed_dim)  # (B, P, E)
         class_token = self.cls_token[..., : spec.embed_dim].expand(len(x), -1, -1)
         x = torch.cat([class_token, x], dim=1) + self.pos_embed[..., : spec.embed_dim]  # (B, N, E)

@@ -18,7 +18,7 @@ from autoformer.named import load_space, load_subnet
 from autoformer.official import load_official
 from autoformer.space import SubnetSpec
 from autoformer.vit import AutoFormer, describe, timm_arguments
-from autoformer.weights import read_weights, unwrapped
+from autoformer.weights import check_same_kind, read_weights, unwrapped
 
 __all__: list[str] = []  # register_model adds the models
 
@@ -94,4 +94,5 @@ def _weights(state: Mapping[str, Tensor], model: AutoFormer, space: str, spec: S
     state = unwrapped(state)
     if any(name.startswith("patch_embed_super.") for name in state):
         state = load_official(state, load_space(space)).extract(spec).state_dict()
+    check_same_kind(state, model.state_dict(), "checkpoint")
     return checkpoint_filter_fn(dict(state), model)  # resizes positions and patches

@@ -5,7 +5,7 @@ Dimensions: B images, N tokens, E embedding width, H heads, d head_dim.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from autoformer.blocks import LAYER_NORM_EPS, Attention, Block
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, check_choice
 from autoformer.images.pixels import resized_side
 from autoformer.layers import drop_path_rates, initialise
 from autoformer.space import Offsets, SearchSpace, SubnetSpec
@@ -41,6 +41,8 @@ class AutoFormer(VisionTransformer):
     timm's `VisionTransformer` interface works: `forward_features`, `forward_intermediates`, `forward_head`,
     `reset_classifier`, `feature_info`, `set_input_size`, masks; so do jit, torch.fx, torch.export, ONNX and torch.func.
     Its other constructor arguments (norms, register tokens, dropout in blocks) are not part of an AutoFormer.
+
+    Raises `AutoFormerError` for sizes that make no model, and timm's errors otherwise.
 
     Args:
         img_size, patch_size: a number or (height, width).
@@ -80,12 +82,19 @@ class AutoFormer(VisionTransformer):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if len(num_heads) != len(mlp_ratio):
-            raise AutoFormerError(
-                f"AutoFormer: {len(num_heads)} num_heads but {len(mlp_ratio)} mlp_ratio; give one a block"
-            )
-        rates = drop_path or drop_path_rates(drop_path_rate, len(num_heads))
+        depth = len(num_heads) if isinstance(num_heads, Sequence) else 1
+        spec = SubnetSpec(depth, embed_dim, num_heads, mlp_ratio)  # type: ignore[arg-type]  # checks them
+        embed_dim, num_heads, mlp_ratio = spec.embed_dim, spec.num_heads, spec.mlp_ratio
+        check_choice("weight_init", weight_init, ("", "skip"))
+        rates = drop_path_rates(drop_path_rate, depth) if drop_path is None else drop_path
+        if len(rates) < depth or not all(0 <= rate <= 1 for rate in rates):
+            raise AutoFormerError(f"AutoFormer: drop_path = {list(rates)}: expected a rate from 0 to 1 for each block")
+        sizes = [("head_dim", head_dim, 1), ("max_relative_position", max_relative_position or 0, 0)]
+        for name, value, least in (*sizes, *(("stem_channels", channels, 1) for channels in stem_channels)):
+            if value < least:
+                raise AutoFormerError(f"AutoFormer: {name} = {value}: expected at least {least}")
         embed: Any = partial(ConvStem, stem_channels) if stem_channels else PatchEmbed
+        _check_patches(img_size, patch_size)
         grid = embed(img_size=img_size, patch_size=patch_size, device="meta").grid_size
 
         def block(dim: int, depth: int, **_: Any) -> Block:
@@ -136,10 +145,13 @@ class AutoFormer(VisionTransformer):
                 `SearchSpace.resized` describes the new model.
 
         Raises:
-            AutoFormerError: "stretch" from or to an oblong grid of patches.
+            AutoFormerError: an image without a patch; "stretch" from or to an oblong grid of patches.
         """
+        check_choice("offsets", offsets, get_args(Offsets))
         embed = self.patch_embed
-        size, patch = to_2tuple(img_size or embed.img_size), to_2tuple(patch_size or embed.patch_size)
+        size = to_2tuple(embed.img_size if img_size is None else img_size)
+        patch = to_2tuple(embed.patch_size if patch_size is None else patch_size)
+        _check_patches(size, patch)
         grid = size[0] // patch[0], size[1] // patch[1]
         if isinstance(embed, ConvStem):
             grid = embed.dynamic_feat_size(size)
@@ -223,6 +235,15 @@ def describe(name: str, image_size: int = 224, in_channels: int = 3, num_classes
         "origin_url": "https://github.com/microsoft/Cream",
         "architecture": name,
     }
+
+
+def _check_patches(img_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> None:
+    """Raise `AutoFormerError` for an image that is smaller than a patch, before a model is made or changed."""
+    size, patch = to_2tuple(img_size), to_2tuple(patch_size)
+    if not all(1 <= pixels <= side for pixels, side in zip(patch, size, strict=True)):
+        raise AutoFormerError(
+            f"AutoFormer: an image of {size[0]} x {size[1]} pixels has no patch of {patch[0]} x {patch[1]}"
+        )
 
 
 def _layer_norm(dim: int, **kwargs: Any) -> nn.LayerNorm:

@@ -78,12 +78,12 @@ def _are_safetensors(path: Path) -> bool:
         check_regular(path)
         with path.open("rb") as file:
             start = file.read(64)
+    if start[7:9] == b"\0{":  # the size of the header, whose first bytes may be any, then the header
+        return True
     for form, what in _NOT_WEIGHTS:
         if re.match(form, start, re.IGNORECASE):
             raise AutoFormerError(f"{path}: not a checkpoint but {what}")
-    if path.suffix == ".safetensors":
-        return not start.startswith((b"PK", b"\x80"))  # torch's files
-    return start[8:9] == b"{"  # behind the size of the header
+    return path.suffix == ".safetensors" and not start.startswith((b"PK", b"\x80"))  # torch's files
 
 
 def read_safetensors(path: Path, remedy: str) -> dict[str, Tensor]:
@@ -169,11 +169,9 @@ def unwrapped(content: Any, where: str | Path = "checkpoint") -> dict[str, Tenso
         keys, content = [*keys, key], content[key]
     under = f" under '{'.'.join(keys)}'" if keys else ""
     if not isinstance(content, Mapping) or (not keys and not any(isinstance(v, Tensor) for v in content.values())):
-        found = (
-            f"the keys {', '.join(map(repr, list(content)[:5]))}"
-            if isinstance(content, Mapping)
-            else type(content).__name__
-        )
+        found = type(content).__name__
+        if isinstance(content, Mapping):
+            found = f"the keys {', '.join(map(repr, list(content)[:5]))}" if content else "no key"
         raise AutoFormerError(
             f"{where}: holds no weights{under}: found {found}; expected a state dict, bare or under one of "
             f"{', '.join(WRAPPINGS)}"
@@ -202,6 +200,16 @@ def _check_weight(name: Any, tensor: Any, none: str, where: str) -> None:
         raise AutoFormerError(f"{where}: '{name}' is sparse, quantised, complex or without content; {_AS_WEIGHTS}")
     if tensor.numel() > tensor.untyped_storage().nbytes() // tensor.element_size():  # by a stride of 0
         raise AutoFormerError(f"{where}: '{name}' has more numbers than the file holds of it; {_AS_WEIGHTS}")
+
+
+def check_same_kind(weights: Mapping[str, Tensor], like: Mapping[str, Tensor], where: str | Path) -> None:
+    """Raise `AutoFormerError` if a weight holds integers or truth values where `like` has floats, as if quantised."""
+    for name, tensor in weights.items():
+        if name in like and like[name].is_floating_point() and not tensor.is_floating_point():
+            raise AutoFormerError(
+                f"{where}: '{name}' holds {str(tensor.dtype).removeprefix('torch.')}, not floating point; "
+                "save the weights before quantisation"
+            )
 
 
 def _has_plain_numbers(tensor: Tensor) -> bool:

@@ -30,7 +30,7 @@ from runtime.common.locks import hold_lock
 from runtime.common.overrides import add_option
 from runtime.common.records import Provenance
 from runtime.common.sections import SearchSubnet
-from runtime.common.tables import read_table, write_table
+from runtime.common.tables import read_numbered_rows, write_table
 from runtime.common.workspace import Workspace, work_root
 from runtime.storage.artifacts import local_copy
 from runtime.storage.named_files import latency_table
@@ -121,7 +121,7 @@ def read_subnets(path: Path, space: SearchSpace) -> list[Listed]:
 
 def _items(path: Path) -> Iterator[tuple[int, Any]]:
     if path.suffix == ".csv":
-        yield from enumerate(read_table(path, CELLS), start=2)
+        yield from read_numbered_rows(path, CELLS, f"list subnets under the columns {', '.join(CELLS)}")
     elif path.suffix in (".yaml", ".yml"):
         yield from read_yaml_list(path)
     else:

@@ -446,6 +446,24 @@ def test_budgets_that_cannot_be_are_refused_in_one_line(settings: list[str], wor
     assert "budget" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ("limits.max_params_m=0.03 limits.min_macs_g=0.01", "<= 30,000 and MACs without relative position >= 10,000,"),
+        ("limits.min_params_m=0.2 limits.max_params_m=0.2", "parameters >= 200,000 and parameters <= 200,000"),
+        ("limits.min_params_m=0.04 limits.max_macs_g=0.0014", "parameters >= 40,000 and parameters <= 250,000 and"),
+        ("limits.max_params_m=null budgets=[0.029,0.3] limits.min_macs_g=0.01", "parameters <= 29,000 and MACs"),
+    ],
+)
+def test_limits_that_no_subnet_meets_together_are_refused_before_anything_runs(limits: str, words: str) -> None:
+    from components.resolve_config.step import resolve
+
+    with pytest.raises(AutoFormerError) as error:
+        resolve("demo", [f"search_subnet.{limit}" for limit in limits.split()])
+    assert str(error.value).startswith("search_subnet.limits: no legal candidate in 10,000 tries under ")
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
 def test_the_preset_is_the_demos_recipe() -> None:
     demo, budgets = load_config("demo"), load_config("demo-budgets")
     assert demo.search_subnet is not None and budgets.search_subnet is not None

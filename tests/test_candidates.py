@@ -71,7 +71,7 @@ def test_the_evaluation_finds_the_subnet_of_a_search_in_thirds(tmp_path: Path) -
     assert found.candidates[found.chosen] == result.chosen
 
 
-@given(st.lists(st.floats(min_value=0, exclude_min=True, allow_infinity=False), min_size=1, max_size=4))
+@given(st.lists(st.floats(min_value=1 / 64, max_value=2**16), min_size=1, max_size=4))
 def test_any_ratio_reads_back_equal(ratios: list[float]) -> None:
     spec = SubnetSpec(len(ratios), 64, (2,) * len(ratios), tuple(ratios))
     outcome = WHOLE._replace(candidate=Candidate(1, spec, "initial", 0, (), 10, 20))

@@ -116,6 +116,36 @@ def test_a_wrong_value_is_named(override: str, parts: list[str]) -> None:
     assert all(part in message for part in parts), message
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=no", "threads=on", "name=yes", "train_supernet.epochs=true", "train_supernet.ema_decay=off",
+        "train_supernet.warmup_epochs=no", "train_supernet.drop_path=off", "search_subnet.limits.max_params_m=yes",
+        "search_subnet.budgets=[on]", "space.choices.depth=[yes]", "space.supernet.depth=on",
+        "train_supernet.augmentation.mixup=off", "train_supernet.augmentation.crop_scale=[no, yes]",
+    ],
+)  # fmt: skip
+def test_yes_and_no_of_yaml_are_no_numbers(override: str) -> None:
+    message = error_of("demo", override)
+    assert f"{override.partition('=')[0]} = " in message and "expected no true or false" in message, message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train_supernet=3", "train_supernet = 3: expected a mapping of keys to values"),
+        ("search_subnet.limits=[1]", "search_subnet.limits = [1]: expected a mapping of keys to values"),
+        ("space=3", "space = 3: expected a mapping of keys to values"),
+        ("space.choices.depth=3", "space.choices.depth = 3: expected a list"),
+        ("train_supernet.augmentation.crop_scale=1", "crop_scale = 1: expected a list"),
+        ("train_supernet.adopt=a.pth", "train_supernet.adopt = 'a.pth': expected a mapping of keys to values"),
+    ],
+)
+def test_a_value_in_place_of_a_section_or_a_list_is_named_in_the_words_of_yaml(override: str, words: str) -> None:
+    message = error_of("demo", override)
+    assert words in message and "dictionary" not in message and "tuple" not in message
+
+
 @pytest.mark.parametrize("name", ["", " ", "a ", " a", "a\nb", *(f"a{sign}b" for sign in "/:.%\"'?"), "..", "x" * 251])
 def test_a_model_name_that_the_registry_refuses_is_refused_before_anything_runs(name: str) -> None:
     message = error_of("demo", f"register_model.model_name={json.dumps(name)}")

@@ -188,6 +188,13 @@ def line_of_empty(file: Path) -> None:
     raise AutoFormerError(f"{file}: an empty list is a backlog")  # legal
 
 
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"b": {"a": null, "b": [], "a": 2}}]'])
+def test_a_key_that_is_there_twice_is_refused_in_json_as_in_yaml(text: str, tmp_path: Path) -> None:
+    (tmp_path / "my.json").write_text(text)
+    line_of(lambda: read_json(tmp_path / "my.json"), "my.json", "the key 'a' is there twice")
+    line_of(lambda: read_yaml(tmp_path / "my.json"), "my.json", "the key 'a' is there twice")
+
+
 @pytest.mark.parametrize("kind", JSON)
 def test_json_of_any_kind_is_one_line_with_the_files_name(kind: str, tmp_path: Path) -> None:
     (tmp_path / "my.json").write_bytes(JSON[kind])

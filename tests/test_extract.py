@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, settings
+from latencies import table_of, write_latencies
 from small import perturb, small_space, specs, variants
 from torch import Tensor, nn
 
@@ -13,11 +14,14 @@ from autoformer.cards import Preprocessing, SubnetCard, SupernetCard
 from autoformer.checkpoint import load_subnet, load_supernet, save_subnet, save_supernet
 from autoformer.complexity import count_params
 from autoformer.errors import AutoFormerError
+from autoformer.export import export_program
+from autoformer.latency import read_latency_table
 from autoformer.named import load_space
 from autoformer.named import load_subnet as named_subnet
+from autoformer.official import load_any_supernet
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import BiasRule, Supernet
-from autoformer.vit import AutoFormer
+from autoformer.vit import AutoFormer, timm_arguments
 
 SPEC = SubnetSpec(2, 12, (2, 1), (1.3, 2.0))
 RULES: tuple[BiasRule, ...] = ("aligned", "official")
@@ -199,3 +203,31 @@ def test_supernet_without_an_average(tmp_path: Path) -> None:
     save_supernet(tmp_path / "supernet", Supernet(small_space()).state_dict(), None, whole)
     with pytest.raises(AutoFormerError, match="trained without ema_decay"):
         load_supernet(tmp_path / "supernet", "ema")
+
+
+def test_a_path_may_be_text_for_every_reader_and_writer(tmp_path: Path) -> None:
+    folder, space = str(tmp_path / "model"), small_space()
+    model = perturb(Supernet(space)).float().extract(SPEC).eval()
+    save_subnet(folder, model, card(space))
+    x = images(space).float()
+    assert torch.equal(load_subnet(folder).model(x), model(x))
+    whole, folder = Supernet(space).eval(), str(tmp_path / "supernet")
+    save_supernet(
+        folder, whole.state_dict(), None, SupernetCard(space=space, preprocessing=PREPROCESSING, provenance={})
+    )
+    for loaded in (load_supernet(folder).model, load_any_supernet(f"{folder}/weights.safetensors", space)):
+        assert torch.equal(loaded.eval()(x, SPEC), whole(x, SPEC))
+    table = write_latencies(tmp_path / "table.json", space)
+    assert read_latency_table(str(table)) == table_of(space)
+
+
+@pytest.mark.parametrize("name", ["mean", "one_channel", "stem"])
+def test_a_model_is_exported_at_the_size_that_it_has(name: str, tmp_path: Path) -> None:
+    """Also one of no search space, and one whose size was changed."""
+    space, file = variants()[name], str(tmp_path / "model.pt2")
+    resized = Supernet(space).extract(space.smallest).eval()
+    resized.set_input_size(2 * space.image_size)
+    for model in (AutoFormer(**timm_arguments(space, space.smallest)).eval(), resized):
+        export_program(model, file)
+        x = torch.randn(2, space.in_channels, *model.patch_embed.img_size)
+        torch.testing.assert_close(torch.export.load(file).module()(x), model(x))

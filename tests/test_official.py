@@ -2,19 +2,26 @@
 
 import argparse
 import json
+import math
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from official_layout import write_checkpoint
+from safetensors.torch import save_file
 from small import small_space
 from torch import Tensor
 
+import autoformer.timm_models  # noqa: F401
+from autoformer import checkpoint
+from autoformer.cards import Preprocessing, SubnetCard
 from autoformer.errors import AutoFormerError
 from autoformer.named import load_space
-from autoformer.official import from_official, load_official, read_checkpoint
+from autoformer.official import from_official, load_any_supernet, load_official, read_checkpoint
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
 
@@ -161,6 +168,53 @@ def test_wrong_space_is_named() -> None:
         load_official(state, small_space())
     with pytest.raises(AutoFormerError, match="checkpoint: "):
         load_official({}, space)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.uint8, torch.bool])
+def test_weights_of_integers_are_refused_by_every_reader(dtype: torch.dtype, tmp_path: Path) -> None:
+    space = small_space()
+    state = Supernet(space).state_dict() | {"norm.weight": torch.ones(20, dtype=dtype)}
+    words = rf"'norm.weight' holds {str(dtype)[6:]}, not floating point; save the weights before quantisation"
+    save_file(state, tmp_path / "supernet.safetensors")
+    with pytest.raises(AutoFormerError, match=rf"supernet.safetensors: {words}"):
+        load_any_supernet(tmp_path / "supernet.safetensors", space)
+    spec = space.largest
+    model = Supernet(space).extract(spec)
+    preprocessing = Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3, classes=tuple("abcde"))
+    card = SubnetCard(space=space, subnet=spec, provenance={}, preprocessing=preprocessing)
+    checkpoint.save_subnet(tmp_path / "model", model, card)
+    save_file(model.state_dict() | {"norm.weight": torch.ones(16, dtype=dtype)}, tmp_path / "model/model.safetensors")
+    with pytest.raises(AutoFormerError, match=words):
+        checkpoint.load_subnet(tmp_path / "model")
+    tiny = timm.create_model("autoformer_tiny")
+    save_file(tiny.state_dict() | {"norm.weight": torch.ones(192, dtype=dtype)}, tmp_path / "tiny.safetensors")
+    with pytest.raises(AutoFormerError, match=words):
+        timm.create_model(
+            "autoformer_tiny",
+            pretrained=True,
+            pretrained_cfg_overlay={"file": str(tmp_path / "tiny.safetensors")},
+        )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("official", [True, False])
+def test_weights_that_are_not_finite_name_their_file(value: float, official: bool, tmp_path: Path) -> None:
+    space, file = small_space(), tmp_path / "supernet.pth"
+    state = read_checkpoint(write_checkpoint(file, space)) if official else Supernet(space).state_dict()
+    state["norm.weight"][3] = value
+    torch.save(state, file)
+    with pytest.raises(AutoFormerError, match=r"supernet\.pth: 'norm.weight' holds NaN or infinity; its training"):
+        load_any_supernet(file, space)
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(()), torch.zeros(7), torch.zeros(7, 20), torch.zeros(2, 20), torch.zeros(12, 5, 4)]
+)
+def test_qkv_weights_of_any_other_shape_are_named(tensor: torch.Tensor, tmp_path: Path) -> None:
+    space, file = small_space(), tmp_path / "supernet.pth"
+    state = read_checkpoint(write_checkpoint(file, space)) | {"blocks.1.attn.qkv.weight": tensor}
+    with pytest.raises(AutoFormerError, match=r"'blocks.1.attn.qkv.weight' has shape .*another space\?"):
+        load_official(state, space)
 
 
 @pytest.mark.parametrize(("name", "tensors"), [("tiny", 232), ("small", 232), ("base", 264)])

@@ -1,5 +1,6 @@
 """The evolutionary search, on tables computed by hand."""
 
+import math
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from autoformer.candidates import Candidate, ScoredCandidate
 from autoformer.complexity import COUNTED_MACS, count_macs, count_params
 from autoformer.errors import AutoFormerError
+from autoformer.front import make_search
 from autoformer.limits import Limits
 from autoformer.named import load_space
 from autoformer.pareto import pareto_front
@@ -259,6 +261,23 @@ def test_the_same_seed_gives_the_same_search() -> None:
 
     assert run(7) == run(7)
     assert run(7) != run(8)
+
+
+@pytest.mark.parametrize("method", ["evolution", "front"])
+@pytest.mark.parametrize("loss", [None, math.nan, math.inf])
+@pytest.mark.parametrize("top1", [50.0, math.nan])
+def test_scores_without_a_rank_are_refused(method: Any, loss: float | None, top1: float) -> None:
+    settings = EvolutionSettings(population=4, generations=2, parents=2, mutations=2, crossovers=2, method=method)
+    search = make_search(SPACE, Limits(), settings, Random(0))
+    first = [ScoredCandidate(candidate, top1, loss, 9) for candidate in search.ask()]
+    if loss is None and top1 == 50.0:
+        search.tell(first)
+        with pytest.raises(AutoFormerError, match="no complete score to breed from; give `tell` those of the cand"):
+            search.ask()
+    else:
+        with pytest.raises(AutoFormerError, match=r"candidate 0: top1_percent .* not finite has no rank"):
+            search.tell(first)
+        assert search.best(1) == [] and search.generation == 0
 
 
 def test_a_population_too_small_for_its_offspring_is_refused() -> None:

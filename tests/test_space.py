@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -136,12 +137,30 @@ def test_subnet_outside_its_space(change: dict[str, Any], words: tuple[str, ...]
         ((1, 8, (1,), (float("inf"),)), "mlp_ratio = inf"),
         ((1, float("nan"), (1,), (1.0,)), "embed_dim = nan"),
         ((1, -8, (1,), (1.0,)), "embed_dim = -8"),
+        ((1, 8, (1,), (10**400,)), "mlp_ratio = 1000"),
+        ((1, 10**400, (1,), (1.0,)), "embed_dim = 1000"),
+        ((1, 8, (10**5000,), (1.0,)), "num_heads = a value that is too long to show: expected a positive integer"),
+        ((1, 8, (1,), (0.1,)), "mlp_ratio = 0.1 of embed_dim 8 is an MLP without channels"),
     ],
 )
 def test_malformed_spec(fields: tuple[Any, ...], words: str) -> None:
     with pytest.raises(AutoFormerError) as error:
         SubnetSpec(*fields)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.uint8, np.float32])
+@pytest.mark.parametrize("number", [np.float64, np.float32, np.int32])
+def test_numbers_of_numpy_are_numbers(integer: Any, number: Any) -> None:
+    """A row of a data frame holds them."""
+    spec = SubnetSpec(integer(2), integer(8), (integer(1), integer(2)), (number(1), number(2)))
+    assert spec == SubnetSpec(2, 8, (1, 2), (1.0, 2.0))
+    assert SubnetSpec.from_json(spec.to_json()) == spec
+
+
+def test_a_named_file_may_be_a_path() -> None:
+    assert load_space(CONFIGS / "spaces" / "photos-32.yaml") == load_space("photos-32")
+    assert load_subnet(CONFIGS / "subnets" / "autoformer-tiny.yaml") == load_subnet("autoformer-tiny")
 
 
 def test_spec_with_a_wrong_key() -> None:
@@ -184,6 +203,7 @@ def test_subnet_larger_than_the_supernet() -> None:
         ({"choices": TINY["choices"] | {"depth": []}}, ("choices.depth", "expected positive choices")),
         ({"pooling": "max"}, ("pooling = 'max'", "'mean' or 'class_token'")),
         ({"head_dim": 0}, ("head_dim = 0", "greater than 0")),
+        ({"choices": TINY["choices"] | {"mlp_ratio": [0.005, 4]}}, ("0.005", "embed_dim 192", "MLP without channels")),
     ],
 )  # fmt: skip
 def test_faulty_space_file(change: dict[str, Any], words: tuple[str, ...], tmp_path: Path) -> None:

@@ -1,6 +1,11 @@
 """The supernet: slices are small layers, attention is its plain twin, and nothing keeps an active subnet."""
 
 import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +14,14 @@ from small import perturb, small_space, variants
 from torch import Tensor, nn
 
 from autoformer.attention import RelativePosition2D, attend_with_position, position_tables
+from autoformer.checkpoint import load_supernet
+from autoformer.complexity import count_macs
+from autoformer.errors import AutoFormerError
 from autoformer.layers import SlicedLayerNorm, SlicedLinear, embed_patches
+from autoformer.sampling import make_sampler
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet, SupernetQKV
+from autoformer.vit import AutoFormer
 
 SPEC = SubnetSpec(2, 12, (2, 1), (1.3, 2.0))
 OTHER = SubnetSpec(3, 16, (3, 1, 2), (2.0, 1.0, 1.3))
@@ -254,3 +264,62 @@ def test_initialisation() -> None:
             assert parameter.count_nonzero() == 0, name
         if "norm" in name and name.endswith("weight"):
             assert (parameter == 1).all(), name
+
+
+# --- arguments ---
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"embed_dim": 21}, "embed_dim = 21 is larger than the supernet of 'small', which has 20"),
+        ({"num_heads": (5,)}, "num_heads = 5 is larger"),
+        ({"mlp_ratio": (3.5,)}, "mlp_ratio = 3.5 is larger"),
+        ({"depth": 4, "num_heads": (1,) * 4, "mlp_ratio": (1.0,) * 4}, "depth = 4 is larger"),
+    ],
+)
+def test_a_subnet_larger_than_the_supernet_has_no_logits(change: dict[str, Any], words: str) -> None:
+    spec = replace(SubnetSpec(1, 8, (1,), (1.0,)), **change)
+    with pytest.raises(AutoFormerError, match=words):
+        Supernet(small_space())(torch.zeros(2, 3, 8, 8), spec)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 16), (2, 3, 16, 4), (2, 3, 16, 16), (2, 1, 8, 8), (3, 8, 8), (2, 3, 9, 8)])
+@pytest.mark.parametrize("space", [variants()["mean"], variants()["stem"]], ids=["patches", "stem"])
+def test_images_of_another_shape_have_no_logits(shape: tuple[int, ...], space: SearchSpace) -> None:
+    """Oblong ones of as many patches would get the positions of a square."""
+    scale = space.image_size / 8
+    images = torch.zeros(*shape[:-2], int(shape[-2] * scale), int(shape[-1] * scale))
+    with pytest.raises(AutoFormerError, match=rf"images of shape .*but 'small' takes \(B, 3, {space.image_size}, "):
+        Supernet(space)(images, space.smallest)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda s, word: Supernet(s, bias_rule=word), "bias_rule .* one of 'aligned', 'official'"),
+        (lambda s, word: count_macs(s, s.smallest, word), "relative_position .* one of 'none', 'published', 'ours'"),
+        (lambda s, word: s.resized(16, word), "offsets .* one of 'keep', 'stretch'"),
+        (lambda s, word: AutoFormer.from_spec(s, s.smallest).set_input_size(16, offsets=word), "offsets .*'stretch'"),
+        (lambda s, word: AutoFormer(weight_init=word), "weight_init .* one of '', 'skip'"),
+        (lambda s, word: load_supernet(Path("supernet"), word), "weights .* one of 'ema', 'raw'"),
+        (lambda s, word: make_sampler(word, s, 0), "sampling .* one of 'uniform', 'sandwich', 'uniform_params'"),
+    ],
+)
+@pytest.mark.parametrize("word", ["Ours", "EMA", None, 3])
+def test_a_word_that_is_none_of_the_choices_of_an_argument_is_refused(
+    call: Callable[[SearchSpace, Any], Any], words: str, word: Any
+) -> None:
+    with pytest.raises(AutoFormerError, match=words):
+        call(small_space(), word)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, math.nan])
+def test_a_stochastic_depth_rate_that_is_no_rate_is_refused(rate: float) -> None:
+    for make in (
+        lambda: Supernet(small_space(), drop_path=rate),
+        lambda: AutoFormer(drop_path_rate=rate),
+        lambda: AutoFormer(num_heads=(1,), mlp_ratio=(1.0,), drop_path=(rate,)),
+    ):
+        with pytest.raises(AutoFormerError, match="expected a rate from 0 to 1"):
+            make()

@@ -37,11 +37,11 @@ def test_columns_are_stated(tmp_path: Path) -> None:
     assert file.read_bytes() == b"step,loss,note\n"
 
 
-@pytest.mark.parametrize("text", ["step,loss\n1\n", "step,loss\n1,2,3\n"])
+@pytest.mark.parametrize("text", ["step,loss\n\n1\n", "step,loss\n\n1,2,3\n", 'step,loss\n"1\n"\n'])
 def test_a_damaged_table_is_named(text: str, tmp_path: Path) -> None:
     file = tmp_path / "table.csv"
     file.write_text(text)
-    with pytest.raises(AutoFormerError, match=r"table\.csv: a row has not as many values"):
+    with pytest.raises(AutoFormerError, match=r"table\.csv, line 3: not as many values"):
         read_table(file)
     with pytest.raises(AutoFormerError, match=r"other\.csv: no such file"):
         read_table(tmp_path / "other.csv")

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import autoformer.timm_models  # noqa: F401
 from autoformer.errors import AutoFormerError
 from autoformer.supernet import Supernet
+from autoformer.vit import AutoFormer
 
 
 @pytest.mark.parametrize("pooling", ["mean", "class_token"])
@@ -158,3 +160,38 @@ def test_export_with_any_batch_keeps_attention_whole(relative_position: bool) ->
     run = program.module()
     for size in (1, 2, 7):
         torch.testing.assert_close(run(images(size).float()), model(images(size).float()))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_heads": (), "mlp_ratio": ()}, "depth = 0: expected a positive integer"),
+        ({"num_heads": 3, "mlp_ratio": 4.0}, "num_heads = 3: expected a list"),
+        ({"num_heads": (0, 1)}, "num_heads = 0: expected a positive integer"),
+        ({"num_heads": (1.5, 1)}, "num_heads = 1.5: expected a positive integer"),
+        ({"mlp_ratio": (-1, 1)}, "mlp_ratio = -1: expected a positive number"),
+        ({"mlp_ratio": (0.01, 1)}, "mlp_ratio = 0.01 of embed_dim 8 is an MLP without channels"),
+        ({"embed_dim": 0}, "embed_dim = 0: expected a positive integer"),
+        ({"head_dim": 0}, "head_dim = 0: expected at least 1"),
+        ({"max_relative_position": -1}, "max_relative_position = -1: expected at least 0"),
+        ({"stem_channels": (4, 0)}, "stem_channels = 0: expected at least 1"),
+        ({"drop_path": (0.1,)}, "expected a rate from 0 to 1 for each block"),
+        ({"drop_path": ()}, "expected a rate from 0 to 1 for each block"),
+        ({"img_size": 15}, "an image of 15 x 15 pixels has no patch of 16 x 16"),
+        ({"img_size": (64, 8)}, "an image of 64 x 8 pixels has no patch"),
+        ({"patch_size": 0}, "no patch of 0 x 0"),
+    ],
+)
+def test_sizes_that_make_no_model_are_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(AutoFormerError, match=words):
+        AutoFormer(**({"img_size": 32, "embed_dim": 8, "num_heads": (1, 1), "mlp_ratio": (1, 1)} | change))
+
+
+@pytest.mark.parametrize("size", [(4, None), (None, 64), (0, None), (None, 0)])
+def test_a_size_without_a_patch_leaves_the_model_as_it_was(size: tuple[Any, Any]) -> None:
+    model = AutoFormer(img_size=32, patch_size=8, embed_dim=8, num_heads=(1,), mlp_ratio=(1,)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    before = model(images)
+    with pytest.raises(AutoFormerError, match="has no patch of"):
+        model.set_input_size(*size)
+    assert torch.equal(model(images), before)

@@ -100,7 +100,7 @@ def test_arguments_of_create_model() -> None:
 def test_arguments_that_an_autoformer_does_not_have() -> None:
     with pytest.raises(TypeError, match="reg_tokens"):
         tiny(reg_tokens=4)
-    with pytest.raises(AutoFormerError, match="12 num_heads but 13 mlp_ratio"):
+    with pytest.raises(AutoFormerError, match="mlp_ratio has 13 entries for depth 12"):
         tiny(num_heads=(3,) * 12)
 
 

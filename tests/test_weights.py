@@ -80,6 +80,20 @@ def test_the_kind_of_a_file_of_weights_is_known_by_its_content(name: str, tmp_pa
         assert all(torch.equal(read[key], STATE[key]) for key in STATE)
 
 
+@pytest.mark.parametrize("size", [0x80, 0x180, 0x4B50, 0x5B20, 0x7B20])
+def test_a_safetensors_file_is_known_by_a_header_of_any_size(size: int, tmp_path: Path) -> None:
+    """The first bytes are the size: those of a pickle, of a zip file, and of a text in JSON."""
+    file, tensor = tmp_path / "x.safetensors", torch.ones(2)
+    save_file({"w": tensor}, file, {"note": ""})
+    short = int.from_bytes(file.read_bytes()[:8], "little")
+    for extra in range(size - short, size - short - 8, -1):
+        save_file({"w": tensor}, file, {"note": "x" * extra})
+        if int.from_bytes(file.read_bytes()[:8], "little") == size:
+            break
+    assert int.from_bytes(file.read_bytes()[:8], "little") == size
+    assert torch.equal(read_weights(file)["w"], tensor)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from autoformer.complexity import COUNTED_MACS
 from autoformer.errors import AutoFormerError
 from autoformer.files import canonical_json, hash_value
+from autoformer.front import make_search
 from autoformer.limits import UNITS
+from autoformer.randomness import derived_rng
 from runtime.common.budgets import budget_params
 from runtime.common.code import package_code
 from runtime.common.config import STEPS, Config, load_config
@@ -40,7 +42,7 @@ def resolve(preset: str, overrides: Sequence[str] = (), seed: int = -1, max_para
         settings.append(f"search_subnet.limits.max_params_m={max_params_m}")
     config = load_config(preset, [*settings, *overrides])
     _check_limits(config)
-    earlier_scores(config)
+    _check_search(config)
     return config
 
 
@@ -127,3 +129,21 @@ def _check_limits(config: Config) -> None:
             f"search_subnet.budgets: {too_small[0]:g} is too small: the smallest subnet of '{space.name}' has "
             f"{least['params_m']:,.0f} parameters"
         )
+
+
+def _check_search(config: Config) -> None:
+    """Draw a candidate for each search, as it will. Refuses limits that subnets meet one by one, but not together."""
+    section = config.section(SearchSubnet)
+    table, known = latency_table(section.latency, config.space), earlier_scores(config)
+    for one in [section.within(budget) for budget in section.budgets or ()] or [section]:
+        single = one.model_copy(update={"population": 1, "parents": 1})  # found, then so in the larger population
+        for last, settings in enumerate((single, one)):
+            search = make_search(
+                config.space, one.limits, settings, derived_rng("evolution", config.seed), table, known
+            )
+            try:
+                search.ask()
+                break
+            except AutoFormerError as error:
+                if last:
+                    raise AutoFormerError(f"search_subnet.limits: {error}") from None

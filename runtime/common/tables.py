@@ -34,20 +34,28 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
 
     `columns`: required columns.
     """
+    return [row for _, row in read_numbered_rows(path, columns)]
+
+
+def read_numbered_rows(
+    path: Path, columns: Sequence[str] = (), remedy: str = "run the step that makes it again"
+) -> list[tuple[int, dict[str, str]]]:
+    """`read_table` with the line on which each row ends: blank lines are no rows, and cells may hold line breaks."""
     try:
         text = read_bytes(path, BOUNDS.csv_bytes).decode("utf-8-sig")  # spreadsheets write a BOM
         reader = csv.DictReader(lines_of(text))
         if len(reader.fieldnames or ()) > BOUNDS.csv_columns:
             raise csv.Error(f"more than {BOUNDS.csv_columns} columns")
-        rows = list(islice(reader, BOUNDS.csv_rows + 1))
+        rows = [(reader.line_num, row) for row in islice(reader, BOUNDS.csv_rows + 1)]
         if len(rows) > BOUNDS.csv_rows:
             raise csv.Error(f"more than {BOUNDS.csv_rows} rows")
     except FileNotFoundError:
-        raise AutoFormerError(f"{path}: no such file; run the step that makes it") from None
+        raise AutoFormerError(f"{path}: no such file; {remedy.removesuffix(' again')}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AutoFormerError(f"{path}: not readable as a table ({error}); run the step that makes it again") from None
-    if any(None in row or None in row.values() for row in rows):
-        raise AutoFormerError(f"{path}: a row has not as many values as the table has columns; run the step again")
-    if missing := [column for column in columns if rows and column not in rows[0]]:
-        raise AutoFormerError(f"{path}: has no column '{missing[0]}'; run the step that makes it again")
+        raise AutoFormerError(f"{path}: not readable as a table ({error}); {remedy}") from None
+    for line, row in rows:
+        if None in row or None in row.values():
+            raise AutoFormerError(f"{path}, line {line}: not as many values as the table has columns; {remedy}")
+    if missing := [column for column in columns if column not in (reader.fieldnames or columns)]:
+        raise AutoFormerError(f"{path}: has no column '{missing[0]}'; {remedy}")
     return rows

@@ -13,7 +13,7 @@ from autoformer.space import SearchSpace
 from runtime.common.config import Config
 from runtime.common.records import Provenance
 from runtime.common.sections import SearchSubnet
-from runtime.common.tables import read_table
+from runtime.common.tables import read_numbered_rows
 from runtime.storage import is_uri
 from runtime.storage.downloads import download
 from runtime.storage.named_files import verified_file
@@ -82,10 +82,10 @@ def _check_same(
 
 def _read(table: Path, space: SearchSpace) -> list[ScoredCandidate]:
     found = []
-    for number, row in enumerate(read_table(table, COLUMNS), start=2):
+    for line, row in read_numbered_rows(table, COLUMNS):
         try:
             found.append(ScoredCandidate.from_row(row))
             space.check(found[-1].candidate.spec)
         except ValueError as error:
-            raise AutoFormerError(f"{table}, line {number}: {error}; choose another search, or none") from None
+            raise AutoFormerError(f"{table}, line {line}: {error}; choose another search, or none") from None
     return found
