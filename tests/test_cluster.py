@@ -387,7 +387,7 @@ def test_compiling_says_on_what_and_what_is_still_an_example(
         ("env.KFP_RUN_ID=1", ["KFP_RUN_ID is set for each pod"]),
         ("env.MLFLOW_TRACKING_USERNAME=me", ["MLFLOW_TRACKING_USERNAME is given more than once"]),
         ("env.PET_NNODES=2", ["PET_"]),
-        ("env=[]", ["env = []", "dictionary"]),
+        ("env=[]", ["env = []", "expected a mapping"]),
         ("secrets=[{secret: s3, keys: {}}]", ["secrets.0.keys"]),
         ("labels={a b: c}", ["labels.a b"]),
     ],

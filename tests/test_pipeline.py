@@ -226,12 +226,11 @@ def test_a_changed_section_runs_its_step_which_refuses_it_in_one_line(
     kfp_run: WholeRun, client: "MlflowClient"
 ) -> None:
     """Which steps any other change would run is held in test_caching, and what a new evaluation is in test_dvc."""
-    between_two_subnets = "search_subnet.limits={min_params_m: 0.25, max_params_m: 0.25}"
-    ran, result, _ = again(kfp_run, "--set", f"'{between_two_subnets}' search_subnet.tries=20", code=2)
+    ran, result, _ = again(kfp_run, "--set", "search_subnet.images=5000", code=2)
     assert ran == {"resolve-config", "search-subnet"}
     assert result.stdout.count("taken from the cache") == 2  # prepare_data and train_supernet
     assert len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith("search_subnet: no legal candidate in")
+    assert result.stderr.startswith("search_subnet: search_subnet.images = 5000: the search split has")
     assert pipeline_runs(client)[-1].info.status == "FAILED"
 
 
