@@ -85,7 +85,7 @@ def test_no_more_than_the_limit(uri: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("AUTOFORMER_STAGING_GB", str(2.5 * PIECE / 1e9))
     archives = S3Archives(uri)
     stage(archives, list(SIZES))
-    assert len(cache_of(archives).missing(SIZES)) in (3, 4)  # whichever piece came first
+    assert len(cache_of(archives).missing(SIZES)) in (2, 3, 4)  # at most two whole pieces fit, and the short one
     assert PIECE <= disk_bytes() <= 2.5 * PIECE
     with (archives / "b.tar").open() as file:
         assert file.read() == content("b.tar")  # though there is no room for it
