@@ -37,6 +37,7 @@ STEP_SECONDS = 12.0  # start and end of a step, if not measured
 PREPARED_PER_SECOND = 2000.0  # images
 _MIN_SECONDS = 5.0  # of a measurement, or until _MAX_STEPS
 _MAX_STEPS = 30
+_WORK_CHARACTERS = 48  # of the table, at least
 _NOISE_IMAGES = 2048
 
 
@@ -238,15 +239,16 @@ def _rate(work: Callable[[], object], images: int, warm_up: int = 2) -> float:
 
 def plan_table(plan: Plan) -> str:
     """The plan as a table."""
+    width = max(_WORK_CHARACTERS, *(len(stage.work) + 2 for stage in plan.stages))
     lines = [
         f"plan, on {plan.device}: {plan.counts['train']:,} images to train, {plan.counts['search']:,} to search, "
         f"{plan.counts['test']:,} to test",
-        f"  {'step':<18}{'work':<48}{'images':>12}{'images/s':>10}{'time':>10}",
+        f"  {'step':<18}{'work':<{width}}{'images':>12}{'images/s':>10}{'time':>10}",
     ]
     for stage in plan.stages:
         rate = f"{stage.images_per_second:,.0f}" if stage.images else ""
         images = f"{stage.images:,.0f}" if stage.images else ""
-        lines.append(f"  {stage.name:<18}{stage.work:<48}{images:>12}{rate:>10}{_time(plan.hours_of(stage)):>10}")
+        lines.append(f"  {stage.name:<18}{stage.work:<{width}}{images:>12}{rate:>10}{_time(plan.hours_of(stage)):>10}")
     memory = "GPU memory" if plan.device.startswith("cuda") else "memory"
     lines.append(f"  in all about {_time(plan.hours)}, and {plan.memory_gb:.1f} GB of {memory} in the largest step")
     return "\n".join(lines)
