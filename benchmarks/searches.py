@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoformer.checkpoint import load_supernet
-from autoformer.front import make_search
 from autoformer.racing import ScoringResult, ScoringTask
-from autoformer.randomness import derived_rng
 from autoformer.scoring import SubnetScorer
 from benchmarks.demo import DATA, prepare, train
 from benchmarks.rows import Row, table
@@ -21,6 +19,7 @@ from components.search_subnet.search_loop import SearchResult, search
 from runtime.common.config import Config, load_config
 from runtime.common.console import Parser, run_command
 from runtime.common.processes import set_threads
+from runtime.common.searches import configured_search
 from runtime.common.sections import SearchSubnet
 from runtime.steps import inputs
 
@@ -40,8 +39,7 @@ def shared_scores(score: Score, images: int) -> Iterator[ScoreCache]:
 def run_search(config: Config, seed: int, cache: ScoreCache, images: int) -> SearchResult:
     """The pipeline's search from a seed. `images`: of the search split."""
     seeded = config.model_copy(update={"seed": seed})
-    section = seeded.section(SearchSubnet)
-    evolution = make_search(config.space, section.limits, section, derived_rng("evolution", seed))
+    section, evolution = seeded.section(SearchSubnet), configured_search(seeded)
     part, first = min(section.images or images, images), evolution.ask()
     return search(seeded, evolution, first, cache, part, _ignore, _ignore, images)
 

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from autoformer.complexity import COUNTED_MACS
 from autoformer.errors import AutoFormerError
 from autoformer.files import canonical_json, hash_value
-from autoformer.front import make_search
+from autoformer.latency import LatencyTable
 from autoformer.limits import UNITS
-from autoformer.randomness import derived_rng
 from runtime.common.budgets import budget_params
 from runtime.common.code import package_code
 from runtime.common.config import STEPS, Config, load_config
 from runtime.common.console import report_failure
 from runtime.common.exit_codes import BAD_INPUT
 from runtime.common.overrides import split
+from runtime.common.searches import configs_by_label, configured_search
 from runtime.common.sections import RetrainSubnet, SearchSubnet
 from runtime.steps.compiler import require_compiler
 from runtime.storage.data import NoFolderError, hash_data
@@ -41,8 +41,9 @@ def resolve(preset: str, overrides: Sequence[str] = (), seed: int = -1, max_para
     if max_params_m > 0:
         settings.append(f"search_subnet.limits.max_params_m={max_params_m}")
     config = load_config(preset, [*settings, *overrides])
-    _check_limits(config)
-    _check_search(config)
+    table = latency_table(config.section(SearchSubnet).latency, config.space)
+    _check_limits(config, table)
+    _check_search(config, table)
     return config
 
 
@@ -105,10 +106,10 @@ def lineages(config: Config, made_by: str) -> tuple[str, ...]:
     return tuple(hash_value([made_by, *configs[: STEPS.index(step)]])[:16] for step in CACHED_STEPS)
 
 
-def _check_limits(config: Config) -> None:
+def _check_limits(config: Config, table: LatencyTable | None) -> None:
     """Refuse limits that no subnet of the space meets before the supernet is trained."""
     section, space = config.section(SearchSubnet), config.space
-    limits, table = section.limits, latency_table(section.latency, space)
+    limits = section.limits
     least, most = (limits.count(space, spec) for spec in (space.smallest, space.largest))
     if table:  # the fastest measured subnet need not be the smallest
         least["latency_ms"], most["latency_ms"] = table.extremes(space)
@@ -131,19 +132,11 @@ def _check_limits(config: Config) -> None:
         )
 
 
-def _check_search(config: Config) -> None:
-    """Draw a candidate for each search, as it will. Refuses limits that subnets meet one by one, but not together."""
-    section = config.section(SearchSubnet)
-    table, known = latency_table(section.latency, config.space), earlier_scores(config)
-    for one in [section.within(budget) for budget in section.budgets or ()] or [section]:
-        single = one.model_copy(update={"population": 1, "parents": 1})  # found, then so in the larger population
-        for last, settings in enumerate((single, one)):
-            search = make_search(
-                config.space, one.limits, settings, derived_rng("evolution", config.seed), table, known
-            )
-            try:
-                search.ask()
-                break
-            except AutoFormerError as error:
-                if last:
-                    raise AutoFormerError(f"search_subnet.limits: {error}") from None
+def _check_search(config: Config, table: LatencyTable | None) -> None:
+    """Draw the first generation of each search. Refuses limits that subnets meet one by one, but not together."""
+    known = earlier_scores(config)
+    for one in configs_by_label(config).values():
+        try:
+            configured_search(one, table, known).ask()
+        except AutoFormerError as error:
+            raise AutoFormerError(f"search_subnet.limits: {error}") from None

@@ -11,20 +11,8 @@ from autoformer.candidates import ScoredCandidate
 from autoformer.space import SubnetSpec
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, find_finalists, metrics_of_chosen
-from runtime.common.budgets import budget_params, label_of
-from runtime.common.config import Config
+from runtime.common.budgets import budget_params
 from runtime.common.sections import SearchSubnet
-
-
-def configs_by_label(config: Config) -> dict[str, Config]:
-    """Label -> configuration of the search for that budget alone; without budgets "" -> `config`."""
-    section = config.section(SearchSubnet)
-    if section.budgets is None:
-        return {"": config}
-    return {
-        label_of(budget): config.model_copy(update={"search_subnet": section.within(budget)})
-        for budget in section.budgets
-    }
 
 
 def choose_for_all(

@@ -16,16 +16,15 @@ import yaml
 from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError
 from autoformer.files import replacing, write_json, write_text
-from autoformer.front import first_front, front_of, make_search
+from autoformer.front import first_front, front_of
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.latency import FILE as LATENCY_FILE
 from autoformer.latency import LatencyTable
 from autoformer.racing import ScoringResult
-from autoformer.randomness import derived_rng
 from autoformer.search import Evolution
 from autoformer.space import SubnetSpec
-from components.search_subnet.budgets import choose_for_all, configs_by_label, repeats
+from components.search_subnet.budgets import choose_for_all, repeats
 from components.search_subnet.parallel_scorer import ParallelScorer
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import SearchResult, search
@@ -34,6 +33,7 @@ from runtime.common.config import Config
 from runtime.common.console import Progress, print_line
 from runtime.common.processes import set_threads
 from runtime.common.search_names import found_by, method_of
+from runtime.common.searches import configs_by_label, configured_search
 from runtime.common.sections import SearchSubnet
 from runtime.common.stopping import Stopped
 from runtime.common.tables import write_table
@@ -100,8 +100,7 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def _start(config: Config, table: LatencyTable | None, known: Sequence[ScoredCandidate]) -> _Start:
-    section = config.section(SearchSubnet)
-    evolution = make_search(config.space, section.limits, section, derived_rng("evolution", config.seed), table, known)
+    evolution = configured_search(config, table, known)
     return _Start(config, evolution, evolution.ask())  # raises early if no candidate is legal
 
 
