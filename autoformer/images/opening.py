@@ -35,7 +35,7 @@ _ORIENTATION = 0x0112  # EXIF
 _TILE_SIDES = (322, 323)  # TIFF
 _OFFSETS = (273, 324)  # TIFF: of strips, of tiles
 _OPAQUE_TYPES = (1, 2, 7)  # TIFF: bytes and text, which Pillow keeps as they are
-_PHOTOMETRIC, _YCBCR = 262, 6  # TIFF
+PHOTOMETRIC, _YCBCR = 262, 6  # TIFF
 _SUBFILE, _DNG = 254, 50706  # TIFF: a camera's raw file is one, and begins with a thumbnail
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -187,7 +187,7 @@ def _open(file: _Parts, source: Path | bytes, most_bytes: int) -> Image.Image:
 def _is_uncompressed_ycbcr(image: Image.Image) -> bool:
     """Whether a TIFF's YCbCr pixels are uncompressed: Pillow lacks that, and calls the file cut short."""
     codecs = {codec for codec, *_ in getattr(image, "tile", ())}
-    return image.tag_v2.get(_PHOTOMETRIC) == _YCBCR and "raw" in codecs  # type: ignore[attr-defined]
+    return image.tag_v2.get(PHOTOMETRIC) == _YCBCR and "raw" in codecs  # type: ignore[attr-defined]
 
 
 def _other_format(source: Path | bytes, where: str) -> AutoFormerError | None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from autoformer.errors import AutoFormerError
-from autoformer.images.opening import MOST_BYTES, name_of, turned_upright, with_image
+from autoformer.images.opening import MOST_BYTES, PHOTOMETRIC, name_of, turned_upright, with_image
 from autoformer.images.pixel_rule import PixelRule
 
 MODES = {1: "L", 3: "RGB"}
@@ -30,7 +30,7 @@ WHITE_16_BIT = 65535
 OPAQUE = 255
 _BITS = "bits"  # in `Image.info`: bits of a colour channel in the file; Pillow keeps the upper 8 of 16
 _SAMPLE_FORMAT, _SIGNED = 339, 2  # a TIFF's tag, and its value
-_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_WHITE_IS_ZERO = 0  # of `PHOTOMETRIC`
 _COLOUR_MAP, _EXTRA_SAMPLES = 320, 338
 _SMALLEST_WITH_MARGIN = 48
 _STRIP_PIXELS = 2**20
@@ -110,7 +110,7 @@ def _decode(image: Image.Image, shorter_side: int | None, upright: bool) -> Imag
         _, most = turned.getchannel("A").getextrema()
         if most == 0:  # padding: many tools leave it unset
             return turned.convert("RGB")
-    if turned.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits alone
+    if turned.mode.startswith("I;16") and tags.get(PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits alone
         return Image.fromarray(WHITE_16_BIT - np.asarray(turned).astype(np.uint16))
     return turned
 
