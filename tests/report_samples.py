@@ -166,7 +166,7 @@ def _evaluation(logits: torch.Tensor, labels: torch.Tensor, images: DecodedSplit
     predicted = logits.argmax(1).numpy()
     return Evaluation(
         scores={"retrained": score(logits, labels), "inherited": score(worse, labels), "scratch": score(worse, labels)},
-        weight_sets=3,
+        weights={"retrained": "a", "inherited": "b", "scratch": "c"},
         differences={
             "inherited": paired_difference(right["best"], right["worse"]),
             "scratch": paired_difference(right["best"], right["worse"]),

@@ -99,7 +99,7 @@ def example(folder: Path, classes: tuple[str, ...]) -> tuple[Results, Evaluation
     right = predicted == images.labels
     return results, Evaluation(
         scores={"retrained": score(logits, labels), "inherited": score(logits.roll(1, 0), labels)},
-        weight_sets=2,
+        weights={"retrained": "a", "inherited": "b"},
         differences={"inherited": paired_difference(right, ~right)},
         actual=images.labels,
         predicted=predicted,

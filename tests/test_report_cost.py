@@ -74,7 +74,7 @@ def counted(folder: Path, **supernet: Any) -> tuple[Results, Evaluation]:
     )  # fmt: skip
     tested = score(torch.eye(5, 3), torch.tensor([0, 1, 2, 0, 1]))
     scores = {"retrained": tested, "inherited": tested, "scratch": tested}
-    return results, evaluation._replace(scores=scores, weight_sets=3)
+    return results, evaluation._replace(scores=scores, weights={"retrained": "a", "inherited": "b", "scratch": "c"})
 
 
 def example_of(folder: Path) -> tuple[Results, Evaluation]:

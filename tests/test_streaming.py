@@ -140,4 +140,4 @@ def test_evaluate_subnet_gives_the_same_whether_its_images_fit_into_memory(tmp_p
     copied = results._replace(models=models | {"scratch": models["retrained"]})
     again = measure(copied, images, batch_size=4, mistakes=3)
     assert again.scores == kept.scores | {"scratch": kept.scores["retrained"]}
-    assert (kept.weight_sets, again.weight_sets) == (2, 2), "equal weights are evaluated once"
+    assert [len(set(one.weights.values())) for one in (kept, again)] == [2, 2], "equal weights are evaluated once"

@@ -101,8 +101,9 @@ def _retraining(results: Results, budget: str) -> list[Cost]:
 def _evaluation(subnets: Iterable[tuple[Results, Evaluation]]) -> Cost:
     images = macs = models = 0
     for results, evaluation in subnets:
-        seen = evaluation.scores["retrained"].images * evaluation.weight_sets
-        images, models = images + seen, models + evaluation.weight_sets
+        different = len(set(evaluation.weights.values()))
+        seen = evaluation.scores["retrained"].images * different
+        images, models = images + seen, models + different
         macs += seen * count_macs(results.space, results.subnet.subnet)
     return Cost("Evaluation", f"{images // models:,} test images with each of {models} sets of weights", images, macs)
 

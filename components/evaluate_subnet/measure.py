@@ -32,7 +32,7 @@ class Mistake(NamedTuple):
 
 class Evaluation(NamedTuple):
     scores: dict[Model, Scores]
-    weight_sets: int  # different ones: the registered model may have the weights of another
+    weights: dict[Model, str]  # sha256 of each file; the registered model may have the weights of another
     differences: dict[Model, PairedDifference]  # retrained minus each of the others that has other weights
     actual: npt.NDArray[np.int64]  # n
     predicted: npt.NDArray[np.int64]  # n, by the retrained subnet
@@ -86,7 +86,7 @@ def measure(
 
     return Evaluation(
         scores={name: score(values, labels) for name, values in logits.items()},
-        weight_sets=len(models),
+        weights=weights,
         differences={name: paired_difference(correct["retrained"], correct[name]) for name in others},
         actual=images.labels,
         predicted=predicted,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoformer.complexity import count_macs, count_params
-from autoformer.files import hash_file, replacing, write_json, write_text
+from autoformer.files import replacing, write_json, write_text
 from autoformer.space import SubnetSpec
 from components.evaluate_subnet.results import Results, read_all
 from runtime.common.budgets import folder_of, merge_metrics, step_title
@@ -119,7 +119,7 @@ def _write_one(folder: Path, one: "Measured", figures: Mapping[str, float], conf
         "code": step_code(STEP),
         "config": config,
         "test_split": results.card.split_hashes["test"],
-        "models": {name: hash_file(file / "model.safetensors") for name, file in results.models.items()},
+        "models": evaluation.weights,
         "subnet": results.subnet.subnet.to_dict(),
     }
     folder.mkdir(parents=True, exist_ok=True)
