@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from autoformer.errors import AutoFormerError
 from autoformer.reading import parse_json
+from runtime.common.addresses import is_sound
 from runtime.common.answers import SlowAnswerError, whole
 
 OLDEST = (2, 17)  # version of the KFP SDK that compiles our package
@@ -41,12 +42,9 @@ class TakenError(AutoFormerError):
 
 def address(host: str) -> str:
     """The base URL of requests, without a fragment after `#`."""
-    try:
-        parts = urlsplit(host.strip().partition("#")[0])
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_address = False
-    if not is_address:
+    text = host.strip().partition("#")[0]
+    parts = urlsplit(text) if is_sound(text) else None
+    if parts is None or parts.scheme not in ("http", "https"):
         raise AutoFormerError(f"HOST={host}: expected http://… or https://…, as in HOST=http://127.0.0.1:8080")
     if parts.username or parts.password or parts.query:
         raise AutoFormerError("HOST: an address without user, password and query; a token comes by KFP_TOKEN")

@@ -15,11 +15,12 @@ from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from autoformer.errors import AutoFormerError, shortened
 from autoformer.files import check_regular
 from autoformer.locks import lock
+from runtime.common.addresses import is_sound
 from runtime.common.config import checkout, lasting
 from runtime.common.console import print_line
 from runtime.common.processes import number_of
@@ -141,14 +142,8 @@ def _initialise(uri: str) -> "MlflowClient":
 
 def _check_address(address: str) -> None:
     """Refuse a server's address without a host, or with an odd port, which libraries report in words of their own."""
-    scheme, separator, rest = address.partition("://")
-    is_web = scheme.lower() in ("http", "https")
-    try:
-        server = urlsplit(f"//{rest.partition('/')[0]}")
-        sound = server.port != 0 and (bool(server.hostname) or not is_web)
-    except ValueError:
-        sound = False
-    if separator and not sound:
+    is_web = address.lower().startswith(("http://", "https://"))
+    if "://" in address and not is_sound(address, needs_host=is_web):
         raise AutoFormerError(
             f"MLFLOW_TRACKING_URI={address}: expected the name of a server, and a port from 1 to 65535 if any, as in "
             "http://127.0.0.1:5000"
