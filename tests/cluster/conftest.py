@@ -18,10 +18,23 @@ from pipeline.cluster.kfp_client import KfpClient
 from pipeline.cluster.settings import Cluster, cluster_path, load_cluster
 from runtime.common.config import ROOT
 from runtime.kubernetes.job import POD_JOB, RUN
-from runtime.storage.mirror import EVERY_SECONDS
 
 EXPERIMENT = "autoformer-test-cluster"
 LIMIT_SECONDS = 1800.0  # of one run; a slow node takes 5 minutes for the smoke preset
+WAIT_FOR_COPY = """import sys, time
+from runtime.storage.artifacts import store_uri
+from runtime.storage.client import read_object
+from runtime.storage.errors import MissingError
+from runtime.storage.folders import MANIFEST
+
+while True:
+    try:
+        if b"checkpoint.pt" in read_object(store_uri() / sys.argv[1] / MANIFEST):
+            sys.exit(print("copied"))
+    except MissingError:
+        pass
+    time.sleep(1)
+"""
 ROWS = pytest.StashKey[list[tuple[str, str, str]]]()
 
 
@@ -60,17 +73,21 @@ class OnCluster:
     def follow(self, run_id: str) -> Submitted:
         return self.submit(f"--run={run_id}", wait=False)._replace(run_id=run_id)
 
+    def state(self, run_id: str, step: str) -> str:
+        """The state of a step in a run that is at work; empty if it has none yet."""
+        run = self.client.get_run(run_id)
+        states = {task.display_name: task.state for task in (run.run_details and run.run_details.task_details) or []}
+        state = states.get(step.replace("_", "-")) or ""
+        assert state == "SUCCEEDED" or run.state in ("PENDING", "RUNNING"), f"{run_id}: {run.state}"
+        return state
+
     def trained(self, submitted: Submitted) -> None:
         """Wait until the supernet is trained, and end the run: what comes after has been seen."""
         end = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < end:
-            run = self.client.get_run(submitted.run_id)
-            tasks = (run.run_details.task_details if run.run_details else None) or []
-            states = {task.display_name: task.state for task in tasks}
-            if states.get("train-supernet") == "SUCCEEDED":
+            if self.state(submitted.run_id, "train_supernet") == "SUCCEEDED":
                 self.client.terminate_run(submitted.run_id)
                 return
-            assert run.state in ("PENDING", "RUNNING"), f"{submitted.run_id}: {run.state}"
             time.sleep(5)
         raise TimeoutError(f"{submitted.run_id}: the supernet is not trained after {LIMIT_SECONDS:.0f} s")
 
@@ -85,7 +102,7 @@ class OnCluster:
 
     def kubectl(self, *arguments: str, check: bool = True) -> str:
         command = ["kubectl", "-n", self.namespace, *arguments]
-        return subprocess.run(command, check=check, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(command, check=check, capture_output=True, text=True, timeout=150).stdout
 
     def pods(self, run_id: str, step: str) -> list[str]:
         """The running pods of a step, without its driver."""
@@ -113,21 +130,24 @@ class OnCluster:
                     "get", "pods", "-l", f"{POD_JOB}={jobs[0]}", "-o", "jsonpath={.items[*].status.phase}"
                 )
                 if machines.split() and set(machines.split()) == {"Running"}:
-                    time.sleep(30)
                     return launchers[0], jobs[0]
             time.sleep(1)
         raise TimeoutError(f"{step}: no job at work after {LIMIT_SECONDS:.0f} s")
 
     def wait_for_checkpoint(self, run_id: str, step: str) -> str:
-        """The running pod of a step, once it has written a checkpoint and had the time to copy it to the store."""
-        find = ("find", self.settings.scratch.mount, "-name", "checkpoint.pt")
+        """The running pod of a step, once the store has a checkpoint of it; empty if the step ended before."""
+        find = ("find", self.settings.scratch.mount, "-path", f"*/{step}/*", "-name", "checkpoint.pt")
         end = time.monotonic() + LIMIT_SECONDS
-        while time.monotonic() < end:
+        while time.monotonic() < end and self.state(run_id, step) != "SUCCEEDED":
             for pod in self.pods(run_id, step):
-                if self.kubectl("exec", pod, "-c", "main", "--", *find, check=False).strip():
-                    time.sleep(EVERY_SECONDS + 10)
-                    return pod
+                if found := self.kubectl("exec", pod, "-c", "main", "--", *find, check=False).split():
+                    work = f"work/{step}/{Path(found[0]).parent.name}"
+                    copied = ("timeout", "120", "python", "-c", WAIT_FOR_COPY, work)
+                    if "copied" in self.kubectl("exec", pod, "-c", "main", "--", *copied, check=False):
+                        return pod
             time.sleep(3)
+        if time.monotonic() < end:
+            return ""
         raise TimeoutError(f"{step}: no checkpoint after {LIMIT_SECONDS:.0f} s")
 
 

@@ -1,21 +1,23 @@
 """What the documents claim of a cluster, on a real one: `make test-cluster HOST=… CLUSTER=… DATA=…`.
 
-Not part of `make test`: it needs a KFP server, and 50 minutes on a busy one of 2 cores. Where KUBECONFIG reaches the
-pods, steps are killed as well. It removes the runs that it made. The models that they register stay in MLflow, under
-the name of the smoke preset.
+Not part of `make test`: it needs a KFP server, and XX minutes on one of 2 cores. Where KUBECONFIG reaches the pods,
+steps are killed as well. It removes the runs that it made. The models that they register stay in MLflow, under the name
+of the smoke preset.
 """
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import pytest
 import yaml
-from conftest import EXPERIMENT, OnCluster, Submitted
+from conftest import EXPERIMENT, OnCluster
 
 from pipeline.cluster.follow_run import TASKS
 from runtime.common.config import ROOT
 
 TRAINING = "train_supernet"
-LONG = (f"--set={TRAINING}.epochs=3",)  # 1,266 steps, with a checkpoint every 20: time to be killed after one
+EPOCHS = (2, 8, 32)  # of 422 steps, with a checkpoint every 20; more where a training ended before its fault
 STEPS = """import os, pathlib, signal, sys
 steps = [
     int(folder.name)
@@ -44,19 +46,35 @@ while at_work():
 """
 )
 FAULTS = {"process killed": KILL, "process stopped": STOP, "memory exhausted": EXHAUST}
+DELETED = "pod deleted"
+UNDISTURBED = ("nothing", "nothing, beside the same")
 CACHED = set(TASKS) - {"resolve-config", "register-model"}  # data and registry may have changed
 
 
-def result_of(cluster: OnCluster, submitted: Submitted) -> str:
-    """The line with the figures of the training."""
-    lines = logs(cluster, submitted).splitlines()
-    return [line for line in lines if line.startswith(f"{TRAINING}: ") and "top1_percent" in line][-1]
+class Trained(NamedTuple):
+    """A training, and what became of it."""
+
+    figures: str  # the line at its end
+    attempts: int  # pods that it had
+    has_resumed: bool
 
 
-def logs(cluster: OnCluster, submitted: Submitted) -> str:
-    """Of all pods of the step that are still there."""
+def train(cluster: OnCluster, fault: str, *settings: str) -> Trained:
+    """Train, with a fault once the store has a checkpoint. A training that ends before has one attempt."""
+    submitted = cluster.submit(f"--set={' '.join(settings)}", wait=False)
+    if fault not in UNDISTURBED and (pod := cluster.wait_for_checkpoint(submitted.run_id, TRAINING)):
+        if fault == DELETED:
+            cluster.kubectl("delete", "pod", pod, "--wait=false", check=False)
+        else:
+            cluster.run(pod, FAULTS[fault])
+    cluster.trained(submitted)
+    workflow = cluster.client.workflow(submitted.run_id)
+    assert workflow is not None
     selector = f"pipeline/runid={submitted.run_id},app.kubernetes.io/component={TRAINING}"
-    return cluster.kubectl("logs", "-l", selector, "-c", "main", "--tail=-1")
+    lines = cluster.kubectl("logs", "-l", selector, "-c", "main", "--tail=-1").splitlines()  # of all its pods
+    figures = [line for line in lines if line.startswith(f"{TRAINING}: ") and "top1_percent" in line]
+    has_resumed = any(line.startswith(f"{TRAINING}: resumed from step ") for line in lines)
+    return Trained(figures[-1], workflow.attempts("train-supernet"), has_resumed)
 
 
 def test_smoke_runs_to_a_registered_model(on_cluster: OnCluster, seen: list[str]) -> None:
@@ -87,7 +105,7 @@ def test_a_failed_run_ends_with_the_words_of_the_step(on_cluster: OnCluster, see
 
 
 def test_a_terminated_run_says_so(on_cluster: OnCluster) -> None:
-    run_id = on_cluster.submit("--fresh", *LONG, wait=False).run_id
+    run_id = on_cluster.submit("--fresh", f"--set={TRAINING}.epochs={EPOCHS[-1]}", wait=False).run_id
     time.sleep(20)
     assert on_cluster.submit(f"--terminate={run_id}", wait=False).code == 0
     followed = on_cluster.follow(run_id)
@@ -103,31 +121,36 @@ def test_a_recurring_run_starts_and_ends(on_cluster: OnCluster) -> None:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(pods: OnCluster) -> str:
-    """What the training ends with where nothing happens; of two runs at once, which share a store."""
-    both = [pods.submit("--fresh", *LONG, wait=False) for _ in range(2)]
-    results = []
-    for each in both:
-        pods.trained(each)
-        results.append(result_of(pods, each))
-    assert results[0] == results[1]
-    return results[0]
+def trainings(pods: OnCluster) -> dict[str, Future[Trained]]:
+    """The same training under each fault, all at once, so that their pods' starts overlap.
+
+    Checkpoints at other steps give each its own work folder in the store; only the two undisturbed ones share theirs.
+    The number of log steps makes KFP compute them anew.
+    """
+    log_steps = 20 + int(time.time()) % 400
+    for epochs in EPOCHS:
+        common = (f"{TRAINING}.epochs={epochs}", f"{TRAINING}.log_steps={log_steps}")
+        with ThreadPoolExecutor(len(UNDISTURBED) + 1 + len(FAULTS)) as pool:
+            begun = {fault: pool.submit(train, pods, fault, *common) for fault in UNDISTURBED}
+            for number, fault in enumerate((DELETED, *FAULTS), start=21):
+                begun[fault] = pool.submit(train, pods, fault, *common, f"{TRAINING}.checkpoint_steps={number}")
+        faults = [begun[fault] for fault in begun if fault not in UNDISTURBED]
+        if not any(each.exception() is None and each.result().attempts == 1 for each in faults):
+            break
+        print(f"{epochs} epochs were over before a fault")
+    return begun
 
 
-@pytest.mark.parametrize("fault", ["pod deleted", *FAULTS])
-def test_a_lost_step_resumes_to_the_same_result(pods: OnCluster, undisturbed: str, fault: str, seen: list[str]) -> None:
-    submitted = pods.submit("--fresh", *LONG, wait=False)
-    pod = pods.wait_for_checkpoint(submitted.run_id, TRAINING)
-    if fault == "pod deleted":
-        pods.kubectl("delete", "pod", pod, "--wait=false")
-    else:
-        pods.run(pod, FAULTS[fault])
-    pods.trained(submitted)
-    workflow = pods.client.workflow(submitted.run_id)
-    assert workflow is not None and workflow.attempts("train-supernet") == 2
-    assert f"{TRAINING}: resumed from step " in logs(pods, submitted)
-    assert result_of(pods, submitted) == undisturbed
-    seen.append(undisturbed)
+def test_two_equal_trainings_at_once_agree(trainings: dict[str, Future[Trained]], seen: list[str]) -> None:
+    first, second = (trainings[fault].result() for fault in UNDISTURBED)
+    seen.append(first.figures)
+    assert first == second == Trained(first.figures, 1, False)
+
+
+@pytest.mark.parametrize("fault", [DELETED, *FAULTS])
+def test_a_lost_step_resumes_to_the_same_result(trainings: dict[str, Future[Trained]], fault: str) -> None:
+    undisturbed = trainings[UNDISTURBED[0]].result()
+    assert trainings[fault].result() == Trained(undisturbed.figures, 2, True)
 
 
 @pytest.fixture
@@ -145,7 +168,7 @@ def test_a_step_runs_on_two_machines(pods: OnCluster, two_machines: str) -> None
 
 
 def test_a_killed_launcher_finds_its_job_again(pods: OnCluster, two_machines: str) -> None:
-    submitted = pods.submit("--fresh", *LONG, cluster=two_machines, wait=False)
+    submitted = pods.submit("--fresh", f"--set={TRAINING}.epochs=1", cluster=two_machines, wait=False)
     pod, job = pods.wait_for_job(submitted.run_id, TRAINING)
     pods.run(pod, KILL)
     pods.trained(submitted)
