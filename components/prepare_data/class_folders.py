@@ -24,7 +24,7 @@ from autoformer.images.source import archive_folder
 from autoformer.images.split_files import Split
 from components.prepare_data.delivered import Delivered, concatenate, make_rows
 from components.prepare_data.index_cache import cached_index
-from components.prepare_data.kaggle_imagenet import SOLUTION, labelled_val, tree_of
+from components.prepare_data.kaggle_imagenet import SOLUTION, flat_folder, labelled_val, tree_of
 from components.prepare_data.listing import (
     SPLIT_NAMES,
     SPLIT_OF,
@@ -63,11 +63,12 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Deli
     if "train" in splits and "train" not in folders:
         raise AutoFormerError(f"{tree}: no folder train, which holds the classes; give all splits")
     left_out.add_loose(tree, place)
+    trained = {alike(folder.name) for folder in folders_in(folders["train"])} if "train" in folders else set()
     found = [
         (split, label, files)
         for split, folder in folders.items()
         if split in splits
-        for label, files in _classes_in(folder, place, left_out).items()
+        for label, files in _classes_in(folder, place, trained if split != "train" else set(), left_out).items()
     ]
     names = [name for _, name, _ in found]
     classes = _class_names(folders.get("train", tree), names)
@@ -118,21 +119,26 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return {split: found[split] for split in SPLIT_NAMES if split in found and found[split].is_dir()}
 
 
-def _classes_in(folder: Path, root: Path, left_out: LeftOut) -> dict[str, Path | list[Path]]:
-    """Class name -> its folder, or its images."""
+def _classes_in(folder: Path, root: Path, classes: set[str], left_out: LeftOut) -> dict[str, Path | list[Path]]:
+    """Class name -> its folder, or its images.
+
+    `classes`: normal forms of the classes of train, if this is another split.
+    """
+    split = SPLIT_OF[folder.name.lower()]
+    if split == "val" and (labelled := labelled_val(folder)):
+        return {label: files for label, files in labelled.items()}
+    folder = (flat_folder(folder, classes) if classes else None) or folder
     if below := folders_in(folder, left_out):
         left_out.add_loose(folder, root)
         return {item.name: item for item in below}
-    if labelled := labelled_val(folder):
-        return {label: files for label, files in labelled.items()}
     images = loose_images(folder)
-    if images and SPLIT_OF[folder.name.lower()] == "test":  # a flat test folder without labels, as in competitions
+    if images and split == "test":  # a flat test folder without labels, as in competitions
         left_out.add_loose(folder, root)
         return {}
     if not images:
         raise AutoFormerError(f"{folder}: holds no class folders; fill or remove it")
     raise AutoFormerError(
-        f"{folder}: {len(images):,} images lie in no class folder; sort them into {folder.name}/<class>/, or, of "
+        f"{folder}: {len(images):,} images lie in no class folder; sort them into {split}/<class>/, or, of "
         f"Kaggle's ImageNet, put its {SOLUTION} into a folder above"
     )
 

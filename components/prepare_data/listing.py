@@ -23,8 +23,27 @@ _IMAGE_START = re.compile(
     rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|BM.{4}\0{4}|RIFF.{4}WEBP|II\*\0|MM\0\*|\0\0\0\x0cjP|.{4}ftypavif", re.DOTALL
 )
 SPLIT_NAMES = ("train", "val", "test")
-SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+# The words of Hugging Face's datasets, and Pascal VOC's trainval.
+SPLIT_OF = dict.fromkeys(("train", "training", "trainval"), "train")
 SPLIT_OF |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+SPLIT_OF |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
+# Names of a folder that is no class where it is the only one: val/images.
+NO_CLASS = frozenset(
+    [
+        "image",
+        "images",
+        "img",
+        "imgs",
+        "photos",
+        "pictures",
+        "data",
+        "files",
+        "all",
+        "unknown",
+        "unlabeled",
+        "unlabelled",
+    ]
+)
 
 # System names in lower case: macOS, Windows, ext4, Synology, QNAP, NetApp, Python, FrontPage.
 _SYSTEM = frozenset(
