@@ -22,6 +22,7 @@ from autoformer.files import hash_file
 from autoformer.images.card import check_class_names
 from autoformer.images.source import archive_folder
 from autoformer.images.split_files import Split
+from components.prepare_data.class_spellings import meant
 from components.prepare_data.delivered import Delivered, concatenate, make_rows
 from components.prepare_data.index_cache import cached_index
 from components.prepare_data.kaggle_imagenet import SOLUTION, flat_folder, labelled_val, tree_of
@@ -78,7 +79,10 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Deli
     label_of = {name: _label_of(name, classes) for name in names}
     unknown = [folders[split] / name for split, name, _ in found if label_of[name] < 0]
     if unknown or len(classes) < 2:
-        fault = f"{unknown[0]}: a class that train does not have" if unknown else f"{tree}: fewer than two classes"
+        hint = meant(unknown[0].name, classes) if unknown else ""
+        fault = (
+            f"{unknown[0]}: a class that train does not have{hint}" if unknown else f"{tree}: fewer than two classes"
+        )
         raise AutoFormerError(f"{fault}; give every split the same class folders")
     rows: list[Split] = []
     with (

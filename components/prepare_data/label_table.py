@@ -19,10 +19,20 @@ from components.prepare_data.listing import SPLIT_OF
 
 PATH_COLUMNS = (
     "path", "file", "filename", "file_name", "image", "filepath", "file_path", "image_path", "imagepath", "image_file",
-    "image_name", "image_id", "img", "img_path",
+    "image_name", "image_id", "img", "img_path", "filepaths", "filenames", "file_paths", "paths", "images",
+    "image_paths",
 )  # fmt: skip
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "labels", "classname", "class_label", "species", "target")
-SPLIT_COLUMNS = ("set", "subset", "partition")  # used if all values are names of splits
+SPLIT_COLUMNS = (
+    "set",
+    "subset",
+    "partition",
+    "data_set",
+    "dataset",
+    "phase",
+    "usage",
+    "split_name",
+)  # used if all values are names of splits
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _SEPARATORS = ",;\t|"
 

@@ -67,6 +67,9 @@ _SMALLER = (
     re.compile(r"(?:thumb(?:nail)?|tn)[-_.](.+)", re.IGNORECASE),
 )
 _LISTED = 3
+# Soft hyphens, joiners, marks of direction, selectors of variants, a BOM
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
+_WIDE = re.compile("[\ufb00-\ufb06\uff01-\uffef]+")  # ligatures; forms of East Asian width
 
 
 def is_image(name: str) -> bool:
@@ -79,8 +82,10 @@ def is_system(name: str) -> bool:
 
 
 def alike(text: str) -> str:
-    """A normal form of a name: equal for names that differ only in Unicode form, case or spacing."""
-    return unicodedata.normalize("NFC", " ".join(unicodedata.normalize("NFC", text).split()).casefold())
+    """A normal form of a name: equal for names that differ only in Unicode form, width, case, spacing or the unseen."""
+    plain = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    plain = _WIDE.sub(lambda wide: unicodedata.normalize("NFKC", wide[0]), plain)
+    return unicodedata.normalize("NFC", " ".join(plain.split()).casefold())
 
 
 class LeftOut:

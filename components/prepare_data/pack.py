@@ -37,6 +37,7 @@ from runtime.common.tables import write_table
 
 SHARD_IMAGES = 4000  # readers keep each tar open: a million images need 250 files
 NAME_LENGTH = 40
+_LOST = re.compile(r"[^a-z0-9\s_\-.,:'()\[\]/\u2019]")  # what a name does without a change of its meaning is not here
 COLUMNS = ("archive", "offset", "size", "label", "checksum", "split", "source", "original")  # sha256 of the source
 
 Watch = Callable[[str, int, int], None]  # (activity, images done, total images)
@@ -58,12 +59,13 @@ class _Shard(Frozen):
 def slug(text: str) -> str:
     """A name for folders, configurations and the registry: lower case letters, digits and hyphens.
 
-    Accents are dropped. If letters are lost (other alphabets, a long name), a hash distinguishes different names.
+    Accents are dropped. If letters or signs are lost (other alphabets, C and C++, a long name), a hash distinguishes
+    different names.
     """
     folded = unicodedata.normalize("NFC", text).casefold()
     plain = "".join(c for c in unicodedata.normalize("NFKD", folded) if not unicodedata.combining(c))
     name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
-    if name and len(name) <= NAME_LENGTH and not any(c.isalnum() and not c.isascii() for c in plain):
+    if name and len(name) <= NAME_LENGTH and not _LOST.search(plain):
         return name
     digest = hashlib.sha256(folded.encode("utf-8", "surrogateescape")).hexdigest()[:6]
     return f"{name[: NAME_LENGTH - 7].strip('-') or 'images'}-{digest}"

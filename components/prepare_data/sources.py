@@ -1,11 +1,11 @@
 """Find a user's labelled images: class folders, train/val/test folders of class folders, or a CSV of paths."""
 
-import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from autoformer.errors import AutoFormerError, has_controls
+from components.prepare_data.class_spellings import doubtful_classes, meant, one_spelling
 from components.prepare_data.inner_folders import folders_of_classes, inner_notes, inner_splits
 from components.prepare_data.kaggle_imagenet import flat_folder, labelled_val, tree_of
 from components.prepare_data.label_table import read_label_table
@@ -28,7 +28,6 @@ _CONVERT = (
     ((".xlsx", ".xls", ".ods", ".numbers"), "save the table as 'CSV UTF-8', and give that file"),
     ((".txt", ".tab", ".dat"), "give a folder of class folders, or, if it holds path and label, call it .csv"),
 )
-_LETTERS = 2  # class names up to this length may differ only by case: a and A, Co and CO
 
 
 class SourceImage(NamedTuple):
@@ -179,22 +178,11 @@ def _read_csv(file: Path) -> Source:
 
 
 def _with_one_spelling(source: Source) -> Source:
-    """Merge spellings of one class: use the most frequent spelling, in composed Unicode."""
-    counts = Counter(image.label for image in source.images)
-    spellings: dict[str, Counter[str]] = {}
-    for label, count in counts.items():
-        name = unicodedata.normalize("NFC", label)
-        spellings.setdefault(name if len(name) <= _LETTERS else alike(name), Counter())[label] += count
-    name_of: dict[str, str] = {}
-    notes: list[str] = []
-    for labels in spellings.values():
-        best = unicodedata.normalize("NFC", min(labels, key=lambda label: (-labels[label], label)))
-        name_of |= dict.fromkeys(labels, best)
-        if len(labels) > 1:
-            how = "case or spaces" if len({unicodedata.normalize("NFC", label) for label in labels}) > 1 else "Unicode"
-            notes.append(f"{len(labels)} spellings of '{best}' differ by {how} alone, and are one class")
+    """Merge spellings of one class, and note classes that may be one."""
+    name_of, notes = one_spelling(Counter(image.label for image in source.images))
     images = [image._replace(label=name_of[image.label]) for image in source.images]
-    return source._replace(images=images, notes=(*source.notes, *sorted(notes)))
+    doubtful = doubtful_classes({name_of[image.label] for image in source.images})
+    return source._replace(images=images, notes=(*source.notes, *notes, *doubtful))
 
 
 def _check_names(source: Source, path: Path) -> None:
@@ -217,6 +205,8 @@ def _check(source: Source, path: Path) -> None:
     for split in ("val", "test"):
         unknown = {image.label for image in source.images if image.split == split} - trained
         if unknown:
-            raise AutoFormerError(f"{path}: the class '{min(unknown)}' is in {split} but not in train")
+            raise AutoFormerError(
+                f"{path}: the class '{min(unknown)}' is in {split} but not in train{meant(min(unknown), trained)}"
+            )
     if "train" not in splits and "" not in splits:
         raise AutoFormerError(f"{path}: no image is in the split 'train'")
