@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import median_high
 from typing import NamedTuple
 
+from pydantic import Field
+
 from autoformer.errors import AutoFormerError
 from autoformer.files import canonical_json, hash_file, hash_value, replacing, write_json, write_text
 from autoformer.frozen import Frozen
@@ -51,7 +53,9 @@ class _Shard(Frozen):
     refused: tuple[dict[str, str], ...]
     sizes: tuple[tuple[int, int], ...]
     plain: tuple[str, ...]
+    dark: dict[str, int] = Field(default_factory=dict)
     transparent: int
+    unseen: tuple[str, ...] = ()
     frames: tuple[str, ...]
     looks: tuple[int, ...]
 
@@ -191,6 +195,7 @@ class _Packing(NamedTuple):
         sizes: list[tuple[int, int]] = []
         plain: list[str] = []
         transparent, frames, looks = 0, list[str](), list[int]()
+        dark, unseen = dict[str, int](), list[str]()
         for number, start in enumerate(range(0, total, SHARD_IMAGES)):
             index = self.work / f"images-{number:05d}.json"
             if not index.exists():
@@ -201,6 +206,8 @@ class _Packing(NamedTuple):
             refused += shard.refused
             sizes += shard.sizes
             plain += shard.plain
+            dark |= shard.dark
+            unseen += shard.unseen
             transparent += shard.transparent
             frames += shard.frames
             looks += shard.looks
@@ -224,6 +231,7 @@ class _Packing(NamedTuple):
             changed.append(
                 f"{images_text(len(frames))} with several frames or pages, of which the first is used: {some(frames)}"
             )
+        odd = oddities(rows, plain, dark, unseen)
         return PackCard(
             name=name,
             hash=digest,
@@ -238,12 +246,13 @@ class _Packing(NamedTuple):
             ignored=self.source.ignored,
             archives=archives,
             pixels=self.rule,
-            notes=(*self.source.notes, *changed, *oddities(rows, plain), *near_copies(rows, looks, self.work)),
+            notes=(*self.source.notes, *changed, *odd, *near_copies(rows, looks, self.work)),
         )
 
     def _write_shard(self, index: Path, start: int) -> None:
         """Write the tar whose first image is number `start`, then its index."""
         rows, refused, sizes, plain, transparent, frames, looks = [], [], [], [], 0, [], []
+        dark, unseen = dict[str, int](), list[str]()
         archive = index.with_suffix(".tar")
         with replacing(archive) as temporary, temporary.open("wb") as file:
             tar = Tar(file)
@@ -263,7 +272,9 @@ class _Packing(NamedTuple):
                 values = (*place, image.label, encoded.sha256, image.split, name, original)
                 rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
                 sizes.append(encoded.size)
-                plain += [name] if encoded.plain else []
+                plain += [name] if encoded.plain and not encoded.unseen else []
+                dark |= {name: encoded.dark} if encoded.dark else {}
+                unseen += [name] if encoded.unseen else []
                 transparent += encoded.transparent
                 frames += [name] if encoded.frames else []
                 looks.append(encoded.look)
@@ -274,7 +285,9 @@ class _Packing(NamedTuple):
             "refused": refused,
             "sizes": sizes,
             "plain": plain,
+            "dark": dark,
             "transparent": transparent,
+            "unseen": unseen,
             "frames": frames,
             "looks": looks,
         }
