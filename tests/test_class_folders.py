@@ -172,11 +172,15 @@ def test_images_that_are_found_and_not_used_are_reported(tmp_path: Path) -> None
     root = flat(tmp_path / "imagenet", "test")
     noise(90).save(root / "train" / "loose.png")
     write_images(root / "train" / WNIDS[0] / "@eaDir" / "000.png", 2, seed=40)
+    (root / "train" / WNIDS[0] / "raw.NEF").touch()
+    (root / "train" / WNIDS[0] / "no-suffix").write_bytes(b"\xff\xd8\xff\xe0")
     found = class_folders.read(root)
     assert set(found.splits) == {"train"} and len(found.rows.labels) == 6
     assert found.source == "class folders (train)"
     assert [note.split(" left out")[0] for note in found.notes] == [
         "2 images in names of a system or tool",
+        "files of formats that are not read",
+        "1 image by content, not by name,",
         "train: 1 image in no class folder, so without a label,",
         "test: 3 images in no class folder, so without a label,",
     ]

@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,8 @@ def _sorted_names(place: Path, found: list[str]) -> tuple[str, ...]:
 
 def _rows(root: Path, images: Path | list[Path], label: int, left_out: LeftOut, pool: ThreadPoolExecutor) -> Split:
     """The images of one class in one split, from a folder or a list."""
-    files: Iterable[Path | os.DirEntry[str]] = images if isinstance(images, list) else files_below(images, left_out)
+    files: Sequence[Path | os.DirEntry[str]] = images if isinstance(images, list) else [*files_below(images, left_out)]
+    left_out.add_others([Path(file) for file in files if not is_image(file.name)], root)
     start = len(str(root)) + 1
     states = sorted(
         (str(getattr(file, "path", file))[start:], file.stat().st_size, file.stat().st_mtime_ns)
