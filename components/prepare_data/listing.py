@@ -136,9 +136,9 @@ class LeftOut:
         for folder, names in self.unnamed.items():
             notes.append(f"{folder}: {images_text(len(names))} that the CSV does not name left out: {some(names)}")
         if self.elsewhere:
-            names = some(sorted(self.elsewhere))
+            shown = some(sorted(self.elsewhere))
             notes.append(
-                f"{images_text(len(self.elsewhere))} in iCloud alone, left out: {names}; download them in the Finder"
+                f"{images_text(len(self.elsewhere))} in iCloud alone, left out: {shown}; download them in the Finder"
             )
         if self.links:
             notes.append(f"linked folders are not followed: {some(sorted(self.links))}")

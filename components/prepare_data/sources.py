@@ -21,6 +21,7 @@ from components.prepare_data.listing import (
     unreadable,
 )
 from components.prepare_data.split_names import split_folders
+from runtime.common.spelling import hint
 
 _TABLES = (".csv", ".tsv")
 _CONVERT = (
@@ -69,7 +70,7 @@ def discover(path: Path) -> Source:
         do = do or "give a folder of class folders, or a CSV"
         raise AutoFormerError(f"{path}: neither a folder nor a .csv file; {do}")
     else:
-        raise AutoFormerError(f"{path}: no such folder or CSV file")
+        raise AutoFormerError(f"{path}: no such folder or CSV file{hint(path)}")
     _check_names(source, path)
     source = _with_one_spelling(source)
     _check(source, path)
