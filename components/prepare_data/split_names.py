@@ -52,7 +52,7 @@ def split_folders(root: Path, below: Sequence[Path]) -> dict[str, Path]:
             )
         if named.count(split) > 1:
             raise AutoFormerError(f"{folder}: two folders mean the split '{split}' in {root}; keep one of them")
-    return {split: _innermost(folder) for folder, split in zip(below, named, strict=True)}
+    return {split: innermost(folder) for folder, split in zip(below, named, strict=True)}
 
 
 def _check_train_is_there(root: Path, below: Sequence[Path], named: Sequence[str]) -> None:
@@ -65,7 +65,7 @@ def _check_train_is_there(root: Path, below: Sequence[Path], named: Sequence[str
         )
 
 
-def _innermost(split: Path) -> Path:
+def innermost(split: Path) -> Path:
     """The folder of the class folders: archives unpack to train/train, and others have train/images."""
     while len(below := folders_in(split)) == 1 and not loose_images(split):
         name = alike(below[0].name)
