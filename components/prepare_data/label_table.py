@@ -171,9 +171,10 @@ def _read_row(
         raise AutoFormerError(f"{where}: no path")
     file = finder.find(path)
     if not _is_inside(file, finder.root) or (finder.move != UNMOVED and leads_out(path)):
-        known = file.is_relative_to(finder.root) and file.is_file()
-        do = f"write {file.relative_to(finder.root).as_posix()}" if known else "move the images into it"
-        raise AutoFormerError(f"{where}: {path} lies outside the folder of the CSV; {do}")
+        if file.is_relative_to(finder.root) and file.is_file():
+            here = file.relative_to(finder.root).as_posix()
+            raise AutoFormerError(f"{where}: {path} lies outside the folder of the CSV; write {here}")
+        raise AutoFormerError(f"{where}: {path} lies outside the folder of the CSV; move the images into it")
     if not label:
         raise AutoFormerError(f"{where}: no label")
     if split and split.lower() not in SPLIT_OF:
