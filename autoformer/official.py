@@ -16,7 +16,7 @@ from autoformer.checkpoint import first_not_finite
 from autoformer.errors import AutoFormerError
 from autoformer.space import SearchSpace
 from autoformer.supernet import Supernet
-from autoformer.weights import check_same_kind, read_weights, unwrapped
+from autoformer.weights import check_same_kind, prefix_hint, read_weights, unwrapped
 
 _RENAMED = (
     ("patch_embed_super.", "patch_embed."),
@@ -66,7 +66,8 @@ def _fill(supernet: Supernet, weights: Mapping[str, Tensor], where: str | Path) 
     expected, space = supernet.state_dict(), supernet.space
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights:
-            raise AutoFormerError(f"{where}: no tensor for '{name}'; is it a checkpoint of '{space.name}'?")
+            hint = prefix_hint(name, weights)
+            raise AutoFormerError(f"{where}: no tensor for '{name}';{hint} is it a checkpoint of '{space.name}'?")
         if name not in expected:
             raise AutoFormerError(f"{where}: unexpected tensor '{name}'; is it a checkpoint of '{space.name}'?")
         if weights[name].shape != expected[name].shape:

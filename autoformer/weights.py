@@ -4,6 +4,8 @@ No code in a file is run: besides tensors, only a few classes that hold plain va
 """
 
 import contextlib
+import datetime
+import decimal
 import io
 import pickle
 import re
@@ -25,6 +27,11 @@ from autoformer.files import check_regular
 
 # The first one that is there: timm's order; then the tutorials of PyTorch, and DeepSpeed.
 WRAPPINGS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "module")
+# Other keys of averaged weights, beside raw ones under one of those.
+_AVERAGED = (
+    "ema", "ema_state_dict", "model_ema_state_dict", "state_dict_model_ema", "ema_model", "ema_weights", "ema_params",
+    "params_ema", "net_ema", "averaged_model", "swa_model", "swa_state_dict",
+)  # fmt: skip
 _AS_WEIGHTS = "save its state dict as safetensors"
 _NESTED = 8  # levels of wrapping
 _PREFIX = "module."  # of DistributedDataParallel, DataParallel and averaged models
@@ -54,6 +61,7 @@ _HARMLESS: list[Any] = [
         for name in ("PosixPath", "PurePosixPath")
     ),
     *((PureWindowsPath, f"pathlib{m}.{name}") for m in ("", "._local") for name in ("WindowsPath", "PureWindowsPath")),
+    *(frozenset, range, slice, datetime.date, datetime.datetime, datetime.timedelta, decimal.Decimal),
     *(np.ndarray, np.dtype, *(type(np.dtype(code)) for code in "?bBhHiIlLqQefdFDSU")),
     *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *((np.zeros(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
@@ -158,12 +166,13 @@ def _one_line(path: Path, remedy: str) -> Iterator[None]:
 def unwrapped(content: Any, where: str | Path = "checkpoint") -> dict[str, Tensor]:
     """The weights in a training script's dictionary, with the parameter names of the plain model.
 
-    The first key of `WRAPPINGS` that exists is used: averaged weights before raw ones. The prefixes `module.`,
-    `_orig_mod.` and those of FSDP are removed.
+    The first key of `_AVERAGED` and `WRAPPINGS` that exists is used: averaged weights before raw ones. The prefixes
+    `module.`, `_orig_mod.` and those of FSDP are removed.
     """
     keys: list[str] = []
     while isinstance(content, Mapping) and len(keys) < _NESTED:  # a pickle may contain itself
-        key = next((key for key in WRAPPINGS if isinstance(content.get(key), Mapping)), None)
+        key = next((key for key in _AVERAGED if _holds_weights(content.get(key))), None)
+        key = key or next((key for key in WRAPPINGS if isinstance(content.get(key), Mapping)), None)
         if key is None:
             break
         keys, content = [*keys, key], content[key]
@@ -188,6 +197,20 @@ def unwrapped(content: Any, where: str | Path = "checkpoint") -> dict[str, Tenso
     if len(first) == 1 and len(weights) > 2:
         raise AutoFormerError(f"{where}: every name begins with '{first.pop()}.', a prefix of another model; remove it")
     return weights
+
+
+def _holds_weights(value: Any) -> bool:
+    """Whether it is a state dict, bare or under one of `WRAPPINGS`."""
+    if not isinstance(value, Mapping):
+        return False
+    inner = next((value[key] for key in WRAPPINGS if isinstance(value.get(key), Mapping)), value)
+    return any(isinstance(tensor, Tensor) and tensor.ndim for tensor in inner.values())
+
+
+def prefix_hint(name: str, weights: Mapping[str, Tensor]) -> str:
+    """A hint at the prefix under which a missing weight is there, as of a Lightning module; "" for none."""
+    found = next((other for other in weights if other.endswith(f".{name}")), None)
+    return f" it is there as '{found}': keep the names that begin so, without that prefix;" if found else ""
 
 
 def _check_weight(name: Any, tensor: Any, none: str, where: str) -> None:

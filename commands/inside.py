@@ -1,4 +1,4 @@
-"""Find the accepted folder inside of a refused one: many archives wrap everything in an outer folder."""
+"""Find the accepted folder inside of a refused one: archives have an outer folder, and annotations beside."""
 
 import contextlib
 import shlex
@@ -9,13 +9,20 @@ from autoformer.errors import AutoFormerError
 from components.prepare_data.listing import folders_in
 from components.prepare_data.sources import discover
 
+_MOST = 8  # folders beside each other that are looked into
+
 
 def accepted_inside(folder: Path, accepts: Callable[[Path], bool]) -> Path | None:
-    """The outermost accepted folder below `folder`, descending while there is only one folder; None if none is."""
-    inside = _only_folder(folder)
-    while inside is not None and not accepts(inside):
-        inside = _only_folder(inside)
-    return inside
+    """The outermost accepted folder below `folder`, if it is the only one; None if none or several are.
+
+    Descends while there is only one folder.
+    """
+    while below := _folders(folder):
+        accepted = [inside for inside in below[:_MOST] if accepts(inside)]
+        if accepted or len(below) > 1:
+            return accepted[0] if len(accepted) == 1 and len(below) <= _MOST else None
+        folder = below[0]
+    return None
 
 
 @contextlib.contextmanager
@@ -42,9 +49,8 @@ def _is_source(path: Path) -> bool:
     return True
 
 
-def _only_folder(folder: Path) -> Path | None:
+def _folders(path: Path) -> list[Path]:
     try:
-        below = folders_in(folder)
+        return folders_in(path)
     except AutoFormerError:  # no folder, or one that may not be read
-        return None
-    return below[0] if len(below) == 1 else None
+        return []

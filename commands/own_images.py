@@ -31,6 +31,7 @@ from runtime.common.config import ROOT, Config, load_config
 from runtime.common.console import Parser, Progress, print_line, run_command
 from runtime.common.overrides import add_option, parse
 from runtime.common.sections import PrepareData, SearchSubnet
+from runtime.common.spelling import as_spelt
 
 PRESET = "photos"
 SPACES = ("photos-64", "photos-32", "autoformer-tiny")  # the proposed spaces
@@ -75,6 +76,7 @@ def propose_run(source: Path, preset: str | None, overrides: Sequence[str], pack
     Raises:
         AutoFormerError: the images or the settings are unusable.
     """
+    source = as_spelt(source)
     given = {override.key: override.value for override in map(parse, overrides)}
     if preset is None:
         overrides = [*_warmup(given), *overrides]

@@ -10,6 +10,7 @@ from autoformer.errors import AutoFormerError, printable
 from autoformer.files import check_regular
 from runtime.common.console import Parser, existing, run_command
 from runtime.common.processes import set_threads
+from runtime.common.spelling import as_spelt, hint
 
 TOP = 3
 
@@ -37,9 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predictions(paths: Sequence[Path], model_name: str | None, alias: str) -> list[str]:
     """A line for each image: the most probable classes and their probabilities."""
+    paths = [as_spelt(path) for path in paths]
     for path in paths:  # before seconds of imports
         if path.is_dir() or not path.exists():
-            raise AutoFormerError(f"{path}: {'a folder, not an image' if path.is_dir() else 'no such image'}")
+            fault = "a folder, not an image" if path.is_dir() else f"no such image{hint(path)}"
+            raise AutoFormerError(f"{path}: {fault}")
         check_regular(path)
     folder = _model_folder(model_name, alias)
     from autoformer.checkpoint import load_subnet
@@ -66,7 +69,15 @@ def predictions(paths: Sequence[Path], model_name: str | None, alias: str) -> li
 
 
 def _model_folder(model: str | None, alias: str) -> Path:
-    """`model` itself if it is a model folder, else the folder of the registered model of that name."""
+    """`model` itself if it is a model folder, else the folder of the registered model of that name.
+
+    A model may be written as MLflow writes it: `models:/name@alias`.
+    """
+    if model is not None and model.startswith("models:/"):
+        model, at, own_alias = model.removeprefix("models:/").partition("@")
+        if not at or "/" in model:
+            raise AutoFormerError(f"models:/{model}: give the name of the model, or models:/name@alias")
+        alias = own_alias
     if model is not None and ("/" in model or (Path(model) / "model.json").exists()):
         return existing(Path(model), "retrain_subnet")
     from runtime import tracking

@@ -172,11 +172,15 @@ def test_images_that_are_found_and_not_used_are_reported(tmp_path: Path) -> None
     root = flat(tmp_path / "imagenet", "test")
     noise(90).save(root / "train" / "loose.png")
     write_images(root / "train" / WNIDS[0] / "@eaDir" / "000.png", 2, seed=40)
+    (root / "train" / WNIDS[0] / "raw.NEF").touch()
+    (root / "train" / WNIDS[0] / "no-suffix").write_bytes(b"\xff\xd8\xff\xe0")
     found = class_folders.read(root)
     assert set(found.splits) == {"train"} and len(found.rows.labels) == 6
     assert found.source == "class folders (train)"
     assert [note.split(" left out")[0] for note in found.notes] == [
         "2 images in names of a system or tool",
+        "files of formats that are not read",
+        "1 image by content, not by name,",
         "train: 1 image in no class folder, so without a label,",
         "test: 3 images in no class folder, so without a label,",
     ]
@@ -204,6 +208,39 @@ def test_imagenet_as_kaggle_delivers_it(place: str, tmp_path: Path) -> None:
     (tmp_path / "kaggle" / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "\n".join(lines[1:]))
     with pytest.raises(AutoFormerError, match=r"LOC_val_solution\.csv: names no class of .*val_00000001\.JPEG"):
         class_folders.read(tmp_path / "kaggle")
+
+
+@pytest.mark.parametrize("folder", ["val/val", "val/images", "validation", "eval"])
+def test_a_split_alone_has_its_class_folders_where_archives_put_them(folder: str, tmp_path: Path) -> None:
+    for number, name in enumerate(WNIDS):
+        write_images(tmp_path / "imagenet" / folder / name, 2, seed=number)
+    found = read_to_test(tmp_path / "imagenet", "x")
+    assert found.classes == WNIDS and len(found.rows.labels) == 6 and found.source == f"class folders ({folder})"
+
+
+def test_splits_of_a_tree_under_other_names(tmp_path: Path) -> None:
+    for split in ("ILSVRC2012_img_train", "ILSVRC2012_img_val"):
+        for number, name in enumerate(WNIDS):
+            write_images(tmp_path / split / name, 1, seed=number)
+    assert (
+        class_folders.is_mine(tmp_path) and class_folders.read(tmp_path).splits.tolist() == ["train"] * 3 + ["val"] * 3
+    )
+
+
+def test_two_folders_of_one_split_are_refused_and_none_is_left_out_unsaid(tmp_path: Path) -> None:
+    for split in ("train", "val", "valid"):
+        for number, name in enumerate(WNIDS):
+            write_images(tmp_path / split / name, 1, seed=number)
+    with pytest.raises(AutoFormerError, match="val and valid mean the same split; keep one of them"):
+        class_folders.read(tmp_path)
+
+
+@pytest.mark.parametrize(("given", "meant"), [("imagenet/val", "imagenet"), (".", "imagenet")])
+def test_one_split_and_the_folder_around_are_refused_with_the_tree(given: str, meant: str, tmp_path: Path) -> None:
+    tree(tmp_path / "imagenet")
+    for read in (read_to_test, read_delivered):
+        with pytest.raises(AutoFormerError, match=rf"no data set of its own; did you mean {tmp_path / meant}\?$"):
+            read(tmp_path / given, "x")
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

@@ -32,7 +32,7 @@ USERS = ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/2.jpg")
         "System Volume Information", "lost+found", "FOUND.000", "__MACOSX", ".Trash-1000", ".Trashes", ".AppleDouble",
         ".Spotlight-V100", ".thumbnails", "Network Trash Folder", "__pycache__", ".ipynb_checkpoints", ".git",
         "node_modules", "_vti_cnf", "Lightroom Previews.lrdata", "~snapshot", "RECYCLER",
-        "Photos Library.photoslibrary",
+        "Photos Library.photoslibrary", "[Originals]", "files_trashbin", "@Transcode", "Backups.backupdb",
     ],
 )  # fmt: skip
 def test_a_folder_of_a_system_or_tool_is_neither_a_class_nor_of_one(folder: str, tmp_path: Path) -> None:
@@ -71,6 +71,12 @@ def test_a_file_of_a_system_is_not_counted(file: str, tmp_path: Path) -> None:
         ("cat/1-150x150.jpg", "1 image left out, smaller copies by their names: 1-150x150.jpg"),
         ("cat/1_thumb.png", "1 image left out, smaller copies by their names: 1_thumb.png"),
         ("cat/thumb_1.png", "1 image left out, smaller copies by their names: thumb_1.png"),
+        ("cat/1-scaled.jpg", "1 image left out, smaller copies by their names: 1-scaled.jpg"),  # WordPress
+        ("cat/1-e1612345678901.jpg", "1 image left out, smaller copies by their names: 1-e1612345678901.jpg"),
+        ("cat/1@2x.jpg", "1 image left out, smaller copies by their names: 1@2x.jpg"),
+        ("cat/1_small.jpg", "1 image left out, smaller copies by their names: 1_small.jpg"),
+        ("cat/AlbumArtSmall.jpg", "1 image in names of a system or tool left out: AlbumArtSmall.jpg 1"),
+        ("cat/.IMG_1.HEIC.icloud", "1 image in iCloud alone, left out: IMG_1.HEIC; download them in the Finder"),
         ("cat/TN-1.jpg", "1 image left out, smaller copies by their names: TN-1.jpg"),
     ],
 )
@@ -82,7 +88,9 @@ def test_smaller_copies_that_tools_make_are_no_images_of_their_own(file: str, no
 
 @pytest.mark.parametrize("label", ["thumbs", "recycled", "#1", "@home", "$5", "trash", "found", "_other", "~x"])
 def test_classes_with_names_near_those_of_systems_stay_classes(label: str, tmp_path: Path) -> None:
-    source = discover(lay(tmp_path, *USERS, f"{label}/1.jpg", f"{label}/photo-2x.jpg"))
+    source = discover(
+        lay(tmp_path, *USERS, f"{label}/1.jpg", f"{label}/photo-2x.jpg", f"{label}/a_small.jpg", f"{label}/b@2x.jpg")
+    )
     assert label in source.classes and source.notes == ()
 
 

@@ -42,6 +42,47 @@ def test_a_folder_around_everything_is_refused_with_the_folder_that_is_meant(
     assert not (tmp_path / "packs").exists()
 
 
+@pytest.mark.parametrize(
+    ("files", "inside"),
+    [
+        (["attributes/list.txt", "parts/list.txt"], "images"),  # as CUB-200 has it
+        (["Annotations/cat/1.mat"], "101_ObjectCategories"),  # Caltech-101
+        (["labels/cat/1.txt"], "images"),
+    ],
+)
+def test_the_folder_of_images_beside_their_annotations_is_named(files: list[str], inside: str, tmp_path: Path) -> None:
+    lay(tmp_path / "own" / inside)
+    for name in files:
+        (tmp_path / "own" / name).parent.mkdir(parents=True)
+        (tmp_path / "own" / name).touch()
+    with pytest.raises(AutoFormerError, match=rf"without images.*; did you mean DATA=.*/own/{inside}\?$"):
+        propose_run(tmp_path / "own", None, [], tmp_path / "packs")
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("photos.zip", "unpack it, and give the folder"),
+        ("photos.tar.gz", "unpack it, and give the folder"),
+        ("labels.XLSX", "save the table as 'CSV UTF-8', and give that file"),
+        ("labels.txt", r"or, if it holds path and label, call it \.csv"),
+    ],
+)
+def test_a_file_that_holds_the_images_or_their_labels_in_another_form_is_refused_with_the_way(
+    name: str, way: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(AutoFormerError, match=f"neither a folder nor a .csv file; .*{way}$"):
+        propose_run(tmp_path / name, None, [], tmp_path / "packs")
+
+
+def test_one_folder_of_images_beside_a_table_leads_to_the_table(tmp_path: Path) -> None:
+    lay(tmp_path / "own", ("images",))
+    (tmp_path / "own" / "train.csv").write_text("path,label\n")
+    with pytest.raises(AutoFormerError, match=r"one class only.*name the table .*DATA=.*/own/train\.csv$"):
+        propose_run(tmp_path / "own", None, [], tmp_path / "packs")
+
+
 def test_nothing_is_proposed_that_would_be_refused_too(tmp_path: Path) -> None:
     lay(tmp_path / "own" / "archive", ("cat",))
     with pytest.raises(AutoFormerError, match=r"one class only, 'archive'; a classifier needs two or more$"):

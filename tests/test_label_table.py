@@ -96,7 +96,7 @@ def test_a_fault_names_its_line_as_an_editor_counts(content: str | bytes, says: 
     assert says.replace("\\\\", "\\") in str(error.value), error.value
 
 
-@pytest.mark.parametrize("column", ["set", "Subset", "partition", "split"])
+@pytest.mark.parametrize("column", ["set", "Subset", "partition", "split", "data set", "dataset", "phase"])
 def test_a_column_of_splits_is_the_split_under_any_usual_name(column: str, folder: Path) -> None:
     found = rows(folder, f"path,label,{column}\nimg/a.png,cat,Train\nimg/b.png,dog,validation\n")
     assert found == [("img/a.png", "cat", "train"), ("img/b.png", "dog", "val")]

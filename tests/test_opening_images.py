@@ -10,12 +10,13 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from user_images import class_folders, noise
 
 from autoformer.bounds import BOUNDS
@@ -386,3 +387,44 @@ def test_damage_in_any_application_segment_of_a_jpeg_leaves_its_pixels() -> None
         for head in heads:
             tail = rng.integers(0, int(rng.choice([3, 256])), int(rng.integers(0, 60)), dtype=np.uint8).tobytes()
             assert open_image(with_segment(marker, head + tail), upright=False).size == (30, 20), (marker, head, tail)
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_an_orientation_in_xmp_alone_turns_nothing(kind: str) -> None:
+    """Tools that turn the pixels and drop EXIF leave it there."""
+    if kind == "JPEG":
+        content = with_segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP)
+    elif kind == "PNG":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+        content = saved(noise(4, 30, 20), "PNG", pnginfo=info)
+    else:
+        content = saved(noise(4, 30, 20), kind, **({"xmp": XMP} if kind == "WEBP" else {"tiffinfo": {700: XMP}}))
+    assert open_image(content).size == (30, 20)
+
+
+@pytest.mark.parametrize("key", [b"", b"\1", b"\0" * 5, b"\0" * 7])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_transparent_colour_of_a_png_that_can_be_none_is_ignored(mode: str, key: bytes) -> None:
+    png = saved(noise(5, 30, 20).convert(mode), "PNG")
+    chunk = struct.pack(">I", len(key)) + b"tRNS" + key + struct.pack(">I", zlib.crc32(b"tRNS" + key))
+    image = open_image(png[:33] + chunk + png[33:])
+    assert np.array_equal(np.asarray(to_channels(image, 3)), np.asarray(open_image(png).convert("RGB")))
+
+
+def test_a_jpeg_whose_segment_of_adobe_is_cut_short_is_read() -> None:
+    assert open_image(with_segment(0xEE, b"Adobe")).size == (30, 20)
+
+
+@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"subsampling": 2, "quality": 20}])
+def test_a_jpeg_that_lacks_the_marker_of_its_end_is_read_and_one_that_lacks_pixels_is_not(
+    settings: dict[str, Any],
+) -> None:
+    jpeg = saved(noise(6, 64, 48), "JPEG", **settings)
+    assert np.array_equal(np.asarray(open_image(jpeg[:-2])), np.asarray(open_image(jpeg)))
+    for cut in (4, 8, 40, 200):
+        with pytest.raises(AutoFormerError, match="a damaged image"):
+            open_image(jpeg[:-cut])

@@ -281,9 +281,21 @@ def test_a_name_for_folders_and_the_registry(text: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("фото", "照片"), ("фото 1", "照片 1"), ("а-birds", "б-birds"), ("a" * 60, "a" * 61), ("..", "猫"), ("鸟", "鱼")],
+    [
+        ("фото", "照片"),
+        ("фото 1", "照片 1"),
+        ("а-birds", "б-birds"),
+        ("a" * 60, "a" * 61),
+        ("..", "猫"),
+        ("鸟", "鱼"),
+        ("C", "C++"),
+        ("C++", "C#"),
+        ("\U0001f431 photos", "\U0001f436 photos"),
+        ("photos", "photos+"),
+        ("a&b", "a b"),
+    ],
 )
-def test_two_names_that_lose_letters_stay_different(one: str, other: str) -> None:
+def test_two_names_that_lose_letters_or_signs_stay_different(one: str, other: str) -> None:
     assert slug(one) != slug(other)
     for text in (one, other):
         name = slug(text)

@@ -1,6 +1,7 @@
 """Transparent pixels and pixels of more than 8 bits: one rule for a data set and its model, against known values."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,35 @@ def test_pictures_of_one_colour_are_named(tmp_path: Path) -> None:
     folder = packed_of(source, tmp_path, PixelRule(background=255))
     assert not any("of one colour" in note for note in read_pack(folder).notes)
     assert pixels_of(folder)["circle/0.png"][0, 0].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize("highest", [1, 15])
+def test_pictures_whose_white_seems_a_smaller_value_than_their_files_have_are_named(
+    highest: int, tmp_path: Path
+) -> None:
+    """Masks of 0 and 1, and pixels of 4 bits in bytes: 16 bits are scaled by their range, 8 bits are not."""
+    for number in range(8):
+        (tmp_path / "src" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(number).integers(0, highest + 1, (80, 80), dtype=np.uint8)
+        white = 255 // highest if number == 0 else 1
+        Image.fromarray(values * np.uint8(white)).save(tmp_path / "src" / "ab"[number % 2] / f"{number}.png")
+    (dark,) = [note for note in read_pack(packed_of(tmp_path / "src", tmp_path)).notes if "nearly black" in note]
+    form = re.fullmatch(r"7 images nearly black, at most (\d+) of 255: a/2.png, a/4.png, …; if white .*", dark)
+    assert form and highest <= int(form[1]) <= highest + 4  # a cubic overshoots
+
+
+def test_pictures_that_are_transparent_everywhere_are_named_with_another_remedy(tmp_path: Path) -> None:
+    """No ground shows what is in them: alpha is often unset where a program did not know it."""
+    for number in range(4):
+        (tmp_path / "src" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(number).integers(0, 256, (40, 40, 4), dtype=np.uint8)
+        values[..., 3] *= number == 0
+        Image.fromarray(values).save(tmp_path / "src" / "ab"[number % 2] / f"{number}.png")
+    notes = read_pack(packed_of(tmp_path / "src", tmp_path)).notes
+    assert any(
+        note.startswith("3 images transparent everywhere, so only the ground is seen: a/2.png") for note in notes
+    )
+    assert not any("of one colour" in note for note in notes)
 
 
 @pytest.mark.parametrize("background", [0, 128, 255])

@@ -3,7 +3,9 @@
 # ruff: noqa: F401, F811 - fixtures are imported, and then asked for by name
 
 import io
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,6 +156,19 @@ def test_the_command_prints_the_three_most_likely(
     assert capsys.readouterr().out == f"{tmp_path / 'shoe.png'}: {wanted}\n"
 
 
+@pytest.mark.parametrize(("stored", "typed"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_an_image_is_found_by_its_name_in_the_other_unicode_form(
+    stored: str, typed: Any, subnet_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As from an archive of macOS, named on a keyboard of Linux."""
+    name = "müll/né.png"
+    file = tmp_path / unicodedata.normalize(stored, name)  # type: ignore[arg-type]
+    file.parent.mkdir()
+    Image.fromarray(GREY).save(file)
+    assert main(["--model", str(subnet_folder), str(tmp_path / unicodedata.normalize(typed, name))]) == 0
+    assert capsys.readouterr().out.startswith(str(file))
+
+
 def test_errors_of_the_command_are_one_line(
     subnet_folder: Path,
     tmp_path: Path,
@@ -171,7 +186,10 @@ def test_errors_of_the_command_are_one_line(
         ([str(tmp_path)], "a folder, not an image"),
         (["--model", str(subnet_folder), str(bad)], "bad.png: not an image"),
         (["--model", str(tmp_path / "nowhere"), str(good)], "nowhere: no such file or folder"),
+        ([str(tmp_path / "GOOD.PNG")], f"no such image; did you mean {good}?"),
         ([str(good)], "run `make run` first"),
+        (["--model", "models:/shoes@best", str(good)], "no model 'shoes' with the alias 'best' is registered"),
+        (["--model", "models:/shoes/1", str(good)], "give the name of the model, or models:/name@alias"),
     ):
         assert main(arguments) == 2
         error = capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Weights in everyday wrappings: one rule for official checkpoints, timm's path and teachers, and no code is run."""
 
 import argparse
+import datetime
 import gzip
 import os
 import types
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 import autoformer.timm_models  # noqa: F401
 from autoformer.distillation import load_teacher
 from autoformer.errors import AutoFormerError
-from autoformer.official import load_official, read_checkpoint
+from autoformer.official import load_any_supernet, load_official, read_checkpoint
 from autoformer.recipe import Distillation
 from autoformer.weights import read_weights
 
@@ -51,6 +52,13 @@ WRAPPED: dict[str, Any] = {
     "model, state_dict": {"model": {"state_dict": STATE}},
     "averaged weights before raw ones": {"model": ZEROS, "model_ema": STATE},
     "averaged weights before raw ones, in timm": {"state_dict": ZEROS, "state_dict_ema": STATE},
+    **{
+        f"averaged weights before raw ones, as {key}": {"model": ZEROS, key: STATE}
+        for key in ("ema", "ema_state_dict", "model_ema_state_dict", "params_ema", "averaged_model")
+    },
+    "averaged weights in a wrapping": {"model": ZEROS, "ema": {"module": prefixed("module."), "decay": 0.99}},
+    "settings of averaging": {"model": STATE, "ema": {"decay": 0.99, "updates": torch.tensor(3)}},
+    "dates and ranges": {"model": STATE, "made": datetime.datetime(2026, 1, 1), "seen": [range(3), frozenset([1])]},
     "no averaged weights": {"model": STATE, "model_ema": None},
     "parameters": {"model": {name: nn.Parameter(tensor) for name, tensor in STATE.items()}},
     "numpy scalars": {"model": STATE, "epoch": np.int64(3), "best": np.float64(74.7), "fp32": np.float32(1)},
@@ -164,6 +172,17 @@ def test_what_is_refused_is_named_in_one_line_and_no_code_is_run(
     assert str(caught.value).startswith(f"{tmp_path / 'x.pth'}: ")
     assert str(caught.value).isprintable()
     assert not trace.exists()
+
+
+def test_a_missing_weight_that_is_there_under_a_prefix_names_the_prefix(tmp_path: Path) -> None:
+    """As of a Lightning module, which has other parts beside its model."""
+    from test_official import FILES, golden_space, golden_tensors
+
+    state, space = golden_tensors(FILES[0], "state_dict/"), golden_space(FILES[0])
+    plain = load_official(state, space).state_dict()
+    torch.save({"state_dict": prefixed("net.", plain) | {"loss.weight": torch.ones(2)}}, tmp_path / "x.ckpt")
+    with pytest.raises(AutoFormerError, match=r"no tensor for '(\S+)'; it is there as 'net\.\1': keep the names that"):
+        load_any_supernet(tmp_path / "x.ckpt", space)
 
 
 def test_one_rule_for_official_checkpoints_timm_and_teachers(tmp_path: Path) -> None:

@@ -6,11 +6,9 @@ programs. Metadata decides nothing but the orientation.
 
 import io
 import re
-import struct
 import warnings
-import zlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, TypeVar, cast
 
@@ -19,6 +17,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
 from autoformer.files import check_regular
+from autoformer.images.essentials import JPEG, PNG, essentials
 
 # Bytes that a pixel takes at most between the encoded file and the resized image, as measured.
 FORMATS = {
@@ -58,7 +57,7 @@ _OTHER_FORMATS = (
     (rb".{4}ftyp(isom|mp4|qt  )", "video", "`ffmpeg`"),
     (rb"II[*+]\0|MM\0[*+]", "TIFF of an unusual kind of pixels", "`magick`"),
 )
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_XMP = ("XML:com.adobe.xmp", "xmp")  # in `Image.info`
 Result = TypeVar("Result")
 
 
@@ -80,11 +79,28 @@ def with_image(source: Path | bytes, use: Callable[[Image.Image], Result], most_
     except (AutoFormerError, Image.DecompressionBombError):
         raise
     except Exception:  # Pillow raises many kinds for odd metadata
-        essentials = _essentials(source)
-        if essentials is None:
+        content = _content(source)
+        plain = essentials(content, partial(_pixels, most_bytes=most_bytes))
+        if plain is None:
             raise
-        with _Parts(essentials) as file, _open(file, source, most_bytes) as image:
+        with _Parts(plain) as file, _open(file, source, most_bytes) as image:
             return use(image)
+
+
+def _content(source: Path | bytes) -> bytes:
+    """The bytes of a PNG or JPEG file; b"" for other files and one that is too large."""
+    if isinstance(source, bytes):
+        return source
+    if source.stat().st_size > _MOST_FILE_BYTES:
+        return b""
+    with source.open("rb") as file:
+        start = file.read(len(PNG))
+        return start + file.read() if start.startswith((PNG, JPEG)) else b""
+
+
+def _pixels(content: bytes, most_bytes: int) -> bytes:
+    with _Parts(content) as file, _open(file, content, most_bytes) as image:
+        return image.tobytes()
 
 
 class _Parts(io.BufferedReader):
@@ -167,6 +183,8 @@ def _open(file: _Parts, source: Path | bytes, most_bytes: int) -> Image.Image:
     try:
         image = Image.open(file, formats=_formats())
         file.most = BOUNDS.image_reads
+        for key in _XMP:  # may hold an orientation of before the pixels were turned, which Pillow would apply
+            image.info.pop(key, None)
     except UnidentifiedImageError:
         raise _other_format(source, where) or UnidentifiedImageError(where) from None
     try:
@@ -263,42 +281,3 @@ def _check_scans(image: Image.Image, source: Path | bytes, where: str, most_byte
         raise AutoFormerError(
             f"{where}: a JPEG file of {scans} scans takes too long to decode; save it as a baseline JPEG"
         )
-
-
-def _essentials(source: Path | bytes) -> bytes | None:
-    """A PNG or JPEG file without metadata except EXIF; None for other files."""
-    if isinstance(source, Path):
-        if source.stat().st_size > _MOST_FILE_BYTES:
-            return None
-        with source.open("rb") as file:
-            start = file.read(len(_PNG))
-            source = start + file.read() if start.startswith((_PNG, _JPEG)) else b""
-    if source.startswith(_PNG):
-        return _png_essentials(source)
-    return _jpeg_essentials(source) if source.startswith(_JPEG) else None
-
-
-def _png_essentials(content: bytes) -> bytes:
-    """The chunks that define the pixels, and an intact eXIf."""
-    kept, at = [_PNG], len(_PNG)
-    while at + 12 <= len(content):
-        (length,), kind = struct.unpack_from(">I", content, at), content[at + 4 : at + 8]
-        chunk = content[at : at + 12 + length]
-        sound = kind == b"eXIf" and struct.pack(">I", zlib.crc32(chunk[4:-4])) == chunk[-4:]
-        if kind[:1].isupper() or kind == b"tRNS" or sound:
-            kept.append(chunk)
-        at += len(chunk)
-    return b"".join(kept)
-
-
-def _jpeg_essentials(content: bytes) -> bytes:
-    """The file without comments and application segments, except JFIF, EXIF and Adobe's colour transform."""
-    kept, at = [content[:2]], 2
-    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:  # the scan begins
-        marker, (length,) = content[at + 1], struct.unpack_from(">H", content, at + 2)
-        segment = content[at : at + 2 + length]
-        exif = marker == 0xE1 and segment[4:10] == b"Exif\0\0"
-        if exif or marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
-            kept.append(segment)
-        at += 2 + length
-    return b"".join((*kept, content[at:]))

@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from autoformer.files import hash_file
 from autoformer.images.card import check_class_names
 from autoformer.images.source import archive_folder
 from autoformer.images.split_files import Split
+from components.prepare_data.class_spellings import meant
 from components.prepare_data.delivered import Delivered, concatenate, make_rows
 from components.prepare_data.index_cache import cached_index
-from components.prepare_data.kaggle_imagenet import SOLUTION, labelled_val, tree_of
+from components.prepare_data.kaggle_imagenet import SOLUTION, flat_folder, labelled_val, tree_of
 from components.prepare_data.listing import (
     SPLIT_NAMES,
-    SPLIT_OF,
     LeftOut,
     alike,
     files_below,
@@ -36,6 +36,7 @@ from components.prepare_data.listing import (
     loose_images,
     unreadable,
 )
+from components.prepare_data.split_names import innermost, splits_of
 from runtime.common.console import Progress
 from runtime.storage.data import find_archives
 
@@ -62,22 +63,30 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Deli
     folders = _split_folders(tree)
     if "train" in splits and "train" not in folders:
         raise AutoFormerError(f"{tree}: no folder train, which holds the classes; give all splits")
+    if twice := [both for both in _folders_of_splits(tree).values() if len(both) > 1]:
+        first, second = (folder.name for folder in twice[0][:2])
+        raise AutoFormerError(f"{tree}: {first} and {second} mean the same split; keep one of them")
     left_out.add_loose(tree, place)
+    trained = {alike(folder.name) for folder in folders_in(folders["train"])} if "train" in folders else set()
     found = [
         (split, label, files)
         for split, folder in folders.items()
         if split in splits
-        for label, files in _classes_in(folder, place, left_out).items()
+        for label, files in _classes_in(folder, split, place, trained if split != "train" else set(), left_out).items()
     ]
     names = [name for _, name, _ in found]
-    classes = _class_names(folders.get("train", tree), names)
+    trees = folders_in(folders["train"]) if "train" in folders else ()
+    classes = _sorted_names(tree, [folder.name for folder in trees] or names)
     if "train" not in splits and (missing := [name for name in names if _label_of(name, classes) < 0]):
         classes = _sorted_names(tree, [*classes, *missing])  # an unused train may be empty or incomplete
     check_class_names(classes)
     label_of = {name: _label_of(name, classes) for name in names}
     unknown = [folders[split] / name for split, name, _ in found if label_of[name] < 0]
     if unknown or len(classes) < 2:
-        fault = f"{unknown[0]}: a class that train does not have" if unknown else f"{tree}: fewer than two classes"
+        hint = meant(unknown[0].name, classes) if unknown else ""
+        fault = (
+            f"{unknown[0]}: a class that train does not have{hint}" if unknown else f"{tree}: fewer than two classes"
+        )
         raise AutoFormerError(f"{fault}; give every split the same class folders")
     rows: list[Split] = []
     with (
@@ -94,6 +103,7 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Deli
                     f"{place}: an image of '{name}' has a name that is not in UTF-8; rename it"
                 ) from None
             bar.update(len(rows))
+    name_of = {split: folder.relative_to(tree).as_posix() for split, folder in folders.items()}
     imagenet = all(_WNID.fullmatch(name) for name in classes)
     return Delivered(
         title="ImageNet" if imagenet else data.name,
@@ -103,36 +113,51 @@ def read(data: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Deli
         archives={},
         files=True,
         licence="ImageNet's terms of access: for non-commercial research" if imagenet else "not stated",
-        source=f"class folders ({', '.join(dict.fromkeys(folders[split].name for split, _, _ in found))})",
+        source=f"class folders ({', '.join(dict.fromkeys(name_of[split] for split, _, _ in found))})",
         upright=not imagenet,
         notes=tuple(left_out.notes()),
     )
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Split -> its folder, train first."""
+    """Split -> folder of its class folders, train first; of two folders of one split the first."""
+    found = _folders_of_splits(root)
+    return {split: innermost(found[split][0]) for split in SPLIT_NAMES if split in found}
+
+
+def _folders_of_splits(root: Path) -> dict[str, list[Path]]:
     try:
-        found = {SPLIT_OF[item.name.lower()]: item for item in root.iterdir() if item.name.lower() in SPLIT_OF}
+        below = sorted(item for item in root.iterdir() if item.is_dir())
     except OSError:
         return {}
-    return {split: found[split] for split in SPLIT_NAMES if split in found and found[split].is_dir()}
+    found: dict[str, list[Path]] = {}
+    for folder, split in zip(below, splits_of([folder.name for folder in below]), strict=True):
+        if split:
+            found.setdefault(split, []).append(folder)
+    return found
 
 
-def _classes_in(folder: Path, root: Path, left_out: LeftOut) -> dict[str, Path | list[Path]]:
-    """Class name -> its folder, or its images."""
+def _classes_in(
+    folder: Path, split: str, root: Path, classes: set[str], left_out: LeftOut
+) -> dict[str, Path | list[Path]]:
+    """Class name -> its folder, or its images.
+
+    `classes`: normal forms of the classes of train, if this is another split.
+    """
+    if split == "val" and (labelled := labelled_val(folder)):
+        return {label: files for label, files in labelled.items()}
+    folder = (flat_folder(folder, classes) if classes else None) or folder
     if below := folders_in(folder, left_out):
         left_out.add_loose(folder, root)
         return {item.name: item for item in below}
-    if labelled := labelled_val(folder):
-        return {label: files for label, files in labelled.items()}
     images = loose_images(folder)
-    if images and SPLIT_OF[folder.name.lower()] == "test":  # a flat test folder without labels, as in competitions
+    if images and split == "test":  # a flat test folder without labels, as in competitions
         left_out.add_loose(folder, root)
         return {}
     if not images:
         raise AutoFormerError(f"{folder}: holds no class folders; fill or remove it")
     raise AutoFormerError(
-        f"{folder}: {len(images):,} images lie in no class folder; sort them into {folder.name}/<class>/, or, of "
+        f"{folder}: {len(images):,} images lie in no class folder; sort them into {split}/<class>/, or, of "
         f"Kaggle's ImageNet, put its {SOLUTION} into a folder above"
     )
 
@@ -146,14 +171,8 @@ def _label_of(name: str, classes: tuple[str, ...]) -> int:
     return alike_ones[0] if len(alike_ones) == 1 else -1
 
 
-def _class_names(train: Path, found: list[str]) -> tuple[str, ...]:
-    """The classes in ImageFolder's order: those of train, or without train all that were found."""
-    if train.name.lower() in SPLIT_OF:
-        found = [folder.name for folder in folders_in(train)]
-    return _sorted_names(train, found)
-
-
 def _sorted_names(place: Path, found: list[str]) -> tuple[str, ...]:
+    """The classes in ImageFolder's order."""
     names = sorted({*found})
     composed = [unicodedata.normalize("NFC", name) for name in names]
     twice = [name for name, count in Counter(composed).items() if count > 1]
@@ -164,7 +183,8 @@ def _sorted_names(place: Path, found: list[str]) -> tuple[str, ...]:
 
 def _rows(root: Path, images: Path | list[Path], label: int, left_out: LeftOut, pool: ThreadPoolExecutor) -> Split:
     """The images of one class in one split, from a folder or a list."""
-    files: Iterable[Path | os.DirEntry[str]] = images if isinstance(images, list) else files_below(images, left_out)
+    files: Sequence[Path | os.DirEntry[str]] = images if isinstance(images, list) else [*files_below(images, left_out)]
+    left_out.add_others([Path(file) for file in files if not is_image(file.name)], root)
     start = len(str(root)) + 1
     states = sorted(
         (str(getattr(file, "path", file))[start:], file.stat().st_size, file.stat().st_mtime_ns)

@@ -16,13 +16,17 @@ from components.prepare_data.png import encode_png
 
 _ROUNDING = 2  # of 255: maximum difference of pixels of one colour after resizing
 
+_DARK = 31  # of 255: the highest value of 5 bits in bytes
+
 
 class Encoded(NamedTuple):
     content: bytes  # PNG
     sha256: str
     size: tuple[int, int]  # width and height of the original image
     plain: bool  # the image has one colour
+    dark: int  # its brightest value if that is low, else 0
     transparent: bool
+    unseen: bool  # no pixel of it is opaque in any degree
     frames: bool  # whether the file has further frames or pages
     look: int  # as `near_copies.look_of`
 
@@ -31,6 +35,7 @@ class _Fitted(NamedTuple):
     image: Image.Image
     size: tuple[int, int]
     transparent: bool
+    unseen: bool
     frames: bool
 
 
@@ -43,7 +48,9 @@ def encode_files(paths: Sequence[Path], shorter_side: int, channels: int, rule: 
 def _fitted(path: Path, shorter_side: int, channels: int, rule: PixelRule) -> _Fitted | str:
     try:
         upright, size, frames = open_whole(path, shorter_side)
-        return _Fitted(fit(upright, channels, shorter_side, rule), size, is_transparent(upright), frames)
+        transparent = is_transparent(upright)
+        unseen = transparent and _is_unseen(upright)
+        return _Fitted(fit(upright, channels, shorter_side, rule), size, transparent, unseen, frames)
     except AutoFormerError as error:
         return str(error).removeprefix(f"{path}: ")
 
@@ -53,7 +60,19 @@ def _encoded(fitted: _Fitted) -> Encoded:
     sha256 = hashlib.sha256(content).hexdigest()
     plain = _is_plain(fitted.image)
     look = 0 if plain else look_of(fitted.image)
-    return Encoded(content, sha256, fitted.size, plain, fitted.transparent, fitted.frames, look)
+    dark = _brightest(fitted.image)
+    transparent, unseen = fitted.transparent, fitted.unseen
+    return Encoded(
+        content, sha256, fitted.size, plain, dark if dark <= _DARK else 0, transparent, unseen, fitted.frames, look
+    )
+
+
+def _brightest(image: Image.Image) -> int:
+    return max(int(image.getchannel(band).getextrema()[1]) for band in image.getbands())  # type: ignore[arg-type]
+
+
+def _is_unseen(image: Image.Image) -> bool:
+    return "A" in image.getbands() and image.getchannel("A").getextrema()[1] == 0
 
 
 def _is_plain(image: Image.Image) -> bool:

@@ -1,12 +1,16 @@
-"""Kaggle's layout of ImageNet: ILSVRC/Data/CLS-LOC, with a flat val/ and a table of its labels."""
+"""A flat val/ with a table of its labels: Kaggle's ImageNet (ILSVRC/Data/CLS-LOC), and Tiny ImageNet."""
 
+from collections.abc import Container
 from pathlib import Path
 
+from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
-from components.prepare_data.listing import SPLIT_OF, loose_images
+from autoformer.reading import lines_of, read_bytes
+from components.prepare_data.listing import NO_CLASS, alike, folders_in, loose_images
 from runtime.common.tables import read_table
 
 SOLUTION = "LOC_val_solution.csv"
+ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet, in val/
 _TREES = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
 
 
@@ -16,22 +20,47 @@ def tree_of(place: Path) -> Path:
 
 
 def labelled_val(val: Path) -> dict[str, list[Path]]:
-    """Class -> images of a flat val/, from the solution table in a folder above; empty without a table.
+    """Class -> images of a flat val/, from a table in it or in a folder above; empty without a table.
 
     Raises `AutoFormerError` if the table lacks an image.
     """
-    if SPLIT_OF.get(val.name.lower()) != "val":
-        return {}
+    if (val / ANNOTATIONS).is_file():
+        images = flat_folder(val, ()) or val
+        return _by_class(images, val / ANNOTATIONS, _annotated(val / ANNOTATIONS))
     above = val.resolve().parents[:5]
     table = next((folder / SOLUTION for folder in above if (folder / SOLUTION).is_file()), None)
-    names = loose_images(val) if table else []
-    if table is None or not names:
+    if table is None or folders_in(val) or not loose_images(val):
         return {}
-    class_of = {row.get("ImageId", ""): row.get("PredictionString", "").split(" ")[0] for row in read_table(table)}
+    rows = read_table(table)
+    return _by_class(
+        val, table, {row.get("ImageId", ""): row.get("PredictionString", "").split(" ")[0] for row in rows}
+    )
+
+
+def flat_folder(split: Path, classes: Container[str]) -> Path | None:
+    """The folder of a split's images if they are in no class folder, such as `test/images`.
+
+    `classes`: normal forms (`listing.alike`) of the classes of train.
+    """
+    below = folders_in(split)
+    if len(below) != 1 or folders_in(below[0]):
+        return None
+    name = alike(below[0].name)
+    return below[0] if name in NO_CLASS and name not in classes else None
+
+
+def _annotated(table: Path) -> dict[str, str]:
+    """Image, without suffix -> class. The other columns are boxes."""
+    text = read_bytes(table, BOUNDS.csv_bytes).decode("utf-8", "replace")
+    cells = [line.rstrip("\r\n").split("\t") for line in lines_of(text)]
+    return {Path(line[0]).stem: line[1].strip() for line in cells if len(line) > 1}
+
+
+def _by_class(folder: Path, table: Path, class_of: dict[str, str]) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
-    for name in names:
+    for name in loose_images(folder):
         label = class_of.get(Path(name).stem)
         if not label:
-            raise AutoFormerError(f"{table}: names no class of {val / name}; download it again")
-        classes.setdefault(label, []).append(val / name)
+            raise AutoFormerError(f"{table}: names no class of {folder / name}; download it again")
+        classes.setdefault(label, []).append(folder / name)
     return dict(sorted(classes.items()))

@@ -14,14 +14,25 @@ from typing import NamedTuple
 from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
 from autoformer.reading import lines_of, read_bytes
-from components.prepare_data.listing import SPLIT_OF, alike
+from components.prepare_data.label_paths import UNMOVED, Finder, find_move, leads_out
+from components.prepare_data.listing import SPLIT_OF
 
 PATH_COLUMNS = (
     "path", "file", "filename", "file_name", "image", "filepath", "file_path", "image_path", "imagepath", "image_file",
-    "image_name", "image_id", "img", "img_path",
+    "image_name", "image_id", "img", "img_path", "filepaths", "filenames", "file_paths", "paths", "images",
+    "image_paths",
 )  # fmt: skip
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "labels", "classname", "class_label", "species", "target")
-SPLIT_COLUMNS = ("set", "subset", "partition")  # used if all values are names of splits
+SPLIT_COLUMNS = (
+    "set",
+    "subset",
+    "partition",
+    "data_set",
+    "dataset",
+    "phase",
+    "usage",
+    "split_name",
+)  # used if all values are names of splits
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _SEPARATORS = ",;\t|"
 
@@ -60,7 +71,9 @@ def read_label_table(file: Path) -> Table:
 
     _, header = next(_lines(text, separator, file), (1, []))
     columns = _columns(file, header, (cells for _, cells in rows()))
-    finder, found = _Finder(file.parent.resolve()), []
+    root, found = file.parent.resolve(), []
+    move = find_move(root, (_cell(cells, columns.path) for _, cells in rows()))
+    finder = Finder(root, move)
     for line, cells in rows():
         found.append(Row(line, *_read_row(f"{file}, line {line}", cells, len(header), columns, finder)))
         if len(found) > BOUNDS.csv_rows:
@@ -71,6 +84,11 @@ def read_label_table(file: Path) -> Table:
     if finder.respelt > 1:
         count = f"{finder.respelt:,} files found under another spelling of their path"
     notes = [count] if finder.respelt else []
+    if finder.move != UNMOVED:
+        row = found[0]
+        shown = row.path.relative_to(root).as_posix()
+        written = _cell(next(cells for line, cells in rows() if line == row.line), columns.path)
+        notes.append(f"no path of the CSV is there as written: {shown} is taken for {written}, and so on")
     if unused:
         notes.append(f"columns of the CSV that are not used: {', '.join(unused)}")
     words = f"{header[columns.path].strip()} and {header[columns.label].strip()}"
@@ -138,17 +156,24 @@ def _columns(file: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -
     return _Columns(path, label, split)
 
 
+def _cell(cells: Sequence[str], at: int) -> str:
+    return cells[at].strip() if at < len(cells) else ""
+
+
 def _read_row(
-    where: str, cells: Sequence[str], width: int, columns: _Columns, finder: "_Finder"
+    where: str, cells: Sequence[str], width: int, columns: _Columns, finder: "Finder"
 ) -> tuple[Path, str, str]:
     """Path, label and split of an image. It must be inside the CSV's folder, also after links are resolved."""
     if any(map(str.strip, cells[width:])):
         raise AutoFormerError(f"{where}: {len(cells)} cells, but the first line has {width}; quote a cell with commas")
-    path, label, split = ("" if at is None or at >= len(cells) else cells[at].strip() for at in columns)
+    path, label, split = ("" if at is None else _cell(cells, at) for at in columns)
     if not path or "\0" in path:
         raise AutoFormerError(f"{where}: no path")
     file = finder.find(path)
-    if not _is_inside(file, finder.root):
+    if not _is_inside(file, finder.root) or (finder.move != UNMOVED and leads_out(path)):
+        if file.is_relative_to(finder.root) and file.is_file():
+            here = file.relative_to(finder.root).as_posix()
+            raise AutoFormerError(f"{where}: {path} lies outside the folder of the CSV; write {here}")
         raise AutoFormerError(f"{where}: {path} lies outside the folder of the CSV; move the images into it")
     if not label:
         raise AutoFormerError(f"{where}: no label")
@@ -167,41 +192,3 @@ def _is_inside(file: Path, root: Path) -> bool:
 @lru_cache(10_000)
 def _is_folder_inside(folder: Path, root: Path) -> bool:
     return folder.is_relative_to(root) and Path(os.path.realpath(folder)).is_relative_to(root)
-
-
-class _Finder:
-    """Find the file of a path: as written, or the only file whose name differs in spelling alone."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.respelt = root, 0
-        self._listings: dict[Path, dict[str, list[str]]] = {}
-
-    def find(self, path: str) -> Path:
-        """The file; the path as written if no file or several match."""
-        file = Path(os.path.normpath(self.root / path))
-        if os.path.lexists(file):  # creating a million `Path`s would be slow
-            return file
-        if "\\" in path:  # written by Windows
-            if re.match(r"[A-Za-z]:|\\\\", path):
-                return Path(path)  # an absolute path of another machine, so outside
-            file = Path(os.path.normpath(self.root / path.replace("\\", "/")))
-        if not file.is_relative_to(self.root):
-            return file
-        here = self.root
-        for name in file.relative_to(self.root).parts:
-            meant = self._listing(here).get(alike(name), [])
-            if name not in meant and len(meant) != 1:
-                return file
-            here /= name if name in meant else meant[0]
-        self.respelt += 1
-        return here
-
-    def _listing(self, folder: Path) -> dict[str, list[str]]:
-        """Normalised name, with and without suffix -> names in a folder."""
-        if folder not in self._listings:
-            names: dict[str, list[str]] = {}
-            for name in os.listdir(folder) if folder.is_dir() else []:  # noqa: PTH208
-                for key in {alike(name), alike(os.path.splitext(name)[0])}:  # noqa: PTH122
-                    names.setdefault(key, []).append(name)
-            self._listings[folder] = names
-        return self._listings[folder]

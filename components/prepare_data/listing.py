@@ -23,31 +23,51 @@ _IMAGE_START = re.compile(
     rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|BM.{4}\0{4}|RIFF.{4}WEBP|II\*\0|MM\0\*|\0\0\0\x0cjP|.{4}ftypavif", re.DOTALL
 )
 SPLIT_NAMES = ("train", "val", "test")
-SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+# The words of Hugging Face's datasets, and Pascal VOC's trainval.
+SPLIT_OF = dict.fromkeys(("train", "training", "trainval"), "train")
 SPLIT_OF |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+SPLIT_OF |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
+# Names of a folder that is no class where it is the only one: val/images.
+NO_CLASS = frozenset(
+    [
+        "image", "images", "img", "imgs", "photos", "pictures", "data", "files", "all", "unknown", "unlabeled",
+        "unlabelled",
+    ]
+)  # fmt: skip
 
-# System names in lower case: macOS, Windows, ext4, Synology, QNAP, NetApp, Python, FrontPage.
+# System names in lower case: macOS, Windows, ext4, Synology, QNAP, NetApp, Python, FrontPage, ACDSee, Nextcloud.
 _SYSTEM = frozenset(
     [
         "__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder", "$recycle.bin", "$extend",
         "$winreagent", "$sysreset", "recycler", "system volume information", "lost+found", "@eadir", "@tmp", "@recycle",
         "@recycle.bin", "@recently-snapshot", "@snapshot", "@sharesnap", "@__thumb", "@sharebin", "@__qini",
         "#recycle", "#snapshot", "#trash", "~snapshot", "__pycache__", "node_modules", "_vti_cnf", "_vti_pvt",
-        "_gsdata_", "thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "zbthumbnail.info", "icon\r",
+        "_gsdata_", "[originals]", "files_trashbin", "files_versions", "@transcode", "backups.backupdb",
+        "$windows.~bt", "$windows.~ws", "windows.old", "thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini",
+        "zbthumbnail.info", "icon\r",
     ]
 )  # fmt: skip
 _SYSTEM_FORM = re.compile(
-    r"\.|found\.\d{3}$|@syno|synophoto_|synoindex_|.*\.(lrdata|lrcat|photoslibrary|aplibrary)$", re.IGNORECASE
+    r"\.|found\.\d{3}$|@syno|synophoto_|synoindex_|albumart(small|_\{.*\}_(large|small))\.jpg$|"
+    r".*\.(lrdata|lrcat|photoslibrary|aplibrary)$",
+    re.IGNORECASE,
 )
 _THUMBNAILS = re.compile(
     r"(_+(thumb|thumbnail)s?|(thumb|thumbnail)s)_*", re.IGNORECASE
 )  # ignored below a class; may itself be a class
-# Of a.jpg: a-150x150.jpg, a_thumb.jpg; thumb_a.jpg, tn_a.jpg
+# Of a.jpg: a-150x150.jpg, a_thumb.jpg; WordPress's a-scaled.jpg, a-e1612345678901.jpg; a@2x.jpg; thumb_a.jpg, tn_a.jpg
 _SMALLER = (
-    re.compile(r"(.+?)(-\d+x\d+|[-_.]thumb(nail)?)", re.IGNORECASE),
+    re.compile(
+        r"(.+?)(-\d+x\d+|[-_.](thumb(nail)?|small|medium|sized|preview)|-(scaled|rotated|e\d{13})|@[1-4]x)",
+        re.IGNORECASE,
+    ),
     re.compile(r"(?:thumb(?:nail)?|tn)[-_.](.+)", re.IGNORECASE),
 )
+_ELSEWHERE = re.compile(r"\..+\.icloud", re.IGNORECASE)  # what macOS leaves of a file that is in iCloud alone
 _LISTED = 3
+# Soft hyphens, joiners, marks of direction, selectors of variants, a BOM
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
+_WIDE = re.compile("[\ufb00-\ufb06\uff01-\uffef]+")  # ligatures; forms of East Asian width
 
 
 def is_image(name: str) -> bool:
@@ -60,8 +80,10 @@ def is_system(name: str) -> bool:
 
 
 def alike(text: str) -> str:
-    """A normal form of a name: equal for names that differ only in Unicode form, case or spacing."""
-    return unicodedata.normalize("NFC", " ".join(unicodedata.normalize("NFC", text).split()).casefold())
+    """A normal form of a name: equal for names that differ only in Unicode form, width, case, spacing or the unseen."""
+    plain = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    plain = _WIDE.sub(lambda wide: unicodedata.normalize("NFKC", wide[0]), plain)
+    return unicodedata.normalize("NFC", " ".join(plain.split()).casefold())
 
 
 class LeftOut:
@@ -73,6 +95,7 @@ class LeftOut:
         self.loose: dict[str, list[str]] = {}  # folder -> names of images beside its class folders
         self.unnamed: dict[str, list[str]] = {}  # folder -> names of images that a table does not name
         self.links: list[str] = []  # folders
+        self.elsewhere: list[str] = []  # names of images that are in iCloud alone
         self.formats: Counter[str] = Counter()  # suffixes of pictures in formats that are not read
         self.unsuffixed: list[str] = []  # paths of images that have no image's name
 
@@ -112,6 +135,11 @@ class LeftOut:
             )
         for folder, names in self.unnamed.items():
             notes.append(f"{folder}: {images_text(len(names))} that the CSV does not name left out: {some(names)}")
+        if self.elsewhere:
+            shown = some(sorted(self.elsewhere))
+            notes.append(
+                f"{images_text(len(self.elsewhere))} in iCloud alone, left out: {shown}; download them in the Finder"
+            )
         if self.links:
             notes.append(f"linked folders are not followed: {some(sorted(self.links))}")
         return notes
@@ -185,6 +213,8 @@ def _is_smaller(name: str, stems: set[str]) -> bool:
 def _count(item: Path | os.DirEntry[str], name: str, left_out: LeftOut) -> None:
     """Count the images in a system file or folder, which may be unreadable."""
     if isinstance(item, os.DirEntry) and not item.is_dir(follow_symlinks=False):
+        if _ELSEWHERE.fullmatch(name) and is_image(name[: -len(".icloud")]):
+            left_out.elsewhere.append(name[1 : -len(".icloud")])
         left_out.system.update([name[:2] + "…" if name.startswith("._") else name] if is_image(name) else [])
         return
     for _, folders, files in os.walk(item):  # ignores errors

@@ -11,14 +11,19 @@ _DOMINANT = 3  # times the size of the median class
 _DOMINANT_SHARE = 0.2  # of all images
 
 
-def oddities(rows: Sequence[Mapping[str, str]], plain: Sequence[str]) -> list[str]:
+def oddities(
+    rows: Sequence[Mapping[str, str]], plain: Sequence[str], dark: Mapping[str, int], unseen: Sequence[str]
+) -> list[str]:
     """Sentences on the rows of a pack's index.
 
     Args:
         rows: `checksum` (of the packed pixels), `label`, `split` and `source` of each image.
         plain: sources of pictures with one colour.
+        dark: source -> brightest value, of pictures that are nearly black.
+        unseen: sources of pictures that are transparent everywhere.
     """
-    return [*_copies(rows), *_plain(plain), *_classes(Counter(row["label"] for row in rows)), *_not_in(rows)]
+    counts = Counter(row["label"] for row in rows)
+    return [*_copies(rows), *_plain(plain), *_unseen(unseen), *_dark(dark), *_classes(counts), *_not_in(rows)]
 
 
 def _copies(rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -49,6 +54,24 @@ def _plain(plain: Sequence[str]) -> list[str]:
     return [
         f"{images_text(len(plain))} of one colour: {some(plain, 2)}; look at them, and for drawings of that colour on "
         "transparent ground set another prepare_data.background"
+    ]
+
+
+def _unseen(unseen: Sequence[str]) -> list[str]:
+    if not unseen:
+        return []
+    return [
+        f"{images_text(len(unseen))} transparent everywhere, so only the ground is seen: {some(unseen, 2)}; save them "
+        "without alpha if their colours are meant"
+    ]
+
+
+def _dark(dark: Mapping[str, int]) -> list[str]:
+    if not dark:
+        return []
+    return [
+        f"{images_text(len(dark))} nearly black, at most {max(dark.values())} of 255: {some(list(dark), 2)}; if white "
+        "is a smaller value in their files, scale them to 255 first"
     ]
 
 

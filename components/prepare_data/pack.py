@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import median_high
 from typing import NamedTuple
 
+from pydantic import Field
+
 from autoformer.errors import AutoFormerError
 from autoformer.files import canonical_json, hash_file, hash_value, replacing, write_json, write_text
 from autoformer.frozen import Frozen
@@ -37,6 +39,7 @@ from runtime.common.tables import write_table
 
 SHARD_IMAGES = 4000  # readers keep each tar open: a million images need 250 files
 NAME_LENGTH = 40
+_LOST = re.compile(r"[^a-z0-9\s_\-.,:'()\[\]/\u2019]")  # what a name does without a change of its meaning is not here
 COLUMNS = ("archive", "offset", "size", "label", "checksum", "split", "source", "original")  # sha256 of the source
 
 Watch = Callable[[str, int, int], None]  # (activity, images done, total images)
@@ -50,7 +53,9 @@ class _Shard(Frozen):
     refused: tuple[dict[str, str], ...]
     sizes: tuple[tuple[int, int], ...]
     plain: tuple[str, ...]
+    dark: dict[str, int] = Field(default_factory=dict)
     transparent: int
+    unseen: tuple[str, ...] = ()
     frames: tuple[str, ...]
     looks: tuple[int, ...]
 
@@ -58,12 +63,13 @@ class _Shard(Frozen):
 def slug(text: str) -> str:
     """A name for folders, configurations and the registry: lower case letters, digits and hyphens.
 
-    Accents are dropped. If letters are lost (other alphabets, a long name), a hash distinguishes different names.
+    Accents are dropped. If letters or signs are lost (other alphabets, C and C++, a long name), a hash distinguishes
+    different names.
     """
     folded = unicodedata.normalize("NFC", text).casefold()
     plain = "".join(c for c in unicodedata.normalize("NFKD", folded) if not unicodedata.combining(c))
     name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
-    if name and len(name) <= NAME_LENGTH and not any(c.isalnum() and not c.isascii() for c in plain):
+    if name and len(name) <= NAME_LENGTH and not _LOST.search(plain):
         return name
     digest = hashlib.sha256(folded.encode("utf-8", "surrogateescape")).hexdigest()[:6]
     return f"{name[: NAME_LENGTH - 7].strip('-') or 'images'}-{digest}"
@@ -189,6 +195,7 @@ class _Packing(NamedTuple):
         sizes: list[tuple[int, int]] = []
         plain: list[str] = []
         transparent, frames, looks = 0, list[str](), list[int]()
+        dark, unseen = dict[str, int](), list[str]()
         for number, start in enumerate(range(0, total, SHARD_IMAGES)):
             index = self.work / f"images-{number:05d}.json"
             if not index.exists():
@@ -199,6 +206,8 @@ class _Packing(NamedTuple):
             refused += shard.refused
             sizes += shard.sizes
             plain += shard.plain
+            dark |= shard.dark
+            unseen += shard.unseen
             transparent += shard.transparent
             frames += shard.frames
             looks += shard.looks
@@ -222,6 +231,7 @@ class _Packing(NamedTuple):
             changed.append(
                 f"{images_text(len(frames))} with several frames or pages, of which the first is used: {some(frames)}"
             )
+        odd = oddities(rows, plain, dark, unseen)
         return PackCard(
             name=name,
             hash=digest,
@@ -236,12 +246,13 @@ class _Packing(NamedTuple):
             ignored=self.source.ignored,
             archives=archives,
             pixels=self.rule,
-            notes=(*self.source.notes, *changed, *oddities(rows, plain), *near_copies(rows, looks, self.work)),
+            notes=(*self.source.notes, *changed, *odd, *near_copies(rows, looks, self.work)),
         )
 
     def _write_shard(self, index: Path, start: int) -> None:
         """Write the tar whose first image is number `start`, then its index."""
         rows, refused, sizes, plain, transparent, frames, looks = [], [], [], [], 0, [], []
+        dark, unseen = dict[str, int](), list[str]()
         archive = index.with_suffix(".tar")
         with replacing(archive) as temporary, temporary.open("wb") as file:
             tar = Tar(file)
@@ -261,7 +272,9 @@ class _Packing(NamedTuple):
                 values = (*place, image.label, encoded.sha256, image.split, name, original)
                 rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
                 sizes.append(encoded.size)
-                plain += [name] if encoded.plain else []
+                plain += [name] if encoded.plain and not encoded.unseen else []
+                dark |= {name: encoded.dark} if encoded.dark else {}
+                unseen += [name] if encoded.unseen else []
                 transparent += encoded.transparent
                 frames += [name] if encoded.frames else []
                 looks.append(encoded.look)
@@ -272,7 +285,9 @@ class _Packing(NamedTuple):
             "refused": refused,
             "sizes": sizes,
             "plain": plain,
+            "dark": dark,
             "transparent": transparent,
+            "unseen": unseen,
             "frames": frames,
             "looks": looks,
         }

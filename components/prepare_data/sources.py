@@ -1,27 +1,34 @@
 """Find a user's labelled images: class folders, train/val/test folders of class folders, or a CSV of paths."""
 
-import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from autoformer.errors import AutoFormerError, has_controls
-from components.prepare_data.kaggle_imagenet import labelled_val, tree_of
+from components.prepare_data.class_spellings import doubtful_classes, meant, one_spelling
+from components.prepare_data.inner_folders import folders_of_classes, inner_notes, inner_splits
+from components.prepare_data.kaggle_imagenet import flat_folder, labelled_val, tree_of
 from components.prepare_data.label_table import read_label_table
 from components.prepare_data.listing import (
     SPLIT_NAMES,
-    SPLIT_OF,
     LeftOut,
     alike,
     files_below,
     folders_in,
     is_image,
+    is_system,
     loose_images,
     unreadable,
 )
+from components.prepare_data.split_names import split_folders
+from runtime.common.spelling import hint
 
 _TABLES = (".csv", ".tsv")
-_LETTERS = 2  # class names up to this length may differ only by case: a and A, Co and CO
+_CONVERT = (
+    ((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), "unpack it, and give the folder"),
+    ((".xlsx", ".xls", ".ods", ".numbers"), "save the table as 'CSV UTF-8', and give that file"),
+    ((".txt", ".tab", ".dat"), "give a folder of class folders, or, if it holds path and label, call it .csv"),
+)
 
 
 class SourceImage(NamedTuple):
@@ -59,9 +66,11 @@ def discover(path: Path) -> Source:
     elif path.suffix.lower() in _TABLES and path.is_file():
         source = _read_csv(path)
     elif path.exists():
-        raise AutoFormerError(f"{path}: neither a folder nor a .csv file; give a folder of class folders, or a CSV")
+        do = next((do for suffixes, do in _CONVERT if path.name.lower().endswith(suffixes)), "")
+        do = do or "give a folder of class folders, or a CSV"
+        raise AutoFormerError(f"{path}: neither a folder nor a .csv file; {do}")
     else:
-        raise AutoFormerError(f"{path}: no such folder or CSV file")
+        raise AutoFormerError(f"{path}: no such folder or CSV file{hint(path)}")
     _check_names(source, path)
     source = _with_one_spelling(source)
     _check(source, path)
@@ -71,15 +80,18 @@ def discover(path: Path) -> Source:
 def _read_folder(place: Path) -> Source:
     root, left_out = tree_of(place), LeftOut()
     below = folders_in(root, left_out)
-    are_splits = _are_splits(root, below)
-    splits = {SPLIT_OF[folder.name.lower()]: folder for folder in below} if are_splits else {"": root}
-    images, ignored, empty = [], 0, []
+    splits = split_folders(root, below)
+    are_splits = bool(splits)
+    splits = splits or {"": root}
+    images: list[SourceImage] = []
+    ignored, empty = 0, []
     try:
         for split in (name for name in ("", *SPLIT_NAMES) if name in splits):
-            found, others = _read_split(splits[split], root, split, left_out)
+            classes = {alike(label) for label in {image.label for image in images}}
+            found, others = _read_split(splits[split], root, split, classes, left_out)
             images += found
             ignored += others
-            if not found and f"{splits[split].name}" not in left_out.loose:
+            if not found and not any((root / loose).is_relative_to(splits[split]) for loose in left_out.loose):
                 empty.append(f"{splits[split].name}: holds no images, and is not used")
         if are_splits:
             left_out.add_loose(root, root)
@@ -88,13 +100,35 @@ def _read_folder(place: Path) -> Source:
     if not images:
         raise _nothing_found(root)
     used = {image.split for image in images}
-    names = ", ".join(splits[name].name for name in SPLIT_NAMES if name in used)
+    names = ", ".join(splits[name].relative_to(root).as_posix() for name in SPLIT_NAMES if name in used)
     layout = f"{names} folders of class folders" if are_splits else "class folders"
-    return Source(root, layout, sorted(images), ignored, (*left_out.notes(), *empty))
+    source = Source(root, layout, sorted(images), ignored, (*left_out.notes(), *empty))
+    return source if are_splits else _with_inner_folders(source)
 
 
-def _read_split(folder: Path, root: Path, split: str, left_out: LeftOut) -> tuple[list[SourceImage], int]:
-    """The images of the class folders in a folder, and the number of other files."""
+def _with_inner_folders(source: Source) -> Source:
+    """Take train, val and test in the class folders as splits; note other folders in them that look like classes."""
+    inner = folders_of_classes([(image.label, source.name_of(image)) for image in source.images])
+    split_of = inner_splits(inner)
+    if not split_of:
+        return source._replace(notes=(*source.notes, *inner_notes(inner, source.root)))
+    images = [image._replace(split=split_of[source.name_of(image).split("/", 2)[1]]) for image in source.images]
+    return source._replace(layout=f"class folders of {', '.join(split_of)} folders", images=images)
+
+
+def _read_split(
+    folder: Path, root: Path, split: str, classes: set[str], left_out: LeftOut
+) -> tuple[list[SourceImage], int]:
+    """The images of the class folders in a folder, and the number of other files.
+
+    `classes`: normal forms of the classes of train, if this is another split.
+    """
+    if split == "val" and (labelled := labelled_val(folder)):
+        return [SourceImage(file, label, split) for label, files in labelled.items() for file in files], 0
+    left_out.add_loose(folder, root)
+    if classes and (flat := flat_folder(folder, classes)):
+        left_out.add_loose(flat, root)
+        return [], 0
     images, ignored = [], 0
     for class_folder in folders_in(folder, left_out if split else None):
         files = [Path(file.path) for file in files_below(class_folder, left_out)]
@@ -106,39 +140,21 @@ def _read_split(folder: Path, root: Path, split: str, left_out: LeftOut) -> tupl
             raise AutoFormerError(f"{class_folder}: a class folder without images{seen}; fill it or remove it")
         images += [SourceImage(file, class_folder.name, split) for file in found]
         ignored += len(files) - len(found)
-    labelled = labelled_val(folder) if split == "val" and not images else {}
-    images += [SourceImage(file, label, split) for label, files in labelled.items() for file in files]
-    if not labelled:
-        left_out.add_loose(folder, root)
     return images, ignored
 
 
 def _nothing_found(root: Path) -> AutoFormerError:
     loose = len(loose_images(root))
-    tables = sorted(item.name for item in root.iterdir() if item.suffix.lower() in _TABLES)
     hint = f"; {loose} images lie in it directly: sort them into a folder for each class" if loose else ""
-    if tables:
-        hint += f"{', or' if loose else ';'} name the table if it holds path and label: DATA={root / tables[0]}"
-    return AutoFormerError(f"{root}: no class folders with images in it{hint}")
+    return AutoFormerError(f"{root}: no class folders with images in it{hint}{_table_hint(root, loose > 0)}")
 
 
-def _are_splits(root: Path, below: list[Path]) -> bool:
-    """Whether the folders are splits, by their names. `train` can also be a class, for example beside `bus`.
-
-    Raises `AutoFormerError` for an ambiguous mixture of both.
-    """
-    named = [SPLIT_OF.get(folder.name.lower(), "") for folder in below]
-    if "train" not in named or (len(below) > 1 and not {"val", "test"} & set(named)):
-        return False
-    for folder, split in zip(below, named, strict=True):
-        if not split:
-            raise AutoFormerError(
-                f"{folder}: neither train, val nor test, beside a folder '{below[named.index('train')].name}'; "
-                "move it elsewhere, or, if all of them are classes, rename the other"
-            )
-        if named.count(split) > 1:
-            raise AutoFormerError(f"{folder}: two folders mean the split '{split}' in {root}; keep one of them")
-    return True
+def _table_hint(root: Path, further: bool = False) -> str:
+    """The first table in a folder, as what could be meant. `further`: the end of a list of remedies."""
+    tables = sorted(item.name for item in root.iterdir() if item.suffix.lower() in _TABLES and not is_system(item.name))
+    if not tables:
+        return ""
+    return f"{', or' if further else ';'} name the table if it holds path and label: DATA={root / tables[0]}"
 
 
 def _read_csv(file: Path) -> Source:
@@ -163,22 +179,11 @@ def _read_csv(file: Path) -> Source:
 
 
 def _with_one_spelling(source: Source) -> Source:
-    """Merge spellings of one class: use the most frequent spelling, in composed Unicode."""
-    counts = Counter(image.label for image in source.images)
-    spellings: dict[str, Counter[str]] = {}
-    for label, count in counts.items():
-        name = unicodedata.normalize("NFC", label)
-        spellings.setdefault(name if len(name) <= _LETTERS else alike(name), Counter())[label] += count
-    name_of: dict[str, str] = {}
-    notes: list[str] = []
-    for labels in spellings.values():
-        best = unicodedata.normalize("NFC", min(labels, key=lambda label: (-labels[label], label)))
-        name_of |= dict.fromkeys(labels, best)
-        if len(labels) > 1:
-            how = "case or spaces" if len({unicodedata.normalize("NFC", label) for label in labels}) > 1 else "Unicode"
-            notes.append(f"{len(labels)} spellings of '{best}' differ by {how} alone, and are one class")
+    """Merge spellings of one class, and note classes that may be one."""
+    name_of, notes = one_spelling(Counter(image.label for image in source.images))
     images = [image._replace(label=name_of[image.label]) for image in source.images]
-    return source._replace(images=images, notes=(*source.notes, *sorted(notes)))
+    doubtful = doubtful_classes({name_of[image.label] for image in source.images})
+    return source._replace(images=images, notes=(*source.notes, *notes, *doubtful))
 
 
 def _check_names(source: Source, path: Path) -> None:
@@ -192,7 +197,8 @@ def _check_names(source: Source, path: Path) -> None:
 
 def _check(source: Source, path: Path) -> None:
     if len(source.classes) < 2:
-        raise AutoFormerError(f"{path}: one class only, '{source.classes[0]}'; a classifier needs two or more")
+        hint = _table_hint(path, further=True) if path.is_dir() else ""
+        raise AutoFormerError(f"{path}: one class only, '{source.classes[0]}'; a classifier needs two or more{hint}")
     splits = {image.split for image in source.images}
     if "" in splits and len(splits) > 1:
         raise AutoFormerError(f"{path}: some images have a split and some have none; give it for all or for none")
@@ -200,6 +206,8 @@ def _check(source: Source, path: Path) -> None:
     for split in ("val", "test"):
         unknown = {image.label for image in source.images if image.split == split} - trained
         if unknown:
-            raise AutoFormerError(f"{path}: the class '{min(unknown)}' is in {split} but not in train")
+            raise AutoFormerError(
+                f"{path}: the class '{min(unknown)}' is in {split} but not in train{meant(min(unknown), trained)}"
+            )
     if "train" not in splits and "" not in splits:
         raise AutoFormerError(f"{path}: no image is in the split 'train'")
