@@ -31,6 +31,16 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def quantity(count: float, one: str, many: str = "") -> str:
+    """A number with its noun: "1 block", "1,200 classes". `many`: the words after other numbers, if not the plural."""
+    number = f"{int(count):,}" if count == int(count) else f"{count:,g}"
+    if count == 1:
+        return f"{number} {one}"
+    ies = one.endswith("y") and not one.endswith(("ay", "ey", "oy", "uy"))
+    plural = f"{one[:-1]}ies" if ies else one + ("es" if one.endswith(("s", "x", "sh", "tch")) else "s")
+    return f"{number} {many or plural}"
+
+
 class AutoFormerError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do."""
 

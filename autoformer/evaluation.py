@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from autoformer.devices import halve_on_oom
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.images.batches import normalise
 
 ECE_BINS = 15
@@ -143,7 +143,7 @@ def expected_calibration_error(confidence: npt.ArrayLike, correct: npt.ArrayLike
 def wilson_interval(successes: int, trials: int) -> Interval:
     """Wilson's 95 % score interval of a proportion, in [0, 1] (Wilson 1927)."""
     if not 0 <= successes <= trials or trials == 0:
-        raise ValueError(f"{successes} successes in {trials} trials")
+        raise ValueError(f"{quantity(successes, 'success')} in {quantity(trials, 'trial')}")
     p, z2 = successes / trials, Z95 * Z95
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))

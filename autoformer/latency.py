@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.frozen import Frozen
 from autoformer.reading import read_json_as
 from autoformer.recipe import Dtype
@@ -75,7 +75,10 @@ class LatencyTable(Frozen):
             ("blocks", [(part.embed_dim, part.num_heads, part.mlp_ratio) for part in self.blocks], blocks),
         ):
             if sorted(found) != sorted(expected):
-                raise ValueError(f"{name} has {len(found)} times that are not one for each of {len(expected)} choices")
+                raise ValueError(
+                    f"{name} has {quantity(len(found), 'time')}, not one for each of "
+                    f"{quantity(len(expected), 'choice')}"
+                )
         if self.extremes(self.space)[0] <= 0:
             raise ValueError(f"with constant_ms {self.constant_ms:g} some subnets would take no time")
         return self
@@ -133,7 +136,7 @@ class LatencyTable(Frozen):
     @property
     def conditions(self) -> str:
         """The device, threads, batch size and precision, in words."""
-        threads = "" if self.threads is None else f", {self.threads} thread{'s' if self.threads > 1 else ''}"
+        threads = "" if self.threads is None else f", {quantity(self.threads, 'thread')}"
         return f"{self.device}{threads}, batch {self.batch_size}, {self.precision}"
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from autoformer.cards import read_subnet_card
 from autoformer.complexity import count_macs, count_params
+from autoformer.errors import quantity
 from autoformer.latency import LatencyTable, table_of_search
 from autoformer.reading import read_json_as
 from autoformer.space import SubnetSpec
@@ -158,7 +159,7 @@ def _search_scores(searched: Mapping[str, float], retrained: Mapping[str, float]
 
 
 def _scratch(retrained: Mapping[str, float]) -> str:
-    return f"from scratch in {retrained['scratch_epochs']:g} epochs"
+    return f"from scratch in {quantity(retrained['scratch_epochs'], 'epoch')}"
 
 
 def _test_scores(weights: str, tested: Mapping[str, float], retrained: Mapping[str, float]) -> str:

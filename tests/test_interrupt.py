@@ -340,7 +340,7 @@ def test_out_of_memory_is_one_line_with_the_accumulation_that_fits(sandbox: Sand
     step, log, event = "train_supernet", tmp_path / "log", (at_step, 7, ask_for_too_much)
     given = sandbox.given(step, "memory")
     assert ended(start(step, given, log, event)) == 2
-    fits = "train_supernet: a forward pass of 50 images does not fit this machine's memory; 25 fit: "
+    fits = "train_supernet: a forward pass of 50 images does not fit this machine's memory; 25 would fit: "
     assert log.read_text().splitlines()[-1] == f"{fits}the same command goes on with accumulation 2"
     assert not Path(given["--out"]).exists()
     assert run(step, given) == 0

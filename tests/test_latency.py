@@ -102,8 +102,8 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"blocks": []}, "blocks has 0 times that are not one for each of 27 choices"),
-        ({"head": [{"embed_dim": 8, "ms": 1}] * 3}, "head has 3 times that are not one for each of 3 choices"),
+        ({"blocks": []}, "blocks has 0 times, not one for each of 27 choices"),
+        ({"head": [{"embed_dim": 8, "ms": 1}] * 3}, "head has 3 times, not one for each of 3 choices"),
         ({"constant_ms": "much"}, "constant_ms = 'much'"),
         ({"constant_ms": float("nan")}, "constant_ms"),
         ({"batch_size": 0}, "batch_size = 0"),

@@ -289,7 +289,7 @@ def test_an_archive_that_is_not_there(linked: Linked, s3: S3Server) -> None:
 def test_an_archive_that_was_cut_off(linked: Linked, s3: S3Server) -> None:
     content = (linked.disk / "train-0000.tar").read_bytes()
     connect().put_object(**key(linked, s3, "train-0000.tar"), Body=content[:2000])
-    assert refused(linked).endswith("an image lies outside train-0000.tar (2000 bytes); run prepare_data again")
+    assert refused(linked).endswith("an image lies outside train-0000.tar (2,000 bytes); run prepare_data again")
 
 
 def test_another_archive_of_that_name(linked: Linked, s3: S3Server) -> None:

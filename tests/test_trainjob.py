@@ -671,6 +671,6 @@ def test_bad_input_of_a_real_pod_comes_back_as_its_line(
         call(STEP, argv(given))
     assert failed.value.code == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    told = f"{STEP}.batch_size = 5000: an optimiser step takes 5000 images, but the train split has 500; choose a"
+    told = f"{STEP}.batch_size = 5000: an optimiser step takes 5,000 images, but the train split has 500; choose a"
     assert re.fullmatch(f"{STEP}: machine [01] of 2: {told} smaller one", line)
     assert not (desk.own / "supernet").exists()

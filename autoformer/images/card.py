@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from autoformer.errors import AutoFormerError, has_controls, validated
+from autoformer.errors import AutoFormerError, has_controls, quantity, validated
 from autoformer.frozen import Frozen
 from autoformer.images.pixel_rule import ON_BLACK, PixelRule
 from autoformer.reading import read_json
@@ -56,7 +56,7 @@ class DatasetCard(Frozen):
         if self.encoding == "raw" and self.image_size is None:
             raise ValueError("image_size: raw images have one")
         if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
-            raise ValueError(f"mean and std: expected {self.channels} values each, the deviations above 0")
+            raise ValueError(f"mean and std: expected {quantity(self.channels, 'value')} each, the deviations above 0")
         if self.files and (self.archives or self.encoding != "image"):
             raise ValueError("files: image files of their own lie in no archives, and are not raw")
         outside = [name for name in self.archives if Path(name).name != name]

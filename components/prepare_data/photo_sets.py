@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from components.prepare_data.delivered import Delivered, make_rows
 from components.prepare_data.tars import read_tar, unpack
 
@@ -99,7 +99,9 @@ def read(data: Path) -> Delivered:
         if member is None:
             raise AutoFormerError(f"{data / photo.tar}: holds no {photo.name}; `make data` brings it again")
         if not 0 <= photo.label < len(classes):
-            raise AutoFormerError(f"{data}: the label of {photo.name} lies outside the {len(classes)} classes")
+            raise AutoFormerError(
+                f"{data}: the label of {photo.name} lies outside the {quantity(len(classes), 'class')}"
+            )
         rows.append((photo.tar, member.offset, member.size, photo.label, member.checksum))
     return Delivered(
         title=photo_set.title,

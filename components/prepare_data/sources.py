@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from autoformer.errors import AutoFormerError, has_controls
+from autoformer.errors import AutoFormerError, has_controls, quantity
 from components.prepare_data.kaggle_imagenet import labelled_val, tree_of
 from components.prepare_data.label_table import read_label_table
 from components.prepare_data.listing import (
@@ -116,7 +116,11 @@ def _read_split(folder: Path, root: Path, split: str, left_out: LeftOut) -> tupl
 def _nothing_found(root: Path) -> AutoFormerError:
     loose = len(loose_images(root))
     tables = sorted(item.name for item in root.iterdir() if item.suffix.lower() in _TABLES)
-    hint = f"; {loose} images lie in it directly: sort them into a folder for each class" if loose else ""
+    hint = (
+        f"; {quantity(loose, 'image lies', 'images lie')} in it directly: sort images into a folder for each class"
+        if loose
+        else ""
+    )
     if tables:
         hint += f"{', or' if loose else ';'} name the table if it holds path and label: DATA={root / tables[0]}"
     return AutoFormerError(f"{root}: no class folders with images in it{hint}")
@@ -176,7 +180,7 @@ def _with_one_spelling(source: Source) -> Source:
         name_of |= dict.fromkeys(labels, best)
         if len(labels) > 1:
             how = "case or spaces" if len({unicodedata.normalize("NFC", label) for label in labels}) > 1 else "Unicode"
-            notes.append(f"{len(labels)} spellings of '{best}' differ by {how} alone, and are one class")
+            notes.append(f"{quantity(len(labels), 'spelling')} of '{best}' differ by {how} alone, and are one class")
     images = [image._replace(label=name_of[image.label]) for image in source.images]
     return source._replace(images=images, notes=(*source.notes, *sorted(notes)))
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import hash_value
 from components.resolve_config.step import resolve
 from pipeline.cluster import schedules
@@ -126,7 +126,9 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if not arguments.experiment.strip():
         raise AutoFormerError("EXPERIMENT is empty: the name of an experiment in KFP, or leave it out")
     if len(arguments.experiment) > _LONGEST_NAME:
-        raise AutoFormerError(f"EXPERIMENT: {len(arguments.experiment)} characters; KFP takes {_LONGEST_NAME}")
+        raise AutoFormerError(
+            f"EXPERIMENT: {quantity(len(arguments.experiment), 'character')}; KFP takes {_LONGEST_NAME}"
+        )
     if arguments.run or arguments.terminate or arguments.every == schedules.NEVER:
         return
     if arguments.every is not None:

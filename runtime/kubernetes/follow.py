@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from runtime.common.console import print_line
 from runtime.common.exit_codes import BAD_INPUT, LOST, JobFailed
 from runtime.common.stopping import SIGNALS
@@ -90,7 +90,7 @@ class _Report:
         if self._missing < MISSING_POLLS:
             return
         if self._missing == MISSING_POLLS:
-            self._say(f"the job {self._name} has {count} of {machines} pods; waiting")
+            self._say(f"the job {self._name} has {count} of {quantity(machines, 'pod')}; waiting")
         for owner in (self._name, f"{self._name}-{REPLICATED}-0"):  # the JobSet has the TrainJob's name
             with contextlib.suppress(AutoFormerError):  # events need a permission that following the job does not
                 for line in self._api.events(owner):
@@ -135,8 +135,8 @@ def _failure(api: KubernetesApi, job: Object, failed: Object, pods: list[Object]
     name, machines = job["metadata"]["name"], job["spec"]["trainer"]["numNodes"]
     if failed.get("reason") == "DeadlineExceeded":
         return JobFailed(
-            f"the job {name} has taken more than its {job['spec']['activeDeadlineSeconds']} seconds; raise its "
-            "deadline_seconds; the same command goes on from the last checkpoint",
+            f"the job {name} has taken more than its {quantity(job['spec']['activeDeadlineSeconds'], 'second')}; raise "
+            "its deadline_seconds; the same command goes on from the last checkpoint",
             DEADLINE,
         )
     # Bad input first, then primary failures, then secondary ones; the earliest of each kind.

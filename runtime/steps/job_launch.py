@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from runtime.common.config import load_config
 from runtime.common.console import print_line, report_error
 from runtime.common.stopping import Stopped, delay_signals, stoppable
@@ -157,7 +157,7 @@ class _Launcher:
             if self.cluster.create(job) is None:
                 self._take_over(name)  # an earlier request created it, and its answer was lost
             else:
-                machines = f"{self.settings.nodes} machines with {self.settings.gpus} GPUs each"
+                machines = f"{quantity(self.settings.nodes, 'machine')} with {quantity(self.settings.gpus, 'GPU')} each"
                 print_line(f"{self.launched.step}: launched the job {name} on {machines}")
         return name
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from autoformer.cores import cores
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.reading import read_json_as
 from runtime.common.config import Config
 from runtime.common.exit_codes import BAD_INPUT, LOST, UNAVAILABLE, JobFailed
@@ -74,7 +74,11 @@ def check_batch_split(step: str, config: Config, count: int) -> None:
     passes = section.accumulation if isinstance(section.accumulation, int) else 1
     micro_batches, even = passes * count, 2 if section.augmentation.mixes else 1
     if section.batch_size % (micro_batches * even):
-        what = f"{passes} forward passes of each of {count} processes" if passes > 1 else f"{count} processes"
+        what = (
+            f"{passes} forward passes of each of {quantity(count, 'process')}"
+            if passes > 1
+            else quantity(count, "process")
+        )
         raise AutoFormerError(
             f"{step}.batch_size = {section.batch_size}: not a multiple of {micro_batches * even}, for {what}"
             f"{' and pairs of images to mix' if even == 2 else ''}; choose another, or set AUTOFORMER_PROCESSES"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.reading import in_short
 from runtime.common.answers import EndlessAnswerError, SlowAnswerError, whole
 from runtime.common.console import print_line
@@ -169,7 +169,9 @@ def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str 
             request(uri, "head_object")  # SeaweedFS answers 412 instead of 404, too
             raise
         if size is not None and len(content) != size:
-            raise TransferError(f"{uri}: {len(content)} bytes come where {size} were asked for, in every try")
+            raise TransferError(
+                f"{uri}: {quantity(len(content), 'byte')} came where {size} were asked for, in every try"
+            )
         return content
 
     return with_retries(read)
