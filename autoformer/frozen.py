@@ -1,8 +1,13 @@
-"""The base class of validated values: frozen, no unknown keys, no NaN or infinity, no truth value as a number."""
+"""The base class of validated values: frozen, no unknown keys, no NaN or infinity, no truth value as a number.
 
-from typing import Any
+And the names in them.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from autoformer.errors import printable
 
 
 class Frozen(BaseModel):
@@ -23,3 +28,14 @@ def sha256_of(what: str) -> Any:
     """The field beside the name of a file: a run whose file has changed has another configuration."""
     description = f"hash of {what}; filled in when a run is resolved"
     return Field(None, pattern=r"^[0-9a-f]{64}$", description=description)
+
+
+def check_name(name: str) -> str:
+    """The name. Raises `ValueError` for a line break or anything else that a terminal would obey."""
+    if printable(name) != name:
+        raise ValueError("a name holds no line break and no other control character")
+    return name
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+"""A name in messages, tables and MLflow."""

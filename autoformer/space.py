@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, m
 
 from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError, check_choice, quantity, short_repr, validated
-from autoformer.frozen import Frozen
+from autoformer.frozen import Frozen, Name
 from autoformer.reading import parse_json_text, read_yaml
 
 Offsets = Literal["keep", "stretch"]  # of relative positions at another image size; see `AutoFormer.set_input_size`
@@ -130,7 +130,7 @@ class Choices(Frozen):
 class SearchSpace(Frozen):
     """The shape of the images, the supernet, and the choices."""
 
-    name: str = Field(min_length=1, description="that of the file")
+    name: Name = Field(min_length=1, description="that of the file")
     image_size: int = Field(gt=0, le=MOST, description="pixels in height and in width")
     patch_size: int = Field(gt=0, le=MOST, description="pixels in height and in width; divides image_size")
     in_channels: int = Field(gt=0, le=MOST, description="1 for grey, 3 for RGB")
@@ -300,8 +300,8 @@ class Published(Frozen):
 class NamedSubnet(Frozen):
     """The content of a file in `configs/subnets/`, or of a search's chosen.yaml."""
 
-    name: str
-    space: str
+    name: Name
+    space: Name
     source: str
     outside_space: str | None = None  # reason for values that the space does not offer
     published: Published | None = None

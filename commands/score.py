@@ -17,6 +17,7 @@ import numpy as np
 from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import check_writable, hash_path, hash_value, replacing, write_json
+from autoformer.frozen import check_name
 from autoformer.latency import FILE as LATENCY_FILE
 from autoformer.latency import LatencyTable, read_latency_table
 from autoformer.reading import read_json_as, read_yaml_list
@@ -110,6 +111,7 @@ def read_subnets(path: Path, space: SearchSpace) -> list[Listed]:
         where = f"{path}, line {line}"
         try:
             name, spec = _subnet(read, where, space)
+            check_name(name)
             space.check(spec)
         except ValueError as error:
             raise AutoFormerError(str(error) if str(path) in str(error) else f"{where}: {error}") from None

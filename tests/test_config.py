@@ -116,6 +116,22 @@ def test_a_wrong_value_is_named(override: str, parts: list[str]) -> None:
     assert all(part in message for part in parts), message
 
 
+@pytest.mark.parametrize("key", ["name", "dataset", "space.name"])
+@pytest.mark.parametrize("name", ["two\nlines", "red \x1b[31m", "a\ttab", "\u202eback", "\x00"])
+def test_a_name_that_a_terminal_would_obey_is_refused(key: str, name: str) -> None:
+    message = error_of("demo", f"{key}={json.dumps(name)}")
+    assert key in message and message.endswith("a name holds no line break and no other control character")
+    assert message.isprintable()
+
+
+def test_other_names_are_free() -> None:
+    for name in ("Ünïcode 😀", "a.b", "..a", "x" * 200):
+        config = load_config(
+            "demo", [f"name={json.dumps(name, ensure_ascii=False)}", f"dataset={json.dumps(name, ensure_ascii=False)}"]
+        )
+        assert (config.name, config.dataset) == (name, name)
+
+
 @pytest.mark.parametrize(
     "override",
     [

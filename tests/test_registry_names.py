@@ -54,6 +54,12 @@ def test_an_experiment_of_any_name_has_its_artifacts_beside_the_store_and_in_a_m
         tmp_path.with_name("moved").rename(tmp_path)
 
 
+def test_an_experiment_of_two_lines_is_refused(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "two\nlines")
+    with pytest.raises(AutoFormerError, match="MLFLOW_EXPERIMENT_NAME=two lines: a name holds no line break"):
+        experiment_id(connect())
+
+
 def test_the_name_of_a_run_is_as_short_as_databases_of_mlflow_take_it() -> None:
     with pytest.raises(AutoFormerError, match=r"name.*at most 200"):
         load_config("photos", [f"name={'x' * 201}"])

@@ -15,7 +15,7 @@ from autoformer.candidates import COLUMNS, ScoredCandidate
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.space import SubnetSpec
-from autoformer.subnet_text import to_cells
+from autoformer.subnet_text import CELLS, to_cells
 from commands import score
 from runtime.common.config import load_config
 
@@ -133,6 +133,12 @@ def test_with_a_table_of_latencies_the_scores_hold_them(
         ("a.yaml", YAML.replace("name: large", "nmae: large"), "a.yaml, line 3: unknown key 'nmae'"),
         ("a.yaml", YAML + "- 5\n", "a.yaml, line 9: subnet: a subnet has the keys"),
         ("a.yaml", YAML.replace("name: large", "space: fifty"), "line 3: a subnet of space 'fifty', but the supernet"),
+        (
+            "a.yaml",
+            YAML.replace("name: large", 'name: "large\\e[2J"'),
+            "line 3: name = 'large\\x1b[2J': a name",
+        ),
+        ("a.csv", f"name,{','.join(CELLS)}\na\tb,1,16,2,1\n", "a.csv, line 2: a name holds no line break"),
         ("a.yaml", "[]", "a.yaml: lists no subnet"),
         ("a.yaml", "{", "a.yaml: not readable as YAML"),
         ("a.csv", "depth,embed_dim,num_heads\n1,16,2\n", "a.csv: has no column 'mlp_ratio'"),

@@ -406,6 +406,7 @@ def test_a_server_that_stays_away(kfp: KfpServer, capsys: Capture) -> None:
         (["--every", "6h", "--wait", *DATA], "a recurring run has no end to wait for"),
         (["--hst", "x"], "unrecognized arguments: --hst"),
         (["--experiment", " ", *DATA], "EXPERIMENT is empty"),
+        (["--experiment", "a\nb", *DATA], "EXPERIMENT=a b: a name holds no line break"),
         (["--experiment", "é" * 129, *DATA], "EXPERIMENT: 129 characters; KFP takes 128"),
         (["--data-hash", "abc", *DATA], "DATA_HASH=abc: expected a sha256"),
         (["--run", "a", "--terminate", "b"], "RUN and TERMINATE: one of them at a time"),

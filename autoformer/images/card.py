@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from autoformer.errors import AutoFormerError, has_controls, quantity, validated
-from autoformer.frozen import Frozen
+from autoformer.frozen import Frozen, Name
 from autoformer.images.pixel_rule import ON_BLACK, PixelRule
 from autoformer.reading import read_json
 
@@ -22,7 +22,7 @@ ClassNames = Annotated[tuple[str, ...], AfterValidator(check_class_names)]
 
 
 class DatasetCard(Frozen):
-    name: str
+    name: Name
     classes: ClassNames = Field(min_length=2, description="in the order of their labels, from 0")
     image_size: int | None = Field(
         gt=0, description="pixels: raw, in height and in width; image, of the shorter side, null for any size"

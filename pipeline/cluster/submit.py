@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import TypeAdapter
 
-from autoformer.errors import AutoFormerError, quantity
+from autoformer.errors import AutoFormerError, quantity, validated
 from autoformer.files import hash_value
+from autoformer.frozen import Name
 from components.resolve_config.step import resolve
 from pipeline.cluster import schedules
 from pipeline.cluster.compile import PIPELINE, write_package
@@ -123,6 +125,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise AutoFormerError("HOST is missing: the address of KFP's UI, as in HOST=http://127.0.0.1:8080")
     address(arguments.host)
     _check_run(arguments)
+    validated(TypeAdapter(Name), arguments.experiment, f"EXPERIMENT={arguments.experiment}")
     if not arguments.experiment.strip():
         raise AutoFormerError("EXPERIMENT is empty: the name of an experiment in KFP, or leave it out")
     if len(arguments.experiment) > _LONGEST_NAME:
