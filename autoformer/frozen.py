@@ -1,13 +1,16 @@
 """The base class of validated values: frozen, no unknown keys, no NaN or infinity, no truth value as a number.
 
-And the names in them.
+And the two kinds of names in them: names to show, and names that become a part of a path.
 """
 
+import os
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from autoformer.errors import printable
+
+_LONGEST_FILE_NAME = 255  # bytes, of every usual file system
 
 
 class Frozen(BaseModel):
@@ -37,5 +40,17 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_folder_name(name: str) -> str:
+    """The name. Raises `ValueError` unless it is one part of a path."""
+    check_name(name)
+    if "/" in name or name in ("", ".", ".."):
+        raise ValueError("expected the name of a folder, without '/', and neither '.' nor '..'")
+    if len(os.fsencode(name)) > _LONGEST_FILE_NAME:
+        raise ValueError(f"a name of more than {_LONGEST_FILE_NAME} bytes, the most for a file or folder")
+    return name
+
+
 Name = Annotated[str, AfterValidator(check_name)]
 """A name in messages, tables and MLflow."""
+FolderName = Annotated[str, AfterValidator(check_folder_name)]
+"""A name that becomes one part of a path: nothing in it leads elsewhere."""

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import canonical_json, hash_file, hash_value
-from autoformer.frozen import Frozen, Name
+from autoformer.frozen import FolderName, Frozen, Name
 from autoformer.named import CONFIGS, load_space, named_file
 from autoformer.reading import parse_json_text, read_yaml
 from autoformer.space import SearchSpace
@@ -68,7 +68,7 @@ class Config(Frozen):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto, cpu, cuda, cuda:N or mps; auto uses a GPU if there is one",
     )
-    dataset: Name = Field(min_length=1, description="a folder of data/")
+    dataset: FolderName = Field(min_length=1, description="a folder of data/")
     space: SearchSpace = Field(description="the search space; its images must match the data set")
     prepare_data: PrepareData | None = None
     train_supernet: TrainSupernet | None = None
