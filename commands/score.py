@@ -105,8 +105,11 @@ def _check_out(out: Path) -> None:
 
 
 def read_subnets(path: Path, space: SearchSpace) -> list[Listed]:
-    """The subnets of a list. Raises `AutoFormerError` naming the line of the first that is not in the space."""
-    found = []
+    """The subnets of a list, each with a name of its own: names alone tell them apart in the table.
+
+    Raises `AutoFormerError` naming the line of the first that is not in the space, or has the name of another.
+    """
+    found, line_of = [], dict[str, int]()
     for line, read in _items(path):
         where = f"{path}, line {line}"
         try:
@@ -115,7 +118,10 @@ def read_subnets(path: Path, space: SearchSpace) -> list[Listed]:
             space.check(spec)
         except ValueError as error:
             raise AutoFormerError(str(error) if str(path) in str(error) else f"{where}: {error}") from None
-        found.append(Listed(name or f"line {line}", spec))
+        name = name or f"line {line}"
+        if (first := line_of.setdefault(name, line)) != line:
+            raise AutoFormerError(f"{where}: the subnet of line {first} is named '{name}', too; rename one")
+        found.append(Listed(name, spec))
     if not found:
         raise AutoFormerError(f"{path}: lists no subnet")
     return found
