@@ -223,7 +223,7 @@ class Evolution:
             return self._seeds() or self._pool.random_or_error(settings.population, "initial")
         parents, draws = self._parents(), settings.predictor or 1
         if not parents:
-            raise AutoFormerError("no complete score to breed from; give `tell` those of the candidates of `ask`")
+            raise AutoFormerError("no complete score to breed from; pass `tell` the scores of the candidates of `ask`")
         candidates = self._offspring(draws * settings.mutations, lambda: self._mutant(parents))
         if len(parents) > 1:
             candidates += self._offspring(draws * settings.crossovers, lambda: self._child(parents))

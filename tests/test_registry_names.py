@@ -31,7 +31,7 @@ def test_one_name_for_data_sets_of_other_classes_is_reported_before_the_training
     assert other_classes(config, ["finch", "crow"]) == []  # in any order
     (note,) = other_classes(config, ["audi", "fiat"])
     name = "images-1.5m" if budgets else "images"
-    assert note.startswith(f"registry: {name}@champion tells other classes apart, so this run's model will not take")
+    assert note.startswith(f"registry: {name}@champion has other classes, so this run's model will not take")
     assert note.endswith("give it a name of its own: register_model.model_name")
 
 

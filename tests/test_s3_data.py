@@ -282,8 +282,8 @@ def key(linked: Linked, s3: S3Server, archive: str) -> dict[str, str]:
 
 def test_an_archive_that_is_not_there(linked: Linked, s3: S3Server) -> None:
     connect().delete_object(**key(linked, s3, "train-0001.tar"))
-    assert refused(linked) == f"{open_data(linked.data).remote}/train-0001.tar: no such archive; upload it, or mend " \
-        "the location"  # fmt: skip
+    assert refused(linked) == f"{open_data(linked.data).remote}/train-0001.tar: no such archive; upload it, or " \
+        "correct the location"  # fmt: skip
 
 
 def test_an_archive_that_was_cut_off(linked: Linked, s3: S3Server) -> None:
@@ -309,7 +309,7 @@ def test_an_archive_that_changes_while_it_is_read(linked: Linked, s3: S3Server, 
     with pytest.raises(ChangedError) as caught:
         batches.batch(0)
     assert str(caught.value).endswith(
-        ".tar: another object than when it was listed; give the same command again, or run prepare_data again"
+        ".tar: another object than when it was listed; run the same command again, or run prepare_data again"
     )
     assert len(str(caught.value)) < 250
 

@@ -272,7 +272,9 @@ def test_scores_without_a_rank_are_refused(method: Any, loss: float | None, top1
     first = [ScoredCandidate(candidate, top1, loss, 9) for candidate in search.ask()]
     if loss is None and top1 == 50.0:
         search.tell(first)
-        with pytest.raises(AutoFormerError, match="no complete score to breed from; give `tell` those of the cand"):
+        with pytest.raises(
+            AutoFormerError, match="no complete score to breed from; pass `tell` the scores of the cand"
+        ):
             search.ask()
     else:
         with pytest.raises(AutoFormerError, match=r"candidate 0: top1_percent .* not finite has no rank"):

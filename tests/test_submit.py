@@ -853,7 +853,7 @@ def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: 
     for what in (reset, status(503), status(500), reset):
         kfp.fail("GET", f"{V2}/runs/.*", what)
     assert run(kfp, "--wait", *DATA) == 0
-    assert capsys.readouterr().out.count("the run goes on, and is asked for again") == 1
+    assert capsys.readouterr().out.count("the run continues; asking again") == 1
 
 
 def test_a_server_that_is_away_for_too_long(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
@@ -863,7 +863,7 @@ def test_a_server_that_is_away_for_too_long(kfp: KfpServer, capsys: Capture, mon
     kfp.fail("GET", f"{V2}/runs/.*", reset, times=1000)
     line = refused(kfp, capsys, "--wait", *DATA)
     (run_id,) = kfp.runs
-    assert f"the connection broke off; the run goes on: {kfp.host}/#/runs/details/{run_id}; `make submit " in line
+    assert f"the connection broke off; the run continues: {kfp.host}/#/runs/details/{run_id}; `make submit " in line
 
 
 def test_a_token_that_expires_meanwhile(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
@@ -871,7 +871,7 @@ def test_a_token_that_expires_meanwhile(kfp: KfpServer, capsys: Capture, monkeyp
     kfp.story = GOOD
     kfp.fail("GET", f"{V2}/runs/.*", status(401, json.dumps({"message": "token is expired"})))
     line = refused(kfp, capsys, "--wait", *DATA)
-    assert "refuses the token (401); it may have expired" in line and "the run goes on: " in line
+    assert "refuses the token (401); it may have expired" in line and "the run continues: " in line
 
 
 def test_a_run_is_followed_again_and_ended(kfp: KfpServer, capsys: Capture) -> None:
@@ -898,8 +898,8 @@ def test_ctrl_c_leaves_the_run_running(kfp: KfpServer) -> None:
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
     assert errors == (
-        f"submit: stopped by SIGINT; the run goes on: {kfp.host}/#/runs/details/{run_id}; "
-        f"`make submit HOST={kfp.host} RUN={run_id}` follows it, TERMINATE={run_id} ends it\n"
+        f"submit: stopped by SIGINT; the run continues: {kfp.host}/#/runs/details/{run_id}; `make submit "
+        f"HOST={kfp.host} RUN={run_id}` follows it, TERMINATE={run_id} ends it\n"
     )
     assert kfp.terminated == []
 
@@ -954,7 +954,10 @@ def test_the_end_of_a_recurring_run_stops_none_of_its_runs(kfp: KfpServer, capsy
     capsys.readouterr()
     assert run(kfp, "--every", every, *DATA) == 0
     assert kfp.recurring[first].mode == "DISABLE" and kfp.without_workflow == []
-    line = f"recurring run 'demo', {first}: paused; its run {at_work.run_id} goes on, which a deletion would stop: "
+    line = (
+        f"recurring run 'demo', {first}: paused; its run {at_work.run_id} continues, and deleting the recurring run "
+        "would stop it: "
+    )
     assert line + "EVERY=never once it has ended\n" in capsys.readouterr().out
     at_work.state = "SUCCEEDED"
     assert run(kfp, "--every", "never", *DATA) == 0

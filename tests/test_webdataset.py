@@ -104,7 +104,7 @@ def test_numbers_are_named_by_a_file(tmp_path: Path) -> None:
     (root / "classes.txt").write_text("tench\ngoldfish\nshark\nray\n")
     assert webdataset.read(root).classes == ("tench", "goldfish", "shark", "ray")
     (root / "classes.txt").write_text("tench\ngoldfish\n")
-    with pytest.raises(AutoFormerError, match=r"2 classes, but a label is 2; mend classes\.txt"):
+    with pytest.raises(AutoFormerError, match=r"2 classes, but a label is 2; correct classes\.txt"):
         webdataset.read(root)
 
 

@@ -170,7 +170,7 @@ def _decoded(
     """Decode with threads: Pillow releases the GIL."""
     size = image_size or card.image_size
     if size is None:
-        raise AutoFormerError(f"{card.name}: its images are of any size; say to which they are resized")
+        raise AutoFormerError(f"{card.name}: its images are of any size; name the size to which they are resized")
     encoded = EncodedImages(data, rows, card.channels, card.upright, card.files, reader, card.pixels)
     pixels = np.empty((len(encoded), card.channels, size, size), dtype=np.uint8)
 

@@ -99,7 +99,7 @@ class _Archive:
         except Exception as error:  # tarfile raises many kinds for a damaged header
             raise self.error(f"not readable as a tar ({in_short(error)})") from None
 
-    def error(self, reason: str, remedy: str = "`make data` brings it again") -> AutoFormerError:
+    def error(self, reason: str, remedy: str = "`make data` downloads it again") -> AutoFormerError:
         return AutoFormerError(f"{self.file}: {reason}; {remedy}")
 
     def member(self, name: str) -> slice:

@@ -243,7 +243,7 @@ def _read_index(path: ArchiveFile, stated: SourceArchive) -> Index:
             md5, sha256 = stream.finish()
         _check_md5(path, md5, stated)
         if state_of(path) != state:
-            raise AutoFormerError(f"{path}: was changed while it was read; give the same command again")
+            raise AutoFormerError(f"{path}: was changed while it was read; run the same command again")
         if isinstance(state, FileState):
             known_hashes().remember(state, sha256)
         return {"folders": list(folders), "sha256": sha256}

@@ -129,7 +129,7 @@ def members(stream: HashedStream, end: int) -> Iterator[tarfile.TarInfo]:
         if info.issparse():
             raise tarfile.ReadError(f"'{info.name}' is stored sparse; write the tar without --sparse")
         if info.offset_data + info.size > end:
-            raise tarfile.ReadError(f"ends within '{info.name}', which goes on to byte {info.offset_data + info.size}")
+            raise tarfile.ReadError(f"ends within '{info.name}', which extends to byte {info.offset_data + info.size}")
         if info.isreg():
             yield info
     if part.last.strip(b"\0"):  # tarfile treats a damaged header as the end
@@ -184,7 +184,7 @@ def read_tar(path: ArchiveFile, keep: Callable[[str], bool] = lambda name: False
                         if kept
                         else f"more than {BOUNDS.members} files"
                     )
-                    raise AutoFormerError(f"{path}: {what}, too much for a label or a tar; mend the tar")
+                    raise AutoFormerError(f"{path}: {what}, too much for a label or a tar; repair the tar")
                 for block in stream.blocks(info.offset_data + info.size):
                     digest.update(block)
                     if kept:

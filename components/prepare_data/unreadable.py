@@ -48,5 +48,5 @@ def check_unreadable(
         raise AutoFormerError(
             f"{source.root}: {unreadable} of {quantity(total, 'image')} cannot be read{so_far} ({percent:.1f} "
             f"%){most}; more than prepare_data.max_unreadable_percent = {max_percent:g} allows; {report} names each "
-            "with its reason: mend or remove them, or raise the share"
+            "with its reason: repair or remove them, or raise the share"
         )

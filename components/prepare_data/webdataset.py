@@ -168,7 +168,7 @@ def _read_names(file: ArchiveFile) -> tuple[str, ...]:
         content = read_bytes(file, BOUNDS.names_bytes) if isinstance(file, Path) else file.read_bytes()
         return tuple(line.strip() for line in content.decode().splitlines() if line.strip())
     except (OSError, UnicodeError) as error:
-        raise AutoFormerError(f"{file}: not readable as names of classes ({in_short(error)}); mend it") from None
+        raise AutoFormerError(f"{file}: not readable as names of classes ({in_short(error)}); correct it") from None
 
 
 def _class_names(labels: set[int | str], root: ArchiveFolder) -> tuple[str, ...]:
@@ -178,7 +178,9 @@ def _class_names(labels: set[int | str], root: ArchiveFolder) -> tuple[str, ...]
     highest, file = max(numbers, default=0), root / CLASS_NAMES
     if max(highest, len(labels)) >= BOUNDS.classes:
         fault = f"a label is {highest}" if highest else quantity(len(labels), "class name")
-        raise AutoFormerError(f"{root}: {fault}, but a data set has at most {BOUNDS.classes} classes; mend the labels")
+        raise AutoFormerError(
+            f"{root}: {fault}, but a data set has at most {BOUNDS.classes} classes; correct the labels"
+        )
     if not numbers:
         classes = tuple(sorted(map(str, labels)))
     elif file.is_file():
@@ -187,6 +189,6 @@ def _class_names(labels: set[int | str], root: ArchiveFolder) -> tuple[str, ...]
         classes = tuple(map(str, range(1 + highest)))
     if len(classes) < 2 or highest >= len(classes):
         raise AutoFormerError(
-            f"{root}: {quantity(len(classes), 'class')}, but a label is {highest}; mend {CLASS_NAMES} or the labels"
+            f"{root}: {quantity(len(classes), 'class')}, but a label is {highest}; correct {CLASS_NAMES} or the labels"
         )
     return classes

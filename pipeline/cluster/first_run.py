@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--cluster", required=True, help="settings of the cluster: a file of configs/cluster/, or a path"
     )
     parser.add_argument("--preset", default="smoke", help="(default: %(default)s)")
-    return run_command("first-run", parser, _run, argv, after="; a run that was started goes on")
+    return run_command("first-run", parser, _run, argv, after="; a run that was started continues")
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -245,7 +245,8 @@ def _end(client: "KfpClient", name: str, recurring: Sequence[str]) -> None:
     for each in recurring:
         at_work = client.end_recurring(each)
         state = (
-            f"paused; its run {at_work} goes on, which a deletion would stop: EVERY=never once it has ended"
+            f"paused; its run {at_work} continues, and deleting the recurring run would stop it: EVERY=never once it "
+            "has ended"
             if at_work
             else "ended; the runs that it has started stay"
         )
@@ -274,7 +275,9 @@ def _follow(client: "KfpClient", run_id: str, state: list[str]) -> int:
     again = f"make submit HOST={shlex.quote(client.host)}"
     if client.namespace:
         again += f" NAMESPACE={client.namespace}"
-    state[0] = f"the run goes on: {client.page(run_id)}; `{again} RUN={run_id}` follows it, TERMINATE={run_id} ends it"
+    state[0] = (
+        f"the run continues: {client.page(run_id)}; `{again} RUN={run_id}` follows it, TERMINATE={run_id} ends it"
+    )
     try:
         return follow_run(client, run_id)
     except MissingError:

@@ -138,7 +138,7 @@ class _Launcher:
 
     def _take_over(self, name: str) -> None:
         """Make this pod the job's owner, with which Kubernetes deletes the job."""
-        print_line(f"{self.launched.step}: goes on with the job {name}")
+        print_line(f"{self.launched.step}: continues with the job {name}")
         if self.launched.pod_uid:
             self.cluster.patch(name, {"metadata": {"ownerReferences": owners(self.launched)}})
 
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = job_settings()
         if settings is None:
-            raise AutoFormerError(f"{VARIABLE} is not set; it says on which machines: docs/cluster.md")
+            raise AutoFormerError(f"{VARIABLE} is not set; it names the machines: docs/cluster.md")
     except AutoFormerError as error:
         return report_error("trainjob", error)
     return launch(step, arguments, settings)

@@ -182,7 +182,7 @@ class _Loop:
             if "DataLoader worker" in str(error):
                 raise AutoFormerError(
                     "a process that decodes images ahead was killed, as where memory or a container's /dev/shm is "
-                    "full; give it more, or set AUTOFORMER_WORKERS to fewer, 0 for none; the same command goes on"
+                    "full; give it more, or set AUTOFORMER_WORKERS to fewer, 0 for none; the same command resumes"
                 ) from None
             if not is_out_of_memory(error):
                 raise

@@ -190,7 +190,7 @@ def out_of_memory(training: Training, trainer: Trainer) -> AutoFormerError:
         write_json(
             training.accumulation_file, {"accumulation": passes}
         )  # written by any rank, since others may have ended
-        answer = f"the same command goes on with accumulation {passes}"
+        answer = f"the same command resumes with accumulation {passes}"
     else:
         answer = (
             f"set {training.step}.accumulation={passes}, which changes nothing else of the recipe, and start it again"

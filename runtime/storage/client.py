@@ -161,7 +161,7 @@ def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str 
                 content = whole(body.read, str(uri), most)
         except broken as error:
             raise TransferError(
-                f"{uri}: what S3 sends breaks off ({type(error).__name__}) in every try; try again later"
+                f"{uri}: what S3 sends breaks off ({type(error).__name__}) in every attempt; try again later"
             ) from None
         except EndlessAnswerError:
             raise StorageError(f"{uri}: larger than {most} bytes, the most for an object of this kind") from None
@@ -170,7 +170,7 @@ def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str 
             raise
         if size is not None and len(content) != size:
             raise TransferError(
-                f"{uri}: {quantity(len(content), 'byte')} came where {size} were asked for, in every try"
+                f"{uri}: {quantity(len(content), 'byte')} arrived where {size} were requested, in every attempt"
             )
         return content
 
