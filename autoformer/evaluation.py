@@ -45,7 +45,12 @@ class PairedDifference(NamedTuple):
     gained: int  # images that only the first has right
     lost: int  # images that only the second has right
     percent: float  # accuracy of the first minus that of the second, in percentage points
-    interval: Interval  # 95 %, in percentage points
+    interval: Interval  # 95 %, in percentage points; without width if both are right on the same images
+
+    @property
+    def alike(self) -> bool:
+        """Whether both are right on the same images. An interval of the difference then states nothing."""
+        return self.gained == self.lost == 0
 
 
 def predict_logits(
