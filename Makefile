@@ -30,8 +30,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # No library may send data to its makers.
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
-# $(call need,NAME,example): end with one line, before anything is done, where a variable is missing or empty.
-need = $(if $(strip $(value $1)),,$(error $1= is missing; for example: $2))
+# $(call need,NAMES,example): end with one line that names all variables that are missing or empty, before anything is done.
+lacking = $(strip $(foreach name,$1,$(if $(strip $(value $(name))),,$(name)=)))
+need = $(if $(call lacking,$1),$(error $(call lacking,$1) $(if $(word 2,$(call lacking,$1)),are,is) missing; for example: $2))
 wanted = $(filter $1,$(MAKECMDGOALS))
 
 ifneq ($(call wanted,predict),)
@@ -39,10 +40,10 @@ ifneq ($(call wanted,predict),)
 endif
 ifneq ($(call wanted,evaluate-official),)
   OFFICIAL := make evaluate-official CHECKPOINT=supernet-tiny.pth SUBNET=autoformer-tiny DATA=data/imagenet-1k
-  $(foreach name,CHECKPOINT SUBNET DATA,$(call need,$(name),$(OFFICIAL)))
+  $(call need,CHECKPOINT SUBNET DATA,$(OFFICIAL))
 endif
 ifneq ($(call wanted,latency),)
-  $(foreach name,SPACE OUT,$(call need,$(name),make latency SPACE=fashion-mnist OUT=latency.json))
+  $(call need,SPACE OUT,make latency SPACE=fashion-mnist OUT=latency.json)
 endif
 ifneq ($(call wanted,score),)
   $(call need,SUBNETS,make score SUBNETS=my-subnets.yaml)
@@ -58,7 +59,7 @@ ifneq ($(call wanted,submit),)
 endif
 ifneq ($(call wanted,test-cluster),)
   CLUSTER_TEST := make test-cluster HOST=http://127.0.0.1:8080 CLUSTER=mine DATA=s3://autoformer/data/fashion-mnist
-  $(foreach name,HOST CLUSTER DATA,$(call need,$(name),$(CLUSTER_TEST)))
+  $(call need,HOST CLUSTER DATA,$(CLUSTER_TEST))
 endif
 ifneq ($(call wanted,data run),)
   $(if $(filter command,$(origin DATA)),$(call need,DATA,make run DATA=photos))

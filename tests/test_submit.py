@@ -399,6 +399,9 @@ def test_a_server_that_stays_away(kfp: KfpServer, capsys: Capture) -> None:
         (["--data", "data/fashion-mnist"], "the steps run elsewhere, and know no folder of this machine"),
         ([], "DATA is missing"),
         (["--data", "s3://"], "expected s3://bucket/folder"),
+        (["--cluster", "standalonee"], "did you mean 'standalone'?; DATA is missing"),
+        (["--cluster", "standalonee", "--preset", "smokee", "--data", "s3://"], "submit: no cluster 'standalonee'"),
+        (["--preset", "smokee", "--data", "s3://"], "submit: no preset 'smokee'"),
         (["--preset", "smokee", *DATA], "did you mean 'smoke'?"),
         (["--set", "train_supernet.epochz=3", *DATA], "unknown key 'train_supernet.epochz'"),
         (["--set", "search_subnet.limits.max_params_m=0.001", *DATA], "less than the smallest subnet"),
@@ -419,6 +422,17 @@ def test_a_server_that_stays_away(kfp: KfpServer, capsys: Capture) -> None:
 def test_bad_input_asks_nobody(arguments: list[str], message: str, kfp: KfpServer, capsys: Capture) -> None:
     assert message in refused(kfp, capsys, *arguments)
     assert kfp.requests == []
+
+
+def test_all_that_is_missing_is_named_at_once(kfp: KfpServer, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUTOFORMER_IMAGE")
+    assert submit.main(["--preset", "smoke"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert [error.count(f"{name} is missing") for name in ("HOST", "CLUSTER", "DATA")] == [1, 1, 1]
+    assert submit.main(["--run", "a"]) == 2  # needs no more than the server
+    error = capsys.readouterr().err
+    assert "HOST is missing" in error and "CLUSTER" not in error and "DATA" not in error
 
 
 def test_a_slash_at_the_end_of_the_data_makes_no_other_task_for_the_cache(kfp: KfpServer) -> None:
