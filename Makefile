@@ -12,10 +12,18 @@ quote = '$(subst ','\'',$(value $1))'
 option = $(if $(value $2),$1=$(call quote,$2))
 # $(call each_word,NAME): each of its words as one of the shell.
 each_word = $(foreach one,$(value $1),'$(subst ','\'',$(one))')
-# Not exported: make would expand the values, and lose dollar signs or stop at them.
-unexport ARCHIVES BATCH BUILD CHECKPOINT CLASSES CLUSTER DATA DATASET DATA_HASH DEVICE DRY_RUN EVERY EXPERIMENT FRESH HOST \
+VARIABLES := ARCHIVES BATCH BUILD CHECKPOINT CLASSES CLUSTER DATA DATASET DATA_HASH DEVICE DRY_RUN EVERY EXPERIMENT FRESH HOST \
   IMAGE INPUTS KUBERNETES LIMIT MODEL NAME NAMESPACE OUT PARTS PORT PRESET PUSH PYTEST PYTHON QUICK REGISTRY RUN RUNNER RUNS \
   SEARCH SEED SET SIZE SPACE STRIDE SUBNET SUBNETS TAG TERMINATE THREADS WAIT YES
+# Not exported: make would expand the values, and lose dollar signs or stop at them.
+unexport $(VARIABLES)
+# A misspelt variable would be ignored, and the demo run instead. Names with _ may be of the environment.
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+STRANGE := $(foreach name,$(filter-out $(VARIABLES) BIN HOME KUBECONFIG LANG MAKEFLAGS PATH SHELL TMPDIR TZ VENV,$(GIVEN)),\
+  $(if $(findstring .,$(name)),$(name)=,$(if $(findstring _,$(name)),,$(name)=)))
+ifneq ($(strip $(STRANGE)),)
+  $(error $(strip $(STRANGE)) is no variable of the Makefile; `make help` names them, and a key of the configuration is set by SET="key=value")
+endif
 SETTINGS = $(call option,--preset,PRESET) $(call option,--set,SET)
 # The parameter file of the run, as a word of the shell.
 PARAMS = $(if $(filter %.yaml %.yml,$(value PRESET)),$(call quote,PRESET),$(PARAMS_BY_NAME))
@@ -50,6 +58,10 @@ ifneq ($(call wanted,score),)
 endif
 ifneq ($(call wanted,adopt),)
   $(call need,CHECKPOINT,make adopt CHECKPOINT=supernet-tiny.pth PRESET=imagenet-tiny)
+endif
+ifneq ($(call wanted,compare),)
+  $(if $(filter command,$(origin RUNS)),$(call need,RUNS,make compare RUNS="a b"))
+  $(if $(filter command,$(origin RUN)),$(error RUN= is for make submit; the runs to compare are RUNS="a b"))
 endif
 ifneq ($(call wanted,first-run),)
   $(call need,CLUSTER,make first-run CLUSTER=mine)

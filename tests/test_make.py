@@ -141,6 +141,29 @@ def test_a_missing_variable_is_named_with_an_example(words: list[str], missing: 
 
 
 @pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["compare", "A=nothing"], "A= is no variable of the Makefile; `make help` names them"),
+        (["run", "PRESTE=smoke"], "PRESTE= is no variable of the Makefile"),
+        (["run", "train_supernet.epochs=3"], 'a key of the configuration is set by SET="key=value"'),
+        (["repro", "seed=1"], 'a key of the configuration is set by SET="key=value"'),
+        (["compare", "RUN=a"], 'RUN= is for make submit; the runs to compare are RUNS="a b"'),
+        (["compare", "RUNS= "], 'RUNS= is missing; for example: make compare RUNS="a b"'),
+    ],
+)
+def test_a_variable_that_would_be_ignored_is_refused(words: list[str], says: str) -> None:
+    command = ["make", "--old-file=.venv/.installed", *words]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert says in done.stderr
+
+
+def test_variables_of_the_environment_may_stand_behind_make(tmp_path: Path) -> None:
+    (call,) = make(tmp_path, "compare", "AUTOFORMER_TRACKING=off", "PATH=" + os.environ["PATH"], "TMPDIR=/tmp")
+    assert call[1] == ["-m", "commands.compare"]
+
+
+@pytest.mark.parametrize(
     ("words", "missing"),
     [
         (["evaluate-official"], "CHECKPOINT= SUBNET= DATA="),
