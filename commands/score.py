@@ -83,6 +83,10 @@ def _run(arguments: argparse.Namespace) -> None:
     table_file = search / LATENCY_FILE
     section = config.section(SearchSubnet)
     table = read_latency_table(table_file) if table_file.is_file() else latency_table(section.latency, config.space)
+    if table:
+        table.check_fits(config.space, str(table_file))
+    if table and (note := table.note_on(config.space)):
+        print_line(f"{COMMAND}: table of latencies: {note}")
     scored, provenance = score(listed, config, paths, table)
     columns = ("name", *COLUMNS, LATENCY) if table else ("name", *COLUMNS)
     with replacing(arguments.out) as folder:

@@ -91,6 +91,8 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     ):
         score = ParallelScorer(world, config.space, make_scorer(arguments.supernet, config, card, images))
         if world.is_rank_zero:
+            if table and (note := table.note_on(config.space)):
+                print_line(f"{STEP}: search_subnet.latency.table: {note}")
             results = _search(opened, starts, score, count, len(images.labels))
             score.stop()
             write_results(arguments.out, config, results, opened.workspace.provenance, table)
