@@ -1,8 +1,9 @@
 """Errors of input and of unavailable servers, and validation that reports the first problem in one line."""
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -74,8 +75,20 @@ def validated(kind: type[Kind] | TypeAdapter[Kind], data: Any, where: str, remed
     remedy = remedy and f"; {remedy}"
     if model and not isinstance(data, Mapping):
         raise AutoFormerError(f"{where}: expected a mapping of keys to values, found {type(data).__name__}{remedy}")
-    try:
+    with one_line(model, where, remedy):
         return (kind if isinstance(kind, TypeAdapter) else TypeAdapter(kind)).validate_python(data)
+
+
+@contextlib.contextmanager
+def one_line(model: Any, where: str, remedy: str = "") -> Iterator[None]:
+    """Turn pydantic's error of several lines into an `AutoFormerError`; see `validated`.
+
+    Args:
+        model: the class that is validated, or None.
+        remedy: end of the message.
+    """
+    try:
+        yield
     except ValidationError as error:
         raise AutoFormerError(f"{where}: {_first_problem(model, error)}{remedy}") from None
     except (ArithmeticError, RecursionError) as error:  # a validator's, for numbers beyond floats and for deep values

@@ -4,17 +4,27 @@ And the two kinds of names in them: names to show, and names that become a part 
 """
 
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from autoformer.errors import printable
+from autoformer.errors import one_line, printable
 
 _LONGEST_FILE_NAME = 255  # bytes, of every usual file system
 
 
 class Frozen(BaseModel):
+    """Wrong values raise an `AutoFormerError` of one line that names the class and the key."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    if not TYPE_CHECKING:  # type checkers know the fields of each class
+
+        def __init__(self, /, **values: Any) -> None:
+            with one_line(type(self), type(self).__name__):
+                super().__init__(**values)
+
+        __init__.__pydantic_base_init__ = True  # else pydantic calls it for nested values, too, and loses their keys
 
     @field_validator("*", mode="before")
     @classmethod
