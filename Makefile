@@ -12,10 +12,18 @@ quote = '$(subst ','\'',$(value $1))'
 option = $(if $(value $2),$1=$(call quote,$2))
 # $(call each_word,NAME): each of its words as one of the shell.
 each_word = $(foreach one,$(value $1),'$(subst ','\'',$(one))')
-# Not exported: make would expand the values, and lose dollar signs or stop at them.
-unexport ARCHIVES BATCH BUILD CHECKPOINT CLASSES CLUSTER DATA DATASET DATA_HASH DEVICE DRY_RUN EVERY EXPERIMENT FRESH HOST \
+VARIABLES := ARCHIVES BATCH BUILD CHECKPOINT CLASSES CLUSTER DATA DATASET DATA_HASH DEVICE DRY_RUN EVERY EXPERIMENT FRESH HOST \
   IMAGE INPUTS KUBERNETES LIMIT MODEL NAME NAMESPACE OUT PARTS PORT PRESET PUSH PYTEST PYTHON QUICK REGISTRY RUN RUNNER RUNS \
   SEARCH SEED SET SIZE SPACE STRIDE SUBNET SUBNETS TAG TERMINATE THREADS WAIT YES
+# Not exported: make would expand the values, and lose dollar signs or stop at them.
+unexport $(VARIABLES)
+# A misspelt variable would be ignored, and the demo run instead. Names with _ may be of the environment.
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+STRANGE := $(foreach name,$(filter-out $(VARIABLES) BIN HOME KUBECONFIG LANG MAKEFLAGS PATH SHELL TMPDIR TZ VENV,$(GIVEN)),\
+  $(if $(findstring .,$(name)),$(name)=,$(if $(findstring _,$(name)),,$(name)=)))
+ifneq ($(strip $(STRANGE)),)
+  $(error $(strip $(STRANGE)) is no variable of the Makefile; `make help` names them, and a key of the configuration is set by SET="key=value")
+endif
 SETTINGS = $(call option,--preset,PRESET) $(call option,--set,SET)
 # The parameter file of the run, as a word of the shell.
 PARAMS = $(if $(filter %.yaml %.yml,$(value PRESET)),$(call quote,PRESET),$(PARAMS_BY_NAME))
@@ -30,8 +38,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # No library may send data to its makers.
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
-# $(call need,NAME,example): end with one line, before anything is done, where a variable is missing or empty.
-need = $(if $(strip $(value $1)),,$(error $1= is missing; for example: $2))
+# $(call need,NAMES,example): end with one line that names all variables that are missing or empty, before anything is done.
+lacking = $(strip $(foreach name,$1,$(if $(strip $(value $(name))),,$(name)=)))
+need = $(if $(call lacking,$1),$(error $(call lacking,$1) $(if $(word 2,$(call lacking,$1)),are,is) missing; for example: $2))
 wanted = $(filter $1,$(MAKECMDGOALS))
 
 ifneq ($(call wanted,predict),)
@@ -39,16 +48,20 @@ ifneq ($(call wanted,predict),)
 endif
 ifneq ($(call wanted,evaluate-official),)
   OFFICIAL := make evaluate-official CHECKPOINT=supernet-tiny.pth SUBNET=autoformer-tiny DATA=data/imagenet-1k
-  $(foreach name,CHECKPOINT SUBNET DATA,$(call need,$(name),$(OFFICIAL)))
+  $(call need,CHECKPOINT SUBNET DATA,$(OFFICIAL))
 endif
 ifneq ($(call wanted,latency),)
-  $(foreach name,SPACE OUT,$(call need,$(name),make latency SPACE=fashion-mnist OUT=latency.json))
+  $(call need,SPACE OUT,make latency SPACE=fashion-mnist OUT=latency.json)
 endif
 ifneq ($(call wanted,score),)
   $(call need,SUBNETS,make score SUBNETS=my-subnets.yaml)
 endif
 ifneq ($(call wanted,adopt),)
   $(call need,CHECKPOINT,make adopt CHECKPOINT=supernet-tiny.pth PRESET=imagenet-tiny)
+endif
+ifneq ($(call wanted,compare),)
+  $(if $(filter command,$(origin RUNS)),$(call need,RUNS,make compare RUNS="a b"))
+  $(if $(filter command,$(origin RUN)),$(error RUN= is for make submit; the runs to compare are RUNS="a b"))
 endif
 ifneq ($(call wanted,first-run),)
   $(call need,CLUSTER,make first-run CLUSTER=mine)
@@ -58,7 +71,7 @@ ifneq ($(call wanted,submit),)
 endif
 ifneq ($(call wanted,test-cluster),)
   CLUSTER_TEST := make test-cluster HOST=http://127.0.0.1:8080 CLUSTER=mine DATA=s3://autoformer/data/fashion-mnist
-  $(foreach name,HOST CLUSTER DATA,$(call need,$(name),$(CLUSTER_TEST)))
+  $(call need,HOST CLUSTER DATA,$(CLUSTER_TEST))
 endif
 ifneq ($(call wanted,data run),)
   $(if $(filter command,$(origin DATA)),$(call need,DATA,make run DATA=photos))

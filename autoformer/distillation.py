@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoformer.errors import AutoFormerError, nearest
+from autoformer.errors import AutoFormerError, nearest, quantity
 from autoformer.files import hash_file
 from autoformer.images.batches import by_channel
 from autoformer.recipe import Distillation
@@ -98,8 +98,8 @@ def load_teacher(settings: Distillation, num_classes: int) -> nn.Module:
     except RuntimeError as error:
         reason = " ".join(str(error).split()[:40])
         raise AutoFormerError(
-            f"{file}: not the weights of '{name}' for {num_classes} classes ({reason}); "
-            "give the checkpoint of that model, trained on the same classes"
+            f"{file}: not the weights of '{name}' for {quantity(num_classes, 'class')} ({reason}); give the checkpoint "
+            "of that model, trained on the same classes"
         ) from None
     return model.eval().requires_grad_(False)
 

@@ -1,8 +1,9 @@
 """Errors of input and of unavailable servers, and validation that reports the first problem in one line."""
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -29,6 +30,16 @@ def has_controls(name: str) -> bool:
 def shortened(text: str, most: int) -> str:
     """The text with at most `most` characters, the last one an ellipsis if some are left out."""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def quantity(count: float, one: str, many: str = "") -> str:
+    """A number with its noun: "1 block", "1,200 classes". `many`: the words after other numbers, if not the plural."""
+    number = f"{int(count):,}" if count == int(count) else f"{count:,g}"
+    if count == 1:
+        return f"{number} {one}"
+    ies = one.endswith("y") and not one.endswith(("ay", "ey", "oy", "uy"))
+    plural = f"{one[:-1]}ies" if ies else one + ("es" if one.endswith(("s", "x", "sh", "tch")) else "s")
+    return f"{number} {many or plural}"
 
 
 class AutoFormerError(ValueError):
@@ -64,8 +75,20 @@ def validated(kind: type[Kind] | TypeAdapter[Kind], data: Any, where: str, remed
     remedy = remedy and f"; {remedy}"
     if model and not isinstance(data, Mapping):
         raise AutoFormerError(f"{where}: expected a mapping of keys to values, found {type(data).__name__}{remedy}")
-    try:
+    with one_line(model, where, remedy):
         return (kind if isinstance(kind, TypeAdapter) else TypeAdapter(kind)).validate_python(data)
+
+
+@contextlib.contextmanager
+def one_line(model: Any, where: str, remedy: str = "") -> Iterator[None]:
+    """Turn pydantic's error of several lines into an `AutoFormerError`; see `validated`.
+
+    Args:
+        model: the class that is validated, or None.
+        remedy: end of the message.
+    """
+    try:
+        yield
     except ValidationError as error:
         raise AutoFormerError(f"{where}: {_first_problem(model, error)}{remedy}") from None
     except (ArithmeticError, RecursionError) as error:  # a validator's, for numbers beyond floats and for deep values

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from autoformer.devices import halve_on_oom
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.images.batches import normalise
 
 ECE_BINS = 15
@@ -45,7 +45,12 @@ class PairedDifference(NamedTuple):
     gained: int  # images that only the first has right
     lost: int  # images that only the second has right
     percent: float  # accuracy of the first minus that of the second, in percentage points
-    interval: Interval  # 95 %, in percentage points
+    interval: Interval  # 95 %, in percentage points; without width if both are right on the same images
+
+    @property
+    def alike(self) -> bool:
+        """Whether both are right on the same images. An interval of the difference then states nothing."""
+        return self.gained == self.lost == 0
 
 
 def predict_logits(
@@ -143,7 +148,7 @@ def expected_calibration_error(confidence: npt.ArrayLike, correct: npt.ArrayLike
 def wilson_interval(successes: int, trials: int) -> Interval:
     """Wilson's 95 % score interval of a proportion, in [0, 1] (Wilson 1927)."""
     if not 0 <= successes <= trials or trials == 0:
-        raise ValueError(f"{successes} successes in {trials} trials")
+        raise ValueError(f"{quantity(successes, 'success')} in {quantity(trials, 'trial')}")
     p, z2 = successes / trials, Z95 * Z95
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, Self
 
 from autoformer.errors import AutoFormerError
 
-_FREE = "free some space there, and give the same command again"
+_FREE = "free some space there, and run the same command again"
 _CHOOSE = "choose a place that may be written to, or change its permissions"
-_GONE = "its folder was removed, or takes no files; choose another, and give the same command again"
+_GONE = "its folder was removed, or takes no files; choose another, and run the same command again"
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
 _UNFINISHED = re.compile(r"\..+\.(tmp|old|part)")
 _ADVICE = {

@@ -11,18 +11,18 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.frozen import Frozen
 from autoformer.reading import read_json_as
 from autoformer.recipe import Dtype
-from autoformer.space import SearchSpace, SubnetField, SubnetSpec
+from autoformer.space import Choices, SearchSpace, SubnetField, SubnetSpec
 
 Clock = Literal["processor time", "wall time", "CUDA events"]
 FILE = "latency_table.json"  # a search with a latency table copies it to its folder
 AT_REST = "measure again, with nothing else running"
 REMEDY = "make the table again with `make latency`"
-_SHAPE = ("image_size", "patch_size", "in_channels", "num_classes", "head_dim", "max_relative_position",
-          "relative_position", "pooling", "stem_channels")  # fmt: skip
+# The keys of a space that decide the model of a subnet; name and supernet do not.
+_SHAPE = tuple(key for key in SearchSpace.model_fields if key not in ("name", "supernet", "choices"))
 
 
 class WidthTime(Frozen):
@@ -75,7 +75,10 @@ class LatencyTable(Frozen):
             ("blocks", [(part.embed_dim, part.num_heads, part.mlp_ratio) for part in self.blocks], blocks),
         ):
             if sorted(found) != sorted(expected):
-                raise ValueError(f"{name} has {len(found)} times that are not one for each of {len(expected)} choices")
+                raise ValueError(
+                    f"{name} has {quantity(len(found), 'time')}, not one for each of "
+                    f"{quantity(len(expected), 'choice')}"
+                )
         if self.extremes(self.space)[0] <= 0:
             raise ValueError(f"with constant_ms {self.constant_ms:g} some subnets would take no time")
         return self
@@ -111,19 +114,33 @@ class LatencyTable(Frozen):
         return min(found), max(found)
 
     def check_fits(self, space: SearchSpace, where: str) -> None:
-        """Raise `AutoFormerError` unless every subnet of `space` has a prediction."""
+        """Raise `AutoFormerError` unless the table predicts every subnet of `space`.
+
+        A space of another name or supernet is accepted: a subnet is measured as a model of its own, which depends on
+        neither. `note_on` reports the difference.
+        """
         for key in _SHAPE:
             measured, wanted = getattr(self.space, key), getattr(space, key)
             if measured != wanted:
                 raise AutoFormerError(
                     f"{where}: measured for {key} = {measured}, but '{space.name}' has {wanted}; {REMEDY} for it"
                 )
-        for key in ("embed_dim", "num_heads", "mlp_ratio"):
+        for key in Choices.model_fields:
             missing = set(getattr(space.choices, key)) - set(getattr(self.space.choices, key))
             if missing:
                 raise AutoFormerError(
                     f"{where}: measured without {key} = {min(missing):g} of '{space.name}'; {REMEDY} for it"
                 )
+
+    def note_on(self, space: SearchSpace) -> str:
+        """A sentence if the table was measured for another space, which `check_fits` has accepted; else empty."""
+        if self.space == space:
+            return ""
+        keys = ", ".join(key for key in SearchSpace.model_fields if getattr(self.space, key) != getattr(space, key))
+        return (
+            f"measured for the space '{self.space.name}', which differs from '{space.name}' in {keys}; "
+            "the layers of a subnet are the same in both"
+        )
 
     @property
     def median_error_percent(self) -> float | None:
@@ -133,7 +150,7 @@ class LatencyTable(Frozen):
     @property
     def conditions(self) -> str:
         """The device, threads, batch size and precision, in words."""
-        threads = "" if self.threads is None else f", {self.threads} thread{'s' if self.threads > 1 else ''}"
+        threads = "" if self.threads is None else f", {quantity(self.threads, 'thread')}"
         return f"{self.device}{threads}, batch {self.batch_size}, {self.precision}"
 
 

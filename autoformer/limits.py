@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 from pydantic import Field, model_validator
 
 from autoformer.complexity import COUNTED_MACS, RelativePosition, count_macs, count_params
+from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
 from autoformer.latency import LatencyTable
 from autoformer.space import SearchSpace, SubnetSpec
@@ -69,9 +70,9 @@ class Limits(Frozen):
         return counts | ({"latency_ms": table.predict(spec)} if table else {})
 
     def allow(self, counts: Mapping[str, float]) -> bool:
-        """Whether costs from `count` are legal. Raises `ValueError` if a limited latency is missing."""
+        """Whether costs from `count` are legal. Raises `AutoFormerError` if a limited latency is missing."""
         if self.on_latency and "latency_ms" not in counts:
-            raise ValueError("a limit on latency needs a latency")
+            raise AutoFormerError("limits: a limit on latency needs a latency; count with a latency table")
         return all(low <= count <= high for cost, count in counts.items() for low, high in [self.bounds(cost)])
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from autoformer.errors import AutoFormerError, nearest
+from autoformer.frozen import check_folder_name
 from autoformer.space import NamedSubnet, SearchSpace
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -37,8 +38,12 @@ def named_file(folder: str, name: str, missing: str) -> Path:
         if not path.exists() and path.name == name and (CONFIGS / folder / f"{path.stem}.yaml").is_file():
             raise AutoFormerError(f"{name}: no such file; did you mean '{path.stem}', that of configs/{folder}?")
         return path
+    known = [file.stem for file in (CONFIGS / folder).glob("*.yaml")]
+    try:
+        check_folder_name(name)
+    except ValueError:
+        raise AutoFormerError(f"{missing.format(name, nearest(name, known))}; a path ends in .yaml") from None
     path = CONFIGS / folder / f"{name}.yaml"
     if not path.is_file():
-        known = [file.stem for file in (CONFIGS / folder).glob("*.yaml")]
         raise AutoFormerError(missing.format(name, nearest(name, known)))
     return path

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from autoformer.errors import quantity
 from autoformer.frozen import Frozen, sha256_of
 
 # Accepted by timm's rand_augment_transform, which ignores most unknown words.
@@ -162,7 +163,10 @@ class Recipe(Frozen):
         if isinstance(self.accumulation, int) and self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}")
         if self.augmentation.mixes and self.forward_images % 2:
-            raise ValueError(f"mixup and CutMix work on pairs: {self.forward_images} images in a forward pass are odd")
+            raise ValueError(
+                f"mixup and CutMix work on pairs: {quantity(self.forward_images, 'image')} in a forward pass: an odd "
+                "number"
+            )
         return self
 
     @property

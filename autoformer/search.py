@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from autoformer.candidates import Candidate, Origin, ScoredCandidate, check_finite
 from autoformer.complexity import COUNTED_MACS
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.frozen import Frozen
 from autoformer.latency import LatencyTable
 from autoformer.limits import UNITS, Limits, move_towards
@@ -188,8 +188,8 @@ class _Pool:
             fastest, slowest = self.table.extremes(self.space)
             latencies = f"; latencies are {fastest:.4g} to {slowest:.4g} ms"
         raise AutoFormerError(
-            f"no legal candidate in {self.tries:,} tries under {self.limits}; in '{self.space.name}' the smallest "
-            f"subnet has {low['params_m']:,} parameters and {low['macs_g']:,} {macs}, the largest "
+            f"no legal candidate in {quantity(self.tries, 'try')} under {self.limits}; in '{self.space.name}' the "
+            f"smallest subnet has {low['params_m']:,} parameters and {low['macs_g']:,} {macs}, the largest "
             f"{high['params_m']:,} and {high['macs_g']:,}{latencies}; widen the limits"
         )
 
@@ -223,7 +223,7 @@ class Evolution:
             return self._seeds() or self._pool.random_or_error(settings.population, "initial")
         parents, draws = self._parents(), settings.predictor or 1
         if not parents:
-            raise AutoFormerError("no complete score to breed from; give `tell` those of the candidates of `ask`")
+            raise AutoFormerError("no complete score to breed from; pass `tell` the scores of the candidates of `ask`")
         candidates = self._offspring(draws * settings.mutations, lambda: self._mutant(parents))
         if len(parents) > 1:
             candidates += self._offspring(draws * settings.crossovers, lambda: self._child(parents))

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError, check_choice, short_repr, validated
-from autoformer.frozen import Frozen
+from autoformer.errors import AutoFormerError, check_choice, quantity, short_repr, validated
+from autoformer.frozen import Frozen, Name
 from autoformer.reading import parse_json_text, read_yaml
 
 Offsets = Literal["keep", "stretch"]  # of relative positions at another image size; see `AutoFormer.set_input_size`
@@ -47,7 +47,7 @@ class SubnetSpec:
             object.__setattr__(self, name, tuple(_positive(name, value, kind) for value in values))
             if len(values) != self.depth:
                 raise AutoFormerError(
-                    f"subnet: {name} has {len(values)} entries for depth {self.depth}; give one a block"
+                    f"subnet: {name} has {quantity(len(values), 'entry')} for depth {self.depth}; give one a block"
                 )
         if int(self.embed_dim * min(self.mlp_ratio)) < 1:
             raise AutoFormerError(
@@ -130,7 +130,7 @@ class Choices(Frozen):
 class SearchSpace(Frozen):
     """The shape of the images, the supernet, and the choices."""
 
-    name: str = Field(min_length=1, description="that of the file")
+    name: Name = Field(min_length=1, description="that of the file")
     image_size: int = Field(gt=0, le=MOST, description="pixels in height and in width")
     patch_size: int = Field(gt=0, le=MOST, description="pixels in height and in width; divides image_size")
     in_channels: int = Field(gt=0, le=MOST, description="1 for grey, 3 for RGB")
@@ -156,8 +156,9 @@ class SearchSpace(Frozen):
         halvings = len(self.stem_channels) + 1
         if self.stem_channels and halved(self.image_size, halvings) != self.grid:
             raise ValueError(
-                f"stem_channels {list(self.stem_channels)} halve {self.image_size} pixels {halvings} times, to "
-                f"{halved(self.image_size, halvings)}, but patch_size {self.patch_size} makes a grid of {self.grid}"
+                f"stem_channels {list(self.stem_channels)} halve {self.image_size} pixels "
+                f"{quantity(halvings, 'time')}, to {halved(self.image_size, halvings)}, but patch_size "
+                f"{self.patch_size} makes a grid of {self.grid}"
             )
         for field, choices in self.choices:
             if max(choices) > getattr(self.supernet, field):
@@ -299,8 +300,8 @@ class Published(Frozen):
 class NamedSubnet(Frozen):
     """The content of a file in `configs/subnets/`, or of a search's chosen.yaml."""
 
-    name: str
-    space: str
+    name: Name
+    space: Name
     source: str
     outside_space: str | None = None  # reason for values that the space does not offer
     published: Published | None = None

@@ -78,7 +78,7 @@ def _source(variant: str, cfg: Any, overlay: Mapping[str, Any] | None) -> Path |
     if not (resolved.has_weights or resolved.state_dict or resolved.source):
         raise AutoFormerError(
             f"{variant}: no weights are hosted; give pretrained_cfg_overlay=dict(file=...) an official supernet "
-            "checkpoint (.pth), to be had from https://github.com/microsoft/Cream/tree/main/AutoFormer"
+            "checkpoint (.pth), from https://github.com/microsoft/Cream/tree/main/AutoFormer"
         )
     if not resolved.file or resolved.source or resolved.state_dict:
         return None

@@ -30,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from autoformer.devices import autocast, find_precision
 from autoformer.distillation import Teacher
+from autoformer.errors import quantity
 from autoformer.images.augmentation import BatchAugmentation
 from autoformer.images.batches import Normalisation
 from autoformer.images.training_loader import TrainingLoader
@@ -75,13 +76,15 @@ class Trainer:
         self.micro_batches = self.images_per_step // images.order.batch_size  # of a step, over all ranks
         if self.micro_batches % self.world.size:
             raise ValueError(
-                f"{self.micro_batches} micro-batches of a step cannot be shared by {self.world.size} ranks"
+                f"{quantity(self.micro_batches, 'micro-batch')} of a step cannot be shared by "
+                f"{quantity(self.world.size, 'rank')}"
             )
         self.accumulation_steps = self.micro_batches // self.world.size
         self.steps_per_epoch = images.order.samples // self.images_per_step
         if not self.steps_per_epoch:
             raise ValueError(
-                f"{images.order.samples} training images are fewer than the {self.images_per_step} of one step"
+                f"{quantity(images.order.samples, 'training image is', 'training images are')} fewer than the "
+                f"{self.images_per_step} of one step"
             )
         self.total_steps = max(1, round(recipe.epochs * self.steps_per_epoch))
         self.step = 0

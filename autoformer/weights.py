@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import check_regular
 
 # The first one that is there: timm's order; then the tutorials of PyTorch, and DeepSpeed.
@@ -101,7 +101,7 @@ def read_safetensors(path: Path, remedy: str) -> dict[str, Tensor]:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
         if header > BOUNDS.header_bytes:
-            raise ValueError(f"a header of {header} bytes")
+            raise ValueError(f"a header of {quantity(header, 'byte')}")
         return load_file(path)
 
 

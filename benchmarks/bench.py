@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from autoformer.errors import quantity
 from autoformer.files import check_writable, write_json
 from benchmarks.gpu.machine import describe, lines
 from benchmarks.rows import table
@@ -103,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [row for result in results.values() for row in result["rows"] if row["holds"] is not None]
     failed = [part for part, result in results.items() if "error" in result]
     judged = (
-        "no limit is judged" if arguments.quick else f"{sum(row['holds'] for row in rows)} of {len(rows)} limits hold"
+        "no limit is judged"
+        if arguments.quick
+        else f"{sum(row['holds'] for row in rows)} of {quantity(len(rows), 'limit holds', 'limits hold')}"
     )
     print(f"\n{judged}; {arguments.out}/bench.json")
     if failed:

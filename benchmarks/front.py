@@ -23,6 +23,7 @@ import numpy as np
 
 from autoformer.candidates import ScoredCandidate
 from autoformer.complexity import count_params
+from autoformer.errors import quantity
 from autoformer.front import front_of
 from autoformer.limits import Limits
 from autoformer.pareto import hypervolume
@@ -139,7 +140,9 @@ def compare(config: Config, score: Score, images: int, seeds: int) -> dict[str, 
                     {name: points_of(space, [s.candidate.spec for s in chosen[name]], cache, where) for name in NAMES}
                     if len(where) else {name: [] for name in NAMES}
                 )  # fmt: skip
-            counts = (f"{name} {len(found[name])} candidates, {len(fronts[name])} on its front" for name in NAMES)
+            counts = (
+                f"{name} {quantity(len(found[name]), 'candidate')}, {len(fronts[name])} on its front" for name in NAMES
+            )
             print(f"seed {seed}: {'; '.join(counts)}", flush=True)
         ends = [points_of(space, [space.smallest], cache, where)[0] if len(where) else None for where in (seen, unseen)]
     groups: dict[str, dict[Name, list[float]]] = {}

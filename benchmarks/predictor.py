@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from autoformer.errors import quantity
 from benchmarks.rows import Row, measured
 from benchmarks.searches import Score, command, interval_rows, run_search, shared_scores
 from runtime.common.config import Config
@@ -58,8 +59,8 @@ def compare(config: Config, score: Score, images: int, seeds: int) -> list[Seed]
             own = found[-1]
             print(
                 f"seed {seed}: best loss of evolution {own.bar:.4f} after {own.reached(own.evolution)} of "
-                f"{len(own.evolution)} evaluations; the predictor's {own.predictor[-1]:.4f}, and evolution's after "
-                f"{own.reached(own.predictor) or 'more'}",
+                f"{quantity(len(own.evolution), 'evaluation')}; the predictor's {own.predictor[-1]:.4f}, and "
+                f"evolution's after {own.reached(own.predictor) or 'more'}",
                 flush=True,
             )
     return found

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from autoformer.complexity import count_macs, count_params
+from autoformer.errors import quantity
 from autoformer.layers import initialise
 from autoformer.limits import Limits
 from autoformer.racing import Floats
@@ -145,7 +146,7 @@ def measured_proxies(config: Config, score: Score, images: int, subnets: int) ->
             for name, found in correlations(proxies, scores, np.random.default_rng(0)).items():
                 for kind, values in found.items():
                     rows += [
-                        Row(f"{group}, {len(specs)} subnets, {name}, {kind}{part}", value, "")
+                        Row(f"{group}, {quantity(len(specs), 'subnet')}, {name}, {kind}{part}", value, "")
                         for part, value in zip(("", ", from", ", to"), values, strict=False)
                     ]
     return measured(rows, values=everything)

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from autoformer.errors import AutoFormerError, shortened
+from autoformer.errors import AutoFormerError, quantity, shortened
 from autoformer.reading import read_json_as
 from autoformer.subnet_text import by_block
 from runtime import tracking
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(listing())
             return
         if len(names) != 2:
-            raise AutoFormerError(f'{len(names)} runs given; give two, as in make compare RUNS="a b"')
+            raise AutoFormerError(f'{quantity(len(names), "run")} given; give two, as in make compare RUNS="a b"')
         first, second = (tracking.read_pipeline_run(find(name)) for name in names)
         print(report(first, second))
 

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import yaml
+from pydantic import TypeAdapter
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError, nearest
+from autoformer.errors import AutoFormerError, nearest, validated
 from autoformer.files import replacing, write_text
+from autoformer.frozen import FolderName
 from autoformer.images.source import SOURCE, Source, SourceArchive
 from commands.inside import accepted_inside, did_you_mean
 from components.prepare_data import class_folders, imagenet, webdataset
@@ -75,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder to fill")
 
     def work(arguments: argparse.Namespace) -> None:
+        validated(TypeAdapter(FolderName), arguments.dataset, f"DATASET={arguments.dataset}")
         print(f"{arguments.data}: {fill_data_folder(arguments.dataset, arguments.archives, arguments.data)}")
 
     return run_command("deliver", parser, work, argv, after="")

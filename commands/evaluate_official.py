@@ -16,7 +16,7 @@ from typing import Any, get_args
 import numpy as np
 
 from autoformer.complexity import count_params
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import check_writable, hash_file, write_json
 from autoformer.images.split_files import Split, hash_split
 from autoformer.named import load_space, load_subnet
@@ -163,11 +163,13 @@ def _test_split(data: str, delivered: Delivered, limit: int | None) -> tuple[str
 def summary(figures: dict[str, Any]) -> list[str]:
     """The figures as a few lines of text."""
     low, high = figures["top1_low_percent"], figures["top1_high_percent"]
-    part = "" if figures["images"] == figures["split_images"] else f" of {figures['split_images']:,}"
+    shown = quantity(figures["images"], f"{figures['split']} image")
+    if figures["images"] != figures["split_images"]:
+        shown = f"{figures['images']:,} of {quantity(figures['split_images'], figures['split'] + ' image')}"
     lines = [
-        f"{figures['subnet']}: {figures['params']:,} parameters, inherited from {figures['checkpoint']['file']}",
-        f"{figures['data']}: {figures['images']:,}{part} {figures['split']} images at {figures['image_size']} pixels, "
-        f"cut out of {figures['shorter_side']}",
+        f"{figures['subnet']}: {quantity(figures['params'], 'parameter')}, inherited from "
+        f"{figures['checkpoint']['file']}",
+        f"{figures['data']}: {shown} at {figures['image_size']} pixels, cut out of {figures['shorter_side']}",
         *figures["notes"],
         f"top-1 {figures['top1_percent']:.2f} % (95 % interval {low:.2f} to {high:.2f} %), "
         f"top-5 {figures['top5_percent']:.2f} %, loss {figures['loss']:.4f}",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import check_writable, write_json
 from autoformer.latency import AT_REST, Clock, LatencyTable
 from autoformer.named import file_of_space, load_space
@@ -128,8 +128,9 @@ def summary(table: LatencyTable) -> list[str]:
     low, high = table.extremes(table.space)
     error = table.median_error_percent
     lines = [
-        f"{COMMAND}: {table.conditions}; median of {table.rounds} rounds, {table.clock}",
-        f"{COMMAND}: {len(table.blocks)} blocks; subnets of '{table.space.name}' take {low:.3g} to {high:.3g} ms",
+        f"{COMMAND}: {table.conditions}; median of {quantity(table.rounds, 'round')}, {table.clock}",
+        f"{COMMAND}: {quantity(len(table.blocks), 'block')}; subnets of '{table.space.name}' take {low:.3g} to "
+        f"{high:.3g} ms",
     ]
     if table.check:
         lines += [f"{COMMAND}: {'whole subnet':<64}{'predicted':>12}{'measured':>12}{'error':>9}"]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from autoformer.complexity import count_params
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import replacing, write_json, write_text
 from autoformer.images.pixels import image_size, resized_side
 from autoformer.named import CONFIGS, load_space
@@ -216,7 +216,8 @@ def describe_pack(data: Path) -> str:
     width, height = card.median_size
     counts = sorted(card.counts.items(), key=lambda item: (item[1], item[0]))
     lines = [
-        f"{relative_path(data)}: {sum(card.counts.values()):,} images, {len(card.classes)} classes, {card.layout}",
+        f"{relative_path(data)}: {quantity(sum(card.counts.values()), 'image')}, "
+        f"{quantity(len(card.classes), 'class')}, {card.layout}",
         f"  median image size {width} x {height} pixels; packed with {card.shorter_side} on the shorter side",
         "  classes: " + ", ".join(f"{name} {count:,}" for name, count in counts[:_LISTED])
         + (f", … {counts[-1][0]} {counts[-1][1]:,}" if len(counts) > _LISTED else ""),
@@ -224,7 +225,9 @@ def describe_pack(data: Path) -> str:
     if set(card.splits) - {""}:
         lines.append("  splits: " + ", ".join(f"{name} {count:,}" for name, count in card.splits.items()))
     if card.ignored:
-        lines.append(f"  {card.ignored:,} files are no images by their names")
+        lines.append(
+            f"  {quantity(card.ignored, 'file is no image by its name', 'files are no images by their names')}"
+        )
     lines += [f"  {note}" for note in card.notes]
     if card.unreadable:
         lines.append(

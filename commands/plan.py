@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autoformer.errors import quantity
 from autoformer.images.archives import EncodedImages, EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.pixels import model_pixels
@@ -103,15 +104,15 @@ def make_plan(config: Config, data: Path, step_seconds: float = STEP_SECONDS) ->
     scored = min(search.images or counts["search"], counts["search"])
     budgets = len(search.budgets or [None])
     most = search.most_candidates * budgets
-    candidates = f"{most:,} candidates on {'at most ' if search.racing else ''}{scored:,} images"
+    candidates = f"{quantity(most, 'candidate')} on {'at most ' if search.racing else ''}{quantity(scored, 'image')}"
     candidates += "" if search.limits == Limits() else f", {search.limits}"
-    candidates += f", {budgets} budgets" if search.budgets else ""
+    candidates += f", {quantity(budgets, 'budget')}" if search.budgets else ""
     stages = [
         Stage("prepare_data", images=counts["train_full"] + counts["test"], images_per_second=PREPARED_PER_SECOND),
         _training_stage("train_supernet", [config.section(TrainSupernet)], counts["train"], training),
         Stage("search_subnet", candidates, most * scored, scoring),
         _repeated(budgets, _training_stage("retrain_subnet", _trainings(config), counts[retrain.split], training)),
-        Stage("evaluate_subnet", f"{counts['test']:,} images", 3 * budgets * counts["test"], scoring),
+        Stage("evaluate_subnet", quantity(counts["test"], "image"), 3 * budgets * counts["test"], scoring),
         Stage("register_model"),
     ]
     if device.type == "cuda":
@@ -142,16 +143,23 @@ def _training_stage(name: str, trainings: Sequence[TrainingSection], images: int
     if not trainings:
         return Stage(name, "none: weights as inherited")
     steps = [max(1, round(section.epochs * (images // section.batch_size))) for section in trainings]
-    epochs = " and ".join(f"{section.epochs:g}" for section in trainings)
+    first = "".join(f"{section.epochs:g} and " for section in trainings[:-1])
     batches = " and ".join(dict.fromkeys(str(section.batch_size) for section in trainings))
     seen = sum(count * section.batch_size for count, section in zip(steps, trainings, strict=True))
-    return Stage(name, f"{epochs} epochs, {sum(steps):,} steps of {batches}", seen, rate)
+    return Stage(
+        name,
+        f"{first}{quantity(trainings[-1].epochs, 'epoch')}, {quantity(sum(steps), 'step')} of {batches}",
+        seen,
+        rate,
+    )
 
 
 def _repeated(budgets: int, stage: Stage) -> Stage:
     if budgets == 1:
         return stage
-    return stage._replace(work=f"for {budgets} budgets each: {stage.work}", images=stage.images * budgets)
+    return stage._replace(
+        work=f"for each of {quantity(budgets, 'budget')}: {stage.work}", images=stage.images * budgets
+    )
 
 
 def read_sample(config: Config, data: Path) -> tuple[DatasetCard, DecodedSplit | EncodedSplit, Mapping[str, int]]:
@@ -241,8 +249,8 @@ def plan_table(plan: Plan) -> str:
     """The plan as a table."""
     width = max(_WORK_CHARACTERS, *(len(stage.work) + 2 for stage in plan.stages))
     lines = [
-        f"plan, on {plan.device}: {plan.counts['train']:,} images to train, {plan.counts['search']:,} to search, "
-        f"{plan.counts['test']:,} to test",
+        f"plan, on {plan.device}: {quantity(plan.counts['train'], 'image')} to train, {plan.counts['search']:,} to "
+        f"search, {plan.counts['test']:,} to test",
         f"  {'step':<18}{'work':<{width}}{'images':>12}{'images/s':>10}{'time':>10}",
     ]
     for stage in plan.stages:

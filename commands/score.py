@@ -17,6 +17,7 @@ import numpy as np
 from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import check_writable, hash_path, hash_value, replacing, write_json
+from autoformer.frozen import check_name
 from autoformer.latency import FILE as LATENCY_FILE
 from autoformer.latency import LatencyTable, read_latency_table
 from autoformer.reading import read_json_as, read_yaml_list
@@ -82,6 +83,10 @@ def _run(arguments: argparse.Namespace) -> None:
     table_file = search / LATENCY_FILE
     section = config.section(SearchSubnet)
     table = read_latency_table(table_file) if table_file.is_file() else latency_table(section.latency, config.space)
+    if table:
+        table.check_fits(config.space, str(table_file))
+    if table and (note := table.note_on(config.space)):
+        print_line(f"{COMMAND}: table of latencies: {note}")
     scored, provenance = score(listed, config, paths, table)
     columns = ("name", *COLUMNS, LATENCY) if table else ("name", *COLUMNS)
     with replacing(arguments.out) as folder:
@@ -104,16 +109,23 @@ def _check_out(out: Path) -> None:
 
 
 def read_subnets(path: Path, space: SearchSpace) -> list[Listed]:
-    """The subnets of a list. Raises `AutoFormerError` naming the line of the first that is not in the space."""
-    found = []
+    """The subnets of a list, each with a name of its own: names alone tell them apart in the table.
+
+    Raises `AutoFormerError` naming the line of the first that is not in the space, or has the name of another.
+    """
+    found, line_of = [], dict[str, int]()
     for line, read in _items(path):
         where = f"{path}, line {line}"
         try:
             name, spec = _subnet(read, where, space)
+            check_name(name)
             space.check(spec)
         except ValueError as error:
             raise AutoFormerError(str(error) if str(path) in str(error) else f"{where}: {error}") from None
-        found.append(Listed(name or f"line {line}", spec))
+        name = name or f"line {line}"
+        if (first := line_of.setdefault(name, line)) != line:
+            raise AutoFormerError(f"{where}: the subnet of line {first} is named '{name}', too; rename one")
+        found.append(Listed(name, spec))
     if not found:
         raise AutoFormerError(f"{path}: lists no subnet")
     return found

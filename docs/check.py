@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from autoformer.errors import quantity
 from docs import configuration
 from docs.configuration import CLUSTERS, ENVIRONMENT, ON_A_CLUSTER
 from runtime.common.config import ROOT, STEPS
@@ -241,7 +242,7 @@ def main() -> int:
     every = [*generated(), *problems()]
     for problem in every:
         print(problem, file=sys.stderr)
-    print(f"{len(PAGES)} pages, {len(every)} problems")
+    print(f"{quantity(len(PAGES), 'page')}, {quantity(len(every), 'problem')}")
     return 1 if every else 0
 
 

@@ -125,7 +125,7 @@ def build(client: "DockerClient", name: str, registry: str, more: Sequence[str],
         command += [*_secrets(Path(folder)), *more, "."]
         environment = os.environ | {"DOCKER_BUILDKIT": "1", "DOCKER_HOST": _host()}
         if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode:
-            raise AutoFormerError(f"the image '{name}' could not be built; what Docker says of it is above")
+            raise AutoFormerError(f"the image '{name}' could not be built; Docker's messages are above")
         image = client.images.get(written.read_text(encoding="utf-8").strip())
     for each in filter(None, (content_tag(image.attrs), tag)):
         image.tag(repository, each)
@@ -221,7 +221,7 @@ def _newest(client: "DockerClient", name: str) -> str:
     newest = max(ours, key=lambda image: image.attrs["Created"])
     by_content = [tag for tag in newest.tags if tag.endswith(f":{content_tag(newest.attrs)}")]
     if not by_content:
-        raise AutoFormerError(f"the image '{newest.tags[0]}' has lost the tag that says what is in it; `make images`")
+        raise AutoFormerError(f"the image '{newest.tags[0]}' has lost the tag that names its content; `make images`")
     return by_content[0]
 
 

@@ -49,7 +49,7 @@ class KfpOutput:
         for line in lines:
             shown = self._visible(line)
             if shown is not None:
-                print_line(shown, self._shown)  # the run goes on where nobody reads
+                print_line(shown, self._shown)  # the run continues where nobody reads
         return len(text)
 
     def flush(self) -> None:

@@ -131,8 +131,8 @@ def other_classes(config: Config, classes: Sequence[str]) -> list[str]:
         champion = tracking.aliased_version(name, section.alias)
         if champion and champion.tags.get(CLASSES, hash_classes(classes)) != hash_classes(classes):
             notes.append(
-                f"registry: {name}@{section.alias} tells other classes apart, so this run's model will not take its "
-                "place; give it a name of its own: register_model.model_name"
+                f"registry: {name}@{section.alias} has other classes, so this run's model will not take its place; "
+                "give it a name of its own: register_model.model_name"
             )
     return notes
 

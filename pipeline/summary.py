@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from autoformer.cards import read_subnet_card
 from autoformer.complexity import count_macs, count_params
+from autoformer.errors import quantity
 from autoformer.latency import LatencyTable, table_of_search
 from autoformer.reading import read_json_as
 from autoformer.space import SubnetSpec
@@ -151,14 +152,17 @@ def _search_scores(searched: Mapping[str, float], retrained: Mapping[str, float]
         parts.append(f"{_scratch(retrained)} {retrained['scratch_top1_percent']:.2f} %")
     if "evolution_minus_random_percent" in searched:
         better, low, high = (searched[f"evolution_minus_random_{part}percent"] for part in ("", "low_", "high_"))
-        parts.append(
-            f"{method_of(searched)} {better:+.2f} against random search (95 % interval {low:+.2f} to {high:+.2f})"
-        )
+        if low == high:  # no image tells their best subnets apart, so no interval can be computed
+            parts.append(f"the best of {method_of(searched)} and of random search right on the same images")
+        else:
+            parts.append(
+                f"{method_of(searched)} {better:+.2f} against random search (95 % interval {low:+.2f} to {high:+.2f})"
+            )
     return ", ".join(parts)
 
 
 def _scratch(retrained: Mapping[str, float]) -> str:
-    return f"from scratch in {retrained['scratch_epochs']:g} epochs"
+    return f"from scratch in {quantity(retrained['scratch_epochs'], 'epoch')}"
 
 
 def _test_scores(weights: str, tested: Mapping[str, float], retrained: Mapping[str, float]) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 from run_steps import contents
 from user_images import class_folders, noise
 
+import commands.deliver
 import commands.fetch
 import commands.own_images
 import commands.plan
@@ -45,6 +46,7 @@ MAINS = {
     "predict": commands.predict.main,
     "prepare": components.prepare_data.step.main,
     "fetch": commands.fetch.main,
+    "deliver": commands.deliver.main,
 }
 
 
@@ -349,6 +351,7 @@ DOORS: list[Case] = [
     ("prepare", lambda tmp: prepare(tmp / "root", tmp), ["dataset = photos", "no pack of images", "make data DATA=…"]),
     ("prepare", lambda tmp: prepare(packed(tmp), tmp, "prepare_data.search_images=10"), ["search_percent instead"]),
     ("prepare", lambda tmp: prepare(packed(tmp, 2), tmp), ["classes have too few different images", "a 2, b 2", "3"]),
+    ("deliver", argv("--dataset", "../x", "--archives", "…/root", "--data", "…/x"), ["DATASET=../x: expected"]),
     ("fetch", argv("--dataset", "cifar"), ["DATASET=cifar: only fashion-mnist", "ARCHIVES=folder"]),
 ]  # fmt: skip
 

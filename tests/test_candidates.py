@@ -113,7 +113,7 @@ def test_text_for_people_is_rounded() -> None:
         ({"top1_percent": "nan"}, "top1_percent = nan: expected a finite number"),
         ({"loss": "inf"}, "loss = inf: expected a finite number"),
         ({"params": "many"}, "invalid literal for int() with base 10: 'many'"),
-        ({"mlp_ratio": "2"}, "mlp_ratio has 1 entries for depth 2"),
+        ({"mlp_ratio": "2"}, "mlp_ratio has 1 entry for depth 2"),
         ({"parents": "3;x"}, "invalid literal for int() with base 10: 'x'"),
     ],
 )

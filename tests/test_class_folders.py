@@ -161,7 +161,7 @@ def test_a_val_folder_without_class_folders_is_refused_in_one_line(read: Any, tm
     root = flat(tmp_path / "imagenet", "val")
     assert class_folders.is_mine(root)
     with pytest.raises(
-        AutoFormerError, match=r"val: 3 images lie in no class folder; sort them into val/<class>/"
+        AutoFormerError, match=r"val: 3 images lie in no class folder; sort images into val/<class>/"
     ) as e:
         read(root)
     assert "\n" not in str(e.value)

@@ -237,4 +237,4 @@ def test_a_step_ends_when_its_runner_is_killed() -> None:
             runner.wait()
             _, error = step.communicate(timeout=30)
             assert step.returncode == 143
-            assert error == "evaluate_subnet: stopped by SIGTERM; the same command goes on from there\n"
+            assert error == "evaluate_subnet: stopped by SIGTERM; the same command resumes from there\n"

@@ -109,7 +109,7 @@ def test_a_run_is_named_by_id_prefix_folder_or_one_of_its_steps(
         (["0" * 32, "FIRST"], "no such pipeline run; the latest: SECOND FIRST"),
         (["FIRST", "no-such-folder"], "no-such-folder: no such pipeline run"),
         (["FIR", "SECOND"], "FIR: no such pipeline run"),  # too short a prefix to mean anything
-        (["FIRST"], "1 runs given; give two"),
+        (["FIRST"], "1 run given; give two"),
         (["FIRST", "SECOND", "FIRST"], "3 runs given; give two"),
         (["FIRST", "EMPTY"], "its records name no run of this MLflow store"),
     ],

@@ -116,6 +116,35 @@ def test_a_wrong_value_is_named(override: str, parts: list[str]) -> None:
     assert all(part in message for part in parts), message
 
 
+@pytest.mark.parametrize("key", ["name", "dataset", "space.name"])
+@pytest.mark.parametrize("name", ["two\nlines", "red \x1b[31m", "a\ttab", "\u202eback", "\x00"])
+def test_a_name_that_a_terminal_would_obey_is_refused(key: str, name: str) -> None:
+    message = error_of("demo", f"{key}={json.dumps(name)}")
+    assert key in message and message.endswith("a name holds no line break and no other control character")
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize("name", ["../x", "..", ".", "a/b", "/etc", "a/../../b", "x" * 256, "ä" * 128])
+def test_the_name_of_a_data_set_leads_nowhere_else(name: str) -> None:
+    assert f"dataset = '{name[:60]}" in error_of("demo", f"dataset={json.dumps(name)}")
+
+
+def test_other_names_are_free() -> None:
+    for name in ("Ünïcode 😀", "a.b", "..a", "x" * 200):
+        config = load_config(
+            "demo", [f"name={json.dumps(name, ensure_ascii=False)}", f"dataset={json.dumps(name, ensure_ascii=False)}"]
+        )
+        assert (config.name, config.dataset) == (name, name)
+
+
+@pytest.mark.parametrize("kind", ["preset", "space"])
+@pytest.mark.parametrize("name", ["../spaces/photos-64", "../presets/demo", "/etc/passwd", "..", "demo\n"])
+def test_the_name_of_a_file_of_configs_is_no_path(kind: str, name: str) -> None:
+    overrides = [f"space={json.dumps(name)}"] if kind == "space" else []
+    message = error_of(name if kind == "preset" else "demo", *overrides)
+    assert f"in configs/{kind}s; " in message and message.endswith("; a path ends in .yaml")
+
+
 @pytest.mark.parametrize(
     "override",
     [

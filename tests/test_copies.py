@@ -108,7 +108,7 @@ def test_small_and_dominant_classes_are_named(tmp_path: Path) -> None:
     source = class_folders(tmp_path / "src", 3, 20, 21, 70)
     folder = pack(source, tmp_path, 10, 3, 0.0, lambda what, done, total: None)
     few, dominant = read_pack(folder).notes
-    assert few.startswith("1 of 4 classes have fewer than 20 images: a 3; their accuracy")
+    assert few.startswith("1 of 4 classes has fewer than 20 images: a 3; their accuracy")
     assert dominant.startswith("class 'd' is 61 % of all images")
     write_images(source / "a", 30, seed=40)
     for number in range(50):
@@ -122,7 +122,7 @@ def test_classes_that_a_split_of_the_source_lacks_are_named(split_name: str, tmp
     class_folders(tmp_path / "src" / split_name, 20, 0, 20)
     shutil.rmtree(tmp_path / "src" / split_name / "b", ignore_errors=True)
     notes = read_pack(pack(tmp_path / "src", tmp_path, 10, 3, 0.0, lambda what, done, total: None)).notes
-    assert [note for note in notes if f"1 of 3 classes have no image in {split_name}: b; what" in note]
+    assert [note for note in notes if f"1 of 3 classes has no image in {split_name}: b; what" in note]
 
 
 def scenes(count: int, seed: int = 5) -> list[Image.Image]:

@@ -111,7 +111,7 @@ def test_statistics_equal_numpys() -> None:
     ("column", "value", "message"),
     [
         ("offsets", -1, "at offset -1 lies outside t10k-images-idx3-ubyte.gz"),
-        ("offsets", 16 + 784 * 100 - 783, "lies outside t10k-images-idx3-ubyte.gz .78416 bytes."),
+        ("offsets", 16 + 784 * 100 - 783, "lies outside t10k-images-idx3-ubyte.gz .78,416 bytes."),
         ("offsets", 2**62, "lies outside"),
         ("sizes", 783, "another size than 784 bytes"),
         ("archives", "other.gz", "names the archive 'other.gz', which the card does not"),

@@ -113,10 +113,10 @@ def test_what_was_stopped_goes_on_to_the_same_weights(ran: tuple[str, Result]) -
     assert len(resumed) == 2 and twice == 0 and set(resumed.values()) == {0}
     assert values(ran, "resume", "exit code after Ctrl-C")["train_supernet"] == 130
     facts = ran[1]["parts"]["resume"]["facts"]
-    assert re.search(r"stopped by SIGINT at step \d+ of 40; the same command goes on", facts["Ctrl-C"])
+    assert re.search(r"stopped by SIGINT at step \d+ of 40; the same command resumes", facts["Ctrl-C"])
     assert facts["again"].startswith("train_supernet: 40 steps")
     line = re.fullmatch(
-        r"a forward pass of 1024 images does not fit this machine's memory; (\d+) fit: set "
+        r"a forward pass of 1,024 images does not fit this machine's memory; (\d+) would fit: set "
         r"train_supernet\.accumulation=(\d+), which (?:makes other draws of [a-z, ]+|changes nothing else of the "
         r"recipe), and start it again",
         facts["out of memory"],

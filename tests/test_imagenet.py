@@ -122,7 +122,7 @@ def test_splits_are_drawn_from_train_and_val_tests(tmp_path: Path) -> None:
     assert not contents["train"] & contents["search"] and not contents["train_full"] & contents["test"]
     assert contents["train_full"] == contents["train"] | contents["search"]
     assert splits["train_full"].offsets.tolist() == sorted(splits["train_full"].offsets)  # in the order of the archive
-    assert "1 training images left out (also in test), 2 kept out of search" in card.notes[0]
+    assert "1 training image left out (also in test), 2 kept out of search" in card.notes[0]
     assert (card.mean, card.std) == IMAGENET_STATISTICS
 
 
@@ -323,7 +323,7 @@ def test_make_data_says_where_the_archives_are(tmp_path: Path, capsys: pytest.Ca
         assert part in told.err and told.err.count("\n") == 1
     os.truncate(archives / VAL, 10**6)
     assert deliver.main([*given, str(archives)]) == 2
-    assert "1000000 bytes, not 6744924160 as published" in capsys.readouterr().err
+    assert "1,000,000 bytes, not 6,744,924,160 as published" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", [TRAIN, VAL])

@@ -30,7 +30,7 @@ def test_sigterm_in_the_midst_of_a_row(sandbox: Sandbox, tmp_path: Path) -> None
 
     assert ended(start(step, given, log, (at_step, 33, TERM), (at_step, 33, INT))) == 143
     assert log.read_text().splitlines()[-1] == (
-        "train_supernet: stopped by SIGTERM at step 33 of 60; the same command goes on from there"
+        "train_supernet: stopped by SIGTERM at step 33 of 60; the same command resumes from there"
     )
     assert not Path(given["--out"]).exists()
     assert sandbox.record(given)["succeeded"] is False
@@ -75,7 +75,7 @@ def test_sigterm_in_retraining_and_in_a_search(sandbox: Sandbox, tmp_path: Path)
         given, log = sandbox.given(step, f"{step}-terminated"), tmp_path / "log"
         assert ended(start(step, given, log, event)) == 143
         assert log.read_text().splitlines()[-1] == (
-            f"{step}: stopped by SIGTERM {note}; the same command goes on from there"
+            f"{step}: stopped by SIGTERM {note}; the same command resumes from there"
         )
         assert run(step, given) == 0
         assert contents(Path(given["--out"])) == sandbox.undisturbed(step)
@@ -340,8 +340,8 @@ def test_out_of_memory_is_one_line_with_the_accumulation_that_fits(sandbox: Sand
     step, log, event = "train_supernet", tmp_path / "log", (at_step, 7, ask_for_too_much)
     given = sandbox.given(step, "memory")
     assert ended(start(step, given, log, event)) == 2
-    fits = "train_supernet: a forward pass of 50 images does not fit this machine's memory; 25 fit: "
-    assert log.read_text().splitlines()[-1] == f"{fits}the same command goes on with accumulation 2"
+    fits = "train_supernet: a forward pass of 50 images does not fit this machine's memory; 25 would fit: "
+    assert log.read_text().splitlines()[-1] == f"{fits}the same command resumes with accumulation 2"
     assert not Path(given["--out"]).exists()
     assert run(step, given) == 0
     assert ended(start(step, sandbox.given(step, "memory", config_of(step, accumulation=1)), log, event)) == 2

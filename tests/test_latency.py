@@ -102,8 +102,8 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"blocks": []}, "blocks has 0 times that are not one for each of 27 choices"),
-        ({"head": [{"embed_dim": 8, "ms": 1}] * 3}, "head has 3 times that are not one for each of 3 choices"),
+        ({"blocks": []}, "blocks has 0 times, not one for each of 27 choices"),
+        ({"head": [{"embed_dim": 8, "ms": 1}] * 3}, "head has 3 times, not one for each of 3 choices"),
         ({"constant_ms": "much"}, "constant_ms = 'much'"),
         ({"constant_ms": float("nan")}, "constant_ms"),
         ({"batch_size": 0}, "batch_size = 0"),
@@ -124,6 +124,11 @@ def test_a_damaged_table_is_one_line(change: dict[str, Any], words: str, tmp_pat
 def test_a_table_of_another_space_is_refused() -> None:
     table = table_of(SPACE)
     table.check_fits(small_space(name="renamed", choices=ONE.choices), "table")
+    assert table.note_on(SPACE) == ""
+    assert table.note_on(small_space(name="renamed", choices=ONE.choices)) == (
+        "measured for the space 'small', which differs from 'renamed' in name, choices; the layers of a subnet are "
+        "the same in both"
+    )
     for space, words in (
         (small_space(num_classes=6), "num_classes = 5, but 'small' has 6"),
         (small_space(pooling="class_token"), "pooling = mean"),
@@ -131,6 +136,9 @@ def test_a_table_of_another_space_is_refused() -> None:
     ):
         with pytest.raises(AutoFormerError, match=words):
             table.check_fits(space, "table")
+    shallow = table_of(SPACE.model_copy(update={"choices": SPACE.choices.model_copy(update={"depth": (1, 2)})}))
+    with pytest.raises(AutoFormerError, match="measured without depth = 3 of 'small'"):  # beyond what it was fitted to
+        shallow.check_fits(SPACE, "table")
 
 
 def test_a_search_under_a_latency_limit_draws_legal_candidates_alone() -> None:

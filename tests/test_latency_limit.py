@@ -42,11 +42,16 @@ def supernet(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_every_candidate_keeps_to_the_limit_and_the_result_holds_the_table(
-    supernet: Path, tiny_data: TinyData, tmp_path: Path
+    supernet: Path, tiny_data: TinyData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = searching(write_latencies(tmp_path / "table.json", FORTY))
+    other = FORTY.model_copy(update={"name": "other"})  # which is accepted, and reported
+    config = searching(write_latencies(tmp_path / "table.json", other))
     out = tmp_path / "search"
     assert run("search_subnet", arguments("search_subnet", tiny_data, supernet, out, config)) == 0
+    note = (
+        "search_subnet: search_subnet.latency.table: measured for the space 'other', which differs from 'forty' in name"
+    )
+    assert capsys.readouterr().out.count(note) == 1
     table = table_of(FORTY)
     for name in ("candidates.csv", "finalists.csv"):
         with (out / name).open(encoding="utf-8") as file:
@@ -62,7 +67,7 @@ def test_every_candidate_keeps_to_the_limit_and_the_result_holds_the_table(
     assert read_json(out / "provenance.json")["config"]["search_subnet"]["latency"]["sha256"]
 
     search = read_search(out, chosen)
-    assert search.table == table
+    assert search.table == table_of(other)
     shown = search_sections._described(search.candidates[search.chosen], "chosen")["costs"]
     assert shown[2:] == [f"{table.predict(chosen):.3g} ms"]
     assert child_run(found[0], [chosen])["metrics"]["cost/latency_ms"] == found[0].candidate.latency_ms

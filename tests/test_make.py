@@ -119,8 +119,6 @@ def test_images_are_fetched_for_a_parameter_file_of_fashion_mnist(tmp_path: Path
         (["score", "OUT=scores"], "SUBNETS", "make score SUBNETS=my-subnets.yaml"),
         (["latency", "OUT=a.json"], "SPACE", "make latency SPACE=fashion-mnist OUT="),
         (["latency", "SPACE=photos-64"], "OUT", "make latency SPACE=fashion-mnist OUT="),
-        (["evaluate-official"], "CHECKPOINT", "make evaluate-official CHECKPOINT="),
-        (["evaluate-official", "CHECKPOINT=a.pth"], "SUBNET", "SUBNET=autoformer-tiny"),
         (["evaluate-official", "CHECKPOINT=a.pth", "SUBNET=b"], "DATA", "DATA=data/imagenet-1k"),
         (["data", "DATA=photos"], "NAME", "make data DATA=photos NAME=flowers"),
         (["data", "ARCHIVES=downloads"], "DATASET", "make data DATASET=cifar-10 ARCHIVES=downloads"),
@@ -140,6 +138,45 @@ def test_a_missing_variable_is_named_with_an_example(words: list[str], missing: 
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert f"{missing}= is missing; for example: " in done.stderr and example in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["compare", "A=nothing"], "A= is no variable of the Makefile; `make help` names them"),
+        (["run", "PRESTE=smoke"], "PRESTE= is no variable of the Makefile"),
+        (["run", "train_supernet.epochs=3"], 'a key of the configuration is set by SET="key=value"'),
+        (["repro", "seed=1"], 'a key of the configuration is set by SET="key=value"'),
+        (["compare", "RUN=a"], 'RUN= is for make submit; the runs to compare are RUNS="a b"'),
+        (["compare", "RUNS= "], 'RUNS= is missing; for example: make compare RUNS="a b"'),
+    ],
+)
+def test_a_variable_that_would_be_ignored_is_refused(words: list[str], says: str) -> None:
+    command = ["make", "--old-file=.venv/.installed", *words]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert says in done.stderr
+
+
+def test_variables_of_the_environment_may_stand_behind_make(tmp_path: Path) -> None:
+    (call,) = make(tmp_path, "compare", "AUTOFORMER_TRACKING=off", "PATH=" + os.environ["PATH"], "TMPDIR=/tmp")
+    assert call[1] == ["-m", "commands.compare"]
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["evaluate-official"], "CHECKPOINT= SUBNET= DATA="),
+        (["evaluate-official", "SUBNET=b"], "CHECKPOINT= DATA="),
+        (["latency"], "SPACE= OUT="),
+        (["test-cluster", "CLUSTER=mine"], "HOST= DATA="),
+    ],
+)
+def test_all_missing_variables_are_named_at_once(words: list[str], missing: str) -> None:
+    command = ["make", "--old-file=.venv/.installed", *words]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"*** {missing} are missing; for example: make {words[0]} " in done.stderr
 
 
 @pytest.mark.parametrize("target", ["run", "repro"])

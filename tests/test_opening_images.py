@@ -233,8 +233,8 @@ TILES = tiff(*PLAIN, (322, LONG, 1, 1), (323, LONG, 1, 1), (324, 1, 200_000, 200
     ("content", "what"),
     [
         (SHARED, "its tags share their bytes"),
-        (STRIPS, "its tag 273 has 200000 numbers"),
-        (TILES, "its tag 324 has 200000 numbers"),
+        (STRIPS, "its tag 273 has 200,000 numbers"),
+        (TILES, "its tag 324 has 200,000 numbers"),
     ],
     ids=["tags that share their bytes", "strips", "tiles"],
 )

@@ -122,7 +122,7 @@ def test_card_says_what_is_there(made: Made) -> None:
 def test_what_is_printed_and_what_is_recorded(made: Made) -> None:
     lines = made.printed.splitlines()
     assert len(lines) == 7
-    assert "58000 images, 5800 to 5800 of a class" in lines[1]
+    assert "58,000 images, 5,800 to 5,800 of a class" in lines[1]
     assert "0 training images left out (also in test), 0 kept out of search" in lines[6]
     assert read_json(made.folder / "run" / "run.json")["step"] == "prepare_data"
 
@@ -180,7 +180,7 @@ def test_repeated_images_in_files(tmp_path: Path) -> None:
     assert not (contents["train"] | contents["search"]) & contents["test"]
     assert not contents["train"] & contents["search"]
     assert prepared.card.counts == {"train": 59, "search": 40, "test": 20, "train_full": 99}
-    assert "1 training images left out (also in test), 3 kept out of search" in summary(prepared)[-1]
+    assert "1 training image left out (also in test), 3 kept out of search" in summary(prepared)[-1]
 
 
 @pytest.mark.parametrize("images", [1, 0, 3])
@@ -245,7 +245,7 @@ def test_wrong_archive(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prepare_data": {"search_images": 60000}}, "6000 images of each class, but at most 5999"),
+        ({"prepare_data": {"search_images": 60000}}, "6,000 images of each class, but at most 5,999"),
         ({"prepare_data": {"search_images": 2005}}, "search_images = 2005: expected a multiple of the 10 classes"),
         ({"dataset": "mnist"}, "dataset = mnist: "),
     ],

@@ -101,11 +101,11 @@ def test_a_launched_step_survives_a_killed_rank_and_passes_signals_on(sandbox: S
     lines = (tmp_path / "launched").read_text().splitlines()
     first, *_, last = [line for line in lines if "images, " not in line]
     assert first == (
-        f"{STEP}: rank 1 of 2 was killed by SIGKILL, as where memory runs out; the same command goes on from the last "
+        f"{STEP}: rank 1 of 2 was killed by SIGKILL, as where memory runs out; the same command resumes from the last "
         "checkpoint; starting again, 1 of 1"
     )
     assert last.startswith(f"{STEP}: stopped by SIGTERM at step ") and last.endswith(
-        "the same command goes on from there"
+        "the same command resumes from there"
     )
     assert not any(child.is_running() for child in ranks)
     assert run_ranks(STEP, given, tmp_path / "log") == [0, 0]
@@ -178,7 +178,7 @@ def test_the_first_cause_is_reported_and_not_its_consequences() -> None:
         ([exit_codes.LOST, exit_codes.UNAVAILABLE, -15], [lost, away], "s3://a/b: S3 is away", exit_codes.UNAVAILABLE),
         ([exit_codes.LOST, -9, -15], [lost], "rank 1 of 3 was killed by SIGKILL, as", 137),
         ([143, -11, exit_codes.LOST], [stopped], "rank 1 of 3 was killed by SIGSEGV; ", 139),
-        ([143, 143, 1], [stopped], "rank 2 of 3 failed; its traceback stands above", 1),
+        ([143, 143, 1], [stopped], "rank 2 of 3 failed; its traceback is above", 1),
         ([143, exit_codes.LOST, exit_codes.LOST], [stopped, lost], "stopped by SIGTERM at step 5 of 9", 143),
         ([exit_codes.LOST] * 3, [lost] * 3, "the 3 ranks have lost their connections", exit_codes.LOST),
     ):

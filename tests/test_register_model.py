@@ -52,7 +52,7 @@ AT_73 = Measured("new", "a", 88.0, None, "files", "73")
         (CANDIDATE, 80.0, Measured("old", "split", 88.01), "refused", "below the champion's 88.01 %"),
         (CANDIDATE, 80.0, Measured("old", "other", 99.0), "registered", "another test split"),
         (CANDIDATE, 90.0, Measured("old", "other", 70.0), "refused", "below min_top1_percent"),
-        (CANDIDATE, 80.0, Measured("old", None, None), "registered", "does not say how it was tested"),
+        (CANDIDATE, 80.0, Measured("old", None, None), "registered", "does not record how it was tested"),
         (CANDIDATE, 80.0, Measured("new", "split", 88.0), "unchanged", "the very same weights"),
         (CANDIDATE, 90.0, Measured("new", "split", 88.0), "refused", "below min_top1_percent"),
         (Measured("new", "a", 99.0, "cats"), 80.0, Measured("old", "b", 50.0, "cars"), "refused", "other classes"),

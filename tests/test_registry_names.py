@@ -31,7 +31,7 @@ def test_one_name_for_data_sets_of_other_classes_is_reported_before_the_training
     assert other_classes(config, ["finch", "crow"]) == []  # in any order
     (note,) = other_classes(config, ["audi", "fiat"])
     name = "images-1.5m" if budgets else "images"
-    assert note.startswith(f"registry: {name}@champion tells other classes apart, so this run's model will not take")
+    assert note.startswith(f"registry: {name}@champion has other classes, so this run's model will not take")
     assert note.endswith("give it a name of its own: register_model.model_name")
 
 
@@ -52,6 +52,12 @@ def test_an_experiment_of_any_name_has_its_artifacts_beside_the_store_and_in_a_m
         assert follow(tmp_path.with_name("moved") / "mlflow.db") == tmp_path
     finally:
         tmp_path.with_name("moved").rename(tmp_path)
+
+
+def test_an_experiment_of_two_lines_is_refused(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "two\nlines")
+    with pytest.raises(AutoFormerError, match="MLFLOW_EXPERIMENT_NAME=two lines: a name holds no line break"):
+        experiment_id(connect())
 
 
 def test_the_name_of_a_run_is_as_short_as_databases_of_mlflow_take_it() -> None:

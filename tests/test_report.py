@@ -117,6 +117,19 @@ def html(search_folder: Path) -> str:
     return render(*example(search_folder, CLASSES), CONFIG)
 
 
+def test_models_that_no_image_tells_apart_have_no_interval(search_folder: Path) -> None:
+    """It would be +0.00 to +0.00, as if the difference were known exactly."""
+    results, evaluation = example(search_folder, CLASSES)
+    right = evaluation.predicted == evaluation.actual
+    level = {f"evolution_minus_random_{part}percent": 0.0 for part in ("", "low_", "high_")}
+    results = results._replace(search=results.search._replace(metrics=dict(results.search.metrics) | level))
+    page = render(results, evaluation._replace(differences={"inherited": paired_difference(right, right)}), CONFIG)
+    text = " ".join(page.split())
+    assert "Compared with the inherited weights, the chosen subnet is right on the same test images." in text
+    assert re.search(r"the best of as many random subnets [\d.]+ %, right on the same images, both with", text)
+    assert "+0.00" not in text
+
+
 def test_the_page_is_well_formed_and_loads_nothing(html: str) -> None:
     page = Page(html)
     assert html.startswith("<!doctype html>")

@@ -282,14 +282,14 @@ def key(linked: Linked, s3: S3Server, archive: str) -> dict[str, str]:
 
 def test_an_archive_that_is_not_there(linked: Linked, s3: S3Server) -> None:
     connect().delete_object(**key(linked, s3, "train-0001.tar"))
-    assert refused(linked) == f"{open_data(linked.data).remote}/train-0001.tar: no such archive; upload it, or mend " \
-        "the location"  # fmt: skip
+    assert refused(linked) == f"{open_data(linked.data).remote}/train-0001.tar: no such archive; upload it, or " \
+        "correct the location"  # fmt: skip
 
 
 def test_an_archive_that_was_cut_off(linked: Linked, s3: S3Server) -> None:
     content = (linked.disk / "train-0000.tar").read_bytes()
     connect().put_object(**key(linked, s3, "train-0000.tar"), Body=content[:2000])
-    assert refused(linked).endswith("an image lies outside train-0000.tar (2000 bytes); run prepare_data again")
+    assert refused(linked).endswith("an image lies outside train-0000.tar (2,000 bytes); run prepare_data again")
 
 
 def test_another_archive_of_that_name(linked: Linked, s3: S3Server) -> None:
@@ -309,7 +309,7 @@ def test_an_archive_that_changes_while_it_is_read(linked: Linked, s3: S3Server, 
     with pytest.raises(ChangedError) as caught:
         batches.batch(0)
     assert str(caught.value).endswith(
-        ".tar: another object than when it was listed; give the same command again, or run prepare_data again"
+        ".tar: another object than when it was listed; run the same command again, or run prepare_data again"
     )
     assert len(str(caught.value)) < 250
 

@@ -15,13 +15,14 @@ from autoformer.candidates import COLUMNS, ScoredCandidate
 from autoformer.complexity import count_macs, count_params
 from autoformer.errors import AutoFormerError
 from autoformer.space import SubnetSpec
-from autoformer.subnet_text import to_cells
+from autoformer.subnet_text import CELLS, to_cells
 from commands import score
 from runtime.common.config import load_config
 
 __all__ = ["made", "untracked"]
 
 FIRST, SECOND = SubnetSpec(1, 16, (2,), (1.0,)), SubnetSpec(2, 32, (2, 1), (1.0, 2.0))
+NAMED = f"name,{','.join(CELLS)}\n"
 YAML = """# two blocks of lines
 - {depth: 1, embed_dim: 16, num_heads: [2], mlp_ratio: [1]}
 - name: large
@@ -106,7 +107,9 @@ def test_a_search_starts_from_the_scores_of_listed_subnets(
     text = config_of(STEP, objective="loss", warm_start={"search": str(out)}, limits={}, generations=0)
     config = load_config(text, (), ()).step_json(STEP)
     assert run(STEP, arguments(STEP, tiny_data, made, tmp_path / "search", config)) == 0
-    assert f"2 scores on 80 images known from {out}; the best 2 within the limits enter" in capsys.readouterr().out
+    assert (
+        f"2 scores on 80 images known from {out}; generation 0 begins with the best 2 within" in capsys.readouterr().out
+    )
     entered = [row for row in rows_of(tmp_path / "search" / "candidates.csv") if row["origin"] == "earlier"]
     scores = {row["num_heads"]: row["loss"] for row in rows_of(out / "candidates.csv")}
     assert {row["num_heads"]: row["loss"] for row in entered} == scores and len(scores) == 2
@@ -133,6 +136,18 @@ def test_with_a_table_of_latencies_the_scores_hold_them(
         ("a.yaml", YAML.replace("name: large", "nmae: large"), "a.yaml, line 3: unknown key 'nmae'"),
         ("a.yaml", YAML + "- 5\n", "a.yaml, line 9: subnet: a subnet has the keys"),
         ("a.yaml", YAML.replace("name: large", "space: fifty"), "line 3: a subnet of space 'fifty', but the supernet"),
+        (
+            "a.yaml",
+            YAML.replace("name: large", 'name: "large\\e[2J"'),
+            "line 3: name = 'large\\x1b[2J': a name",
+        ),
+        ("a.csv", NAMED + "a\tb,1,16,2,1\n", "a.csv, line 2: a name holds no line break"),
+        (
+            "a.csv",
+            NAMED + "x,1,16,2,1\ny,1,16,2,1\nx,1,32,2,1\n",
+            "line 4: the subnet of line 2 is named 'x', too; rename one",
+        ),
+        ("a.csv", NAMED + "line 3,1,16,2,1\n,1,32,2,1\n", "line 3: the subnet of line 2 is named 'line 3'"),
         ("a.yaml", "[]", "a.yaml: lists no subnet"),
         ("a.yaml", "{", "a.yaml: not readable as YAML"),
         ("a.csv", "depth,embed_dim,num_heads\n1,16,2\n", "a.csv: has no column 'mlp_ratio'"),

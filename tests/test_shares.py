@@ -103,7 +103,7 @@ def test_copies_stay_together_in_one_split() -> None:
 def test_one_image_under_two_classes_is_noted_and_never_held_out() -> None:
     labels, contents = "aaaabbbb", "1234" + "1567"
     parts, notes = split(labels, contents)
-    assert notes == ("1 images are there under two classes or more: one of the labels is wrong",)
+    assert notes == ("1 image is there under two classes or more: one of the labels is wrong",)
     assert {0, 4} <= set(parts["train"])
 
 

@@ -128,8 +128,8 @@ def test_subnet_outside_its_space(change: dict[str, Any], words: tuple[str, ...]
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ((2, 8, (1,), (1.0, 1.0)), "num_heads has 1 entries for depth 2"),
-        ((2, 8, (1, 1), (1.0,)), "mlp_ratio has 1 entries for depth 2"),
+        ((2, 8, (1,), (1.0, 1.0)), "num_heads has 1 entry for depth 2"),
+        ((2, 8, (1, 1), (1.0,)), "mlp_ratio has 1 entry for depth 2"),
         ((2, 8, (1, 0), (1.0, 1.0)), "num_heads = 0"),
         ((2, 8, (1, 1.5), (1.0, 1.0)), "num_heads = 1.5: expected a positive integer"),
         ((2, 8, "12", (1.0, 1.0)), "num_heads = '12': expected a list"),

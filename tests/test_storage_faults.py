@@ -90,11 +90,11 @@ def test_a_download_goes_on_after(fault: Fault, faulty: FaultyProxy, uri: str, t
 
 
 REFUSED = {
-    "ExpiredToken": "{uri}: the AWS credentials have expired; renew them, and give the same command again",
+    "ExpiredToken": "{uri}: the AWS credentials have expired; renew them, and run the same command again",
     "InvalidAccessKeyId": "{uri}: the AWS credentials are not accepted (InvalidAccessKeyId); check AWS_ACCESS_KEY_ID, "
     "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN",
     "NoSuchBucket": "{bucket}: there is no such bucket; make it, or correct its name",
-    "SlowDown": "{uri}: S3 has no capacity or is at fault (SlowDown), after all tries; give the same command again "
+    "SlowDown": "{uri}: S3 has no capacity or is at fault (SlowDown), after all tries; run the same command again "
     "later",
     "AccessDenied": "{uri}: access denied; these credentials lack {permission} there",
 }
@@ -129,7 +129,7 @@ def test_bodies_that_never_arrive_leave_the_old_file_and_the_next_try_goes_on(
     old = write(tmp_path / "old", b"old")
     upload(write(tmp_path / "file", content()), uri)
     faulty.faults = [Fault("reset in the body", "GET", skip=1)]
-    with pytest.raises(StorageError, match=r"what S3 sends breaks off \(.*\) in every try; try again later"):
+    with pytest.raises(StorageError, match=r"what S3 sends breaks off \(.*\) in every attempt; try again later"):
         download(uri, old)
     assert old.read_bytes() == b"old"
     faulty.faults, faulty.lines = [], []
@@ -280,7 +280,7 @@ def test_a_server_that_is_not_there_is_one_line(
         download("s3://bucket/key", tmp_path / "came")
     assert str(away.value) == (
         "s3://bucket/key: S3 at http://127.0.0.1:9 cannot be reached (EndpointConnectionError); check "
-        "AWS_ENDPOINT_URL_S3 and the network, then give the same command again"
+        "AWS_ENDPOINT_URL_S3 and the network, then run the same command again"
     )
 
 

@@ -94,7 +94,7 @@ def gone(uri: S3Uri, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("work", "then"), [({}, "the step begins anew"), ({"a_pt": "old"}, "the work that is in {} goes on")]
+    ("work", "then"), [({}, "the step starts from the beginning"), ({"a_pt": "old"}, "the work in {} continues")]
 )
 def test_a_copy_that_is_not_whole_stops_nobody(
     s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], work: dict[str, str], then: str
@@ -228,12 +228,12 @@ def test_a_snapshot_is_not_touched_by_what_comes_later(
 def test_a_store_that_is_away_at_the_beginning(
     faulty: FaultyProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str], work: bool
 ) -> None:
-    """Work that is here goes on; nobody begins anew where there may be work in the store."""
+    """Local work continues; nobody starts from the beginning where there may be work in the store."""
     uri, folder = uri_of(faulty.server, "away"), made(tmp_path / "work", 1000, **({"a_pt": "one"} if work else {}))
     faulty.is_down = True
     if work:
         assert recalled(folder, uri) == {"a.pt": b"one"}
-        assert capsys.readouterr().err.endswith(f"; the work that is in {folder} goes on\n")
+        assert capsys.readouterr().err.endswith(f"; the work in {folder} continues\n")
     else:
         with pytest.raises(StorageError, match="cannot be reached"):
             recalled(folder, uri)

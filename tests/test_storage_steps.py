@@ -1,4 +1,4 @@
-"""Steps with a store: the supernet's weights by URI, and work that goes on where its machine and its disk are gone."""
+"""Steps with a store: the supernet's weights by URI, and work that resumes where its machine and its disk are gone."""
 
 import hashlib
 import json
@@ -221,7 +221,7 @@ def test_s3_that_is_away_stops_no_training(
         faulty.is_down = True
 
     def come() -> None:
-        until("the work goes on, and its checkpoints are sent later")
+        until("the work continues, and its checkpoints are sent later")
         faulty.is_down = False
         until("the checkpoints arrive again")
 
@@ -236,7 +236,7 @@ def test_s3_that_is_away_stops_no_training(
 def test_weights_that_cannot_be_published_are_not_lost(
     sandbox: Sandbox, store: str, faulty: FaultyProxy, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing appears, and the same command goes on from the last step."""
+    """Nothing appears, and the same command resumes from the last step."""
     step, given = "train_supernet", sandbox.given("train_supernet", "stored-denied")
     faulty.faults = [Fault("answer", "/artifacts/", "AccessDenied")]
     assert run(step, given) == 2
@@ -257,11 +257,11 @@ def test_weights_that_cannot_be_published_are_not_lost(
     [
         (
             "SlowDown",
-            "S3 has no capacity or is at fault (SlowDown), after all tries; give the same command again later",
+            "S3 has no capacity or is at fault (SlowDown), after all tries; run the same command again later",
             69,
         ),
         ("NoSuchBucket", "s3://autoformer-tests: there is no such bucket; make it, or correct its name", 2),
-        ("ExpiredToken", "the AWS credentials have expired; renew them, and give the same command again", 2),
+        ("ExpiredToken", "the AWS credentials have expired; renew them, and run the same command again", 2),
     ],
 )
 def test_a_store_that_cannot_be_used_is_told_before_any_work(

@@ -399,6 +399,9 @@ def test_a_server_that_stays_away(kfp: KfpServer, capsys: Capture) -> None:
         (["--data", "data/fashion-mnist"], "the steps run elsewhere, and know no folder of this machine"),
         ([], "DATA is missing"),
         (["--data", "s3://"], "expected s3://bucket/folder"),
+        (["--cluster", "standalonee"], "did you mean 'standalone'?; DATA is missing"),
+        (["--cluster", "standalonee", "--preset", "smokee", "--data", "s3://"], "submit: no cluster 'standalonee'"),
+        (["--preset", "smokee", "--data", "s3://"], "submit: no preset 'smokee'"),
         (["--preset", "smokee", *DATA], "did you mean 'smoke'?"),
         (["--set", "train_supernet.epochz=3", *DATA], "unknown key 'train_supernet.epochz'"),
         (["--set", "search_subnet.limits.max_params_m=0.001", *DATA], "less than the smallest subnet"),
@@ -406,6 +409,7 @@ def test_a_server_that_stays_away(kfp: KfpServer, capsys: Capture) -> None:
         (["--every", "6h", "--wait", *DATA], "a recurring run has no end to wait for"),
         (["--hst", "x"], "unrecognized arguments: --hst"),
         (["--experiment", " ", *DATA], "EXPERIMENT is empty"),
+        (["--experiment", "a\nb", *DATA], "EXPERIMENT=a b: a name holds no line break"),
         (["--experiment", "é" * 129, *DATA], "EXPERIMENT: 129 characters; KFP takes 128"),
         (["--data-hash", "abc", *DATA], "DATA_HASH=abc: expected a sha256"),
         (["--run", "a", "--terminate", "b"], "RUN and TERMINATE: one of them at a time"),
@@ -418,6 +422,17 @@ def test_a_server_that_stays_away(kfp: KfpServer, capsys: Capture) -> None:
 def test_bad_input_asks_nobody(arguments: list[str], message: str, kfp: KfpServer, capsys: Capture) -> None:
     assert message in refused(kfp, capsys, *arguments)
     assert kfp.requests == []
+
+
+def test_all_that_is_missing_is_named_at_once(kfp: KfpServer, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUTOFORMER_IMAGE")
+    assert submit.main(["--preset", "smoke"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert [error.count(f"{name} is missing") for name in ("HOST", "CLUSTER", "DATA")] == [1, 1, 1]
+    assert submit.main(["--run", "a"]) == 2  # needs no more than the server
+    error = capsys.readouterr().err
+    assert "HOST is missing" in error and "CLUSTER" not in error and "DATA" not in error
 
 
 def test_a_slash_at_the_end_of_the_data_makes_no_other_task_for_the_cache(kfp: KfpServer) -> None:
@@ -852,7 +867,7 @@ def test_a_server_that_is_away_for_a_while_ends_nothing(kfp: KfpServer, capsys: 
     for what in (reset, status(503), status(500), reset):
         kfp.fail("GET", f"{V2}/runs/.*", what)
     assert run(kfp, "--wait", *DATA) == 0
-    assert capsys.readouterr().out.count("the run goes on, and is asked for again") == 1
+    assert capsys.readouterr().out.count("the run continues; asking again") == 1
 
 
 def test_a_server_that_is_away_for_too_long(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
@@ -862,7 +877,7 @@ def test_a_server_that_is_away_for_too_long(kfp: KfpServer, capsys: Capture, mon
     kfp.fail("GET", f"{V2}/runs/.*", reset, times=1000)
     line = refused(kfp, capsys, "--wait", *DATA)
     (run_id,) = kfp.runs
-    assert f"the connection broke off; the run goes on: {kfp.host}/#/runs/details/{run_id}; `make submit " in line
+    assert f"the connection broke off; the run continues: {kfp.host}/#/runs/details/{run_id}; `make submit " in line
 
 
 def test_a_token_that_expires_meanwhile(kfp: KfpServer, capsys: Capture, monkeypatch: Any) -> None:
@@ -870,7 +885,7 @@ def test_a_token_that_expires_meanwhile(kfp: KfpServer, capsys: Capture, monkeyp
     kfp.story = GOOD
     kfp.fail("GET", f"{V2}/runs/.*", status(401, json.dumps({"message": "token is expired"})))
     line = refused(kfp, capsys, "--wait", *DATA)
-    assert "refuses the token (401); it may have expired" in line and "the run goes on: " in line
+    assert "refuses the token (401); it may have expired" in line and "the run continues: " in line
 
 
 def test_a_run_is_followed_again_and_ended(kfp: KfpServer, capsys: Capture) -> None:
@@ -897,8 +912,8 @@ def test_ctrl_c_leaves_the_run_running(kfp: KfpServer) -> None:
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
     assert errors == (
-        f"submit: stopped by SIGINT; the run goes on: {kfp.host}/#/runs/details/{run_id}; "
-        f"`make submit HOST={kfp.host} RUN={run_id}` follows it, TERMINATE={run_id} ends it\n"
+        f"submit: stopped by SIGINT; the run continues: {kfp.host}/#/runs/details/{run_id}; `make submit "
+        f"HOST={kfp.host} RUN={run_id}` follows it, TERMINATE={run_id} ends it\n"
     )
     assert kfp.terminated == []
 
@@ -953,7 +968,10 @@ def test_the_end_of_a_recurring_run_stops_none_of_its_runs(kfp: KfpServer, capsy
     capsys.readouterr()
     assert run(kfp, "--every", every, *DATA) == 0
     assert kfp.recurring[first].mode == "DISABLE" and kfp.without_workflow == []
-    line = f"recurring run 'demo', {first}: paused; its run {at_work.run_id} goes on, which a deletion would stop: "
+    line = (
+        f"recurring run 'demo', {first}: paused; its run {at_work.run_id} continues, and deleting the recurring run "
+        "would stop it: "
+    )
     assert line + "EVERY=never once it has ended\n" in capsys.readouterr().out
     at_work.state = "SUCCEEDED"
     assert run(kfp, "--every", "never", *DATA) == 0

@@ -78,6 +78,14 @@ def test_the_search_that_found_the_subnet_is_named(is_random: float, found_by: s
     assert "evolution +0.05 against random search (95 % interval -0.31 to +0.41)" in shown["search split"]
 
 
+def test_two_searches_that_no_image_tells_apart_have_no_interval(tmp_path: Path) -> None:
+    """It would be +0.00 to +0.00, as if the difference were known exactly."""
+    level = {name: 0.0 for name in SEARCHED if name.startswith("evolution_minus_random")}
+    shown = table(tmp_path, SEARCHED | level, RETRAINED, "finetune")
+    assert "the best of evolution and of random search right on the same images" in shown["search split"]
+    assert "interval" not in shown["search split"]
+
+
 @pytest.mark.parametrize(("is_random", "found_by"), [(0.0, "NSGA-II"), (1.0, "random search")])
 def test_nsga_ii_is_called_by_its_name(is_random: float, found_by: str, tmp_path: Path) -> None:
     """Its mark is the size of the front, a metric that no other search has."""

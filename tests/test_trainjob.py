@@ -187,7 +187,7 @@ def test_an_evicted_pod_and_one_that_is_gone(desk: Desk, capsys: pytest.CaptureF
     *report, line = capsys.readouterr().err.splitlines()
     assert report[-1] == "  Warning FailedCreate: exceeded quota: gpus"
     assert line.endswith("failed (FailedJobs: jobset failed due to one or more job failures); none of its pods is left "
-                         "to say more")  # fmt: skip
+                         "to explain more")  # fmt: skip
 
 
 def test_a_deadline_has_a_code_of_its_own(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,7 +201,7 @@ def test_a_deadline_has_a_code_of_its_own(desk: Desk, capsys: pytest.CaptureFixt
 def test_a_job_that_somebody_deletes(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     desk.server.script = [desk.server.start, desk.server.jobs.clear]
     assert desk.launch() == 75
-    assert " was deleted; the same command goes on from the last checkpoint" in capsys.readouterr().err
+    assert " was deleted; the same command resumes from the last checkpoint" in capsys.readouterr().err
 
 
 # --- on the way ---
@@ -286,7 +286,7 @@ def test_machines_that_are_started_again_are_followed(desk: Desk, capsys: pytest
     desk.server.script = [begin, lambda: _has_read(desk, 1), again, lambda: None, finish]
     assert desk.launch() == 0
     printed += capsys.readouterr().out.splitlines()
-    again_line = f"{STEP}: the machines are started again; the work goes on from its last checkpoint"
+    again_line = f"{STEP}: the machines are started again; the work resumes from its last checkpoint"
     assert sorted(printed[1:]) == sorted(["epoch 1", "epoch 2", again_line, "epoch 2", "epoch 3"])
 
 
@@ -422,7 +422,7 @@ def test_other_refusals_are_one_line_each(
     assert "install Kubeflow Trainer, and apply pipeline/manifests/training" in line()
     config = Path(os.environ["KUBECONFIG"])
     config.write_text(config.read_text().replace("a-token", "another-token"))
-    assert "the cluster does not know who asks to list trainjobs" in line()
+    assert "the cluster does not recognise who wants to list trainjobs" in line()
     for content in ("clusters: [", "text", "- 1", "clusters: 3\ncontexts: x\ncurrent-context: y", "\x00"):
         config.write_text(content)
         assert "not a configuration of kubectl" in line()
@@ -439,7 +439,7 @@ def test_an_api_that_stays_away_leaves_the_job_alone(desk: Desk, capsys: pytest.
     assert desk.launch(QUICK._replace(outage_seconds=0.1)) == 75
     told, ending = capsys.readouterr().err.splitlines()
     assert told.startswith("the Kubernetes API does not answer (503 ") and told.endswith("; asking again")
-    assert ending.endswith("the job goes on without this process, and the same command follows it again")
+    assert ending.endswith("the job continues without this process; the same command follows it again")
     assert desk.server.verbs() == ["POST"]
 
 
@@ -486,7 +486,7 @@ def test_a_launcher_that_was_killed_comes_back_to_its_job(
     desk.server.script = [lambda: desk.work("epoch 1")]
     assert desk.launch() == 0
     name = desk.server.job["metadata"]["name"]
-    assert capsys.readouterr().out.splitlines() == [f"{STEP}: goes on with the job {name}", "epoch 1"]
+    assert capsys.readouterr().out.splitlines() == [f"{STEP}: continues with the job {name}", "epoch 1"]
     assert [owner["uid"] for owner in desk.server.job["metadata"]["ownerReferences"]] == ["uid-of-second"]
     assert desk.server.verbs() == ["POST", "PATCH"]
     assert contents(desk.own / "out") == {"weights": b"trained"}
@@ -505,7 +505,7 @@ def test_a_launcher_that_is_told_to_stop_takes_its_job_with_it(
     assert desk.server.deletions == [{"name": name, "propagationPolicy": "Foreground"}]
     told = (tmp_path / "log").read_text().splitlines()[-1]
     word = signal.Signals(number).name
-    assert told == f"{STEP}: stopped by {word}, and the job {name} with it; the same command goes on from there"
+    assert told == f"{STEP}: stopped by {word}, and the job {name} with it; the same command resumes from there"
 
 
 def test_a_job_is_deleted_before_a_request_is_waited_for(desk: Desk, tmp_path: Path) -> None:
@@ -671,6 +671,6 @@ def test_bad_input_of_a_real_pod_comes_back_as_its_line(
         call(STEP, argv(given))
     assert failed.value.code == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    told = f"{STEP}.batch_size = 5000: an optimiser step takes 5000 images, but the train split has 500; choose a"
+    told = f"{STEP}.batch_size = 5000: an optimiser step takes 5,000 images, but the train split has 500; choose a"
     assert re.fullmatch(f"{STEP}: machine [01] of 2: {told} smaller one", line)
     assert not (desk.own / "supernet").exists()

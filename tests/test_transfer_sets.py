@@ -241,7 +241,7 @@ def damaged_cifar(folder: Path) -> Iterator[tuple[Path, str]]:
     for number, (values, message) in enumerate(
         [
             ({"labels": [0, 1], "data": pixels(1)}, "other pixels than 2 images of 32 x 32"),
-            ({"labels": [0], "data": np.zeros((1, 100), np.uint8)}, "other pixels than 1 images"),
+            ({"labels": [0], "data": np.zeros((1, 100), np.uint8)}, "other pixels than 1 image "),
             ({"labels": [9], "data": pixels(1)}, "labels do not fit its 3 classes"),
             ({"data": pixels(1)}, "no pixels or no labels"),
         ],

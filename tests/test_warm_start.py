@@ -57,7 +57,10 @@ def test_scores_are_known_from_the_start_and_the_best_enter_generation_0(
         if earlier := known.get(one.candidate.spec):
             assert (one.top1_percent, one.loss, one.images) == (earlier.top1_percent, earlier.loss, 80)
     out = capsys.readouterr().out
-    assert f"{len(known)} scores on 80 images known from {made / 'search'}; the best 3 within the limits enter" in out
+    assert (
+        f"{len(known)} scores on 80 images known from {made / 'search'}; generation 0 begins with the best 3 within"
+        in out
+    )
     metrics = json.loads((tmp_path / "search" / "metrics.json").read_text())
     assert metrics["known_scores"] == len(known)
     assert metrics["candidates_scored"] == len({one.candidate.spec for one in found} - known.keys())

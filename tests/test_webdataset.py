@@ -104,7 +104,7 @@ def test_numbers_are_named_by_a_file(tmp_path: Path) -> None:
     (root / "classes.txt").write_text("tench\ngoldfish\nshark\nray\n")
     assert webdataset.read(root).classes == ("tench", "goldfish", "shark", "ray")
     (root / "classes.txt").write_text("tench\ngoldfish\n")
-    with pytest.raises(AutoFormerError, match=r"2 classes, but a label is 2; mend classes\.txt"):
+    with pytest.raises(AutoFormerError, match=r"2 classes, but a label is 2; correct classes\.txt"):
         webdataset.read(root)
 
 
@@ -133,7 +133,7 @@ def test_a_shard_is_read_again_only_where_it_has_changed(tmp_path: Path, monkeyp
         (sample("a", 0, json={"label": -1}), "holds no class"),
         (sample("a", 0) | {"a.json": b"{"}, r"a\.json is not readable"),
         (sample("a", 0, cls=0) | sample("b", 0, cls="cat"), "some labels are numbers and some are names"),
-        (sample("a", 0, cls=0), "1 classes, but a label is 0"),
+        (sample("a", 0, cls=0), "1 class, but a label is 0"),
     ],
 )
 def test_samples_that_are_none_are_refused_in_one_line(files: Files, message: str, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def _environment(parent: Path, root: Path) -> dict[str, str]:
 
 
 def whole_run(checkout: Checkout) -> WholeRun:
-    """Start the pipeline, kill the runner when the supernet has its first checkpoint, give the same command again."""
+    """Start the pipeline, kill the runner when the supernet has its first checkpoint, run the same command again."""
     runner = checkout.start(sys.executable, "-m", "pipeline.local", "--preset", str(checkout.preset))
     try:
         give_up = time.monotonic() + LIMIT_SECONDS

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import check_regular
 from autoformer.images.pixel_rule import PixelRule
 from autoformer.images.pixels import DEFAULT, open_image, to_channels
@@ -133,8 +133,8 @@ class EncodedImages:
             content = self._reader.reread(*place)
         if len(content) != place.size:
             raise AutoFormerError(
-                f"{place.archive}: no {place.size} bytes at offset {place.offset}; the archive and the split do not "
-                "belong together, run prepare_data again"
+                f"{place.archive}: no {quantity(place.size, 'byte')} at offset {place.offset}; the archive and the "
+                "split do not belong together, run prepare_data again"
             )
         if not self._is_valid(index, content):
             raise AutoFormerError(

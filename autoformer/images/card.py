@@ -5,8 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from autoformer.errors import AutoFormerError, has_controls, validated
-from autoformer.frozen import Frozen
+from autoformer.errors import AutoFormerError, has_controls, quantity, validated
+from autoformer.frozen import Frozen, Name
 from autoformer.images.pixel_rule import ON_BLACK, PixelRule
 from autoformer.reading import read_json
 
@@ -22,7 +22,7 @@ ClassNames = Annotated[tuple[str, ...], AfterValidator(check_class_names)]
 
 
 class DatasetCard(Frozen):
-    name: str
+    name: Name
     classes: ClassNames = Field(min_length=2, description="in the order of their labels, from 0")
     image_size: int | None = Field(
         gt=0, description="pixels: raw, in height and in width; image, of the shorter side, null for any size"
@@ -56,7 +56,7 @@ class DatasetCard(Frozen):
         if self.encoding == "raw" and self.image_size is None:
             raise ValueError("image_size: raw images have one")
         if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
-            raise ValueError(f"mean and std: expected {self.channels} values each, the deviations above 0")
+            raise ValueError(f"mean and std: expected {quantity(self.channels, 'value')} each, the deviations above 0")
         if self.files and (self.archives or self.encoding != "image"):
             raise ValueError("files: image files of their own lie in no archives, and are not raw")
         outside = [name for name in self.archives if Path(name).name != name]

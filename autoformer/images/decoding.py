@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import decode_jpeg
 
+from autoformer.errors import quantity
 from autoformer.images.archives import EncodedImages
 from autoformer.images.cache import SCALES, ImageInfo, PixelCache, Pixels
 from autoformer.images.opening import orientation, with_image
@@ -122,7 +123,7 @@ class _EncodedImage:
         return _to_array(to_channels(image, self._images.channels, self._images.rule))
 
     def _read_info(self) -> ImageInfo:
-        with pillow_errors(f"image of {len(self._content)} bytes"):
+        with pillow_errors(f"image of {quantity(len(self._content), 'byte')}"):
             if info := with_image(self._content, self._info_of_jpeg):
                 return info
         return ImageInfo(self._whole.shape[1], self._whole.shape[0], reducible=False)
@@ -140,7 +141,7 @@ class _EncodedImage:
                 return decode_jpeg(encoded).permute(1, 2, 0).numpy()
             except RuntimeError:  # damaged file: Pillow decodes more of these, and its errors are clearer
                 return _to_array(open_image(self._content, upright=False))
-        with pillow_errors(f"image of {len(self._content)} bytes"):
+        with pillow_errors(f"image of {quantity(len(self._content), 'byte')}"):
             return with_image(self._content, partial(_reduced, scale=scale))
 
 

@@ -15,7 +15,7 @@ from typing import IO, TypeVar, cast
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import check_regular
 from autoformer.images.essentials import JPEG, PNG, essentials
 
@@ -63,7 +63,7 @@ Result = TypeVar("Result")
 
 def name_of(source: Path | bytes) -> str:
     """The name of an image in error messages."""
-    return str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
+    return str(source) if isinstance(source, Path) else f"image of {quantity(len(source), 'byte')}"
 
 
 def with_image(source: Path | bytes, use: Callable[[Image.Image], Result], most_bytes: int = MOST_BYTES) -> Result:
@@ -136,7 +136,7 @@ class _Directory(TiffImagePlugin.ImageFileDirectory_v2):
             kind = self.tagtype[tag]
             numbers = len(data) // self._load_dispatch[kind][0] if kind not in _OPAQUE_TYPES or tag in _OFFSETS else 0
             if numbers > BOUNDS.image_tag_numbers:
-                raise ValueError(f"its tag {tag} has {numbers} numbers")
+                raise ValueError(f"its tag {tag} has {quantity(numbers, 'number')}")
 
 
 class _Once(io.BufferedIOBase):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import check_regular, replacing
 from autoformer.reading import in_short
 
@@ -48,7 +48,7 @@ def hash_split(checksums: Iterable[str] | np.ndarray, labels: Iterable[int] | np
     """sha256 of the (checksum, label) rows in order: equal for equal images, wherever they are stored."""
     texts, numbers = np.asarray(checksums, dtype=CHECKSUM), np.asarray(labels)
     if len(texts) != len(numbers):
-        raise ValueError(f"{len(texts)} checksums, {len(numbers)} labels")
+        raise ValueError(f"{quantity(len(texts), 'checksum')}, {quantity(len(numbers), 'label')}")
     digest = hashlib.sha256()
     for start in range(0, len(texts), _CHUNK_ROWS):
         here = slice(start, start + _CHUNK_ROWS)
@@ -95,7 +95,7 @@ def read_split(path: Path) -> Split:
                     column[start : start + batch.num_rows] = values
                 start += batch.num_rows
             if start != len(split.labels):
-                raise ValueError(f"{start} rows, not {len(split.labels)} as it states")
+                raise ValueError(f"{quantity(start, 'row')}, not {len(split.labels)} as it states")
     except AutoFormerError:
         raise
     except Exception as error:  # pyarrow raises many kinds for a damaged file
@@ -115,7 +115,7 @@ def _open(path: Path) -> pq.ParquetFile:
     file = pq.ParquetFile(path, thrift_string_size_limit=BOUNDS.json_bytes, thrift_container_size_limit=_THRIFT)
     rows, size = file.metadata.num_rows, path.stat().st_size
     if not 0 <= rows <= BOUNDS.split_rows or rows > _FEW_ROWS + size:
-        raise ValueError(f"{rows} rows in {size} bytes")
+        raise ValueError(f"{quantity(rows, 'row')} in {quantity(size, 'byte')}")
     for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
         columns = [group.column(number) for number in range(group.num_columns)]
         if sum(column.total_uncompressed_size for column in columns) > BOUNDS.expanded(size):

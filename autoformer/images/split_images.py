@@ -16,7 +16,7 @@ import numpy as np
 
 from autoformer.bounds import BOUNDS
 from autoformer.cores import cores
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import check_regular, hash_file
 from autoformer.images.archives import PREFETCH_IMAGES, EncodedImages, RemoteReader
 from autoformer.images.card import DatasetCard
@@ -61,7 +61,7 @@ def load_images(
     rows = read_rows(split, data, card, name, hash_of, reader)
     if limit is not None:
         if not 0 < limit <= len(rows.labels):
-            raise AutoFormerError(f"{split}: {limit} images wanted, but it holds {len(rows.labels)}")
+            raise AutoFormerError(f"{split}: {quantity(limit, 'image')} wanted, but it holds {len(rows.labels)}")
         rows = rows.take(np.arange(limit))
     if card.encoding == "raw":
         assert card.image_size is not None
@@ -112,7 +112,9 @@ def check_places(rows: Split, split: Path, data: Path, reader: RemoteReader | No
         here, end = rows.archives == name, size_of(name)
         offsets, sizes = rows.offsets[here], rows.sizes[here].astype(np.int64)
         if offsets.min() < 0 or sizes.min() <= 0 or (sizes > end).any() or (offsets > end - sizes).any():
-            raise AutoFormerError(f"{split}: an image lies outside {name} ({end} bytes); run prepare_data again")
+            raise AutoFormerError(
+                f"{split}: an image lies outside {name} ({quantity(end, 'byte')}); run prepare_data again"
+            )
 
 
 def raw_pixels(rows: Split, data: Path, channels: int, image_size: int, split: Path | None = None) -> np.ndarray:
@@ -129,8 +131,8 @@ def raw_pixels(rows: Split, data: Path, channels: int, image_size: int, split: P
         outside = offsets[(offsets < 0) | (offsets > len(content) - image_bytes)]
         if len(outside):
             raise AutoFormerError(
-                f"{split or data}: an image of {image_bytes} bytes at offset {outside[0]} lies outside {name} "
-                f"({len(content)} bytes); run prepare_data again"
+                f"{split or data}: an image of {quantity(image_bytes, 'byte')} at offset {outside[0]} lies outside "
+                f"{name} ({quantity(len(content), 'byte')}); run prepare_data again"
             )
         flat[here] = np.lib.stride_tricks.sliding_window_view(content, image_bytes)[offsets]
     return flat.reshape(-1, channels, image_size, image_size)
@@ -168,7 +170,7 @@ def _decoded(
     """Decode with threads: Pillow releases the GIL."""
     size = image_size or card.image_size
     if size is None:
-        raise AutoFormerError(f"{card.name}: its images are of any size; say to which they are resized")
+        raise AutoFormerError(f"{card.name}: its images are of any size; name the size to which they are resized")
     encoded = EncodedImages(data, rows, card.channels, card.upright, card.files, reader, card.pixels)
     pixels = np.empty((len(encoded), card.channels, size, size), dtype=np.uint8)
 
@@ -197,11 +199,15 @@ def _check_rows(rows: Split, split: Path, card: DatasetCard, name: str | None) -
             f"give the {name} split that prepare_data made with this card"
         )
     if rows.labels.min() < 0 or rows.labels.max() >= len(card.classes):
-        raise AutoFormerError(f"{split}: a label lies outside the {len(card.classes)} classes; run prepare_data again")
+        raise AutoFormerError(
+            f"{split}: a label lies outside the {quantity(len(card.classes), 'class')}; run prepare_data again"
+        )
     if card.files:
         outside = [archive for archive in rows.archives if archive.startswith("/") or ".." in archive.split("/")]
         if outside:
             raise AutoFormerError(f"{split}: '{outside[0]}' lies outside the data folder; run prepare_data again")
     image_bytes = card.channels * (card.image_size or 0) ** 2
     if card.encoding == "raw" and (rows.sizes != image_bytes).any():
-        raise AutoFormerError(f"{split}: an image has another size than {image_bytes} bytes; run prepare_data again")
+        raise AutoFormerError(
+            f"{split}: an image has another size than {quantity(image_bytes, 'byte')}; run prepare_data again"
+        )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 
 _MOST_NAMED = 20  # classes in an error
 
@@ -40,7 +40,9 @@ def hold_out(
     """
     per_class, rest = divmod(search_images, num_classes)
     if rest or per_class < 1:
-        raise AutoFormerError(f"search_images = {search_images}: expected a multiple of the {num_classes} classes")
+        raise AutoFormerError(
+            f"search_images = {search_images}: expected a multiple of the {quantity(num_classes, 'class')}"
+        )
     usable = ~np.isin(checksums, test_checksums)
     content, count = _copies(checksums)
     unique = usable & (count == 1)
@@ -55,7 +57,7 @@ def hold_out(
         most = min(len(candidates), len(different) - 1)
         if per_class > most:
             raise AutoFormerError(
-                f"search_images = {search_images}: {per_class} images of each class, but at most {most} "
+                f"search_images = {search_images}: {quantity(per_class, 'image')} of each class, but at most {most:,} "
                 f"of class {label} can be held out of training; lower it"
             )
         drawn.append(rng.sample(candidates, per_class))
@@ -125,7 +127,10 @@ def split_by_share(
     usable = free[~np.isin(checksums[free], checksums[np.concatenate([test, search])])]
     left_out = len(given_search) - len(search) + len(free) - len(usable)
     if left_out:
-        notes.append(f"{left_out} images were left out of train or search: the same image is in a later split too")
+        notes.append(
+            f"{quantity(left_out, 'image was', 'images were')} left out of train or search: the same image is in a "
+            "later split too"
+        )
     drawn: dict[str, list[int]] = {"search": [], "test": []}  # the first copy of each image
     split_of: dict[int, str] = {}  # by content, which another class may have too
     parts = {"train", *(split for split, given in (("test", test), ("search", search)) if not len(given))}
@@ -148,7 +153,8 @@ def split_by_share(
     held = np.array(drawn["search"] + drawn["test"], dtype=np.int64)
     train = usable[~np.isin(checksums[usable], checksums[held])]
     if copies := len(usable) - len(train) - len(held):
-        notes.append(f"{copies} copies of images of search and test were left out: each is there once")
+        which = quantity(copies, "copy of an image of search or test was", "copies of images of search and test were")
+        notes.append(f"{which} left out: each is there once")
     search, test = (
         _spread(given if len(given) else np.array(drawn[split]), labels, rng)
         for split, given in (("search", search), ("test", test))
@@ -182,7 +188,11 @@ def _with_two_labels(labels: np.ndarray, content: np.ndarray) -> np.ndarray:
 def _contradictions(labels: np.ndarray, content: np.ndarray) -> list[str]:
     """A note if images of equal content have different labels."""
     twice = len(_with_two_labels(labels, content))
-    return [f"{twice} images are there under two classes or more: one of the labels is wrong"] if twice else []
+    return (
+        [f"{quantity(twice, 'image is', 'images are')} there under two classes or more: one of the labels is wrong"]
+        if twice
+        else []
+    )
 
 
 def _spread(rows: np.ndarray, labels: np.ndarray, rng: random.Random) -> np.ndarray:
@@ -207,6 +217,6 @@ def _too_few_images(classes: dict[str, int], least: int) -> AutoFormerError:
     counted = [f"{name} {count}" for name, count in classes.items()]
     named = ", ".join([*counted[:_MOST_NAMED], *["…"] * (len(counted) > _MOST_NAMED)])
     return AutoFormerError(
-        f"{len(classes)} classes have too few different images to train on and to hold out: {named}; each takes at "
-        f"least {least} that no other class has: add some, or remove these classes"
+        f"{quantity(len(classes), 'class')} have too few different images to train on and to hold out: {named}; each "
+        f"takes at least {least} that no other class has: add some, or remove these classes"
     )

@@ -53,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"\nbenchmarks.gpu: stopped; the results so far are in {out}", file=sys.stderr)
         return 130
     held = [row["holds"] for found in result["parts"].values() for row in found["rows"] if row["holds"] is not None]
-    print(f"\n{sum(held)} of {len(held)} limits hold; {out}")
+    print(f"\nlimits: {sum(held)} of {len(held)} hold; {out}")
     if failed(result):
         print(f"failed: {', '.join(failed(result))}")
     return 1 if failed(result) else 0

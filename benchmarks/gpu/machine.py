@@ -105,9 +105,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 def lines(described: Mapping[str, Any]) -> list[str]:
     """The description as lines of text."""
     return [
-        f"Python {described['python']}, {described['system']}, {described['cores']} cores, "
-        f"{described['memory_gb']} GB of memory, {described['free_disk_gb']} GB of disk free, "
-        f"compiler {described['compiler'] or 'none'}",
+        f"Python {described['python']}, {described['system']}, {described['cores']} "
+        f"core{'s' * (described['cores'] != 1)}, {described['memory_gb']} GB of memory, {described['free_disk_gb']} GB "
+        f"of disk free, compiler {described['compiler'] or 'none'}",
         f"GPUs: {'; '.join(described['gpus']) or 'none that nvidia-smi knows'}",
         ", ".join(f"{name} {version or 'MISSING'}" for name, version in described["packages"].items()),
         *unfit(described),

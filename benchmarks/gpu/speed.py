@@ -15,6 +15,7 @@ from torch._dynamo import config as dynamo_config
 from torch._dynamo.utils import counters
 
 from autoformer.attention import PositionBuffers
+from autoformer.errors import quantity
 from autoformer.space import SubnetSpec
 from autoformer.supernet import Supernet
 from benchmarks.engine import KINDS, Case, Kind, Models, Run, Setting, gemms, models_of, peak_bytes, random_batch, runs
@@ -168,7 +169,7 @@ def _compile_block(recorder: Recorder, case: Case, backend: str, name: str) -> N
     synchronize(recorder.device)
     seconds, limit = time.monotonic() - start, dynamo_config.recompile_limit
     end = "it comes to an end" if graphs[-1] < limit else f"at {limit} torch gives up and runs the block as it is"
-    recorder.fact(name, f"graphs after each of {len(shapes)} shapes: {graphs}; {end}")
+    recorder.fact(name, f"graphs after each of {quantity(len(shapes), 'shape')}: {graphs}; {end}")
     _compiled(recorder, name, partial(passes, block, shapes), partial(passes, compiled, shapes), seconds)
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from autoformer.devices import find_precision
+from autoformer.errors import quantity
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.images.training_loader import Batch, TrainingLoader, training_loader
@@ -113,7 +114,9 @@ def epoch(recorder: Recorder) -> None:
         pictures = [synthetic_picture(seed, 2 * width) for seed in range(PICTURES)]
         _, split = make_images(Path(folder), Shape(width, height, 95, batch, 0.0), pictures)
         jpegs = f"{batch} JPEGs of {width} x {height} and {len(split.pictures.read(0)) / 1000:.0f} kB"
-        recorder.fact(letter, f"{size.epoch_batches} batches of the same {jpegs}, {workers} workers")
+        recorder.fact(
+            letter, f"{quantity(size.epoch_batches, 'batch')} of the same {jpegs}, {quantity(workers, 'worker')}"
+        )
 
         def source() -> TrainingLoader:
             return training_loader(split, recipe, 0, space.image_size, MEAN, 1, workers)

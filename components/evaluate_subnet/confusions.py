@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from autoformer.errors import quantity
 from runtime.common import records
 
 LARGEST_MATRIX = 50  # classes; a larger matrix is unreadable
@@ -41,8 +42,8 @@ def top_confusions_markdown(counted: records.Confusion, most: int = 20) -> str:
     if not found:
         return "No image of the test split was misclassified.\n"
     lines = [
-        f"- **{_escaped(actual)}** taken for **{_escaped(predicted)}**: "
-        f"{errors:,} of {images:,} images ({100 * errors / images:.1f} %)"
+        f"- **{_escaped(actual)}** taken for **{_escaped(predicted)}**: {errors:,} of {quantity(images, 'image')} "
+        f"({100 * errors / images:.1f} %)"
         for actual, predicted, errors, images in found
     ]
     return "\n".join(["### The most frequent confusions on the test split", "", *lines, ""])

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from autoformer.complexity import count_macs
+from autoformer.errors import quantity
 from autoformer.sampling import PARAM_BINS, Sampling
 from components.evaluate_subnet.measure import Evaluation, Measured
 from components.evaluate_subnet.results import Point, Results
@@ -60,10 +61,11 @@ def _supernet(results: Results) -> Cost:
     subnets = [one.subnet or space.largest for passes in drawn for one in passes]
     images = steps * section.batch_size * len(drawn[0])
     macs = TRAINING_FACTOR * images * sum(count_macs(space, subnet) for subnet in subnets) // len(subnets)
-    times = f" × {len(drawn[0])} subnets" if len(drawn[0]) > 1 else ""
+    times = f" × {quantity(len(drawn[0]), 'subnet')}" if len(drawn[0]) > 1 else ""
     some = "all" if len(drawn) == steps else f"the first {len(drawn):,} of"
     which = (
-        f"mean MACs of the subnets that the sampler ({section.sampling}, seed {seed}) drew in {some} {steps:,} steps"
+        f"mean MACs of the subnets that the sampler ({section.sampling}, seed {seed}) drew in {some} "
+        f"{quantity(steps, 'step')}"
     )
     return Cost(label, f"{note}{times}; {which}", images, macs)
 
@@ -74,7 +76,10 @@ def _search(results: Results) -> Cost:
         return Cost("Search")
     images = sum(seen.values())
     macs = sum(count * count_macs(results.space, subnet) for subnet, count in seen.items())
-    note = f"{len(seen):,} subnets × {images / len(seen):,.0f} images on average; the longer of two races counts"
+    note = (
+        f"{quantity(len(seen), 'subnet')} × {quantity(round(images / len(seen)), 'image')} on average; the longer of "
+        "two races counts"
+    )
     return Cost("Search", note, images, macs)
 
 
@@ -105,14 +110,19 @@ def _evaluation(subnets: Iterable[tuple[Results, Evaluation]]) -> Cost:
         seen = evaluation.scores["retrained"].images * different
         images, models = images + seen, models + different
         macs += seen * count_macs(results.space, results.subnet.subnet)
-    return Cost("Evaluation", f"{images // models:,} test images with each of {models} sets of weights", images, macs)
+    return Cost(
+        "Evaluation",
+        f"{quantity(images // models, 'test image')} with each of {quantity(models, 'set')} of weights",
+        images,
+        macs,
+    )
 
 
 def _length(results: Results, curves: Mapping[str, list[Point]], batch_size: int, split: str) -> tuple[int, str]:
     """Steps of a training, and its epochs in words; 0 if unknown. An epoch has whole steps only."""
     per_epoch = results.card.counts.get(split, 0) // batch_size
     epochs = max((points[-1][0] for points in curves.values()), default=0)
-    return round(epochs * per_epoch), f"{per_epoch * batch_size:,} images × {epochs:g} epochs"
+    return round(epochs * per_epoch), f"{quantity(per_epoch * batch_size, 'image')} × {quantity(epochs, 'epoch')}"
 
 
 def _section(results: Results, step: str, kind: type[_Section]) -> _Section | None:

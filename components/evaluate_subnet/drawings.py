@@ -12,7 +12,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from autoformer.candidates import ScoredCandidate
-from autoformer.errors import shortened
+from autoformer.errors import quantity, shortened
 from autoformer.evaluation import Scores
 from components.evaluate_subnet.charts import (
     Frame,
@@ -119,7 +119,7 @@ def scatter(
     steps = line(frame, [(costs[index], scores[index]) for index in front], "front", steps=True)
     named = _labels_apart(frame, [(costs[index], scores[index], text) for index, text in labels.items()])
     titles = axes(frame, x.title, y.title)
-    description = f"{len(candidates)} candidates: {y.title} against {x.title}"
+    description = f"{quantity(len(candidates), 'candidate')}: {y.title} against {x.title}"
     return plot(SCATTER_HEIGHT, titles, steps, *marks, *named, description=description, css="scatter")
 
 
@@ -144,7 +144,7 @@ def parallel(columns: Sequence[tuple[Axis, Scale]], chosen: Collection[int]) -> 
             y = round(PARALLEL_HEIGHT * (1 - scaled(tick)), 2)
             label = scaled.label(tick)
             parts.append(element("text", label, class_="tick halo", x=x, dx=-5, y=y, dy="0.35em", text_anchor="end"))
-    description = f"{len(order)} candidates, from {columns[0][0].title} to {columns[-1][0].title}"
+    description = f"{quantity(len(order), 'candidate')}, from {columns[0][0].title} to {columns[-1][0].title}"
     return plot(PARALLEL_HEIGHT, drawn, *parts, description=description, css="parallel")
 
 
@@ -157,7 +157,7 @@ def against_diagonal(points: Sequence[tuple[float, float, str]], x_title: str, y
         element("circle", element("title", tip), class_="fill a", cx=frame.left(x), cy=frame.top(y), r=4)
         for x, y, tip in points
     ]
-    description = f"{len(points)} points: {y_title} against {x_title}"
+    description = f"{quantity(len(points), 'point')}: {y_title} against {x_title}"
     parts = (axes(frame, x_title, y_title), line(frame, ends, "front"), *marks)
     return plot(CURVE_HEIGHT, *parts, description=description)
 

@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from autoformer.complexity import count_macs, count_params
+from autoformer.errors import quantity
 from autoformer.evaluation import ECE_BINS
 from components.evaluate_subnet import sections
 from components.evaluate_subnet.charts import amount, number
@@ -66,7 +67,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"fmt": format, "number": number, "amount": amount, "sentence": _sentence}
+    environment.filters |= {"fmt": format, "quantity": quantity, "number": number, "amount": amount}
+    environment.filters["sentence"] = _sentence
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     return environment
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from autoformer.candidates import COLUMNS, LATENCY, ScoredCandidate
 from autoformer.cards import read_subnet_card, read_supernet_card
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
@@ -239,7 +239,7 @@ def _check_model(folder: Path, card: DatasetCard, space: SearchSpace, spec: Subn
 
 
 def _class_list(classes: Sequence[str]) -> str:
-    return f"{len(classes)} classes ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})"
+    return f"{quantity(len(classes), 'class')} ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})"
 
 
 def _retrain_curves(file: Path) -> dict[str, list[Point]]:

@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from autoformer.candidates import ScoredCandidate
+from autoformer.errors import quantity
 from autoformer.evaluation import wilson_interval
 from autoformer.front import costs_of, front_of, in_words, value_of
 from autoformer.latency import LatencyTable
@@ -169,7 +170,7 @@ def _described(outcome: ScoredCandidate, chosen: str) -> dict[str, Any]:
     return {
         "score": f"{outcome.top1_percent:.2f} %{f' · {chosen}' if chosen else ''}"
         if outcome.complete
-        else f"about {outcome.top1_percent:.1f} % · stopped after {outcome.images:,} images",
+        else f"about {outcome.top1_percent:.1f} % · stopped after {quantity(outcome.images, 'image')}",
         "costs": [amount(candidate.params), amount(candidate.macs)]
         + ([] if candidate.latency_ms is None else [f"{candidate.latency_ms:.3g} ms"]),
         "shape": size_text(spec) + ("" if outcome.loss is None else f", loss {outcome.loss:.3f}"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoformer.complexity import count_macs, count_params
+from autoformer.errors import quantity
 from autoformer.files import replacing, write_json, write_text
 from autoformer.space import SubnetSpec
 from components.evaluate_subnet.results import Results, read_all
@@ -142,8 +143,9 @@ def summary(figures: Mapping[str, float], title: str = STEP) -> str:
     ]
     return "\n".join(
         [
-            f"{title}: test accuracy {figures['test_top1_percent']:.2f} % on {figures['test_images']:,} images "
-            f"(95 % interval {figures['test_top1_low_percent']:.2f} to {figures['test_top1_high_percent']:.2f} %)",
+            f"{title}: test accuracy {figures['test_top1_percent']:.2f} % on "
+            f"{quantity(figures['test_images'], 'image')} (95 % interval {figures['test_top1_low_percent']:.2f} to "
+            f"{figures['test_top1_high_percent']:.2f} %)",
             f"{title}: for comparison, the same subnet {', '.join(compared)}",
             f"{title}: {figures['params']:,} parameters, {figures['macs']:,} MACs",
         ]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import hash_file
 from autoformer.images.split_files import Split, image_checksums
 from autoformer.images.split_images import read_archive
@@ -64,7 +64,7 @@ def read(data: Path) -> Delivered:
             raise archive.error("holds no names of classes")
     rows = concatenate(batches)
     if len(classes) < 2 or rows.labels.min() < 0 or rows.labels.max() >= len(classes):
-        raise archive.error(f"its labels do not fit its {len(classes)} classes")
+        raise archive.error(f"its labels do not fit its {quantity(len(classes), 'class')}")
     tested = len(batches[-1].labels)
     return Delivered(
         title=f"CIFAR-{name.split('-')[1]}",
@@ -99,7 +99,7 @@ class _Archive:
         except Exception as error:  # tarfile raises many kinds for a damaged header
             raise self.error(f"not readable as a tar ({in_short(error)})") from None
 
-    def error(self, reason: str, remedy: str = "`make data` brings it again") -> AutoFormerError:
+    def error(self, reason: str, remedy: str = "`make data` downloads it again") -> AutoFormerError:
         return AutoFormerError(f"{self.file}: {reason}; {remedy}")
 
     def member(self, name: str) -> slice:
@@ -154,7 +154,8 @@ def _read_pickle(archive: _Archive, name: str) -> Split:
             pixels = np.frombuffer(raw, dtype=np.uint8).reshape(shape)
         case _:
             raise archive.error(
-                f"{name} has other pixels than {len(labels)} images of 32 x 32 x 3 bytes, one behind the other",
+                f"{name} has other pixels than {quantity(len(labels), 'image')} of 32 x 32 x 3 bytes, one behind the "
+                "other",
                 "give the binary version of the archive",
             )
     member, length = archive.member(name), len(raw).to_bytes(4, "little")  # precedes the bytes in a pickle

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from autoformer.cores import cores
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import hash_file
 from autoformer.images.card import check_class_names
 from autoformer.images.source import archive_folder
@@ -157,8 +157,8 @@ def _classes_in(
     if not images:
         raise AutoFormerError(f"{folder}: holds no class folders; fill or remove it")
     raise AutoFormerError(
-        f"{folder}: {len(images):,} images lie in no class folder; sort them into {split}/<class>/, or, of "
-        f"Kaggle's ImageNet, put its {SOLUTION} into a folder above"
+        f"{folder}: {quantity(len(images), 'image lies', 'images lie')} in no class folder; sort images into "
+        f"{split}/<class>/, or, of Kaggle's ImageNet, put its {SOLUTION} into a folder above"
     )
 
 

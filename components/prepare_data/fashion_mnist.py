@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import hash_file
 from autoformer.images.split_files import Split, image_checksums
 from autoformer.images.split_images import check_archive, read_archive
@@ -66,7 +66,10 @@ def _read_pair(data: Path, prefix: str) -> Split:
     if pixels.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE) or count == 0:
         raise AutoFormerError(f"{data / name}: expected images of 28 x 28 pixels, found shape {pixels.shape}")
     if len(labels) != count or labels.max() >= len(CLASSES):
-        raise AutoFormerError(f"{data}: the {prefix} files do not fit together: {count} images, {len(labels)} labels")
+        raise AutoFormerError(
+            f"{data}: the {prefix} files do not fit together: {quantity(count, 'image')}, "
+            f"{quantity(len(labels), 'label')}"
+        )
     offsets = start + pixels[0].size * np.arange(count, dtype=np.int64)
     return make_rows(name, offsets, pixels[0].size, labels, image_checksums(pixels))
 
@@ -78,9 +81,13 @@ def _read_idx(path: Path, dimensions: int) -> tuple[np.ndarray, int]:
     """
     content, start = read_archive(path), 4 + 4 * dimensions
     if len(content) < start or content[:4] != bytes([0, 0, _IDX_UNSIGNED_BYTES, dimensions]):
-        raise AutoFormerError(f"{path}: not an IDX file of {dimensions} dimensions; `make data` fetches it again")
+        raise AutoFormerError(
+            f"{path}: not an IDX file of {quantity(dimensions, 'dimension')}; `make data` fetches it again"
+        )
     shape = tuple(np.frombuffer(content, dtype=">u4", offset=4, count=dimensions).tolist())
     values = np.frombuffer(content, dtype=np.uint8, offset=start)
     if len(values) != np.prod(shape):
-        raise AutoFormerError(f"{path}: {len(values)} values for the shape {shape}; `make data` fetches it again")
+        raise AutoFormerError(
+            f"{path}: {quantity(len(values), 'value')} for the shape {shape}; `make data` fetches it again"
+        )
     return values.reshape(shape), start

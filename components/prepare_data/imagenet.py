@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import FileState
 from autoformer.images.source import SOURCE, SourceArchive, read_source
 from autoformer.images.split_files import Split
@@ -140,7 +140,9 @@ def check_sizes(folder: ArchiveFolder, archives: Mapping[str, SourceArchive], pu
             )
         wanted, found = stated.bytes or expected.bytes, size_of(path)
         if wanted is not None and found != wanted:
-            raise AutoFormerError(f"{path}: {found} bytes, not {wanted} as published; copy or download it again")
+            raise AutoFormerError(
+                f"{path}: {quantity(found, 'byte')}, not {wanted:,} as published; copy or download it again"
+            )
 
 
 def _check_md5(path: ArchiveFile, found: str, stated: SourceArchive) -> None:
@@ -175,7 +177,7 @@ def _read_devkit(path: ArchiveFile, stated: SourceArchive, classes: int) -> _Dev
         leaves = [synset for synset in synsets if int(synset["num_children"]) == 0]
         words = {str(synset["WNID"]): str(synset["words"]).split(",")[0].strip() for synset in leaves}
         if len(words) != classes:
-            raise ValueError(f"{len(words)} classes, not {classes}")
+            raise ValueError(f"{quantity(len(words), 'class')}, not {classes}")
         label_of = {wnid: label for label, wnid in enumerate(sorted(words))}
         by_number = {int(synset["ILSVRC2012_ID"]): label_of[str(synset["WNID"])] for synset in leaves}
         numbers = [int(line) for line in truth.split()]
@@ -196,7 +198,7 @@ def _label_train(index: Index, devkit: _Devkit, path: ArchiveFile, published: Pu
     folders = index.facts["folders"]
     unknown = [folder for folder in folders if folder not in devkit.label_of]
     if unknown or len(folders) != published.classes:
-        found = f"'{unknown[0]}.tar' is no class of the devkit" if unknown else f"{len(folders)} classes"
+        found = f"'{unknown[0]}.tar' is no class of the devkit" if unknown else quantity(len(folders), "class")
         raise _wrong_archive(path, f"{found}, where {published.classes} are published")
     _check_count(path, len(index.rows.labels), published.train_images)
     labels = np.array([devkit.label_of[folder] for folder in folders], np.int32)
@@ -209,13 +211,15 @@ def _label_val(index: Index, devkit: _Devkit, path: ArchiveFile, published: Publ
     if not np.array_equal(np.sort(numbers), np.arange(1, count + 1)):
         raise _wrong_archive(path, f"the images are not numbered from 1 to {count}")
     if len(devkit.val_labels) != count:
-        raise AutoFormerError(f"{path.with_name(DEVKIT)}: labels of {len(devkit.val_labels)} val images, not {count}")
+        raise AutoFormerError(
+            f"{path.with_name(DEVKIT)}: labels of {quantity(len(devkit.val_labels), 'val image')}, not {count}"
+        )
     return index.rows._replace(labels=np.array(devkit.val_labels, np.int32)[numbers - 1])
 
 
 def _check_count(path: ArchiveFile, found: int, wanted: int) -> None:
     if found != wanted:
-        raise _wrong_archive(path, f"{found} images, where {wanted} are published")
+        raise _wrong_archive(path, f"{quantity(found, 'image')}, where {wanted:,} are published")
 
 
 def _read_index(path: ArchiveFile, stated: SourceArchive) -> Index:
@@ -239,7 +243,7 @@ def _read_index(path: ArchiveFile, stated: SourceArchive) -> Index:
             md5, sha256 = stream.finish()
         _check_md5(path, md5, stated)
         if state_of(path) != state:
-            raise AutoFormerError(f"{path}: was changed while it was read; give the same command again")
+            raise AutoFormerError(f"{path}: was changed while it was read; run the same command again")
         if isinstance(state, FileState):
             known_hashes().remember(state, sha256)
         return {"folders": list(folders), "sha256": sha256}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.reading import lines_of, read_bytes
 from components.prepare_data.label_paths import UNMOVED, Finder, find_move, leads_out
 from components.prepare_data.listing import SPLIT_OF
@@ -82,7 +82,7 @@ def read_label_table(file: Path) -> Table:
     unused = [name.strip() for number, name in enumerate(header) if number not in used and name.strip()]
     count = "1 file found under another spelling of its path"
     if finder.respelt > 1:
-        count = f"{finder.respelt:,} files found under another spelling of their path"
+        count = f"{quantity(finder.respelt, 'file')} found under another spelling of their path"
     notes = [count] if finder.respelt else []
     if finder.move != UNMOVED:
         row = found[0]
@@ -137,7 +137,9 @@ def _lines(text: str, separator: str, file: Path) -> Iterator[tuple[int, list[st
 
 def _columns(file: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> _Columns:
     if len(header) > BOUNDS.csv_columns:
-        raise AutoFormerError(f"{file}: {len(header)} columns, more than {BOUNDS.csv_columns}; keep path and label")
+        raise AutoFormerError(
+            f"{file}: {quantity(len(header), 'column')}, more than {BOUNDS.csv_columns}; keep path and label"
+        )
     names = [re.sub(r"[\s-]+", "_", name.strip().lower()) for name in header]
     number = {name: place for place, name in reversed([*enumerate(names)])}
     path = next((number[name] for name in PATH_COLUMNS if name in number), None)
@@ -165,7 +167,9 @@ def _read_row(
 ) -> tuple[Path, str, str]:
     """Path, label and split of an image. It must be inside the CSV's folder, also after links are resolved."""
     if any(map(str.strip, cells[width:])):
-        raise AutoFormerError(f"{where}: {len(cells)} cells, but the first line has {width}; quote a cell with commas")
+        raise AutoFormerError(
+            f"{where}: {quantity(len(cells), 'cell')}, but the first line has {width}; quote a cell with commas"
+        )
     path, label, split = ("" if at is None else _cell(cells, at) for at in columns)
     if not path or "\0" in path:
         raise AutoFormerError(f"{where}: no path")

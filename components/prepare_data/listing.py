@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from autoformer.errors import AutoFormerError, printable
+from autoformer.errors import AutoFormerError, printable, quantity
 
 _FORMATS = "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm pnm jp2 heic heif avif"
 SUFFIXES = frozenset(f".{suffix}" for suffix in _FORMATS.split(" "))
@@ -122,23 +122,27 @@ class LeftOut:
         notes = []
         if self.system:
             counted = _counted(self.system)
-            notes.append(f"{images_text(self.system.total())} in names of a system or tool left out: {counted}")
+            notes.append(f"{quantity(self.system.total(), 'image')} in names of a system or tool left out: {counted}")
         if self.smaller:
             notes.append(
-                f"{images_text(len(self.smaller))} left out, smaller copies by their names: "
+                f"{quantity(len(self.smaller), 'image')} left out, smaller copies by their names: "
                 f"{some(sorted(self.smaller))}"
             )
         notes += self.others()
         for folder, names in self.loose.items():
             notes.append(
-                f"{folder}: {images_text(len(names))} in no class folder, so without a label, left out: {some(names)}"
+                f"{folder}: {quantity(len(names), 'image')} in no class folder, so without a label, left out: "
+                f"{some(names)}"
             )
         for folder, names in self.unnamed.items():
-            notes.append(f"{folder}: {images_text(len(names))} that the CSV does not name left out: {some(names)}")
+            notes.append(
+                f"{folder}: {quantity(len(names), 'image')} that the CSV does not name left out: {some(names)}"
+            )
         if self.elsewhere:
             shown = some(sorted(self.elsewhere))
             notes.append(
-                f"{images_text(len(self.elsewhere))} in iCloud alone, left out: {shown}; download them in the Finder"
+                f"{quantity(len(self.elsewhere), 'image')} in iCloud alone, left out: {shown}; download them "
+                "in the Finder"
             )
         if self.links:
             notes.append(f"linked folders are not followed: {some(sorted(self.links))}")
@@ -151,8 +155,8 @@ class LeftOut:
             notes.append(f"files of formats that are not read left out: {counted}; convert them to JPEG or PNG")
         if self.unsuffixed:
             notes.append(
-                f"{images_text(len(self.unsuffixed))} by content, not by name, left out: {some(self.unsuffixed)}; let "
-                "their names end in .jpg or .png"
+                f"{quantity(len(self.unsuffixed), 'image')} by content, not by name, left out: "
+                f"{some(self.unsuffixed)}; let their names end in .jpg or .png"
             )
         return notes
 
@@ -241,10 +245,6 @@ def unreadable(error: OSError) -> AutoFormerError:
 
 def _below(folder: Path, root: Path) -> str:
     return "." if folder == root else printable(folder.relative_to(root).as_posix())
-
-
-def images_text(count: int) -> str:
-    return f"{count:,} image{'s' * (count != 1)}"
 
 
 def _counted(counts: Counter[str]) -> str:

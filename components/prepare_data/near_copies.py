@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from autoformer.errors import quantity
 from autoformer.images.pixels import open_image
-from components.prepare_data.listing import images_text
 
 _SIGNS = 3  # that may differ
 _LEVELS = 16  # of 255, largest difference of small pictures
@@ -54,10 +54,9 @@ def near_copies(rows: Sequence[Mapping[str, str]], looks: Sequence[int], folder:
         return []
     later, earlier = next(iter(pairs.items()))
     others = sum(rows[one]["label"] != rows[other]["label"] for one, other in pairs.items())
-    look = "looks" if len(pairs) == 1 else "look"
     return [
-        f"{images_text(len(pairs))} {look} like another in another format, size or quality, such as "
-        f"{rows[later]['source']} = {rows[earlier]['source']}"
+        f"{quantity(len(pairs), 'image looks', 'images look')} like another in another format, size or quality, such "
+        f"as {rows[later]['source']} = {rows[earlier]['source']}"
         + (f", {others:,} of them in another class" if others else "")
         + ": one may be trained on and the other tested; keep one of each"
     ]

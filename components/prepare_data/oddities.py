@@ -1,10 +1,11 @@
 """Sentences on oddities in a user's images: copies, pictures of one colour, small and dominant classes."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from statistics import median_low
 
-from components.prepare_data.listing import images_text, some
+from autoformer.errors import quantity
+from components.prepare_data.listing import some
 
 _FEW = 20  # images of a class; with fewer, three or less are for testing
 _DOMINANT = 3  # times the size of the median class
@@ -36,13 +37,15 @@ def _copies(rows: Sequence[Mapping[str, str]]) -> list[str]:
     if groups:
         first = " = ".join(row["source"] for row in groups[0][:2])
         count = len(rows) - len(same)
-        repeat = "repeats" if count == 1 else "repeat"
-        notes.append(f"{images_text(count)} {repeat} the pixels of another, such as {first}: copies stay in one split")
+        notes.append(
+            f"{quantity(count, 'image repeats', 'images repeat')} the pixels of another, such as {first}: copies stay "
+            "in one split"
+        )
     if across:
         one = across[0][0]
         other = next(row for row in across[0] if row["label"] != one["label"])
         notes.append(
-            f"{images_text(len(across))} with equal pixels in two classes or more, such as {one['source']} = "
+            f"{quantity(len(across), 'image')} with equal pixels in two classes or more, such as {one['source']} = "
             f"{other['source']}: one of the labels is wrong, remove it"
         )
     return notes
@@ -52,8 +55,8 @@ def _plain(plain: Sequence[str]) -> list[str]:
     if not plain:
         return []
     return [
-        f"{images_text(len(plain))} of one colour: {some(plain, 2)}; look at them, and for drawings of that colour on "
-        "transparent ground set another prepare_data.background"
+        f"{quantity(len(plain), 'image')} of one colour: {some(plain, 2)}; look at them, and for drawings of that "
+        "colour on transparent ground set another prepare_data.background"
     ]
 
 
@@ -61,7 +64,7 @@ def _unseen(unseen: Sequence[str]) -> list[str]:
     if not unseen:
         return []
     return [
-        f"{images_text(len(unseen))} transparent everywhere, so only the ground is seen: {some(unseen, 2)}; save them "
+        f"{quantity(len(unseen), 'image')} transparent everywhere, so only the ground is seen: {some(unseen, 2)}; save them "
         "without alpha if their colours are meant"
     ]
 
@@ -70,7 +73,7 @@ def _dark(dark: Mapping[str, int]) -> list[str]:
     if not dark:
         return []
     return [
-        f"{images_text(len(dark))} nearly black, at most {max(dark.values())} of 255: {some(list(dark), 2)}; if white "
+        f"{quantity(len(dark), 'image')} nearly black, at most {max(dark.values())} of 255: {some(list(dark), 2)}; if white "
         "is a smaller value in their files, scale them to 255 first"
     ]
 
@@ -81,8 +84,8 @@ def _classes(counts: Counter[str]) -> list[str]:
     if few:
         names = some([f"{label} {count}" for count, label in few])
         notes.append(
-            f"{len(few)} of {len(counts)} classes have fewer than {_FEW} images: {names}; their accuracy on the few "
-            "that test says little: add images, merge the classes or remove them"
+            f"{_some_of(few, counts)} fewer than {_FEW} images: {names}; their accuracy on the few that test says "
+            "little: add images, merge the classes or remove them"
         )
     label, largest = counts.most_common(1)[0]
     if largest >= _DOMINANT * median_low(counts.values()) and largest >= _DOMINANT_SHARE * total:
@@ -102,7 +105,12 @@ def _not_in(rows: Sequence[Mapping[str, str]]) -> list[str]:
     for split in ("val", "test"):
         if missing := sorted(every - labels.get(split, every)):
             notes.append(
-                f"{len(missing)} of {len(every)} classes have no image in {split}: {some(missing)}; what the model "
-                "makes of them is not measured there: add some"
+                f"{_some_of(missing, every)} no image in {split}: {some(missing)}; what the model makes of them is not "
+                "measured there: add some"
             )
     return notes
+
+
+def _some_of(some: Sized, every: Sized) -> str:
+    """For example "1 of 3 classes has"."""
+    return f"{len(some)} of {quantity(len(every), 'class')} {'has' if len(some) == 1 else 'have'}"

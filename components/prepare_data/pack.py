@@ -17,14 +17,14 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import canonical_json, hash_file, hash_value, replacing, write_json, write_text
 from autoformer.frozen import Frozen
 from autoformer.images.pixel_rule import PixelRule
 from autoformer.images.pixels import DEFAULT
 from autoformer.reading import read_json_as
 from components.prepare_data.encoding import encode_files
-from components.prepare_data.listing import images_text, some
+from components.prepare_data.listing import some
 from components.prepare_data.near_copies import near_copies
 from components.prepare_data.oddities import oddities
 from components.prepare_data.pack_card import CARD, FORMAT, INDEX, UNREADABLE, PackCard, read_pack
@@ -175,8 +175,8 @@ class _Packing(NamedTuple):
         if found is None:
             return self
         note = (
-            f"{found.images:,} images of 16 bits hold values up to {found.highest}: {found.white_level} is white in "
-            "all of them (prepare_data.white_level)"
+            f"{quantity(found.images, 'image of 16 bits holds', 'images of 16 bits hold')} values up to "
+            f"{found.highest}: {found.white_level} is white in all of them (prepare_data.white_level)"
         )
         if found.dark:
             note += (
@@ -226,10 +226,11 @@ class _Packing(NamedTuple):
         changed = [*self.notes]
         if transparent:
             ground = f"laid on grey {self.rule.background} of 255 (prepare_data.background)"
-            changed.append(f"{transparent:,} images have transparent pixels, {ground}")
+            changed.append(f"{quantity(transparent, 'image has', 'images have')} transparent pixels, {ground}")
         if frames:
             changed.append(
-                f"{images_text(len(frames))} with several frames or pages, of which the first is used: {some(frames)}"
+                f"{quantity(len(frames), 'image')} with several frames or pages, of which the first is used: "
+                f"{some(frames)}"
             )
         odd = oddities(rows, plain, dark, unseen)
         return PackCard(

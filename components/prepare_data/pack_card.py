@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from autoformer.errors import validated
-from autoformer.frozen import Frozen
+from autoformer.frozen import FolderName, Frozen
 from autoformer.images.card import ClassNames
 from autoformer.images.pixel_rule import ON_BLACK, PixelRule
 from autoformer.reading import read_json
@@ -23,7 +23,7 @@ class PackCard(Frozen):
     """A pack's content. `hash` covers every input file's bytes, label and split, and the packing settings."""
 
     format: Literal[1, 2, 3, 4] = 4
-    name: str
+    name: FolderName
     hash: str
     layout: str
     classes: ClassNames = Field(min_length=2)

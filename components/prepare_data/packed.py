@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.images.archives import PREFETCH_IMAGES, EncodedImages
 from autoformer.images.split_files import CHECKSUM, Split
 from autoformer.images.split_images import check_archive, check_places
@@ -39,7 +39,11 @@ def read(data: Path) -> Delivered:
             encoded.prefetch(range(number, min(number + PREFETCH_IMAGES, len(encoded))))
         if sha256(encoded.read(number)).hexdigest().encode() != checksum:
             raise AutoFormerError(f"{index}, line {number + 2}: another image lies there; pack the images again")
-    unreadable = [f"{card.unreadable} unreadable images were left out"] if card.unreadable else []
+    unreadable = (
+        [f"{quantity(card.unreadable, 'unreadable image was', 'unreadable images were')} left out"]
+        if card.unreadable
+        else []
+    )
     return Delivered(
         title=card.name,
         classes=card.classes,
@@ -60,7 +64,7 @@ def _read_index(index: Path, card: PackCard) -> tuple[Split, np.ndarray, np.ndar
     """The rows of the index, the split of each, and its original's checksum, which older packs lack."""
     table = read_table(index)
     if len(table) != sum(card.counts.values()):
-        raise AutoFormerError(f"{index}: {len(table)} rows, but {CARD} counts {sum(card.counts.values())}")
+        raise AutoFormerError(f"{index}: {quantity(len(table), 'row')}, but {CARD} counts {sum(card.counts.values())}")
     for line, row in enumerate(table, start=2):
         for column, known in (("archive", card.archives), ("split", card.splits)):
             if row.get(column) not in known:

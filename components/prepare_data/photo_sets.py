@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from components.prepare_data.delivered import Delivered, make_rows
 from components.prepare_data.tars import read_tar, unpack
 
@@ -97,9 +97,11 @@ def read(data: Path) -> Delivered:
     for photo in photos:
         member = by_name[photo.tar].get(photo.name)
         if member is None:
-            raise AutoFormerError(f"{data / photo.tar}: holds no {photo.name}; `make data` brings it again")
+            raise AutoFormerError(f"{data / photo.tar}: holds no {photo.name}; `make data` downloads it again")
         if not 0 <= photo.label < len(classes):
-            raise AutoFormerError(f"{data}: the label of {photo.name} lies outside the {len(classes)} classes")
+            raise AutoFormerError(
+                f"{data}: the label of {photo.name} lies outside the {quantity(len(classes), 'class')}"
+            )
         rows.append((photo.tar, member.offset, member.size, photo.label, member.checksum))
     return Delivered(
         title=photo_set.title,
@@ -117,7 +119,7 @@ def _read_lists(data: Path, photo_set: _PhotoSet) -> tuple[list[_Photo], tuple[s
     from torchvision import datasets
 
     if missing := [name for name in photo_set.lists if not (data / name).is_file()]:
-        raise AutoFormerError(f"{data / missing[0]}: no such file; `make data` brings it")
+        raise AutoFormerError(f"{data / missing[0]}: no such file; `make data` downloads it")
     with TemporaryDirectory() as root:
         folder = Path(root, photo_set.folder)
         for name in photo_set.tars:
@@ -143,7 +145,9 @@ def _read_lists(data: Path, photo_set: _PhotoSet) -> tuple[list[_Photo], tuple[s
         except Exception as error:  # tarfile, scipy and torchvision raise many kinds for a damaged list
             text = " ".join(str(error).replace(f"{folder}/", "").split())
             reason = "" if isinstance(error, RuntimeError) else f" ({text})"
-            raise AutoFormerError(f"{data / faulty}: not as published{reason}; `make data` brings it again") from None
+            raise AutoFormerError(
+                f"{data / faulty}: not as published{reason}; `make data` downloads it again"
+            ) from None
     return sorted(photos) if photo_set.by_name else photos, classes
 
 

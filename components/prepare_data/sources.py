@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from autoformer.errors import AutoFormerError, has_controls
+from autoformer.errors import AutoFormerError, has_controls, quantity
 from components.prepare_data.class_spellings import doubtful_classes, meant, one_spelling
 from components.prepare_data.inner_folders import folders_of_classes, inner_notes, inner_splits
 from components.prepare_data.kaggle_imagenet import flat_folder, labelled_val, tree_of
@@ -145,7 +145,8 @@ def _read_split(
 
 def _nothing_found(root: Path) -> AutoFormerError:
     loose = len(loose_images(root))
-    hint = f"; {loose} images lie in it directly: sort them into a folder for each class" if loose else ""
+    lying = quantity(loose, "image lies", "images lie")
+    hint = f"; {lying} in it directly: sort images into a folder for each class" if loose else ""
     return AutoFormerError(f"{root}: no class folders with images in it{hint}{_table_hint(root, loose > 0)}")
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.images.archives import PREFETCH_IMAGES, EncodedImages
 from autoformer.images.card import DatasetCard, check_class_names
 from autoformer.images.pixels import DEFAULT, to_pixels
@@ -52,12 +52,13 @@ def split(delivered: Delivered, section: PrepareData, seed: int) -> Splits:
         held = hold_out(labels, checksums, rows.checksums[test], len(classes), section.search_images, rng)
         parts = {"train": free[held.train], "search": free[held.search], "test": test}
         counted = (
-            f"same pixels twice: {held.left_out} training images left out (also in test), "
-            f"{held.repeated} kept out of search (repeated in train)",
+            f"same pixels twice: {quantity(held.left_out, 'training image')} left out (also in test), {held.repeated} "
+            "kept out of search (repeated in train)",
         )
         notes = counted if held.left_out or held.repeated else ()
         if held.copies:
-            further = (f"{held.copies} copies of images of search were left out: each is there once",)
+            copies = quantity(held.copies, "copy of an image of search was", "copies of images of search were")
+            further = (f"{copies} left out: each is there once",)
             counted, notes = (*counted, *further), (*notes, *further)
     parts["train_full"] = np.sort(np.concatenate([parts["train"], parts["search"]]))  # in the delivered order
     originals = None

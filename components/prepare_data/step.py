@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autoformer.errors import quantity
 from autoformer.files import write_json
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_files import Split, write_split
@@ -98,11 +99,14 @@ def summary(prepared: Prepared) -> list[str]:
     shape = f"{card.channels} x {card.image_size} x {card.image_size} values"
     if card.encoding == "image":
         side = "any size" if card.image_size is None else f"{card.image_size} pixels on the shorter side"
-        shape = f"{side}, {card.channels} channels"
-    lines = [f"{card.name}: {len(card.classes)} classes, images of {shape}"]
+        shape = f"{side}, {quantity(card.channels, 'channel')}"
+    lines = [f"{card.name}: {quantity(len(card.classes), 'class')}, images of {shape}"]
     for name, rows in prepared.splits.items():
         by_class = np.bincount(rows.labels, minlength=len(card.classes))
-        lines.append(f"  {name:<11}{len(rows.labels):>9} images, {by_class.min()} to {by_class.max()} of a class")
+        lines.append(
+            f"  {name:<11}{quantity(len(rows.labels), 'image'):>16}, {by_class.min():,} to {by_class.max():,} of a "
+            "class"
+        )
     means, deviations = (", ".join(f"{value:.4f}" for value in values) for values in (card.mean, card.std))
     kind = "normalised as ImageNet's" if (card.mean, card.std) == IMAGENET_STATISTICS else "train"
     lines.append(f"  {kind} pixels: mean {means}, standard deviation {deviations}")

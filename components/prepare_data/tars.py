@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import check_regular
 from autoformer.reading import in_short
 from runtime.storage.data import ArchiveFile, size_of
@@ -103,7 +103,7 @@ class _Part:
 
     def read(self, size: int) -> bytes:
         if size > BOUNDS.tar_header_bytes:
-            raise tarfile.ReadError(f"a header of {size} bytes at byte {self._stream.position}")
+            raise tarfile.ReadError(f"a header of {quantity(size, 'byte')} at byte {self._stream.position}")
         self.last = self._stream.read(min(size, self._end - self._stream.position))
         return self.last
 
@@ -125,11 +125,11 @@ def members(stream: HashedStream, end: int) -> Iterator[tarfile.TarInfo]:
     for info in _headers(tar):
         tar.members.clear()  # otherwise tarfile keeps a million of them
         if info.size < 0:
-            raise tarfile.ReadError(f"'{info.name}' has {info.size} bytes")
+            raise tarfile.ReadError(f"'{info.name}' has {quantity(info.size, 'byte')}")
         if info.issparse():
             raise tarfile.ReadError(f"'{info.name}' is stored sparse; write the tar without --sparse")
         if info.offset_data + info.size > end:
-            raise tarfile.ReadError(f"ends within '{info.name}', which goes on to byte {info.offset_data + info.size}")
+            raise tarfile.ReadError(f"ends within '{info.name}', which extends to byte {info.offset_data + info.size}")
         if info.isreg():
             yield info
     if part.last.strip(b"\0"):  # tarfile treats a damaged header as the end
@@ -179,8 +179,12 @@ def read_tar(path: ArchiveFile, keep: Callable[[str], bool] = lambda name: False
             for info in members(stream, size_of(path)):
                 digest, content, kept = hashlib.sha256(), bytearray(), keep(info.name)
                 if len(found) >= BOUNDS.members or (kept and info.size > BOUNDS.label_bytes):
-                    what = f"'{info.name}' has {info.size} bytes" if kept else f"more than {BOUNDS.members} files"
-                    raise AutoFormerError(f"{path}: {what}, too much for a label or a tar; mend the tar")
+                    what = (
+                        f"'{info.name}' has {quantity(info.size, 'byte')}"
+                        if kept
+                        else f"more than {BOUNDS.members} files"
+                    )
+                    raise AutoFormerError(f"{path}: {what}, too much for a label or a tar; repair the tar")
                 for block in stream.blocks(info.offset_data + info.size):
                     digest.update(block)
                     if kept:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.images.pixels import image_size
 from components.prepare_data.listing import NOT_READ
 from components.prepare_data.sources import Source
@@ -46,7 +46,7 @@ def check_unreadable(
         reasons = Counter(row["reason"] for row in refused).most_common(1)
         most = f", most of them: {reasons[0][0]}" if reasons and reasons[0][1] > 1 else ""
         raise AutoFormerError(
-            f"{source.root}: {unreadable} of {total} images cannot be read{so_far} ({percent:.1f} %){most}; "
-            f"more than prepare_data.max_unreadable_percent = {max_percent:g} allows; {report} names each "
-            "with its reason: mend or remove them, or raise the share"
+            f"{source.root}: {unreadable} of {quantity(total, 'image')} cannot be read{so_far} ({percent:.1f} "
+            f"%){most}; more than prepare_data.max_unreadable_percent = {max_percent:g} allows; {report} names each "
+            "with its reason: repair or remove them, or raise the share"
         )

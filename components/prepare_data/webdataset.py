@@ -18,7 +18,7 @@ import numpy as np
 
 from autoformer.bounds import BOUNDS
 from autoformer.cores import cores
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.images.split_files import Split
 from autoformer.reading import in_short, parse_json, read_bytes
 from components.prepare_data.delivered import Delivered, concatenate, make_rows
@@ -168,7 +168,7 @@ def _read_names(file: ArchiveFile) -> tuple[str, ...]:
         content = read_bytes(file, BOUNDS.names_bytes) if isinstance(file, Path) else file.read_bytes()
         return tuple(line.strip() for line in content.decode().splitlines() if line.strip())
     except (OSError, UnicodeError) as error:
-        raise AutoFormerError(f"{file}: not readable as names of classes ({in_short(error)}); mend it") from None
+        raise AutoFormerError(f"{file}: not readable as names of classes ({in_short(error)}); correct it") from None
 
 
 def _class_names(labels: set[int | str], root: ArchiveFolder) -> tuple[str, ...]:
@@ -177,8 +177,10 @@ def _class_names(labels: set[int | str], root: ArchiveFolder) -> tuple[str, ...]
         raise AutoFormerError(f"{root}: some labels are numbers and some are names; use the one or the other")
     highest, file = max(numbers, default=0), root / CLASS_NAMES
     if max(highest, len(labels)) >= BOUNDS.classes:
-        fault = f"a label is {highest}" if highest else f"{len(labels)} names of classes"
-        raise AutoFormerError(f"{root}: {fault}, but a data set has at most {BOUNDS.classes} classes; mend the labels")
+        fault = f"a label is {highest}" if highest else quantity(len(labels), "class name")
+        raise AutoFormerError(
+            f"{root}: {fault}, but a data set has at most {BOUNDS.classes} classes; correct the labels"
+        )
     if not numbers:
         classes = tuple(sorted(map(str, labels)))
     elif file.is_file():
@@ -187,6 +189,6 @@ def _class_names(labels: set[int | str], root: ArchiveFolder) -> tuple[str, ...]
         classes = tuple(map(str, range(1 + highest)))
     if len(classes) < 2 or highest >= len(classes):
         raise AutoFormerError(
-            f"{root}: {len(classes)} classes, but a label is {highest}; mend {CLASS_NAMES} or the labels"
+            f"{root}: {quantity(len(classes), 'class')}, but a label is {highest}; correct {CLASS_NAMES} or the labels"
         )
     return classes

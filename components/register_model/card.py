@@ -11,6 +11,7 @@ import jinja2
 import yaml
 
 from autoformer.cards import SubnetCard
+from autoformer.errors import quantity
 from autoformer.images.card import DatasetCard
 from autoformer.latency import LatencyTable
 from autoformer.recipe import Augmentation, Recipe
@@ -88,7 +89,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"fmt": format, "cell": lambda text: text.replace("|", "\\|")}
+    environment.filters |= {"fmt": format, "quantity": quantity, "cell": lambda text: text.replace("|", "\\|")}
     return environment.get_template(f"{FILE}.j2")
 
 

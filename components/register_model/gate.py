@@ -68,11 +68,9 @@ def decide(challenger: Measured, min_top1_percent: float, champion: Measured | N
     if champion.weights == challenger.weights:
         return Decision("unchanged", "the very same weights are the champion already")
     if champion.classes and challenger.classes and champion.classes != challenger.classes:
-        return Decision(
-            "refused", "the champion tells other classes apart; give this model another register_model.model_name"
-        )
+        return Decision("refused", "the champion has other classes; give this model another register_model.model_name")
     if champion.test_split is None or champion.top1_percent is None:
-        return Decision("registered", f"{reached}; not compared: the champion does not say how it was tested")
+        return Decision("registered", f"{reached}; not compared: the champion does not record how it was tested")
     theirs = _percent(champion.top1_percent)
     if champion.test_split != challenger.test_split:
         unknown = champion.originals is None or challenger.originals is None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoformer.cores import cores
+from autoformer.errors import quantity
 from runtime.common.processes import set_threads
 
 WARM_UP_PASSES = 10  # not timed: the first passes fill caches and start threads
@@ -59,4 +60,4 @@ def cpu_name() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     model = next(names, "") or platform.processor() or platform.machine()
-    return f"{model}, {cores()} cores"
+    return f"{model}, {quantity(cores(), 'core')}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.racing import Flags, Indices, Losses, ScoringResult, ScoringTask
 from autoformer.reading import read_json_lines
 from autoformer.space import SubnetField, SubnetSpec
@@ -129,14 +129,14 @@ def _packed(bits: Flags) -> str:
 def _unpacked(text: str, count: int) -> Flags:
     packed = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
     if len(packed) != -(-count // 8):
-        raise ValueError(f"{len(packed)} bytes are not the bits of {count} images")
+        raise ValueError(f"the bits of {quantity(count, 'image')} are not {quantity(len(packed), 'byte')}")
     return np.unpackbits(packed, count=count).astype(bool)
 
 
 def _losses(text: str, count: int) -> Losses:
     losses = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.float32)
     if len(losses) != count or not np.isfinite(losses).all():
-        raise ValueError(f"expected the losses of {count} images, all finite")
+        raise ValueError(f"expected the losses of {quantity(count, 'image')}, all finite")
     return losses
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from autoformer.candidates import Candidate, Origin, ScoredCandidate
+from autoformer.errors import quantity
 from autoformer.front import front_of
 from autoformer.latency import LatencyTable
 from autoformer.racing import Flags, Indices, Race, ScoringResult
@@ -77,7 +78,7 @@ def search(
     candidates = first
     objectives = section.front_objectives if section.method == "front" else ()
     if objectives:
-        announce(f"front of {', '.join(objectives)}: no race, every candidate is scored on {images:,} images")
+        announce(f"front of {', '.join(objectives)}: no race, every candidate is scored on {quantity(images, 'image')}")
     while candidates:
         scored = races.run(candidates, section.parents, rivals=races.scored)
         evolution.tell(scored)

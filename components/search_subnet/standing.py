@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from autoformer.candidates import ScoredCandidate
+from autoformer.errors import quantity
 from autoformer.front import costs_first, first_front, front_of, in_words, value_text
 from autoformer.racing import Objective
 
@@ -19,7 +20,7 @@ def standing(
     """
     if objectives:
         front, shown = front_of(scored, objectives), costs_first(objectives)
-        title = f"front of {len(front)} candidate{'s' if len(front) > 1 else ''}, {in_words(objectives)}"
+        title = f"front of {quantity(len(front), 'candidate')}, {in_words(objectives)}"
     else:
         front = first_front(scored, (objective, "params_m"))
         title, shown = "front, parameters and accuracy", ["params_m", "accuracy"]
@@ -27,7 +28,7 @@ def standing(
     some = [front[index] for index in sorted({last * place // (FRONT - 1) for place in range(FRONT)})]
     values = [" ".join(value_text(one, name) for name in shown) for one in some]
     return [
-        f"best of {len(scored)} candidates: {best.top1_percent:.2f} %, loss {best.loss:.4f}, "
+        f"best of {quantity(len(scored), 'candidate')}: {best.top1_percent:.2f} %, loss {best.loss:.4f}, "
         f"{best.candidate.params / 1e6:.3g} M parameters",
         f"{title}: {', '.join(values)}",
     ]

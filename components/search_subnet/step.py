@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from autoformer.candidates import COLUMNS, LATENCY, Candidate, ScoredCandidate
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import replacing, write_json, write_text
 from autoformer.front import first_front, front_of
 from autoformer.images.card import DatasetCard
@@ -91,6 +91,8 @@ def run(arguments: argparse.Namespace, config: Config) -> None:
     ):
         score = ParallelScorer(world, config.space, make_scorer(arguments.supernet, config, card, images))
         if world.is_rank_zero:
+            if table and (note := table.note_on(config.space)):
+                print_line(f"{STEP}: search_subnet.latency.table: {note}")
             results = _search(opened, starts, score, count, len(images.labels))
             score.stop()
             write_results(arguments.out, config, results, opened.workspace.provenance, table)
@@ -127,8 +129,8 @@ def _search_one(
     if section.warm_start:
         seeds = sum(candidate.origin == "earlier" for candidate in start.first)
         print_line(
-            f"{title}: {len(start.evolution.known)} scores on {images} images known from {section.warm_start.search}; "
-            f"the best {seeds} within the limits enter generation 0"
+            f"{title}: {quantity(len(start.evolution.known), 'score')} on {quantity(images, 'image')} known from "
+            f"{section.warm_start.search}; generation 0 begins with the best {seeds} within the limits"
         )
 
     def log(metrics: Mapping[str, float], step: int) -> None:
@@ -141,7 +143,7 @@ def _search_one(
                 announce=lambda line: progress.print_above(f"{title}: {line}"),
             )  # fmt: skip
         except Stopped as stopped:
-            stopped.note = f" after {len(cache)} scored candidates"
+            stopped.note = f" after {quantity(len(cache), 'scored candidate')}"
             raise
 
 
@@ -231,8 +233,8 @@ def _log(tracked: StepLogger, out: Path, results: Mapping[str, SearchResult], se
     tracked.child_runs([child_run(one, [*chosen.values()], on_front) for one in logged])
     if missing := len(on_front - {one.candidate.spec for one in logged}):
         print(
-            f"{STEP}: MLflow gets runs of {len(logged)} candidates, without {missing} of the {len(on_front)} on the "
-            "front; candidates.csv has all",
+            f"{STEP}: MLflow gets runs of {quantity(len(logged), 'candidate')}, without {missing} of the "
+            f"{len(on_front)} on the front; candidates.csv has all",
             flush=True,
         )
     for label, result in results.items():

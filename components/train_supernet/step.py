@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from autoformer.cards import Preprocessing, SupernetCard
+from autoformer.errors import quantity
 from autoformer.files import replacing, write_json
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
@@ -73,7 +74,7 @@ def _train(
     if opened.world.is_rank_zero:
         ema = None if trainer.ema is None else trainer.averaged.state_dict()
         metrics = _write(opened, card, trainer.model, ema, trained)
-        _report(f"{trainer.total_steps} steps", metrics)
+        _report(quantity(trainer.total_steps, "step"), metrics)
 
 
 def _score(model: Any, space: SearchSpace, accuracy: "SearchSplitAccuracy") -> dict[str, float | int]:

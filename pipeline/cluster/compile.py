@@ -112,7 +112,7 @@ def _summary(cluster: Cluster) -> list[str]:
         step = cluster.step(name)
         machines = f"{step.nodes} machines, each " if step.nodes > 1 else ""
         gpus = f"{step.gpus} x {step.gpu_type}, " if step.gpus else ""
-        lines.append(f"  {name}: {machines}{gpus}{step.cpu} cores, {step.memory}")
+        lines.append(f"  {name}: {machines}{gpus}{step.cpu} {'core' if step.cpu == '1' else 'cores'}, {step.memory}")
     examples = cluster.placeholders()
     if examples:
         lines.append(f"still the example's, and to be replaced before it is submitted: {', '.join(examples)}")

@@ -22,6 +22,7 @@ from commands.fetch import fetch
 from components.resolve_config.step import resolve
 from pipeline.cluster import submit
 from pipeline.cluster.settings import Cluster, load_cluster
+from pipeline.cluster.submit_arguments import check_filled_in
 from runtime.common.config import ROOT
 from runtime.common.console import Parser, print_line, run_command
 from runtime.common.stopping import Stopped
@@ -38,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--cluster", required=True, help="settings of the cluster: a file of configs/cluster/, or a path"
     )
     parser.add_argument("--preset", default="smoke", help="(default: %(default)s)")
-    return run_command("first-run", parser, _run, argv, after="; a run that was started goes on")
+    return run_command("first-run", parser, _run, argv, after="; a run that was started continues")
 
 
 def _run(arguments: argparse.Namespace) -> int:
     cluster = load_cluster(arguments.cluster)
-    submit.check_filled_in(cluster, arguments.cluster)
+    check_filled_in(cluster, arguments.cluster)
     resolve(arguments.preset, ())
     if shutil.which("kubectl") is None:
         raise AutoFormerError("kubectl is not there; install it: https://kubernetes.io/docs/tasks/tools/")

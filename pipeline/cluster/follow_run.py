@@ -112,7 +112,7 @@ def _get_run(client: "KfpClient", run_id: str) -> Any:
 
     def report(error: NoAnswerError, failures: int) -> None:
         if failures == 1:
-            print_line(f"{error}; the run goes on, and is asked for again")
+            print_line(f"{error}; the run continues; asking again")
 
     pauses = within(OUTAGE_SECONDS, repeat(POLL_SECONDS))
     return retry(lambda: client.get_run(run_id), NoAnswerError, pauses, report)

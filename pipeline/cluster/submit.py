@@ -5,7 +5,6 @@ succeeded, else 1 with a line about the failed task. EVERY=… creates a recurri
 """
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -20,44 +19,20 @@ import yaml
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value
-from components.resolve_config.step import resolve
 from pipeline.cluster import schedules
 from pipeline.cluster.compile import PIPELINE, write_package
 from pipeline.cluster.follow_run import follow_run
-from pipeline.cluster.kfp_access import ENDED, OLDEST, MissingError, address
-from pipeline.cluster.settings import Cluster, load_cluster
+from pipeline.cluster.kfp_access import ENDED, OLDEST, MissingError
+from pipeline.cluster.settings import Cluster
+from pipeline.cluster.submit_arguments import check, parser
 from runtime.common.code import package_code
 from runtime.common.config import Config
-from runtime.common.console import Parser, print_line, run_command
-from runtime.common.overrides import add_option, join
+from runtime.common.console import print_line, run_command
+from runtime.common.overrides import join
 from runtime.common.stopping import Stopped
-from runtime.storage import S3Uri, is_uri
 
 if TYPE_CHECKING:
     from pipeline.cluster.kfp_client import KfpClient
-
-_EXAMPLE_ID = "9e368fea-8b78-4dea-8775-0786f7ea180c, for example"
-_LONGEST_NAME = 128  # of an experiment
-_OMIT = "leave it out, and each run computes it"
-
-
-def parser() -> argparse.ArgumentParser:
-    result = Parser(prog="python -m pipeline.cluster.submit", description="Start the pipeline on a KFP server.")
-    option = result.add_argument
-    option("--host", default=os.environ.get("KFP_HOST"), help="of KFP's UI or API (default: KFP_HOST)")
-    option("--preset", default="demo", help="a preset's name, or a params file of yours")
-    add_option(result)
-    option("--cluster", help="settings of the cluster: a file of configs/cluster/ by name, or the path of one")
-    option("--data", help="the archives as the steps see them: s3://bucket/folder, or a folder of a volume")
-    option("--data-hash", default="", help="of those archives (default: each run computes it where they are)")
-    option("--experiment", default=PIPELINE, help="in KFP (default: %(default)s)")
-    option("--namespace", help="of your profile, where several users share the server (default: the cluster's)")
-    option("--fresh", action="store_true", help="take no task from the cache")
-    option("--wait", action="store_true", help="follow the run to its end; the exit code is that of the run")
-    option("--every", help='a recurring run: "0 3 * * 1" as in cron, or 6h; `never` ends it')
-    option("--run", metavar="ID", help="start none: follow this one to its end")
-    option("--terminate", metavar="ID", help="start none: end this one")
-    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,17 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, state: list[str]) -> int:
-    _check_arguments(arguments)
-    cluster = load_cluster(arguments.cluster) if arguments.cluster else None
+    cluster, config = check(arguments)
     if arguments.run:
         return _follow(_connect(arguments, cluster), arguments.run, state)
     if arguments.terminate:
         return _terminate(_connect(arguments, cluster), arguments.terminate)
-    if arguments.every == schedules.NEVER:
+    if config is None:
         return _end_recurring(_connect(arguments, cluster), arguments)
-    _check_cluster(cluster, arguments)
     trigger = None if arguments.every is None else schedules.trigger(arguments.every)
-    config = resolve(arguments.preset, arguments.overrides)
     client = _connect(arguments, cluster)
     _warn_of_age(client)
     version = _upload(client, cluster, arguments.fresh)
@@ -115,75 +87,6 @@ def _warn_of_age(client: "KfpClient") -> None:
     if version is not None and version < OLDEST:
         made_for = f"the package is made for {OLDEST[0]}.{OLDEST[1]}"
         print_line(f"{client.host}: KFP {version[0]}.{version[1]}; {made_for}", sys.stderr)
-
-
-def _check_arguments(arguments: argparse.Namespace) -> None:
-    """Check the arguments that need neither a request nor a file."""
-    if not arguments.host:
-        raise AutoFormerError("HOST is missing: the address of KFP's UI, as in HOST=http://127.0.0.1:8080")
-    address(arguments.host)
-    _check_run(arguments)
-    if not arguments.experiment.strip():
-        raise AutoFormerError("EXPERIMENT is empty: the name of an experiment in KFP, or leave it out")
-    if len(arguments.experiment) > _LONGEST_NAME:
-        raise AutoFormerError(f"EXPERIMENT: {len(arguments.experiment)} characters; KFP takes {_LONGEST_NAME}")
-    if arguments.run or arguments.terminate or arguments.every == schedules.NEVER:
-        return
-    if arguments.every is not None:
-        schedules.trigger(arguments.every)
-    _check_data(arguments)
-    if arguments.every and arguments.wait:
-        raise AutoFormerError("EVERY and WAIT: a recurring run has no end to wait for; leave one of them out")
-
-
-def _check_data(arguments: argparse.Namespace) -> None:
-    """Check DATA and DATA_HASH, and remove a slash at the end of DATA: KFP's cache compares texts."""
-    if not arguments.data:
-        raise AutoFormerError("DATA is missing: s3://bucket/folder, or the folder of a volume that the steps see")
-    if is_uri(arguments.data):
-        arguments.data = str(S3Uri.parse(arguments.data))
-    elif arguments.data.startswith("/"):
-        arguments.data = arguments.data.rstrip("/") or "/"
-    else:
-        raise AutoFormerError(
-            f"DATA={arguments.data}: the steps run elsewhere, and know no folder of this machine; "
-            "give s3://bucket/folder, or the whole path on a volume that they mount"
-        )
-    if not re.fullmatch(r"([0-9a-f]{64})?", arguments.data_hash):
-        raise AutoFormerError(f"DATA_HASH={arguments.data_hash}: expected a sha256 of 64 hexadecimal digits; {_OMIT}")
-
-
-def _check_run(arguments: argparse.Namespace) -> None:
-    """Check RUN, TERMINATE and EVERY, of which one excludes the others."""
-    named = {"RUN": arguments.run, "TERMINATE": arguments.terminate, "EVERY": arguments.every}
-    wanted = [name for name, value in named.items() if value is not None]
-    if len(wanted) > 1:
-        raise AutoFormerError(f"{' and '.join(wanted)}: one of them at a time")
-    for name in {"RUN", "TERMINATE"} & set(wanted):
-        if not re.fullmatch(r"[0-9A-Za-z-]+", named[name]):
-            raise AutoFormerError(
-                f"{name}={named[name]}: not the id of a run, which `make submit` prints: {_EXAMPLE_ID}"
-            )
-
-
-def _check_cluster(cluster: Cluster | None, arguments: argparse.Namespace) -> None:
-    if cluster is None:
-        if not os.environ.get("AUTOFORMER_IMAGE"):
-            raise AutoFormerError("CLUSTER is missing: a file of configs/cluster/, which names images and machines; "
-                                  "or IMAGE=repository@sha256:… for any cluster")  # fmt: skip
-        return
-    check_filled_in(cluster, arguments.cluster)
-    mounts = [volume.mount for volume in cluster.volumes]
-    if not is_uri(arguments.data) and not any(Path(arguments.data).is_relative_to(mount) for mount in mounts):
-        known = f"they are at {', '.join(mounts)}" if mounts else "it has none"
-        raise AutoFormerError(f"DATA={arguments.data}: on no volume of CLUSTER={arguments.cluster}; {known}")
-
-
-def check_filled_in(cluster: Cluster, source: str) -> None:
-    """Raise `AutoFormerError` if settings still have values of the example."""
-    examples = cluster.placeholders()
-    if examples:
-        raise AutoFormerError(f"CLUSTER={source}: still the example's: {', '.join(examples)}")
 
 
 def _parameters(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
@@ -240,7 +143,8 @@ def _end(client: "KfpClient", name: str, recurring: Sequence[str]) -> None:
     for each in recurring:
         at_work = client.end_recurring(each)
         state = (
-            f"paused; its run {at_work} goes on, which a deletion would stop: EVERY=never once it has ended"
+            f"paused; its run {at_work} continues, and deleting the recurring run would stop it: EVERY=never once it "
+            "has ended"
             if at_work
             else "ended; the runs that it has started stay"
         )
@@ -269,7 +173,9 @@ def _follow(client: "KfpClient", run_id: str, state: list[str]) -> int:
     again = f"make submit HOST={shlex.quote(client.host)}"
     if client.namespace:
         again += f" NAMESPACE={client.namespace}"
-    state[0] = f"the run goes on: {client.page(run_id)}; `{again} RUN={run_id}` follows it, TERMINATE={run_id} ends it"
+    state[0] = (
+        f"the run continues: {client.page(run_id)}; `{again} RUN={run_id}` follows it, TERMINATE={run_id} ends it"
+    )
     try:
         return follow_run(client, run_id)
     except MissingError:

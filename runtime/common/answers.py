@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from autoformer.bounds import BOUNDS, KB
-from autoformer.errors import AutoFormerError, UnavailableError
+from autoformer.errors import AutoFormerError, UnavailableError, quantity
 
 PIECE_BYTES = 64 * KB
 
@@ -53,7 +53,7 @@ def pieces(read: Callable[[int], bytes], server: str, most: int = BOUNDS.answer_
             raise EndlessAnswerError(f"{server}: an answer of more than {most} bytes; see which server this is")
         if time.monotonic() - start > BOUNDS.answer_seconds + size / BOUNDS.answer_rate:
             raise SlowAnswerError(
-                f"{server}: an answer that does not end, {size} bytes so far; see which server this is"
+                f"{server}: an answer that does not end, {quantity(size, 'byte')} so far; see which server this is"
             )
         yield piece
 

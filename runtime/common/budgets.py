@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import TypeVar
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.limits import UNITS, Limits
 from autoformer.space import NamedSubnet, SearchSpace
 from runtime.common.console import existing
@@ -32,7 +32,7 @@ def label_of(budget: float) -> str:
 def check_budgets(budgets: Sequence[float], limits: Limits) -> None:
     """Raise `ValueError` unless budgets ascend and agree with the limits."""
     if len(budgets) > MOST:
-        raise ValueError(f"{len(budgets)} budgets; at most {MOST}")
+        raise ValueError(f"{quantity(len(budgets), 'budget')}; at most {MOST}")
     for budget in budgets:
         if budget_params(budget) < 1:
             raise ValueError(f"{budget:g} million parameters are less than one parameter")

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from autoformer.errors import AutoFormerError, validated
 from autoformer.files import canonical_json, hash_file, hash_value
-from autoformer.frozen import Frozen
+from autoformer.frozen import FolderName, Frozen, Name
 from autoformer.named import CONFIGS, load_space, named_file
 from autoformer.reading import parse_json_text, read_yaml
 from autoformer.space import SearchSpace
@@ -60,7 +60,7 @@ _STEP_OF: dict[type[Frozen], str] = dict(zip(Section.__constraints__, STEPS, str
 class Config(Frozen):
     """The configuration of a whole run, or of one step: the shared keys and one section."""
 
-    name: str = Field(min_length=1, max_length=200, description="name of the run in MLflow")
+    name: Name = Field(min_length=1, max_length=200, description="name of the run in MLflow")
     seed: int = Field(ge=0, lt=2**63, description="seed of all random draws")
     threads: int | None = Field(None, gt=0, le=4096, description="CPU threads of torch; null for one per core")
     device: str = Field(
@@ -68,7 +68,7 @@ class Config(Frozen):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto, cpu, cuda, cuda:N or mps; auto uses a GPU if there is one",
     )
-    dataset: str = Field(min_length=1, description="a folder of data/")
+    dataset: FolderName = Field(min_length=1, description="a folder of data/")
     space: SearchSpace = Field(description="the search space; its images must match the data set")
     prepare_data: PrepareData | None = None
     train_supernet: TrainSupernet | None = None

@@ -55,7 +55,7 @@ def run_command(
     work: Callable[[argparse.Namespace], int | None],
     argv: Sequence[str] | None = None,
     on_signal: Callable[[], None] | None = None,
-    after: str = "; the same command goes on from there",
+    after: str = "; the same command resumes from there",
 ) -> int:
     """Parse the arguments of a command and do its work; return the exit code. An error is one line on stderr.
 

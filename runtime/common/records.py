@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, model_validator
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.reading import read_json_as
 from autoformer.space import SubnetField
 
@@ -40,7 +40,9 @@ class Confusion(Written):
     @model_validator(mode="after")
     def _square(self) -> Self:
         if {len(self.matrix), *map(len, self.matrix)} != {len(self.classes)}:
-            raise ValueError(f"expected a matrix of {len(self.classes)} rows and columns, one for each class")
+            raise ValueError(
+                f"expected a matrix of one row and one column for each of {quantity(len(self.classes), 'class')}"
+            )
         return self
 
 

@@ -221,8 +221,8 @@ class KubernetesApi:
             answer = retry(attempt, OSError, within(patience.outage_seconds, pauses), report)
         except OSError as error:
             raise JobFailed(
-                f"the Kubernetes API does not answer ({error}); the job goes on without this process, and the "
-                "same command follows it again",
+                f"the Kubernetes API does not answer ({error}); the job continues without this process; the same "
+                "command follows it again",
                 LOST,
             ) from None
         except RefusedError as refused:
@@ -240,7 +240,9 @@ class KubernetesApi:
                 f"not allowed to {verb} {where}; apply the Role and the RoleBinding of {MANIFESTS}: {refused}"
             )
         if refused.status == 401:
-            return AutoFormerError(f"the cluster does not know who asks to {verb} {where}: {refused}; renew the token")
+            return AutoFormerError(
+                f"the cluster does not recognise who wants to {verb} {where}: {refused}; renew the token"
+            )
         if refused.status == 404:
             return AutoFormerError(f"the cluster has no {where}; install Kubeflow Trainer, and apply {MANIFESTS}")
         return AutoFormerError(f"the cluster refuses to {verb} {where}: {refused}")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from runtime.common.console import print_line
 from runtime.common.exit_codes import BAD_INPUT, LOST, JobFailed
 from runtime.common.stopping import SIGNALS
@@ -40,7 +40,7 @@ def follow_job(api: KubernetesApi, name: str, step: str, patience: Patience) -> 
         while True:
             job = api.get(name)
             if job is None or job["metadata"].get("deletionTimestamp"):
-                raise JobFailed(f"the job {name} was deleted; the same command goes on from the last checkpoint", LOST)
+                raise JobFailed(f"the job {name} was deleted; the same command resumes from the last checkpoint", LOST)
             pods = api.pods(name)
             log.set_pods(pods)
             failed = condition(job, "Failed")
@@ -80,7 +80,7 @@ class _Report:
         first = [pod["metadata"]["uid"] for pod in pods if index_of(pod) == 0]
         if first and first[-1] != self._first:
             if self._first is not None and not suspended:
-                self._say("the machines are started again; the work goes on from its last checkpoint")
+                self._say("the machines are started again; the work resumes from its last checkpoint")
             self._first = first[-1]
         self._explain_missing(job["spec"]["trainer"]["numNodes"], len({index_of(pod) for pod in pods}))
 
@@ -90,7 +90,7 @@ class _Report:
         if self._missing < MISSING_POLLS:
             return
         if self._missing == MISSING_POLLS:
-            self._say(f"the job {self._name} has {count} of {machines} pods; waiting")
+            self._say(f"the job {self._name} has {count} of {quantity(machines, 'pod')}; waiting")
         for owner in (self._name, f"{self._name}-{REPLICATED}-0"):  # the JobSet has the TrainJob's name
             with contextlib.suppress(AutoFormerError):  # events need a permission that following the job does not
                 for line in self._api.events(owner):
@@ -135,8 +135,8 @@ def _failure(api: KubernetesApi, job: Object, failed: Object, pods: list[Object]
     name, machines = job["metadata"]["name"], job["spec"]["trainer"]["numNodes"]
     if failed.get("reason") == "DeadlineExceeded":
         return JobFailed(
-            f"the job {name} has taken more than its {job['spec']['activeDeadlineSeconds']} seconds; raise its "
-            "deadline_seconds; the same command goes on from the last checkpoint",
+            f"the job {name} has taken more than its {quantity(job['spec']['activeDeadlineSeconds'], 'second')}; raise "
+            "its deadline_seconds; the same command resumes from the last checkpoint",
             DEADLINE,
         )
     # Bad input first, then primary failures, then secondary ones; the earliest of each kind.
@@ -145,7 +145,7 @@ def _failure(api: KubernetesApi, job: Object, failed: Object, pods: list[Object]
     if first is None:
         _print_errors(_events(api, name))
         reason = f"{failed.get('reason', '')}: {failed.get('message', '')}".strip(": ")
-        return JobFailed(f"the job {name} failed ({reason}); none of its pods is left to say more", 1)
+        return JobFailed(f"the job {name} failed ({reason}); none of its pods is left to explain more", 1)
     pod = first.pod["metadata"]["name"]
     _print_errors([f"last lines of {pod}:"])
     with contextlib.suppress(OSError, RefusedError, AutoFormerError):  # the pod may have been lost with its machine

@@ -66,7 +66,7 @@ def run_step(
 
 def exit_code(step: str, work: Callable[[], None]) -> int:
     """Do the work and return the exit code. Failures are one line on stderr; a bug raises."""
-    note_failure(step, "was killed, as where memory runs out; the same command goes on", KILLED)  # until it ends
+    note_failure(step, "was killed, as where memory runs out; the same command resumes", KILLED)  # until it ends
     try:
         work()
     except UnavailableError as error:
@@ -74,7 +74,7 @@ def exit_code(step: str, work: Callable[[], None]) -> int:
     except (AutoFormerError, OSError) as error:
         return report_failure(step, error_line(error), BAD_INPUT)
     except Stopped as stopped:
-        return report_failure(step, f"{stopped}; the same command goes on from there", int(str(stopped.code)))
+        return report_failure(step, f"{stopped}; the same command resumes from there", int(str(stopped.code)))
     except JobFailed as failed:
         return report_failure(step, str(failed), failed.exit_code)
     except BaseException as error:

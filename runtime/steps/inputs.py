@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from autoformer.cards import SupernetCard, read_supernet_card
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.images.archives import EncodedImages, EncodedSplit
 from autoformer.images.card import DatasetCard, read_card
 from autoformer.images.pixels import resized_side
@@ -137,7 +137,7 @@ def check_batch(recipe: Recipe, images: int, step: str) -> None:
     """Raise `AutoFormerError` if there are fewer training images than one optimiser step takes."""
     if recipe.batch_size > images:
         raise AutoFormerError(
-            f"{step}.batch_size = {recipe.batch_size}: an optimiser step takes {recipe.batch_size} images, "
+            f"{step}.batch_size = {recipe.batch_size}: an optimiser step takes {quantity(recipe.batch_size, 'image')}, "
             f"but the train split has {images}; choose a smaller one"
         )
 

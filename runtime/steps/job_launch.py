@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from runtime.common.config import load_config
 from runtime.common.console import print_line, report_error
 from runtime.common.stopping import Stopped, delay_signals, stoppable
@@ -138,7 +138,7 @@ class _Launcher:
 
     def _take_over(self, name: str) -> None:
         """Make this pod the job's owner, with which Kubernetes deletes the job."""
-        print_line(f"{self.launched.step}: goes on with the job {name}")
+        print_line(f"{self.launched.step}: continues with the job {name}")
         if self.launched.pod_uid:
             self.cluster.patch(name, {"metadata": {"ownerReferences": owners(self.launched)}})
 
@@ -157,7 +157,7 @@ class _Launcher:
             if self.cluster.create(job) is None:
                 self._take_over(name)  # an earlier request created it, and its answer was lost
             else:
-                machines = f"{self.settings.nodes} machines with {self.settings.gpus} GPUs each"
+                machines = f"{quantity(self.settings.nodes, 'machine')} with {quantity(self.settings.gpus, 'GPU')} each"
                 print_line(f"{self.launched.step}: launched the job {name} on {machines}")
         return name
 
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = job_settings()
         if settings is None:
-            raise AutoFormerError(f"{VARIABLE} is not set; it says on which machines: docs/cluster.md")
+            raise AutoFormerError(f"{VARIABLE} is not set; it names the machines: docs/cluster.md")
     except AutoFormerError as error:
         return report_error("trainjob", error)
     return launch(step, arguments, settings)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from autoformer.cores import cores
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.reading import read_json_as
 from runtime.common.config import Config
 from runtime.common.exit_codes import BAD_INPUT, LOST, UNAVAILABLE, JobFailed
@@ -74,7 +74,11 @@ def check_batch_split(step: str, config: Config, count: int) -> None:
     passes = section.accumulation if isinstance(section.accumulation, int) else 1
     micro_batches, even = passes * count, 2 if section.augmentation.mixes else 1
     if section.batch_size % (micro_batches * even):
-        what = f"{passes} forward passes of each of {count} processes" if passes > 1 else f"{count} processes"
+        what = (
+            f"{passes} forward passes of each of {quantity(count, 'process')}"
+            if passes > 1
+            else quantity(count, "process")
+        )
         raise AutoFormerError(
             f"{step}.batch_size = {section.batch_size}: not a multiple of {micro_batches * even}, for {what}"
             f"{' and pairs of images to mix' if even == 2 else ''}; choose another, or set AUTOFORMER_PROCESSES"
@@ -102,7 +106,7 @@ class Machine(NamedTuple):
         address = os.environ.get("PET_MASTER_ADDR")
         if not (0 <= number < machines and processes > 0 and port > 0 and address):
             raise AutoFormerError(
-                "the environment does not say which machine of a job this is; Kubeflow's Trainer sets PET_MASTER_ADDR, "
+                "the environment does not name the machine of a job this is; Kubeflow's Trainer sets PET_MASTER_ADDR, "
                 + ", ".join(f"PET_{name}" for name in names)
             )
         return cls(number, machines, processes, address, port, job)
@@ -198,7 +202,7 @@ def _launch_once(step: str, argv: Sequence[str], count: int, machine: Machine | 
             raise _failure(error.failures, read_reports(reports), ranks) from None
         except SignalException as error:
             _wait_for_children()
-            stopped = f"stopped by {error.sigval.name}; the same command goes on from the last checkpoint"
+            stopped = f"stopped by {error.sigval.name}; the same command resumes from the last checkpoint"
             raise _reported(read_reports(reports)) or JobFailed(stopped, 128 + error.sigval) from None
 
 
@@ -233,12 +237,12 @@ def _failure(failures: "Mapping[int, ProcessFailure]", reports: Sequence[Failure
         by = signal.Signals(number).name
         why = ", as where memory runs out" if number == signal.SIGKILL else ""
         return JobFailed(
-            f"rank {rank} of {count} was killed by {by}{why}; the same command goes on from the last checkpoint",
+            f"rank {rank} of {count} was killed by {by}{why}; the same command resumes from the last checkpoint",
             128 + number,
         )
     if first:
-        return JobFailed(f"rank {min(first)} of {count} failed; its traceback stands above", 1)
-    lost = f"the {count} ranks have lost their connections to each other; the same command goes on"
+        return JobFailed(f"rank {min(first)} of {count} failed; its traceback is above", 1)
+    lost = f"the {count} ranks have lost their connections to each other; the same command resumes"
     return _reported(reports) or JobFailed(lost, LOST)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from autoformer.checkpoint import first_not_finite
 from autoformer.devices import is_out_of_memory
 from autoformer.distributed import World
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.evaluation import predict_logits
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
@@ -91,7 +91,7 @@ def train(
     if decay is not None and training.section.ema_decay and decay < training.section.ema_decay:
         print_line(
             f"{names.what}: the averaged weights end with decay {decay:.4g}, not ema_decay "
-            f"{training.section.ema_decay:g}: timm's warm-up is longer than {trainer.total_steps} steps"
+            f"{training.section.ema_decay:g}: timm's warm-up is longer than {quantity(trainer.total_steps, 'step')}"
         )
     first = loop.resume()
     if first:
@@ -173,7 +173,7 @@ class _Loop:
                 row = self.next_row()
                 if row and (scores := scores_text(row)):
                     images = self.trainer.step * self.trainer.images_per_step
-                    announce(f"{self.names.what}: after {images:,} images, on the search split: {scores}")
+                    announce(f"{self.names.what}: after {quantity(images, 'image')}, on the search split: {scores}")
                 report(f"loss {row['train_loss']:.3f}" if row else "back at the last checkpoint")
         except Stopped as stopped:
             stopped.note = f" at step {self.stop()} of {self.trainer.total_steps}"
@@ -182,7 +182,7 @@ class _Loop:
             if "DataLoader worker" in str(error):
                 raise AutoFormerError(
                     "a process that decodes images ahead was killed, as where memory or a container's /dev/shm is "
-                    "full; give it more, or set AUTOFORMER_WORKERS to fewer, 0 for none; the same command goes on"
+                    "full; give it more, or set AUTOFORMER_WORKERS to fewer, 0 for none; the same command resumes"
                 ) from None
             if not is_out_of_memory(error):
                 raise
@@ -264,7 +264,7 @@ class _Loop:
         what = f"{reason}, with subnet {subnet.to_json()}"
         if len(rollbacks) >= self.section.max_rollbacks:
             raise AutoFormerError(
-                f"{what}, after {len(rollbacks)} rollbacks; lower the learning_rate, or set clip_grad"
+                f"{what}, after {quantity(len(rollbacks), 'rollback')}; lower the learning_rate, or set clip_grad"
             )
         load(self.checkpoints.to_roll_back_to(), self._restore)
         scale = self.section.rollback_factor ** (len(rollbacks) + 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from autoformer.devices import autocast, fewest_micro_batches, find_device, find_precision, memory_bytes
 from autoformer.distillation import Teacher
 from autoformer.distributed import SINGLE_PROCESS, World
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import write_json
 from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
@@ -190,7 +190,7 @@ def out_of_memory(training: Training, trainer: Trainer) -> AutoFormerError:
         write_json(
             training.accumulation_file, {"accumulation": passes}
         )  # written by any rank, since others may have ended
-        answer = f"the same command goes on with accumulation {passes}"
+        answer = f"the same command resumes with accumulation {passes}"
     else:
         answer = (
             f"set {training.step}.accumulation={passes}, which changes nothing else of the recipe, and start it again"
@@ -201,7 +201,8 @@ def out_of_memory(training: Training, trainer: Trainer) -> AutoFormerError:
                 "depth, and start it again"
             )
     return AutoFormerError(
-        f"a forward pass of {images} images does not fit {_memory(trainer.device)}; {images // more} fit: {answer}"
+        f"a forward pass of {quantity(images, 'image')} does not fit {_memory(trainer.device)}; {images // more} would "
+        f"fit: {answer}"
     )
 
 

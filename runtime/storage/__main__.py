@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from runtime.common.console import Parser, existing, report_error
 from runtime.common.redaction import hide_in_tracebacks
 from runtime.storage import download_folder, is_uri, upload_folder
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise AutoFormerError(f"{source} and {target}: one of the two is a folder, the other s3://bucket/folder")
         if is_uri(target):
             files = upload_folder(existing(Path(source), "you, or `make data`"), target)
-            print(f"{target}: {len(files)} files, {sum(file.bytes for file in files) / 1e6:.3g} MB")
+            print(f"{target}: {quantity(len(files), 'file')}, {sum(file.bytes for file in files) / 1e6:.3g} MB")
         else:
             download_folder(source, Path(target))
             print(f"{target}: as {source}")

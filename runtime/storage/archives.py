@@ -65,7 +65,7 @@ class S3Archives:
     def entry(self, archive: str) -> Entry:
         entry = self.entries.get(archive)
         if entry is None:
-            raise MissingError(f"{self.uri / archive}: no such archive; upload it, or mend the location")
+            raise MissingError(f"{self.uri / archive}: no such archive; upload it, or correct the location")
         return entry
 
     def size_of(self, archive: str) -> int:
@@ -99,7 +99,7 @@ class S3Archives:
             return read_object(uri, place.offset, size, entry.etag) if size > 0 else b""
         except ChangedError:
             raise ChangedError(
-                f"{uri}: another object than when it was listed; give the same command again, or run prepare_data again"
+                f"{uri}: another object than when it was listed; run the same command again, or run prepare_data again"
             ) from None
 
     def pieces(self, archive: str) -> Iterator[bytes]:

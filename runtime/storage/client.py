@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 from autoformer.bounds import BOUNDS
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.reading import in_short
 from runtime.common.answers import EndlessAnswerError, SlowAnswerError, whole
 from runtime.common.console import print_line
@@ -161,7 +161,7 @@ def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str 
                 content = whole(body.read, str(uri), most)
         except broken as error:
             raise TransferError(
-                f"{uri}: what S3 sends breaks off ({type(error).__name__}) in every try; try again later"
+                f"{uri}: what S3 sends breaks off ({type(error).__name__}) in every attempt; try again later"
             ) from None
         except EndlessAnswerError:
             raise StorageError(f"{uri}: larger than {most} bytes, the most for an object of this kind") from None
@@ -169,7 +169,9 @@ def read_object(uri: S3Uri, offset: int = 0, size: int | None = None, etag: str 
             request(uri, "head_object")  # SeaweedFS answers 412 instead of 404, too
             raise
         if size is not None and len(content) != size:
-            raise TransferError(f"{uri}: {len(content)} bytes come where {size} were asked for, in every try")
+            raise TransferError(
+                f"{uri}: {quantity(len(content), 'byte')} arrived where {size} were requested, in every attempt"
+            )
         return content
 
     return with_retries(read)

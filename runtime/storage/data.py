@@ -101,7 +101,7 @@ def _hash_archives(folder: Path, published: Collection[str]) -> str:
     others, and a copy on another disk is the same data.
     """
     if not folder.is_dir():
-        raise NoFolderError(folder, f"a {SOURCE} says that the archives lie there; mend it, or put them there")
+        raise NoFolderError(folder, f"a {SOURCE} says that the archives lie there; correct it, or put them there")
     if published:
         paths = [folder / name for name in sorted(published) if (folder / name).is_file()]
         return hash_value([[path.name, path.stat().st_size] for path in paths])

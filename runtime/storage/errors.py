@@ -119,7 +119,7 @@ def _from_client(error: Exception, uri: str) -> StorageError:
         url = urlsplit(getattr(error, "kwargs", {}).get("endpoint_url") or "")
         server = f" at {url.scheme}://{url.netloc.rpartition('@')[2]}" if url.netloc else ""  # without its password
         return UnreachableError(
-            f"{uri}: S3{server} cannot be reached ({name}); check AWS_ENDPOINT_URL_S3 and the network, then give the "
+            f"{uri}: S3{server} cannot be reached ({name}); check AWS_ENDPOINT_URL_S3 and the network, then run the "
             "same command again"
         )
     return StorageError(f"{uri}: {hide(text)}")
@@ -131,24 +131,25 @@ def _from_response(response: Any, operation: str, uri: str) -> StorageError:
     region = metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region", "another one")
     bucket, permission = "/".join(uri.split("/")[:3]), _PERMISSIONS.get(operation, f"s3:{operation}")
     for codes, kind, line in (
-        (_EXPIRED, StorageError, f"{uri}: the AWS credentials have expired; renew them, and give the same command "
+        (_EXPIRED, StorageError, f"{uri}: the AWS credentials have expired; renew them, and run the same command "
                                  "again"),
         (_NOT_ACCEPTED, StorageError, f"{uri}: the AWS credentials are not accepted ({code}); check AWS_ACCESS_KEY_ID, "
                                       "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"),
         ({"NoSuchBucket"}, StorageError, f"{bucket}: there is no such bucket; make it, or correct its name"),
-        ({"NoSuchUpload"}, UploadEndedError, f"{uri}: another process has ended its upload, in every try; "
+        ({"NoSuchUpload"}, UploadEndedError, f"{uri}: another process has ended its upload, in every attempt; "
                                              "let one alone write there"),
         (_REDIRECTED, StorageError, f"{bucket}: not of this region; set AWS_DEFAULT_REGION to the bucket's, {region}"),
         (_MISSING, MissingError, f"{uri}: there is no such object"),
-        (_CHANGED, ChangedError, f"{uri}: it changes while it is read, in every try; let one alone write there"),
+        (_CHANGED, ChangedError, f"{uri}: it changes while it is read, in every attempt; let only "
+            "one process write there"),
         (_DENIED, DeniedError, f"{uri}: access denied; these credentials lack {permission} there"),
-        (_DAMAGED, TransferError, f"{uri}: what is sent arrives damaged ({code}), in every try; try again later"),
+        (_DAMAGED, TransferError, f"{uri}: what is sent arrives damaged ({code}), in every attempt; try again later"),
     ):  # fmt: skip
         if code in codes:
             return kind(line)
     status = int(metadata.get("HTTPStatusCode", 0))
     if status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout"):
         return UnreachableError(
-            f"{uri}: S3 has no capacity or is at fault ({code}), after all tries; give the same command again later"
+            f"{uri}: S3 has no capacity or is at fault ({code}), after all tries; run the same command again later"
         )
     return StorageError(f"{uri}: S3 refuses {operation} ({code}: {' '.join(message.split())[:200]})")

@@ -82,7 +82,7 @@ class Mirror:
         except UnavailableError as error:
             if not self._files():
                 raise
-            self._report(f"{error}; the work that is in {self.folder} goes on")
+            self._report(f"{error}; the work in {self.folder} continues")
 
     def request_upload(self) -> None:
         """Let the background thread upload changed files soon, without waiting for it."""
@@ -134,7 +134,7 @@ class Mirror:
                 incomplete, problem = files, str(error)
         if incomplete:
             shutil.rmtree(folders.partial_folder(self.folder), ignore_errors=True)
-            then = f"the work that is in {self.folder} goes on" if self._files() else "the step begins anew"
+            then = f"the work in {self.folder} continues" if self._files() else "the step starts from the beginning"
             self._report(f"{problem}; the copy there is not whole, and {then}")
 
     def _newer_files(self) -> list[File]:
@@ -197,7 +197,7 @@ class Mirror:
         if self._is_given_up:  # `flush` has reported it
             return False
         if problem and not self._problem:
-            self._report(f"{problem}; the work goes on, and its checkpoints are sent later")
+            self._report(f"{problem}; the work continues, and its checkpoints are sent later")
         if self._problem and not problem:
             self._report(f"{self.uri}: the checkpoints arrive again")
         self._problem = problem

@@ -69,7 +69,9 @@ def upload(file: Path | HashedFile, uri: S3Uri | str) -> str:
         if _is_stored(file, uri, if_denied=True):
             return file.sha256
         delete(uri)  # the resumed upload had other content with equal first parts
-        failure = TransferError(f"{uri}: S3 has other content than was sent, in every try; let one alone write there")
+        failure = TransferError(
+            f"{uri}: S3 has other content than was sent, in every attempt; let only one process write there"
+        )
     raise failure
 
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import write_json
 from runtime.common.console import Parser, run_command
 from runtime.common.redaction import hide_in_tracebacks
@@ -47,7 +47,7 @@ def resend(file: Path) -> None:
     if refused:
         write_json(file, refused)
         raise AutoFormerError(
-            f"{file}: MLflow refused {len(refused)} messages, the first, {refused[0]['kind']}, with: "
+            f"{file}: MLflow refused {quantity(len(refused), 'message')}, the first, {refused[0]['kind']}, with: "
             f"{refused[0]['refused']}; the rest is delivered; delete the file where these can be done without"
         )
     file.unlink()

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from runtime.common.config import STEPS
 from runtime.common.redaction import without_password
 from runtime.tracking.operations import PARENT
@@ -56,7 +56,7 @@ def find_run_id(name: str) -> str | None:
         return name
     matches = [run_id for run_id in ids if run_id.startswith(name)] if len(name) >= MIN_PREFIX else []
     if len(matches) > 1:
-        raise AutoFormerError(f"{name}: the ids of {len(matches)} pipeline runs begin so; give more of it")
+        raise AutoFormerError(f"{name}: the ids of {quantity(len(matches), 'pipeline run')} begin so; give more of it")
     with translate_errors(tracking_uri()):
         return matches[0] if matches else _pipeline_run_above(connect(), name)
 

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from autoformer.errors import quantity
 from autoformer.files import write_json
 from runtime.common.console import print_line
 from runtime.tracking.operations import UPLOADS, Operation, read_operations
@@ -104,8 +105,8 @@ class Outbox:
             return
         write_json(self._backlog, left)
         print_line(
-            f"tracking: {len(left)} messages to MLflow were not delivered; they are in {self._backlog}: "
-            f"send them with `python -m runtime.tracking {self._backlog}`",
+            f"tracking: {quantity(len(left), 'message')} to MLflow not delivered, but saved in {self._backlog}: send "
+            f"with `python -m runtime.tracking {self._backlog}`",
             sys.stderr,
         )
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from autoformer.bounds import BOUNDS
 from autoformer.checkpoint import load_subnet
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.images.pixels import image_size, open_image
 from autoformer.predict import image_from_pixels, probabilities, ranked
 from autoformer.reading import parse_json
@@ -49,7 +49,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             raise _refusal(f"top: expected at least 1 class, found {top}")
         requests = model_input.to_dict("records") or [{}]
         if len(requests) > BOUNDS.served_rows:
-            raise _refusal(f"{len(requests)} images; a request may have {BOUNDS.served_rows}")
+            raise _refusal(f"{quantity(len(requests), 'image')}; a request may have {BOUNDS.served_rows}")
         request, rows = _Request(len(requests)), []
         for first in range(0, len(requests), BATCH):
             images = map(request.image, requests[first : first + BATCH])  # one decoded image in memory at a time
@@ -117,7 +117,9 @@ class _Request:
         except TypeError:
             raise AutoFormerError("pixels: expected rows of equal length, all numbers from 0 to 255") from None
         if numbers * _NUMBER_BYTES > BOUNDS.served_image_bytes:
-            raise AutoFormerError(f"pixels: {numbers} numbers are too many; send the image as a file")
+            raise AutoFormerError(
+                f"pixels: {quantity(numbers, 'number is', 'numbers are')} too many; send the image as a file"
+            )
         self._count(numbers)
         return image_from_pixels(pixels)
 

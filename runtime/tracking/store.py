@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote
 
-from autoformer.errors import AutoFormerError, shortened
+from pydantic import TypeAdapter
+
+from autoformer.errors import AutoFormerError, shortened, validated
 from autoformer.files import check_regular
+from autoformer.frozen import Name
 from autoformer.locks import lock
 from runtime.common.addresses import is_sound
 from runtime.common.config import checkout, lasting
@@ -279,6 +282,11 @@ def _lock_file(path: Path) -> IO[bytes]:
         raise
 
 
+def _experiment_name() -> str:
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    return validated(TypeAdapter(Name), name, f"MLFLOW_EXPERIMENT_NAME={name}")
+
+
 def experiment_id(client: "MlflowClient") -> str:
     """The id of the experiment: KFP's, else `MLFLOW_EXPERIMENT_NAME`, else "autoformer"; created if missing.
 
@@ -288,7 +296,7 @@ def experiment_id(client: "MlflowClient") -> str:
 
     if from_kfp := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return from_kfp
-    name, file = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT, sqlite_file(client.tracking_uri)
+    name, file = _experiment_name(), sqlite_file(client.tracking_uri)
     folder = name.replace("/", "-").lstrip(".")[:_FOLDER_NAME] or EXPERIMENT  # one below `FOLDER`, as `follow` has it
     artifacts = None if file is None else (file.absolute().parent / FOLDER / folder).as_uri()
     with locked(client.tracking_uri):

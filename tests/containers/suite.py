@@ -375,8 +375,8 @@ def s3_client(s3: S3Server) -> Any:
 def test_ctrl_c_ends_the_container_with_a_checkpoint(remote: Remote) -> None:
     lines = remote.stopped.stderr.splitlines()
     assert remote.stopped.returncode == 130
-    assert re.match(r"train_supernet: stopped by SIGTERM at step \d+ of 47; the same command goes on", lines[-2])
-    assert lines[-1] == "pipeline: stopped by SIGINT; the same command goes on from there"
+    assert re.match(r"train_supernet: stopped by SIGTERM at step \d+ of 47; the same command resumes", lines[-2])
+    assert lines[-1] == "pipeline: stopped by SIGINT; the same command resumes from there"
     assert remote.left == []
     assert "checkpoint-interrupted.pt" in {path.name for path in remote.checkpoints}
     assert re.search(r"train_supernet: resumed from step \d+ of 47", remote.run.output)
