@@ -64,8 +64,8 @@ def _unseen(unseen: Sequence[str]) -> list[str]:
     if not unseen:
         return []
     return [
-        f"{quantity(len(unseen), 'image')} transparent everywhere, so only the ground is seen: {some(unseen, 2)}; save them "
-        "without alpha if their colours are meant"
+        f"{quantity(len(unseen), 'image')} transparent everywhere, so only the ground is seen: {some(unseen, 2)}; save "
+        "them without alpha if their colours are meant"
     ]
 
 
@@ -73,8 +73,8 @@ def _dark(dark: Mapping[str, int]) -> list[str]:
     if not dark:
         return []
     return [
-        f"{quantity(len(dark), 'image')} nearly black, at most {max(dark.values())} of 255: {some(list(dark), 2)}; if white "
-        "is a smaller value in their files, scale them to 255 first"
+        f"{quantity(len(dark), 'image')} nearly black, at most {max(dark.values())} of 255: {some(list(dark), 2)}; if "
+        "white is a smaller value in their files, scale them to 255 first"
     ]
 
 
