@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoformer.errors import AutoFormerError
 from autoformer.reading import read_json_as
+from commands.check_weights import check_in_another_process
 from commands.own_images import DATASETS, describe_pack, propose_run, relative_path
 from components.prepare_data.pack_card import read_pack
 from components.register_model.gate import CLASSES, hash_classes
@@ -86,10 +87,11 @@ def _run(arguments: argparse.Namespace, steps: StepProcesses) -> int:
         preset = os.path.realpath(preset)  # `Path.resolve` raises for a link to itself
     config = resolve(preset, overrides)
     data = _data_location(data or ROOT / "data" / config.dataset, config.dataset)
-    if arguments.source is not None or arguments.dry_run:
+    code = check_in_another_process(config)
+    if not code and (arguments.source is not None or arguments.dry_run):
         code = _print_plan(config, data)
-        if code or arguments.dry_run:
-            return code
+    if code or arguments.dry_run:
+        return code
     containers = Containers(steps) if arguments.runner == "docker" else None
     data_hash = hash_data(data)
     tags = {"data_hash": data_hash, "runner": "kfp.local, docker" if containers else "kfp.local"}

@@ -17,6 +17,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, write_text
 from autoformer.named import CONFIGS
 from autoformer.reading import parse_yaml, read_json_as
+from commands.check_weights import check_in_another_process
 from components.resolve_config.step import resolve
 from pipeline.local import patient_threads
 from pipeline.step_processes import StepProcesses
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work(arguments: argparse.Namespace) -> int:
         try:
             with hold_lock(ROOT / ".dvc" / "tmp" / "repro", "checkout"):
+                if code := check_in_another_process(resolve(arguments.preset, arguments.overrides)):
+                    return code
                 _write_params(arguments.preset, arguments.overrides)
                 tracking.initialise(tracking.tracking_uri())
                 return _repro(steps)
@@ -84,7 +87,6 @@ def _environment() -> dict[str, str]:
 
 def _write_params(preset: str, overrides: list[str]) -> None:
     """Validate the preset with its overrides, and write it to params.yaml; refuse to overwrite unsaved edits."""
-    resolve(preset, overrides)
     path = preset_path(preset)
     text = path.read_text(encoding="utf-8")
     if overrides:

@@ -1,23 +1,29 @@
 """A pipeline that starts from a supernet that exists: the official layout and ours, found, verified and searched."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from official_layout import write_checkpoint
-from run_steps import SPACE, arguments, config_of, run
+from run_steps import SPACE, arguments, config_of, contents, run
 from s3_server import S3Server
 from tiny import TinyData
 
+import pipeline.local
+import pipeline.repro
 from autoformer.checkpoint import load_subnet, load_supernet
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
+from autoformer.named import load_space
 from autoformer.official import load_official, read_checkpoint
 from autoformer.reading import read_json
 from autoformer.space import SearchSpace
-from runtime.common.config import load_config
+from commands import check_weights
+from runtime.common.config import ROOT, load_config
 from runtime.storage.uploads import upload
 
 FORTY = SearchSpace.model_validate(SPACE)
@@ -107,3 +113,60 @@ def test_a_checkpoint_in_s3_is_downloaded_and_verified(
     assert json.loads((tmp_path / "supernet" / "metrics.json").read_text()).keys() == {
         f"{name}_top1_percent" for name in ("smallest", "middle", "largest")
     }
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing of the repository is locked or written."""
+    root = tmp_path / "root"
+    for name in ("data/fashion-mnist", "runs", ".dvc/tmp"):
+        (root / name).mkdir(parents=True)
+    shutil.copy(ROOT / "params.yaml", root)
+    for module in (pipeline.local, pipeline.repro):
+        monkeypatch.setattr(module, "ROOT", root)
+    monkeypatch.setattr(pipeline.repro, "PARAMS", root / "params.yaml")
+    return root
+
+
+@pytest.mark.parametrize("door", ["local", "adopt", "repro", "dry run"])
+def test_a_supernet_of_another_space_is_refused_before_any_step(
+    door: str, checkout: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "forty.pth", FORTY)
+    named = ["--preset", "smoke", "--set", f"train_supernet.adopt.checkpoint={checkpoint}"]
+    before = contents(checkout)
+    if door == "repro":
+        assert pipeline.repro.main(named) == 2
+    else:
+        given = {"adopt": ["--preset", "smoke", "--adopt", str(checkpoint)], "dry run": [*named, "--dry-run"]}
+        assert pipeline.local.main(given.get(door, named)) == 2
+    error = capfd.readouterr().err
+    assert error.startswith(f"settings: {checkpoint}: ") and error.count("\n") == 1
+    assert "'fashion-mnist'" in error and "is it a checkpoint of" in error
+    assert contents(checkout) == before
+
+
+@pytest.mark.parametrize("step", ["train_supernet", "retrain_subnet"])
+def test_a_teacher_of_other_classes_is_refused_before_any_step(
+    step: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = tmp_path / "teacher.pth"
+    torch.save(timm.create_model("resnet10t", num_classes=3).state_dict(), teacher)
+    named = json.dumps({"teacher": "resnet10t", "checkpoint": str(teacher)})
+    config = load_config("smoke", [f"{step}.distillation={named}"])
+    assert check_weights.main(["--config", config.model_dump_json()]) == 2
+    assert "not the weights of 'resnet10t' for 10 classes" in capsys.readouterr().err
+
+
+def test_weights_that_fit_and_weights_that_are_elsewhere_pass(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "supernet.pth", load_space("fashion-mnist"))
+    adopted = f"train_supernet.adopt.checkpoint={checkpoint}"
+    assert check_weights.check_in_another_process(load_config("smoke", [adopted])) == 0
+    away = load_config("smoke", [adopted])
+    checkpoint.unlink()
+    monkeypatch.setattr(check_weights.subprocess, "run", None)  # no process is needed
+    assert check_weights.check_in_another_process(away) == 0
+    assert check_weights.check_in_another_process(load_config("smoke")) == 0
+    assert capfd.readouterr().err == ""

@@ -20,7 +20,9 @@ from compiled import on_a_short_stack
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from kfp_answers import Answers, answers
 from kfp_api_server import V2, KfpServer, page, reset, slow, status
+from official_layout import write_checkpoint
 from s3_server import S3Server
+from small import small_space
 from started import started
 from werkzeug.serving import generate_adhoc_ssl_pair
 
@@ -421,6 +423,14 @@ def test_a_server_that_stays_away(kfp: KfpServer, capsys: Capture) -> None:
 )
 def test_bad_input_asks_nobody(arguments: list[str], message: str, kfp: KfpServer, capsys: Capture) -> None:
     assert message in refused(kfp, capsys, *arguments)
+    assert kfp.requests == []
+
+
+def test_a_supernet_of_another_space_that_is_here_is_refused(kfp: KfpServer, capfd: Capture, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "small.pth", small_space())
+    assert run(kfp, "--set", f"train_supernet.adopt.checkpoint={checkpoint}", *DATA) == 2
+    error = capfd.readouterr().err
+    assert f"{checkpoint}: " in error and "is it a checkpoint of" in error and error.count("\n") == 1
     assert kfp.requests == []
 
 

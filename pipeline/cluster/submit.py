@@ -19,6 +19,7 @@ import yaml
 
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_value
+from commands.check_weights import check_in_another_process
 from pipeline.cluster import schedules
 from pipeline.cluster.compile import PIPELINE, write_package
 from pipeline.cluster.follow_run import follow_run
@@ -56,6 +57,8 @@ def _run(arguments: argparse.Namespace, state: list[str]) -> int:
         return _terminate(_connect(arguments, cluster), arguments.terminate)
     if config is None:
         return _end_recurring(_connect(arguments, cluster), arguments)
+    if code := check_in_another_process(config):
+        return code
     trigger = None if arguments.every is None else schedules.trigger(arguments.every)
     client = _connect(arguments, cluster)
     _warn_of_age(client)
