@@ -1,13 +1,44 @@
-"""Search spaces and subnets by the names of their files in configs/."""
+"""Search spaces and subnets by the names of their files in configs/, and the content of a named subnet."""
 
 from pathlib import Path
+from typing import Self
 
-from autoformer.errors import AutoFormerError, nearest
-from autoformer.frozen import check_folder_name
-from autoformer.space import NamedSubnet, SearchSpace
+from autoformer.errors import AutoFormerError, nearest, validated
+from autoformer.frozen import Frozen, Name, check_folder_name
+from autoformer.reading import read_yaml
+from autoformer.space import SearchSpace, SubnetField
 
 _PACKAGE = Path(__file__).resolve().parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+
+
+class Published(Frozen):
+    """Published ImageNet accuracy of a subnet with inherited weights, at its space's image size."""
+
+    top1_percent: float
+    top5_percent: float | None = None
+    source: str
+
+
+class NamedSubnet(Frozen):
+    """The content of a file in `configs/subnets/`, or of a search's chosen.yaml."""
+
+    name: Name
+    space: Name
+    source: str
+    outside_space: str | None = None  # reason for values that the space does not offer
+    published: Published | None = None
+    subnet: SubnetField
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        return validated(cls, read_yaml(Path(path)), str(path))
+
+    def check(self, space: SearchSpace) -> None:
+        """Raise `AutoFormerError` unless the subnet is in `space`, or fits the supernet and has an `outside_space`."""
+        if self.outside_space is None:
+            space.check(self.subnet)
+        space.check_fits(self.subnet)
 
 
 def load_space(name: str | Path) -> SearchSpace:

@@ -287,32 +287,3 @@ def stretched_reach(reach: int, grid: int, new_grid: int) -> int:
     """`max_relative_position` in patches, after the offsets in use on the old grid are stretched to a new grid."""
     used = min(reach, grid - 1)
     return max(1, round(used * (new_grid - 1) / (grid - 1))) if grid > 1 else reach
-
-
-class Published(Frozen):
-    """Published ImageNet accuracy of a subnet with inherited weights, at its space's image size."""
-
-    top1_percent: float
-    top5_percent: float | None = None
-    source: str
-
-
-class NamedSubnet(Frozen):
-    """The content of a file in `configs/subnets/`, or of a search's chosen.yaml."""
-
-    name: Name
-    space: Name
-    source: str
-    outside_space: str | None = None  # reason for values that the space does not offer
-    published: Published | None = None
-    subnet: SubnetField
-
-    @classmethod
-    def from_yaml(cls, path: str | Path) -> Self:
-        return validated(cls, read_yaml(Path(path)), str(path))
-
-    def check(self, space: SearchSpace) -> None:
-        """Raise `AutoFormerError` unless the subnet is in `space`, or fits the supernet and has an `outside_space`."""
-        if self.outside_space is None:
-            space.check(self.subnet)
-        space.check_fits(self.subnet)

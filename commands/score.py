@@ -20,8 +20,9 @@ from autoformer.files import check_writable, hash_path, hash_value, replacing, w
 from autoformer.frozen import check_name
 from autoformer.latency import FILE as LATENCY_FILE
 from autoformer.latency import LatencyTable, read_latency_table
+from autoformer.named import NamedSubnet
 from autoformer.reading import read_json_as, read_yaml_list
-from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
+from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.subnet_text import CELLS, from_cells, shape_text
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.step import STEP, make_scorer, read_inputs

@@ -27,7 +27,7 @@ from commands.own_images import propose_run
 from runtime import tracking
 from runtime.common.code import step_code
 from runtime.common.config import STEPS, load_config
-from runtime.tracking.store import EXPERIMENT
+from runtime.tracking.experiments import EXPERIMENT
 
 processes.PRELOADED += [
     "faulted_steps", "components.prepare_data.step", "components.evaluate_subnet.measure",

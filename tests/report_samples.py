@@ -19,8 +19,7 @@ from autoformer.evaluation import confusion_matrix, paired_difference, score
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.latency import CheckedSubnet, LatencyTable
-from autoformer.named import load_space
-from autoformer.space import NamedSubnet
+from autoformer.named import NamedSubnet, load_space
 from components.evaluate_subnet.measure import Evaluation, Measured, worst_mistakes
 from components.evaluate_subnet.report import render
 from components.evaluate_subnet.results import Results

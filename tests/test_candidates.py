@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from autoformer.candidates import COLUMNS, Candidate, ScoredCandidate
 from autoformer.errors import AutoFormerError
+from autoformer.named import NamedSubnet
 from autoformer.racing import ScoringResult, ScoringTask
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution
-from autoformer.space import NamedSubnet, SubnetSpec
+from autoformer.space import SubnetSpec
 from autoformer.subnet_text import exact_text, from_cells, shape_text, to_cells
 from components.search_subnet.score_cache import ScoreCache
 from components.search_subnet.search_loop import search

@@ -22,9 +22,9 @@ from runtime.common import config
 from runtime.common import git as git_module
 from runtime.common.config import ROOT
 from runtime.common.workspace import work_root
+from runtime.tracking.experiments import experiment_id
 from runtime.tracking.moved import follow
 from runtime.tracking.provenance import git_commit
-from runtime.tracking.store import experiment_id
 
 ODD = "Bob's photos é 数 #1 100% $HOME"
 

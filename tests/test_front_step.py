@@ -19,8 +19,8 @@ from test_choice import config_of as choice_config
 from tracking_fixtures import empty_store, store
 
 from autoformer.candidates import Candidate, ScoredCandidate
+from autoformer.named import NamedSubnet
 from autoformer.racing import ScoringTask
-from autoformer.space import NamedSubnet
 from components.search_subnet.search_loop import SearchResult
 from components.search_subnet.step import _log, write_results
 from runtime.common.code import step_code

@@ -10,10 +10,11 @@ from small import small_space
 from autoformer.errors import AutoFormerError, validated
 from autoformer.images.pixel_rule import PixelRule
 from autoformer.limits import Limits
+from autoformer.named import NamedSubnet
 from autoformer.racing import Racing
 from autoformer.recipe import Augmentation, Recipe
 from autoformer.search import EvolutionSettings
-from autoformer.space import Choices, NamedSubnet, SupernetSize
+from autoformer.space import Choices, SupernetSize
 
 WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (Limits, {"max_params_m": -1}, "Limits: max_params_m = -1: input should be greater than 0"),

@@ -16,8 +16,8 @@ from tiny import TinyData
 from autoformer.candidates import COLUMNS, ScoredCandidate
 from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file
+from autoformer.named import NamedSubnet
 from autoformer.reading import read_json
-from autoformer.space import NamedSubnet
 from components.evaluate_subnet import search_sections
 from components.resolve_config.step import resolve
 from runtime.common.config import load_config

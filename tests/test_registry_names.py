@@ -12,8 +12,9 @@ from components.register_model.gate import CLASSES, hash_classes
 from pipeline.local import other_classes
 from runtime import tracking
 from runtime.common.config import load_config
+from runtime.tracking.experiments import experiment_id
 from runtime.tracking.moved import FOLDER, follow
-from runtime.tracking.store import connect, experiment_id
+from runtime.tracking.store import connect
 
 
 @pytest.mark.parametrize("budgets", ["", "search_subnet.budgets=[0.1,1.5]"])

@@ -19,8 +19,8 @@ from autoformer.candidates import ScoredCandidate
 from autoformer.evaluation import confusion_matrix, paired_difference, score
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
-from autoformer.named import load_space
-from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
+from autoformer.named import NamedSubnet, load_space
+from autoformer.space import SearchSpace, SubnetSpec
 from components.evaluate_subnet import report, search_sections
 from components.evaluate_subnet.charts import Frame, Scale, amount, end_labels, scale, thinned
 from components.evaluate_subnet.confusions import top_confusions_markdown

@@ -18,9 +18,9 @@ from autoformer.candidates import COLUMNS, Candidate, Origin, ScoredCandidate
 from autoformer.complexity import count_macs
 from autoformer.errors import AutoFormerError
 from autoformer.evaluation import score
-from autoformer.named import load_space
+from autoformer.named import NamedSubnet, load_space
 from autoformer.sampling import make_sampler
-from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
+from autoformer.space import SearchSpace, SubnetSpec
 from components.evaluate_subnet.cost import MOST_STEPS, costs
 from components.evaluate_subnet.measure import Evaluation, Measured
 from components.evaluate_subnet.report import render

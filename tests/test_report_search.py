@@ -15,8 +15,7 @@ from test_report import CLASSES, CONFIG, Page, example
 from autoformer.errors import AutoFormerError
 from autoformer.front import front_of
 from autoformer.latency import CheckedSubnet
-from autoformer.named import load_space
-from autoformer.space import NamedSubnet
+from autoformer.named import NamedSubnet, load_space
 from components.evaluate_subnet.report import render
 from components.evaluate_subnet.results import Results
 from components.evaluate_subnet.search_sections import MOST_LINES, candidates

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from small import SPACES, small_space, specs
 
 from autoformer.errors import AutoFormerError
-from autoformer.named import CONFIGS, load_space, load_subnet
-from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
+from autoformer.named import CONFIGS, NamedSubnet, load_space, load_subnet
+from autoformer.space import SearchSpace, SubnetSpec
 
 TINY = yaml.safe_load((CONFIGS / "spaces" / "autoformer-tiny.yaml").read_text())
 

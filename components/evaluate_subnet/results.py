@@ -13,9 +13,10 @@ from autoformer.images.archives import EncodedSplit
 from autoformer.images.card import DatasetCard
 from autoformer.images.split_images import DecodedSplit
 from autoformer.latency import LatencyTable, table_of_search
+from autoformer.named import NamedSubnet
 from autoformer.reading import as_kind, read_json_as
 from autoformer.search import EvolutionSettings
-from autoformer.space import NamedSubnet, SearchSpace, SubnetSpec
+from autoformer.space import SearchSpace, SubnetSpec
 from runtime.common.budgets import folder_of, metrics_of, read_chosen
 from runtime.common.config import Config
 from runtime.common.console import existing

@@ -11,8 +11,8 @@ from autoformer.errors import AutoFormerError, UnavailableError
 from autoformer.files import hash_file, hash_path, write_json, write_text
 from autoformer.images.card import read_card
 from autoformer.latency import table_of_search
+from autoformer.named import NamedSubnet
 from autoformer.reading import as_kind, read_json_as
-from autoformer.space import NamedSubnet
 from components.register_model.card import FILE as CARD_FILE
 from components.register_model.card import Facts, description, render, render_all
 from components.register_model.gate import TEST_SPLIT, TOP1, WEIGHTS, Decision, Measured, decide

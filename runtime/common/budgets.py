@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from autoformer.errors import AutoFormerError, quantity
 from autoformer.limits import UNITS, Limits
-from autoformer.space import NamedSubnet, SearchSpace
+from autoformer.named import NamedSubnet
+from autoformer.space import SearchSpace
 from runtime.common.console import existing
 
 FOLDER = "budgets"

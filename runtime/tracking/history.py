@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from autoformer.errors import AutoFormerError, quantity
 from runtime.common.config import STEPS
 from runtime.common.redaction import without_password
+from runtime.tracking.experiments import experiment_id
 from runtime.tracking.operations import PARENT
-from runtime.tracking.store import connect, experiment_id, tracking_uri, translate_errors
+from runtime.tracking.store import connect, tracking_uri, translate_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -14,13 +14,13 @@ from runtime.common.config import STEPS, Config
 from runtime.common.overrides import dotted
 from runtime.common.redaction import without_password
 from runtime.common.workspace import work_key, work_root
+from runtime.tracking.experiments import experiment_id
 from runtime.tracking.operations import PARENT, Operation, sender
 from runtime.tracking.outbox import Outbox, last_steps
 from runtime.tracking.provenance import dvc_revision, provenance_tags
 from runtime.tracking.step_logger import StepLogger, milliseconds
 from runtime.tracking.store import (
     connect,
-    experiment_id,
     locked,
     patience_seconds,
     reason,

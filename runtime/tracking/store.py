@@ -17,11 +17,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote
 
-from pydantic import TypeAdapter
-
-from autoformer.errors import AutoFormerError, shortened, validated
+from autoformer.errors import AutoFormerError, shortened
 from autoformer.files import check_regular
-from autoformer.frozen import Name
 from autoformer.locks import lock
 from runtime.common.addresses import is_sound
 from runtime.common.config import checkout, lasting
@@ -30,19 +27,17 @@ from runtime.common.processes import number_of
 from runtime.common.redaction import hide, without_password
 from runtime.common.retrying import retry, within
 from runtime.tracking.bounded import bound_answers, endless_answer, is_odd_setting, root_cause
-from runtime.tracking.moved import FOLDER, follow
+from runtime.tracking.moved import follow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Answer = TypeVar("Answer")
-EXPERIMENT = "autoformer"
 LOCK_SECONDS = 120
 PATIENCE_SECONDS = 300.0  # enough for a server to restart or move to another machine
 FILE_PATIENCE_SECONDS = 60.0  # for a sqlite file that another process writes
 POLL_SECONDS = 5.0
 REASON_CHARACTERS = 200
-_FOLDER_NAME = 60  # letters of at most four bytes; a name of a file has 255
 # MLflow's own defaults are 7 retries of 120 s each, after a pause that the server may choose. Its jitter comes from
 # Python's global generator, like augmentation, so requests of another thread would change the result of a training.
 ENVIRONMENT = {
@@ -280,39 +275,6 @@ def _lock_file(path: Path) -> IO[bytes]:
         if error.errno == errno.ELOOP:
             raise AutoFormerError(f"{path}: a link, where a lock file belongs; remove it") from None
         raise
-
-
-def _experiment_name() -> str:
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-    return validated(TypeAdapter(Name), name, f"MLFLOW_EXPERIMENT_NAME={name}")
-
-
-def experiment_id(client: "MlflowClient") -> str:
-    """The id of the experiment: KFP's, else `MLFLOW_EXPERIMENT_NAME`, else "autoformer"; created if missing.
-
-    With a sqlite file, artifacts are beside it, whatever the working directory; a server has its own location.
-    """
-    from mlflow.exceptions import MlflowException
-
-    if from_kfp := os.environ.get("MLFLOW_EXPERIMENT_ID"):
-        return from_kfp
-    name, file = _experiment_name(), sqlite_file(client.tracking_uri)
-    folder = name.replace("/", "-").lstrip(".")[:_FOLDER_NAME] or EXPERIMENT  # one below `FOLDER`, as `follow` has it
-    artifacts = None if file is None else (file.absolute().parent / FOLDER / folder).as_uri()
-    with locked(client.tracking_uri):
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            try:
-                return str(client.create_experiment(name, artifact_location=artifacts))
-            except MlflowException:  # another machine may just have created it
-                experiment = client.get_experiment_by_name(name)
-                if experiment is None:
-                    raise
-    if experiment.lifecycle_stage == "deleted":
-        raise AutoFormerError(
-            f"the MLflow experiment '{name}' was deleted; restore it, or name another: MLFLOW_EXPERIMENT_NAME"
-        )
-    return str(experiment.experiment_id)
 
 
 def reason(error: BaseException) -> str:

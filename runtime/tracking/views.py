@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 from autoformer.front import costs_first, in_words
 from runtime.common.search_split import RANKS_ONLY
+from runtime.tracking.experiments import experiment_id
 from runtime.tracking.operations import PARENT
 from runtime.tracking.step_logger import FRONT, OBJECTIVES
-from runtime.tracking.store import experiment_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
