@@ -9,18 +9,17 @@ scores, so passing the stored scores to `tell` again resumes it. A candidate tha
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from autoformer.candidates import Candidate, Origin, ScoredCandidate, check_finite
-from autoformer.complexity import COUNTED_MACS
-from autoformer.errors import AutoFormerError, quantity
+from autoformer.errors import AutoFormerError
 from autoformer.frozen import Frozen
 from autoformer.latency import LatencyTable
-from autoformer.limits import UNITS, Limits, move_towards
+from autoformer.limits import UNITS, Limits
+from autoformer.pool import Pool
 from autoformer.predictor import predict
 from autoformer.racing import Objective
 from autoformer.space import SearchSpace, SubnetSpec
@@ -63,8 +62,8 @@ class EvolutionSettings(Frozen):
         None,
         gt=1,
         le=1000,
-        description="offspring drawn for each one scored; a ridge regression on the complete scores so far picks the "
-        "best; null scores all offspring, as the paper does",
+        description="offspring drawn for each one scored; a Gaussian process on the complete scores so far picks the "
+        "best, and of each two random draws the first generation keeps the larger; null scores all, as the paper does",
     )
     tries: int = Field(10_000, gt=0, description="draws before a population counts as impossible to fill")
 
@@ -136,69 +135,12 @@ def cross(first: SubnetSpec, second: SubnetSpec, rng: Random) -> SubnetSpec:
     return SubnetSpec(depth, rng.choice((first.embed_dim, second.embed_dim)), num_heads, mlp_ratio)
 
 
-@dataclass
-class _Pool:
-    """Draws legal candidates, each subnet once."""
-
-    space: SearchSpace
-    limits: Limits
-    tries: int
-    rng: Random
-    table: LatencyTable | None = None
-    seen: set[SubnetSpec] = field(default_factory=set)
-
-    def fresh(self, spec: SubnetSpec, origin: Origin, generation: int, parents: Sequence[int] = ()) -> list[Candidate]:
-        """The candidate of `spec` as a list of one; empty if it is illegal or was drawn before."""
-        if spec in self.seen:
-            return []
-        if not self.limits.allow(self.limits.count(self.space, spec, self.table)):
-            return []
-        self.seen.add(spec)
-        return [Candidate.counted(self.space, self.table, len(self.seen) - 1, spec, origin, generation, parents)]
-
-    def keep(self, drawn: Sequence[Candidate], chosen: Sequence[int]) -> list[Candidate]:
-        """Keep some of the last drawn candidates, by index, with new ids; the others may be drawn again."""
-        self.seen -= {candidate.spec for candidate in drawn}
-        first = len(self.seen)
-        kept = [replace(drawn[place], id=first + number) for number, place in enumerate(chosen)]
-        self.seen |= {candidate.spec for candidate in kept}
-        return kept
-
-    def random(self, count: int, origin: Origin, generation: int) -> list[Candidate]:
-        """Up to `count` random candidates: uniform draws first, then draws moved towards the limits."""
-        candidates: list[Candidate] = []
-        for move, tries in ((False, self.tries), (True, min(self.tries, 20 * count))):
-            for _ in range(tries):
-                if len(candidates) == count:
-                    return candidates
-                spec = self.space.sample(self.rng)
-                if move:
-                    spec = move_towards(self.space, spec, self.limits, self.rng, self.table)
-                candidates += self.fresh(spec, origin, generation)
-        return candidates
-
-    def random_or_error(self, count: int, origin: Origin) -> list[Candidate]:
-        """`random` for generation 0. Raises `AutoFormerError` if there is no candidate."""
-        candidates = self.random(count, origin, 0)
-        if candidates:
-            return candidates
-        low, high = (self.limits.count(self.space, spec) for spec in (self.space.smallest, self.space.largest))
-        macs, latencies = COUNTED_MACS[self.limits.relative_position], ""
-        if self.table:
-            fastest, slowest = self.table.extremes(self.space)
-            latencies = f"; latencies are {fastest:.4g} to {slowest:.4g} ms"
-        raise AutoFormerError(
-            f"no legal candidate in {quantity(self.tries, 'try')} under {self.limits}; in '{self.space.name}' the "
-            f"smallest subnet has {low['params_m']:,} parameters and {low['macs_g']:,} {macs}, the largest "
-            f"{high['params_m']:,} and {high['macs_g']:,}{latencies}; widen the limits"
-        )
-
-
 class Evolution:
     """The paper's evolution: `ask` for a generation, `tell` its scores, until `ask` returns none.
 
-    Generation 0 is random. Each later one has mutants and children of the best `parents` of all generations so far, and
-    random candidates to fill it up. The search ends early when no unseen legal candidate is left.
+    Generation 0 is random; with a predictor, the larger of each two draws. Each later one has mutants and children of
+    the best `parents` of all generations so far, and random candidates to fill it up. The search ends early when no
+    unseen legal candidate is left.
 
     Args:
         known: complete scores of an earlier search; its best `parents` legal subnets enter generation 0.
@@ -212,7 +154,7 @@ class Evolution:
         self.table, self.known = table, known
         self.generation = 0
         self.scored: list[ScoredCandidate] = []
-        self._pool = _Pool(space, limits, settings.tries, rng, table)
+        self._pool = Pool(space, limits, settings.tries, rng, table)
 
     def ask(self) -> list[Candidate]:
         """The candidates of the next generation; none at the end. Raises `AutoFormerError` if none can be drawn."""
@@ -220,7 +162,9 @@ class Evolution:
         if self.generation > settings.generations:
             return []
         if self.generation == 0:
-            return self._seeds() or self._pool.random_or_error(settings.population, "initial")
+            seeds = self._seeds()
+            draw = self._pool.random if seeds else self._pool.random_or_error
+            return seeds + self._initial(settings.population - len(seeds), draw)
         parents, draws = self._parents(), settings.predictor or 1
         if not parents:
             raise AutoFormerError("no complete score to breed from; pass `tell` the scores of the candidates of `ask`")
@@ -258,8 +202,18 @@ class Evolution:
         if not drawn:
             return []
         order = self._order([known[candidate.spec]._replace(candidate=candidate) for candidate in drawn])
-        seeds = self._pool.keep(drawn, order[: self.settings.parents])
-        return seeds + self._pool.random(self.settings.population - len(seeds), "initial", 0)
+        return self._pool.keep(drawn, order[: self.settings.parents])
+
+    def _initial(self, count: int, draw: Callable[[int, Origin], list[Candidate]]) -> list[Candidate]:
+        """Up to `count` random candidates; with a predictor, the one with more parameters of each two drawn."""
+        if not self.settings.predictor:
+            return draw(count, "initial")
+        drawn = draw(2 * count, "initial")
+        places = range(len(drawn))
+        if len(drawn) == 2 * count:
+            pairs = zip(places[::2], places[1::2], strict=True)
+            return self._pool.keep(drawn, [max(pair, key=lambda place: drawn[place].params) for pair in pairs])
+        return self._pool.keep(drawn, places[:count])  # hardly any other is legal
 
     def _order(self, scored: Sequence[ScoredCandidate]) -> list[int]:
         """Indices of complete candidates, best first."""
@@ -300,4 +254,4 @@ def random_baseline(
     space: SearchSpace, limits: Limits, count: int, tries: int, rng: Random, table: LatencyTable | None = None
 ) -> list[Candidate]:
     """Random search: up to `count` different legal candidates. Raises `AutoFormerError` if there is none."""
-    return _Pool(space, limits, tries, rng, table).random_or_error(count, "baseline")
+    return Pool(space, limits, tries, rng, table).random_or_error(count, "baseline")

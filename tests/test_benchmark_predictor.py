@@ -44,7 +44,8 @@ def test_the_predictor_is_ahead_where_choices_add_up(capsys: pytest.CaptureFixtu
 
     found = predictor.compare(config, additive, 400, 3)
     assert [len(each) for one in found for each in one] == [100] * 6
-    assert all((one.reached(one.predictor) or 100) <= 70 for one in found)
+    assert sum(one.share(one.predictor) for one in found) / 3 <= 0.7
+    assert sum(one.share(one.evolution) for one in found) / 3 > 0.8
     lines = capsys.readouterr().out.splitlines()
     shown = [
         re.fullmatch(r"seed \d: best loss of evolution .* after \d+ of 100 evaluations; .*", line) for line in lines

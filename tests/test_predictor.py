@@ -1,6 +1,7 @@
-"""The predictor of scores: ridge regression by hand and against numpy's least squares, and the search that uses it."""
+"""The predictor of scores: its process by hand and against a plain twin, and the search that uses it."""
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
@@ -10,11 +11,13 @@ import pytest
 from run_steps import contents
 from small import small_space
 
+from autoformer import predictor
 from autoformer.candidates import Candidate, ScoredCandidate
+from autoformer.complexity import count_params
 from autoformer.limits import Limits
 from autoformer.named import load_space
-from autoformer.predictor import PENALTIES, Ridge, one_hot, predict
-from autoformer.racing import ScoringResult, ScoringTask
+from autoformer.predictor import NOISES, RATES, GaussianProcess, coordinates, distances, predict
+from autoformer.racing import Floats, ScoringResult, ScoringTask
 from autoformer.randomness import derived_rng
 from autoformer.search import Evolution, EvolutionSettings
 from autoformer.space import SubnetSpec
@@ -34,62 +37,108 @@ def drawn(count: int, seed: int = 0) -> list[SubnetSpec]:
     return list(found)
 
 
-def test_choices_become_columns_by_hand() -> None:
-    features = one_hot(SPACE, [SubnetSpec(2, 12, (3, 1), (1.0, 1.3)), SubnetSpec(1, 8, (2,), (2.0,))])
-    assert features.astype(int).tolist() == [
-        [0, 1, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
-        [1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-    ]
+def test_choices_become_places_by_hand() -> None:
+    places = coordinates(SPACE, [SubnetSpec(2, 12, (3, 1), (1.0, 1.3)), SubnetSpec(1, 8, (2,), (2.0,))])
+    assert places.astype(int).tolist() == [[1, 1, 3, 1, 0, 1, 2, 0], [0, 0, 2, 0, 0, 3, 0, 0]]
+    assert distances(places[:1], places[1:]).ravel().tolist() == [1, 1, 1 + 1, 2 + 2]  # width, depth, heads, ratios
 
 
-def test_ridge_by_hand() -> None:
-    """Two subnets at x = -1 and 1 score 1 and 3. Without a penalty 2 + x; with 2 the slope is 2 / (2 + 2)."""
-    features, scores = np.array([[-1.0], [1.0]]), [1.0, 3.0]
-    assert Ridge(features, scores, 0.0)(np.array([[3.0], [0.0]])).tolist() == pytest.approx([5.0, 2.0])
-    assert Ridge(features, scores, 2.0)(np.array([[3.0], [0.0]])).tolist() == pytest.approx([3.5, 2.0])
+def widths(*choices: int) -> Floats:
+    return coordinates(SPACE, [SubnetSpec(1, width, (1,), (1.0,)) for width in choices])
 
 
-@pytest.mark.parametrize("penalty", [0.1, 3.0])
-@pytest.mark.parametrize("known", [10, 60])
-def test_ridge_is_least_squares_with_a_row_for_each_penalised_weight(known: int, penalty: float) -> None:
-    """The intercept's column has no such row."""
-    features, rng = one_hot(SPACE, drawn(80)), np.random.default_rng(0)
-    scores = rng.normal(size=known)
-    columns = features.shape[1]
-    rows = np.hstack([np.ones((known, 1)), features[:known]])
-    penalties = np.hstack([np.zeros((columns, 1)), np.sqrt(penalty) * np.eye(columns)])
-    twin = np.linalg.lstsq(np.vstack([rows, penalties]), np.concatenate([scores, np.zeros(columns)]))[0]
-    expected = twin[0] + features[known:] @ twin[1:]
-    np.testing.assert_allclose(Ridge(features[:known], scores, penalty)(features[known:]), expected, atol=1e-9)
+HALVING = (math.log(2), 0.1, 0.1, 0.1)  # rates: the correlation is halved by each step of the width
 
 
-def test_the_penalty_has_the_least_error_when_each_subnet_is_left_out() -> None:
-    features, rng = one_hot(SPACE, drawn(25)), np.random.default_rng(1)
-    scores = features @ rng.normal(size=features.shape[1]) + 0.5 * rng.normal(size=25)
+def test_the_posterior_by_hand() -> None:
+    """Widths 8 and 12 score 1 and 3: residuals -1 and 1, with a covariance of 1 + noise and 1 / 2.
 
-    def error(penalty: float) -> float:
-        others = (np.arange(25) != left_out for left_out in range(25))
-        misses = [
-            Ridge(features[rest], scores[rest], penalty)(features[~rest])[0] - scores[~rest][0] for rest in others
-        ]
-        return float(np.square(misses).sum())
-
-    assert Ridge(features, scores).penalty == min(PENALTIES, key=error)
-    assert 1e-2 < Ridge(features, scores).penalty < 1e3  # the choice is not an end of the range
+    So the weights are -1 and 1 over 1 / 2 + noise, and the mean of width 16 is 2 + (1 / 2 - 1 / 4) / (1 / 2 + noise).
+    """
+    noisy = GaussianProcess(widths(8, 12), [1.0, 3.0], (*HALVING, 0.5))
+    assert noisy(widths(8, 12, 16)).tolist() == pytest.approx([1.5, 2.5, 2.25])
+    exact = GaussianProcess(widths(8, 12), [1.0, 3.0], (*HALVING, 0.0))
+    assert exact(widths(8, 12, 16)).tolist() == pytest.approx([1.0, 3.0, 2.5])
 
 
-@pytest.mark.parametrize("known", [1, 2, 500])
-def test_additive_scores_are_predicted_and_few_or_equal_ones_end_in_no_error(known: int) -> None:
+def test_the_posterior_is_that_of_a_plain_twin() -> None:
+    """Conditional mean of a joint normal distribution, with the correlations of subnets one pair at a time."""
+    specs, scores = drawn(25), np.random.default_rng(0).normal(size=20)
+    rates, noise = (0.3, 0.1, 0.2, 0.05), 0.02
+
+    def places(values: tuple[float, ...], choices: tuple[float, ...]) -> list[int]:
+        return [choices.index(value) + 1 for value in values] + [0] * (3 - len(values))
+
+    def correlation(one: SubnetSpec, other: SubnetSpec) -> float:
+        apart = [abs(one.embed_dim - other.embed_dim) / 4, abs(one.depth - other.depth)]
+        for name in ("num_heads", "mlp_ratio"):
+            pair = [places(getattr(spec, name), getattr(SPACE.choices, name)) for spec in (one, other)]
+            apart.append(sum(abs(a - b) for a, b in zip(*pair, strict=True)))
+        return math.exp(-sum(rate * distance for rate, distance in zip(rates, apart, strict=True)))
+
+    joint = np.array([[correlation(one, other) for other in specs] for one in specs])
+    among, across = joint[:20, :20] + noise * np.eye(20), joint[20:, :20]
+    expected = scores.mean() + across @ np.linalg.inv(among) @ (scores - scores.mean())
+    process = GaussianProcess(coordinates(SPACE, specs[:20]), scores, (*rates, noise))
+    np.testing.assert_allclose(process(coordinates(SPACE, specs[20:])), expected, atol=1e-9)
+
+
+def test_the_likelihood_is_the_normal_density_at_its_best_variance() -> None:
+    from scipy.optimize import minimize_scalar
+    from scipy.stats import multivariate_normal
+
+    places, scores = coordinates(SPACE, drawn(12)), np.random.default_rng(0).normal(size=12)
+    process = GaussianProcess(places, scores)
+
+    def density(hyper: tuple[float, ...]) -> float:
+        covariance = np.exp(-sum(rate * apart for rate, apart in zip(hyper, distances(places, places), strict=False)))
+        covariance += hyper[-1] * np.eye(12)
+
+        def minus(log_variance: float) -> float:
+            return -float(multivariate_normal.logpdf(scores - scores.mean(), cov=math.exp(log_variance) * covariance))
+
+        return -float(minimize_scalar(minus, bounds=(-10, 10), method="bounded").fun)
+
+    first, second = (0.3, 0.1, 0.2, 0.05, 0.02), (1.0, 0.1, 0.4, 0.05, 0.3)
+    difference = process.log_likelihood(first) - process.log_likelihood(second)
+    assert abs(difference) > 0.1 and difference == pytest.approx(density(first) - density(second), abs=1e-5)
+
+
+def test_no_single_change_makes_the_chosen_rates_and_noise_more_likely() -> None:
+    specs, rng = drawn(60), np.random.default_rng(0)
+    scores = [spec.embed_dim / 4 + sum(spec.num_heads) + 0.3 * rng.normal() for spec in specs]
+    process = GaussianProcess(coordinates(SPACE, specs), scores)
+    best = process.log_likelihood(process.hyper)
+    for place, values in enumerate([RATES] * 4 + [NOISES]):
+        for value in values:
+            changed = (*process.hyper[:place], value, *process.hyper[place + 1 :])
+            assert process.log_likelihood(changed) <= best + 1e-6
+    assert process.hyper[3] == min(RATES) < process.hyper[2]  # the ratio has no effect, the heads have
+
+
+def test_equal_scores_and_a_single_one_are_predicted_for_all() -> None:
+    specs = drawn(20)
+    assert set(predict(SPACE, {specs[0]: 0.1}, specs[1:])) == {0.1}
+    assert set(predict(SPACE, dict.fromkeys(specs[:3], 0.1), specs[3:])) == {0.1}
+
+
+def test_an_effect_that_depends_on_the_width_is_predicted() -> None:
+    """More heads are better in wide subnets, and worse in narrow ones: no sum over choices has this order."""
+    specs = drawn(400)
+
     def score(spec: SubnetSpec) -> float:
-        return spec.embed_dim + 2 * sum(spec.num_heads) - sum(spec.mlp_ratio)
+        return (spec.embed_dim - 12) * sum(spec.num_heads) / spec.depth
 
-    specs = drawn(550)
-    predicted = predict(SPACE, {spec: score(spec) for spec in specs[:known]}, specs[known : known + 50])
-    assert np.isfinite(predicted).all()
-    if known == 500:
-        assert np.corrcoef(predicted, [score(spec) for spec in specs[500:]])[0, 1] > 0.99
-    if known == 1:
-        assert set(predicted) == {score(specs[0])}
+    predicted = predict(SPACE, {spec: score(spec) for spec in specs[:200]}, specs[200:])
+    assert np.corrcoef(predicted, [score(spec) for spec in specs[200:]])[0, 1] > 0.95
+
+
+def test_of_many_scores_the_best_train_the_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor, "MOST_KNOWN", 10)
+    specs = drawn(40)
+    known = {spec: float(number) for number, spec in enumerate(specs[:30])}
+    best = {spec: known[spec] for spec in specs[20:30]}
+    assert predict(SPACE, known, specs[30:]) == predict(SPACE, best, specs[30:])
 
 
 LARGE = load_space("fashion-mnist")
@@ -101,10 +150,8 @@ def quality(spec: SubnetSpec) -> float:
     return 50 + blocks - abs(spec.embed_dim - 96) / 8 + (spec.depth == 4 and spec.embed_dim == 96)
 
 
-def generations(predictor: int, seed: int) -> list[list[Candidate]]:
-    settings = EvolutionSettings(
-        population=20, generations=4, parents=6, mutations=10, crossovers=10, predictor=predictor
-    )
+def generations(draws: int | None, seed: int) -> list[list[Candidate]]:
+    settings = EvolutionSettings(population=20, generations=4, parents=6, mutations=10, crossovers=10, predictor=draws)
     evolution, found = Evolution(LARGE, Limits(max_params_m=0.25), settings, Random(seed)), list[list[Candidate]]()
     while candidates := evolution.ask():
         evolution.tell([ScoredCandidate(one, quality(one.spec), 0.0, 9) for one in candidates])
@@ -124,6 +171,40 @@ def test_of_the_offspring_only_the_predicted_best_are_scored_each_legal_once_and
 
 def test_a_search_with_a_predictor_is_that_of_its_seed() -> None:
     assert generations(10, 7) == generations(10, 7) != generations(10, 8)
+
+
+def test_the_first_generation_has_the_larger_of_each_two_draws() -> None:
+    settings = EvolutionSettings(population=6, parents=2, mutations=3, crossovers=3, predictor=10)
+    twice = settings.model_copy(update={"population": 12, "predictor": None})
+    drawn = Evolution(LARGE, Limits(), twice, Random(5)).ask()
+    kept = Evolution(LARGE, Limits(), settings, Random(5)).ask()
+    pairs = zip(drawn[::2], drawn[1::2], strict=True)
+    assert [one.params for one in kept] == [max(first.params, second.params) for first, second in pairs]
+    assert [one.id for one in kept] == list(range(6)) and {one.spec for one in kept} < {one.spec for one in drawn}
+
+
+def test_the_first_generation_has_all_subnets_where_few_are_legal() -> None:
+    smallest = count_params(LARGE, LARGE.smallest)
+    settings = EvolutionSettings(population=20, parents=2, mutations=3, crossovers=3, predictor=10, tries=200)
+    kept = Evolution(LARGE, Limits(max_params_m=smallest / 1e6), settings, Random(0)).ask()
+    assert [one.spec for one in kept] == [LARGE.smallest]
+
+
+def test_the_optimum_of_an_additive_landscape_is_found() -> None:
+    """Three heads with ratio 1 add 2 a block, so the best subnet has three of them, and the largest width."""
+    settings = EvolutionSettings(population=20, generations=4, parents=6, mutations=10, crossovers=10, predictor=10)
+
+    def added(spec: SubnetSpec) -> float:
+        return sum(spec.num_heads) - sum(spec.mlp_ratio) + spec.embed_dim / 4
+
+    def best(seed: int) -> SubnetSpec:
+        evolution = Evolution(SPACE, Limits(), settings, Random(seed))
+        while candidates := evolution.ask():
+            evolution.tell([ScoredCandidate(one, added(one.spec), 0.0, 9) for one in candidates])
+        return evolution.best(1)[0].candidate.spec
+
+    optimum = SubnetSpec(3, 16, (3, 3, 3), (1.0, 1.0, 1.0))
+    assert [best(seed) for seed in range(3)] == [optimum] * 3
 
 
 class KilledError(Exception):
