@@ -15,7 +15,7 @@ import processes
 import psutil
 import pytest
 from processes import Event, ended, start
-from run_steps import arguments, config_of, contents, run, run_all
+from run_steps import SPACE, arguments, config_of, contents, run, run_all
 from test_register_model import NAME, Made
 from tiny import TinyData
 from tracking_fixtures import make_empty_store, use_store
@@ -23,17 +23,20 @@ from user_images import class_folders
 from write_boundaries import at_boundary, boundaries
 
 from autoformer.files import is_leftover
+from autoformer.space import SearchSpace
 from commands.own_images import propose_run
 from runtime import tracking
 from runtime.common.code import step_code
 from runtime.common.config import STEPS, load_config
 from runtime.tracking.store import EXPERIMENT
 
-processes.PRELOADED += [
-    "faulted_steps", "components.prepare_data.step", "components.evaluate_subnet.measure",
-    "components.evaluate_subnet.report", "components.register_model.step", "autoformer.export", "mlflow.pyfunc",
-    "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store",
-    "sqlalchemy.dialects.sqlite",
+processes.PRELOADED += [  # all that the steps import later: they are forked hundreds of times
+    "write_boundaries", "exported_once", "components.prepare_data.step", "components.evaluate_subnet.measure",
+    "components.evaluate_subnet.report", "components.evaluate_subnet.step", "components.register_model.step",
+    "autoformer.predict", "mlflow.pyfunc", "mlflow.models.display_utils",
+    "mlflow.store.tracking.sqlalchemy_workspace_store", "mlflow.store.model_registry.sqlalchemy_workspace_store",
+    "mlflow.tracing.processor.otel", "mlflow.tracing.processor.base_mlflow",
+    "mlflow.tracing.processor.otel_metrics_mixin", "sqlalchemy.dialects.sqlite", "alembic.command",
 ]  # fmt: skip
 Row = Callable[[str, str, int], None]  # adds a row to the table: the part, the fault, the number of times
 Moment = Literal["not killed", "before", "after its run"]
@@ -73,7 +76,8 @@ class House:
     def models(self) -> Models:
         folder = self.root / "models"
         first, better, worse = (
-            Made(folder / str(seed), seed, top1_percent) for seed, top1_percent in enumerate((88.0, 90.0, 85.0))
+            Made(folder / str(seed), seed, top1_percent, SearchSpace.model_validate(SPACE))
+            for seed, top1_percent in enumerate((88.0, 90.0, 85.0))
         )
         shutil.copyfile(self._empty_store, folder / "mlflow.db")
         with self.store(folder / "mlflow.db"):
