@@ -1,6 +1,5 @@
 """Stores that are away for a minute: the part of `make chaos` that waits. It runs on one worker, beside the kills."""
 
-import importlib.util
 import os
 import shutil
 import sqlite3
@@ -23,12 +22,14 @@ from test_storage_steps import at_steps
 from tracking_fixtures import use_store
 
 from autoformer.training import Trainer
+from runtime.common.config import ROOT
 from runtime.storage.artifacts import local_copy
 from runtime.storage.objects import list_objects
 
 __all__ = ["away", "house", "served"]
 TAKE_STEP = Trainer.take_step
 AWAY_SECONDS = 60.0
+DRIVER = ROOT / ".psycopg2"  # `make postgresql` installs it there: the lock of the environment has none
 
 
 @pytest.fixture
@@ -71,10 +72,10 @@ def test_a_sqlite_file_is_locked_for_most_of_a_minute(house: House, patched: pyt
 
 
 def test_postgresql_restarts(house: House, patched: pytest.MonkeyPatch, tmp_path: Path, row: Row) -> None:
-    """Behind MLflow's server; Debian's programs, as their own user, and a driver for the server's Python."""
+    """Behind MLflow's server; Debian's programs, as their own user, and the driver for that server alone."""
     with postgresql(tmp_path) as (uri, restart):
         port = free_port()
-        with server(tmp_path, port, store=uri):
+        with server(tmp_path, port, environment={"PYTHONPATH": str(DRIVER)}, store=uri):
             wait_for(port)
             use_store(f"http://127.0.0.1:{port}", house.root / "work", patched)
             during_training(house, patched, "postgresql", partial(restart, "stop"), partial(restart, "start"))
@@ -85,8 +86,8 @@ def test_postgresql_restarts(house: House, patched: pytest.MonkeyPatch, tmp_path
 def postgresql(root: Path) -> Iterator[tuple[str, Callable[[str], None]]]:
     """Its address, and a function that stops or starts it."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))  # Debian has them in no PATH
-    if not programs or not importlib.util.find_spec("psycopg2") or os.geteuid():
-        pytest.skip("POSTGRESQL IS NOT TESTED HERE: Debian's postgresql, psycopg2 or root is missing")
+    if not programs or not DRIVER.exists() or os.geteuid():
+        pytest.skip("POSTGRESQL IS NOT TESTED HERE: `make postgresql` installs it (as root, on Debian)")
     folder, port = Path(tempfile.mkdtemp(prefix="postgresql-")), free_port()
     shutil.chown(folder, "postgres")
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
