@@ -29,7 +29,7 @@ from faulted_steps import (
     signalled,
     step_runs,
 )  # fmt: skip
-from processes import at_step, ended, jump_clock, signal_self, start
+from processes import at_step, ended, jump_clock, register_quickly, signal_self, start
 from run_steps import run
 from test_register_model import Made
 from tiny import make_tiny_data
@@ -39,7 +39,7 @@ from runtime.common.config import STEPS
 __all__ = ["house"]
 SEED = os.environ["SEED"]
 STRIDE = int(os.environ.get("STRIDE") or 1)  # kill at every n-th boundary
-PARTS = 6  # of the longest test
+PARTS = 4  # of the longest test
 RUN_STEPS = [step for step in STEPS if step != "register_model"]
 
 
@@ -63,18 +63,20 @@ def test_a_registration_of_a_worse_model_killed_at_some_boundaries(
 
 def registration_boundaries(name: str, house: House, made: Made, log: Path) -> list[str]:
     with house.own_store(name):
-        return count_boundaries("register_model", house.registration(name, made), house.root, log, database=True)
+        given, quickly = house.registration(name, made), (register_quickly, str(house.models.program))
+        return count_boundaries("register_model", given, house.root, log, quickly, database=True)
 
 
 def kill_registrations(numbers: Iterable[int], better: bool, house: House, log: Path) -> int:
     """The champion is the old or the new one at any time, and the better one at the end; how many were killed."""
     step, kills = "register_model", 0
     made, top1_percent = (house.models.better, 90.0) if better else (house.models.worse, 88.0)
+    quickly = (register_quickly, str(house.models.program))
     for number in numbers:
         name = f"registration-{better}-{number}"
         given = house.registration(name, made)
         with house.own_store(name):
-            if not kill_at(number, step, given, house.root, log, database=True):
+            if not kill_at(number, step, given, house.root, log, quickly, database=True):
                 continue
             kills += 1
             assert champion()[2] in (88.0, top1_percent)
