@@ -209,8 +209,8 @@ fuzz: $(STAMP) ## damage files of every format at random, and read them: INPUTS=
 .PHONY: chaos
 chaos: $(STAMP) ## kill steps at every write, take disk, stores and clock away: SEED=… to repeat, STRIDE=6 for every 6th write only
 	SEED=$(call quote,SEED) STRIDE=$(call quote,STRIDE) OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest --verbosity=1 -rs -n 3 --dist loadscope -o faulthandler_timeout=1800 tests/chaos/services.py \
-	  tests/chaos/memory.py tests/chaos/suite.py tests/test_full_disk.py $(value PYTEST)
+	  $(BIN)/python -m pytest --verbosity=1 --disable-warnings -rs -n 3 --dist loadscope -o faulthandler_timeout=1800 \
+	  tests/chaos/services.py tests/chaos/memory.py tests/chaos/suite.py tests/test_full_disk.py $(value PYTEST)
 
 .PHONY: test-containers
 test-containers: data ## build the images, and run the pipeline in containers: as root on Debian, or with DOCKER_HOST

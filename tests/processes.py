@@ -134,7 +134,7 @@ def after_its_run() -> None:
 
 
 def register_quickly(program: str) -> None:
-    """Time few passes, and copy a program instead of exporting it again: no write at which a step is killed is in them."""
+    """Time few passes, and copy a program instead of exporting it again: both write only where no step is killed."""
     from autoformer import export
     from components.register_model import latency
 
