@@ -113,6 +113,7 @@ lock: ## resolve the dependencies into requirements.lock, and those of the image
 	$(COMPILE) docker/launcher.in --constraint requirements.lock --output-file docker/launcher.lock
 	$(COMPILE) pyproject.toml docker/training.in --constraint requirements.lock --output-file docker/training.lock
 	$(COMPILE) docker/executor.in --no-deps --constraint requirements.lock --output-file docker/executor.lock
+	$(COMPILE) tests/postgresql.in --output-file tests/postgresql.lock
 
 .PHONY: data
 data: $(STAMP) ## fetch the images into data/, verified; yours with DATA=path NAME=name, official archives with DATASET=name ARCHIVES=path
@@ -183,6 +184,12 @@ compare: $(STAMP) ## compare two pipeline runs: make compare RUNS="a b"; without
 browser: ## install Debian's Chromium, for the tests of pages; needs root
 	tests/install-browser.sh
 
+.PHONY: postgresql
+postgresql: $(STAMP) ## install Debian's PostgreSQL, and its driver into .psycopg2, for make chaos; needs root
+	tests/install-postgresql.sh
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .psycopg2 --only-binary :all: --require-hashes \
+	  --requirement tests/postgresql.lock
+
 .PHONY: predict
 predict: $(STAMP) ## name the class of an image: make predict IMAGE=path [MODEL=name or folder]
 	$(BIN)/python -m commands.predict $(call option,--model,MODEL) -- $(call quote,IMAGE)
@@ -215,7 +222,8 @@ fuzz: $(STAMP) ## damage files of every format at random, and read them: INPUTS=
 .PHONY: chaos
 chaos: $(STAMP) ## kill steps at every write, take disk, stores and clock away: SEED=… to repeat, STRIDE=6 for every 6th write only
 	SEED=$(call quote,SEED) STRIDE=$(call quote,STRIDE) OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -rs -n 2 --dist loadscope tests/chaos/suite.py tests/chaos/services.py tests/test_full_disk.py $(value PYTEST)
+	  $(BIN)/python -m pytest --verbosity=1 --disable-warnings -rs -n 3 --dist loadscope -o faulthandler_timeout=1800 \
+	  tests/chaos/services.py tests/chaos/memory.py tests/chaos/suite.py tests/test_full_disk.py $(value PYTEST)
 
 .PHONY: test-containers
 test-containers: data ## build the images, and run the pipeline in containers: as root on Debian, or with DOCKER_HOST

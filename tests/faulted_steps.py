@@ -14,26 +14,32 @@ from typing import Any, Literal, NamedTuple
 import processes
 import psutil
 import pytest
-from processes import Event, ended, start
-from run_steps import arguments, config_of, contents, run, run_all
+from processes import Event, ended, register_quickly, start
+from run_steps import SPACE, arguments, config_of, contents, run, run_all
 from test_register_model import NAME, Made
 from tiny import TinyData
 from tracking_fixtures import make_empty_store, use_store
 from user_images import class_folders
 from write_boundaries import at_boundary, boundaries
 
+from autoformer import export
+from autoformer.checkpoint import load_subnet
 from autoformer.files import is_leftover
+from autoformer.space import SearchSpace
 from commands.own_images import propose_run
+from components.register_model import latency
 from runtime import tracking
 from runtime.common.code import step_code
 from runtime.common.config import STEPS, load_config
 from runtime.tracking.experiments import EXPERIMENT
 
-processes.PRELOADED += [
-    "faulted_steps", "components.prepare_data.step", "components.evaluate_subnet.measure",
-    "components.evaluate_subnet.report", "components.register_model.step", "autoformer.export", "mlflow.pyfunc",
-    "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store",
-    "sqlalchemy.dialects.sqlite",
+processes.PRELOADED += [  # all that the steps import later: they are forked hundreds of times
+    "write_boundaries", "components.prepare_data.step", "components.evaluate_subnet.measure",
+    "components.evaluate_subnet.report", "components.evaluate_subnet.step", "components.register_model.step",
+    "autoformer.export", "autoformer.predict", "mlflow.pyfunc", "mlflow.models.display_utils",
+    "mlflow.store.tracking.sqlalchemy_workspace_store", "mlflow.store.model_registry.sqlalchemy_workspace_store",
+    "mlflow.tracing.processor.otel", "mlflow.tracing.processor.base_mlflow",
+    "mlflow.tracing.processor.otel_metrics_mixin", "sqlalchemy.dialects.sqlite", "alembic.command",
 ]  # fmt: skip
 Row = Callable[[str, str, int], None]  # adds a row to the table: the part, the fault, the number of times
 Moment = Literal["not killed", "before", "after its run"]
@@ -46,11 +52,12 @@ SHORT: dict[str, dict[str, Any]] = {
 
 
 class Models(NamedTuple):
-    """What registrations start from: a store with a champion of 88 %, and models of two other accuracies."""
+    """What registrations start from: a store with a champion of 88 %, models of two other accuracies, their program."""
 
     store: Path
     better: Made
     worse: Made
+    program: Path
 
 
 class House:
@@ -73,12 +80,14 @@ class House:
     def models(self) -> Models:
         folder = self.root / "models"
         first, better, worse = (
-            Made(folder / str(seed), seed, top1_percent) for seed, top1_percent in enumerate((88.0, 90.0, 85.0))
+            Made(folder / str(seed), seed, top1_percent, SearchSpace.model_validate(SPACE))
+            for seed, top1_percent in enumerate((88.0, 90.0, 85.0))
         )
         shutil.copyfile(self._empty_store, folder / "mlflow.db")
         with self.store(folder / "mlflow.db"):
             assert first.register()[0] == 0
-        return Models(folder / "mlflow.db", better, worse)
+        export.export_program(load_subnet(better.model).model, folder / "program.pt2")
+        return Models(folder / "mlflow.db", better, worse, folder / "program.pt2")
 
     @contextmanager
     def store(self, file: Path) -> Iterator[None]:
@@ -91,7 +100,10 @@ class House:
         """A copy of the store with the champion, for one registration."""
         file = self.root / f"{name}.db"
         shutil.copyfile(self.models.store, file)
-        with self.store(file), self.experiment(name):
+        with self.store(file), self.experiment(name), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(export, "export_program", export.export_program)
+            patch.setattr(latency, "MOST_PASSES", latency.MOST_PASSES)
+            register_quickly(str(self.models.program))
             yield
 
     def given(self, step: str, name: str, out: str = "out", seed: int = 0) -> dict[str, str]:
@@ -151,7 +163,7 @@ class House:
         given = self.given(step, name)
         try:
             with self.experiment(name):
-                if not kill_at(number, step, given, self.root, log, database):
+                if not kill_at(number, step, given, self.root, log, database=database):
                     return "not killed"
                 moment: Moment = "after its run" if step_runs(step) == ["FINISHED"] else "before"
                 self.holds(step, given)
@@ -200,18 +212,22 @@ def champion() -> tuple[list[str], str, float]:
     return versions, str(holder.version), float(holder.tags["test_top1_percent"])
 
 
-def count_boundaries(step: str, given: dict[str, str], root: Path, log: Path, database: bool = False) -> list[str]:
+def count_boundaries(
+    step: str, given: dict[str, str], root: Path, log: Path, *events: Event, database: bool = False
+) -> list[str]:
     """The boundaries of an undisturbed run."""
     counted = log.with_suffix(".boundaries")
-    code = ended(start(step, given, log, (at_boundary, 0, str(root), str(counted), False, database)))
+    code = ended(start(step, given, log, *events, (at_boundary, 0, str(root), str(counted), False, database)))
     assert code == 0, log.read_text()
     return boundaries(counted)
 
 
-def kill_at(number: int, step: str, given: dict[str, str], root: Path, log: Path, database: bool = False) -> bool:
+def kill_at(
+    number: int, step: str, given: dict[str, str], root: Path, log: Path, *events: Event, database: bool = False
+) -> bool:
     """Whether it was killed: threads make some boundaries more or fewer, so that it may have ended before."""
     event: Event = (at_boundary, number, str(root), str(log.with_suffix(".boundaries")), number % 2 == 1, database)
-    code = ended(start(step, given, log, event))
+    code = ended(start(step, given, log, *events, event))
     assert code in (0, -signal.SIGKILL), log.read_text()
     return code != 0
 

@@ -8,7 +8,7 @@ from functools import partial
 from multiprocessing.context import ForkProcess, ForkServerProcess
 from pathlib import Path
 
-from processes import PRELOADED, at_step, enter, signal_self
+from processes import at_step, enter, fork_server, signal_self
 
 from runtime.kubernetes.api import Patience
 from runtime.kubernetes.settings import JobSettings
@@ -30,10 +30,8 @@ def start_node(
     words: list[str], environment: dict[str, str], log: Path, killed: Dies = lambda job, node: False
 ) -> ForkServerProcess:
     """A pod of a job. `words`: the arguments of `python -m runtime.steps.job_node`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     dies = killed(words[words.index("--job") + 1], environment["PET_NODE_RANK"])
-    process = context.Process(target=_node, args=(words, environment, str(log), dies))
+    process = fork_server().Process(target=_node, args=(words, environment, str(log), dies))
     process.start()
     return process
 

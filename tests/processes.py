@@ -6,15 +6,18 @@ Signals and deaths are real. The number of an optimiser step or of a candidate s
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkServerProcess
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 from run_steps import run
 
 PRELOADED = [
@@ -130,6 +133,15 @@ def after_its_run() -> None:
     Outbox.close = closed  # type: ignore[method-assign]
 
 
+def register_quickly(program: str) -> None:
+    """Time few passes, and copy a program instead of exporting it again: both write only where no step is killed."""
+    from autoformer import export
+    from components.register_model import latency
+
+    latency.MOST_PASSES = latency.FEWEST_PASSES
+    export.export_program = lambda model, file: shutil.copyfile(program, file)
+
+
 def signal_self(number: int) -> None:
     os.kill(os.getpid(), number)
 
@@ -161,11 +173,19 @@ def _main(step: str, given: dict[str, str], environment: dict[str, str], log: st
     raise SystemExit(run(step, given))
 
 
-def start(step: str, given: dict[str, str], log: Path, *events: Event) -> ForkServerProcess:
-    """Start a step with the environment that this process has now."""
+def fork_server() -> ForkServerContext:
+    """The server, which finds `PRELOADED` where this process does: Python 3.11 does not pass `sys.path` on."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_main, args=(step, given, dict(os.environ), str(log), list(events)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+    return context
+
+
+def start(step: str, given: dict[str, str], log: Path, *events: Event) -> ForkServerProcess:
+    """Start a step with the environment that this process has now."""
+    process = fork_server().Process(target=_main, args=(step, given, dict(os.environ), str(log), list(events)))
     process.start()
     return process
 

@@ -30,6 +30,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.files import hash_file, write_json
 from autoformer.named import load_space
 from autoformer.reading import read_json
+from autoformer.space import SearchSpace
 from commands.predict import main as predict
 from components.register_model.gate import Measured, decide
 from components.register_model.latency import Latency
@@ -82,25 +83,25 @@ def test_a_version_that_a_person_registered_may_have_no_tags() -> None:
     assert Measured.from_tags(AT_73.tags) == AT_73
 
 
-def write_supernet(folder: Path) -> None:
+def write_supernet(folder: Path, space: SearchSpace) -> None:
     """What the step reads of a supernet: the card, not the weights."""
     preprocessing = Preprocessing(mean=MEAN, std=STD, classes=CLASSES)
     provenance = {"config": {"train_supernet": {"epochs": 11, "clip_grad": None, "log_steps": 50}}}
-    card = SupernetCard(space=load_space("fashion-mnist"), preprocessing=preprocessing, provenance=provenance)
+    card = SupernetCard(space=space, preprocessing=preprocessing, provenance=provenance)
     write_json(folder / "supernet.json", card.model_dump(mode="json"))
 
 
 class Made:
-    """What the earlier steps made, for one model."""
+    """What the earlier steps made, for one model: the smallest of the space, fashion-mnist by default."""
 
-    def __init__(self, root: Path, seed: int, top1_percent: float) -> None:
+    def __init__(self, root: Path, seed: int, top1_percent: float, space: SearchSpace | None = None) -> None:
         self.root = root
-        space = load_space("fashion-mnist")
+        space = space or load_space("fashion-mnist")
         spec = space.smallest
-        self.model = save_random_subnet(root / "retrain" / "model", seed)
+        self.model = save_random_subnet(root / "retrain" / "model", seed, space)
         write_json(root / "retrain" / "metrics.json", {"retrained_top1_percent": 89.5})
-        write_supernet(root / "supernet")
-        chosen = {"name": "chosen", "space": "fashion-mnist", "source": "a test", "subnet": spec.to_dict()}
+        write_supernet(root / "supernet", space)
+        chosen = {"name": "chosen", "space": space.name, "source": "a test", "subnet": spec.to_dict()}
         (root / "search").mkdir()
         (root / "search" / "chosen.yaml").write_text(yaml.safe_dump(chosen))
         write_json(root / "search" / "metrics.json", {"chosen_top1_percent": 80.0})

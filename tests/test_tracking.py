@@ -2,7 +2,6 @@
 
 # ruff: noqa: F401, F811 - fixtures are imported, and then asked for by name
 
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 from mlflow_server import free_port
-from processes import PATIENCE_SECONDS, PRELOADED, ended
+from processes import PATIENCE_SECONDS, ended, fork_server
 from tracking_fixtures import empty_store, store, use_store
 
 from autoformer.candidates import Candidate, ScoredCandidate
@@ -355,9 +354,7 @@ def test_two_first_users_of_a_fresh_store_and_both_ways_to_be_killed(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_store(f"sqlite:///{tmp_path / 'fresh.db'}", tmp_path / "work", monkeypatch)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    steps, ids = [], []
+    context, steps, ids = fork_server(), [], []
     for step in ("train_supernet", "search_subnet"):
         receiver, sender = context.Pipe(duplex=False)
         steps.append((context.Process(target=step_that_waits, args=(step, dict(os.environ), sender)), receiver))

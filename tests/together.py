@@ -1,6 +1,5 @@
 """Ranks that communicate through gloo, forked from a server that has imported torch, so that they start quickly."""
 
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import PRELOADED, Event, ForkServerProcess, ended, start
+from processes import Event, ForkServerProcess, ended, fork_server, start
 
 
 def free_port() -> int:
@@ -51,11 +50,9 @@ def run_ranks(
 
 def call_together(function: Callable[..., None], *arguments: object, count: int = 2) -> None:
     """Call a function of a test's module in so many ranks that have found each other."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     port, started = free_port(), []
     for rank in range(count):
-        process = context.Process(target=_call, args=(rank, count, port, function, arguments))
+        process = fork_server().Process(target=_call, args=(rank, count, port, function, arguments))
         process.start()
         started.append(process)
     assert [ended(process) for process in started] == [0] * count

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from autoformer.named import load_space
+from autoformer.space import SearchSpace
 from runtime.tracking.store import initialise
 
 VARIABLES = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "AUTOFORMER_PARENT_RUN_ID", "RANK")
@@ -54,7 +55,8 @@ def subnet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_subnet(tmp_path_factory.mktemp("subnet") / "model", seed=0)
 
 
-def save_random_subnet(folder: Path, seed: int) -> Path:
+def save_random_subnet(folder: Path, seed: int, space: SearchSpace | None = None) -> Path:
+    """The smallest subnet of the space, fashion-mnist by default."""
     import torch
 
     from autoformer.cards import Preprocessing, SubnetCard
@@ -62,7 +64,7 @@ def save_random_subnet(folder: Path, seed: int) -> Path:
     from autoformer.supernet import Supernet
 
     torch.manual_seed(seed)
-    space = load_space("fashion-mnist")
+    space = space or load_space("fashion-mnist")
     model = Supernet(space).extract(space.smallest).eval()
     for parameter in model.parameters():  # the first weights are so small that all answers look alike
         torch.nn.init.normal_(parameter, std=0.2)

@@ -2,7 +2,7 @@
 
 After each fault the same command gives the same bytes, no process and no unfinished file is left, each step has one
 MLflow run, and no model replaces a better champion. Moments are drawn from `SEED`. Stores that are away: services.py.
-Full disks: tests/test_full_disk.py.
+Long runs: memory.py. Full disks: tests/test_full_disk.py.
 """
 
 import os
@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -28,15 +29,65 @@ from faulted_steps import (
     signalled,
     step_runs,
 )  # fmt: skip
-from processes import at_step, ended, jump_clock, signal_self, start
+from processes import at_step, ended, jump_clock, register_quickly, signal_self, start
 from run_steps import run
+from test_register_model import Made
 from tiny import make_tiny_data
 
 from runtime.common.config import STEPS
 
 __all__ = ["house"]
+SEED = os.environ["SEED"]
 STRIDE = int(os.environ.get("STRIDE") or 1)  # kill at every n-th boundary
+PARTS = 4  # of the longest test
 RUN_STEPS = [step for step in STEPS if step != "register_model"]
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_registration_killed_at_every_boundary(part: int, house: House, tmp_path: Path, row: Row) -> None:
+    """Of files and of the database: one boundary in `PARTS`, so that several workers share them."""
+    found = registration_boundaries(f"counted-{part}", house, house.models.better, tmp_path / "log")
+    first = 1 + part + PARTS * random.Random(SEED).randrange(STRIDE)
+    kills = kill_registrations(range(first, len(found) + 1, PARTS * STRIDE), True, house, tmp_path / "log")
+    model = f"a better model, part {part + 1} of {PARTS}"
+    row("register_model", f"SIGKILL at a write or SQL statement, {len(found)} in all; {model}", kills)
+
+
+def test_a_registration_of_a_worse_model_killed_at_some_boundaries(
+    house: House, tmp_path: Path, rng: random.Random, row: Row
+) -> None:
+    found = registration_boundaries("counted", house, house.models.worse, tmp_path / "log")
+    kills = kill_registrations(rng.sample(range(1, len(found) + 1), 8), False, house, tmp_path / "log")
+    row("register_model", f"SIGKILL at a write or SQL statement, {len(found)} in all; a worse model", kills)
+
+
+def registration_boundaries(name: str, house: House, made: Made, log: Path) -> list[str]:
+    with house.own_store(name):
+        given, quickly = house.registration(name, made), (register_quickly, str(house.models.program))
+        return count_boundaries("register_model", given, house.root, log, quickly, database=True)
+
+
+def kill_registrations(numbers: Iterable[int], better: bool, house: House, log: Path) -> int:
+    """The champion is the old or the new one at any time, and the better one at the end; how many were killed."""
+    step, kills = "register_model", 0
+    made, top1_percent = (house.models.better, 90.0) if better else (house.models.worse, 88.0)
+    quickly = (register_quickly, str(house.models.program))
+    for number in numbers:
+        name = f"registration-{better}-{number}"
+        given = house.registration(name, made)
+        with house.own_store(name):
+            if not kill_at(number, step, given, house.root, log, quickly, database=True):
+                continue
+            kills += 1
+            assert champion()[2] in (88.0, top1_percent)
+            assert run(step, given) == 0
+            versions, version, accuracy = champion()
+            assert (accuracy, versions[-1]) == (top1_percent, version)
+            assert versions == (["1", "2"] if better else ["1"])
+            assert leftovers(house.root, given) == []
+            assert step_runs(step) == ["FINISHED"]
+    assert kills > 4
+    return kills
 
 
 @pytest.mark.parametrize("step", RUN_STEPS)
@@ -65,35 +116,6 @@ def test_a_step_killed_between_statements_of_its_database(
     kills = Counter(house.survives_a_kill(step, n, tmp_path / "log", database=True) for n in numbers)
     assert kills["before"] + kills["after its run"]
     row(step, f"SIGKILL at a SQL statement, {len(statements)} in all", kills["before"] + kills["after its run"])
-
-
-@pytest.mark.parametrize("better", [True, False])
-def test_a_registration_killed_at_every_boundary(
-    better: bool, house: House, tmp_path: Path, rng: random.Random, row: Row
-) -> None:
-    """Of files and of the database; a worse model at some only. The champion is the old or the new one at any time."""
-    made, top1_percent = (house.models.better, 90.0) if better else (house.models.worse, 88.0)
-    step, log, kills = "register_model", tmp_path / "log", 0
-    with house.own_store("counted"):
-        found = count_boundaries(step, house.registration("counted", made), house.root, log, database=True)
-    numbers = range(1 + rng.randrange(STRIDE), len(found) + 1, STRIDE) if better else rng.sample(range(len(found)), 8)
-    for number in numbers:
-        name = f"registration-{better}-{number}"
-        given = house.registration(name, made)
-        with house.own_store(name):
-            if not kill_at(number, step, given, house.root, log, database=True):
-                continue
-            kills += 1
-            assert champion()[2] in (88.0, top1_percent)
-            assert run(step, given) == 0
-            versions, version, accuracy = champion()
-            assert (accuracy, versions[-1]) == (top1_percent, version)
-            assert versions == (["1", "2"] if better else ["1"])
-            assert leftovers(house.root, given) == []
-            assert step_runs(step) == ["FINISHED"]
-    assert kills > 4
-    model = "a better model" if better else "a worse model"
-    row(step, f"SIGKILL at a write or SQL statement, {len(found)} in all; {model}", kills)
 
 
 @pytest.mark.parametrize("step", RUN_STEPS)
