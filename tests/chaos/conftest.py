@@ -61,7 +61,7 @@ def row(record_property: Callable[[str, object], None]) -> Callable[[str, str, i
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What held, and what did not: also after a failure, a worker's death or Ctrl-C."""
+    """What held, and what did not: also after a failure or a worker's death."""
     passed, failed, errors, skipped = (
         {each.nodeid: each for each in terminalreporter.stats.get(outcome, [])}
         for outcome in ("passed", "failed", "error", "skipped")
