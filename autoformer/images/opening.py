@@ -18,7 +18,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError
-from autoformer.files import check_regular
+from autoformer.images.image_files import JPEG, MOST_FILE_BYTES, SCAN, EncodedFile, name_of, opened, search_scan
 
 # Bytes that a pixel takes at most between the encoded file and the resized image, as measured.
 FORMATS = {
@@ -29,7 +29,6 @@ _PLAIN = 100  # PPM files of decimal digits: a limit of time, since Pillow decod
 MOST_BYTES = BOUNDS.image_bytes
 LONGEST_TO_SHORTEST = BOUNDS.image_sides  # the centre crop of a longer strip shows nearly nothing
 MOST_SCANNED = BOUNDS.image_scans  # each scan touches every pixel again
-_MOST_FILE_BYTES = BOUNDS.image_file_bytes
 _MOST_HEADER_BYTES = 4096  # read to recognise the format
 _ORIENTATION = 0x0112  # EXIF
 _TILE_SIDES = (322, 323)  # TIFF
@@ -58,13 +57,9 @@ _OTHER_FORMATS = (
     (rb".{4}ftyp(isom|mp4|qt  )", "video", "`ffmpeg`"),
     (rb"II[*+]\0|MM\0[*+]", "TIFF of an unusual kind of pixels", "`magick`"),
 )
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_NOT_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as the list of filters has it
+_PNG = b"\x89PNG\r\n\x1a\n"
 Result = TypeVar("Result")
-
-
-def name_of(source: Path | bytes) -> str:
-    """The name of an image in error messages."""
-    return str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
 
 
 def with_image(source: Path | bytes, use: Callable[[Image.Image], Result], most_bytes: int = MOST_BYTES) -> Result:
@@ -75,7 +70,7 @@ def with_image(source: Path | bytes, use: Callable[[Image.Image], Result], most_
         Exception: any of Pillow's; call inside `autoformer.images.pixels.pillow_errors`.
     """
     try:
-        with _Parts(source) as file, _open(file, source, most_bytes) as image:
+        with opened(source) as file, _open(file, source, most_bytes) as image:
             return use(image)
     except (AutoFormerError, Image.DecompressionBombError):
         raise
@@ -83,29 +78,8 @@ def with_image(source: Path | bytes, use: Callable[[Image.Image], Result], most_
         essentials = _essentials(source)
         if essentials is None:
             raise
-        with _Parts(essentials) as file, _open(file, source, most_bytes) as image:
+        with opened(essentials) as file, _open(file, source, most_bytes) as image:
             return use(image)
-
-
-class _Parts(io.BufferedReader):
-    """An image file that limits the header's parts: Pillow reads and keeps each chunk, segment and comment."""
-
-    def __init__(self, source: Path | bytes) -> None:
-        if isinstance(source, Path):
-            check_regular(source)
-        super().__init__(io.FileIO(source) if isinstance(source, Path) else io.BytesIO(source))
-        self._where, self._reads, self.most = name_of(source), 0, BOUNDS.image_header_reads
-        if self.seek(0, io.SEEK_END) > _MOST_FILE_BYTES:
-            raise AutoFormerError(f"{self._where}: an image file above {_MOST_FILE_BYTES >> 20} MB; make it smaller")
-        self.seek(0)
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self._reads += 1
-        if self._reads > self.most:
-            raise AutoFormerError(
-                f"{self._where}: more than {self.most} chunks, segments or comments; save it again without metadata"
-            )
-        return super().read(size)
 
 
 class _Directory(TiffImagePlugin.ImageFileDirectory_v2):
@@ -160,10 +134,11 @@ def turned_upright(image: Image.Image) -> Image.Image:
     return upright
 
 
-def _open(file: _Parts, source: Path | bytes, most_bytes: int) -> Image.Image:
+def _open(file: EncodedFile, source: Path | bytes, most_bytes: int) -> Image.Image:
     where = name_of(source)
     # Pillow warns of large images and odd metadata, but reads them. catch_warnings is not thread-safe.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
+    if warnings.filters[:1] != [_NOT_PILLOW]:
+        warnings.filterwarnings("ignore", module=_NOT_PILLOW[3].pattern)
     try:
         image = Image.open(file, formats=_formats())
         file.most = BOUNDS.image_reads
@@ -217,16 +192,9 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]  # MPO is opened as JPEG
 
 
-def _has_several_scans(image: Image.Image, file: _Parts) -> bool:
+def _has_several_scans(image: Image.Image, file: EncodedFile) -> bool:
     """Whether a JPEG file is progressive, its first scan has not all its channels, or odd bytes stand before that."""
-    here, scanned = file.tell(), 0
-    file.seek(2)
-    while len(head := file.read(4)) == 4 and head[0] == 0xFF:
-        if head[1] == 0xDA:  # the scan begins
-            scanned = int.from_bytes(file.read(1))
-            break
-        file.seek(int.from_bytes(head[2:]) - 2, io.SEEK_CUR)
-    file.seek(here)
+    scanned = file.channels or search_scan(file)
     return "progressive" in image.info or scanned != len(image.getbands())
 
 
@@ -257,7 +225,7 @@ def _check_size(image: Image.Image, where: str, most_bytes: int, whole: bool) ->
 def _check_scans(image: Image.Image, source: Path | bytes, where: str, most_bytes: int) -> None:
     if isinstance(source, Path):
         with source.open("rb") as file:
-            source = file.read(_MOST_FILE_BYTES)
+            source = file.read(MOST_FILE_BYTES)
     scans = source.count(b"\xff\xda")  # entropy-coded data holds no marker
     if scans * image.width * image.height > MOST_SCANNED * most_bytes // MOST_BYTES:
         raise AutoFormerError(
@@ -268,14 +236,14 @@ def _check_scans(image: Image.Image, source: Path | bytes, where: str, most_byte
 def _essentials(source: Path | bytes) -> bytes | None:
     """A PNG or JPEG file without metadata except EXIF; None for other files."""
     if isinstance(source, Path):
-        if source.stat().st_size > _MOST_FILE_BYTES:
+        if source.stat().st_size > MOST_FILE_BYTES:
             return None
         with source.open("rb") as file:
             start = file.read(len(_PNG))
-            source = start + file.read() if start.startswith((_PNG, _JPEG)) else b""
+            source = start + file.read() if start.startswith((_PNG, JPEG)) else b""
     if source.startswith(_PNG):
         return _png_essentials(source)
-    return _jpeg_essentials(source) if source.startswith(_JPEG) else None
+    return _jpeg_essentials(source) if source.startswith(JPEG) else None
 
 
 def _png_essentials(content: bytes) -> bytes:
@@ -294,7 +262,7 @@ def _png_essentials(content: bytes) -> bytes:
 def _jpeg_essentials(content: bytes) -> bytes:
     """The file without comments and application segments, except JFIF, EXIF and Adobe's colour transform."""
     kept, at = [content[:2]], 2
-    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:  # the scan begins
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != SCAN:
         marker, (length,) = content[at + 1], struct.unpack_from(">H", content, at + 2)
         segment = content[at : at + 2 + length]
         exif = marker == 0xE1 and segment[4:10] == b"Exif\0\0"
