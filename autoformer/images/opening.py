@@ -16,8 +16,8 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError, quantity
-from autoformer.files import check_regular
 from autoformer.images.essentials import JPEG, PNG, essentials
+from autoformer.images.image_files import MOST_FILE_BYTES, EncodedFile, name_of, opened, search_scan
 
 # Bytes that a pixel takes at most between the encoded file and the resized image, as measured.
 FORMATS = {
@@ -28,7 +28,6 @@ _PLAIN = 100  # PPM files of decimal digits: a limit of time, since Pillow decod
 MOST_BYTES = BOUNDS.image_bytes
 LONGEST_TO_SHORTEST = BOUNDS.image_sides  # the centre crop of a longer strip shows nearly nothing
 MOST_SCANNED = BOUNDS.image_scans  # each scan touches every pixel again
-_MOST_FILE_BYTES = BOUNDS.image_file_bytes
 _MOST_HEADER_BYTES = 4096  # read to recognise the format
 _ORIENTATION = 0x0112  # EXIF
 _TILE_SIDES = (322, 323)  # TIFF
@@ -58,12 +57,8 @@ _OTHER_FORMATS = (
     (rb"II[*+]\0|MM\0[*+]", "TIFF of an unusual kind of pixels", "`magick`"),
 )
 _XMP = ("XML:com.adobe.xmp", "xmp")  # in `Image.info`
+_NOT_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as the list of filters has it
 Result = TypeVar("Result")
-
-
-def name_of(source: Path | bytes) -> str:
-    """The name of an image in error messages."""
-    return str(source) if isinstance(source, Path) else f"image of {quantity(len(source), 'byte')}"
 
 
 def with_image(source: Path | bytes, use: Callable[[Image.Image], Result], most_bytes: int = MOST_BYTES) -> Result:
@@ -74,7 +69,7 @@ def with_image(source: Path | bytes, use: Callable[[Image.Image], Result], most_
         Exception: any of Pillow's; call inside `autoformer.images.pixels.pillow_errors`.
     """
     try:
-        with _Parts(source) as file, _open(file, source, most_bytes) as image:
+        with opened(source) as file, _open(file, source, most_bytes) as image:
             return use(image)
     except (AutoFormerError, Image.DecompressionBombError):
         raise
@@ -83,7 +78,7 @@ def with_image(source: Path | bytes, use: Callable[[Image.Image], Result], most_
         plain = essentials(content, partial(_pixels, most_bytes=most_bytes))
         if plain is None:
             raise
-        with _Parts(plain) as file, _open(file, source, most_bytes) as image:
+        with opened(plain) as file, _open(file, source, most_bytes) as image:
             return use(image)
 
 
@@ -91,7 +86,7 @@ def _content(source: Path | bytes) -> bytes:
     """The bytes of a PNG or JPEG file; b"" for other files and one that is too large."""
     if isinstance(source, bytes):
         return source
-    if source.stat().st_size > _MOST_FILE_BYTES:
+    if source.stat().st_size > MOST_FILE_BYTES:
         return b""
     with source.open("rb") as file:
         start = file.read(len(PNG))
@@ -99,29 +94,8 @@ def _content(source: Path | bytes) -> bytes:
 
 
 def _pixels(content: bytes, most_bytes: int) -> bytes:
-    with _Parts(content) as file, _open(file, content, most_bytes) as image:
+    with opened(content) as file, _open(file, content, most_bytes) as image:
         return image.tobytes()
-
-
-class _Parts(io.BufferedReader):
-    """An image file that limits the header's parts: Pillow reads and keeps each chunk, segment and comment."""
-
-    def __init__(self, source: Path | bytes) -> None:
-        if isinstance(source, Path):
-            check_regular(source)
-        super().__init__(io.FileIO(source) if isinstance(source, Path) else io.BytesIO(source))
-        self._where, self._reads, self.most = name_of(source), 0, BOUNDS.image_header_reads
-        if self.seek(0, io.SEEK_END) > _MOST_FILE_BYTES:
-            raise AutoFormerError(f"{self._where}: an image file above {_MOST_FILE_BYTES >> 20} MB; make it smaller")
-        self.seek(0)
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self._reads += 1
-        if self._reads > self.most:
-            raise AutoFormerError(
-                f"{self._where}: more than {self.most} chunks, segments or comments; save it again without metadata"
-            )
-        return super().read(size)
 
 
 class _Directory(TiffImagePlugin.ImageFileDirectory_v2):
@@ -176,10 +150,11 @@ def turned_upright(image: Image.Image) -> Image.Image:
     return upright
 
 
-def _open(file: _Parts, source: Path | bytes, most_bytes: int) -> Image.Image:
+def _open(file: EncodedFile, source: Path | bytes, most_bytes: int) -> Image.Image:
     where = name_of(source)
     # Pillow warns of large images and odd metadata, but reads them. catch_warnings is not thread-safe.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
+    if warnings.filters[:1] != [_NOT_PILLOW]:
+        warnings.filterwarnings("ignore", module=_NOT_PILLOW[3].pattern)
     try:
         image = Image.open(file, formats=_formats())
         file.most = BOUNDS.image_reads
@@ -235,16 +210,9 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]  # MPO is opened as JPEG
 
 
-def _has_several_scans(image: Image.Image, file: _Parts) -> bool:
+def _has_several_scans(image: Image.Image, file: EncodedFile) -> bool:
     """Whether a JPEG file is progressive, its first scan has not all its channels, or odd bytes stand before that."""
-    here, scanned = file.tell(), 0
-    file.seek(2)
-    while len(head := file.read(4)) == 4 and head[0] == 0xFF:
-        if head[1] == 0xDA:  # the scan begins
-            scanned = int.from_bytes(file.read(1))
-            break
-        file.seek(int.from_bytes(head[2:]) - 2, io.SEEK_CUR)
-    file.seek(here)
+    scanned = file.channels or search_scan(file)
     return "progressive" in image.info or scanned != len(image.getbands())
 
 
@@ -275,7 +243,7 @@ def _check_size(image: Image.Image, where: str, most_bytes: int, whole: bool) ->
 def _check_scans(image: Image.Image, source: Path | bytes, where: str, most_bytes: int) -> None:
     if isinstance(source, Path):
         with source.open("rb") as file:
-            source = file.read(_MOST_FILE_BYTES)
+            source = file.read(MOST_FILE_BYTES)
     scans = source.count(b"\xff\xda")  # entropy-coded data holds no marker
     if scans * image.width * image.height > MOST_SCANNED * most_bytes // MOST_BYTES:
         raise AutoFormerError(

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from autoformer.errors import AutoFormerError
-from autoformer.images.opening import MOST_BYTES, PHOTOMETRIC, name_of, turned_upright, with_image
+from autoformer.images.image_files import name_of
+from autoformer.images.opening import MOST_BYTES, PHOTOMETRIC, turned_upright, with_image
 from autoformer.images.pixel_rule import PixelRule
 
 MODES = {1: "L", 3: "RGB"}
@@ -93,7 +94,7 @@ def _decode(image: Image.Image, shorter_side: int | None, upright: bool) -> Imag
         image.draft(None, (math.ceil(image.width * factor), math.ceil(image.height * factor)))
     raw = {_rawmode(tile) for tile in getattr(image, "tile", ())}
     tags = getattr(image, "tag_v2", {})  # of TIFF
-    if image.mode in MODES.values() and _SIGNED in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)):
+    if tags and image.mode in MODES.values() and _SIGNED in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)):
         raise AutoFormerError("the image has signed pixels, of unknown range; save it with 8 bits a channel")
     deep = any(";16" in mode for mode in raw) and not image.mode.startswith("I")
     image.load()

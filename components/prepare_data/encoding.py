@@ -3,9 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from autoformer.errors import AutoFormerError
@@ -77,8 +76,13 @@ def _is_unseen(image: Image.Image) -> bool:
 
 def _is_plain(image: Image.Image) -> bool:
     """Whether the image has one colour."""
-    corner, middle = (np.array(image.getpixel(at)) for at in ((0, 0), (image.width // 2, image.height // 2)))
-    if np.abs(corner - middle).max() > _ROUNDING:
+    corner, middle = (_values(image.getpixel(at)) for at in ((0, 0), (image.width // 2, image.height // 2)))
+    if any(abs(one - other) > _ROUNDING for one, other in zip(corner, middle, strict=True)):
         return False  # decides for most images, at a tenth of the cost
     extrema = [image.getchannel(band).getextrema() for band in image.getbands()]
     return all(highest - lowest <= _ROUNDING for lowest, highest in extrema)  # type: ignore[operator]
+
+
+def _values(pixel: Any) -> tuple[int, ...]:
+    """Of a pixel of one channel or more, as Pillow returns it."""
+    return pixel if isinstance(pixel, tuple) else (pixel,)

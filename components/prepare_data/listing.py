@@ -190,8 +190,9 @@ def files_below(folder: Path | str, left_out: LeftOut | None = None) -> Iterator
     """The files below a folder, without system files. Linked folders are not followed, since links may form a cycle."""
     with os.scandir(folder) as scan:
         entries = list(scan)
-    names = {os.path.splitext(entry.name)[0] for entry in entries}  # noqa: PTH122
-    for entry in entries:
+    stems = [os.path.splitext(entry.name)[0] for entry in entries]  # noqa: PTH122
+    names = set(stems)
+    for entry, stem in zip(entries, stems, strict=True):
         is_folder = entry.is_dir(follow_symlinks=False)
         if is_system(entry.name) or (is_folder and _THUMBNAILS.fullmatch(entry.name)):
             if left_out is not None:
@@ -201,16 +202,15 @@ def files_below(folder: Path | str, left_out: LeftOut | None = None) -> Iterator
         elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
             if left_out is not None:
                 left_out.links.append(entry.path)
-        elif is_image(entry.name) and _is_smaller(entry.name, names):
+        elif is_image(entry.name) and _is_smaller(stem, names):
             if left_out is not None:
                 left_out.smaller.append(entry.name)
         else:
             yield entry
 
 
-def _is_smaller(name: str, stems: set[str]) -> bool:
-    """Whether this is the name of a smaller copy of an image in the same folder."""
-    stem = os.path.splitext(name)[0]  # noqa: PTH122
+def _is_smaller(stem: str, stems: set[str]) -> bool:
+    """Whether this is the name, without suffix, of a smaller copy of an image in the same folder."""
     return any((found := form.fullmatch(stem)) is not None and found[1] in stems for form in _SMALLER)
 
 

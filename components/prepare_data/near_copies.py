@@ -5,7 +5,6 @@ scikit-image's photographs in six other encodings (JPEG 95, 75, 50, WebP, GIF, h
 519 of 540 where packed to 256 pixels, 505 where packed to 73, and no pair of two different parts.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 
 from autoformer.errors import quantity
 from autoformer.images.pixels import open_image
+from components.prepare_data.png import raw_rows
 
 _SIGNS = 3  # that may differ
 _LEVELS = 16  # of 255, largest difference of small pictures
@@ -28,8 +28,9 @@ _MOST_ALIKE = 30  # looks with an equal band: more are of images that all look a
 def look_of(image: Image.Image) -> int:
     """The look of an image of mode L or RGB; 0 of one colour."""
     smaller = image.reduce(max(1, min(image.size) // _REDUCED))
-    grey = np.asarray(smaller.convert("L").resize((9, 8), Image.Resampling.BOX))
-    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
+    grey = raw_rows(smaller.convert("L").resize((9, 8), Image.Resampling.BOX), 9)
+    levels = np.frombuffer(grey, np.uint8).reshape(8, 9)
+    return int.from_bytes(np.packbits(levels[:, 1:] > levels[:, :-1]).tobytes(), "big")
 
 
 def near_copies(rows: Sequence[Mapping[str, str]], looks: Sequence[int], folder: Path) -> list[str]:
@@ -67,22 +68,30 @@ def _candidates(rows: Sequence[Mapping[str, str]], looks: Sequence[int]) -> Iter
     first: dict[str, int] = {}
     for number, row in enumerate(rows):
         first.setdefault(row["checksum"], number)
-    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for number in first.values():
-        for band in range(_BANDS) if looks[number] else ():
-            alike[band, looks[number] >> 16 * band & 0xFFFF].append(number)
+    compared = np.array([number for number in first.values() if looks[number]], np.int64)
+    values = np.array(looks, np.uint64)[compared]
     found = {
         (one, other)
-        for numbers in alike.values()
-        if len(numbers) <= _MOST_ALIKE
+        for band in range(_BANDS)
+        for numbers in _groups(compared, values >> np.uint64(16 * band) & np.uint64(0xFFFF))
         for one, other in combinations(numbers, 2)
         if (looks[one] ^ looks[other]).bit_count() <= _SIGNS
     }
     yield from sorted(found)
 
 
+def _groups(numbers: npt.NDArray[np.int64], keys: npt.NDArray[np.uint64]) -> Iterator[list[int]]:
+    """The numbers of each key that has two to `_MOST_ALIKE`, in their order."""
+    order = np.argsort(keys, kind="stable")
+    _, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
+    few = (counts > 1) & (counts <= _MOST_ALIKE)
+    for start, count in zip(starts[few].tolist(), counts[few].tolist(), strict=True):
+        yield numbers[order[start : start + count]].tolist()
+
+
 def _small_picture(row: Mapping[str, str], folder: Path) -> npt.NDArray[np.int64]:
     with (folder / row["archive"]).open("rb") as file:
         file.seek(int(row["offset"]))
         image = open_image(file.read(int(row["size"])))
-    return np.asarray(image.convert("RGB").resize(_SMALL, Image.Resampling.BOX)).astype(np.int64)
+    colours = image if image.mode == "RGB" else image.convert("RGB")  # which would copy one of that mode
+    return np.asarray(colours.resize(_SMALL, Image.Resampling.BOX)).astype(np.int64)

@@ -9,7 +9,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median_high
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 from autoformer.errors import AutoFormerError, quantity
-from autoformer.files import canonical_json, hash_file, hash_value, replacing, write_json, write_text
+from autoformer.files import canonical_json, hash_and_start, hash_value, replacing, write_json, write_text
 from autoformer.frozen import Frozen
 from autoformer.images.pixel_rule import PixelRule
 from autoformer.images.pixels import DEFAULT
@@ -32,7 +32,7 @@ from components.prepare_data.sources import Source, SourceImage, discover
 from components.prepare_data.tar_writer import Tar
 from components.prepare_data.threads import in_order
 from components.prepare_data.unreadable import check_unreadable, refuse_by_names
-from components.prepare_data.white_level import find_white_level
+from components.prepare_data.white_level import START_BYTES, find_white_level, may_be_deep
 from runtime.common.console import check_apart
 from runtime.common.locks import hold_lock
 from runtime.common.tables import write_table
@@ -107,11 +107,13 @@ def pack(
     title = title_of(path)
     check_apart([packs / f"{title}-{UNREADABLE}"], path)
     refuse_by_names(source, packs / f"{title}-{UNREADABLE}", max_unreadable_percent)
-    digest, originals = _hash(source, shorter_side, channels, rule, watch)
+    digest, originals, deep = _hash(source, shorter_side, channels, rule, watch)
     folder = packs / f"{title}-{digest[:8]}"
     work = packs / f".{folder.name}.packing"
     report = packs / f"{folder.name}-{UNREADABLE}"
-    packing = _Packing(source, work, report, shorter_side, channels, max_unreadable_percent, watch, rule, originals)
+    packing = _Packing(
+        source, work, report, shorter_side, channels, max_unreadable_percent, watch, rule, originals, deep
+    )
     with hold_lock(work, "packing"):
         if (folder / CARD).exists() and read_pack(folder).hash == digest:
             check_unreadable(
@@ -132,27 +134,38 @@ def pack(
     return folder
 
 
-def _hash(source: Source, shorter_side: int, channels: int, rule: PixelRule, watch: Watch) -> tuple[str, list[str]]:
-    """Hash of the bytes, label and split of every file, and of the packing settings; and the hash of each file."""
-    entries = list[list[str]]()
-    for image, digest in zip(source.images, in_order(_hash_files, source.images), strict=True):
+def _hash(
+    source: Source, shorter_side: int, channels: int, rule: PixelRule, watch: Watch
+) -> tuple[str, list[str], list[Path]]:
+    """Read every file once.
+
+    Returns:
+        Hash of the bytes, label and split of every file, and of the packing settings; the hash of each file; and the
+        files that may be 16-bit images.
+    """
+    entries, deep = list[list[str]](), list[Path]()
+    for image, (digest, is_deep) in zip(source.images, in_order(_read_files, source.images), strict=True):
         entries.append([source.name_of(image), image.label, image.split, digest])
+        if is_deep:
+            deep.append(image.path)
         watch("reading", len(entries), len(source.images))
     settings = [FORMAT, shorter_side, channels, rule.model_dump(mode="json")]
-    return hash_value([*settings, entries]), [digest for *_, digest in entries]
+    return hash_value([*settings, entries]), [digest for *_, digest in entries], deep
 
 
-def _hash_files(images: Sequence[SourceImage]) -> list[str]:
-    return [_hash_file(image.path) for image in images]
+def _read_files(images: Sequence[SourceImage]) -> list[tuple[str, bool]]:
+    return [_read_file(image.path) for image in images]
 
 
-def _hash_file(path: Path) -> str:
+def _read_file(path: Path) -> tuple[str, bool]:
+    """Hash of a file, and whether it may be a 16-bit image."""
     try:
-        return hash_file(path)
+        digest, start = hash_and_start(path, START_BYTES)
+        return digest, may_be_deep(start)
     except OSError as error:
-        return f"unreadable: {error.strerror}"
+        return f"unreadable: {error.strerror}", False
     except AutoFormerError:
-        return "unreadable: a pipe or a device"
+        return "unreadable: a pipe or a device", False
 
 
 class _Packing(NamedTuple):
@@ -165,13 +178,14 @@ class _Packing(NamedTuple):
     watch: Watch
     rule: PixelRule
     originals: list[str]  # sha256 of each file of `source`
+    deep: list[Path]  # files that may be 16-bit images
     notes: tuple[str, ...] = ()
 
     def with_white_level(self) -> "_Packing":
         """Set the white level of the images if none is configured; return a note on it too."""
         if self.rule.white_level is not None:
             return self
-        found = find_white_level([image.path for image in self.source.images])
+        found = find_white_level(self.deep)
         if found is None:
             return self
         note = (
@@ -188,7 +202,8 @@ class _Packing(NamedTuple):
 
     def write(self, name: str, digest: str) -> PackCard:
         """Write the tars, `SHARD_IMAGES` images each, and the tables; return the card of the pack `name`."""
-        total = len(self.source.images)
+        total, classes = len(self.source.images), self.source.classes
+        labels = {name: str(label).encode() for label, name in enumerate(classes)}
         archives: dict[str, str] = {}
         rows: list[dict[str, str]] = []
         refused: list[dict[str, str]] = []
@@ -198,9 +213,9 @@ class _Packing(NamedTuple):
         dark, unseen = dict[str, int](), list[str]()
         for number, start in enumerate(range(0, total, SHARD_IMAGES)):
             index = self.work / f"images-{number:05d}.json"
-            if not index.exists():
-                self._write_shard(index, start)
-            shard, packed = read_json_as(_Shard, index, "remove it"), min(start + SHARD_IMAGES, total)
+            is_written = index.exists()
+            shard = read_json_as(_Shard, index, "remove it") if is_written else self._write_shard(index, start, labels)
+            packed = min(start + SHARD_IMAGES, total)
             archives[index.with_suffix(".tar").name] = shard.sha256
             rows += shard.rows
             refused += shard.refused
@@ -214,7 +229,7 @@ class _Packing(NamedTuple):
             self.watch("packing", packed, total)
             check_unreadable(self.source, self.max_percent, len(refused), packed, self.report, refused)
         counts = Counter(row["label"] for row in rows)
-        if empty := [label for label in self.source.classes if not counts[label]]:
+        if empty := [label for label in classes if not counts[label]]:
             write_table(self.report, ("source", "reason"), refused)
             raise AutoFormerError(
                 f"{self.source.root}: the class '{empty[0]}' has no readable image; {self.report} names the unreadable "
@@ -237,8 +252,8 @@ class _Packing(NamedTuple):
             name=name,
             hash=digest,
             layout=self.source.layout,
-            classes=self.source.classes,
-            counts={label: counts[label] for label in self.source.classes},
+            classes=classes,
+            counts={label: counts[label] for label in classes},
             splits=dict(sorted(Counter(row["split"] for row in rows).items())),
             channels=self.channels,
             shorter_side=self.shorter_side,
@@ -250,25 +265,28 @@ class _Packing(NamedTuple):
             notes=(*self.source.notes, *changed, *odd, *near_copies(rows, looks, self.work)),
         )
 
-    def _write_shard(self, index: Path, start: int) -> None:
-        """Write the tar whose first image is number `start`, then its index."""
+    def _write_shard(self, index: Path, start: int, labels: Mapping[str, bytes]) -> _Shard:
+        """Write the tar whose first image is number `start`, then its index; return that.
+
+        `labels`: of each class, as the tar holds it.
+        """
         rows, refused, sizes, plain, transparent, frames, looks = [], [], [], [], 0, [], []
         dark, unseen = dict[str, int](), list[str]()
         archive = index.with_suffix(".tar")
         with replacing(archive) as temporary, temporary.open("wb") as file:
             tar = Tar(file)
-            images, classes = self.source.images[start : start + SHARD_IMAGES], self.source.classes
+            images, total = self.source.images[start : start + SHARD_IMAGES], len(self.source.images)
             encode = partial(encode_files, shorter_side=self.shorter_side, channels=self.channels, rule=self.rule)
             contents = in_order(encode, [image.path for image in images])
             for number, (image, encoded) in enumerate(zip(images, contents, strict=True), start):
-                self.watch("packing", number, len(self.source.images))
+                self.watch("packing", number, total)
                 name = self.source.name_of(image)
                 if isinstance(encoded, str):
                     refused.append({"source": name, "reason": encoded})
                     continue
                 content = encoded.content
                 offset = tar.add(f"{number:08d}.png", content)
-                tar.add(f"{number:08d}.cls", str(classes.index(image.label)).encode())
+                tar.add(f"{number:08d}.cls", labels[image.label])
                 place, original = (archive.name, offset, len(content)), self.originals[number]
                 values = (*place, image.label, encoded.sha256, image.split, name, original)
                 rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
@@ -293,3 +311,4 @@ class _Packing(NamedTuple):
             "looks": looks,
         }
         write_text(index, canonical_json(found))
+        return _Shard(**found)

@@ -50,7 +50,7 @@ class Source(NamedTuple):
 
     def name_of(self, image: SourceImage) -> str:
         """The path relative to the root, in a tenth of the time of `relative_to`."""
-        name, root = image.path.as_posix(), f"{self.root.as_posix().rstrip('/')}/"
+        name, root = str(image.path), f"{str(self.root).rstrip('/')}/"
         return name[len(root) :] if name.startswith(root) else image.path.relative_to(self.root).as_posix()
 
 
@@ -102,7 +102,7 @@ def _read_folder(place: Path) -> Source:
     used = {image.split for image in images}
     names = ", ".join(splits[name].relative_to(root).as_posix() for name in SPLIT_NAMES if name in used)
     layout = f"{names} folders of class folders" if are_splits else "class folders"
-    source = Source(root, layout, sorted(images), ignored, (*left_out.notes(), *empty))
+    source = Source(root, layout, sorted(images, key=_by_parts), ignored, (*left_out.notes(), *empty))
     return source if are_splits else _with_inner_folders(source)
 
 
@@ -131,16 +131,22 @@ def _read_split(
         return [], 0
     images, ignored = [], 0
     for class_folder in folders_in(folder, left_out if split else None):
-        files = [Path(file.path) for file in files_below(class_folder, left_out)]
-        found = [file for file in files if is_image(file.name)]
+        files, label = list(files_below(class_folder, left_out)), class_folder.name
+        below = len(str(class_folder)) + 1
+        found = [class_folder / file.path[below:] for file in files if is_image(file.name)]
         others = LeftOut() if not found else left_out
-        others.add_others([file for file in files if not is_image(file.name)], root)
+        others.add_others([Path(file.path) for file in files if not is_image(file.name)], root)
         if not found:
             seen = "".join(f" ({note})" for note in others.others())
             raise AutoFormerError(f"{class_folder}: a class folder without images{seen}; fill it or remove it")
-        images += [SourceImage(file, class_folder.name, split) for file in found]
+        images += [SourceImage(file, label, split) for file in found]
         ignored += len(files) - len(found)
     return images, ignored
+
+
+def _by_parts(image: SourceImage) -> str:
+    """Sorts as the path does, part by part, in a tenth of its time."""
+    return str(image.path).replace("/", "\0")
 
 
 def _nothing_found(root: Path) -> AutoFormerError:
@@ -174,7 +180,7 @@ def _read_csv(file: Path) -> Source:
     while table.rows:  # a million rows and as many images would be in memory together
         row = table.rows.pop()
         images.append(SourceImage(row.path, row.label, row.split))
-    images.sort()
+    images.sort(key=_by_parts)
     layout = f"CSV with the columns {table.columns}"
     return Source(root, layout, images, 0, (*table.notes, *left_out.notes()))
 
@@ -182,7 +188,10 @@ def _read_csv(file: Path) -> Source:
 def _with_one_spelling(source: Source) -> Source:
     """Merge spellings of one class, and note classes that may be one."""
     name_of, notes = one_spelling(Counter(image.label for image in source.images))
-    images = [image._replace(label=name_of[image.label]) for image in source.images]
+    images = [
+        image if name_of[image.label] == image.label else image._replace(label=name_of[image.label])
+        for image in source.images
+    ]
     doubtful = doubtful_classes({name_of[image.label] for image in source.images})
     return source._replace(images=images, notes=(*source.notes, *notes, *doubtful))
 

@@ -13,7 +13,9 @@ from runtime.common.tables import write_table
 
 def refuse_by_names(source: Source, report: Path, max_percent: float) -> None:
     """Refuse a source, before packing, if too many files are of an unsupported format by their suffix and header."""
-    named = [image for image in source.images if image.path.suffix.lower() in NOT_READ]
+    endings = tuple(NOT_READ)  # most paths have none of them, and need no parsing
+    candidates = [image for image in source.images if str(image.path).lower().endswith(endings)]
+    named = [image for image in candidates if image.path.suffix.lower() in NOT_READ]
     if 100 * len(named) <= max_percent * len(source.images):
         return
     refused = []

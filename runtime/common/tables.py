@@ -15,10 +15,13 @@ from autoformer.reading import lines_of, read_bytes
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a table, whole or not at all. Floats are restored exactly by reading."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    text, known = io.StringIO(), frozenset(columns)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        if not known >= row.keys():
+            raise ValueError(f"{path}: no columns of the table: {sorted(row.keys() - known)}")
+        writer.writerow(map(row.get, columns))
     write_text(path, text.getvalue())
 
 
