@@ -54,7 +54,8 @@ def test_one_class_has_few_images() -> None:
     rows = [
         {"checksum": str(number), "label": "a" * (1 + (number > 0)), "split": "", "source": ""} for number in range(40)
     ]
-    assert any(note.startswith("1 of 2 classes has fewer than 20 images: a 1;") for note in oddities.oddities(rows, []))
+    notes = oddities.oddities(rows, [], {}, [])
+    assert any(note.startswith("1 of 2 classes has fewer than 20 images: a 1;") for note in notes)
 
 
 def test_no_length_stands_before_a_plural() -> None:

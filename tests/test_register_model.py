@@ -26,7 +26,7 @@ from tracking_fixtures import CLASSES, MEAN, STD, empty_store, save_random_subne
 
 from autoformer.cards import Preprocessing, SupernetCard
 from autoformer.complexity import count_macs, count_params
-from autoformer.errors import AutoFormerError
+from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import hash_file, write_json
 from autoformer.named import load_space
 from autoformer.reading import read_json
@@ -227,7 +227,7 @@ def test_the_card_is_the_versions_description_and_tells_the_measured_latency(cha
     latency = record["cpu_latency"]
     assert 0 < latency["median_ms"] <= latency["p90_ms"] and latency["passes"] >= 20
     assert f"median {latency['median_ms']:.2f} ms, 90th percentile {latency['p90_ms']:.2f} ms" in text
-    assert f"{latency['threads']} threads, {latency['cpu']}" in text
+    assert f"{quantity(latency['threads'], 'thread')}, {latency['cpu']}" in text
     assert "latency" not in (champion / "made" / "registration.json").read_text()
     for path in (champion, Path.cwd(), Path.home(), Path(sys.prefix)):
         assert str(path) not in text

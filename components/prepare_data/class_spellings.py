@@ -5,7 +5,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
-from autoformer.errors import printable
+from autoformer.errors import printable, quantity
 from components.prepare_data.listing import alike, some
 
 _LETTERS = 2  # class names up to this length may differ only by case: a and A, Co and CO
@@ -31,7 +31,8 @@ def one_spelling(counts: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
         composed = {unicodedata.normalize("NFC", label) for label in labels}
         if len(labels) > 1:
             how = "Unicode" if len(composed) == 1 or not _by_case(composed) else "case or spaces"
-            notes.append(f"{len(labels)} spellings of '{printable(best)}' differ by {how} alone, and are one class")
+            count = quantity(len(labels), "spelling")
+            notes.append(f"{count} of '{printable(best)}' differ by {how} alone, and are one class")
     return name_of, sorted(notes)
 
 

@@ -27,11 +27,15 @@ def _found(path: Path, form: Callable[[str], str]) -> Path | None:
     """The only path whose names have the same forms."""
     if os.path.lexists(path):
         return path
-    parent = path.parent if path.parent == path else _found(path.parent, form)
-    if parent is None or not parent.is_dir():
-        return None
-    try:
-        same = [name for name in os.listdir(parent) if form(name) == form(path.name)]  # noqa: PTH208 (names alone)
-    except OSError:
-        return None
-    return parent / same[0] if len(same) == 1 else None
+    here = Path(path.anchor)
+    for name in path.parts[len(here.parts) :]:
+        if not os.path.lexists(here / name):
+            try:
+                same = [each for each in os.listdir(here) if form(each) == form(name)]  # noqa: PTH208 (names alone)
+            except OSError:
+                return None
+            if len(same) != 1:
+                return None
+            name = same[0]
+        here /= name
+    return here
