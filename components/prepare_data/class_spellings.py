@@ -31,8 +31,8 @@ def one_spelling(counts: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
         composed = {unicodedata.normalize("NFC", label) for label in labels}
         if len(labels) > 1:
             how = "Unicode" if len(composed) == 1 or not _by_case(composed) else "case or spaces"
-            count = quantity(len(labels), "spelling")
-            notes.append(f"{count} of '{printable(best)}' differ by {how} alone, and are one class")
+            number = quantity(len(labels), "spelling")
+            notes.append(f"{number} of '{printable(best)}' differ by {how} alone, and are one class")
     return name_of, sorted(notes)
 
 
