@@ -64,10 +64,8 @@ def _channels_scanned(start: bytes) -> int:
     at, last = 2, len(start) - 5 if start.startswith(JPEG) else 0
     while at <= last:
         marker, size = _SEGMENT.unpack_from(start, at)
-        if marker == _SCAN:
-            return start[at + 4]
         if marker not in _SEGMENTS or size < 2:
-            return 0
+            return start[at + 4] if marker == _SCAN else 0
         at += 2 + size
     return 0
 

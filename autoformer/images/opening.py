@@ -226,7 +226,7 @@ def _check_size(image: Image.Image, where: str, most_bytes: int, whole: bool) ->
     each = FORMATS[image.format or "PNG"]
     if whole or (image.format in ("JPEG", "MPO") and image.mode not in ("L", "RGB")):
         each = _PROGRESSIVE
-    if any(codec == "ppm_plain" for codec, *_ in getattr(image, "tile", ())):
+    if image.format == "PPM" and any(codec == "ppm_plain" for codec, *_ in getattr(image, "tile", ())):
         each = _PLAIN
     pixels = width * height
     if tags := getattr(image, "tag_v2", None):  # a TIFF's tiles may be larger than the image

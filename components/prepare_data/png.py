@@ -8,6 +8,7 @@ and compression would make writing, and reading in every epoch, ten times as slo
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +40,14 @@ def encode_png(image: Image.Image) -> bytes:
         pixels: list[bytes | memoryview] = [deflate.compress(_UP + differences.tobytes()[:-1]), deflate.flush()]
     else:
         pixels = _stored(_NO_FILTER, memoryview(padded)[:-1])
-    header = struct.pack(">IIBBBBB", *image.size, 8, _COLOUR_TYPE[image.mode], 0, 0, 0)
-    return b"".join([_SIGNATURE, *_chunk(b"IHDR", [header]), *_chunk(b"IDAT", pixels), _END])
+    return b"".join([_start(image.size, image.mode), *_chunk(b"IDAT", pixels), _END])
+
+
+@lru_cache(1000)
+def _start(size: tuple[int, int], mode: str) -> bytes:
+    """All before the pixels. Many images of a data set have the same."""
+    header = struct.pack(">IIBBBBB", *size, 8, _COLOUR_TYPE[mode], 0, 0, 0)
+    return b"".join([_SIGNATURE, *_chunk(b"IHDR", [header])])
 
 
 def raw_rows(image: Image.Image, row: int) -> bytes:
