@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # first bytes
+SCAN = 0xDA  # marker of a JPEG file: the pixels begin
 _END_OF_JPEG = b"\xff\xd9"
 _ADOBE = 14  # least bytes of the segment with the colour transform
 
@@ -58,7 +59,7 @@ def _lacks_its_end_alone(jpeg: bytes, decode: Callable[[bytes], bytes]) -> bool:
 def _jpeg_essentials(content: bytes) -> bytes:
     """The file without comments and application segments, except JFIF, EXIF and Adobe's colour transform."""
     kept, at = [content[:2]], 2
-    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:  # the scan begins
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != SCAN:
         marker, (length,) = content[at + 1], struct.unpack_from(">H", content, at + 2)
         segment = content[at : at + 2 + length]
         exif = marker == 0xE1 and segment[4:10] == b"Exif\0\0"

@@ -7,9 +7,9 @@ from pathlib import Path
 from autoformer.bounds import BOUNDS
 from autoformer.errors import AutoFormerError, quantity
 from autoformer.files import check_regular
+from autoformer.images.essentials import JPEG, SCAN
 
 MOST_FILE_BYTES = BOUNDS.image_file_bytes
-JPEG, SCAN = b"\xff\xd8\xff", 0xDA
 _SEGMENT, _SCAN = struct.Struct(">HH"), 0xFF00 + SCAN
 # JPEG's markers before a length, for Pillow as well: without those of restarts, the file's ends and reserved ones.
 _SEGMENTS = {*range(0xFFC0, 0xFFC8), *range(0xFFC9, 0xFFD0), *range(0xFFDB, 0xFFF0), 0xFFFE}

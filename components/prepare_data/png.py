@@ -15,7 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 from zlib_ng import zlib_ng  # its checksums take a tenth of zlib's time
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from autoformer.images.essentials import PNG
+
 _COLOUR_TYPE = {"L": 0, "RGB": 2}
 _NO_FILTER, _UP = b"\x00", b"\x02"  # PNG filters: the row itself, or its difference from the row above
 _BLOCK = 2**16 - 1  # maximum bytes of a stored block
@@ -47,7 +48,7 @@ def encode_png(image: Image.Image) -> bytes:
 def _start(size: tuple[int, int], mode: str) -> bytes:
     """All before the pixels. Many images of a data set have the same."""
     header = struct.pack(">IIBBBBB", *size, 8, _COLOUR_TYPE[mode], 0, 0, 0)
-    return b"".join([_SIGNATURE, *_chunk(b"IHDR", [header])])
+    return b"".join([PNG, *_chunk(b"IHDR", [header])])
 
 
 def raw_rows(image: Image.Image, row: int) -> bytes:
