@@ -84,13 +84,14 @@ def find_move(root: Path, paths: Iterable[str]) -> Move:
     Tables lie beside the folder of their images (`images/`), or their paths begin at a folder above or on another
     computer. One move holds for a whole table: a single image that is missing is never looked for elsewhere.
     """
-    sample, stride = list[str](), 1
+    finder, sample, stride = Finder(root), list[str](), 1
     for number, path in enumerate(paths):
         if path and number % stride == 0:
+            if not sample and _is_there(finder.find(path), root):
+                return UNMOVED  # as of most tables, whose other rows are then read once
             sample.append(path)
             if len(sample) > _SAMPLE:
                 sample, stride = sample[::2], 2 * stride
-    finder = Finder(root)
     if not sample or any(_is_there(finder.find(path), root) for path in sample):
         return UNMOVED
     found: dict[Move, list[Path]] = {}
