@@ -23,6 +23,7 @@ MOST_KNOWN = 500  # the best scores that train a predictor: its time grows with 
 RATES = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6)
 NOISES = (1e-4, 1e-3, 1e-2, 1e-1)  # variance of what the choices do not explain, as a share of the scores'
 _START = (0.2, 0.2, 0.2, 0.2, 1e-2)
+_PREDICTED = 1000  # subnets at a time
 _PASSES = 4  # over the rates and the noise
 
 
@@ -69,8 +70,10 @@ class GaussianProcess:
         self.weights = np.linalg.solve(self._covariance(self.hyper), self.residual)  # (n,)
 
     def __call__(self, places: Floats) -> Floats:
-        """Predicted scores (m,) from coordinates (m, F)."""
-        return self.mean + _correlation(distances(places, self.places), self.hyper) @ self.weights
+        """Predicted scores (m,) from coordinates (m, F), some at a time: the distances of all could fill the memory."""
+        parts = [places[start : start + _PREDICTED] for start in range(0, len(places), _PREDICTED)]
+        found = [_correlation(distances(part, self.places), self.hyper) @ self.weights for part in parts]
+        return self.mean + np.concatenate([np.zeros(0), *found])
 
     def log_likelihood(self, hyper: Sequence[float]) -> float:
         """Log marginal likelihood of the scores, up to a constant, at the variance that maximises it."""
