@@ -182,11 +182,11 @@ compare: $(STAMP) ## compare two pipeline runs: make compare RUNS="a b"; without
 
 .PHONY: browser
 browser: ## install Debian's Chromium, for the tests of pages; needs root
-	tests/install-browser.sh
+	tests/install-debian.sh browser
 
 .PHONY: postgresql
 postgresql: $(STAMP) ## install Debian's PostgreSQL, and its driver into .psycopg2, for make chaos; needs root
-	tests/install-postgresql.sh
+	tests/install-debian.sh postgresql
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .psycopg2 --only-binary :all: --require-hashes \
 	  --requirement tests/postgresql.lock
 
