@@ -419,10 +419,9 @@ def test_the_same_run_again_is_taken_from_the_cache(runs: dict[str, Run]) -> Non
 
 def test_a_step_that_refuses_says_why_in_one_line(runs: dict[str, Run], client: "DockerClient") -> None:
     checkout = runs["containers"].checkout
-    between_two_subnets = "'search_subnet.limits={min_params_m: 0.25, max_params_m: 0.25}' search_subnet.tries=20"
-    result = checkout.run("--runner", "docker", "--set", between_two_subnets, code=2)
+    result = checkout.run("--runner", "docker", "--set", "search_subnet.images=1000000", code=2)
     assert len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith("search_subnet: no legal candidate in")
+    assert result.stderr.startswith("search_subnet: search_subnet.images = 1000000: the search split has ")
     assert ours(client, checkout.root) == []
 
 
