@@ -29,6 +29,7 @@ from autoformer.layers import initialise
 from autoformer.recipe import Recipe
 from autoformer.sampling import whole_model
 from autoformer.space import SubnetSpec
+from autoformer.stem import ChannelsLastMaxPool2d
 from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
 from benchmarks.demo import DATA
@@ -66,7 +67,7 @@ def cnn(width: int) -> Plain:
     for inputs, outputs in ((1, width), (width, 2 * width), (2 * width, 4 * width)):
         for channels in (inputs, outputs):
             layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-        layers.append(nn.MaxPool2d(2))
+        layers.append(ChannelsLastMaxPool2d(2))
     return Plain(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10))
 
 

@@ -15,7 +15,7 @@ from autoformer.errors import AutoFormerError
 from autoformer.export import export_program
 from autoformer.named import load_space
 from autoformer.space import SearchSpace, SubnetSpec
-from autoformer.stem import embed_by_stem, stem_layers
+from autoformer.stem import ChannelsLastMaxPool2d, embed_by_stem, stem_layers
 from autoformer.supernet import Supernet
 from autoformer.vit import AutoFormer
 
@@ -68,6 +68,21 @@ def test_tokens_are_the_grid_of_convolutions_row_by_row() -> None:
     for row in range(4):
         for column in range(4):
             torch.testing.assert_close(tokens[:, 4 * row + column], y[:, :, row, column])
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 5)])
+def test_pooling_is_pytorchs_also_in_its_choice_among_equal_pixels(size: tuple[int, int]) -> None:
+    whole = torch.randint(4, (2, 3, *size), generator=torch.Generator().manual_seed(0))
+    ours, theirs = (whole.double().requires_grad_() for _ in range(2))
+    pooled, expected = (
+        ChannelsLastMaxPool2d(2, ceil_mode=True)(ours),
+        torch.nn.functional.max_pool2d(theirs, 2, ceil_mode=True),
+    )
+    torch.testing.assert_close(pooled, expected, rtol=0, atol=0)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for result in (pooled, expected):
+        (result * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=0)
 
 
 def test_the_interface_of_timm_works() -> None:
