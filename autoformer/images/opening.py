@@ -53,9 +53,10 @@ _OTHER_FORMATS = (
     (rb"\s{0,64}<[^\0]{0,4000}<svg|\s{0,64}<svg", "SVG", "`rsvg-convert`"),
     (rb"%PDF-", "PDF", "`pdftoppm`"),
     (rb".{128}DICM", "DICOM", "`dcmj2pnm`"),
-    (rb".{4}ftyp(isom|mp4|qt  )", "video", "`ffmpeg`"),
+    (rb".{4}ftyp(isom|mp4|qt  )|\x1aE\xdf\xa3", "video", "`ffmpeg`"),
     (rb"II[*+]\0|MM\0[*+]", "TIFF of an unusual kind of pixels", "`magick`"),
 )
+_ANSWER = re.compile(rb"(\xef\xbb\xbf)?\s{0,64}(<!doctype|<html|<\?xml|<!--|\{\s{0,64}\")", re.IGNORECASE)
 _XMP = ("XML:com.adobe.xmp", "xmp")  # in `Image.info`
 _NOT_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as the list of filters has it
 Result = TypeVar("Result")
@@ -195,6 +196,8 @@ def _other_format(source: Path | bytes, where: str) -> AutoFormerError | None:
         return AutoFormerError(f"{where}: a pointer of Git LFS in place of the image; fetch it with `git lfs pull`")
     if not source:
         return AutoFormerError(f"{where}: an empty file; copy or download it again")
+    if _ANSWER.match(source):
+        return AutoFormerError(f"{where}: a web page or a server's answer in place of the image; download it again")
     return None
 
 

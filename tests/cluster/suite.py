@@ -17,7 +17,7 @@ from pipeline.cluster.follow_run import TASKS
 from runtime.common.config import ROOT
 
 TRAINING = "train_supernet"
-EPOCHS = (2, 8, 32)  # of 422 steps, with a checkpoint every 20; more where a training ended before its fault
+EPOCHS = (1, 4, 16)  # of 460 steps, with a checkpoint every 20; more where a training ended before its fault
 STEPS = """import os, pathlib, signal, sys
 steps = [
     int(folder.name)
