@@ -43,8 +43,13 @@ def _slow_chunks(handler: "Handler") -> Iterator[bytes]:
     return (time.sleep(0.05) or b"1\r\n{\r\n" for _ in itertools.count())
 
 
+def _slow_header(handler: "Handler") -> Iterator[bytes]:
+    handler.flush_headers()
+    return (time.sleep(0.05) or b"a" for _ in itertools.count())  # of one name
+
+
 ENDLESS = {"to the end of the connection": _end_with_connection, "in chunks": _without_end, "a bomb of gzip": _bomb}
-SLOW = {"of a known length": _slow, "in chunks": _slow_chunks}
+SLOW = {"of a known length": _slow, "in chunks": _slow_chunks, "in a header": _slow_header}
 Answer = Callable[["Handler"], Iterator[bytes]]
 
 

@@ -1,11 +1,15 @@
 """Answers of servers, read with limits of size and time.
 
 Libraries limit the time between two bytes only, and none the size: an answer may have no end, one byte a second, or
-few bytes that unpack to gigabytes.
+few bytes that unpack to gigabytes. Importing this module limits the time of the status line and headers of every answer
+that http.client reads, so of all libraries here; bodies are read by `pieces`.
 """
 
+import http.client
+import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from autoformer.bounds import BOUNDS, KB
 from autoformer.errors import AutoFormerError, UnavailableError, quantity
@@ -33,6 +37,37 @@ class EndlessAnswerError(AutoFormerError):
 
 class SlowAnswerError(UnavailableError):
     """An answer began, and does not end in time."""
+
+
+_BEGIN = http.client.HTTPResponse.begin
+
+
+def _begin_in_time(response: http.client.HTTPResponse) -> None:
+    """Read status line and headers.
+
+    Raises:
+        TimeoutError: they take longer than `BOUNDS.answer_seconds` from their first byte.
+    """
+    raw, since = getattr(response.fp, "raw", None), 0.0
+    if not isinstance(raw, socket.SocketIO):
+        return _BEGIN(response)
+
+    def read_in_time(buffer: Any) -> int | None:
+        nonlocal since
+        count = socket.SocketIO.readinto(raw, buffer)
+        since = since or time.monotonic()
+        if time.monotonic() - since > BOUNDS.answer_seconds:
+            raise TimeoutError("the headers of an answer do not end; see which server this is")
+        return count
+
+    raw.readinto = read_in_time  # type: ignore[assignment, method-assign]
+    try:
+        _BEGIN(response)
+    finally:
+        del raw.readinto
+
+
+http.client.HTTPResponse.begin = _begin_in_time  # type: ignore[assignment, method-assign]
 
 
 def pieces(read: Callable[[int], bytes], server: str, most: int = BOUNDS.answer_bytes) -> Iterator[bytes]:
