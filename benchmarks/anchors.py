@@ -22,8 +22,6 @@ from torch import nn
 
 from autoformer.complexity import count_params
 from autoformer.evaluation import predict_logits, score
-from autoformer.images.split_images import DecodedSplit, raw_pixels
-from autoformer.images.statistics import pixel_statistics
 from autoformer.images.training_loader import training_loader
 from autoformer.layers import initialise
 from autoformer.recipe import Recipe
@@ -32,13 +30,12 @@ from autoformer.space import SubnetSpec
 from autoformer.stem import ChannelsLastMaxPool2d
 from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
-from benchmarks.demo import DATA
+from benchmarks.demo import DATA, demo_images
 from benchmarks.rows import Row, measured, table
 from components.prepare_data import fashion_mnist
-from components.prepare_data.splitting import split
 from runtime.common.config import Config, load_config
 from runtime.common.console import Parser, positive, run_command
-from runtime.common.sections import PrepareData, TrainSupernet
+from runtime.common.sections import TrainSupernet
 
 BATCHES = 20  # minimum optimiser steps of a training
 # recipe of the plain models: AdamW, cosine to zero, no augmentation
@@ -104,13 +101,7 @@ class Anchors:
 
     def __init__(self, config: Config, params: int) -> None:
         self.config, self.base = config, config.section(TrainSupernet).recipe().model_dump()
-        rows = split(fashion_mnist.index(DATA), config.section(PrepareData), config.seed).rows
-        self.splits = {
-            name: DecodedSplit(raw_pixels(rows[name], DATA, 1, fashion_mnist.IMAGE_SIZE),
-                               rows[name].labels.astype("int64"), [])
-            for name in ("train", "search", "test")
-        }  # fmt: skip
-        self.mean, self.std = pixel_statistics(self.splits["train"].pixels)
+        self.splits, self.mean, self.std = demo_images(config, DATA)
         spec, mlp_width, cnn_width = subnet(config, params), widest(mlp, params), widest(cnn, params)
         self.models: dict[str, Callable[[], Any]] = {
             "subnet from scratch": lambda: AutoFormer.from_spec(config.space, spec),

@@ -5,16 +5,41 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from autoformer.checkpoint import load_supernet
 from autoformer.images.card import read_card
-from autoformer.images.split_images import DecodedSplit, load_images
+from autoformer.images.split_images import DecodedSplit, load_images, raw_pixels
+from autoformer.images.statistics import pixel_statistics
 from autoformer.racing import ScoringResult, ScoringTask
 from autoformer.scoring import SubnetScorer
+from components.prepare_data import fashion_mnist
+from components.prepare_data.splitting import split
 from components.prepare_data.step import SPLITS
-from runtime.common.config import ROOT
+from runtime.common.config import ROOT, Config
+from runtime.common.sections import PrepareData
 
 DATA = ROOT / "data" / "fashion-mnist"
+
+
+class DemoImages(NamedTuple):
+    """The decoded splits `train`, `search` and `test`, and mean and deviation of each channel in `train`."""
+
+    splits: dict[str, DecodedSplit]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def demo_images(config: Config, data: Path = DATA) -> DemoImages:
+    """The images of Fashion-MNIST, split as `prepare_data` does."""
+    rows = split(fashion_mnist.index(data), config.section(PrepareData), config.seed).rows
+    splits = {
+        name: DecodedSplit(
+            raw_pixels(rows[name], data, 1, fashion_mnist.IMAGE_SIZE), rows[name].labels.astype("int64"), []
+        )
+        for name in ("train", "search", "test")
+    }
+    return DemoImages(splits, *pixel_statistics(splits["train"].pixels))
 
 
 def prepare(folder: Path) -> None:
