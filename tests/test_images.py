@@ -207,7 +207,7 @@ def broken_tiff() -> bytes:
     [
         (b"", ["an empty file", "download it again"]),
         (b"\xff\xd8 no picture", ["not an image"]),
-        (b"<html></html>", ["not an image"]),
+        (b"<html></html>", ["not an image but a web page", "download it again"]),
         (a_jpeg()[:3000], ["a damaged image", "truncated"]),
         (saved(Image.new("RGB", (99, 99), "red"), "PNG")[:60], ["damaged image"]),
         (broken_tiff(), ["image"]),

@@ -134,9 +134,9 @@ def test_the_thumbnail_in_a_raw_file_of_a_camera_is_not_taken_for_the_picture(ta
     ("content", "says"),
     [
         (b"", "an empty file; copy or download it again"),
-        (b"\r\n<!DOCTYPE html>\n<title>404</title>", "a web page or a server's answer in place of the image"),
+        (b"\r\n<!DOCTYPE html>\n<title>404</title>", "not an image but a web page or a server's answer"),
         (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>', "a web page or a server's answer"),
-        (b'{"message": "quota exceeded"}', "a web page or a server's answer in place of the image"),
+        (b'{"message": "quota exceeded"}', "not an image but a web page or a server's answer"),
         (b"\x1aE\xdf\xa3\x93B\x82\x88webm", "a video file, which is not read"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",

@@ -197,7 +197,7 @@ def _other_format(source: Path | bytes, where: str) -> AutoFormerError | None:
     if not source:
         return AutoFormerError(f"{where}: an empty file; copy or download it again")
     if _ANSWER.match(source):
-        return AutoFormerError(f"{where}: a web page or a server's answer in place of the image; download it again")
+        return AutoFormerError(f"{where}: not an image but a web page or a server's answer; download it again")
     return None
 
 
