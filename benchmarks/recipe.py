@@ -26,11 +26,11 @@ from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
 from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
-from benchmarks.demo import demo_images
+from benchmarks.demo import DATA, demo_images
 from benchmarks.rows import aligned
 from benchmarks.searches import mean_interval
 from components.prepare_data.fashion_mnist import IMAGE_SIZE
-from runtime.common.config import load_config
+from runtime.common.config import Config, load_config
 from runtime.common.console import Parser, positive, run_command
 from runtime.common.processes import set_threads
 from runtime.common.sections import RetrainSubnet, TrainSupernet
@@ -56,10 +56,10 @@ class Trained(NamedTuple):
 class Bench:
     """Trains from a seed, and scores on the search split."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, config: Config, share: float) -> None:
         """`share`: of the images of each training."""
-        self.config, self.share = load_config("demo"), share
-        self.images = demo_images(self.config)
+        self.config, self.share = config, share
+        self.images = demo_images(config, DATA)
 
     def train(
         self, model: Supernet | AutoFormer, sampler: SubnetSampler, images: int, recipe: dict[str, Any], seed: int
@@ -157,9 +157,9 @@ PARTS: dict[str, Callable[[Bench, int], Iterator[Result]]] = {
 }  # fmt: skip
 
 
-def lines(part: str, seeds: int, share: float = 1.0) -> list[str]:
+def lines(part: str, config: Config, seeds: int, share: float = 1.0) -> list[str]:
     """The table of a part. `share`: of the images of each training."""
-    bench, found = Bench(share), dict[str, list[Trained]]()
+    bench, found = Bench(config, share), dict[str, list[Trained]]()
     for seed in range(seeds):
         for name, trained in PARTS[part](bench, seed):
             found.setdefault(name, []).append(trained)
@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--seeds {arguments.seeds}: an interval needs 2 or more")
         set_threads(1)
         for part in arguments.parts or PARTS:
-            print("\n".join(lines(part, arguments.seeds)), flush=True)
+            print("\n".join(lines(part, load_config("demo"), arguments.seeds)), flush=True)
 
     return run_command("benchmarks.recipe", parser, work, argv, after="")
 

@@ -1,6 +1,7 @@
 """Limits of a row, rounds of the runs, the opponents of the engine, and ImageNet's archives in small."""
 
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from tiny import TinyData
 
 from autoformer.complexity import count_macs, count_params
 from autoformer.named import load_space, load_subnet
-from benchmarks import anchors, bench, packing
+from benchmarks import anchors, bench, packing, recipe
 from benchmarks.engine import make_twin, products
 from benchmarks.index import write_archives
 from benchmarks.rows import Row, interleaved, measured, ratio, table
@@ -104,6 +105,24 @@ def test_archives_have_the_real_layout_and_no_image_twice(tmp_path: Path) -> Non
     assert (delivered.splits == "train").sum() == 25 and (delivered.splits == "val").sum() == 10
     assert len(set(delivered.rows.checksums)) == 35 and len(delivered.classes) == 10
     assert hashlib.md5((tmp_path / imagenet.VAL).read_bytes()).hexdigest() == published.archives[imagenet.VAL].md5
+
+
+def test_the_parts_of_the_recipe_are_compared_by_means_and_intervals_over_the_seeds(
+    tiny_data: TinyData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(recipe, "DATA", tiny_data.data)
+    config = load_config("demo", ["prepare_data.search_images=100", "train_supernet.batch_size=50"])
+    for part, variants in {"augmentation": 3, "fine_tuning": 5}.items():
+        table = recipe.lines(part, config, seeds=2, share=0.005)
+        assert len(table) == 1 + variants
+        found = re.findall(rf"{part}, seed (\d): (.+): ([\d.]+) %", capsys.readouterr().out)
+        assert [seed for seed, *_ in found] == ["0"] * variants + ["1"] * variants
+        for line in table[1:]:
+            of_seeds = [float(top1) for _, name, top1 in found if line.startswith(name + "  ")]
+            mean, low, high = map(float, re.findall(r"  ([\d.]+) +(-?[\d.]+) to ([\d.]+)  ", line)[0])
+            assert mean == pytest.approx(sum(of_seeds) / 2, abs=0.01) and len(of_seeds) == 2
+            half = 12.706 * abs(of_seeds[0] - of_seeds[1]) / 2  # Student's t with one degree of freedom
+            assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.05)
 
 
 def test_anchors_have_the_parameters_of_the_subnet_and_learn_from_the_same_splits(
