@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
@@ -19,11 +18,14 @@ from autoformer.errors import AutoFormerError
 
 
 class ChannelsLastMaxPool2d(nn.MaxPool2d):
-    """Max pooling in channels-last memory format: the same values, several times as fast on a CPU."""
+    """Max pooling in channels-last memory format, which is faster on a CPU: the same values, without `return_indices`.
+
+    (B, C, H, W) or (C, H, W) -> the same with H and W divided by the stride.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return F.max_pool2d(
-            input.contiguous(memory_format=torch.channels_last),
+            input.movedim(-3, -1).contiguous().movedim(-1, -3),  # also under torch.func.vmap
             self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
         )  # fmt: skip
 

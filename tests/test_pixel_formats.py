@@ -134,9 +134,14 @@ def test_the_thumbnail_in_a_raw_file_of_a_camera_is_not_taken_for_the_picture(ta
     ("content", "says"),
     [
         (b"", "an empty file; copy or download it again"),
-        (b"\r\n<!DOCTYPE html>\n<title>404</title>", "not an image but a web page or a server's answer"),
-        (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>', "a web page or a server's answer"),
-        (b'{"message": "quota exceeded"}', "not an image but a web page or a server's answer"),
+        (
+            b"\r\n<!DOCTYPE html>\n<body><svg/>404",
+            "not an image but a web page, perhaps a server's refusal; download it",
+        ),
+        (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>', "not an image but XML, perhaps"),
+        (b'{"message": "quota exceeded"}', "not an image but JSON, perhaps"),
+        (b'\xef\xbb\xbf<?xml version="1.0"?><svg/>', "a SVG file, which is not read"),
+        (b"<ns0:svg/>", "a SVG file, which is not read"),
         (b"\x1aE\xdf\xa3\x93B\x82\x88webm", "a video file, which is not read"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",

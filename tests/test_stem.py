@@ -83,6 +83,22 @@ def test_pooling_is_pytorchs_also_in_its_choice_among_equal_pixels(size: tuple[i
     for result in (pooled, expected):
         (result * weights).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=0)
+    torch.testing.assert_close(ChannelsLastMaxPool2d(2, ceil_mode=True)(ours[0]), pooled[0], rtol=0, atol=0)
+
+
+def test_gradients_of_single_images_are_those_of_images_alone() -> None:
+    """By torch.func.vmap, as for differential privacy."""
+    model, x = model_of(), images(batch=2)
+    params = {name: one.detach() for name, one in model.named_parameters()}
+
+    def loss(params: dict[str, Tensor], image: Tensor) -> Tensor:
+        return torch.func.functional_call(model, params, (image[None],)).square().sum()
+
+    together = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(params, x)
+    for number, image in enumerate(x):
+        alone = torch.func.grad(loss)(params, image)
+        for name in params:
+            torch.testing.assert_close(together[name][number], alone[name])
 
 
 def test_the_interface_of_timm_works() -> None:

@@ -50,13 +50,17 @@ _OTHER_FORMATS = (
     (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "JPEG XL", "`djxl`"),
     (rb"II\x2a\x00.{4}CR|FUJIFILMCCD-RAW|II[UR][\x00OS]|.{4}ftypcrx ", "raw camera", "`darktable-cli`"),
     (rb"8BPS", "Photoshop", "`magick`"),
-    (rb"\s{0,64}<[^\0]{0,4000}<svg|\s{0,64}<svg", "SVG", "`rsvg-convert`"),
+    (rb"(\xef\xbb\xbf)?\s{0,64}<(?!(?i:!doctype html|html))([^\0]{0,4000}<)?(\w{1,16}:)?svg", "SVG", "`rsvg-convert`"),
     (rb"%PDF-", "PDF", "`pdftoppm`"),
     (rb".{128}DICM", "DICOM", "`dcmj2pnm`"),
     (rb".{4}ftyp(isom|mp4|qt  )|\x1aE\xdf\xa3", "video", "`ffmpeg`"),
     (rb"II[*+]\0|MM\0[*+]", "TIFF of an unusual kind of pixels", "`magick`"),
 )
-_ANSWER = re.compile(rb"(\xef\xbb\xbf)?\s{0,64}(<!doctype|<html|<\?xml|<!--|\{\s{0,64}\")", re.IGNORECASE)
+_TEXTS = (  # what a server answers in place of an image
+    (rb"(\xef\xbb\xbf)?\s{0,64}(<!doctype html|<html)", "a web page"),
+    (rb"(\xef\xbb\xbf)?\s{0,64}(<\?xml|<!--)", "XML"),
+    (rb"(\xef\xbb\xbf)?\s{0,64}\{\s{0,64}\"", "JSON"),
+)
 _XMP = ("XML:com.adobe.xmp", "xmp")  # in `Image.info`
 _NOT_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as the list of filters has it
 Result = TypeVar("Result")
@@ -196,8 +200,9 @@ def _other_format(source: Path | bytes, where: str) -> AutoFormerError | None:
         return AutoFormerError(f"{where}: a pointer of Git LFS in place of the image; fetch it with `git lfs pull`")
     if not source:
         return AutoFormerError(f"{where}: an empty file; copy or download it again")
-    if _ANSWER.match(source):
-        return AutoFormerError(f"{where}: not an image but a web page or a server's answer; download it again")
+    for form, kind in _TEXTS:
+        if re.match(form, source, re.IGNORECASE):
+            return AutoFormerError(f"{where}: not an image but {kind}, perhaps a server's refusal; download it again")
     return None
 
 

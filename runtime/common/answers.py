@@ -1,8 +1,9 @@
 """Answers of servers, read with limits of size and time.
 
 Libraries limit the time between two bytes only, and none the size: an answer may have no end, one byte a second, or
-few bytes that unpack to gigabytes. Importing this module limits the time of the status line and headers of every answer
-that http.client reads, so of all libraries here; bodies are read by `pieces`.
+few bytes that unpack to gigabytes. Importing this module limits the time of the status line and headers of every
+`http.client.HTTPResponse`, so of all libraries here; bodies are read by `pieces`. Neither holds for a proxy's answer to
+CONNECT, or for botocore's wait for `100 Continue`.
 """
 
 import http.client
@@ -46,7 +47,7 @@ def _begin_in_time(response: http.client.HTTPResponse) -> None:
     """Read status line and headers.
 
     Raises:
-        TimeoutError: they take longer than `BOUNDS.answer_seconds` from their first byte.
+        TimeoutError: they take longer than `BOUNDS.answer_seconds` from the first byte, that of a `100 Continue` included.
     """
     raw, since = getattr(response.fp, "raw", None), 0.0
     if not isinstance(raw, socket.SocketIO):
@@ -64,7 +65,7 @@ def _begin_in_time(response: http.client.HTTPResponse) -> None:
     try:
         _BEGIN(response)
     finally:
-        del raw.readinto
+        vars(raw).pop("readinto", None)
 
 
 http.client.HTTPResponse.begin = _begin_in_time  # type: ignore[assignment, method-assign]

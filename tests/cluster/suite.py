@@ -1,6 +1,6 @@
 """What the documents claim of a cluster, on a real one: `make test-cluster HOST=… CLUSTER=… DATA=…`.
 
-Not part of `make test`: it needs a KFP server, and 20 minutes on one of 2 cores. Where KUBECONFIG
+Not part of `make test`: it needs a KFP server, and 20 minutes on an idle one of 2 cores. Where KUBECONFIG
 reaches the pods, steps are killed as well. It removes the runs that it made. The models that they register stay in
 MLflow, under the name of the smoke preset.
 """
