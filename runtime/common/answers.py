@@ -47,7 +47,7 @@ def _begin_in_time(response: http.client.HTTPResponse) -> None:
     """Read status line and headers.
 
     Raises:
-        TimeoutError: they take longer than `BOUNDS.answer_seconds` from the first byte, that of a `100 Continue` included.
+        TimeoutError: they take longer than `BOUNDS.answer_seconds` from the first byte, also of a `100 Continue`.
     """
     raw, since = getattr(response.fp, "raw", None), 0.0
     if not isinstance(raw, socket.SocketIO):
