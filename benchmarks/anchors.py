@@ -21,8 +21,6 @@ import torch
 from torch import nn
 
 from autoformer.complexity import count_params
-from autoformer.evaluation import predict_logits, score
-from autoformer.images.training_loader import training_loader
 from autoformer.layers import initialise
 from autoformer.recipe import Recipe
 from autoformer.sampling import whole_model
@@ -32,7 +30,6 @@ from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
 from benchmarks.demo import DATA, demo_images
 from benchmarks.rows import Row, measured, table
-from components.prepare_data import fashion_mnist
 from runtime.common.config import Config, load_config
 from runtime.common.console import Parser, positive, run_command
 from runtime.common.sections import TrainSupernet
@@ -101,7 +98,7 @@ class Anchors:
 
     def __init__(self, config: Config, params: int) -> None:
         self.config, self.base = config, config.section(TrainSupernet).recipe().model_dump()
-        self.splits, self.mean, self.std = demo_images(config, DATA)
+        self.images = demo_images(config, DATA)
         spec, mlp_width, cnn_width = subnet(config, params), widest(mlp, params), widest(cnn, params)
         self.models: dict[str, Callable[[], Any]] = {
             "subnet from scratch": lambda: AutoFormer.from_spec(config.space, spec),
@@ -112,17 +109,16 @@ class Anchors:
     def trainer(self, name: str, seed: int, images: float) -> Trainer:
         torch.manual_seed(seed)
         model = self.models[name]()
-        epochs = images / len(self.splits["train"].labels)
+        epochs = images / len(self.images.splits["train"].labels)
         changes = {} if isinstance(model, AutoFormer) else ANCHOR
         recipe = Recipe.model_validate(self.base | changes | {"epochs": epochs, "warmup_epochs": epochs / 20})
         if isinstance(model, AutoFormer):
             initialise(model, recipe.init_gain)
-        loader = training_loader(self.splits["train"], recipe, seed, fashion_mnist.IMAGE_SIZE, self.mean)
-        return Trainer(model, whole_model, loader, 10, self.mean, self.std, recipe, seed)
+        return self.images.trainer(model, whole_model, recipe, seed)
 
     def rates(self) -> dict[str, float]:
         """Images a second of each model."""
-        trainers = {name: self.trainer(name, 0, len(self.splits["train"].labels)) for name in self.models}
+        trainers = {name: self.trainer(name, 0, len(self.images.splits["train"].labels)) for name in self.models}
         seconds: dict[str, list[float]] = {name: [] for name in trainers}
         for _ in range(1 + ROUNDS):  # the first is warm-up
             for name, trainer in trainers.items():
@@ -131,11 +127,6 @@ class Anchors:
                 seconds[name].append(time.perf_counter() - start)
         return {name: STEPS * trainers[name].images_per_step / min(taken[1:]) for name, taken in seconds.items()}
 
-    def top1_percent(self, trainer: Trainer, name: str) -> float:
-        images = self.splits[name]
-        logits = predict_logits(trainer.averaged.eval(), images.pixels, self.mean, self.std, 500)
-        return score(logits, torch.from_numpy(images.labels)).top1_percent
-
     def rows(self, seconds: float, seeds: int) -> list[Row]:
         rows = []
         for name, rate in self.rates().items():
@@ -143,8 +134,9 @@ class Anchors:
             for seed in range(seeds):
                 trainer = self.trainer(name, seed, max(rate * seconds, BATCHES * self.base["batch_size"]))
                 trainer.advance(trainer.total_steps)
+                model = trainer.averaged.eval()
                 for of_split, scores in found.items():
-                    scores.append(self.top1_percent(trainer, of_split))
+                    scores.append(self.images.score(model, of_split).top1_percent)
             rows += [
                 Row(f"{name}, {size(trainer.model):,} parameters: {of_split} split", statistics.mean(scores), "%")
                 for of_split, scores in found.items()

@@ -5,14 +5,22 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
 
 from autoformer.checkpoint import load_supernet
+from autoformer.evaluation import Scores, predict_logits, score
 from autoformer.images.card import read_card
 from autoformer.images.split_images import DecodedSplit, load_images, raw_pixels
 from autoformer.images.statistics import pixel_statistics
+from autoformer.images.training_loader import training_loader
 from autoformer.racing import ScoringResult, ScoringTask
+from autoformer.recipe import Recipe
+from autoformer.sampling import SubnetSampler
 from autoformer.scoring import SubnetScorer
+from autoformer.training import Trainer
 from components.prepare_data import fashion_mnist
 from components.prepare_data.splitting import split
 from components.prepare_data.step import SPLITS
@@ -29,9 +37,20 @@ class DemoImages(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def trainer(self, model: Any, sampler: SubnetSampler, recipe: Recipe, seed: int) -> Trainer:
+        """A trainer of the train split. `model`: a supernet, a subnet, or one with a subnet's methods."""
+        loader = training_loader(self.splits["train"], recipe, seed, fashion_mnist.IMAGE_SIZE, self.mean)
+        return Trainer(model, sampler, loader, 10, self.mean, self.std, recipe, seed)
 
-def demo_images(config: Config, data: Path = DATA) -> DemoImages:
-    """The images of Fashion-MNIST, split as `prepare_data` does."""
+    def score(self, model: nn.Module, name: str) -> Scores:
+        """The scores on a split of a model in evaluation mode."""
+        images = self.splits[name]
+        logits = predict_logits(model, images.pixels, self.mean, self.std, 500)
+        return score(logits, torch.from_numpy(images.labels))
+
+
+def demo_images(config: Config, data: Path) -> DemoImages:
+    """The images of Fashion-MNIST in the folder `data`, split as `prepare_data` does."""
     rows = split(fashion_mnist.index(data), config.section(PrepareData), config.seed).rows
     splits = {
         name: DecodedSplit(

@@ -17,19 +17,15 @@ import torch
 from torch import nn
 
 from autoformer.complexity import count_params
-from autoformer.evaluation import predict_logits, score
-from autoformer.images.training_loader import training_loader
 from autoformer.layers import initialise
 from autoformer.recipe import Recipe
 from autoformer.sampling import SubnetSampler, whole_model
 from autoformer.space import SearchSpace, SubnetSpec
 from autoformer.supernet import Supernet
-from autoformer.training import Trainer
 from autoformer.vit import AutoFormer
 from benchmarks.demo import DATA, demo_images
 from benchmarks.rows import aligned
 from benchmarks.searches import mean_interval
-from components.prepare_data.fashion_mnist import IMAGE_SIZE
 from runtime.common.config import Config, load_config
 from runtime.common.console import Parser, positive, run_command
 from runtime.common.processes import set_threads
@@ -68,17 +64,14 @@ class Bench:
         epochs = images * self.share / len(self.images.splits["train"].labels)
         base = self.config.section(TrainSupernet).recipe().model_dump()
         changed = Recipe.model_validate(base | {"epochs": epochs, "warmup_epochs": epochs / 10} | recipe)
-        loader = training_loader(self.images.splits["train"], changed, seed, IMAGE_SIZE, self.images.mean)
-        trainer = Trainer(model, sampler, loader, 10, self.images.mean, self.images.std, changed, seed)
+        trainer = self.images.trainer(model, sampler, changed, seed)
         start = time.process_time()
         trainer.advance(trainer.total_steps)
         rate = trainer.total_steps * trainer.images_per_step / (time.process_time() - start)
         return trainer.averaged.eval(), rate
 
     def score(self, model: nn.Module, rate: float) -> Trained:
-        search = self.images.splits["search"]
-        logits = predict_logits(model, search.pixels, self.images.mean, self.images.std, 500)
-        scored = score(logits, torch.from_numpy(search.labels))
+        scored = self.images.score(model, "search")
         return Trained(scored.top1_percent, scored.loss, rate)
 
     def subnet(self, space: SearchSpace, spec: SubnetSpec, images: int, recipe: dict[str, Any], seed: int) -> Trained:

@@ -134,7 +134,7 @@ def test_anchors_have_the_parameters_of_the_subnet_and_learn_from_the_same_split
     bench = anchors.Anchors(config, 60_000)
     for build in bench.models.values():
         assert 45_000 < anchors.size(build()) <= 60_000
-    assert [len(images.labels) for images in bench.splits.values()] == [500, 100, 100]
+    assert [len(images.labels) for images in bench.images.splits.values()] == [500, 100, 100]
     rows = bench.rows(seconds=0.0, seeds=1)
     assert len(rows) == 9 and {row.unit for row in rows} == {"%", "images"}
     assert all(row.value == 1500 for row in rows if row.unit == "images")
